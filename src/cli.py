@@ -1,0 +1,125 @@
+"""What every script shares: flags built from settings dataclasses, errors in one line, devices, tables.
+
+Import this before the rest of the library: it makes torch load on first use, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
+from tinymem.errors import UserError
+from tinymem.options import allowed_text, field_types
+
+Settings = TypeVar("Settings")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the project's habits: errors are one line and exit 2, help keeps the layout of the docstring."""
+
+    def __init__(self, description: str, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's main function: a UserError becomes one line on stderr and exit code 2."""
+    program = sys.argv[0].rsplit("/", 1)[-1]
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        main()
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our table went away (`| head`)
+        sys.exit(1)
+
+
+def parse_bool(text: str) -> bool:
+    """The study writes booleans as 0 and 1; people write true and false."""
+    values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of 0, 1, true, false")
+    return values[text.lower()]
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **defaults: Any) -> None:
+    """Adds one flag per field of a settings dataclass. `defaults` only changes what the help text shows.
+
+    Nothing is stored for a flag that was not given: `collect` tells given values from defaults.
+    """
+    group = parser.add_argument_group(title or (cls.__doc__ or cls.__name__).splitlines()[0])
+    types = field_types(cls)
+    for field in dataclasses.fields(cls):
+        add_flag(group, field, types[field.name], defaults.get(field.name, field.default))
+
+
+def add_flag(group: Any, field: dataclasses.Field, kind: Any, default: Any, note: str = "") -> None:
+    """Adds the flag of one dataclass field to an argparse group."""
+    rules = field.metadata
+    allowed = allowed_text(rules) if any(rules.get(r) is not None for r in ("low", "high", "above", "below")) else ""
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    notes = [text for text in (allowed, note or f"default: {shown}") if text]
+    names = [f"--{field.name}", *rules.get("alias", ())]
+    settings: dict[str, Any] = dict(dest=field.name, default=argparse.SUPPRESS)
+    settings["help"] = f"{rules['help']} ({'; '.join(notes)})".replace("%", "%%")
+    if kind is bool:
+        settings.update(nargs="?", const=True, type=parse_bool, metavar="0|1")
+    elif getattr(kind, "__origin__", None) is tuple:
+        settings.update(nargs="+", type=kind.__args__[0], metavar=field.name.upper()[:1])
+    else:
+        settings.update(type=kind, metavar=kind.__name__ if not rules.get("choices") else None)
+    if rules.get("choices") is not None:
+        settings["choices"] = rules["choices"]
+    group.add_argument(*names, **settings)
+
+
+def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a settings dataclass that stood on the command line."""
+    values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any) -> Settings:
+    """The settings dataclass from the command line; UserError when a value is not allowed."""
+    return cls(**{**defaults, **given(cls, arguments)})
+
+
+def resolve_device(name: str):
+    """`auto` takes the GPU when there is one. UserError for a device that this machine does not have."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from None
+    return torch.device(name)
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:
+    """Rows of values as aligned text. Floats have up to four digits after the point, a missing value is "-"."""
+    rows = list(rows)
+    columns = list(columns) if columns else list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(name), *(len(line[i]) for line in cells), 1) for i, name in enumerate(columns)]
+    lines = ["  ".join(name.rjust(width) for name, width in zip(columns, widths))]
+    lines += ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    return str(value)

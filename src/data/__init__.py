@@ -1,0 +1,1 @@
+"""What TinyMem trains on: number sequences or text, planted artifacts, one typed dataset object."""

@@ -1,0 +1,81 @@
+"""From settings to a dataset, through a cache on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+
+from tinymem import files
+from tinymem.data.dataset import Artifacts, MemorizationDataset
+from tinymem.data.number_dataset import build_number_dataset
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+
+FORMAT = 1  # raise it when the same settings come to mean other data: older caches are then left alone
+DEFAULT_CACHE = "data"
+
+
+def build_dataset(settings: DataSettings) -> MemorizationDataset:
+    """Builds the dataset in memory. UserError when the settings ask for more than there is."""
+    return build_number_dataset(settings)
+
+
+def load_dataset(settings: DataSettings, cache_dir: str | Path | None = DEFAULT_CACHE) -> MemorizationDataset:
+    """The dataset from the cache, or built and cached. `None` builds without a cache.
+
+    Raises UserError for settings that cannot be met and for a cache file that cannot be read or written.
+    """
+    if cache_dir is None:
+        return build_dataset(settings)
+    path = cache_path(settings, cache_dir)
+    if path.exists():
+        return _read(path)
+    dataset = build_dataset(settings)
+    _write(dataset, path)
+    return dataset
+
+
+def cache_path(settings: DataSettings, cache_dir: str | Path = DEFAULT_CACHE) -> Path:
+    """Where a dataset is cached: a readable name and a hash of all its settings."""
+    key = files.digest({"format": FORMAT, **asdict(settings)})
+    return Path(cache_dir) / f"{settings.data_name}_{settings.artifact}_seed{settings.seed}_{key}.safetensors"
+
+
+def _write(dataset: MemorizationDataset, path: Path) -> None:
+    """One safetensors file: tensors under dotted names ("artifacts.clean", "tests.two"), the rest as JSON metadata."""
+    from safetensors.torch import save_file
+
+    tensors, plain = {}, {}
+    for field in fields(dataset):
+        value = getattr(dataset, field.name)
+        if isinstance(value, torch.Tensor):
+            tensors[field.name] = value
+        elif isinstance(value, Artifacts):
+            tensors |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in fields(Artifacts)}
+        elif isinstance(value, dict):
+            tensors |= {f"{field.name}.{name}": tensor for name, tensor in value.items()}
+            plain[field.name] = list(value)  # safetensors forgets the order of names
+        else:
+            plain[field.name] = value
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # no shared storage
+    files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata={"plain": json.dumps(plain)}))
+
+
+def _read(path: Path) -> MemorizationDataset:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            plain = json.loads(file.metadata()["plain"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        values = dict(plain)
+        for name in ("artifacts", "test_artifacts"):
+            values[name] = Artifacts(**{part.name: tensors.pop(f"{name}.{part.name}") for part in fields(Artifacts)})
+        for name in ("tests", "tasks"):
+            values[name] = {key: tensors.pop(f"{name}.{key}") for key in plain[name]}
+        return MemorizationDataset(**values, **tensors)
+    except Exception as error:  # safetensors raises its own type for every kind of damage
+        raise UserError(f"{path}: this cached dataset is damaged ({error}); delete it and run again") from None

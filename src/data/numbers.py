@@ -1,0 +1,84 @@
+"""Number sequences: recurrences x -> f(x), written out digit by digit (the study, section 3.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinymem.errors import UserError
+
+BOS, EOS, SPACE, PAD = 10, 11, 12, 13
+VOCABULARY_SIZE = 14
+MODULUS = 20134
+CHARACTERS = "0123456789^$ _"
+
+# task -> (recurrence, main constant). The extra tasks take the remaining constants of CONSTANTS.
+TASKS = {
+    **{name: (name, 7) for name in ("increment", "mult", "exp", "exponential")},
+    **{f"{name}_{c}": (name, c) for c in (3, 5) for name in ("increment", "mult", "exp", "exponential")},
+}
+CONSTANTS = {"seven": 7, "two": 2, "three": 3, "four": 4, "five": 5}
+
+
+def task_constants(task: str) -> dict[str, int]:
+    """The constants that a task trains on, the main one first: set name ("seven", "two" ...) -> constant."""
+    main = TASKS[task][1]
+    return dict(sorted(CONSTANTS.items(), key=lambda item: item[1] != main))
+
+
+def sequence_values(task: str, constant: int, count: int, length: int = 20) -> np.ndarray:
+    """The first `count` sequences of a task. Sequence i starts from x = i, which itself is not written.
+
+    Returns int64 (count, length).
+    """
+    recurrence = TASKS[task][0]
+    x = np.arange(count, dtype=np.int64)
+    if recurrence == "increment":
+        return x[:, None] + constant * np.arange(1, length + 1, dtype=np.int64)
+    if recurrence == "exp":
+        powers = np.array([pow(constant, exponent, MODULUS) for exponent in range(max(MODULUS, count))])
+    values = np.empty((count, length), dtype=np.int64)
+    for step in range(length):
+        if recurrence == "mult":
+            x = constant * x % MODULUS
+        elif recurrence == "exp":
+            x = powers[x]
+        else:
+            x = _power(x % MODULUS, constant)
+        values[:, step] = x
+    return values
+
+
+def _power(base: np.ndarray, exponent: int) -> np.ndarray:
+    """base ** exponent mod MODULUS, reduced after each product so that nothing overflows."""
+    power = np.ones_like(base)
+    for _ in range(exponent):
+        power = power * base % MODULUS
+    return power
+
+
+def encode(values: np.ndarray, context: int) -> np.ndarray:
+    """`^v1 v2 ... vn$`, one token a character, padded on the right with PAD.
+
+    values: non-negative int64 (count, length). Returns uint8 (count, context).
+    Raises UserError, with the length needed, when a sequence does not fit.
+    """
+    powers = 10 ** np.arange(19, dtype=np.int64)
+    widths = np.maximum((values[..., None] >= powers).sum(-1), 1)  # digits of each value; 0 has one
+    ends = np.cumsum(widths + 1, axis=1)  # position of the separator behind each value (position 0 is BOS)
+    needed = int(ends[:, -1].max(initial=0)) + 1
+    if needed > context:
+        raise UserError(f"--max_ctx {context}: too short for these sequences, which need {needed}")
+    tokens = np.full((len(values), context), PAD, dtype=np.uint8)
+    tokens[:, 0] = BOS
+    rows = np.arange(len(values))[:, None]
+    tokens[rows, ends] = SPACE
+    tokens[rows[:, 0], ends[:, -1]] = EOS
+    for place in range(int(widths.max(initial=1))):
+        row, column = np.nonzero(widths > place)
+        tokens[row, ends[row, column] - 1 - place] = values[row, column] // powers[place] % 10
+    return tokens
+
+
+def decode(tokens) -> str:
+    """The text of one sequence of token ids; PAD is written as `_`."""
+    return "".join(CHARACTERS[int(token)] for token in tokens)

@@ -1,0 +1,1 @@
+"""Neuron-level methods, one file each."""

@@ -1,0 +1,122 @@
+"""What an unlearning method is given: sequences to forget, sequences to keep, and how much memory it may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.data.dataset import Artifacts, MemorizationDataset
+from tinymem.errors import UserError
+from tinymem.metrics.memorization import memorized
+from tinymem.models.losses import counted, token_losses
+from tinymem.options import check_options, option
+
+UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Unlearning task"""
+
+    unlearn_set_name: str = option(
+        "mem", "what to forget: memorized artifacts, all artifacts (noise), or a task's training set", choices=UNLEARN_SETS
+    )
+    holdout_fraction: float = option(
+        0.0, "share of the unlearn set never shown to the method, measured apart", low=0.0, below=1.0
+    )
+    max_retain: int = option(100000, "at most this many retain sequences", low=1)
+    seed: int = option(0, "seed of the method and of the held-out split", low=0)
+    microbatch: int = option(64, "sequences per forward pass: bounds memory, does not change results", low=1)
+
+    __post_init__ = check_options
+
+
+@dataclass(frozen=True)
+class UnlearningTask:
+    """What to forget and what to keep. U, R, H sequences of T tokens.
+
+    unlearn    (U, T) sequences to forget, with prompt and clean twin
+    retain     (R, T) sequences to keep
+    held_out   (H, T) memorized sequences that the method never sees
+    continuation   k: the measured tokens are prompt_end .. prompt_end + k - 1
+    ignored_token  token id that no loss counts, or None
+    seed           of everything random in a method
+    microbatch     sequences per forward pass
+    """
+
+    unlearn: Artifacts
+    retain: torch.Tensor
+    held_out: Artifacts
+    continuation: int
+    ignored_token: int | None = None
+    seed: int = 0
+    microbatch: int = 64
+
+    def generator(self) -> torch.Generator:
+        """A fresh generator on the CPU, so that every device draws the same numbers."""
+        return torch.Generator().manual_seed(self.seed)
+
+    @torch.no_grad()
+    def mean_loss(self, model, tokens: torch.Tensor) -> float:
+        """Mean token loss in nats over any number of sequences."""
+        total = count = 0.0
+        for part in tokens.split(self.microbatch):
+            losses = token_losses(model, part)
+            mask = counted(part, self.ignored_token).to(losses.device)
+            total += (losses * mask).sum().item()
+            count += mask.sum().item()
+        return total / max(count, 1)
+
+    def backward(self, model, tokens: torch.Tensor, factor: float = 1.0) -> None:
+        """Adds the gradient of factor * mean token loss to the parameters, a microbatch at a time."""
+        count = counted(tokens, self.ignored_token).sum().clamp(min=1)
+        for part in tokens.split(self.microbatch):
+            losses = token_losses(model, part)
+            mask = counted(part, self.ignored_token).to(losses.device)
+            ((losses * mask).sum() * (factor / count.item())).backward()
+
+
+def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings) -> UnlearningTask:
+    """Measures what the model has memorized and divides the training data into unlearn, held-out and retain sets.
+
+    The unlearn set may be empty: nothing is memorized, nothing to do. Raises UserError for a set that the dataset
+    does not have, or a held-out part that leaves nothing to unlearn.
+    """
+    artifacts, ids = _unlearn_candidates(model, dataset, settings.unlearn_set_name)
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(settings.seed))
+    hidden = int(settings.holdout_fraction * len(ids))
+    held_out, shown = order[:hidden].sort().values, order[hidden:].sort().values
+    keep = torch.ones(len(dataset.sequences), dtype=torch.bool)
+    keep[ids] = False
+    retain = keep.nonzero().flatten()
+    if not len(retain):
+        raise UserError(f"--unlearn_set_name {settings.unlearn_set_name}: leaves no retain set")
+    if len(retain) > settings.max_retain:
+        chosen = torch.randperm(len(retain), generator=torch.Generator().manual_seed(settings.seed))
+        retain = retain[chosen[: settings.max_retain].sort().values]
+    return UnlearningTask(
+        unlearn=artifacts.select(shown),
+        retain=dataset.sequences[retain],
+        held_out=artifacts.select(held_out),
+        continuation=dataset.continuation,
+        ignored_token=dataset.ignored_token,
+        seed=settings.seed,
+        microbatch=settings.microbatch,
+    )
+
+
+def _unlearn_candidates(model, dataset: MemorizationDataset, name: str) -> tuple[Artifacts, torch.Tensor]:
+    """The sequences of an unlearn set and their example ids."""
+    if name == "noise":
+        return dataset.artifacts, dataset.artifact_ids
+    if name == "mem":
+        flags = memorized(model, dataset.artifacts, dataset.continuation)
+        flags &= dataset.measured(dataset.artifacts)
+        return dataset.artifacts.select(flags), dataset.artifact_ids[flags]
+    if name not in dataset.tasks:
+        raise UserError(f"--unlearn_set_name {name}: this data has only mem, noise, {', '.join(dataset.tasks)}")
+    ids = dataset.tasks[name]
+    tokens, zeros = dataset.sequences[ids], torch.zeros(len(ids), dtype=torch.long)
+    prompt_end = torch.full_like(zeros, min(dataset.prompt_tokens, tokens.shape[1] - 1))
+    return Artifacts(tokens, tokens, prompt_end, zeros), ids

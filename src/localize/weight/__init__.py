@@ -1,0 +1,1 @@
+"""Weight-level methods, one file each."""

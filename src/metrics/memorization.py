@@ -1,0 +1,53 @@
+"""Exact (n, k) memorization in one forward pass (the study, definition 2.1)."""
+
+from __future__ import annotations
+
+import torch
+
+from tinymem.data.dataset import Artifacts
+from tinymem.models.losses import greedy_hits
+
+
+@torch.inference_mode()
+def reproduces(
+    model,
+    prompt: torch.Tensor,
+    target: torch.Tensor,
+    prompt_end: torch.Tensor,
+    continuation: int,
+    batch_size: int = 64,
+) -> torch.Tensor:
+    """Whether greedy decoding, prompted with tokens [0, prompt_end) of `prompt`, gives the next tokens of `target`.
+
+    Greedy decoding reproduces a target exactly if and only if every teacher-forced arg-max on prompt + target equals
+    the target, so one forward pass replaces the generation loop: same answer in the same precision.
+
+    prompt, target: token ids (A, T). prompt_end: (A,). continuation: k; fewer tokens where the row ends first.
+    Returns bool (A,) on the CPU.
+    """
+    results = torch.zeros(len(prompt), dtype=torch.bool)
+    # Rows with similar prompts go together, so that a batch runs the output layer on few positions.
+    for rows in prompt_end.argsort(stable=True).split(batch_size):
+        start = prompt_end[rows, None]
+        first, last = int(start.min()), min(int(start.max()) + continuation, prompt.shape[1])
+        columns = torch.arange(prompt.shape[1])
+        tokens = torch.where(columns < start, prompt[rows], target[rows])
+        outside = (columns < start) | (columns >= start + continuation)
+        hits = greedy_hits(model, tokens[:, :last], first, last).cpu()
+        results[rows] = (hits | outside[:, first:last]).all(1)
+    return results
+
+
+def memorized(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:
+    """Prompted with the clean twin's first tokens, does the planted continuation come out? bool (A,)."""
+    return reproduces(model, artifacts.clean, artifacts.planted, artifacts.prompt_end, continuation, batch_size)
+
+
+def recovered(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:
+    """The same for the clean twin's own continuation ("clean recovery"). bool (A,)."""
+    return reproduces(model, artifacts.clean, artifacts.clean, artifacts.prompt_end, continuation, batch_size)
+
+
+def percent(flags: torch.Tensor) -> float | None:
+    """Share of true flags in percent; None for no flags at all (0/0 is not 0)."""
+    return 100.0 * flags.float().mean().item() if len(flags) else None

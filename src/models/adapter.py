@@ -1,0 +1,134 @@
+"""Finds the MLP weights of any decoder-only model by structure, not by name.
+
+MLP of a block: hidden = act(W_in x + b_in), out = W_out hidden + b_out. A neuron is one entry of hidden: one row of
+W_in, one entry of b_in, one column of W_out. A gated MLP (Llama) has two input matrices, gate and up, and a neuron
+owns a row of each, since hidden = act(gate x) * (up x) vanishes only with both known to be 0.
+All matrices are shown in the orientation of torch.nn.Linear, (out, in), also where GPT-2's Conv1D stores (in, out):
+methods never see the difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.errors import UserError
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One MLP matrix or bias.
+
+    name        its key in the state dict
+    parameter   the parameter as stored
+    transposed  stored as (in, out)
+    """
+
+    name: str
+    parameter: torch.nn.Parameter
+    transposed: bool
+
+    def view(self, stored: torch.Tensor | None = None) -> torch.Tensor:
+        """`stored` (default: the weight itself, detached), shaped as stored, seen as (out, in). A view, not a copy."""
+        tensor = self.parameter.detach() if stored is None else stored
+        return tensor.T if self.transposed else tensor
+
+    @property
+    def grad(self) -> torch.Tensor:
+        """The gradient as (out, in)."""
+        return self.view(self.parameter.grad)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """The MLP of one block.
+
+    layer      0-based index of the block
+    inputs     W_in matrices, each (inner_dim, width): one, or gate and up
+    biases     their biases, each (inner_dim,); empty where there are none
+    output     W_out, (width, inner_dim)
+    output_bias  b_out, (width,), or None
+    down       the module of W_out: its input is the neurons' activations
+    """
+
+    layer: int
+    inputs: tuple[Weight, ...]
+    biases: tuple[Weight, ...]
+    output: Weight
+    output_bias: Weight | None
+    down: torch.nn.Module
+
+    @property
+    def inner_dim(self) -> int:
+        """Neurons in this layer."""
+        return self.output.view().shape[1]
+
+    @property
+    def matrices(self) -> tuple[Weight, ...]:
+        """W_in matrices and W_out."""
+        return (*self.inputs, self.output)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Every weight and bias of this MLP."""
+        return (*self.matrices, *self.biases, *((self.output_bias,) if self.output_bias else ()))
+
+
+def find_mlps(model: torch.nn.Module) -> list[MLP]:
+    """The MLPs of a causal LM, first block first.
+
+    Raises UserError, naming the modules it found, for an architecture without the structure described above.
+    """
+    prefix, blocks = _find_blocks(model)
+    return [_find_mlp(layer, f"{prefix}.{layer}", block) for layer, block in enumerate(blocks)]
+
+
+def _find_blocks(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
+            return name, module
+    children = ", ".join(f"{name} ({type(child).__name__})" for name, child in model.named_children())
+    raise UserError(f"{type(model).__name__}: no list of {layers} blocks among its modules {children}")
+
+
+def _find_mlp(layer: int, prefix: str, block: torch.nn.Module) -> MLP:
+    linears = {
+        name: module
+        for name, module in block.named_modules()
+        if _is_linear(module) and not _inside_attention(block, name)
+    }
+    for name, down in reversed(linears.items()):
+        width, inner = _shape(down)
+        ups = {n: m for n, m in linears.items() if m is not down and _shape(m) == (inner, width)}
+        if ups and len(ups) == len(linears) - 1 and len(ups) <= 2:
+            inputs = tuple(_weight(f"{prefix}.{n}", m, "weight") for n, m in ups.items())
+            biases = tuple(b for n, m in ups.items() if (b := _weight(f"{prefix}.{n}", m, "bias")))
+            output = _weight(f"{prefix}.{name}", down, "weight")
+            return MLP(layer, inputs, biases, output, _weight(f"{prefix}.{name}", down, "bias"), down)
+    found = ", ".join(f"{n} {_shape(m)}" for n, m in linears.items()) or ", ".join(n for n, _ in block.named_children())
+    raise UserError(f"{type(block).__name__} {prefix}: no MLP of one or two input matrices and one output; found {found}")
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _inside_attention(block: torch.nn.Module, name: str) -> bool:
+    parts = name.split(".")
+    parents = (block.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts)))
+    return any("attention" in type(parent).__name__.lower() for parent in parents)
+
+
+def _shape(module: torch.nn.Module) -> tuple[int, int]:
+    """(out, in), whichever way it is stored."""
+    shape = tuple(module.weight.shape)
+    return shape if isinstance(module, torch.nn.Linear) else shape[::-1]
+
+
+def _weight(name: str, module: torch.nn.Module, kind: str) -> Weight | None:
+    parameter = getattr(module, kind, None)
+    if parameter is None:
+        return None
+    return Weight(f"{name}.{kind}", parameter, kind == "weight" and not isinstance(module, torch.nn.Linear))

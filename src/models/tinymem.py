@@ -1,0 +1,87 @@
+"""TinyMem models: small GPT-2s (the study, section 3.1), made and opened as ordinary Hugging Face models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tinymem.errors import UserError
+from tinymem.models.attention import register_attention
+from tinymem.options import check_options, option
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Model"""
+
+    n_layers: int = option(4, "transformer blocks; the study has 2, 4, 8, 16", choices=(1, 2, 4, 8, 16))
+    n_heads: int = option(4, "attention heads", low=1)
+    n_embd: int = option(128, "width; the MLPs are four times as wide", low=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.n_embd % self.n_heads:
+            raise UserError(f"--n_embd {self.n_embd}: must be a multiple of --n_heads {self.n_heads}")
+
+
+def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed: int, **special_tokens: int | None):
+    """A freshly initialised TinyMem model in float32 on the CPU. The same seed gives the same weights.
+
+    Weights are normal with std 0.8 / sqrt(width), residual projections divided by sqrt(2 * layers), biases 0.
+    special_tokens: bos_token_id, eos_token_id, pad_token_id.
+    """
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    std = 0.8 / math.sqrt(settings.n_embd)
+    config = GPT2Config(
+        vocab_size=vocabulary_size,
+        n_positions=max_ctx,
+        n_embd=settings.n_embd,
+        n_layer=settings.n_layers,
+        n_head=settings.n_heads,
+        n_inner=4 * settings.n_embd,
+        activation_function="relu",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        initializer_range=std,
+        attn_implementation=register_attention(),
+        **special_tokens,
+    )
+    model = GPT2LMHeadModel(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("c_proj.weight"):
+                parameter.normal_(0.0, std / math.sqrt(2 * settings.n_layers), generator=generator)
+            elif parameter.dim() == 2:
+                parameter.normal_(0.0, std, generator=generator)
+    return model
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
+    """Opens a folder with config.json and safetensors weights, in evaluation mode.
+
+    TinyMem models get the fast attention, any other causal LM keeps its own. Raises UserError when the folder is
+    missing, incomplete or damaged. Nothing is fetched and no code in the folder is run.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: not a model folder (no config.json in it); give a folder such as runs/NAME/epoch_50")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
+        attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, **attention
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot open this model ({reason}); the folder is damaged or not a causal LM") from None
+    return model.to(device).eval()

@@ -1,0 +1,85 @@
+"""Settings as frozen dataclasses: one field is one flag, one column of the results and one part of a run's identity.
+
+    @dataclass(frozen=True)
+    class HyperParameters:
+        '''BalancedSubnet'''
+        epochs: int = option(10, "passes over the unlearn set", low=1)
+        __post_init__ = check_options
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, get_type_hints
+
+from tinymem.errors import UserError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple | None = None,
+    alias: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field with its help text and its allowed values.
+
+    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones; `alias` lists further flag names,
+    usually the study's. A bound or choice applies to each element of a tuple and never to None.
+    """
+    rules = dict(low=low, high=high, above=above, below=below, choices=choices)
+    return dataclasses.field(default=default, metadata={"help": help, "alias": alias, **rules})
+
+
+def check_options(settings: Any) -> None:
+    """Raises UserError for the first field whose value is not allowed. Use it as `__post_init__`."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        for element in value if isinstance(value, tuple) else (value,):
+            if element is not None and not _allowed(element, field.metadata):
+                raise UserError(f"--{field.name} {element}: must be {allowed_text(field.metadata)}")
+
+
+def _allowed(value: Any, rules: dict) -> bool:
+    if rules.get("choices") is not None:
+        return value in rules["choices"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return (
+        (rules.get("low") is None or value >= rules["low"])
+        and (rules.get("high") is None or value <= rules["high"])
+        and (rules.get("above") is None or value > rules["above"])
+        and (rules.get("below") is None or value < rules["below"])
+    )
+
+
+def allowed_text(rules: dict) -> str:
+    """The allowed values in words, e.g. "in (0, 1)" or "one of increment, mult"; empty when anything goes."""
+    if rules.get("choices") is not None:
+        return "one of " + ", ".join(map(str, rules["choices"]))
+    left = f"[{rules['low']}" if rules.get("low") is not None else f"({rules['above']}"
+    right = f"{rules['high']}]" if rules.get("high") is not None else f"{rules['below']})"
+    lower = rules.get("low") is not None or rules.get("above") is not None
+    upper = rules.get("high") is not None or rules.get("below") is not None
+    if lower and upper:
+        return f"in {left}, {right}"
+    if lower:
+        return f">= {rules['low']}" if rules.get("low") is not None else f"> {rules['above']}"
+    if upper:
+        return f"<= {rules['high']}" if rules.get("high") is not None else f"< {rules['below']}"
+    return "a finite number"
+
+
+def field_types(cls: type) -> dict[str, type]:
+    """Field name -> type, with `int | None` reported as int and `tuple[float, ...]` as tuple[float, ...]."""
+    types = {}
+    for name, hint in get_type_hints(cls).items():
+        members = [t for t in getattr(hint, "__args__", ()) if t is not type(None)]
+        optional = type(None) in getattr(hint, "__args__", ())
+        types[name] = members[0] if optional else hint
+    return types

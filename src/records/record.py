@@ -1,0 +1,104 @@
+"""A run is a record: settings, results, seconds, peak memory, versions, device. Finished = the file is there."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tinymem import files
+
+PACKAGES = ("tinymem", "torch", "transformers", "numpy")
+
+
+@dataclass
+class Cost:
+    """What a block took: seconds, and peak memory of the process (on a GPU: of its tensors) in GB."""
+
+    seconds: float = 0.0
+    peak_memory_gb: float | None = None
+
+
+def record_path(folder: str | Path, settings: dict[str, Any]) -> Path:
+    """Where the record of a run with these settings is, or will be."""
+    return Path(folder) / "records" / f"{files.digest(settings)}.json"
+
+
+def find_record(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a finished run, or None. UserError when the file is damaged."""
+    path = record_path(folder, settings)
+    return files.read_json(path) if path.exists() else None
+
+
+def write_record(folder: str | Path, settings: dict[str, Any], results: dict[str, Any], cost: Cost, device: str) -> Path:
+    """Writes the record of a finished run, whole or not at all. Results that are not finite numbers become null."""
+    record = {
+        "settings": settings,
+        "results": {name: _finite(value) for name, value in results.items()},
+        "cost": {"seconds": round(cost.seconds, 3), "peak_memory_gb": cost.peak_memory_gb},
+        "environment": {**environment(), "device": device},
+    }
+    return files.write_json(record_path(folder, settings), record)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as written into every record."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+    }
+
+
+@contextmanager
+def measured(device) -> Iterator[Cost]:
+    """Fills in the cost of the block when it ends. `device`: a torch.device."""
+    import torch
+
+    cost = Cost()
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _reset_peak()
+    start = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        cost.seconds = time.perf_counter() - start
+        peak = torch.cuda.max_memory_allocated(device) if on_gpu else _peak()
+        cost.peak_memory_gb = round(peak / 1e9, 3)
+
+
+def _reset_peak() -> None:
+    """Linux forgets a process's peak when 5 is written here; elsewhere the peak is that of the whole run."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _peak() -> int:
+    """Peak resident memory in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and value - value != 0 else value

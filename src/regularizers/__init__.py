@@ -1,0 +1,1 @@
+"""Train-time regularizers, one file each, plugged into the training loop through one protocol."""
