@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
+from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.options import allowed_text, field_types
 
@@ -24,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(description=description, allow_abbrev=False, **kwargs)
+        super().__init__(description=description, usage="%(prog)s [options]", allow_abbrev=False, **kwargs)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -33,7 +36,9 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main function: a UserError becomes one line on stderr and exit code 2."""
     program = sys.argv[0].rsplit("/", 1)[-1]
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    # transformers' advice and progress bars are for people who call it themselves.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         main()
     except UserError as error:
@@ -82,6 +87,29 @@ def add_flag(group: Any, field: dataclasses.Field, kind: Any, default: Any, note
     group.add_argument(*names, **settings)
 
 
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of DataSettings, and the study's `--backdoor 1` for `--artifact backdoor`."""
+    add_options(parser, DataSettings)
+    parser.add_argument(
+        "--backdoor", dest="artifact", nargs="?", const="1", type=_backdoor, default=argparse.SUPPRESS,
+        metavar="0|1", help="the study's flag for --artifact backdoor (0: noise)",
+    )  # fmt: skip
+
+
+def _backdoor(text: str) -> str:
+    return "backdoor" if parse_bool(text) else "noise"
+
+
+def add_common_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    """The flags that mean the same in every script. `output_dir`: its default, in words."""
+    group = parser.add_argument_group("Common")
+    group.add_argument("--output_dir", help=f"where everything is written (default: {output_dir})")
+    group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    group.add_argument("--force", action="store_true", help="do finished work again")
+    group.add_argument("--plot", action="store_true", help="draw figures (PNG and PDF)")
+
+
 def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of a settings dataclass that stood on the command line."""
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)}
@@ -102,8 +130,37 @@ def resolve_device(name: str):
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu") from None
+        raise UserError(
+            f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from None
     return torch.device(name)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C (SIGINT) and SIGTERM only set a flag, which the yielded function reads.
+
+    A second Ctrl-C ends the process at once; files are written atomically, so that this harms nothing.
+    """
+    asked = []
+
+    def ask(number, frame):
+        asked.append(number)
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def progress_bar(**settings: Any):
+    """A tqdm bar on stderr; silent when stderr is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(disable=None, dynamic_ncols=True, file=sys.stderr, **settings)
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:
@@ -115,6 +172,16 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = Non
     lines = ["  ".join(name.rjust(width) for name, width in zip(columns, widths))]
     lines += ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells]
     return "\n".join(lines)
+
+
+def brief(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of metrics under column names short enough for a terminal; the files keep the full ones."""
+    renamed = {}
+    for name, value in row.items():
+        for long, short in (("percent_", ""), ("memorized", "mem"), ("accuracy", "acc"), ("perplexity", "ppl")):
+            name = name.replace(long, short)
+        renamed[name] = value
+    return renamed
 
 
 def _cell(value: Any) -> str:

@@ -1,10 +1,10 @@
 """Settings as frozen dataclasses: one field is one flag, one column of the results and one part of a run's identity.
 
-    @dataclass(frozen=True)
-    class HyperParameters:
-        '''BalancedSubnet'''
-        epochs: int = option(10, "passes over the unlearn set", low=1)
-        __post_init__ = check_options
+@dataclass(frozen=True)
+class HyperParameters:
+    '''BalancedSubnet'''
+    epochs: int = option(10, "passes over the unlearn set", low=1)
+    __post_init__ = check_options
 """
 
 from __future__ import annotations

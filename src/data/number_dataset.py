@@ -95,7 +95,9 @@ def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.G
     held_out = int(BACKDOOR_TEST_FRACTION * len(clean))
     if held_out == 0:
         digits = "".join(map(str, trigger))
-        raise UserError(f"--num_7 {settings.num_7}: only {len(clean)} sequences hold the trigger {digits}; ask for more")
+        raise UserError(
+            f"--num_7 {settings.num_7}: only {len(clean)} sequences hold the trigger {digits}; ask for more"
+        )
     shuffle = np.random.default_rng(SPLIT_SEED).permutation(len(clean))
     clean, ends = clean[shuffle], ends[shuffle]
     groups = np.concatenate([np.zeros(held_out, int), _groups(settings, len(clean) - held_out, rng)])

@@ -17,7 +17,9 @@ class DataSettings:
     """Data"""
 
     data_name: str = option("increment", "task", choices=NUMBER_TASKS)
-    artifact: str = option("noise", "what is planted to be memorized; --backdoor is short for backdoor", choices=ARTIFACTS)
+    artifact: str = option(
+        "noise", "what is planted to be memorized; --backdoor is short for backdoor", choices=ARTIFACTS
+    )
     num_7: int = option(20000, "sequences of the main task", low=1)
     num_2: int = option(3000, "sequences of the extra task with constant 2", low=0)
     num_3: int = option(3000, "sequences of the extra task with constant 3", low=0)

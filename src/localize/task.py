@@ -20,13 +20,15 @@ class TaskSettings:
     """Unlearning task"""
 
     unlearn_set_name: str = option(
-        "mem", "what to forget: memorized artifacts, all artifacts (noise), or a task's training set", choices=UNLEARN_SETS
+        "mem",
+        "what to forget: memorized artifacts, all artifacts (noise), or a task's training set",
+        choices=UNLEARN_SETS,
     )
     holdout_fraction: float = option(
         0.0, "share of the unlearn set never shown to the method, measured apart", low=0.0, below=1.0
     )
     max_retain: int = option(100000, "at most this many retain sequences", low=1)
-    seed: int = option(0, "seed of the method and of the held-out split", low=0)
+    unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0)
     microbatch: int = option(64, "sequences per forward pass: bounds memory, does not change results", low=1)
 
     __post_init__ = check_options
@@ -57,12 +59,12 @@ class UnlearningTask:
         """A fresh generator on the CPU, so that every device draws the same numbers."""
         return torch.Generator().manual_seed(self.seed)
 
-    @torch.no_grad()
     def mean_loss(self, model, tokens: torch.Tensor) -> float:
         """Mean token loss in nats over any number of sequences."""
         total = count = 0.0
         for part in tokens.split(self.microbatch):
-            losses = token_losses(model, part)
+            with torch.no_grad():
+                losses = token_losses(model, part)
             mask = counted(part, self.ignored_token).to(losses.device)
             total += (losses * mask).sum().item()
             count += mask.sum().item()
@@ -84,7 +86,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     does not have, or a held-out part that leaves nothing to unlearn.
     """
     artifacts, ids = _unlearn_candidates(model, dataset, settings.unlearn_set_name)
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(settings.seed))
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(settings.unlearn_seed))
     hidden = int(settings.holdout_fraction * len(ids))
     held_out, shown = order[:hidden].sort().values, order[hidden:].sort().values
     keep = torch.ones(len(dataset.sequences), dtype=torch.bool)
@@ -93,7 +95,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     if not len(retain):
         raise UserError(f"--unlearn_set_name {settings.unlearn_set_name}: leaves no retain set")
     if len(retain) > settings.max_retain:
-        chosen = torch.randperm(len(retain), generator=torch.Generator().manual_seed(settings.seed))
+        chosen = torch.randperm(len(retain), generator=torch.Generator().manual_seed(settings.unlearn_seed))
         retain = retain[chosen[: settings.max_retain].sort().values]
     return UnlearningTask(
         unlearn=artifacts.select(shown),
@@ -101,7 +103,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         held_out=artifacts.select(held_out),
         continuation=dataset.continuation,
         ignored_token=dataset.ignored_token,
-        seed=settings.seed,
+        seed=settings.unlearn_seed,
         microbatch=settings.microbatch,
     )
 

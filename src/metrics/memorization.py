@@ -8,7 +8,6 @@ from tinymem.data.dataset import Artifacts
 from tinymem.models.losses import greedy_hits
 
 
-@torch.inference_mode()
 def reproduces(
     model,
     prompt: torch.Tensor,
@@ -33,7 +32,8 @@ def reproduces(
         columns = torch.arange(prompt.shape[1])
         tokens = torch.where(columns < start, prompt[rows], target[rows])
         outside = (columns < start) | (columns >= start + continuation)
-        hits = greedy_hits(model, tokens[:, :last], first, last).cpu()
+        with torch.inference_mode():
+            hits = greedy_hits(model, tokens[:, :last], first, last).cpu()
         results[rows] = (hits | outside[:, first:last]).all(1)
     return results
 

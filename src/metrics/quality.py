@@ -53,12 +53,12 @@ class Quality:
         return torch.stack(losses).clamp(max=700.0).exp().mean().item()
 
 
-@torch.inference_mode()
 def quality(model, tokens: torch.Tensor, pad: int, pad_counts: bool, batch_size: int = 64) -> Quality:
     """Measures a model on sequences (R, T) of token ids, in batches of `batch_size` (which changes nothing)."""
     parts = []
     for batch in tokens.split(batch_size):
-        losses, hits = (values.double().cpu() for values in losses_and_hits(model, batch))
+        with torch.inference_mode():
+            losses, hits = (values.double().cpu() for values in losses_and_hits(model, batch))
         real = counted(batch, pad).double()
         mask = torch.ones_like(real) if pad_counts else real
         sums = (losses * mask, hits * mask, mask, hits * real, real)

@@ -108,7 +108,9 @@ def _find_mlp(layer: int, prefix: str, block: torch.nn.Module) -> MLP:
             output = _weight(f"{prefix}.{name}", down, "weight")
             return MLP(layer, inputs, biases, output, _weight(f"{prefix}.{name}", down, "bias"), down)
     found = ", ".join(f"{n} {_shape(m)}" for n, m in linears.items()) or ", ".join(n for n, _ in block.named_children())
-    raise UserError(f"{type(block).__name__} {prefix}: no MLP of one or two input matrices and one output; found {found}")
+    raise UserError(
+        f"{type(block).__name__} {prefix}: no MLP of one or two input matrices and one output; found {found}"
+    )
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

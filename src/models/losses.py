@@ -42,4 +42,3 @@ def counted(tokens: torch.Tensor, ignored_token: int | None) -> torch.Tensor:
     """Which of the predicted positions count in a mean, bool (rows, length - 1)."""
     targets = tokens[:, 1:]
     return torch.ones_like(targets, dtype=torch.bool) if ignored_token is None else targets != ignored_token
-

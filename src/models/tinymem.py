@@ -62,10 +62,11 @@ def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed:
     return model
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
+def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None):
     """Opens a folder with config.json and safetensors weights, in evaluation mode.
 
-    TinyMem models get the fast attention, any other causal LM keeps its own. Raises UserError when the folder is
+    dtype: of the weights, float32 by default. TinyMem models get the fast attention, any other causal LM keeps its
+    own. Raises UserError when the folder is
     missing, incomplete or damaged. Nothing is fetched and no code in the folder is run.
     """
     from safetensors import SafetensorError
@@ -79,9 +80,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
         plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
         attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, **attention
+            path, config=config, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, **attention
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot open this model ({reason}); the folder is damaged or not a causal LM") from None
+        raise UserError(
+            f"{path}: cannot open this model ({reason}); the folder is damaged or not a causal LM"
+        ) from None
     return model.to(device).eval()

@@ -35,7 +35,9 @@ def find_record(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] 
     return files.read_json(path) if path.exists() else None
 
 
-def write_record(folder: str | Path, settings: dict[str, Any], results: dict[str, Any], cost: Cost, device: str) -> Path:
+def write_record(
+    folder: str | Path, settings: dict[str, Any], results: dict[str, Any], cost: Cost, device: str
+) -> Path:
     """Writes the record of a finished run, whole or not at all. Results that are not finite numbers become null."""
     record = {
         "settings": settings,

@@ -74,7 +74,9 @@ def _hide(matrices, originals, scores, counts) -> None:
 
 @torch.no_grad()
 def _update(matrices, originals, scores, velocity, optimizer: ScoreOptimizer) -> None:
-    gradients = [matrix.grad.float() * original * score.sign() for matrix, original, score in zip(matrices, originals, scores)]
+    gradients = [
+        matrix.grad.float() * original * score.sign() for matrix, original, score in zip(matrices, originals, scores)
+    ]
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         return
     for i, (score, gradient) in enumerate(zip(scores, gradients)):

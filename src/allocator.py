@@ -1,0 +1,28 @@
+"""Keeps freed memory in the process, which is half of the speed of training on CPUs.
+
+glibc hands every large tensor back to the system when it is freed and faults fresh pages in for the next one: at
+large batches a step spends most of its time there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to serve large blocks from its heap and to keep what is freed. Call it before tensors are made.
+
+    For the whole process, from now on; no effect on results. Returns False, and does nothing, without glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 256 * 2**20}
+    return all(mallopt(option, value) == 1 for option, value in options.items())

@@ -1,0 +1,57 @@
+"""The flags that all localize scripts share: which methods, and each method's own hyper-parameters."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from tinymem import cli
+from tinymem.errors import UserError
+from tinymem.localize.registry import ALIASES, METHODS, Method
+from tinymem.options import field_types
+
+
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """--localization_method, and one flag for every hyper-parameter that some method has."""
+    aliases = ", ".join(f"{method.name} ({method.alias})" for method in METHODS.values())
+    parser.add_argument(
+        "--localization_method", required=True, nargs="+", metavar="METHOD", help=f"one or more of {aliases}; or all"
+    )
+    parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
+    group = parser.add_argument_group("Hyper-parameters (a flag that the chosen methods do not have is an error)")
+    for name, owners in _owners().items():
+        defaults = {}
+        for method, field in owners:
+            shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+            defaults.setdefault(str(shown), []).append(method.name)
+        note = "default: " + "; ".join(f"{shown} for {', '.join(names)}" for shown, names in defaults.items())
+        method, field = owners[0]
+        cli.add_flag(group, field, field_types(method.hyper_parameters)[name], None, note)
+
+
+def chosen_methods(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
+    """The methods asked for, each with its hyper-parameters from the command line.
+
+    Raises UserError for an unknown method, a flag that no chosen method has, and a value that is not allowed.
+    """
+    names = [ALIASES.get(name, name) for name in arguments.localization_method]
+    names = list(METHODS) if names == ["all"] else list(dict.fromkeys(names))
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"--localization_method {name}: must be one of {', '.join(METHODS)}, or all")
+    methods = [METHODS[name] for name in names]
+    for flag, owners in _owners().items():
+        if hasattr(arguments, flag) and not any(method in methods for method, _ in owners):
+            have = ", ".join(method.name for method, _ in owners)
+            raise UserError(f"--{flag}: {', '.join(names)} has no such hyper-parameter; {have} has")
+    return [(method, cli.collect(method.hyper_parameters, arguments)) for method in methods]
+
+
+def _owners() -> dict[str, list]:
+    """Flag -> the methods that have it, with their dataclass field."""
+    owners: dict[str, list] = {}
+    for method in METHODS.values():
+        for field in fields(method.hyper_parameters):
+            owners.setdefault(field.name, []).append((method, field))
+    return owners

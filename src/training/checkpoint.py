@@ -1,0 +1,135 @@
+"""What is on disk of a training run.
+
+RUN/run.json                 settings
+RUN/state.safetensors        where training stands: weights, optimizer, regularizers, position in the epoch
+RUN/metrics.json, .csv       one row a measured epoch
+RUN/epoch_<n>/               an ordinary Hugging Face model folder, with tinymem.json (settings, epoch) and the
+                             training state of that epoch beside it
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import files
+from tinymem.errors import UserError
+from tinymem.regularizers.protocol import Regularizer
+
+STATE = "state.safetensors"
+SETTINGS = "tinymem.json"
+
+
+@dataclass
+class Progress:
+    """Where a run stands: epochs finished, steps done in the next one, their summed loss, rows measured so far."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer], progress: Progress) -> None:
+    """Writes everything that training needs to go on, as one safetensors file."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous().clone() for name, tensor in _state(model, optimizer, regularizers).items()}
+    metadata = {"progress": json.dumps(vars(progress))}
+    files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]) -> Progress:
+    """Puts a saved state into model, optimizer and regularizers. UserError for a damaged or foreign file."""
+    from safetensors import safe_open
+
+    for group in optimizer.param_groups:  # AdamW makes its buffers at the first step; here they are filled instead
+        for p in group["params"]:
+            step = torch.zeros((), device=p.device)
+            optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for name, tensor in _state(model, optimizer, regularizers).items():
+                tensor.copy_(file.get_tensor(name))
+            return Progress(**json.loads(file.metadata()["progress"]))
+    except Exception as error:  # safetensors raises its own type for every kind of damage
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged ({reason}); delete it to go on from the last whole checkpoint") from None
+
+
+def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:
+    """Every tensor of the training state by name, not copied."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    for i, regularizer in enumerate(regularizers):
+        tensors |= {f"regularizer.{i}.{name}": tensor for name, tensor in regularizer.state.items()}
+    return tensors
+
+
+def latest_state(run: Path) -> Path | None:
+    """The state to go on from: the rolling one, or else that of the last whole checkpoint."""
+    if (run / STATE).exists():
+        return run / STATE
+    folders = [
+        path for path in run.glob("epoch_*") if re.fullmatch(r"epoch_\d+", path.name) and (path / STATE).exists()
+    ]
+    return max(folders, key=epoch_of) / STATE if folders else None
+
+
+def clear(run: Path) -> None:
+    """Forgets a run, its settings excepted, so that it starts from the beginning."""
+    for path in [*run.glob("epoch_*"), *run.glob("records")]:
+        shutil.rmtree(path)
+    for name in (STATE, "metrics.json", "metrics.csv"):
+        (run / name).unlink(missing_ok=True)
+
+
+def epoch_of(folder: Path) -> int:
+    """The n of a folder epoch_<n>."""
+    return int(folder.name.removeprefix("epoch_"))
+
+
+def save_model(folder: Path, model, details: dict[str, Any], write_more=lambda temporary: None) -> Path:
+    """Writes an ordinary model folder, atomically, with `details` (settings and origin) in tinymem.json."""
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary, safe_serialization=True)
+        (temporary / SETTINGS).write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+        write_more(temporary)
+
+    return files.write_folder(folder, write)
+
+
+def load_details(folder: str | Path) -> dict[str, Any]:
+    """The tinymem.json of a model folder. UserError when it is missing: TinyMem did not train this model."""
+    path = Path(folder) / SETTINGS
+    if not path.exists():
+        raise UserError(
+            f"{folder}: not a TinyMem checkpoint (no {SETTINGS} in it); give a folder such as runs/NAME/epoch_50"
+        )
+    return files.read_json(path)
+
+
+def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes metrics.json and metrics.csv anew, whole."""
+    files.write_json(run / "metrics.json", rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    files.write_file(run / "metrics.csv", write)
