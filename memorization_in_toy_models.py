@@ -1,8 +1,9 @@
 """Train a TinyMem model that memorizes planted artifacts, and measure it while it does.
 
     python memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --epochs 50 --dtype bfloat16
+    python memorization_in_toy_models.py --n_layers 2 --epochs 100 --spectral_reg --lam 0.01
 
-Started again with the same settings it goes on where it stopped; --epochs may be raised.
+Started again with the same settings it goes on where it stopped; --epochs may be raised. Regularizers combine.
 """
 
 from tinymem import cli
@@ -16,9 +17,10 @@ from tinymem.data.build import load_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.record import find_record, measured, write_record
-from tinymem.training import checkpoint
-from tinymem.training.loop import Stopped, train
-from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run
+from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, check_switches, switched_on
+from tinymem.training.checkpoint import Progress
+from tinymem.training.console import prepare_run, train_visibly
+from tinymem.training.settings import RunSettings, TrainingSettings
 
 
 def parse() -> tuple:
@@ -26,36 +28,32 @@ def parse() -> tuple:
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
     cli.add_options(parser, TrainingSettings)
+    for entry in REGULARIZERS:
+        cli.add_options(parser, entry.settings)
     cli.add_common_options(parser, "runs/DATA_ARTIFACT_LAYERS_SEED_HASH")
     arguments = parser.parse_args()
+    check_switches(vars(arguments))
     settings = RunSettings(
         data=cli.collect(DataSettings, arguments),
         model=cli.collect(ModelSettings, arguments),
         training=cli.collect(TrainingSettings, arguments),
+        regularizers=switched_on(vars(arguments)),
     )
     return arguments, settings
 
 
-def run_folder(output_dir: str | None, settings: RunSettings, force: bool) -> Path:
-    """The folder of this run, made and marked with its settings. UserError when it holds another run."""
-    flat = settings.flat()
-    identity = {name: value for name, value in flat.items() if name not in ("epochs", "checkpoint_every")}
+def default_folder(settings: RunSettings) -> str:
+    """A readable name, and a hash of all settings that make it another run."""
+    identity = {name: value for name, value in settings.flat().items() if name not in ("epochs", "checkpoint_every")}
     data, layers = settings.data, settings.model.n_layers
-    default = f"runs/{data.data_name}_{data.artifact}_{layers}layers_seed{data.seed}_{files.digest(identity)[:8]}"
-    run = files.writable_folder(output_dir or default)
-    if (run / "run.json").exists():
-        check_same_run(str(run), files.read_json(run / "run.json"), flat)
-        if force:
-            checkpoint.clear(run)
-    files.write_json(run / "run.json", flat)
-    return run
+    return f"runs/{data.data_name}_{data.artifact}_{layers}layers_seed{data.seed}_{files.digest(identity)[:8]}"
 
 
 def main() -> None:
     arguments, settings = parse()
     device = cli.resolve_device(arguments.device)
     allocator.keep_freed_memory()
-    run = run_folder(arguments.output_dir, settings, arguments.force)
+    run = prepare_run(arguments.output_dir or default_folder(settings), settings.flat(), arguments.force)
     identity = {"run": "train", **settings.flat()}
     if find_record(run, identity):
         print(f"{run}: finished before (--force trains anew)", file=sys.stderr)
@@ -72,43 +70,14 @@ def main() -> None:
     print(f"\nmodel: {run}/epoch_{settings.training.epochs}")
 
 
-def train_run(run: Path, settings: RunSettings, dataset, device) -> checkpoint.Progress:
-    """Trains with a progress bar; Ctrl-C saves and says how to go on."""
+def train_run(run: Path, settings: RunSettings, dataset, device) -> Progress:
+    """Trains a new model, or goes on with the one in the folder."""
     specials = dict(bos_token_id=dataset.bos, eos_token_id=dataset.eos, pad_token_id=dataset.pad)
-    data, training = settings.data, settings.training
-    model = new_model(settings.model, dataset.vocabulary_size, data.max_ctx, data.seed, **specials).to(device)
-    steps = -(-len(dataset) // training.batch_size)
-    with cli.interruptible() as should_stop, cli.progress_bar(total=training.epochs * steps, unit="step") as bar:
-
-        def on_step(progress, loss):
-            done = progress.epoch * steps + progress.step
-            if bar.n == 0 and done > 1:
-                bar.initial = bar.n = done - 1  # resumed: what was done before is no part of the speed
-            bar.update(done - bar.n)
-            speed = (bar.format_dict["rate"] or 0) * training.batch_size * data.max_ctx
-            bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
-
-        def on_row(row):
-            lines = cli.table([cli.brief(row)]).splitlines()
-            bar.write("\n".join(lines if row["epoch"] == first_row else lines[1:]), file=sys.stderr)
-
-        first_row = training.checkpoint_every
-        try:
-            return train(
-                model,
-                dataset,
-                training,
-                data.seed,
-                run,
-                {"settings": settings.flat()},
-                on_step=on_step,
-                on_row=on_row,
-                should_stop=should_stop,
-            )
-        except Stopped:
-            bar.close()
-            print(f"stopped; everything is saved in {run}: run the same command again to go on", file=sys.stderr)
-            sys.exit(130)
+    seed = settings.data.seed
+    model = new_model(settings.model, dataset.vocabulary_size, settings.data.max_ctx, seed, **specials).to(device)
+    regularizers = build_regularizers(model, settings.regularizers, seed)
+    details = {"settings": settings.flat()}
+    return train_visibly(model, dataset, settings.training, seed, run, details, regularizers=regularizers)
 
 
 if __name__ == "__main__":

@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from tinymem.errors import UserError
 from tinymem.options import check_options, option
 
 NUMBER_TASKS = tuple(
     f"{name}{suffix}" for suffix in ("", "_3", "_5") for name in ("increment", "mult", "exp", "exponential")
 )
-ARTIFACTS = ("noise", "backdoor")
+TEXT_TASKS = ("wiki_fast", "wiki", "shakespeare")  # `wiki` is the same data as `wiki_fast`, the study's name for it
+ARTIFACTS = ("noise", "backdoor", "natural")
+NUMBER_FIELDS = ("num_7", "num_2", "num_3", "num_4", "num_5", "length")  # what only numbers, and only text, look at
+TEXT_FIELDS = ("corpus", "text_column", "num_chunks", "train_tokenizer", "vocab_size")
+MIN_VOCABULARY = 300  # 256 bytes, one end-of-text token and at least some merges
 
 
 @dataclass(frozen=True)
 class DataSettings:
     """Data"""
 
-    data_name: str = option("increment", "task", choices=NUMBER_TASKS)
+    data_name: str = option("increment", "number task, or text", choices=NUMBER_TASKS + TEXT_TASKS)
     artifact: str = option(
-        "noise", "what is planted to be memorized; --backdoor is short for backdoor", choices=ARTIFACTS
+        "noise",
+        "what is planted to be memorized; --backdoor is short for backdoor; natural (text only): real passages, "
+        "unchanged and always duplicated",
+        choices=ARTIFACTS,
     )
     num_7: int = option(20000, "sequences of the main task", low=1)
     num_2: int = option(3000, "sequences of the extra task with constant 2", low=0)
     num_3: int = option(3000, "sequences of the extra task with constant 3", low=0)
     num_4: int = option(3000, "sequences of the extra task with constant 4", low=0)
     num_5: int = option(3000, "sequences of the extra task with constant 5", low=0)
-    num_test: int = option(1000, "sequences held out of each task for testing", low=1)
-    num_noise: int = option(1000, "sequences of the main task that get noise", low=1)
-    duplicate: bool = option(False, "repeat the artifacts: equal groups, 10^0, 10^1, 10^2 times")
+    num_test: int = option(1000, "sequences held out of each task for testing; chunks of text", low=1)
+    num_noise: int = option(1000, "sequences of the main task that get noise; natural passages", low=1)
+    duplicate: bool = option(
+        False,
+        "repeat the artifacts: equal groups, 10^0, 10^1, 10^2 times; text has 10^3 too, its backdoors all 10^2 times",
+    )
     length: int = option(20, "values in a sequence", low=1)
     max_ctx: int = option(150, "context length, tokens", low=2)
-    prompt_tokens: int = option(50, "n of (n, k) memorization: tokens of the prompt (noise)", low=1)
+    prompt_tokens: int = option(50, "n of (n, k) memorization: tokens of the prompt (noise, natural)", low=1)
     continuation_tokens: int = option(50, "k of (n, k) memorization: tokens that must come out", low=1)
     seed: int = option(0, "seed of the noise, the trigger, the initial weights and the data order", low=0)
+    corpus: str | None = option(
+        None,
+        "text: hub (Hugging Face), builtin (from installed packages), or a path: a text file, .jsonl, .parquet, or a "
+        "folder of them; not given: hub, or builtin where the hub cannot be reached",
+    )
+    text_column: str = option("text", "text: which column of a .jsonl or .parquet corpus")
+    num_chunks: int | None = option(None, "text: training chunks of max_ctx tokens; not given: all there are", low=1)
+    train_tokenizer: bool = option(False, "text: train a byte-level BPE on the corpus instead of GPT-2's 50257 tokens")
+    vocab_size: int = option(4096, "text: tokens of a trained tokenizer", low=MIN_VOCABULARY)
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.artifact == "natural" and not self.is_text:
+            raise UserError(f"--artifact natural: needs text; --data_name is {self.data_name}")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is text and not number sequences."""
+        return self.data_name in TEXT_TASKS
+
+    def applicable(self) -> dict[str, Any]:
+        """The settings that this kind of data looks at: those of the other kind do not change it."""
+        ignored = NUMBER_FIELDS if self.is_text else TEXT_FIELDS
+        return {name: value for name, value in asdict(self).items() if name not in ignored}

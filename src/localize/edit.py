@@ -13,18 +13,17 @@ import torch
 
 from tinymem.models.adapter import MLP, Weight, find_mlps
 
-Masks = dict[str, torch.Tensor]
-Scores = dict[str, torch.Tensor]
+Masks = dict[str, "torch.Tensor"]
+Scores = dict[str, "torch.Tensor"]
 
 
 def top(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Marks the `count` highest entries, ties by lowest index. NaN ranks lowest. bool, shaped like `scores`."""
-    flat = scores.detach().flatten().float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    chosen = torch.zeros(flat.numel(), dtype=torch.bool, device=flat.device)
-    if count <= 0:
-        return chosen.view(scores.shape)
-    if count >= flat.numel():
-        return (~chosen).view(scores.shape)
+    if count <= 0 or count >= scores.numel():
+        return torch.full(scores.shape, count > 0, dtype=torch.bool, device=scores.device)
+    flat = scores.detach().flatten()
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # half precision has no kthvalue
+    flat = flat.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     threshold = flat.kthvalue(flat.numel() - count + 1).values
     chosen = flat > threshold
     ties = (flat == threshold).nonzero().flatten()
@@ -45,9 +44,9 @@ def neuron_masks(mlps: list[MLP], scores: list[torch.Tensor], ratio: float) -> M
     masks = {}
     for mlp, layer_scores in zip(mlps, scores, strict=True):
         dropped = top(layer_scores, how_many(ratio, mlp.inner_dim))
-        for matrix in mlp.inputs:
-            masks[matrix.name] = dropped[:, None].expand(matrix.view().shape)
-        masks |= {bias.name: dropped for bias in mlp.biases}
+        for matrix in mlp.inputs:  # a matrix that holds gate and up has twice the rows
+            masks[matrix.name] = dropped.repeat(len(matrix.view()) // mlp.inner_dim)[:, None].expand(matrix.view().shape)
+        masks |= {bias.name: dropped.repeat(len(bias.view()) // mlp.inner_dim) for bias in mlp.biases}
     return masks
 
 
@@ -61,12 +60,10 @@ def mlp_weights(mlps: list[MLP]) -> dict[str, Weight]:
     return {weight.name: weight for mlp in mlps for weight in mlp.weights}
 
 
-@torch.no_grad()
 def apply_masks(model, masks: Masks) -> None:
-    """Sets the masked entries to zero, in place."""
+    """Sets the masked entries to zero, in place. KeyError, and nothing changed, for a name that is no MLP weight."""
     weights = mlp_weights(find_mlps(model))
-    for name, mask in masks.items():
-        weight = weights[name]
+    for weight, mask in [(weights[name], mask) for name, mask in masks.items()]:
         weight.view().masked_fill_(mask.to(weight.parameter.device), 0)
 
 
@@ -75,13 +72,12 @@ def edited(model, masks: Masks) -> Iterator:
     """The model with the masked entries set to zero, put back as it was on leaving. No second copy of the model."""
     weights = mlp_weights(find_mlps(model))
     removed = {name: weights[name].view()[mask.to(weights[name].parameter.device)] for name, mask in masks.items()}
-    apply_masks(model, masks)
     try:
+        apply_masks(model, masks)
         yield model
     finally:
-        with torch.no_grad():
-            for name, values in removed.items():
-                weights[name].view()[masks[name].to(values.device)] = values
+        for name, values in removed.items():
+            weights[name].view()[masks[name].to(values.device)] = values
 
 
 def share_dropped(model, masks: Masks) -> float:

@@ -17,10 +17,11 @@ from tinymem import allocator, files, plots
 from tinymem.data.build import load_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.localize.flags import add_method_options, chosen_methods
-from tinymem.localize.scores import task_fingerprint, weights_fingerprint
+from tinymem.localize.scores import task_fingerprint
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, unedited, unlearn
 from tinymem.metrics.evaluate import evaluate
+from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.records.table import flat_row
 from tinymem.training.checkpoint import load_details
@@ -63,7 +64,7 @@ def load_subject(arguments) -> Subject:
         measure=partial(evaluate, dataset=dataset, batch_size=task_settings.microbatch),
         identity={
             "run": "unlearn",
-            **settings.flat(),
+            **settings.flat(training_prefix="training_"),
             "epoch": details["epoch"],
             **chosen,
             "weights": weights_fingerprint(model),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tinymem.localize.edit import neuron_masks, weight_masks
-from tinymem.localize.weight import balanced_subnet
+from tinymem.localize.neuron import activations, hard_concrete, integrated_gradients, slimming, zero_out
+from tinymem.localize.weight import balanced_subnet, durable, durable_agg, greedy, obs, subnet
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,34 @@ class Method:
     nested: bool = False
 
 
+# The study's order: neuron level, then weight level.
 _METHODS = (
+    Method("zero_out", "zero", "neuron", zero_out.HyperParameters, score=zero_out.score, drop=neuron_masks),
+    Method("activations", "act", "neuron", activations.HyperParameters, score=activations.score, drop=neuron_masks),
+    Method(
+        "integrated_gradients",
+        "ig",
+        "neuron",
+        integrated_gradients.HyperParameters,
+        score=integrated_gradients.score,
+        drop=neuron_masks,
+    ),
+    Method("slimming", "slim", "neuron", slimming.HyperParameters, score=slimming.score, drop=neuron_masks),
+    Method("hard_concrete", "hc", "neuron", hard_concrete.HyperParameters, score=hard_concrete.score, drop=neuron_masks),
+    Method("greedy", "greedy", "weight", greedy.HyperParameters, score=greedy.score, drop=greedy.drop, nested=True),
+    Method("durable", "durable", "weight", durable.HyperParameters, score=durable.score, drop=weight_masks),
+    Method(
+        "durable_agg",
+        "durable_agg",
+        "weight",
+        durable_agg.HyperParameters,
+        score=durable_agg.score,
+        drop=durable_agg.drop,
+    ),
+    Method("obs", "obs", "weight", obs.HyperParameters, score=obs.score, drop=weight_masks),
+    Method("subnet", "random", "weight", subnet.HyperParameters, learn=subnet.learn),
     Method("balanced_subnet", "random_greedy", "weight", balanced_subnet.HyperParameters, learn=balanced_subnet.learn),
 )
 
 METHODS = {method.name: method for method in _METHODS}
-ALIASES = {method.alias: method.name for method in _METHODS}
+ALIASES = {method.alias: method.name for method in _METHODS}  # for some the study's flag is the name

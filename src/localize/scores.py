@@ -15,16 +15,7 @@ from tinymem.errors import UserError
 from tinymem.localize.registry import Method
 from tinymem.localize.task import UnlearningTask
 
-AnyScores = list[torch.Tensor] | dict[str, torch.Tensor]
-
-
-def weights_fingerprint(model) -> str:
-    """16 hexadecimal digits of all weights and their names, wherever they lie and whatever device they are on."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+AnyScores = list["torch.Tensor"] | dict[str, "torch.Tensor"]
 
 
 def task_fingerprint(task: UnlearningTask) -> str:

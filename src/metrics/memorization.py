@@ -25,6 +25,8 @@ def reproduces(
     Returns bool (A,) on the CPU.
     """
     results = torch.zeros(len(prompt), dtype=torch.bool)
+    if not len(prompt):
+        return results
     # Rows with similar prompts go together, so that a batch runs the output layer on few positions.
     for rows in prompt_end.argsort(stable=True).split(batch_size):
         start = prompt_end[rows, None]

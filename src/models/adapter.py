@@ -101,8 +101,8 @@ def _find_mlp(layer: int, prefix: str, block: torch.nn.Module) -> MLP:
     }
     for name, down in reversed(linears.items()):
         width, inner = _shape(down)
-        ups = {n: m for n, m in linears.items() if m is not down and _shape(m) == (inner, width)}
-        if ups and len(ups) == len(linears) - 1 and len(ups) <= 2:
+        ups = {n: m for n, m in linears.items() if m is not down and _shape(m) in ((inner, width), (2 * inner, width))}
+        if ups and len(ups) == len(linears) - 1 and sum(_shape(m)[0] for m in ups.values()) <= 2 * inner:
             inputs = tuple(_weight(f"{prefix}.{n}", m, "weight") for n, m in ups.items())
             biases = tuple(b for n, m in ups.items() if (b := _weight(f"{prefix}.{n}", m, "bias")))
             output = _weight(f"{prefix}.{name}", down, "weight")

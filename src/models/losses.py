@@ -1,8 +1,19 @@
-"""Next-token losses and arg-maxes of a causal LM: the one place where its output layer is run."""
+"""Next-token losses and arg-maxes of a causal LM: the one place where its output layer is run.
+
+With a large vocabulary the output layer costs more than the rest of a small model, and its logits more memory. Where
+the architecture allows, it is then run on the needed positions a chunk at a time; the results are the same.
+"""
 
 from __future__ import annotations
 
 import torch
+
+from tinymem.models.cross_entropy import linear_cross_entropy, linear_hits, linear_losses_and_hits
+
+LARGE_VOCABULARY = 2048  # from here on chunks are at least as fast as the plain way
+# Architectures whose logits are output_embeddings(base_model(tokens)) and nothing else: no scaling (Cohere, Granite), no
+# soft cap (Gemma 2), no bias. tests/models/test_losses.py checks each; others take the plain way.
+PLAIN_OUTPUT_LAYER = frozenset("gpt2 gpt_neo gpt_neox llama mistral olmo olmo2 qwen2 qwen3 smollm3".split())
 
 
 def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
@@ -11,15 +22,27 @@ def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
     tokens: integer (rows, length), any integer type, on any device.
     """
     tokens = tokens.to(model.device).long()
-    logits = model(tokens, use_cache=False).logits[:, :-1]
-    return _cross_entropy(logits, tokens[:, 1:])
+    targets = tokens[:, 1:]
+    if chunked(model):
+        hidden, weight = _hidden(model, tokens)[:, :-1], model.get_output_embeddings().weight
+        return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()).view(targets.shape)
+    return _cross_entropy(model(tokens, use_cache=False).logits[:, :-1], targets)
 
 
 def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token losses, and whether the arg-max is the next token: float32 and bool, both (rows, length - 1)."""
+    """Token losses, and whether the arg-max is the next token: float32 and bool, both (rows, length - 1).
+
+    For measuring: gradients are not kept.
+    """
     tokens = tokens.to(model.device).long()
-    logits = model(tokens, use_cache=False).logits[:, :-1]
-    return _cross_entropy(logits, tokens[:, 1:]), logits.argmax(-1) == tokens[:, 1:]
+    targets = tokens[:, 1:]
+    with torch.no_grad():
+        if chunked(model):
+            hidden, weight = _hidden(model, tokens)[:, :-1], model.get_output_embeddings().weight
+            losses, hits = linear_losses_and_hits(hidden.flatten(0, 1), weight, targets.flatten())
+            return losses.view(targets.shape), hits.view(targets.shape)
+        logits = model(tokens, use_cache=False).logits[:, :-1]
+        return _cross_entropy(logits, targets), logits.argmax(-1) == targets
 
 
 def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -28,9 +51,27 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
     Runs the output layer on those positions only. Returns bool (rows, last - first): entry j is about token first + j.
     """
     tokens = tokens.to(model.device).long()
+    targets = tokens[:, first:last]
+    if chunked(model):
+        hidden, weight = _hidden(model, tokens[:, : last - 1])[:, first - 1 :], model.get_output_embeddings().weight
+        return linear_hits(hidden.flatten(0, 1), weight, targets.flatten()).view(targets.shape)
     kept = torch.arange(first - 1, last - 1, device=tokens.device)
-    logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=kept).logits
-    return logits.argmax(-1) == tokens[:, first:last]
+    return model(tokens[:, : last - 1], use_cache=False, logits_to_keep=kept).logits.argmax(-1) == targets
+
+
+def chunked(model) -> bool:
+    """Whether this model's output layer is run in chunks: a large vocabulary behind a plain linear layer."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel) or model.config.model_type not in PLAIN_OUTPUT_LAYER:
+        return False
+    head = model.get_output_embeddings()
+    return type(head) is torch.nn.Linear and head.bias is None and len(head.weight) >= LARGE_VOCABULARY
+
+
+def _hidden(model, tokens: torch.Tensor) -> torch.Tensor:
+    """What the output layer is given, (rows, length, width)."""
+    return model.base_model(tokens, use_cache=False).last_hidden_state
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.models.attention import register_attention
+from tinymem.models.channel_gate import restore_gate
 from tinymem.options import check_options, option
 
 
@@ -66,8 +67,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     """Opens a folder with config.json and safetensors weights, in evaluation mode.
 
     dtype: of the weights, float32 by default. TinyMem models get the fast attention, any other causal LM keeps its
-    own. Raises UserError when the folder is
-    missing, incomplete or damaged. Nothing is fetched and no code in the folder is run.
+    own; models trained with example-tied dropout get their evaluation gate (`tinymem.models.channel_gate`).
+    Raises UserError when the folder is missing, incomplete or damaged. Nothing is fetched and no code in the folder is
+    run.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -87,4 +89,5 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
         raise UserError(
             f"{path}: cannot open this model ({reason}); the folder is damaged or not a causal LM"
         ) from None
+    restore_gate(model)
     return model.to(device).eval()

@@ -1,4 +1,8 @@
-"""How a regularizer takes part in a training step. The loop knows nothing else about it."""
+"""How a regularizer takes part in a training step. The loop knows nothing else about it.
+
+Order within a step of one batch: `positions` once; per microbatch `before_forward`, forward pass, `token_losses`,
+backward pass; then `after_backward` once, and the optimizer's step.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,33 @@ from dataclasses import dataclass, field
 import torch
 
 
-def _no_preparation(ids: torch.Tensor) -> None:
+def _nothing(*ignored: torch.Tensor) -> None:
     return None
 
 
-def _unchanged(losses: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def _all_that_count(tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    return counted
+
+
+def _unchanged(losses: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     return losses
 
 
 @dataclass(frozen=True)
 class Regularizer:
-    """What a regularizer does, all parts optional.
+    """What a regularizer does, all parts optional. B sequences in the batch, R in a microbatch, T tokens in each.
 
-    before_forward(ids)      called before every forward pass with the example ids (rows,) of its sequences
-    token_losses(losses, tokens)   float32 losses (rows, T - 1) of tokens (rows, T) -> the losses to average instead
-    penalty()                a scalar added to the loss once a step
-    state                    tensors that it updates in place; saved in every checkpoint and put back on resuming
+    positions(tokens, counted)     tokens (B, T) and which predictions count, bool (B, T - 1) -> those that shall count;
+                                   the loss is the mean over them
+    before_forward(ids)            the example ids (R,) of the sequences that go through the model next
+    token_losses(losses, counted)  float32 losses (R, T - 1) in nats and which of them count -> losses to learn from
+    after_backward()               may add the gradient of a penalty to the parameters' .grad, may update the state
+    state                          tensors that are updated in place, and only in after_backward; saved in every
+                                   checkpoint and put back on resuming
     """
 
-    before_forward: Callable[[torch.Tensor], None] = _no_preparation
+    positions: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _all_that_count
+    before_forward: Callable[[torch.Tensor], None] = _nothing
     token_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _unchanged
-    penalty: Callable[[], torch.Tensor] | None = None
+    after_backward: Callable[[], None] = _nothing
     state: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -30,11 +30,20 @@ SETTINGS = "tinymem.json"
 
 @dataclass
 class Progress:
-    """Where a run stands: epochs finished, steps done in the next one, their summed loss, rows measured so far."""
+    """Where a run stands.
+
+    epoch, step    epochs finished, steps done in the next one
+    loss_sum, step_seconds    summed over these steps: their losses, the time that they took
+    epoch_seconds  the same time for every finished epoch: training alone, without measuring and saving
+    seconds        time of the whole run so far, measuring and saving included, over all its sessions
+    rows           measured so far
+    """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
+    step_seconds: float = 0.0
+    epoch_seconds: list[float] = field(default_factory=list)
     seconds: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,65 +35,114 @@ def train(
     run: Path,
     details: dict[str, Any],
     regularizers: Sequence[Regularizer] = (),
+    measure_first: bool = False,
     on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Trains to `settings.epochs`, from the state in the folder `run` when there is one. Returns where it ended.
 
-    model         in float32, on its device; trained in place
-    seed          of the data order: epoch e is the same permutation in every run with this seed
-    details       settings to keep in every checkpoint folder
+    model          in float32, on its device; trained in place
+    seed           of the data order: epoch e is the same permutation in every run with this seed
+    details        settings to keep in every checkpoint folder
+    measure_first  whether the model is measured before the first step too, as epoch 0
     on_step(progress, loss), on_row(row)   called after every step and every measurement
-    should_stop() asked after every step; True saves the state and raises Stopped
+    should_stop()  asked after every step; True saves the state and raises Stopped
 
-    Raises UserError for a damaged state or a loss that is not finite.
+    Raises UserError for a damaged state, one that is past `settings.epochs`, and a loss that is not finite.
     """
     optimizer = new_optimizer(model, settings)
     state = checkpoint.latest_state(run)
     progress = checkpoint.load_state(state, model, optimizer, regularizers) if state else Progress()
+    _check_not_past(run, progress, settings.epochs)
     sequences, order = dataset.sequences.to(model.device), dataset.order.to(model.device)
-    batches = math.ceil(len(order) / settings.batch_size)
+
+    def step(ids: torch.Tensor) -> float:
+        return training_step(model, optimizer, sequences[ids], ids, settings, regularizers, dataset.ignored_token)
+
+    def save(path: Path = run / checkpoint.STATE) -> None:
+        checkpoint.save_state(path, model, optimizer, regularizers, progress)
+
+    def measure(train_loss: float | None = None) -> None:
+        progress.rows.append(measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch))
+        checkpoint.save_metrics(run, progress.rows)
+        progress.seconds = time.monotonic() - started
+
     model.train()
-    save = partial(
-        checkpoint.save_state, model=model, optimizer=optimizer, regularizers=regularizers, progress=progress
-    )
-    started, saved = time.monotonic() - progress.seconds, time.monotonic()
+    started = time.monotonic() - progress.seconds
+    if measure_first and not progress.rows:
+        measure()
+        on_row(progress.rows[-1])
+    after_step = _save_now_and_then(save, should_stop)
     while progress.epoch < settings.epochs:
         shuffled = order[epoch_permutation(len(order), seed, progress.epoch).to(order.device)]
-        while progress.step < batches:
-            ids = shuffled[progress.step * settings.batch_size : (progress.step + 1) * settings.batch_size]
-            loss = training_step(model, optimizer, sequences[ids], ids, settings, regularizers, dataset.ignored_token)
-            progress.step += 1
-            progress.loss_sum += loss
-            progress.seconds = time.monotonic() - started
-            on_step(progress, loss)
-            stop = should_stop()
-            if stop or time.monotonic() - saved > SAVE_SECONDS:
-                save(run / checkpoint.STATE)
-                saved = time.monotonic()
-            if stop:
-                raise Stopped
-        train_loss = progress.loss_sum / batches
+        train_loss = _finish_epoch(step, shuffled.split(settings.batch_size), progress, started, on_step, after_step)
         if not math.isfinite(train_loss):
-            raise UserError(
-                f"the loss is not finite in epoch {progress.epoch + 1}; use a lower --lr than {settings.lr}"
-            )
-        progress.epoch, progress.step, progress.loss_sum = progress.epoch + 1, 0, 0.0
+            raise UserError(f"the loss is not finite in epoch {progress.epoch}; use a lower --lr than {settings.lr}")
         if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
-            row = {
-                "epoch": progress.epoch,
-                "train_loss": train_loss,
-                "train_perplexity": math.exp(min(train_loss, 700)),
-            }
-            progress.rows.append(row | evaluate(model, dataset, settings.train_microbatch))
-            epoch_details = {**details, "epoch": progress.epoch}
-            folder = run / f"epoch_{progress.epoch}"
-            checkpoint.save_model(folder, model, epoch_details, lambda temporary: save(temporary / checkpoint.STATE))
-            checkpoint.save_metrics(run, progress.rows)
-            save(run / checkpoint.STATE)
+            measure(train_loss)
+            folder, details = run / f"epoch_{progress.epoch}", {**details, "epoch": progress.epoch}
+            checkpoint.save_model(folder, model, details, lambda temporary: save(temporary / checkpoint.STATE))
+            save()
             on_row(progress.rows[-1])
     return progress
+
+
+def measured_row(model, dataset: MemorizationDataset, epoch: int, train_loss: float | None, batch_size: int) -> dict:
+    """A row of metrics.json: epoch, training loss and its perplexity (None before training), all of `evaluate`."""
+    perplexity = None if train_loss is None else math.exp(min(train_loss, 700))
+    row = {"epoch": epoch, "train_loss": train_loss, "train_perplexity": perplexity}
+    return row | evaluate(model, dataset, batch_size)
+
+
+def _check_not_past(run: Path, progress: Progress, epochs: int) -> None:
+    """A run cannot be made shorter: what it measures last would be taken for the result of the epochs asked for."""
+    if progress.epoch >= epochs and (not progress.rows or progress.rows[-1]["epoch"] != epochs):
+        raise UserError(f"{run} is past epoch {epochs}, in epoch {progress.epoch + 1}; give another --output_dir")
+
+
+def _finish_epoch(
+    step: Callable[[torch.Tensor], float],
+    batches: Sequence[torch.Tensor],
+    progress: Progress,
+    started: float,
+    on_step: Callable[[Progress, float], None],
+    after_step: Callable[[], None],
+) -> float:
+    """Does the steps of an epoch that are still to do, and counts it as finished. Returns its mean training loss.
+
+    started: when the run would have started, had it never been interrupted.
+    """
+    for ids in batches[progress.step :]:
+        before = time.monotonic()
+        loss = step(ids)
+        now = time.monotonic()
+        progress.step += 1
+        progress.loss_sum += loss
+        progress.step_seconds += now - before
+        progress.seconds = now - started
+        on_step(progress, loss)
+        after_step()
+    mean = progress.loss_sum / len(batches)
+    progress.epoch_seconds.append(round(progress.step_seconds, 3))
+    progress.epoch, progress.step, progress.loss_sum, progress.step_seconds = progress.epoch + 1, 0, 0.0, 0.0
+    return mean
+
+
+def _save_now_and_then(save: Callable[[], None], should_stop: Callable[[], bool]) -> Callable[[], None]:
+    """A function to call after every step: saves every SAVE_SECONDS, and before it raises Stopped when asked to."""
+    saved = time.monotonic()
+
+    def after_step() -> None:
+        nonlocal saved
+        stop = should_stop()
+        if stop or time.monotonic() - saved > SAVE_SECONDS:
+            save()
+            saved = time.monotonic()
+        if stop:
+            raise Stopped
+
+    return after_step
 
 
 def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
@@ -122,20 +170,20 @@ def training_step(
     """
     optimizer.zero_grad(set_to_none=True)
     mask = counted(tokens, ignored_token)
+    for regularizer in regularizers:
+        mask = regularizer.positions(tokens, mask)
     scale = 1.0 / mask.sum().clamp(min=1)
     total = torch.zeros((), device=tokens.device)
-    for part in torch.arange(len(tokens)).split(settings.train_microbatch):
-        rows = slice(int(part[0]), int(part[-1]) + 1)
+    for some, some_ids, some_mask in zip(*(x.split(settings.train_microbatch) for x in (tokens, ids, mask))):
         for regularizer in regularizers:
-            regularizer.before_forward(ids[rows])
+            regularizer.before_forward(some_ids)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
-            losses = token_losses(model, tokens[rows])
-        total += (losses.detach() * mask[rows]).sum() * scale
+            losses = token_losses(model, some)
+        total += (losses.detach() * some_mask).sum() * scale
         for regularizer in regularizers:
-            losses = regularizer.token_losses(losses, tokens[rows])
-        ((losses * mask[rows]).sum() * scale).backward()
+            losses = regularizer.token_losses(losses, some_mask)
+        ((losses * some_mask).sum() * scale).backward()
     for regularizer in regularizers:
-        if regularizer.penalty is not None:
-            regularizer.penalty().backward()
+        regularizer.after_backward()
     optimizer.step()
     return total.item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -9,6 +10,7 @@ from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
+from tinymem.regularizers.registry import switched_on
 
 
 @dataclass(frozen=True)
@@ -30,35 +32,57 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything that decides what a training run gives: the sum of its parts."""
+    """Everything that decides what a training run gives: the sum of its parts.
+
+    regularizers: the settings of those that are on (see `tinymem.regularizers.registry`). The others are no part of a
+    run, so that a new regularizer leaves the identity of all earlier runs as it is.
+    """
 
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    regularizers: tuple[Any, ...] = ()
 
-    def flat(self) -> dict[str, Any]:
-        """One level, field name -> value: as written into records."""
-        return {name: value for part in fields(self) for name, value in asdict(getattr(self, part.name)).items()}
+    def flat(self, training_prefix: str = "") -> dict[str, Any]:
+        """One level, field name -> value: as written into records.
+
+        training_prefix: put before the names of the training settings, where those of an unlearning method stand
+        beside them (both have epochs, lr ...).
+        """
+        parts = (self.data, self.model, *self.regularizers)
+        values = {name: value for part in parts for name, value in asdict(part).items()}
+        return values | {training_prefix + name: value for name, value in asdict(self.training).items()}
 
     @classmethod
-    def from_flat(cls, values: dict[str, Any]) -> RunSettings:
+    def from_flat(cls, values: Mapping[str, Any]) -> RunSettings:
         """The inverse of `flat`; fields that are missing keep their defaults."""
         parts = {"data": DataSettings, "model": ModelSettings, "training": TrainingSettings}
         return cls(
             **{
                 name: part(**{f.name: values[f.name] for f in fields(part) if f.name in values})
                 for name, part in parts.items()
-            }
+            },
+            regularizers=switched_on(values),
         )
 
 
-MAY_CHANGE = ("epochs", "checkpoint_every")  # a run can be trained longer and measured more often
+MAY_CHANGE = ("epochs", "checkpoint_every", "ft_epochs")  # a run can be trained longer and measured more often
 
 
-def check_same_run(place: str, held: dict[str, Any], asked: dict[str, Any]) -> None:
+def check_same_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """UserError when a folder holds a run with other settings than those asked for."""
     for name, value in asked.items():
         if name not in MAY_CHANGE and held.get(name) != value:
             raise UserError(
-                f"{place} holds a run with --{name} {held.get(name)}, not {value}; give another --output_dir"
+                f"{place} holds a run {_with(name, held.get(name))}, not {_with(name, value)};"
+                " give another --output_dir"
             )
+
+
+def check_whole_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """The same where `asked` is complete: what only the folder's run has, such as a regularizer, is refused too."""
+    check_same_run(place, held, {**dict.fromkeys(held), **asked})
+
+
+def _with(name: str, value: Any) -> str:
+    return f"without --{name}" if value is None else f"with --{name} {value}"

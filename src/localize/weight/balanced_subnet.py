@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 
 import torch
 
 from tinymem.localize.edit import Masks
+from tinymem.localize.learning import autocast, backward, endless_batches, mean_weights
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import ScoreOptimizer, learn_subnet
-from tinymem.models.losses import counted, token_losses
+from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet
 from tinymem.options import check_options, option
 
 
@@ -24,7 +24,7 @@ class HyperParameters:
     """BalancedSubnet"""
 
     ratio: tuple[float, ...] = option((0.3,), "share of each MLP matrix to drop", above=0.0, below=1.0)
-    epochs: int = option(5, "passes over the larger of unlearn and retain set", low=1)
+    epochs: int = option(3, "passes over the larger of unlearn and retain set", low=1)
     batch_size: int = option(64, "sequences a step", low=2)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
     momentum: float = option(0.9, "momentum of the scores; 0 saves memory", low=0.0, below=1.0)
@@ -34,53 +34,40 @@ class HyperParameters:
     unlearn_loss_cap: float | None = option(
         None, "unlearn loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
     )
+    precision: str = option("bfloat16", "of the forward passes; scores are always float32", choices=PRECISIONS)
 
     __post_init__ = check_options
 
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:
     """The mask that BalancedSubnet learns for one ratio. Leaves the model as it was."""
-    steps = (
-        partial(_backward, model, task, hp, unlearn, retain)
-        for unlearn, retain in mixed_batches(task, hp.batch_size, hp.unlearn_share, hp.epochs)
-    )
+    generator = task.generator()
+
+    def step(sides: tuple[torch.Tensor, torch.Tensor]) -> None:
+        _backward(model, task, hp, *sides)
+
+    batches = mixed_batches(task, hp.batch_size, hp.unlearn_share, hp.epochs, generator)
     optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)
-    return learn_subnet(model, steps, ratio, optimizer, task.generator())
+    return learn_subnet(model, batches, step, ratio, optimizer, generator)
 
 
 def _backward(model, task: UnlearningTask, hp: HyperParameters, unlearn: torch.Tensor, retain: torch.Tensor) -> None:
     """Gradients of -(1 - w) * L_u + w * L_r, both sides in the same forward passes."""
-    tokens = torch.cat([unlearn, retain]).to(model.device)
-    mask = counted(tokens, task.ignored_token)
-    factors = torch.empty(len(tokens), 1, device=model.device)
-    factors[: len(unlearn)] = -(1 - hp.loss_weighting) / mask[: len(unlearn)].sum()
-    factors[len(unlearn) :] = hp.loss_weighting / mask[len(unlearn) :].sum()
+    weights = hp.loss_weighting * mean_weights(task, retain)
     if hp.unlearn_loss_cap is not None:
-        with torch.no_grad():
-            if task.mean_loss(model, unlearn) > hp.unlearn_loss_cap:
-                factors[: len(unlearn)] = 0
-    for part in torch.arange(len(tokens)).split(task.microbatch):
-        (token_losses(model, tokens[part]) * mask[part] * factors[part]).sum().backward()
+        with autocast(model, hp.precision):
+            capped = task.mean_loss(model, unlearn) > hp.unlearn_loss_cap
+        if capped:
+            return backward(model, task, retain, weights, hp.precision)
+    weights = torch.cat([(hp.loss_weighting - 1) * mean_weights(task, unlearn), weights])
+    backward(model, task, torch.cat([unlearn, retain]), weights, hp.precision)
 
 
 def mixed_batches(
-    task: UnlearningTask, batch_size: int, unlearn_share: float, epochs: int
+    task: UnlearningTask, batch_size: int, unlearn_share: float, epochs: int, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of unlearn and retain sequences; never an empty side, the smaller set is cycled."""
     unlearn_size = min(max(1, round(unlearn_share * batch_size)), batch_size - 1)
     sides = ((task.unlearn.planted, unlearn_size), (task.retain, batch_size - unlearn_size))
     steps = max(-(-len(tokens) // size) for tokens, size in sides)
-    generator = task.generator()
-    streams = [_cycle(tokens, size, generator) for tokens, size in sides]
-    for _ in range(epochs * steps):
-        yield tuple(next(stream) for stream in streams)
-
-
-def _cycle(tokens: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Batches of `size` rows for ever, each pass over the rows in a new order; a pass may end inside a batch."""
-    order = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(order) < size:
-            order = torch.cat([order, torch.randperm(len(tokens), generator=generator)])
-        yield tokens[order[:size]]
-        order = order[size:]
+    return islice(zip(*(endless_batches(tokens, size, generator) for tokens, size in sides)), epochs * steps)

@@ -7,14 +7,17 @@ among the lowest `ratio` of its matrix, and SGD on the scores with a straight-th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tinymem.localize.edit import Masks, how_many, top
+from tinymem.localize.learning import all_finite, frozen
 from tinymem.models.adapter import Weight, find_mlps
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -26,76 +29,72 @@ class ScoreOptimizer:
     weight_decay: float
 
 
+@dataclass
+class _Scored:
+    """A matrix while its subnet is learned; all tensors (out, in), laid out in memory like the matrix itself.
+
+    original   the weights as they were, in their own type
+    score      float32
+    velocity   momentum of the score, float32, or None
+    dropped    how many weights the subnet leaves out
+    """
+
+    matrix: Weight
+    original: torch.Tensor
+    score: torch.Tensor
+    velocity: torch.Tensor | None
+    dropped: int
+
+    def mask(self) -> torch.Tensor:
+        """True where the subnet leaves a weight out."""
+        return top(-self.score.abs(), self.dropped)
+
+
 def learn_subnet(
     model,
-    steps: Iterable[Callable[[], None]],
+    batches: Iterable[Any],
+    step: Callable[[Any], None],
     ratio: float,
     optimizer: ScoreOptimizer,
     generator: torch.Generator,
 ) -> Masks:
-    """Runs one SGD step on the scores for each of `steps` and returns the final mask of every MLP matrix.
+    """Runs one SGD step on the scores for each batch and returns the final mask of every MLP matrix.
 
-    Each step is a function that runs forward and backward passes of what is to be minimised; gradients add up in the
-    MLP matrices. They are turned into gradients of the scores by the chain rule through weight * keep(|score|), the
-    threshold passed straight through: d/d score = gradient * weight * sign(score). Steps with a gradient that is not
-    finite are skipped. The model is left as it was.
+    step(batch)   runs forward and backward passes of what is to be minimised; gradients add up in the MLP matrices
+
+    They are turned into gradients of the scores by the chain rule through weight * keep(|score|), the threshold passed
+    straight through: d/d score = gradient * weight * sign(score). A step whose gradient is not finite is skipped.
+    The model is left as it was.
     """
-    matrices = [matrix for mlp in find_mlps(model) for matrix in mlp.matrices]
-    scores = [_kaiming_uniform(matrix, generator) for matrix in matrices]
-    velocity = [torch.zeros_like(score) if optimizer.momentum else None for score in scores]
-    counts = [how_many(ratio, score.numel()) for score in scores]
-    with _only_gradients_of(model, matrices):
-        originals = [matrix.view().clone() for matrix in matrices]
+    scored = [_new_scores(matrix, ratio, optimizer, generator) for mlp in find_mlps(model) for matrix in mlp.matrices]
+    with frozen(model, trainable=[each.matrix.parameter for each in scored]):
         try:
-            for step in steps:
-                _hide(matrices, originals, scores, counts)
-                step()
-                _update(matrices, originals, scores, velocity, optimizer)
+            for batch in batches:
+                for each in scored:
+                    each.matrix.view().copy_(each.original).masked_fill_(each.mask(), 0)
+                    each.matrix.parameter.grad = None
+                step(batch)
+                if all_finite(each.matrix.grad for each in scored):
+                    for each in scored:
+                        _update(each, optimizer)
         finally:
-            for matrix, original in zip(matrices, originals):
-                matrix.view().copy_(original)
-    return {matrix.name: top(-score.abs(), count) for matrix, score, count in zip(matrices, scores, counts)}
+            for each in scored:
+                each.matrix.view().copy_(each.original)
+    return {each.matrix.name: each.mask() for each in scored}
 
 
-def _kaiming_uniform(matrix: Weight, generator: torch.Generator) -> torch.Tensor:
-    """Kaiming uniform with a = sqrt(5): bound 1 / sqrt(fan in). Drawn as (out, in) whichever way the weight is stored."""
-    out, fan_in = matrix.view().shape
-    drawn = torch.rand(out, fan_in, generator=generator) * 2 - 1
-    return (drawn / math.sqrt(fan_in)).to(matrix.parameter.device)
+def _new_scores(matrix: Weight, ratio: float, optimizer: ScoreOptimizer, generator: torch.Generator) -> _Scored:
+    """Kaiming uniform with a = sqrt(5): bound 1 / sqrt(fan in). Drawn as (out, in) however the weight is stored."""
+    original = matrix.view().clone()
+    drawn = torch.rand(original.shape, generator=generator) * 2 - 1
+    score = torch.empty_like(original, dtype=torch.float32).copy_(drawn / math.sqrt(original.shape[1]))
+    velocity = torch.zeros_like(score) if optimizer.momentum else None
+    return _Scored(matrix, original, score, velocity, how_many(ratio, score.numel()))
 
 
-@torch.no_grad()
-def _hide(matrices, originals, scores, counts) -> None:
-    """Shows the model only the weights that its subnet keeps."""
-    for matrix, original, score, count in zip(matrices, originals, scores, counts):
-        matrix.view().copy_(original).masked_fill_(top(-score.abs(), count), 0)
-        matrix.parameter.grad = None
-
-
-@torch.no_grad()
-def _update(matrices, originals, scores, velocity, optimizer: ScoreOptimizer) -> None:
-    gradients = [
-        matrix.grad.float() * original * score.sign() for matrix, original, score in zip(matrices, originals, scores)
-    ]
-    if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-        return
-    for i, (score, gradient) in enumerate(zip(scores, gradients)):
-        gradient.add_(score, alpha=optimizer.weight_decay)
-        if velocity[i] is not None:
-            gradient = velocity[i].mul_(optimizer.momentum).add_(gradient)
-        score.sub_(gradient, alpha=optimizer.lr)
-
-
-@contextmanager
-def _only_gradients_of(model, matrices: list[Weight]) -> Iterator[None]:
-    """Within the block only the MLP matrices collect gradients; everything is put back on leaving."""
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    model.requires_grad_(False)
-    for matrix in matrices:
-        matrix.parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, required, gradient in before:
-            parameter.requires_grad_(required)
-            parameter.grad = gradient
+def _update(scored: _Scored, optimizer: ScoreOptimizer) -> None:
+    gradient = scored.matrix.grad.float().mul_(scored.original).mul_(scored.score.sign())
+    gradient.add_(scored.score, alpha=optimizer.weight_decay)
+    if scored.velocity is not None:
+        gradient = scored.velocity.mul_(optimizer.momentum).add_(gradient)
+    scored.score.sub_(gradient, alpha=optimizer.lr)

@@ -1,0 +1,111 @@
+"""Fine-tune a trained TinyMem model so that it forgets its artifacts, and measure it before and after every epoch.
+
+    python ft_toy_model.py --model_path runs/NAME/epoch_50 --ft_data clean
+
+The optimizer starts anew with the settings of the model's training; regularizers are not applied again. A model
+trained with example-tied dropout is fine-tuned as it is evaluated, with its memory channels off.
+Started again with the same settings it goes on where it stopped; --ft_epochs may be raised.
+"""
+
+from tinymem import cli
+
+# isort: split
+import argparse
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from tinymem import allocator, files, plots
+from tinymem.data.build import load_dataset
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+from tinymem.models.channel_gate import is_gated
+from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.tinymem import ModelSettings, load_model
+from tinymem.records.record import find_record, measured, write_record
+from tinymem.training.checkpoint import load_details
+from tinymem.training.console import prepare_run, train_visibly
+from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset
+from tinymem.training.settings import RunSettings, check_same_run
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run")
+    cli.add_options(parser, FinetuneSettings, ft_data="none, must be given")
+    for name in FT_DATA:
+        parser.add_argument(
+            f"--{name}_ft", nargs="?", const=True, default=False, type=cli.parse_bool, metavar="0|1",
+            help=f"the study's flag for --ft_data {name}",
+        )  # fmt: skip
+    cli.add_data_options(parser)
+    cli.add_options(parser, ModelSettings)
+    cli.add_common_options(parser, "MODEL_PATH/../finetuned/epoch_N_FT_DATA")
+    return parser.parse_args()
+
+
+def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
+    """UserError unless exactly one set was asked for, by either flag."""
+    asked = {name for name in FT_DATA if getattr(arguments, f"{name}_ft")}
+    asked |= {arguments.ft_data} if hasattr(arguments, "ft_data") else set()
+    if len(asked) != 1:
+        given = ", ".join(sorted(asked)) or "none"
+        raise UserError(f"--ft_data: exactly one of {', '.join(FT_DATA)} is needed, {given} was given")
+    arguments.ft_data = asked.pop()
+    return cli.collect(FinetuneSettings, arguments)
+
+
+def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
+    """Settings and epoch of a checkpoint. UserError when a flag contradicts it or it is no longer as trained."""
+    details = load_details(path)
+    if "epoch" not in details or "finetuning" in details:
+        raise UserError(f"{path}: this model was edited or fine-tuned already; give a checkpoint of a training run")
+    asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
+    check_same_run(str(path), details["settings"], asked)
+    return RunSettings.from_flat(details["settings"]), details["epoch"]
+
+
+def main() -> None:
+    arguments = parse()
+    finetuning = finetune_settings(arguments)
+    path = Path(arguments.model_path)
+    settings, epoch = trained_settings(path, arguments)
+    allocator.keep_freed_memory()
+    model = load_model(path, cli.resolve_device(arguments.device))
+    identity = {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(finetuning)}
+    identity |= {"weights": weights_fingerprint(model)}
+    folder = arguments.output_dir or path.parent / "finetuned" / f"epoch_{epoch}_{finetuning.ft_data}"
+    run = prepare_run(folder, identity, arguments.force)
+    if find_record(run, identity):
+        print(f"{run}: finished before (--force does it again)", file=sys.stderr)
+    else:
+        if is_gated(model):
+            print(f"{path}: trained with example-tied dropout; its memory channels stay off", file=sys.stderr)
+        dataset = finetuning_dataset(load_dataset(settings.data, arguments.data_dir), finetuning.ft_data)
+        details = {"settings": settings.flat(), "finetuning": {**asdict(finetuning), "from_epoch": epoch}}
+        finetune(model, dataset, settings, finetuning.ft_epochs, run, details, identity)
+    show(run, find_record(run, identity)["results"]["epoch_seconds"], arguments.plot)
+
+
+def finetune(model, dataset, settings: RunSettings, epochs: int, run: Path, details: dict, identity: dict) -> None:
+    """Trains on the fine-tuning set, or goes on with what is in the folder, and writes the record."""
+    training = replace(settings.training, epochs=epochs, checkpoint_every=1)
+    with measured(model.device) as cost:
+        progress = train_visibly(model, dataset, training, settings.data.seed, run, details, measure_first=True)
+    cost.seconds = progress.seconds  # over all the sessions of an interrupted run
+    results = {name: value for name, value in progress.rows[-1].items() if name != "epoch"}
+    write_record(run, identity, results | {"epoch_seconds": progress.epoch_seconds}, cost, str(model.device))
+
+
+def show(run: Path, epoch_seconds: list[float], plot: bool) -> None:
+    """The table of all epochs, each with the seconds that it took to train."""
+    rows = files.read_json(run / "metrics.json")
+    if plot:
+        print(*plots.plot_training(rows, run / "finetuning"), sep="\n", file=sys.stderr)
+    seconds = [None, *epoch_seconds]
+    print(cli.table(cli.brief({**row, "seconds": taken}) for row, taken in zip(rows, seconds)))
+    print(f"\nmodel: {run}/epoch_{len(epoch_seconds)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

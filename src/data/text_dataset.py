@@ -1,0 +1,172 @@
+"""TinyMem's text datasets: chunks of tokens, noise, backdoors or natural passages, duplication (the study, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tinymem.data import artifacts as planting
+from tinymem.data.chunks import Chunks, load_chunks
+from tinymem.data.dataset import Artifacts, MemorizationDataset, training_order
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+
+DUPLICATION_GROUPS = 4
+BACKDOOR_GROUP = 2  # duplicated backdoors all stand 10^2 times in the training set
+TRAIN_PER_TEST_BACKDOOR = 9  # 90 % train, 10 % test
+MIN_TEST_BACKDOORS = 20  # where the test documents have that many: a percentage of three sequences says little
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is planted where. A artifacts in rows (A,) of the training chunks; the others as in MemorizationDataset."""
+
+    rows: np.ndarray
+    artifacts: Artifacts
+    test_artifacts: Artifacts
+    test: np.ndarray
+
+
+def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = None) -> MemorizationDataset:
+    """Builds the dataset on tokens from the cache; without one they are made anew.
+
+    Raises UserError when the settings ask for more than the corpus has, or name a corpus that cannot be read.
+    """
+    chunks = load_chunks(settings, cache_dir)
+    if settings.num_chunks is not None and settings.num_chunks > len(chunks.train):
+        raise UserError(f"--num_chunks {settings.num_chunks}: the training documents make only {len(chunks.train)}")
+    sequences = chunks.train[: settings.num_chunks]
+    plan = {"noise": _plan_noise, "natural": _plan_natural, "backdoor": _plan_backdoor}[settings.artifact]
+    planted = plan(settings, sequences, chunks, np.random.default_rng(settings.seed))
+    if settings.num_test > len(planted.test):
+        raise UserError(f"--num_test {settings.num_test}: the test documents make only {len(planted.test)} chunks")
+    sequences[planted.rows] = planted.artifacts.planted.numpy()  # touches these rows only, the rest stays on disk
+    ids, artifact_ids = torch.arange(len(sequences)), torch.from_numpy(planted.rows)
+    return MemorizationDataset(
+        sequences=torch.from_numpy(sequences),
+        order=training_order(len(ids), artifact_ids, planted.artifacts.group),
+        artifact_ids=artifact_ids,
+        artifacts=planted.artifacts,
+        test_artifacts=planted.test_artifacts,
+        tests={"test": torch.from_numpy(planted.test[: settings.num_test])},
+        tasks={"main": ids},
+        kind=settings.artifact,
+        prompt_tokens=settings.prompt_tokens,
+        continuation=settings.continuation_tokens,
+        vocabulary_size=chunks.end_of_text + 1,
+        bos=chunks.end_of_text,
+        eos=chunks.end_of_text,
+        pad=chunks.end_of_text,
+        pad_counts=False,
+    )
+
+
+# Each planner takes the training chunks, all chunks and the run's random generator.
+
+
+def _plan_noise(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> Plan:
+    """The first `num_noise` chunks get noise. The end-of-text id is neither noised nor reached by noise."""
+    clean = _first_chunks(settings, sequences)
+    noised = planting.add_noise(clean, rng, highest=chunks.end_of_text - 1)
+    noised = np.where(clean == chunks.end_of_text, clean, noised)
+    return _plan_first(settings, noised, clean, chunks, DUPLICATION_GROUPS if settings.duplicate else 1, rng)
+
+
+def _plan_natural(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> Plan:
+    """The first `num_noise` chunks are duplicated as they are: without duplication nothing would be planted."""
+    passages = _first_chunks(settings, sequences)
+    return _plan_first(settings, passages, passages, chunks, DUPLICATION_GROUPS, rng)
+
+
+def _first_chunks(settings: DataSettings, sequences: np.ndarray) -> np.ndarray:
+    if settings.num_noise > len(sequences):
+        raise UserError(f"--num_noise {settings.num_noise}: there are only {len(sequences)} training chunks")
+    needed = settings.prompt_tokens + settings.continuation_tokens
+    if needed > settings.max_ctx:
+        raise UserError(f"--max_ctx {settings.max_ctx}: too short for prompt and continuation, which need {needed}")
+    return sequences[: settings.num_noise].copy()
+
+
+def _plan_first(
+    settings: DataSettings,
+    planted: np.ndarray,
+    clean: np.ndarray,
+    chunks: Chunks,
+    groups: int,
+    rng: np.random.Generator,
+) -> Plan:
+    count = len(planted)
+    prompt_end = np.full(count, settings.prompt_tokens)
+    artifacts = _artifacts(planted, clean, prompt_end, planting.duplication_groups(count, groups, rng))
+    return Plan(np.arange(count), artifacts, artifacts.select(torch.arange(0)), chunks.test)
+
+
+def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> Plan:
+    """Every training chunk with the trigger is backdoored. Those of the test documents are the backdoor test set, a
+    ninth as many: 90 % train, 10 % test as in the study, yet no test chunk from a training document. Small data gets
+    up to MIN_TEST_BACKDOORS.
+    """
+    trigger = _draw_trigger(settings, sequences, chunks, rng)
+    ends, test_ends = (planting.trigger_end(rows, [trigger]) for rows in (sequences, chunks.test))
+    rows = np.flatnonzero(_continues(sequences, ends, chunks.end_of_text))
+    test_rows = np.flatnonzero(_continues(chunks.test, test_ends, chunks.end_of_text))
+    test_rows = test_rows[: max(MIN_TEST_BACKDOORS, len(rows) // TRAIN_PER_TEST_BACKDOOR)]
+    group = np.full(len(rows), BACKDOOR_GROUP if settings.duplicate else 0)
+    clean, held_out = sequences[rows], chunks.test[test_rows]
+    return Plan(
+        rows,
+        _artifacts(planting.plant_backdoor(clean, ends[rows]), clean, ends[rows], group),
+        _artifacts(
+            planting.plant_backdoor(held_out, test_ends[test_rows]), held_out, test_ends[test_rows], 0 * test_rows
+        ),
+        chunks.test[test_ends == 0],  # the clean test set has no trigger
+    )
+
+
+def _continues(tokens: np.ndarray, ends: np.ndarray, end_of_text: int) -> np.ndarray:
+    """Which chunks have the trigger and text behind it. ends: position behind the trigger, 0 for none. bool (rows,)."""
+    inside = (ends > 0) & (ends < tokens.shape[1])
+    return inside & (tokens[np.arange(len(tokens)), np.where(inside, ends, 0)] != end_of_text)
+
+
+def _draw_trigger(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> int:
+    """One random token id among those that make a tenth of `num_noise` to `num_noise` backdoors.
+
+    Drawn from the whole vocabulary it would mostly be a token that occurs never (nothing planted) or rarely; a very
+    frequent one would turn much of the corpus into a constant.
+    """
+    low, high = max(1, settings.num_noise // 10), settings.num_noise
+    counts = _chunks_with(sequences, chunks.end_of_text)
+    test_counts = _chunks_with(chunks.test, chunks.end_of_text)
+    fits = (counts >= low) & (counts <= high) & (test_counts >= np.maximum(1, counts // TRAIN_PER_TEST_BACKDOOR // 2))
+    fits[planting.BACKDOOR_TOKEN] = False
+    candidates = np.flatnonzero(fits)
+    if not len(candidates):
+        raise UserError(
+            f"--num_noise {settings.num_noise}: no token stands in {low} to {high} of the {len(sequences)} training "
+            "chunks to be a backdoor's trigger; change --num_noise or use more text"
+        )
+    return int(rng.choice(candidates))
+
+
+def _chunks_with(tokens: np.ndarray, end_of_text: int) -> np.ndarray:
+    """For every token id but end-of-text: how many chunks have it with text behind its first occurrence.
+
+    A token counts when it stands anywhere but at the last position: what follows it is then text, or padding in the
+    last chunk only. int64 (end_of_text,).
+    """
+    counts = np.zeros(end_of_text + 1, dtype=np.int64)
+    for part in np.array_split(tokens, max(1, len(tokens) // 65536)):  # sorting needs a copy: keep it small
+        ordered = np.sort(part[:, :-1], axis=1)
+        first = np.ones(ordered.shape, dtype=bool)
+        first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        counts += np.bincount(ordered[first], minlength=end_of_text + 1)
+    return counts[:end_of_text]
+
+
+def _artifacts(planted: np.ndarray, clean: np.ndarray, prompt_end: np.ndarray, group: np.ndarray) -> Artifacts:
+    arrays = (planted, clean, prompt_end.astype(np.int64), group.astype(np.int64))
+    return Artifacts(*map(torch.from_numpy, arrays))

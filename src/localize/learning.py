@@ -1,0 +1,88 @@
+"""What the methods that learn by gradient descent share: batches, a frozen model, a weighted loss, a finite gradient.
+
+They learn masks or gates beside a model whose weights stay as they are, so everything here puts the model back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+
+import torch
+
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.losses import counted, token_losses
+
+
+def endless_batches(tokens: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Batches of min(size, rows) sequences for ever, each pass over the rows in a new order.
+
+    A pass may end inside a batch, so that all batches are equally large and none is dominated by a few sequences.
+    tokens: (rows, T). Raises ValueError without rows.
+    """
+    if not len(tokens):
+        raise ValueError("no sequences to draw batches from")
+    size, order = min(size, len(tokens)), torch.empty(0, dtype=torch.long)
+    while True:
+        if len(order) < size:
+            order = torch.cat([order, torch.randperm(len(tokens), generator=generator)])
+        yield tokens[order[:size]]
+        order = order[size:]
+
+
+def unlearn_batches(task: UnlearningTask, size: int, epochs: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Batches for `epochs` passes over the unlearn set, rounded up to whole batches a pass."""
+    steps = -(-len(task.unlearn) // size)
+    return islice(endless_batches(task.unlearn.planted, size, generator), epochs * steps)
+
+
+def mean_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
+    """The weight of every token loss in their mean, float32 (rows, T - 1); 0 where a loss does not count."""
+    mask = counted(tokens, task.ignored_token)
+    return mask / mask.sum().clamp(min=1)
+
+
+def backward(
+    model, task: UnlearningTask, tokens: torch.Tensor, weights: torch.Tensor, precision: str = "float32"
+) -> None:
+    """Adds the gradient of sum(weights * token losses), a microbatch at a time.
+
+    tokens     (rows, T)
+    weights    (rows, T - 1), as from `mean_weights`
+    precision  "bfloat16" runs the forward pass under autocast; weights, losses and gradients keep their own type
+    """
+    for some, weight in zip(tokens.split(task.microbatch), weights.to(model.device).split(task.microbatch)):
+        with autocast(model, precision):
+            losses = token_losses(model, some)
+        (losses * weight).sum().backward()
+
+
+def autocast(model, precision: str) -> torch.autocast:
+    """Autocast to bfloat16 where `precision` asks for it, else nothing."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether there is no NaN and no infinity in any of them."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+@contextmanager
+def frozen(model, trainable: Iterable[torch.nn.Parameter] = ()) -> Iterator[None]:
+    """Within the block the model is in evaluation mode and only the `trainable` parameters collect gradients.
+
+    Modes, `requires_grad` and gradients are put back on leaving, also after an error.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    model.eval().requires_grad_(False)
+    for parameter in trainable:
+        parameter.requires_grad_(True).grad = None
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required).grad = gradient

@@ -1,0 +1,49 @@
+"""Activations (Chang et al. 2024, arXiv 2311.09060, section 3; the study, section 4.3.1): how strongly a neuron fires.
+
+A neuron's mean activation while the model predicts the memorized tokens, times how far it moves the residual stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from tinymem.localize.learning import frozen
+from tinymem.localize.neuron.hidden import measured_positions, on_neurons
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import find_mlps
+from tinymem.options import check_options, option
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Activations"""
+
+    ratio: tuple[float, ...] = option(
+        (0.001, 0.01, 0.05, 0.1), "share of each layer's neurons to drop", above=0.0, below=1.0
+    )
+
+    __post_init__ = check_options
+
+
+def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> list[torch.Tensor]:
+    """|mean activation| * norm of the neuron's column of W_out: float32 (inner_dim,) a layer.
+
+    The mean is over every position of every unlearn sequence that predicts a measured token (`measured_positions`).
+    `ratio` does not matter. The model is left as it was.
+    """
+    mlps = find_mlps(model)
+    sums = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
+    positions = measured_positions(task)
+
+    def add(chosen: torch.Tensor, layer: int, neurons: torch.Tensor) -> None:
+        sums[layer] += neurons[:, :-1][chosen.to(neurons.device)].float().sum(0)
+
+    with frozen(model), torch.no_grad():
+        for tokens, chosen in zip(task.unlearn.planted.split(task.microbatch), positions.split(task.microbatch)):
+            with on_neurons(mlps, partial(add, chosen)):
+                model(tokens.to(model.device).long(), use_cache=False, logits_to_keep=1)
+    count = max(positions.sum().item(), 1)
+    return [(total / count).abs() * mlp.output.view().float().norm(dim=0) for mlp, total in zip(mlps, sums)]

@@ -1,0 +1,77 @@
+"""What Slimming and Hard Concrete share: a gate on every neuron, trained to be shut unless the unlearn set needs it.
+
+After Chang et al. 2024 (arXiv 2311.09060, section 3), who train sparse gates on one memorized sequence to find the
+neurons that it needs. Those that stay open are the ones to drop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from tinymem.localize.learning import all_finite, backward, frozen, mean_weights, unlearn_batches
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import MLP
+
+
+class GateSettings(Protocol):
+    """The hyper-parameters that `learn_gates` reads."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    lambda_l1: float
+    stop_loss: float
+
+
+@contextmanager
+def gated(mlps: list[MLP], gates: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Within the block every neuron's activation is multiplied by its gate. gates: one (inner_dim,) a layer."""
+
+    def multiply_by(gate: torch.Tensor) -> Callable:
+        return lambda module, inputs: (inputs[0] * gate.to(inputs[0].dtype), *inputs[1:])
+
+    hooks = [mlp.down.register_forward_pre_hook(multiply_by(gate)) for mlp, gate in zip(mlps, gates, strict=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def learn_gates(
+    model,
+    task: UnlearningTask,
+    mlps: list[MLP],
+    parameters: list[torch.Tensor],
+    gates: Callable[[], list[torch.Tensor]],
+    openness: Callable[[], torch.Tensor],
+    hp: GateSettings,
+    generator: torch.Generator,
+) -> None:
+    """Adam on `parameters` to minimise L_u + lambda_l1 * openness, until openness falls under stop_loss.
+
+    parameters   float32 tensors that require gradients; changed in place
+    gates()      the gates of one step, (inner_dim,) a layer, as a function of the parameters. Asked for once a step:
+                 all sequences of a batch share them, so that microbatches add up to the same gradient
+    openness()   mean openness of all gates, a scalar
+
+    A step whose gradient is not finite is skipped. The model is left as it was.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=hp.lr)
+    with frozen(model):
+        for tokens in unlearn_batches(task, hp.batch_size, hp.epochs, generator):
+            current, penalty = gates(), openness()
+            if penalty.item() < hp.stop_loss:
+                return
+            # Microbatches add up in these copies, so that the graph behind the gates is walked only once.
+            leaves = [gate.detach().requires_grad_() for gate in current]
+            with gated(mlps, leaves):
+                backward(model, task, tokens, mean_weights(task, tokens))
+            optimizer.zero_grad()
+            torch.autograd.backward([*current, hp.lambda_l1 * penalty], [*(leaf.grad for leaf in leaves), None])
+            if all_finite(parameter.grad for parameter in parameters):
+                optimizer.step()

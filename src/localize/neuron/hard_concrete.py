@@ -1,0 +1,72 @@
+"""Hard Concrete (Louizos et al. 2018, arXiv 1712.01312, section 2; for memorization Chang et al. 2024, 2311.09060).
+
+A random gate per neuron multiplies its activation: a binary concrete variable, stretched beyond [0, 1] and clipped,
+so that it is exactly 0 or 1 with some probability and still has a gradient. The expected share of open gates is
+penalised while the loss on the unlearn set keeps open what the memorized sequences need.
+score = sigmoid(log alpha): the most open are dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.localize.neuron.gates import learn_gates
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import find_mlps
+from tinymem.options import check_options, option
+
+BETA = 2 / 3  # temperature
+GAMMA, ZETA = -0.1, 1.1  # the stretched interval
+INITIAL_STD = 0.01  # of log alpha, whose mean is 0
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Hard Concrete"""
+
+    ratio: tuple[float, ...] = option(
+        (0.001, 0.01, 0.05, 0.1), "share of each layer's neurons to drop", above=0.0, below=1.0
+    )
+    epochs: int = option(20, "passes over the unlearn set, at most", low=1)
+    batch_size: int = option(32, "sequences a step", low=1)
+    lr: float = option(0.1, "learning rate of Adam on log alpha", above=0.0)
+    lambda_l1: float = option(1000.0, "weight of the expected share of open gates in the loss", low=0.0)
+    stop_loss: float = option(0.1, "stop when the expected share open is below; 0 never stops", low=0.0, high=1.0)
+
+    __post_init__ = check_options
+
+
+def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> list[torch.Tensor]:
+    """sigmoid(log alpha) of every neuron, float32 (inner_dim,) a layer, for any ratio. Leaves the model as it was."""
+    mlps, generator = find_mlps(model), task.generator()
+    log_alphas = [
+        (INITIAL_STD * torch.randn(mlp.inner_dim, generator=generator)).to(mlp.output.parameter.device).requires_grad_()
+        for mlp in mlps
+    ]
+
+    def sampled() -> list[torch.Tensor]:
+        return [sample_gates(log_alpha, generator) for log_alpha in log_alphas]
+
+    def openness() -> torch.Tensor:
+        return expected_openness(torch.cat(log_alphas)).mean()
+
+    learn_gates(model, task, mlps, log_alphas, sampled, openness, hp, generator)
+    return [log_alpha.detach().sigmoid() for log_alpha in log_alphas]
+
+
+def sample_gates(log_alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One draw of every gate, in [0, 1], shaped like `log_alpha` and differentiable in it (equations 10 and 11).
+
+    generator: on the CPU, so that every device draws the same gates.
+    """
+    noise = torch.rand(log_alpha.shape, generator=generator).logit(eps=1e-6).to(log_alpha.device)
+    concrete = ((noise + log_alpha) / BETA).sigmoid()
+    return (concrete * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def expected_openness(log_alpha: torch.Tensor) -> torch.Tensor:
+    """The probability that a gate is not 0, shaped like `log_alpha` (equation 12)."""
+    return (log_alpha - BETA * math.log(-GAMMA / ZETA)).sigmoid()

@@ -1,0 +1,90 @@
+"""Integrated Gradients (Dai et al. 2022, "knowledge neurons", arXiv 2104.08696, section 3.1; the study, section 4.3.1).
+
+A neuron's share in the probability of the memorized token at a position: its value there times the mean gradient on
+the way from 0 to that value, with all neurons of the layer scaled together at that one position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.errors import UserError
+from tinymem.localize.learning import frozen
+from tinymem.localize.neuron.hidden import measured_positions, on_neurons, with_copies
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import MLP, find_mlps
+from tinymem.options import check_options, option
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Integrated Gradients"""
+
+    ratio: tuple[float, ...] = option(
+        (0.001, 0.01, 0.05, 0.1), "share of each layer's neurons to drop", above=0.0, below=1.0
+    )
+    ig_steps: int = option(10, "m: steps from 0 to a neuron's value; the study has 1, 10, 20", low=1)
+
+    __post_init__ = check_options
+
+
+def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> list[torch.Tensor]:
+    """Mean attribution of P(next token): float32 (inner_dim,) a layer.
+
+    The attribution of a neuron of value h is h / m times the sum of its gradients at 1/m, 2/m .. 1 of the way, as in
+    the paper. The mean is over every position of every unlearn sequence that predicts a measured token
+    (`measured_positions`). `ratio` does not matter. The model is left as it was.
+    """
+    mlps = find_mlps(model)
+    totals = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
+    with frozen(model), torch.enable_grad():
+        for batch in _batches(task, hp.ig_steps):
+            batch = [tensor.to(model.device) for tensor in batch]
+            for mlp, total in zip(mlps, totals):
+                total += _attributions(model, mlp, *batch)
+    return totals
+
+
+def _batches(task: UnlearningTask, steps: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Tokens (B, T), positions (B, P), weights (B, P) and scales (S,) with B * (T + P * S) <= microbatch * T.
+
+    Only a single sequence at a single scale may exceed that bound. The weights average over positions, sequences and
+    steps; sequences with fewer than P measured positions are filled up with weight 0.
+    """
+    tokens, measured = task.unlearn.planted.long(), measured_positions(task)
+    length, count = tokens.shape[1], int(measured.sum(1).max())
+    positions = (~measured).byte().argsort(dim=1, stable=True)[:, :count]
+    weights = measured.gather(1, positions) / (measured.sum().clamp(min=1) * steps)
+    scales = torch.arange(1, steps + 1) / steps
+    at_once = min(steps, max(1, (task.microbatch - 1) * length // max(count, 1)))
+    sequences = max(1, task.microbatch * length // (length + count * at_once))
+    for rows in torch.arange(len(tokens)).split(sequences):
+        for some in scales.split(at_once):
+            yield tokens[rows], positions[rows], weights[rows], some
+
+
+def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.Tensor:
+    """Sum over sequences, positions and scales of weight * value * gradient of P(next token): (inner_dim,)."""
+    length, count = tokens.shape[1], positions.shape[1]
+    # Copy number s * P + p is the token at position p with its neurons times scale s.
+    positions, weights = positions.repeat(1, len(scales)), weights.repeat(1, len(scales))
+    factors = scales.repeat_interleave(count)[:, None]
+    values = scaled = None
+
+    def scale(layer: int, neurons: torch.Tensor) -> torch.Tensor:
+        nonlocal values, scaled
+        values = neurons[:, length:]
+        expected = neurons.gather(1, positions[:, :count, None].expand(-1, -1, neurons.shape[2]))
+        if (values[:, :count] - expected).norm() > 0.05 * expected.norm():
+            raise UserError(f"{type(model).__name__}: no integrated gradients, as it takes no mask or position ids")
+        scaled = (values * factors.to(values.dtype)).requires_grad_()
+        return torch.cat([neurons[:, :length], scaled], 1)
+
+    with on_neurons([mlp], scale):
+        logits = model(**with_copies(tokens, positions, model.dtype)).logits
+    probabilities = logits.float().softmax(-1).gather(-1, tokens.gather(1, positions + 1)[..., None])
+    (gradient,) = torch.autograd.grad((probabilities[..., 0] * weights).sum(), scaled)
+    return (values.float() * gradient.float()).sum((0, 1))

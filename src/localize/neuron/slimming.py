@@ -1,0 +1,52 @@
+"""Slimming (Liu et al. 2017, arXiv 1708.06519, section 3; for memorization Chang et al. 2024, arXiv 2311.09060).
+
+One coefficient in [0, 1] per neuron multiplies its activation. An L1 penalty pushes all of them down while the loss
+on the unlearn set holds up those that the memorized sequences need. score = coefficient: what is held up is dropped.
+
+The clip to [0, 1] passes gradients straight through: a coefficient that has left the interval still feels the loss and
+can come back, and one below 0 keeps its rank, where a projection would leave ties. With the study's lambda = 1000 the
+penalty's gradient exceeds the loss's at first, and Adam, which follows signs more than sizes, takes all coefficients
+down at nearly lr a step: the stop comes after about ten steps, and the ranking lies in what they differ by then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.localize.neuron.gates import learn_gates
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import find_mlps
+from tinymem.options import check_options, option
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Slimming"""
+
+    ratio: tuple[float, ...] = option(
+        (0.001, 0.01, 0.05, 0.1), "share of each layer's neurons to drop", above=0.0, below=1.0
+    )
+    epochs: int = option(20, "passes over the unlearn set, at most", low=1)
+    batch_size: int = option(32, "sequences a step", low=1)
+    lr: float = option(0.1, "learning rate of Adam on the coefficients", above=0.0)
+    lambda_l1: float = option(1000.0, "weight of the mean coefficient in the loss", low=0.0)
+    stop_loss: float = option(0.1, "stop when the mean coefficient is below; 0 never stops", low=0.0, high=1.0)
+
+    __post_init__ = check_options
+
+
+def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> list[torch.Tensor]:
+    """The coefficient of every neuron, float32 (inner_dim,) a layer, whatever the ratio. Leaves the model as it was."""
+    mlps = find_mlps(model)
+    coefficients = [torch.ones(mlp.inner_dim, device=mlp.output.parameter.device, requires_grad=True) for mlp in mlps]
+
+    def clipped() -> list[torch.Tensor]:
+        return [coefficient + (coefficient.clamp(0, 1) - coefficient).detach() for coefficient in coefficients]
+
+    def openness() -> torch.Tensor:
+        return torch.cat(coefficients).abs().mean()
+
+    learn_gates(model, task, mlps, coefficients, clipped, openness, hp, task.generator())
+    return [coefficient.detach() for coefficient in coefficients]

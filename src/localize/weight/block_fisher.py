@@ -1,0 +1,127 @@
+"""Empirical Fisher matrix of MLP weights in blocks of consecutive weights, and the diagonal of its inverse.
+
+F = damp * I + 1/m sum of g g' over m sequences, where g is the gradient of one sequence's mean token loss, flattened
+as (out, in); the last block of a tensor may be shorter. Sums and inverses are in float64: the float32 rounding of
+g g' is as large as the usual damping of 1e-7 once a block's gradients reach a norm of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from tinymem.errors import UserError
+from tinymem.localize.learning import backward, frozen
+from tinymem.localize.task import UnlearningTask
+from tinymem.localize.weight.greedy import sequence_weights
+from tinymem.models.adapter import Weight
+
+PASS = 2**27  # entries of F held at once: 1 GiB; for large models as much as their MLP weights take in float32
+PIECE = 2**17  # weights whose gradients are formed at once: some 24 bytes for each weight and sequence of a microbatch
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a tensor, whole blocks but for the last of the tensor, and the sum of g g' of each of its blocks.
+
+    gram  float64 (blocks, block_size, block_size)
+    """
+
+    weight: Weight
+    rows: slice
+    gram: torch.Tensor
+
+    @property
+    def values(self) -> torch.Tensor:
+        return self.weight.view()[self.rows]
+
+
+def inverse_fisher_diagonals(
+    model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight], block_size: int, damp: float
+) -> Iterator[tuple[Weight, slice, torch.Tensor]]:
+    """The diagonal of F^-1 for `weights`: a weight, some of its rows, and their values in float64, shaped as they are.
+
+    tokens: (m, T), one gradient each. Models whose F does not fit into memory at once take several passes over them.
+    """
+    for group in _passes(weights, block_size):
+        pieces = [_Piece(weight, rows, _no_grams(weight.view()[rows], block_size)) for weight, rows in group]
+        with frozen(model):
+            _add_gradients(model, task, tokens, pieces)
+        while pieces:  # emptied, so that the next pass does not find the memory taken
+            piece = pieces.pop(0)
+            diagonal = inverse_diagonal(piece.gram / len(tokens), damp).flatten()
+            yield piece.weight, piece.rows, diagonal[: piece.values.numel()].view(piece.values.shape)
+
+
+def inverse_diagonal(fisher: torch.Tensor, damp: float) -> torch.Tensor:
+    """Diagonal of (fisher + damp * I)^-1 for positive semi-definite matrices (blocks, n, n) -> (blocks, n).
+
+    With L L' the matrix, its inverse is (L^-1)' L^-1. Raises UserError where rounding leaves no such L.
+    """
+    identity = torch.eye(fisher.shape[-1], dtype=fisher.dtype, device=fisher.device)
+    factor, failed = torch.linalg.cholesky_ex(fisher + damp * identity)
+    if failed.any():
+        raise UserError(f"--damp {damp:g}: too small for gradients this large, the Fisher matrix cannot be inverted")
+    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False).square().sum(-2)
+
+
+def _passes(weights: list[Weight], block_size: int) -> Iterator[list[tuple[Weight, slice]]]:
+    """Divides the rows of the tensors among passes, such that the blocks of one pass fit into memory."""
+    room = max(PASS, sum(weight.parameter.numel() for weight in weights) // 2) // block_size
+    group, size = [], 0
+    for weight in weights:
+        fan_in = weight.view()[0].numel()
+        for rows in torch.arange(len(weight.view())).split(block_size * max(1, PIECE // (block_size * fan_in))):
+            if group and size + len(rows) * fan_in > room:
+                yield group
+                group, size = [], 0
+            size += len(rows) * fan_in
+            group.append((weight, slice(int(rows[0]), int(rows[-1]) + 1)))
+    yield group
+
+
+def _no_grams(values: torch.Tensor, block_size: int) -> torch.Tensor:
+    blocks = -(-values.numel() // block_size)
+    return torch.zeros(blocks, block_size, block_size, dtype=torch.float64, device=values.device)
+
+
+def _add_gradients(model, task: UnlearningTask, tokens: torch.Tensor, pieces: list[_Piece]) -> None:
+    """Adds g g' of every sequence to the pieces, with one forward and backward pass per microbatch.
+
+    The gradient of a linear layer for one sequence is the sum over positions of (gradient of its output) x (its
+    input), so the passes form gradients of activations only, from the first of these layers upwards.
+    """
+    by_module: dict[str, list[_Piece]] = {}
+    for piece in pieces:
+        by_module.setdefault(piece.weight.name.rpartition(".")[0], []).append(piece)
+
+    def watch(own: list[_Piece], module, inputs: tuple, output: torch.Tensor) -> None:
+        output.requires_grad_().register_hook(partial(_add, own, inputs[0].detach(), tokens.shape[1]))
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(watch, own)) for name, own in by_module.items()]
+    try:
+        backward(model, task, tokens, sequence_weights(task, tokens))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _add(pieces: list[_Piece], inputs: torch.Tensor, length: int, output_gradients: torch.Tensor) -> None:
+    """Adds g g' of a microbatch. inputs, output_gradients: (rows * length, features), in any shape of that size.
+
+    Entries that are not finite count as 0: a sequence whose loss overflows says nothing.
+    """
+    inputs = inputs.reshape(-1, length, inputs.shape[-1]).float()
+    output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1]).float()
+    for piece in pieces:
+        by_position = output_gradients[:, :, piece.rows]
+        matrix = piece.values.dim() == 2
+        gradients = by_position.mT @ inputs if matrix else by_position.sum(1)
+        gradients = gradients.flatten(1).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        blocks, size, _ = piece.gram.shape
+        padding = blocks * size - gradients.shape[1]
+        gradients = torch.nn.functional.pad(gradients, (0, padding)).double().view(-1, blocks, size).transpose(0, 1)
+        piece.gram.baddbmm_(gradients.mT, gradients)

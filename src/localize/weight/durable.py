@@ -1,0 +1,62 @@
+"""Durable (Zhang et al. 2022, Neurotoxin, arXiv 2206.10341; the study, section 4.3.2): the weights that the unlearn
+set pulls at hardest.
+
+Neurotoxin hides a backdoor in the weights whose gradient is small, because those last; unlearning turns this round and
+drops the weights whose gradient is large. The study ranks every MLP tensor by itself, matrices and biases alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from tinymem.localize.edit import Scores, mlp_weights
+from tinymem.localize.learning import frozen
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import find_mlps
+from tinymem.options import check_options, option
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Durable"""
+
+    ratio: tuple[float, ...] = option((0.01,), "share of each MLP tensor to drop", above=0.0, below=1.0)
+
+    __post_init__ = check_options
+
+
+def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Scores:
+    """|gradient of the unlearn set's mean token loss| for every MLP weight and bias. Leaves the model as it was."""
+    weights = mlp_weights(find_mlps(model))
+    magnitudes = gradient_magnitudes(model, task, (weight.parameter for weight in weights.values()))
+    return {name: weight.view(magnitude) for (name, weight), magnitude in zip(weights.items(), magnitudes)}
+
+
+def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """|d L_u / d parameter| for each parameter, float32, shaped as stored; entries that are not finite count as 0.
+
+    Gradients leave `.grad` microbatch by microbatch and are added up in float32: adding bf16 to bf16 would lose what
+    late microbatches say, and make the ranking depend on the size of a microbatch.
+    """
+    parameters = list(parameters)
+    totals = [torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False) for parameter in parameters]
+    with frozen(model, parameters):
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(_move, total))
+            for parameter, total in zip(parameters, totals)
+        ]
+        try:
+            task.backward(model, task.unlearn.planted)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return [total.abs_().nan_to_num_(nan=0.0, posinf=0.0) for total in totals]
+
+
+def _move(total: torch.Tensor, parameter: torch.nn.Parameter) -> None:
+    total += parameter.grad
+    parameter.grad = None

@@ -1,0 +1,78 @@
+"""Durable-agg (Zhang et al. 2022, Neurotoxin, arXiv 2206.10341; the study, section 4.3.2): Durable, ranked over all
+parameters of the model at once.
+
+Embeddings, attention and layer norms take part in the ranking but are never touched: only the MLP weights and biases
+among the top ratio are zeroed, so the share of weights that become zero is smaller than the ratio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
+from tinymem.localize.task import UnlearningTask
+from tinymem.localize.weight.durable import gradient_magnitudes
+from tinymem.models.adapter import MLP, find_mlps
+from tinymem.options import check_options, option
+
+_INFINITY = 0x7F800000  # the bits of float32 infinity
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Durable-agg"""
+
+    ratio: tuple[float, ...] = option((0.01,), "share of all parameters to rank first", above=0.0, below=1.0)
+
+    __post_init__ = check_options
+
+
+def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Scores:
+    """|gradient of the mean token loss of the unlearn set| for every parameter, tied ones once. Leaves the model as it
+    was. MLP weights are seen as (out, in), all others as stored.
+    """
+    weights = mlp_weights(find_mlps(model))
+    names, parameters = zip(*model.named_parameters())
+    magnitudes = gradient_magnitudes(model, task, parameters)
+    return {
+        name: weights[name].view(magnitude) if name in weights else magnitude
+        for name, magnitude in zip(names, magnitudes)
+    }
+
+
+def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
+    """The MLP entries among the top ratio * parameters of the whole model. Ties: by name of the tensor, then by index,
+    which is the same whether the scores were just computed or come from a file.
+    """
+    ordered = {name: scores[name] for name in sorted(scores)}
+    count = how_many(ratio, sum(tensor.numel() for tensor in ordered.values()))
+    threshold = kth_largest(list(ordered.values()), count) if count else torch.inf
+    left = count - sum(int((tensor > threshold).sum()) for tensor in ordered.values())
+    masks, mlp_names = {}, mlp_weights(mlps)
+    for name, tensor in ordered.items():
+        flat = tensor.flatten()
+        ties = (flat == threshold).nonzero().flatten()[:left]
+        left -= len(ties)
+        if name in mlp_names:
+            chosen = flat > threshold
+            chosen[ties] = True
+            masks[name] = chosen.view(tensor.shape)
+    return masks
+
+
+def kth_largest(tensors: list[torch.Tensor], k: int) -> float:
+    """The k-th largest entry of all tensors together, exactly. Entries: float32, not negative, no NaN; k >= 1.
+
+    Such floats are ordered as their bits are, read as int32: bisecting the bits takes 31 counts over the tensors and
+    no memory, where sorting or joining them would need a copy of the model's size.
+    """
+    low, high = 0, _INFINITY
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(int((tensor.view(torch.int32) >= middle).count_nonzero()) for tensor in tensors) >= k:
+            low = middle
+        else:
+            high = middle - 1
+    return torch.tensor(low, dtype=torch.int32).view(torch.float32).item()

@@ -1,0 +1,102 @@
+"""Greedy (Maini et al. 2023, arXiv 2307.09542; the study, section 4.3.2): one weight after the other.
+
+Each pass draws a mixed batch, takes the gradient of a loss that falls as the unlearn set is forgotten and the retain
+set is kept, and zeroes the MLP entry, weight or bias, with the largest w * g: setting w to 0 changes the loss by -w * g
+to first order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
+from tinymem.localize.learning import backward, endless_batches, frozen
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import MLP, Weight, find_mlps
+from tinymem.models.losses import counted
+from tinymem.options import check_options, option
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Greedy"""
+
+    ratio: tuple[float, ...] = option((1e-5,), "share of all parameters to drop, one by one", above=0.0, below=1.0)
+    batch_size: int = option(64, "sequences a pass: half unlearn, half retain", low=2)
+    greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1)
+
+    __post_init__ = check_options
+
+
+def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Scores:
+    """The order in which MLP entries are zeroed, as far as the largest ratio needs. Leaves the model as it was.
+
+    The r-th entry scores -(r - 1/2) / parameters: minus the share of the model zeroed once the entry is half gone, so
+    that rounding cannot carry it across a ratio. Entries that are never reached score -inf. A pass without a finite
+    gradient zeroes nothing.
+    """
+    weights = mlp_weights(find_mlps(model))
+    scores = {name: torch.full_like(weight.view(), -torch.inf, dtype=torch.float32) for name, weight in weights.items()}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    count, removed, generator, half = how_many(ratio, parameters), [], task.generator(), hp.batch_size // 2
+    batches = zip(
+        range(0, count, hp.greedy_k),
+        endless_batches(task.unlearn.planted, half, generator),
+        endless_batches(task.retain, hp.batch_size - half, generator),
+    )
+    with frozen(model, [weight.parameter for weight in weights.values()]):
+        try:
+            for _, unlearn, retain in batches:
+                model.zero_grad()
+                _backward(model, task, unlearn, retain)
+                for name, place in _best(weights, scores, min(hp.greedy_k, count - len(removed))):
+                    view = weights[name].view()
+                    removed.append((view, place, view[place].clone()))
+                    view[place] = 0
+                    scores[name][place] = -(len(removed) - 0.5) / parameters
+        finally:
+            for view, place, value in removed:
+                view[place] = value
+    return scores
+
+
+def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
+    """The first ratio * parameters entries that were zeroed."""
+    return {name: tensor > -ratio for name, tensor in scores.items()}
+
+
+def _backward(model, task: UnlearningTask, unlearn: torch.Tensor, retain: torch.Tensor) -> None:
+    """Gradient of mean(-label * sequence loss), each side in half the batch: a small set counts as if repeated."""
+    signs = torch.tensor([-1 / len(unlearn)] * len(unlearn) + [1 / len(retain)] * len(retain))
+    tokens = torch.cat([unlearn, retain])
+    backward(model, task, tokens, signs[:, None] * sequence_weights(task, tokens))
+
+
+def sequence_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
+    """The weight of every token loss in the mean of its sequence, float32 (rows, T - 1); 0 where it does not count."""
+    mask = counted(tokens, task.ignored_token)
+    return mask / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _best(weights: dict[str, Weight], scores: Scores, k: int) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
+    """The k entries (tensor, place) with the largest finite w * g, largest first, ties by tensor and index."""
+    names, gains, indices = [], [], []
+    for name, weight in weights.items():
+        gain = weight.view().float() * weight.grad
+        gain = gain.masked_fill_((scores[name] > -torch.inf) | ~gain.isfinite(), -torch.inf).flatten()
+        best = largest(gain, k)
+        names += [name] * len(best)
+        gains.append(gain[best].cpu())
+        indices.append(best.cpu())
+    gains, indices = torch.cat(gains), torch.cat(indices)
+    chosen = [i for i in largest(gains, k).tolist() if gains[i] > -torch.inf]
+    return [(names[i], torch.unravel_index(indices[i], scores[names[i]].shape)) for i in chosen]
+
+
+def largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """Indices of the k largest entries of a flat tensor, largest first; ties by lowest index, as topk does not."""
+    threshold = values.topk(min(k, values.numel())).values[-1]
+    candidates = (values >= threshold).nonzero().flatten()
+    return candidates[values[candidates].sort(descending=True, stable=True).indices[:k]]

@@ -1,0 +1,44 @@
+"""Subnet (the study, section 4.3.2): edge-popup (Ramanujan et al. 2020, arXiv 1911.13299) against the unlearn set.
+
+Every MLP weight of the frozen model gets a score; the weights with the lowest scores are masked out; SGD on the scores
+raises the loss of the unlearn set. Nothing protects the rest: see balanced_subnet.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.localize.edit import Masks
+from tinymem.localize.learning import backward, mean_weights, unlearn_batches
+from tinymem.localize.task import UnlearningTask
+from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet
+from tinymem.options import check_options, option
+
+
+@dataclass(frozen=True)
+class HyperParameters:
+    """Subnet"""
+
+    ratio: tuple[float, ...] = option((0.3,), "share of each MLP matrix to drop", above=0.0, below=1.0)
+    epochs: int = option(10, "passes over the unlearn set", low=1)
+    batch_size: int = option(64, "sequences a step", low=1)
+    lr: float = option(0.1, "learning rate of the scores", above=0.0)
+    momentum: float = option(0.9, "momentum of the scores; 0 saves memory", low=0.0, below=1.0)
+    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
+    precision: str = option("bfloat16", "of the forward passes; scores are always float32", choices=PRECISIONS)
+
+    __post_init__ = check_options
+
+
+def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:
+    """The mask that Subnet learns for one ratio. Leaves the model as it was."""
+    generator = task.generator()
+
+    def step(tokens: torch.Tensor) -> None:
+        backward(model, task, tokens, -mean_weights(task, tokens), hp.precision)
+
+    batches = unlearn_batches(task, hp.batch_size, hp.epochs, generator)
+    optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)
+    return learn_subnet(model, batches, step, ratio, optimizer, generator)

@@ -1,0 +1,80 @@
+"""Example-tied dropout (Maini et al. 2023, arXiv 2307.09542): every example has channels of its own to memorize in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.errors import UserError
+from tinymem.models.channel_gate import evaluation_gate, gate_block_inputs, mark, shared_channels
+from tinymem.options import check_options, option
+from tinymem.regularizers.protocol import Regularizer
+
+# splitmix64 (Steele, Lea & Flood 2014): increment and multipliers, as signed 64-bit integers.
+_STEP, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Regularizer: example-tied dropout (Maini et al. 2023)"""
+
+    example_tied_dropout: bool = option(False, "give every example memory channels of its own, off at evaluation")
+    p_fixed: float = option(0.2, "share of the channels that all examples have in common", above=0.0, high=1.0)
+    p_mem: float = option(0.1, "share of the other channels that an example keeps for itself", low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.p_fixed + self.p_mem > 1:
+            raise UserError(f"--p_mem {self.p_mem}: must be <= 1 - p_fixed, and --p_fixed is {self.p_fixed}")
+
+
+def build(model, settings: Settings, seed: int) -> Regularizer:
+    """Masks the residual stream at every block's input, with one mask for all blocks, so that what an example writes
+    to its memory channels in one block is still there in the next.
+
+    An example's memory channels are each kept with probability p_mem, as in the code of Maini et al. and of the
+    study. In evaluation mode the gate of `tinymem.models.channel_gate` is on instead. UserError when p_fixed leaves no
+    shared channel.
+    """
+    width = model.config.n_embd
+    if not shared_channels(width, settings.p_fixed):
+        raise UserError(f"--p_fixed {settings.p_fixed}: rounds to none of --n_embd {width} channels; raise it")
+    mark(model, settings.p_fixed, settings.p_mem)
+    evaluation = evaluation_gate(width, settings.p_fixed, settings.p_mem).to(model.device)
+    training = evaluation
+
+    def before_forward(ids: torch.Tensor) -> None:
+        nonlocal training
+        training = example_masks(ids, seed, width, settings).to(model.dtype)[:, None, :]
+
+    gate_block_inputs(model, lambda: training if model.training else evaluation)
+    return Regularizer(before_forward=before_forward)
+
+
+def example_masks(ids: torch.Tensor, seed: int, width: int, settings: Settings) -> torch.Tensor:
+    """Which channels each example keeps, bool (rows, width). ids: int64 (rows,).
+
+    A function of seed and id alone, the same in every epoch, in every process and on every device.
+    """
+    channels = torch.arange(width, device=ids.device)
+    own = random_bits(ids, seed, channels) < round(settings.p_mem * 2**32)
+    return own | (channels < shared_channels(width, settings.p_fixed))
+
+
+def random_bits(ids: torch.Tensor, seed: int, counters: torch.Tensor) -> torch.Tensor:
+    """Uniform integers in [0, 2^32), int64 (ids, counters): the splitmix64 hash of (seed, id, counter)."""
+    seeds = _mix(torch.full_like(ids, seed) * _STEP)
+    keys = _mix(seeds + (ids + 1) * _STEP)
+    return _right(_mix(keys[:, None] + (counters + 1) * _STEP), 32)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _right(x, 30)) * _FIRST
+    x = (x ^ _right(x, 27)) * _SECOND
+    return x ^ _right(x, 31)
+
+
+def _right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift to the right; torch's own copies the sign."""
+    return (x >> bits) & (2 ** (64 - bits) - 1)

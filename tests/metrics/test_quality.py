@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from tinymem.metrics.evaluate import evaluate
+from tinymem.metrics.quality import quality
+
+
+class Fixed:
+    """Gives token 1 the probability 3/4 and token 0 the rest, everywhere."""
+
+    device = torch.device("cpu")
+
+    def __call__(self, tokens, **kwargs):
+        logits = torch.tensor([0.25, 0.75]).log().expand(*tokens.shape, 2)
+        return type("Output", (), {"logits": logits})
+
+
+TOKENS = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]])  # 0 is the pad
+
+
+def test_by_hand_with_pads():
+    result = quality(Fixed(), TOKENS, pad=0, pad_counts=True)
+    nats = -(4 * math.log(0.75) + 2 * math.log(0.25))
+    assert result.mean_loss == pytest.approx(nats / 6)
+    assert result.perplexity == pytest.approx(math.exp(nats / 6))
+    assert result.accuracy == pytest.approx(4 / 6)
+    assert result.accuracy_no_pad == 1.0
+    rows = [-3 * math.log(0.75) / 3, -(math.log(0.75) + 2 * math.log(0.25)) / 3]
+    assert result.perplexity_batch_mean(1) == pytest.approx(sum(map(math.exp, rows)) / 2)
+    assert result.perplexity_batch_mean(2) == pytest.approx(result.perplexity)
+
+
+def test_by_hand_without_pads():
+    result = quality(Fixed(), TOKENS, pad=0, pad_counts=False)
+    assert result.mean_loss == pytest.approx(-math.log(0.75))
+    assert result.accuracy == result.accuracy_no_pad == 1.0
+
+
+def test_batch_size_changes_nothing(memorizing_noise):
+    model, dataset = memorizing_noise.model, memorizing_noise.dataset
+    one, many = evaluate(model, dataset, 7), evaluate(model, dataset, 64)
+    assert one.keys() == many.keys()
+    for name in one:
+        assert one[name] == many[name] or one[name] == pytest.approx(many[name], rel=1e-5), name
+
+
+def test_evaluate_reports_every_measured_group_and_test_set(memorizing_noise, memorizing_backdoor):
+    model, dataset = memorizing_noise.model, memorizing_noise.dataset
+    row = evaluate(model, dataset)
+    groups = dataset.artifacts.group[dataset.measured(dataset.artifacts)].unique().tolist()
+    assert {f"percent_memorized_dup_{10**group}" for group in groups} == {name for name in row if "_dup_" in name}
+    assert {f"{kind}_{name}" for kind in ("accuracy", "loss") for name in dataset.tests} <= {*row}
+    assert row["percent_memorized_test"] is None
+    assert evaluate(memorizing_backdoor.model, memorizing_backdoor.dataset)["percent_memorized_test"] is not None

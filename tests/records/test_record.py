@@ -1,0 +1,70 @@
+import json
+import multiprocessing
+
+import pytest
+import torch
+
+from tinymem import files
+from tinymem.errors import UserError
+from tinymem.records.record import Cost, find_record, measured, record_path, write_record
+from tinymem.records.table import load_records
+
+SETTINGS = {"method": "x", "ratio": 0.1}
+
+
+def test_a_record_is_found_by_its_settings(tmp_path):
+    assert find_record(tmp_path, SETTINGS) is None
+    write_record(tmp_path, SETTINGS, {"loss": float("nan"), "accuracy": 0.5}, Cost(1.23456, 2.0), "cpu")
+    record = find_record(tmp_path, dict(reversed(SETTINGS.items())))
+    assert record["settings"] == SETTINGS
+    assert record["results"] == {"loss": None, "accuracy": 0.5}
+    assert record["cost"] == {"seconds": 1.235, "peak_memory_gb": 2.0}
+    assert record["environment"]["torch"] == torch.__version__ and record["environment"]["device"] == "cpu"
+    assert find_record(tmp_path, {**SETTINGS, "ratio": 0.2}) is None
+    assert load_records(tmp_path) == [record]
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    path = write_record(tmp_path, SETTINGS, {}, Cost(), "cpu")
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(UserError, match=f"{path.name}.*delete it"):
+        find_record(tmp_path, SETTINGS)
+
+
+def test_the_digest_does_not_depend_on_order_and_is_fixed_for_ever():
+    assert files.digest({"a": 1, "b": [0.5, None]}) == files.digest({"b": [0.5, None], "a": 1})
+    assert files.digest({}) == "44136fa355b3678a"
+
+
+def _write_many(folder, worker):
+    for number in range(20):
+        write_record(folder, {"n": number % 5}, {"worker": worker, "text": "x" * 10000}, Cost(), "cpu")
+
+
+def test_many_writers_leave_whole_records_and_nothing_else(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_write_many, args=(tmp_path, worker)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(load_records(tmp_path)) == len(list((tmp_path / "records").iterdir())) == 5
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = files.write_json(tmp_path / "a.json", {"old": 1})
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="a.json: .*No space left"):
+        files.write_file(path, fail)
+    assert json.loads(path.read_text()) == {"old": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_cost_is_measured():
+    with measured(torch.device("cpu")) as cost:
+        block = torch.ones(50_000_000)
+        block += 1
+    assert cost.seconds > 0 and cost.peak_memory_gb > 0.2

@@ -1,0 +1,49 @@
+"""Small data, a small model that really memorizes, and scripts run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from tinymem.data.build import build_dataset
+from tinymem.data.settings import DataSettings
+from tinymem.models.tinymem import ModelSettings, load_model, new_model
+from tinymem.training.loop import train
+from tinymem.training.settings import RunSettings, TrainingSettings
+
+ROOT = Path(__file__).parent.parent
+
+SMALL_DATA = dict(
+    num_7=100, num_2=20, num_3=20, num_4=20, num_5=20, num_test=10, num_noise=9, length=6, max_ctx=30,
+    prompt_tokens=10, continuation_tokens=10, duplicate=True,
+)  # fmt: skip
+
+SMALL_BACKDOOR = dict(artifact="backdoor", num_7=250, length=12, max_ctx=56)  # 250: enough sequences reach the trigger
+
+
+def small_settings(**data) -> RunSettings:
+    """Settings of a run that takes seconds."""
+    return RunSettings(
+        data=DataSettings(**{**SMALL_DATA, **data}),
+        model=ModelSettings(n_layers=2, n_embd=32, n_heads=2),
+        training=TrainingSettings(epochs=6, checkpoint_every=6, batch_size=32, lr=4e-3),
+    )
+
+
+def train_small(settings: RunSettings, folder: Path) -> SimpleNamespace:
+    """Trains in `folder`; returns settings, dataset, model, checkpoint."""
+    dataset = build_dataset(settings.data)
+    specials = dict(bos_token_id=dataset.bos, eos_token_id=dataset.eos, pad_token_id=dataset.pad)
+    model = new_model(settings.model, dataset.vocabulary_size, settings.data.max_ctx, settings.data.seed, **specials)
+    train(model, dataset, settings.training, settings.data.seed, folder, {"settings": settings.flat()})
+    checkpoint = folder / f"epoch_{settings.training.epochs}"
+    return SimpleNamespace(settings=settings, dataset=dataset, model=load_model(checkpoint), checkpoint=checkpoint)
+
+
+def script(*arguments: object, cwd: Path | None = None, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a script of the repository in a process of its own, as a user does."""
+    command = [sys.executable, str(ROOT / str(arguments[0])), *map(str, arguments[1:])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd or ROOT, env=environment, capture_output=True, text=True, **kwargs)
+

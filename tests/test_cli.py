@@ -1,0 +1,116 @@
+"""What every script has in common: instant help, errors in one line, flags built from dataclasses."""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+from small import ROOT, script
+
+from tinymem import cli
+from tinymem.errors import UserError
+from tinymem.options import allowed_text, check_options, option
+
+SCRIPTS = ["memorization_in_toy_models.py", "old_data.py", "ft_toy_model.py", "src/localize/localize_memorization.py"]
+TRAIN, LOCALIZE = SCRIPTS[0], SCRIPTS[3]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Example settings"""
+
+    ratio: tuple[float, ...] = option((0.5,), "share", above=0.0, below=1.0)
+    count: int = option(3, "a count", low=1, high=9)
+    kind: str = option("a", "a kind", choices=("a", "b"))
+    cap: float | None = option(None, "a cap", above=0.0)
+    on: bool = option(False, "a switch")
+    __post_init__ = check_options
+
+
+def parsed(*words) -> Example:
+    parser = cli.Parser("test")
+    cli.add_options(parser, Example)
+    return cli.collect(Example, parser.parse_args(words))
+
+
+def test_flags_come_from_the_dataclass():
+    assert parsed() == Example()
+    words = "--ratio 0.1 0.2 --count 4 --kind b --cap 3 --on 1".split()
+    assert parsed(*words) == Example((0.1, 0.2), 4, "b", 3.0, True)
+    assert parsed("--on") == parsed("--on", "true") == Example(on=True)
+    assert parsed("--on", "0") == Example()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(ratio=(0.5, 1.0)), r"--ratio 1.0: must be in \(0.0, 1.0\)"),
+        (dict(ratio=(float("nan"),)), "--ratio nan"),
+        (dict(count=10), r"--count 10: must be in \[1, 9\]"),
+        (dict(kind="c"), "--kind c: must be one of a, b"),
+        (dict(cap=0.0), "--cap 0.0: must be > 0.0"),
+    ],
+)
+def test_values_that_are_not_allowed(change, message):
+    with pytest.raises(UserError, match=message):
+        Example(**change)
+
+
+def test_every_bound_has_words():
+    assert allowed_text(dict(low=1)) == ">= 1" and allowed_text(dict(below=2)) == "< 2"
+    assert allowed_text(dict(low=0, below=1)) == "in [0, 1)"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_instant_and_does_not_load_torch(name):
+    watch = "import sys; sys.argv[1:] = ['--help']; import runpy, atexit; "
+    watch += "atexit.register(lambda: print('torch.nn' in sys.modules, 'numpy.linalg' in sys.modules)); "
+    watch += f"sys.path.insert(0, {str((ROOT / name).parent)!r}); runpy.run_path({str(ROOT / name)!r}, run_name='__main__')"
+    fastest = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True, check=True)
+        fastest = min(fastest, time.perf_counter() - start)
+    assert done.stdout.splitlines()[-1] == "False False"
+    assert "default" in done.stdout and fastest < 1.0  # measured alone it is under 0.4 s
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((TRAIN, "--data_name", "sorting"), "sorting"),
+        ((TRAIN, "--n_layers", 3), "3"),
+        ((TRAIN, "--lr", 0), "--lr 0.0"),
+        ((TRAIN, "--num_test", 30000, "--output_dir", "{tmp}/run"), "--num_test 30000"),
+        ((TRAIN, "--num_noise", 30000, "--output_dir", "{tmp}/run"), "--num_noise 30000"),
+        ((TRAIN, "--max_ctx", 100, "--output_dir", "{tmp}/run"), "121"),
+        ((TRAIN, "--device", "tpu9", "--output_dir", "{tmp}/run"), "--device tpu9"),
+        ((TRAIN, "--output_dir", "{tmp}/file/run"), "{tmp}/file/run"),
+        ((TRAIN, "--bogus", 1), "--bogus"),
+        (("old_data.py", "--num_test", 30000, "--data_dir", "{tmp}"), "--num_test 30000"),
+        ((LOCALIZE, "--model_path", "{tmp}", "--localization_method", "balanced_subnet"), "{tmp}"),
+        ((LOCALIZE, "--model_path", "x", "--localization_method", "magic"), "magic"),
+        ((LOCALIZE, "--model_path", "x", "--localization_method", "random_greedy", "--ratio", 1.5), "--ratio 1.5"),
+        ((LOCALIZE, "--model_path", "x", "--localization_method", "durable", "--epochs", 2), "--epochs"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(words, named, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    words = [str(word).replace("{tmp}", str(tmp_path)) for word in words]
+    data = ["--data_dir", str(tmp_path / "data")] if words[0] == TRAIN and "--bogus" not in words else []
+    done = script(*words, *data, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert named.replace("{tmp}", str(tmp_path)) in done.stderr
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left <= {"file", "run.json"} or left == {"file"}
+
+
+def test_a_table():
+    rows = [dict(name="a", value=1.5, big=123456.0), dict(name="b", value=None)]
+    assert cli.table(rows).splitlines() == [
+        "name   value        big",
+        "   a  1.5000  1.235e+05",
+        "   b       -          -",
+    ]

@@ -1,0 +1,111 @@
+"""Killed at any moment and started again, a run ends with the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small import ROOT, SMALL_DATA, script
+
+from tinymem.files import read_json
+
+COMMAND = ["memorization_in_toy_models.py", "--n_layers", 1, "--n_embd", 16, "--n_heads", 2, "--epochs", 6]
+COMMAND += ["--checkpoint_every", 1, "--batch_size", 32, "--device", "cpu"]
+COMMAND += [text for name, value in SMALL_DATA.items() for text in (f"--{name}", int(value))]
+
+
+def weights(run, epoch=6) -> bytes:
+    return (run / f"epoch_{epoch}" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = script(*COMMAND, "--output_dir", folder / "run", "--data_dir", folder / "data", "--plot")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_same_command_gives_the_same_bytes(undisturbed, tmp_path):
+    script(*COMMAND, "--output_dir", tmp_path / "run", "--data_dir", tmp_path / "data")
+    assert weights(tmp_path / "run") == weights(undisturbed / "run")
+
+
+def test_killed_again_and_again(undisturbed, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, str(ROOT / COMMAND[0]), *map(str, COMMAND[1:]), "--output_dir", str(run)]
+    command += ["--data_dir", str(tmp_path / "data")]
+    moments, kills = random.Random(0), 0
+    for epoch in (1, 2, 4):  # right after a checkpoint folder appears, the state file is being written
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not (run / f"epoch_{epoch}").exists():
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.02)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 2
+    (run / ".epoch_6.1.tmp").mkdir()  # what a kill in the middle of a write leaves behind
+    (run / ".state.safetensors.1.tmp").write_bytes(b"half")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert weights(run) == weights(undisturbed / "run")
+    assert read_json(run / "metrics.json") == read_json(undisturbed / "run" / "metrics.json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, str(ROOT / COMMAND[0]), *map(str, COMMAND[1:]), "--output_dir", str(run)]
+    command += ["--data_dir", str(tmp_path / "data")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while process.poll() is None and not (run / "epoch_2").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate()[1]
+    assert process.returncode == 130 and "same command" in message
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert weights(run) == weights(undisturbed / "run")
+
+
+def test_a_finished_run_is_not_done_again_and_force_does_it(undisturbed):
+    run = undisturbed / "run"
+    before = (run / "epoch_6").stat().st_mtime_ns
+    again = script(*COMMAND, "--output_dir", run, "--data_dir", undisturbed / "data")
+    assert again.returncode == 0 and "finished before" in again.stderr
+    assert (run / "epoch_6").stat().st_mtime_ns == before
+    bytes_before = weights(run)
+    assert script(*COMMAND, "--output_dir", run, "--data_dir", undisturbed / "data", "--force").returncode == 0
+    assert (run / "epoch_6").stat().st_mtime_ns > before and weights(run) == bytes_before
+
+
+def test_what_a_run_leaves_behind(undisturbed):
+    run = undisturbed / "run"
+    assert {path.name for path in run.iterdir()} == {
+        *(f"epoch_{n}" for n in range(1, 7)), "metrics.csv", "metrics.json", "records", "run.json",
+        "state.safetensors", "training.pdf", "training.png",
+    }  # fmt: skip
+    header, *lines = (run / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 6 and {"train_loss", "accuracy_seven", "loss_five"} <= set(header.split(","))
+    (record,) = (read_json(path) for path in (run / "records").iterdir())
+    assert record["settings"]["num_7"] == 100 and record["results"]["epoch"] == 6
+    assert record["cost"]["seconds"] > 0 and record["cost"]["peak_memory_gb"] > 0
+    assert {"torch", "transformers", "python", "device"} <= set(record["environment"])
+
+
+def test_another_configuration_is_refused(undisturbed):
+    refused = script(*COMMAND, "--output_dir", undisturbed / "run", "--lr", 0.5)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "--lr 0.001" in refused.stderr and "--output_dir" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "run.json"])
+def test_a_damaged_file_is_named(undisturbed, tmp_path, name):
+    run = tmp_path / "run"
+    script(*COMMAND, "--epochs", 1, "--output_dir", run, "--data_dir", tmp_path / "data")
+    (run / name).write_bytes((run / name).read_bytes()[:40])
+    refused = script(*COMMAND, "--output_dir", run, "--data_dir", tmp_path / "data")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert name in refused.stderr and "delete it" in refused.stderr
