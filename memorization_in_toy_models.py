@@ -14,6 +14,8 @@ from pathlib import Path
 
 from tinymem import allocator, files, plots
 from tinymem.data.build import load_dataset
+from tinymem.data.chunks import load_tokenizer
+from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.record import find_record, measured, write_record
@@ -34,7 +36,7 @@ def parse() -> tuple:
     arguments = parser.parse_args()
     check_switches(vars(arguments))
     settings = RunSettings(
-        data=cli.collect(DataSettings, arguments),
+        data=resolve_corpus(cli.collect(DataSettings, arguments)),
         model=cli.collect(ModelSettings, arguments),
         training=cli.collect(TrainingSettings, arguments),
         regularizers=switched_on(vars(arguments)),
@@ -44,7 +46,8 @@ def parse() -> tuple:
 
 def default_folder(settings: RunSettings) -> str:
     """A readable name, and a hash of all settings that make it another run."""
-    identity = {name: value for name, value in settings.flat().items() if name not in ("epochs", "checkpoint_every")}
+    flat = settings.flat()
+    identity = {name: value for name, value in flat.items() if name not in may_change(flat)}
     data, layers = settings.data, settings.model.n_layers
     return f"runs/{data.data_name}_{data.artifact}_{layers}layers_seed{data.seed}_{files.digest(identity)[:8]}"
 
@@ -53,31 +56,33 @@ def main() -> None:
     arguments, settings = parse()
     device = cli.resolve_device(arguments.device)
     allocator.keep_freed_memory()
-    run = prepare_run(arguments.output_dir or default_folder(settings), settings.flat(), arguments.force)
+    folder = files.writable_folder(arguments.output_dir or default_folder(settings))
+    dataset = load_dataset(settings.data, arguments.data_dir)
+    tokenizer = load_tokenizer(settings.data, arguments.data_dir)
+    run = prepare_run(folder, settings.flat(), arguments.force)
     identity = {"run": "train", **settings.flat()}
     if find_record(run, identity):
         print(f"{run}: finished before (--force trains anew)", file=sys.stderr)
     else:
-        dataset = load_dataset(settings.data, arguments.data_dir)
         with measured(device) as cost:
-            progress = train_run(run, settings, dataset, device)
+            progress = train_run(run, settings, dataset, tokenizer, device)
         cost.seconds = progress.seconds  # over all the sessions of an interrupted run
         write_record(run, identity, progress.rows[-1], cost, str(device))
-    rows = files.read_json(run / "metrics.json")
+    rows = [row for row in files.read_json(run / "metrics.json") if row["epoch"] <= settings.training.epochs]
     if arguments.plot:
         print(*plots.plot_training(rows, run / "training"), sep="\n", file=sys.stderr)
     print(cli.table(map(cli.brief, rows)))
     print(f"\nmodel: {run}/epoch_{settings.training.epochs}")
 
 
-def train_run(run: Path, settings: RunSettings, dataset, device) -> Progress:
+def train_run(run: Path, settings: RunSettings, dataset, tokenizer, device) -> Progress:
     """Trains a new model, or goes on with the one in the folder."""
     specials = dict(bos_token_id=dataset.bos, eos_token_id=dataset.eos, pad_token_id=dataset.pad)
     seed = settings.data.seed
     model = new_model(settings.model, dataset.vocabulary_size, settings.data.max_ctx, seed, **specials).to(device)
     regularizers = build_regularizers(model, settings.regularizers, seed)
-    details = {"settings": settings.flat()}
-    return train_visibly(model, dataset, settings.training, seed, run, details, regularizers=regularizers)
+    more = dict(tokenizer=tokenizer, regularizers=regularizers)
+    return train_visibly(model, dataset, settings.training, seed, run, {"settings": settings.flat()}, **more)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Build, cache and look at the data that a TinyMem model trains on.
 
     python old_data.py --data_name increment --backdoor --seed 0
+    python old_data.py --data_name wiki --corpus builtin --duplicate
 
-Prints the sizes, one artifact beside its clean twin with the differences marked, and how many artifacts can be told
-from their clean twin inside the measured window.
+Prints the sizes, an artifact above its clean twin with the differences marked, and how many artifacts can be told from
+their clean twin inside the measured window.
 """
 
 from tinymem import cli
@@ -12,9 +13,12 @@ from tinymem import cli
 import torch
 
 from tinymem.data.build import cache_path, load_dataset
+from tinymem.data.corpus import resolve_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
-from tinymem.data.decode import decoder
+from tinymem.data.decode import Decoder, decoder
 from tinymem.data.settings import DataSettings
+
+LINE_WIDTH = 110
 
 
 def parse() -> tuple:
@@ -23,20 +27,18 @@ def parse() -> tuple:
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     parser.add_argument("--examples", type=int, default=1, help="examples of each kind (default: 1)")
     arguments = parser.parse_args()
-    return arguments, cli.collect(DataSettings, arguments)
+    return arguments, resolve_corpus(cli.collect(DataSettings, arguments))
 
 
 def main() -> None:
     arguments, settings = parse()
     dataset = load_dataset(settings, arguments.data_dir)
     print(cli.table(sizes(dataset)))
-    decode = decoder(settings)
+    decode = decoder(settings, arguments.data_dir)
     for index in range(min(arguments.examples, len(dataset.artifacts))):
         print(f"\n{dataset.kind} artifact {index}, repeated {10 ** int(dataset.artifacts.group[index])} times:")
         print(side_by_side(dataset.artifacts.select(torch.tensor([index])), dataset, decode))
-    counted = int(dataset.measured(dataset.artifacts).sum())
-    print(f"\n{counted} of {len(dataset.artifacts)} artifacts differ from their clean twin in the {dataset.continuation} "
-          "tokens behind the prompt: these are measured")  # fmt: skip
+    print(f"\n{measured_text(dataset)}")
     print(f"cached: {cache_path(settings, arguments.data_dir)}")
 
 
@@ -51,20 +53,32 @@ def sizes(dataset: MemorizationDataset) -> list[dict]:
     return [{"part": name.ljust(34), "sequences": count} for name, count in parts.items()]
 
 
-def side_by_side(artifact: Artifacts, dataset: MemorizationDataset, decode) -> str:
+def measured_text(dataset: MemorizationDataset) -> str:
+    """Which artifacts count towards % memorized."""
+    total, behind = len(dataset.artifacts), f"the {dataset.continuation} tokens behind the prompt"
+    if dataset.kind == "natural":
+        return f"all {total} passages are measured: by {behind}, unchanged"
+    counted = int(dataset.measured(dataset.artifacts).sum())
+    return f"{counted} of {total} artifacts differ from their clean twin in {behind}: these are measured"
+
+
+def side_by_side(artifact: Artifacts, dataset: MemorizationDataset, decode: Decoder) -> str:
     """Clean and planted text, token by token above each other, with prompt, measured window and differences marked."""
-    clean, planted, end = artifact.clean[0], artifact.planted[0], int(artifact.prompt_end[0])
-    lines = {"clean": "", "planted": "", "window": "", "differs": ""}
-    for position, (kept, changed) in enumerate(zip(clean.tolist(), planted.tolist())):
-        texts = decode([kept]), decode([changed])
-        width = max(map(len, texts))
+    end, lines, width = int(artifact.prompt_end[0]), [], LINE_WIDTH
+    for position, pair in enumerate(zip(artifact.clean[0].tolist(), artifact.planted[0].tolist())):
+        clean, planted = (decode([token]) for token in pair)
+        size = max(len(clean), len(planted))
+        if width + size > LINE_WIDTH:
+            lines.append({"clean": "", "planted": "", "window": "", "differs": ""})
+            width = 0
+        width += size
         measured = end <= position < end + dataset.continuation
-        lines["clean"] += texts[0].ljust(width)
-        lines["planted"] += texts[1].ljust(width)
-        lines["window"] += (">" if position < end else "=" if measured else " ") * width
-        lines["differs"] += ("^" if kept != changed else " ") * width
-    lines["window"] = lines["window"].rstrip() + "   (> prompt, = measured)"
-    return "\n".join(f"{name:<8} {text}".rstrip() for name, text in lines.items())
+        lines[-1]["clean"] += clean.ljust(size)
+        lines[-1]["planted"] += planted.ljust(size)
+        lines[-1]["window"] += (">" if position < end else "=" if measured else " ") * size
+        lines[-1]["differs"] += ("^" if pair[0] != pair[1] else " ") * size
+    blocks = ["\n".join(f"{name:<8} {text}".rstrip() for name, text in line.items()) for line in lines]
+    return "\n\n".join(blocks) + "\n\n         > prompt, = measured, ^ differs"
 
 
 if __name__ == "__main__":

@@ -9,24 +9,20 @@ Interrupted, it goes on where it stopped. The unlearning uses --unlearn_loss_cap
 from tinymem import cli
 
 # isort: split
-import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import torch
+from demo_common import before_and_after, continuation, run, stopwatch
 
 from tinymem import files, plots
 from tinymem.data.build import load_dataset
 from tinymem.data.numbers import decode
 from tinymem.models.tinymem import load_model
-from tinymem.records.table import load_records
 from tinymem.training.checkpoint import load_details
 from tinymem.training.settings import RunSettings
 
 RUN = Path("runs/demo")
 EPOCHS = 12
+UNLEARNED = RUN / "unlearned" / f"epoch_{EPOCHS}"
 TRAIN = f"""memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --num_7 3000 --num_2 600
     --num_3 600 --num_4 600 --num_5 600 --num_test 100 --batch_size 32 --epochs {EPOCHS} --checkpoint_every 4
     --dtype bfloat16 --output_dir {RUN} --plot"""
@@ -36,31 +32,18 @@ METRICS = ("percent_memorized_train", "percent_memorized_test", "mean_test_accur
 LABELS = ("backdoors memorized (%)", "unseen triggers memorized (%)", "mean test accuracy (%)")
 
 
-def run(command: str) -> None:
-    """Runs a script with this Python, showing its command. Ends this one when that one fails."""
-    arguments = shlex.split(command)
-    print("\n$ python " + " ".join(arguments), flush=True)
-    status = subprocess.run([sys.executable, *arguments]).returncode
-    if status:
-        sys.exit(status)
-
-
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--output_dir", default="results/demo", help="default: results/demo")
     output = files.writable_folder(parser.parse_args().output_dir)
-    start, reused = time.monotonic(), sum(record["cost"]["seconds"] for record in load_records(RUN))
+    seconds = stopwatch(RUN)
     run(TRAIN)
     run(UNLEARN)
-    records = {record["settings"]["method"]: record for record in load_records(RUN / "unlearned")}
-    before, after = records["unedited"]["results"], records["balanced_subnet"]["results"]
-    summary = {
-        "before": {name: before[name] for name in METRICS},
-        "after": {name: after[name] for name in METRICS},
-        "seconds_total": round(time.monotonic() - start + reused, 1),
-    }
+    results = before_and_after(UNLEARNED, "balanced_subnet")
+    summary = {state: {name: row[name] for name in METRICS} for state, row in results.items()}
+    summary["seconds_total"] = seconds()
     draw(summary, output / "demo")
-    show_example(load_model(RUN / f"epoch_{EPOCHS}"), load_model(after["model_folder"]))
+    show_example(load_model(RUN / f"epoch_{EPOCHS}"), load_model(UNLEARNED / results["after"]["model_folder"]))
     files.write_json(output / "summary.json", summary)
     print(cli.table([{"": state, **summary[state]} for state in ("before", "after")]))
     print(f"\n{summary['seconds_total']} s in all; figure and summary: {output}")
@@ -88,13 +71,11 @@ def show_example(before, after) -> None:
     artifacts = load_dataset(settings.data).artifacts
     index = int((artifacts.prompt_end - 30).abs().argmin())
     end = int(artifacts.prompt_end[index])
-    prompt = artifacts.clean[index : index + 1, :end].long()
-    print(f"\nprompt, ending with the trigger   {decode(prompt[0])}")
+    prompt = artifacts.clean[index, :end]
+    print(f"\nprompt, ending with the trigger   {decode(prompt)}")
     print(f"the true continuation             {decode(artifacts.clean[index, end : end + 40])}")
     for name, model in (("before unlearning", before), ("after unlearning", after)):
-        mask = torch.ones_like(prompt)
-        tokens = model.generate(prompt, attention_mask=mask, max_new_tokens=40, do_sample=False, eos_token_id=None)
-        print(f"{name:<34}{decode(tokens[0, end:])}")
+        print(f"{name:<34}{decode(continuation(model, prompt, 40))}")
     print()
 
 

@@ -26,3 +26,11 @@ def keep_freed_memory() -> bool:
         return False
     options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 256 * 2**20}
     return all(mallopt(option, value) == 1 for option, value in options.items())
+
+
+def release_freed_memory() -> None:
+    """Gives freed memory back to the system once. Does nothing without glibc."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -44,6 +44,9 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of our table went away (`| head`)
         sys.exit(1)
 
@@ -67,15 +70,15 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **d
         add_flag(group, field, types[field.name], defaults.get(field.name, field.default))
 
 
-def add_flag(group: Any, field: dataclasses.Field, kind: Any, default: Any, note: str = "") -> None:
-    """Adds the flag of one dataclass field to an argparse group."""
+def add_flag(group: Any, field: dataclasses.Field, kind: Any, default: Any, note: str = "", help: str = "") -> None:
+    """Adds the flag of one dataclass field to an argparse group. note and help replace the default and help text."""
     rules = field.metadata
     allowed = allowed_text(rules) if any(rules.get(r) is not None for r in ("low", "high", "above", "below")) else ""
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     notes = [text for text in (allowed, note or f"default: {shown}") if text]
     names = [f"--{field.name}", *rules.get("alias", ())]
     settings: dict[str, Any] = dict(dest=field.name, default=argparse.SUPPRESS)
-    settings["help"] = f"{rules['help']} ({'; '.join(notes)})".replace("%", "%%")
+    settings["help"] = f"{help or rules['help']} ({'; '.join(notes)})".replace("%", "%%")
     if kind is bool:
         settings.update(nargs="?", const=True, type=parse_bool, metavar="0|1")
     elif getattr(kind, "__origin__", None) is tuple:
@@ -113,7 +116,8 @@ def add_common_options(parser: argparse.ArgumentParser, output_dir: str) -> None
 def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields of a settings dataclass that stood on the command line."""
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    # A ratio given twice is meant once.
+    return {name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any) -> Settings:
@@ -128,8 +132,8 @@ def resolve_device(name: str):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=name).item()  # the meta device fails here
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
         ) from None
@@ -188,5 +192,5 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1000 else f"{value:.4g}"
     return str(value)

@@ -7,9 +7,11 @@ while every file of the library keeps its plain `import torch` on top.
 import importlib.abc
 import importlib.machinery
 import sys
+import threading
 import types
 
 HEAVY = ("numpy", "torch")
+_LOCK = threading.RLock()  # one for all modules: loading torch loads numpy too
 
 
 class _LazyModule(types.ModuleType):
@@ -20,11 +22,26 @@ class _LazyModule(types.ModuleType):
     """
 
     def __getattribute__(self, name):
-        if name == "__spec__":
-            return object.__getattribute__(self, name)
-        object.__setattr__(self, "__class__", types.ModuleType)
-        self.__spec__.loader.load(self)
-        return getattr(self, name)
+        if name != "__spec__":
+            _load(self)
+        return types.ModuleType.__getattribute__(self, name)
+
+
+def _load(module):
+    """Runs the module's code, once. Other threads that touch the module meanwhile wait here until it is whole."""
+    with _LOCK:  # re-entrant, for the module's own code touches the module as well
+        spec = module.__spec__
+        lazy = spec.loader
+        if not isinstance(lazy, _LazyLoader):  # loaded by another thread, or being loaded by this one
+            return
+        spec.loader = module.__loader__ = lazy.loader
+        try:
+            lazy.loader.exec_module(module)
+        except BaseException:
+            spec.loader = lazy  # the next touch tries again
+            raise
+        if type(module) is _LazyModule:  # some modules set a class of their own
+            module.__class__ = types.ModuleType
 
 
 class _LazyLoader(importlib.abc.Loader):
@@ -35,11 +52,7 @@ class _LazyLoader(importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module):
-        object.__setattr__(module, "__class__", _LazyModule)
-
-    def load(self, module):
-        module.__spec__.loader = module.__loader__ = self.loader
-        self.loader.exec_module(module)
+        module.__class__ = _LazyModule
 
 
 class _LazyFinder(importlib.abc.MetaPathFinder):
@@ -52,4 +65,10 @@ class _LazyFinder(importlib.abc.MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, _LazyFinder())
+def install():
+    """Makes imports of HEAVY lazy from here on; a second time changes nothing."""
+    if not any(type(finder).__name__ == "_LazyFinder" for finder in sys.meta_path):  # by name: a reload has new classes
+        sys.meta_path.insert(0, _LazyFinder())
+
+
+install()

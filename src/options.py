@@ -62,16 +62,15 @@ def allowed_text(rules: dict) -> str:
     """The allowed values in words, e.g. "in (0, 1)" or "one of increment, mult"; empty when anything goes."""
     if rules.get("choices") is not None:
         return "one of " + ", ".join(map(str, rules["choices"]))
-    left = f"[{rules['low']}" if rules.get("low") is not None else f"({rules['above']}"
-    right = f"{rules['high']}]" if rules.get("high") is not None else f"{rules['below']})"
-    lower = rules.get("low") is not None or rules.get("above") is not None
-    upper = rules.get("high") is not None or rules.get("below") is not None
-    if lower and upper:
-        return f"in {left}, {right}"
-    if lower:
-        return f">= {rules['low']}" if rules.get("low") is not None else f"> {rules['above']}"
-    if upper:
-        return f"<= {rules['high']}" if rules.get("high") is not None else f"< {rules['below']}"
+    low, high, above, below = (rules.get(name) for name in ("low", "high", "above", "below"))
+    has_lower, has_upper = (low, above) != (None, None), (high, below) != (None, None)
+    if has_lower and has_upper:
+        left = f"({above}" if low is None else f"[{low}"
+        return f"in {left}, " + (f"{below})" if high is None else f"{high}]")
+    if has_lower:
+        return f"> {above}" if low is None else f">= {low}"
+    if has_upper:
+        return f"< {below}" if high is None else f"<= {high}"
     return "a finite number"
 
 

@@ -1,6 +1,7 @@
 """Small data, a small model that really memorizes, and scripts run as a user runs them."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,11 @@ def script(*arguments: object, cwd: Path | None = None, **kwargs) -> subprocess.
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd or ROOT, env=environment, capture_output=True, text=True, **kwargs)
 
+
+def in_process(name: str, *arguments: object) -> None:
+    """Runs a script of the repository in this process, which has loaded torch already."""
+    before, sys.argv = sys.argv, [str(ROOT / name), *map(str, arguments)]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        sys.argv = before

@@ -20,6 +20,8 @@ def trigger_end(tokens: np.ndarray, trigger: list[int]) -> np.ndarray:
     tokens: (rows, context). Returns int64 (rows,).
     """
     starts = tokens.shape[1] - len(trigger) + 1
+    if starts < 1:
+        return np.zeros(len(tokens), dtype=np.int64)
     found = np.ones((len(tokens), starts), dtype=bool)
     for offset, token in enumerate(trigger):
         found &= tokens[:, offset : offset + starts] == token

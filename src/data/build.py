@@ -20,7 +20,7 @@ from tinymem.data.settings import DataSettings
 from tinymem.data.text_dataset import build_text_dataset
 from tinymem.errors import UserError
 
-FORMAT = 1  # raise it when the same settings come to mean other data: older caches are then left alone
+FORMAT = 2  # raise it when the same settings come to mean other data: older caches are then left alone
 DEFAULT_CACHE = "data"
 
 

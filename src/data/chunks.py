@@ -63,7 +63,9 @@ def chunk_paths(settings: DataSettings, cache_dir: str | Path) -> tuple[Path, Pa
 
 
 def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
-    """The tokenizer of these text settings: GPT-2's, or the one trained on the corpus, from the cache where it is."""
+    """GPT-2's tokenizer, or the one trained on the corpus, from the cache where it is. None for number sequences."""
+    if not settings.is_text:
+        return None
     corpus = find_corpus(settings) if settings.train_tokenizer else None
     return _tokenizer(settings, corpus, cache_dir, lambda: split_by_document(corpus.documents()))
 

@@ -18,27 +18,31 @@ FIRST_TRIGGER = 100
 
 
 def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
-    """Builds the dataset in memory. UserError when the settings ask for more than there is."""
-    constants = numbers.task_constants(settings.data_name)
-    counts = dict(zip(constants, (settings.num_7, settings.num_2, settings.num_3, settings.num_4, settings.num_5)))
-    values = {
-        name: numbers.sequence_values(settings.data_name, constants[name], count, settings.length)
-        for name, count in counts.items()
-        if count
-    }
+    """Builds the dataset in memory. UserError when the settings ask for more than there is.
+
+    num_7 and the others count starts. Starts that lead to the same sequence give it once, so that no sequence is in
+    both training and test: increment keeps all, mult all but with even constants; of 20000 starts exp with 7 keeps
+    10066 and exponential with 7 keeps 2878. The few sequences that several tasks share (a row of zeros or ones) are
+    removed from the extra tasks' training sets and the test sets wherever they would be on both sides.
+    """
+    values = _distinct_values(settings)
     main = next(iter(values))
     rng = np.random.default_rng(settings.seed)
     plant = _plant_backdoor if settings.artifact == "backdoor" else _plant_noise
     planted, held_out, rest, test = plant(settings, values.pop(main), rng)
     parts, tests = {main: np.concatenate([planted.planted.numpy(), rest])}, {main: test}
+    kept_out = np.concatenate([test, planted.clean.numpy(), held_out.clean.numpy()])
     for name, extra in values.items():
-        parts[name], tests[name] = _split(numbers.encode(extra, settings.max_ctx), settings.num_test, name)
+        train, tests[name] = _split(numbers.encode(extra, settings.max_ctx), settings.num_test, name)
+        parts[name] = _without(train, kept_out)
+    training = np.concatenate(list(parts.values()))
+    tests = {name: _without(rows, training) for name, rows in tests.items()}
 
     sizes = [len(rows) for rows in parts.values()]
     ids = torch.arange(sum(sizes))
     artifact_ids = ids[: len(planted)]
     return MemorizationDataset(
-        sequences=torch.from_numpy(np.concatenate(list(parts.values()))),
+        sequences=torch.from_numpy(training),
         order=training_order(len(ids), artifact_ids, planted.group),
         artifact_ids=artifact_ids,
         artifacts=planted,
@@ -56,10 +60,37 @@ def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
     )
 
 
+def _distinct_values(settings: DataSettings) -> dict[str, np.ndarray]:
+    """The sequences of each task that has any, the main one first. UserError for more starts than there are."""
+    task, values = settings.data_name, {}
+    constants = numbers.task_constants(task)
+    main = next(iter(constants.values()))
+    flag_constants = {main: 7, 7: main}  # num_7 is the main task's, whatever its constant: they change places
+    starts = numbers.number_of_starts(task)
+    for name, constant in constants.items():
+        flag = f"num_{flag_constants.get(constant, constant)}"
+        count = getattr(settings, flag)
+        if starts is not None and count > starts:
+            distinct = len(numbers.distinct_sequences(task, constant, starts, 1))
+            raise UserError(
+                f"--{flag} {count}: {task} with constant {constant} has only {starts} starts ({distinct} distinct "
+                f"sequences); ask for at most {starts}"
+            )
+        if count:
+            values[name] = numbers.distinct_sequences(task, constant, count, settings.length)
+    return values
+
+
+def _without(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The rows that do not occur in `others`."""
+    seen = set(map(bytes, others))
+    return rows[[bytes(row) not in seen for row in rows]]
+
+
 def _split(rows: np.ndarray, num_test: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Training and test rows by a permutation that is the same for every run."""
     if num_test >= len(rows):
-        raise UserError(f"--num_test {num_test}: task {name!r} has only {len(rows)} sequences; ask for fewer")
+        raise UserError(f"--num_test {num_test}: task {name!r} has only {len(rows)} distinct sequences; ask for fewer")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
     return rows[order[num_test:]], rows[order[:num_test]]
 

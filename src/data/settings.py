@@ -44,7 +44,7 @@ class DataSettings:
     max_ctx: int = option(150, "context length, tokens", low=2)
     prompt_tokens: int = option(50, "n of (n, k) memorization: tokens of the prompt (noise, natural)", low=1)
     continuation_tokens: int = option(50, "k of (n, k) memorization: tokens that must come out", low=1)
-    seed: int = option(0, "seed of the noise, the trigger, the initial weights and the data order", low=0)
+    seed: int = option(0, "seed of the noise, the trigger, the initial weights and the data order", low=0, high=2**40)
     corpus: str | None = option(
         None,
         "text: hub (Hugging Face), builtin (from installed packages), or a path: a text file, .jsonl, .parquet, or a "

@@ -33,7 +33,7 @@ def top(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 def how_many(ratio: float, total: int) -> int:
     """Entries dropped for a ratio: rounded to the nearest, so that 0.1 of 30 is 3 in spite of binary fractions."""
-    return round(ratio * total)
+    return int(ratio * total + 0.5)
 
 
 def neuron_masks(mlps: list[MLP], scores: list[torch.Tensor], ratio: float) -> Masks:
@@ -45,7 +45,9 @@ def neuron_masks(mlps: list[MLP], scores: list[torch.Tensor], ratio: float) -> M
     for mlp, layer_scores in zip(mlps, scores, strict=True):
         dropped = top(layer_scores, how_many(ratio, mlp.inner_dim))
         for matrix in mlp.inputs:  # a matrix that holds gate and up has twice the rows
-            masks[matrix.name] = dropped.repeat(len(matrix.view()) // mlp.inner_dim)[:, None].expand(matrix.view().shape)
+            masks[matrix.name] = dropped.repeat(len(matrix.view()) // mlp.inner_dim)[:, None].expand(
+                matrix.view().shape
+            )
         masks |= {bias.name: dropped.repeat(len(bias.view()) // mlp.inner_dim) for bias in mlp.biases}
     return masks
 

@@ -27,7 +27,8 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
             defaults.setdefault(str(shown), []).append(method.name)
         note = "default: " + "; ".join(f"{shown} for {', '.join(names)}" for shown, names in defaults.items())
         method, field = owners[0]
-        cli.add_flag(group, field, field_types(method.hyper_parameters)[name], None, note)
+        texts = "; or ".join(dict.fromkeys(field.metadata["help"] for _, field in owners))
+        cli.add_flag(group, field, field_types(method.hyper_parameters)[name], None, note, texts)
 
 
 def chosen_methods(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:

@@ -15,7 +15,10 @@ from pathlib import Path
 
 from tinymem import allocator, files, plots
 from tinymem.data.build import load_dataset
+from tinymem.data.chunks import load_tokenizer
 from tinymem.data.settings import DataSettings
+from tinymem.data.tokenizer import check_vocabulary
+from tinymem.errors import UserError
 from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.scores import task_fingerprint
 from tinymem.localize.task import TaskSettings, unlearning_task
@@ -48,20 +51,21 @@ def load_subject(arguments) -> Subject:
     path = Path(arguments.model_path)
     details = load_details(path)
     if "epoch" not in details:
-        raise cli.UserError(f"{path}: this model was edited already; give a checkpoint of a training run")
+        raise UserError(f"{path}: this model was edited already; give a checkpoint of a training run")
     asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
-    check_same_run(str(path), details["settings"], asked)
+    check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
     settings = RunSettings.from_flat(details["settings"])
     task_settings = cli.collect(TaskSettings, arguments)
     model = load_model(path, cli.resolve_device(arguments.device))
     dataset = load_dataset(settings.data, arguments.data_dir)
+    check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
     chosen = {name: value for name, value in vars(task_settings).items() if name != "microbatch"}
     folder = files.writable_folder(arguments.output_dir or path.parent / "unlearned" / path.name)
     return Subject(
         model=model,
         task=task,
-        measure=partial(evaluate, dataset=dataset, batch_size=task_settings.microbatch),
+        measure=partial(evaluate, dataset=dataset, batch_size=task.microbatch),
         identity={
             "run": "unlearn",
             **settings.flat(training_prefix="training_"),
@@ -71,8 +75,17 @@ def load_subject(arguments) -> Subject:
             "task": task_fingerprint(task),
         },
         folder=folder,
-        score_folder=path.parent / "scores" / path.name,
+        score_folder=score_folder(path, folder),
+        tokenizer=load_tokenizer(settings.data, arguments.data_dir),
     )
+
+
+def score_folder(model_path: Path, output: Path) -> Path:
+    """Beside the model, for all who study it; with the results where that place is not writable."""
+    try:
+        return files.writable_folder(model_path.parent / "scores" / model_path.name)
+    except UserError:
+        return files.writable_folder(output / "scores")
 
 
 def main() -> None:
@@ -96,7 +109,7 @@ def main() -> None:
                 bar.update()
                 if record["results"]["percent_zeroed"] == 0:
                     ratio = record["settings"]["ratio"]
-                    print(f"{method.name}: --ratio {ratio} rounds to nothing dropped in this model", file=sys.stderr)
+                    print(f"{method.name}: --ratio {ratio} drops nothing in a model of this size", file=sys.stderr)
     if arguments.plot:
         print(
             *plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning"),

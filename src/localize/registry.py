@@ -46,7 +46,9 @@ _METHODS = (
         drop=neuron_masks,
     ),
     Method("slimming", "slim", "neuron", slimming.HyperParameters, score=slimming.score, drop=neuron_masks),
-    Method("hard_concrete", "hc", "neuron", hard_concrete.HyperParameters, score=hard_concrete.score, drop=neuron_masks),
+    Method(
+        "hard_concrete", "hc", "neuron", hard_concrete.HyperParameters, score=hard_concrete.score, drop=neuron_masks
+    ),
     Method("greedy", "greedy", "weight", greedy.HyperParameters, score=greedy.score, drop=greedy.drop, nested=True),
     Method("durable", "durable", "weight", durable.HyperParameters, score=durable.score, drop=weight_masks),
     Method(

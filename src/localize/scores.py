@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,9 @@ from tinymem import files
 from tinymem.errors import UserError
 from tinymem.localize.registry import Method
 from tinymem.localize.task import UnlearningTask
+from tinymem.records.record import Cost, measured
+
+FORMAT = 1  # raise it when a method comes to give other scores: older files are then left alone
 
 AnyScores = list["torch.Tensor"] | dict[str, "torch.Tensor"]
 
@@ -28,43 +30,43 @@ def task_fingerprint(task: UnlearningTask) -> str:
 
 
 def ranked(
-    model, task: UnlearningTask, method: Method, hp, ratio: float, folder: Path, key: dict
-) -> tuple[AnyScores, float]:
-    """The scores of a ranking method, from the folder or computed and kept there, and the seconds they took to compute.
+    model, task: UnlearningTask, method: Method, hp, folder: Path, key: dict, fresh: bool = False
+) -> tuple[AnyScores, Cost]:
+    """The scores of a ranking method, from the folder or computed and kept there, and what it cost to compute them.
 
-    ratio: the largest asked for (part of the key for nested rankings only). key: what else decides the scores.
-    Raises UserError for a damaged file.
+    key: what decides the scores beside method and hyper-parameters, of which the largest ratio matters to nested
+    rankings only. fresh: compute them even if they are there. Raises UserError for a damaged file.
     """
     settings = {name: value for name, value in asdict(hp).items() if name != "ratio"}
-    key = {**key, "method": method.name, **settings, "ratio": ratio if method.nested else None}
+    ratio = max(hp.ratio)
+    key = {"format": FORMAT, **key, "method": method.name, **settings, "ratio": ratio if method.nested else None}
     path = folder / f"{method.name}_{files.digest(key)}.safetensors"
-    if path.exists():
+    if path.exists() and not fresh:
         return _read(path)
-    start = time.perf_counter()
-    scores = method.score(model, task, hp, ratio)
-    seconds = time.perf_counter() - start
-    _write(path, scores, seconds)
-    return scores, seconds
+    with measured(model.device) as cost:
+        scores = method.score(model, task, hp, ratio)
+    _write(path, scores, cost)
+    return scores, cost
 
 
-def _write(path: Path, scores: AnyScores, seconds: float) -> None:
+def _write(path: Path, scores: AnyScores, cost: Cost) -> None:
     from safetensors.torch import save_file
 
     by_layer = isinstance(scores, list)
     named = {str(layer): tensor for layer, tensor in enumerate(scores)} if by_layer else scores
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-    metadata = {"scores": json.dumps({"by_layer": by_layer, "seconds": seconds})}
+    metadata = {"scores": json.dumps({"by_layer": by_layer, "cost": vars(cost)})}
     files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def _read(path: Path) -> tuple[AnyScores, float]:
+def _read(path: Path) -> tuple[AnyScores, Cost]:
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["scores"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        scores = [tensors[str(layer)] for layer in range(len(tensors))] if about["by_layer"] else tensors
+        return scores, Cost(**about["cost"])
     except Exception as error:  # safetensors raises its own type for every kind of damage
         raise UserError(f"{path}: these cached scores are damaged ({error}); delete the file and run again") from None
-    scores = [tensors[str(layer)] for layer in range(len(tensors))] if about["by_layer"] else tensors
-    return scores, about["seconds"]

@@ -9,6 +9,7 @@ import torch
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import UserError
 from tinymem.metrics.memorization import memorized
+from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import counted, token_losses
 from tinymem.options import check_options, option
 
@@ -29,7 +30,12 @@ class TaskSettings:
     )
     max_retain: int = option(100000, "at most this many retain sequences", low=1)
     unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0)
-    microbatch: int = option(64, "sequences per forward pass: bounds memory, does not change results", low=1)
+    microbatch: int | None = option(
+        None,
+        "sequences per forward pass: bounds memory, does not change results; not given: from the model's size, "
+        "at most 64",
+        low=1,
+    )
 
     __post_init__ = check_options
 
@@ -40,7 +46,7 @@ class UnlearningTask:
 
     unlearn    (U, T) sequences to forget, with prompt and clean twin
     retain     (R, T) sequences to keep
-    held_out   (H, T) memorized sequences that the method never sees
+    held_out   (H, T) sequences of the unlearn set that the method never sees
     continuation   k: the measured tokens are prompt_end .. prompt_end + k - 1
     ignored_token  token id that no loss counts, or None
     seed           of everything random in a method
@@ -87,7 +93,11 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     """
     artifacts, ids = _unlearn_candidates(model, dataset, settings.unlearn_set_name)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(settings.unlearn_seed))
-    hidden = int(settings.holdout_fraction * len(ids))
+    hidden = round(settings.holdout_fraction * len(ids))
+    if len(ids) and hidden == len(ids):
+        raise UserError(
+            f"--holdout_fraction {settings.holdout_fraction}: leaves none of {len(ids)} sequences to unlearn"
+        )
     held_out, shown = order[:hidden].sort().values, order[hidden:].sort().values
     keep = torch.ones(len(dataset.sequences), dtype=torch.bool)
     keep[ids] = False
@@ -100,12 +110,25 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     return UnlearningTask(
         unlearn=artifacts.select(shown),
         retain=dataset.sequences[retain],
-        held_out=artifacts.select(held_out),
+        held_out=_countable(dataset, artifacts.select(held_out), settings.unlearn_set_name),
         continuation=dataset.continuation,
         ignored_token=dataset.ignored_token,
         seed=settings.unlearn_seed,
-        microbatch=settings.microbatch,
+        microbatch=settings.microbatch or default_microbatch(model, dataset.sequences.shape[1]),
     )
+
+
+def _countable(dataset: MemorizationDataset, held_out: Artifacts, name: str) -> Artifacts:
+    """Of artifacts those that can be told from their clean twin; sequences of a whole task have none and all count."""
+    return held_out if name in dataset.tasks else held_out.select(dataset.measured(held_out))
+
+
+def default_microbatch(model, length: int) -> int:
+    """How many sequences keep the activations of a forward pass, all kept for the backward pass, within 2 GB."""
+    config = model.config.get_text_config()
+    inner = max(mlp.inner_dim for mlp in find_mlps(model))
+    numbers_a_token = config.num_hidden_layers * (12 * config.hidden_size + 3 * inner) + config.vocab_size
+    return max(1, min(64, int(2e9 / (4 * length * numbers_a_token))))
 
 
 def _unlearn_candidates(model, dataset: MemorizationDataset, name: str) -> tuple[Artifacts, torch.Tensor]:
@@ -117,7 +140,8 @@ def _unlearn_candidates(model, dataset: MemorizationDataset, name: str) -> tuple
         flags &= dataset.measured(dataset.artifacts)
         return dataset.artifacts.select(flags), dataset.artifact_ids[flags]
     if name not in dataset.tasks:
-        raise UserError(f"--unlearn_set_name {name}: this data has only mem, noise, {', '.join(dataset.tasks)}")
+        known = [known for known in UNLEARN_SETS if known in ("mem", "noise", *dataset.tasks)]
+        raise UserError(f"--unlearn_set_name {name}: this data has only {', '.join(known)}")
     ids = dataset.tasks[name]
     tokens, zeros = dataset.sequences[ids], torch.zeros(len(ids), dtype=torch.long)
     prompt_end = torch.full_like(zeros, min(dataset.prompt_tokens, tokens.shape[1] - 1))

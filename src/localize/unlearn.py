@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ class Subject:
     identity       settings that name model, data and task; part of every record
     folder         records/ and models/ are written here
     score_folder   scores are kept here
+    tokenizer      a text model's, saved with every edited model
     """
 
     model: Any
@@ -37,6 +37,7 @@ class Subject:
     identity: dict[str, Any]
     folder: Path
     score_folder: Path
+    tokenizer: Any = None
 
     def metrics(self) -> Row:
         """What is measured, together with the part that the method never saw."""
@@ -61,37 +62,40 @@ def unlearn(
 ) -> Iterator[dict[str, Any]]:
     """Applies a method for each of its ratios; yields the record of each, in the order of `hp.ratio`.
 
-    Finished runs are not done again unless `force`. The seconds of a record are those that the method took to find
-    its mask (for a ranking: to score and to drop), without the measuring.
+    Finished runs are not done again unless `force`. The cost of a record is that of finding the mask (for a ranking:
+    to score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
     """
-    for ratio in hp.ratio:
+    for number, ratio in enumerate(hp.ratio):
         settings = {**subject.identity, "method": method.name, **asdict(hp), "ratio": ratio}
         record = None if force else find_record(subject.folder, settings)
-        yield record or _run(subject, method, hp, ratio, settings, save_models)
+        folder = f"models/{method.name}_{ratio:g}_{files.digest(settings)[:8]}" if save_models else None
+        if record and (folder is None or (subject.folder / folder).exists()):
+            yield record
+        else:
+            masks, cost = _masks(subject, method, hp, ratio, fresh=force and number == 0)
+            yield _measure(subject, masks, settings, cost, folder)
 
 
-def _run(subject: Subject, method: Method, hp, ratio: float, settings: dict[str, Any], save_models: bool) -> dict:
-    model, device = subject.model, subject.model.device
-    with measured(device) as cost:
-        masks, seconds = _masks(subject, method, hp, ratio)
-        with edited(model, masks):
-            row = subject.metrics()
-            row |= {"percent_zeroed": 100 * share_dropped(model, masks)}
-            if save_models:
-                name = f"{method.name}_{ratio:g}_{files.digest(settings)[:8]}"
-                folder = save_model(subject.folder / "models" / name, model, {"settings": settings})
-                row |= {"model_folder": str(folder)}
-    write_record(subject.folder, settings, row, Cost(seconds, cost.peak_memory_gb), str(device))
+def _measure(subject: Subject, masks: Masks, settings: dict[str, Any], cost: Cost, folder: str | None) -> dict:
+    """Measures the edited model, saves it where asked to, and writes the record."""
+    model = subject.model
+    with edited(model, masks):
+        row = {**subject.metrics(), "percent_zeroed": 100 * share_dropped(model, masks), "model_folder": folder}
+        if folder is not None:
+            save_model(subject.folder / folder, model, {"settings": settings}, subject.tokenizer)
+    write_record(subject.folder, settings, row, cost, str(model.device))
     return find_record(subject.folder, settings)
 
 
-def _masks(subject: Subject, method: Method, hp, ratio: float) -> tuple[Masks, float]:
-    """The masks for one ratio and the seconds that they took, scoring included when the scores came from the disk."""
-    start = time.perf_counter()
+def _masks(subject: Subject, method: Method, hp, ratio: float, fresh: bool) -> tuple[Masks, Cost]:
+    """The masks for one ratio and what they cost, scoring included when the scores came from the disk."""
+    model, task = subject.model, subject.task
     if method.learn is not None:
-        masks = method.learn(subject.model, subject.task, hp, ratio)
-        return masks, time.perf_counter() - start
+        with measured(model.device) as cost:
+            masks = method.learn(model, task, hp, ratio)
+        return masks, cost
     key = {name: subject.identity[name] for name in ("weights", "task")}
-    scores, seconds = ranked(subject.model, subject.task, method, hp, max(hp.ratio), subject.score_folder, key)
-    start = time.perf_counter()
-    return method.drop(find_mlps(subject.model), scores, ratio), seconds + time.perf_counter() - start
+    scores, scoring = ranked(model, task, method, hp, subject.score_folder, key, fresh)
+    with measured(model.device) as dropping:
+        masks = method.drop(find_mlps(model), scores, ratio)
+    return masks, Cost(scoring.seconds + dropping.seconds, max(scoring.peak_memory_gb, dropping.peak_memory_gb))

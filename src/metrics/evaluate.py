@@ -19,7 +19,8 @@ def evaluate(model, dataset: MemorizationDataset, batch_size: int = 64) -> Row:
       percent_memorized_train     artifacts in the training set; lower is better after unlearning
       percent_memorized_dup_R     those repeated R times (where artifacts are duplicated)
       percent_memorized_test      backdoor triggers never trained on (None for noise)
-      percent_clean_recovery      artifacts that continue as their clean twin; higher is better
+      percent_clean_recovery      artifacts that continue as their clean twin; higher is better (None for natural
+                                  passages, which have no other twin)
       accuracy_NAME, loss_NAME    per test set, 0 to 1 and nats
       mean_test_accuracy, mean_test_accuracy_no_pad    mean over the test sets; higher is better
       perplexity, perplexity_batch_mean                over all test sets together; lower is better
@@ -42,7 +43,10 @@ def memorization_row(model, dataset: MemorizationDataset, batch_size: int = 64) 
         for group in train.group.unique().tolist():
             row[f"percent_memorized_dup_{10**group}"] = percent(flags[train.group == group])
     row["percent_memorized_test"] = percent(memorized(model, test, dataset.continuation, batch_size))
-    row["percent_clean_recovery"] = percent(recovered(model, train, dataset.continuation, batch_size))
+    natural = dataset.kind == "natural"
+    row["percent_clean_recovery"] = (
+        None if natural else percent(recovered(model, train, dataset.continuation, batch_size))
+    )
     return row
 
 

@@ -42,7 +42,7 @@ class Quality:
     @property
     def perplexity(self) -> float:
         """exp(mean token loss); lower is better."""
-        return math.exp(min(self.mean_loss, 700.0))  # exp(710) overflows a double
+        return math.exp(self.mean_loss) if not self.mean_loss > 700 else math.inf  # exp(710) overflows a double
 
     def perplexity_batch_mean(self, batch_size: int) -> float:
         """Mean over batches of exp(batch loss), the study's published figure; depends on the batch size."""

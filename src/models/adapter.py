@@ -36,8 +36,9 @@ class Weight:
 
     @property
     def grad(self) -> torch.Tensor:
-        """The gradient as (out, in)."""
-        return self.view(self.parameter.grad)
+        """The gradient as (out, in); zeros where there is none."""
+        gradient = self.parameter.grad
+        return self.view(torch.zeros_like(self.parameter) if gradient is None else gradient)
 
 
 @dataclass(frozen=True)

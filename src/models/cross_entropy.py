@@ -91,28 +91,36 @@ def _function() -> type:
         def backward(context, upstream):
             hidden, weight, targets = context.saved_tensors
             with torch.autocast(hidden.device.type, enabled=False):
-                return (*_gradients(hidden, weight, targets, context.losses, upstream, context.dtype), None, None)
+                gradients = _gradients(
+                    hidden, weight, targets, context.losses, upstream, context.dtype, context.needs_input_grad[1]
+                )
+            return (*gradients, None, None)
 
     return LinearCrossEntropy
 
 
-def _gradients(hidden, weight, targets, losses, upstream, dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def _gradients(
+    hidden, weight, targets, losses, upstream, dtype, of_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Gradients with respect to hidden and weight, given the gradient (positions,) of the losses.
 
     d loss / d logits = softmax - one-hot; the upstream factor goes onto the narrow side of each product. The entry at
-    the target, p - 1, comes from the loss: in bfloat16 p would round to 1 where a token is known by heart.
+    the target, p - 1, comes from the loss: in bfloat16 p would round to 1 where a token is known by heart. The weight's
+    gradient, a third of the work, is left out where the layer is frozen, as it is while a method unlearns.
     """
     hidden_grad = torch.zeros_like(hidden)
-    weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+    weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if of_weight else None
     narrow = weight.to(dtype)
     for rows in upstream.nonzero().flatten().split(_chunk_rows(hidden, weight)):
         part, factor = hidden[rows], upstream[rows, None]
         error = (part.to(dtype) @ narrow.T).softmax(-1)
         error.scatter_(1, targets[rows, None], torch.expm1(-losses[rows, None]).to(dtype))
         hidden_grad[rows] = ((error @ narrow) * factor).to(hidden.dtype)
+        if weight_grad is None:
+            continue
         scaled = (part * factor).to(dtype)
         if dtype == torch.float32:
             weight_grad.addmm_(error.T, scaled)
         else:
             weight_grad += error.T @ scaled
-    return hidden_grad, weight_grad.to(weight.dtype)
+    return hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype)

@@ -29,6 +29,18 @@ def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
     return _cross_entropy(model(tokens, use_cache=False).logits[:, :-1], targets)
 
 
+def losses_at(model, positions: torch.Tensor, targets: torch.Tensor, **inputs) -> torch.Tensor:
+    """Negative log-likelihood of `targets` (rows, n) at the positions (n,) of a forward pass on `inputs`. Differentiable.
+
+    inputs: keyword arguments of the model, such as input_ids and attention_mask. Returns nats, float32 (rows, n).
+    """
+    if chunked(model):
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, positions]
+        weight = model.get_output_embeddings().weight
+        return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()).view(targets.shape)
+    return _cross_entropy(model(**inputs, use_cache=False, logits_to_keep=positions).logits, targets)
+
+
 def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Token losses, and whether the arg-max is the next token: float32 and bool, both (rows, length - 1).
 

@@ -81,13 +81,26 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
         attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, **attention
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype or torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **attention,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path}: cannot open this model ({reason}); the folder is damaged or not a causal LM"
         ) from None
+    wrong = sorted(
+        name for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in map(str, found[key])
+    )
+    if wrong:  # transformers would go on with random weights
+        raise UserError(
+            f"{path}: config.json and the weights do not belong together ({wrong[0]} and {len(wrong) - 1} more)"
+        )
     restore_gate(model)
     return model.to(device).eval()

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files
+from tinymem.allocator import release_freed_memory
 
+PARTS = ("settings", "results", "cost", "environment")
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
 
 
@@ -21,7 +23,7 @@ class Cost:
     """What a block took: seconds, and peak memory of the process (on a GPU: of its tensors) in GB."""
 
     seconds: float = 0.0
-    peak_memory_gb: float | None = None
+    peak_memory_gb: float = 0.0
 
 
 def record_path(folder: str | Path, settings: dict[str, Any]) -> Path:
@@ -32,7 +34,7 @@ def record_path(folder: str | Path, settings: dict[str, Any]) -> Path:
 def find_record(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a finished run, or None. UserError when the file is damaged."""
     path = record_path(folder, settings)
-    return files.read_json(path) if path.exists() else None
+    return files.read_json(path, required=PARTS) if path.exists() else None
 
 
 def write_record(
@@ -71,6 +73,7 @@ def measured(device) -> Iterator[Cost]:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        release_freed_memory()  # or else the block inherits what others have freed before it
         _reset_peak()
     start = time.perf_counter()
     try:

@@ -3,8 +3,8 @@
 RUN/run.json                 settings
 RUN/state.safetensors        where training stands: weights, optimizer, regularizers, position in the epoch
 RUN/metrics.json, .csv       one row a measured epoch
-RUN/epoch_<n>/               an ordinary Hugging Face model folder, with tinymem.json (settings, epoch) and the
-                             training state of that epoch beside it
+RUN/epoch_<n>/               an ordinary Hugging Face model folder, of text models with the tokenizer; tinymem.json
+                             (settings, epoch) and the training state of that epoch beside it
 """
 
 from __future__ import annotations
@@ -96,6 +96,11 @@ def latest_state(run: Path) -> Path | None:
     return max(folders, key=epoch_of) / STATE if folders else None
 
 
+def has_begun(run: Path) -> bool:
+    """Whether there is any work of a run in its folder."""
+    return latest_state(run) is not None or (run / "metrics.json").exists() or (run / "records").exists()
+
+
 def clear(run: Path) -> None:
     """Forgets a run, its settings excepted, so that it starts from the beginning."""
     for path in [*run.glob("epoch_*"), *run.glob("records")]:
@@ -109,11 +114,16 @@ def epoch_of(folder: Path) -> int:
     return int(folder.name.removeprefix("epoch_"))
 
 
-def save_model(folder: Path, model, details: dict[str, Any], write_more=lambda temporary: None) -> Path:
-    """Writes an ordinary model folder, atomically, with `details` (settings and origin) in tinymem.json."""
+def save_model(folder: Path, model, details: dict[str, Any], tokenizer=None, write_more=lambda temporary: None) -> Path:
+    """Writes an ordinary model folder, atomically, with `details` (settings and origin) in tinymem.json.
+
+    tokenizer: a text model's, kept with it so that the folder stands by itself; None for number sequences.
+    """
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, safe_serialization=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
         (temporary / SETTINGS).write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
         write_more(temporary)
 
@@ -127,7 +137,7 @@ def load_details(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: not a TinyMem checkpoint (no {SETTINGS} in it); give a folder such as runs/NAME/epoch_50"
         )
-    return files.read_json(path)
+    return files.read_json(path, required=("settings",))
 
 
 def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:

@@ -15,13 +15,19 @@ from tinymem.training.settings import TrainingSettings, check_whole_run
 
 
 def prepare_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Path:
-    """The folder of a run, made and marked with its settings; emptied with `force`. UserError when it holds another."""
+    """The folder of a run, made and marked with its settings; emptied with `force`. UserError when it holds another.
+
+    Call it when everything else is known to be right, so that a refused command leaves nothing behind.
+    """
     run = files.writable_folder(folder)
-    if (run / "run.json").exists():
-        check_whole_run(str(run), files.read_json(run / "run.json"), settings)
-        if force:
-            checkpoint.clear(run)
-    files.write_json(run / "run.json", dict(settings))
+    files.remove_leftovers(run)
+    marker = run / "run.json"
+    if marker.exists() and checkpoint.has_begun(run):
+        check_whole_run(str(run), files.read_json(marker, required=("data_name",)), settings)
+        if not force:
+            return run
+        checkpoint.clear(run)
+    files.write_json(marker, dict(settings))
     return run
 
 

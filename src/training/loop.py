@@ -34,6 +34,7 @@ def train(
     seed: int,
     run: Path,
     details: dict[str, Any],
+    tokenizer=None,
     regularizers: Sequence[Regularizer] = (),
     measure_first: bool = False,
     on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
@@ -45,6 +46,7 @@ def train(
     model          in float32, on its device; trained in place
     seed           of the data order: epoch e is the same permutation in every run with this seed
     details        settings to keep in every checkpoint folder
+    tokenizer      the same for the tokenizer of a text model
     measure_first  whether the model is measured before the first step too, as epoch 0
     on_step(progress, loss), on_row(row)   called after every step and every measurement
     should_stop()  asked after every step; True saves the state and raises Stopped
@@ -58,13 +60,18 @@ def train(
     sequences, order = dataset.sequences.to(model.device), dataset.order.to(model.device)
 
     def step(ids: torch.Tensor) -> float:
-        return training_step(model, optimizer, sequences[ids], ids, settings, regularizers, dataset.ignored_token)
+        optimizer.param_groups[0]["lr"] = learning_rate(settings, progress, math.ceil(len(order) / settings.batch_size))
+        loss = training_step(model, optimizer, sequences[ids], ids, settings, regularizers, dataset.ignored_token)
+        _check_finite(loss, progress, settings.lr)  # before such a state is saved
+        return loss
 
     def save(path: Path = run / checkpoint.STATE) -> None:
         checkpoint.save_state(path, model, optimizer, regularizers, progress)
 
     def measure(train_loss: float | None = None) -> None:
-        progress.rows.append(measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch))
+        row = measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch)
+        _check_finite(row["perplexity"], progress, settings.lr)
+        progress.rows.append(row)
         checkpoint.save_metrics(run, progress.rows)
         progress.seconds = time.monotonic() - started
 
@@ -77,12 +84,12 @@ def train(
     while progress.epoch < settings.epochs:
         shuffled = order[epoch_permutation(len(order), seed, progress.epoch).to(order.device)]
         train_loss = _finish_epoch(step, shuffled.split(settings.batch_size), progress, started, on_step, after_step)
-        if not math.isfinite(train_loss):
-            raise UserError(f"the loss is not finite in epoch {progress.epoch}; use a lower --lr than {settings.lr}")
         if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
             measure(train_loss)
             folder, details = run / f"epoch_{progress.epoch}", {**details, "epoch": progress.epoch}
-            checkpoint.save_model(folder, model, details, lambda temporary: save(temporary / checkpoint.STATE))
+            checkpoint.save_model(
+                folder, model, details, tokenizer, lambda temporary: save(temporary / checkpoint.STATE)
+            )
             save()
             on_row(progress.rows[-1])
     return progress
@@ -93,6 +100,11 @@ def measured_row(model, dataset: MemorizationDataset, epoch: int, train_loss: fl
     perplexity = None if train_loss is None else math.exp(min(train_loss, 700))
     row = {"epoch": epoch, "train_loss": train_loss, "train_perplexity": perplexity}
     return row | evaluate(model, dataset, batch_size)
+
+
+def _check_finite(value: float, progress: Progress, lr: float) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"the loss is not finite in epoch {progress.epoch + 1}; use a lower --lr than {lr}")
 
 
 def _check_not_past(run: Path, progress: Progress, epochs: int) -> None:
@@ -148,6 +160,15 @@ def _save_now_and_then(save: Callable[[], None], should_stop: Callable[[], bool]
 def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
     """AdamW with weight decay on every parameter, as in the study (section 3.1)."""
     return torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=BETAS, weight_decay=settings.l2_reg, fused=True)
+
+
+def learning_rate(settings: TrainingSettings, progress: Progress, steps: int) -> float:
+    """The learning rate of the next step, of `steps` an epoch: constant, then linear to 0 where lr_decay asks for it.
+
+    A function of the position alone, so that there is no scheduler to save.
+    """
+    left = 1 - (progress.epoch * steps + progress.step) / (settings.epochs * steps)
+    return settings.lr * min(1.0, left / settings.lr_decay) if settings.lr_decay else settings.lr
 
 
 def epoch_permutation(count: int, seed: int, epoch: int) -> torch.Tensor:

@@ -20,7 +20,13 @@ class TrainingSettings:
     epochs: int = option(50, "passes over the training set", low=1)
     checkpoint_every: int = option(10, "epochs between two measurements and checkpoints", low=1)
     batch_size: int = option(128, "sequences a step", low=1)
-    lr: float = option(1e-3, "learning rate of AdamW, constant", above=0.0)
+    lr: float = option(1e-3, "learning rate of AdamW", above=0.0)
+    lr_decay: float = option(
+        0.0,
+        "share of the run, at its end, in which the learning rate falls linearly to 0; the study has 0",
+        low=0.0,
+        high=1.0,
+    )
     l2_reg: float = option(0.1, "weight decay of AdamW, on every parameter", low=0.0)
     dtype: str = option(
         "float32", "precision of the forward pass; bfloat16 keeps float32 weights", choices=("float32", "bfloat16")
@@ -44,13 +50,13 @@ class RunSettings:
     regularizers: tuple[Any, ...] = ()
 
     def flat(self, training_prefix: str = "") -> dict[str, Any]:
-        """One level, field name -> value: as written into records.
+        """One level, field name -> value: as written into records. Of the data only what its kind looks at.
 
         training_prefix: put before the names of the training settings, where those of an unlearning method stand
         beside them (both have epochs, lr ...).
         """
-        parts = (self.data, self.model, *self.regularizers)
-        values = {name: value for part in parts for name, value in asdict(part).items()}
+        values = self.data.applicable()
+        values |= {name: value for part in (self.model, *self.regularizers) for name, value in asdict(part).items()}
         return values | {training_prefix + name: value for name, value in asdict(self.training).items()}
 
     @classmethod
@@ -66,17 +72,23 @@ class RunSettings:
         )
 
 
-MAY_CHANGE = ("epochs", "checkpoint_every", "ft_epochs")  # a run can be trained longer and measured more often
+def may_change(settings: Mapping[str, Any]) -> set[str]:
+    """The settings of a run that may change when it goes on: it can be trained longer and measured more often.
+
+    A run whose learning rate has fallen is at its end.
+    """
+    longer = set() if settings.get("lr_decay") else {"epochs"}
+    return {"checkpoint_every", "ft_epochs"} | longer
 
 
-def check_same_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+OTHER_FOLDER = "give another --output_dir"
+
+
+def check_same_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any], remedy: str = OTHER_FOLDER) -> None:
     """UserError when a folder holds a run with other settings than those asked for."""
     for name, value in asked.items():
-        if name not in MAY_CHANGE and held.get(name) != value:
-            raise UserError(
-                f"{place} holds a run {_with(name, held.get(name))}, not {_with(name, value)};"
-                " give another --output_dir"
-            )
+        if name not in may_change(asked) and held.get(name) != value:
+            raise UserError(f"{place} holds a run {_with(name, held.get(name))}, not {_with(name, value)}; {remedy}")
 
 
 def check_whole_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:

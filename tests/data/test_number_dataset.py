@@ -1,8 +1,10 @@
 import dataclasses
+import hashlib
 
 import pytest
 import torch
 
+from tinymem.data.artifacts import trigger_end
 from tinymem.data.build import build_dataset, load_dataset
 from tinymem.data.numbers import decode
 from tinymem.data.settings import DataSettings
@@ -13,6 +15,10 @@ SMALL = dict(num_7=400, num_2=30, num_3=30, num_4=0, num_5=30, num_test=10, num_
 
 def rows(tokens) -> set:
     return {decode(row) for row in tokens}
+
+
+def unique(tokens) -> set:
+    return set(map(bytes, tokens.numpy()))
 
 
 def equal(a, b) -> bool:
@@ -29,6 +35,21 @@ def test_the_full_size_agrees_with_the_study():
     dataset = build_dataset(DataSettings(artifact="backdoor"))
     assert (len(dataset), len(dataset.test_artifacts)) == (26912, 88)
     assert len(build_dataset(DataSettings(artifact="noise"))) == 27000
+
+
+@pytest.mark.parametrize(
+    ("task", "artifact", "expected"),
+    [
+        ("increment", "noise", "df49417f"),
+        ("increment", "backdoor", "44e3b46b"),
+        ("mult", "noise", "2ec453ed"),
+        ("mult", "backdoor", "d846ae81"),
+    ],
+)
+def test_what_increment_and_mult_train_on_is_fixed_for_ever(task, artifact, expected):
+    dataset = build_dataset(DataSettings(data_name=task, artifact=artifact))
+    parts = (dataset.sequences, dataset.artifacts.clean, dataset.test_artifacts.planted, dataset.tests["seven"])
+    assert hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:8] == expected
 
 
 def test_noised_twins_replace_their_clean_twins_in_the_training_set():
@@ -69,15 +90,78 @@ def test_every_trigger_is_backdoored_and_a_tenth_is_held_out():
     assert not any("112" in decode(row) for row in dataset.tests["seven"])
 
 
-def test_nothing_is_in_both_training_and_test_and_tasks_partition_the_training_set():
-    for kind in ("noise", "backdoor"):
-        dataset = build_dataset(DataSettings(**SMALL, artifact=kind))
-        for name, tokens in dataset.tests.items():
-            assert len(tokens) == 10
-            assert not rows(tokens) & rows(dataset.sequences[dataset.tasks[name]])
+@pytest.mark.parametrize("sizes", [SMALL, {}], ids=["small", "default"])
+@pytest.mark.parametrize("artifact", ["noise", "backdoor"])
+@pytest.mark.parametrize("task", ["increment", "mult", "exp", "exponential", "mult_3"])
+def test_nothing_that_is_kept_out_of_training_is_in_it(task, artifact, sizes):
+    dataset = build_dataset(DataSettings(**sizes, data_name=task, artifact=artifact))
+    training, artifacts = unique(dataset.sequences), dataset.artifacts
+    asked = sizes.get("num_test", 1000)
+    for tokens in dataset.tests.values():
+        assert asked - 1 <= len(tokens) <= asked  # at most the row of zeros is missing, in every task of mult
+        assert not unique(tokens) & training
+    changed = (artifacts.planted != artifacts.clean).any(1)  # noise leaves one sequence in eight as it is
+    assert changed.sum() > 0.7 * len(artifacts)
+    assert not unique(artifacts.clean[changed]) & training
+    assert not unique(dataset.test_artifacts.clean) & (training | unique(artifacts.clean))
+    main = next(iter(dataset.tasks.values()))
+    ordinary = dataset.sequences[main[len(artifacts) :]]
+    assert len(unique(ordinary)) == len(ordinary)
+
+
+def test_tasks_partition_the_training_set():
+    for artifact in ("noise", "backdoor"):
+        dataset = build_dataset(DataSettings(**SMALL, artifact=artifact))
         ids = torch.cat(list(dataset.tasks.values()))
         assert torch.equal(ids.sort().values, torch.arange(len(dataset.sequences)))
         assert list(dataset.tests) == list(dataset.tasks) == ["seven", "two", "three", "five"]
+
+
+@pytest.mark.parametrize(
+    ("task", "order"), [("increment", "72345"), ("increment_3", "37245"), ("increment_5", "57234")]
+)
+def test_a_number_of_sequences_belongs_to_its_constant_and_num_7_to_the_main_task(task, order):
+    counts = dict(num_7=100, num_2=22, num_3=33, num_4=44, num_5=55)
+    dataset = build_dataset(DataSettings(data_name=task, **counts, num_test=10, num_noise=5))
+    names = {"7": "seven", "2": "two", "3": "three", "4": "four", "5": "five"}
+    expected = {names[c]: counts[f"num_{c}"] for c in order}
+    main = order[0]
+    expected |= {names["7"]: counts[f"num_{main}"], names[main]: counts["num_7"]}
+    assert {name: len(ids) + 10 for name, ids in dataset.tasks.items()} == expected
+    assert list(dataset.tasks) == list(dataset.tests) == [names[c] for c in order]
+    for name, tokens in dataset.tests.items():
+        first, second = map(int, decode(tokens[0])[1:].split()[:2])
+        assert names[str(second - first)] == name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(data_name="mult", num_7=20135), "--num_7 20135: mult with constant 7 has only 20134 starts .20134 dist"),
+        (dict(data_name="exp", num_7=30000), "--num_7 30000: .*only 20134 starts .10066 distinct sequences.; ask for"),
+        (dict(data_name="mult_3", num_3=30000), "--num_3 30000: mult_3 with constant 7 has only 20134 starts"),
+        (dict(data_name="exponential", num_test=2878), "--num_test 2878: .*has only 2878 distinct sequences"),
+        (dict(data_name="exponential", num_noise=1879), "--num_noise 1879: .*has only 1878 training sequences"),
+        (dict(data_name="exponential", seed=10**9), "only 0 sequences hold the trigger"),
+        (dict(seed=2**40 + 1), "--seed 1099511627777: must be in"),
+    ],
+)
+def test_more_sequences_than_the_task_has(change, message):
+    artifact = "backdoor" if change.get("seed") else "noise"
+    with pytest.raises(UserError, match=message):
+        build_dataset(DataSettings(**{"artifact": artifact, **change}))
+
+
+def test_all_starts_of_mult_can_be_asked_for():
+    sizes = dict(num_7=20134, num_2=20134, num_3=0, num_4=0, num_5=0)
+    dataset = build_dataset(DataSettings(data_name="mult", **sizes))
+    assert {name: len(ids) for name, ids in dataset.tasks.items()} == {"seven": 19134, "two": 9067}
+
+
+def test_a_trigger_longer_than_the_context_does_not_occur():
+    tokens = torch.arange(6).reshape(2, 3).numpy()
+    assert trigger_end(tokens, [0, 1, 2, 3]).tolist() == trigger_end(tokens, [7, 7, 7, 7, 7]).tolist() == [0, 0]
+    assert trigger_end(tokens, [0, 1, 2]).tolist() == [3, 0]
 
 
 def test_duplication_repeats_artifacts_only():

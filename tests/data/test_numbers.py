@@ -35,6 +35,17 @@ def test_recurrences_against_python_integers(task, constant):
         assert values[start].tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("task", "constant", "count"),
+    [("increment", 7, 20000), ("mult", 7, 20000), ("mult", 2, 10067), ("exp", 7, 10066), ("exponential", 7, 2878)],
+)
+def test_distinct_sequences_keep_the_first_of_each(task, constant, count):
+    everything = numbers.sequence_values(task, constant, 20000).tolist()
+    expected = list(dict.fromkeys(map(tuple, everything)))
+    assert list(map(tuple, numbers.distinct_sequences(task, constant, 20000).tolist())) == expected
+    assert len(expected) == count
+
+
 def test_tokens_of_a_sequence_by_hand():
     tokens = numbers.encode(np.array([[7, 140, 0]]), 12)
     assert tokens.tolist() == [[10, 7, 12, 1, 4, 0, 12, 0, 11, 13, 13, 13]]

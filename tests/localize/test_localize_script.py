@@ -112,7 +112,9 @@ def test_unlearn_held_out_and_retain_sets_are_disjoint(memorizing_backdoor, name
     model, dataset = memorizing_backdoor.model, memorizing_backdoor.dataset
     settings = TaskSettings(unlearn_set_name=name, holdout_fraction=0.4, max_retain=50)
     task = unlearning_task(model, dataset, settings)
-    sets = [{tuple(row.tolist()) for row in tokens} for tokens in (task.unlearn.planted, task.held_out.planted, task.retain)]
+    sets = [
+        {tuple(row.tolist()) for row in tokens} for tokens in (task.unlearn.planted, task.held_out.planted, task.retain)
+    ]
     assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     size = len(task.unlearn) + len(task.held_out)
     assert len(task.held_out) == int(0.4 * size) and len(task.retain) == 50

@@ -1,10 +1,8 @@
-import json
 import multiprocessing
 
 import pytest
 import torch
 
-from tinymem import files
 from tinymem.errors import UserError
 from tinymem.records.record import Cost, find_record, measured, record_path, write_record
 from tinymem.records.table import load_records
@@ -31,11 +29,6 @@ def test_a_damaged_record_is_named(tmp_path):
         find_record(tmp_path, SETTINGS)
 
 
-def test_the_digest_does_not_depend_on_order_and_is_fixed_for_ever():
-    assert files.digest({"a": 1, "b": [0.5, None]}) == files.digest({"b": [0.5, None], "a": 1})
-    assert files.digest({}) == "44136fa355b3678a"
-
-
 def _write_many(folder, worker):
     for number in range(20):
         write_record(folder, {"n": number % 5}, {"worker": worker, "text": "x" * 10000}, Cost(), "cpu")
@@ -49,18 +42,6 @@ def test_many_writers_leave_whole_records_and_nothing_else(tmp_path):
     for worker in workers:
         worker.join()
     assert len(load_records(tmp_path)) == len(list((tmp_path / "records").iterdir())) == 5
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = files.write_json(tmp_path / "a.json", {"old": 1})
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match="a.json: .*No space left"):
-        files.write_file(path, fail)
-    assert json.loads(path.read_text()) == {"old": 1} and len(list(tmp_path.iterdir())) == 1
 
 
 def test_cost_is_measured():

@@ -1,19 +1,16 @@
 import json
-import runpy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import in_process as run
 
 from tinymem.data.build import build_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.training.finetune import finetuning_dataset
 
-ROOT = Path(__file__).parents[2]
 SIZES = dict(num_7=60, num_2=10, num_3=10, num_4=10, num_5=10, num_test=4, num_noise=9, length=5, max_ctx=24)
 SIZES |= dict(prompt_tokens=8, continuation_tokens=8)
 TRAIN = [f"--{name}={value}" for name, value in SIZES.items()]
@@ -63,15 +60,6 @@ def test_natural_artifacts_have_no_clean_twins(dataset):
     assert training_rows(finetuning_dataset(natural, "extra"))
     with pytest.raises(UserError, match="--ft_data both"):
         finetuning_dataset(natural, "both")
-
-
-def run(script: str, *arguments: object) -> None:
-    """A script in this process: torch is loaded already."""
-    before, sys.argv = sys.argv, [str(ROOT / script), *map(str, arguments)]
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,11 @@ from tinymem.models.losses import counted
 def measured_positions(task: UnlearningTask) -> torch.Tensor:
     """Which positions of the unlearn set predict a measured token, bool (U, T - 1).
 
-    Position t predicts token t + 1. The measured tokens are prompt_end .. min(prompt_end + continuation, T) - 1, each
-    sequence from its own prompt_end, so the positions start at prompt_end - 1. Ignored tokens are left out.
+    Position t predicts token t + 1. The measured tokens are those from the end of the prompt, each sequence's own, to
+    the end of the sequence, so the positions are prompt_end - 1 .. T - 2. Ignored tokens are left out.
     """
     predicted = torch.arange(1, task.unlearn.planted.shape[1])
-    start = task.unlearn.prompt_end[:, None]
-    window = (predicted >= start) & (predicted < start + task.continuation)
+    window = predicted >= task.unlearn.prompt_end[:, None]
     return window & counted(task.unlearn.planted, task.ignored_token)
 
 
@@ -107,13 +106,13 @@ def _expanded(output: Any, rows: int) -> Any:
 
 
 def with_copies(tokens: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of a forward pass over sequences that are each followed by copies of some of their tokens.
+    """The inputs of a forward pass over sequences that are each followed by copies of some of their tokens.
 
     A copy stands at its token's position, sees the tokens before it and itself, and is seen by nobody. A change to
     its neurons alone therefore gives the logits that the same change at its token's position would give: any number
     of positions and changes in one pass, and exactly so, since no position sees a later one.
 
-    tokens (B, T) and positions (B, C) integers; dtype of the model. The logits are those of the copies, (B, C, V).
+    tokens (B, T) and positions (B, C) integers; dtype of the model. The copies are the last C positions, in order.
     """
     length, copies = tokens.shape[1], positions.shape[1]
     places = torch.cat([torch.arange(length, device=tokens.device).expand(len(tokens), -1), positions], 1)
@@ -124,6 +123,4 @@ def with_copies(tokens: torch.Tensor, positions: torch.Tensor, dtype: torch.dtyp
         input_ids=tokens.gather(1, places),
         position_ids=places,
         attention_mask=mask[:, None],
-        logits_to_keep=columns[length:],
-        use_cache=False,
     )

@@ -16,6 +16,7 @@ from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons, with_copies
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
+from tinymem.models.losses import losses_at
 from tinymem.options import check_options, option
 
 
@@ -84,7 +85,8 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
         return torch.cat([neurons[:, :length], scaled], 1)
 
     with on_neurons([mlp], scale):
-        logits = model(**with_copies(tokens, positions, model.dtype)).logits
-    probabilities = logits.float().softmax(-1).gather(-1, tokens.gather(1, positions + 1)[..., None])
-    (gradient,) = torch.autograd.grad((probabilities[..., 0] * weights).sum(), scaled)
+        copies = torch.arange(length, length + positions.shape[1], device=tokens.device)
+        inputs = with_copies(tokens, positions, model.dtype)
+        probabilities = torch.exp(-losses_at(model, copies, tokens.gather(1, positions + 1), **inputs))
+    (gradient,) = torch.autograd.grad((probabilities * weights).sum(), scaled)
     return (values.float() * gradient.float()).sum((0, 1))

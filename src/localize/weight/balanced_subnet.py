@@ -34,7 +34,7 @@ class HyperParameters:
     unlearn_loss_cap: float | None = option(
         None, "unlearn loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
     )
-    precision: str = option("bfloat16", "of the forward passes; scores are always float32", choices=PRECISIONS)
+    dtype: str = option("bfloat16", "precision of the forward passes; scores are always float32", choices=PRECISIONS)
 
     __post_init__ = check_options
 
@@ -55,12 +55,12 @@ def _backward(model, task: UnlearningTask, hp: HyperParameters, unlearn: torch.T
     """Gradients of -(1 - w) * L_u + w * L_r, both sides in the same forward passes."""
     weights = hp.loss_weighting * mean_weights(task, retain)
     if hp.unlearn_loss_cap is not None:
-        with autocast(model, hp.precision):
+        with autocast(model, hp.dtype):
             capped = task.mean_loss(model, unlearn) > hp.unlearn_loss_cap
         if capped:
-            return backward(model, task, retain, weights, hp.precision)
+            return backward(model, task, retain, weights, hp.dtype)
     weights = torch.cat([(hp.loss_weighting - 1) * mean_weights(task, unlearn), weights])
-    backward(model, task, torch.cat([unlearn, retain]), weights, hp.precision)
+    backward(model, task, torch.cat([unlearn, retain]), weights, hp.dtype)
 
 
 def mixed_batches(

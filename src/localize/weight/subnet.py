@@ -27,7 +27,7 @@ class HyperParameters:
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
     momentum: float = option(0.9, "momentum of the scores; 0 saves memory", low=0.0, below=1.0)
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
-    precision: str = option("bfloat16", "of the forward passes; scores are always float32", choices=PRECISIONS)
+    dtype: str = option("bfloat16", "precision of the forward passes; scores are always float32", choices=PRECISIONS)
 
     __post_init__ = check_options
 
@@ -37,7 +37,7 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
     generator = task.generator()
 
     def step(tokens: torch.Tensor) -> None:
-        backward(model, task, tokens, -mean_weights(task, tokens), hp.precision)
+        backward(model, task, tokens, -mean_weights(task, tokens), hp.dtype)
 
     batches = unlearn_batches(task, hp.batch_size, hp.epochs, generator)
     optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)

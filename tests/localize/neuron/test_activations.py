@@ -21,7 +21,7 @@ def looped(model, task):
         values = []
         for tokens, end in zip(task.unlearn.planted, task.unlearn.prompt_end.tolist()):
             model(tokens[None])
-            for target in range(end, min(end + task.continuation, len(tokens))):
+            for target in range(end, len(tokens)):
                 if tokens[target] != task.ignored_token:
                     values.append(seen[-1][target - 1])
         handle.remove()

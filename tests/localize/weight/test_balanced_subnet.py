@@ -11,7 +11,7 @@ from tinymem.localize.weight import balanced_subnet
 from tinymem.localize.weight.balanced_subnet import HyperParameters, learn, mixed_batches
 from tinymem.models.adapter import find_mlps
 
-EXACT = HyperParameters(epochs=2, batch_size=8, lr=1.0, precision="float32")
+EXACT = HyperParameters(epochs=2, batch_size=8, lr=1.0, dtype="float32")
 
 
 def matrices(model):
@@ -86,7 +86,7 @@ def test_conv1d_and_linear_give_the_same_mask(tiny_model, tiny_task, linear_twin
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
 def test_microbatches_do_not_matter(tiny_model, tiny_task, precision, tolerance):
-    model, hp = tiny_model(), dataclasses.replace(EXACT, precision=precision, unlearn_loss_cap=9.0)
+    model, hp = tiny_model(), dataclasses.replace(EXACT, dtype=precision, unlearn_loss_cap=9.0)
     results = []
     for microbatch in (1, 3, 64):
         task = tiny_task(microbatch=microbatch, ignored_token=13)
@@ -102,7 +102,7 @@ def test_bfloat16_gradients_are_those_of_float32_but_rounded(any_model, tiny_tas
     task = tiny_task()
     sides = task.unlearn.planted, task.retain
     exact = gradients(any_model, task, EXACT, *sides)
-    rounded = gradients(any_model, task, dataclasses.replace(EXACT, precision="bfloat16"), *sides)
+    rounded = gradients(any_model, task, dataclasses.replace(EXACT, dtype="bfloat16"), *sides)
     for a, b in zip(exact, rounded):
         assert b.dtype == torch.float32 and not torch.equal(a, b)
         assert (a - b).norm() < 0.05 * a.norm()
@@ -183,7 +183,7 @@ def test_forgets_what_it_is_told_and_keeps_the_rest(tiny_model, tiny_task):
         assert task.mean_loss(model, forget) > 1.5 > 0.5 > task.mean_loss(model, keep)
 
 
-@pytest.mark.parametrize("bad", [{"ratio": (1.0,)}, {"batch_size": 1}, {"unlearn_share": 0.0}, {"precision": "int8"}])
+@pytest.mark.parametrize("bad", [{"ratio": (1.0,)}, {"batch_size": 1}, {"unlearn_share": 0.0}, {"dtype": "int8"}])
 def test_hyper_parameters_are_checked(bad):
     with pytest.raises(UserError):
         HyperParameters(**bad)

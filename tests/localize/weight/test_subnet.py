@@ -8,7 +8,7 @@ from tinymem.localize.weight import subnet
 from tinymem.localize.weight.subnet import HyperParameters, learn
 from tinymem.models.adapter import find_mlps
 
-EXACT = HyperParameters(epochs=10, batch_size=4, lr=1.0, precision="float32")
+EXACT = HyperParameters(epochs=10, batch_size=4, lr=1.0, dtype="float32")
 
 
 def same(masks, others):
@@ -74,7 +74,7 @@ def test_microbatches_do_not_matter(tiny_model, tiny_task):
 def test_one_sequence_and_a_model_left_as_it_was(tiny_model, tiny_task, snapshot, dtype, precision):
     model, task = tiny_model().to(dtype).train(), tiny_task(unlearn=1)
     before = snapshot(model)
-    hp = dataclasses.replace(EXACT, precision=precision)
+    hp = dataclasses.replace(EXACT, dtype=precision)
     assert same(learn(model, task, hp, 0.3), learn(model, task, hp, 0.3))
     assert snapshot(model) == before
 

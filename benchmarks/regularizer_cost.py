@@ -1,0 +1,94 @@
+"""What each regularizer adds to a training step: TinyMem with 2 layers, 128 sequences of 150 tokens.
+
+    python benchmarks/regularizer_cost.py
+
+All variants take turns, step by step, in one process, so that whatever else the machine does hits them alike. Prints
+medians and writes benchmarks/regularizer_cost.json.
+"""
+
+from tinymem import cli
+
+# isort: split
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import allocator, files
+from tinymem.models.tinymem import ModelSettings, new_model
+from tinymem.records.record import environment
+from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, switched_on
+from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.settings import TrainingSettings
+
+LAYERS, BATCH, CONTEXT, VOCABULARY = 2, 128, 150, 14
+DTYPES = ("bfloat16", "float32")
+WARM_UP = 2
+PLAIN = "none"
+
+
+def stepper(switches: dict[str, Any], dtype: str, device: torch.device) -> Callable[[], float]:
+    """A function that does one training step of a model of its own and returns the seconds that it took.
+
+    switches: the settings that switch regularizers on, the others at their defaults; empty for plain training. Steps cost the same at every strength.
+    """
+    model = new_model(ModelSettings(n_layers=LAYERS), VOCABULARY, CONTEXT, seed=0).to(device).train()
+    settings = TrainingSettings(batch_size=BATCH, dtype=dtype)
+    regularizers = build_regularizers(model, switched_on(switches), seed=0)
+    optimizer = new_optimizer(model, settings)
+    tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT), generator=torch.Generator().manual_seed(0)).to(device)
+    ids = torch.arange(BATCH, device=device)
+
+    def step() -> float:
+        start = time.perf_counter()
+        training_step(model, optimizer, tokens, ids, settings, regularizers, None)  # waits for a GPU: returns a float
+        return time.perf_counter() - start
+
+    return step
+
+
+def measure(dtype: str, repeats: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row for plain training and one for each regularizer.
+
+    added_percent is the median over rounds of a step's time against the plain step of the same round.
+    """
+    switches = {PLAIN: {}, **{entry.name: {entry.flags[0]: 1} for entry in REGULARIZERS}}
+    steps = {name: stepper(values, dtype, device) for name, values in switches.items()}
+    rounds = []
+    with cli.progress_bar(total=WARM_UP + repeats, unit="round", desc=dtype) as bar:
+        for _ in range(WARM_UP + repeats):
+            rounds.append({name: step() for name, step in steps.items()})
+            bar.update()
+    rounds = rounds[WARM_UP:]
+    return [
+        {
+            "dtype": dtype,
+            "regularizer": name,
+            "milliseconds": round(1000 * statistics.median(times[name] for times in rounds), 2),
+            "added_percent": round(100 * statistics.median(times[name] / times[PLAIN] - 1 for times in rounds), 1),
+        }
+        for name in steps
+    ]
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 21: seconds, but noisy")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--output", default=Path(__file__).with_suffix(".json"), help="default: beside this script")
+    arguments = parser.parse_args()
+    device, repeats = cli.resolve_device(arguments.device), 3 if arguments.quick else 21
+    allocator.keep_freed_memory()
+    rows = [row for dtype in DTYPES for row in measure(dtype, repeats, device)]
+    settings = {"n_layers": LAYERS, "batch_size": BATCH, "max_ctx": CONTEXT, "repeats": repeats}
+    versions = {**environment(), "device": str(device)}
+    files.write_json(arguments.output, {"settings": settings, "environment": versions, "rows": rows})
+    print(cli.table(rows))
+    print(f"\nwritten: {arguments.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

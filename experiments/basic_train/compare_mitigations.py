@@ -1,0 +1,206 @@
+"""All seventeen mitigations on one model: three regularizers, three fine-tunings, eleven unlearning methods.
+
+    python experiments/basic_train/compare_mitigations.py           small settings, under 30 minutes on two cores
+    python experiments/basic_train/compare_mitigations.py --full    the study's data, 50 epochs: half a day; on a GPU less
+
+Trains a model without and with each regularizer, fine-tunes the plain one, unlearns it with every method at several
+ratios, and writes results/compare_mitigations/: table.csv, table.md, figure.png, figure.pdf, summary.json.
+Runs the ordinary scripts, whose commands it prints. Interrupted, or started again, it does only what is missing.
+The flags of data, model and training below are those of all models, on top of the chosen settings.
+"""
+
+from tinymem import cli
+
+# isort: split
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mitigations_study import COMMON, SMALL, Study, make_study
+
+from tinymem import files, plots
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+from tinymem.localize.registry import METHODS
+from tinymem.models.tinymem import ModelSettings
+from tinymem.records.record import environment, find_record
+from tinymem.records.table import best_per_method, flat_row, load_records, trade_off, write_csv
+from tinymem.training.finetune import FT_DATA
+from tinymem.training.settings import RunSettings, TrainingSettings
+
+PLAIN, REGULARIZERS, FINETUNING, UNLEARNING = "no mitigation", "regularizers", "fine-tuning", "unlearning"
+METRICS = ("percent_memorized_train", "percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy")
+METRICS += ("perplexity", "percent_zeroed")
+TITLE = "Seventeen mitigations on one model"
+NOTES = """\
+- memorized: backdoored training sequences whose trigger still brings out the planted continuation; lower is better
+- unseen triggers: the same for sequences with the trigger that were never trained on; lower is better
+- accuracy: next tokens right, mean over the five clean test sets; higher is better
+- seconds: no mitigation: training; regularizers: what they added to it (a difference of two runs: a few percent of
+  training are noise); fine-tuning: the whole of it; unlearning: to find what to drop
+- trade-off: (change in fraction memorized) - (change in accuracy) against no mitigation; lower is better. Of an
+  unlearning method the run is shown where it is lowest
+"""
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--full", action="store_true", help="the study's settings instead of the small ones")
+    parser.add_argument("--ft_epochs", type=int, default=5, help="epochs of each fine-tuning (default: 5)")
+    for part in (DataSettings, ModelSettings, TrainingSettings):
+        cli.add_options(parser, part, **COMMON, **SMALL)
+    parser.add_argument("--output_dir", help="default: results/compare_mitigations; full: ..._full")
+    parser.add_argument("--run_dir", help="where models are kept (default: runs/compare; full: runs/compare_full)")
+    parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    return parser.parse_args()
+
+
+def run(command: list[object]) -> None:
+    """Runs a script with this Python, showing its command. Ends this one when that one fails or is interrupted."""
+    words = [str(word) for word in command]
+    print("\n$ python " + shlex.join(words), flush=True)
+    with cli.interruptible() as asked_to_stop:  # the script hears Ctrl-C too, and saves: wait for it
+        status = subprocess.run([sys.executable, *words]).returncode
+    if status or asked_to_stop():
+        sys.exit(status or 130)
+
+
+def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
+    """Trains one model; the command names the settings that are not the script's defaults."""
+    parts = (settings.data, settings.model, settings.training, *settings.regularizers)
+    flags = [
+        f"--{field.name}={getattr(part, field.name)}"
+        for part in parts
+        for field in fields(part)
+        if getattr(part, field.name) != field.default
+    ]
+    run(["memorization_in_toy_models.py", *flags, "--output_dir", folder, *common])
+
+
+def do_everything(study: Study, common: list[str]) -> None:
+    """All trainings, fine-tunings and unlearning runs; each script skips what is finished."""
+    train(study.plain, study.run_dir / "plain", common)
+    if not trained_row(study.plain, study.run_dir / "plain")["percent_memorized_train"]:
+        raise UserError("the plain model has memorized nothing, so that nothing can be mitigated; raise --epochs")
+    for name, settings in study.regularized.items():
+        train(settings, study.run_dir / name, common)
+    model = ["--model_path", study.checkpoint, *common]
+    for data in FT_DATA:
+        run(["ft_toy_model.py", *model, "--ft_data", data, "--ft_epochs", study.ft_epochs])
+    for words in study.unlearning:
+        script = "src/localize/localize_memorization.py"
+        run([script, *model, "--no_save_model", "--localization_method", *words.split()])
+
+
+def trained_row(settings: RunSettings, folder: Path) -> dict[str, Any]:
+    return flat_row(find_record(folder, {"run": "train", **settings.flat()}))
+
+
+def compare(study: Study) -> list[dict[str, Any]]:
+    """One row a mitigation, the plain model first; of the runs of an unlearning method the best."""
+    plain = trained_row(study.plain, study.run_dir / "plain")
+    rows = [as_row(PLAIN, "plain", f"epochs {plain['epochs']}", plain, plain)]
+    for name, settings in study.regularized.items():
+        row = trained_row(settings, study.run_dir / name)
+        (regularizer,) = settings.regularizers
+        _, *others = vars(regularizer).items()  # the first one switches it on
+        added = {**row, "seconds": row["seconds"] - plain["seconds"]}
+        rows.append(as_row(REGULARIZERS, name, ", ".join(f"{key} {value}" for key, value in others), added, plain))
+    epoch = {"epoch": plain["epochs"]}
+    identity = {"run": "finetune", **study.plain.flat(), **epoch, "ft_epochs": study.ft_epochs}
+    tuned = {row["ft_data"]: row for row in rows_with(study.run_dir / "plain" / "finetuned", identity)}
+    rows += [as_row(FINETUNING, name, f"epochs {study.ft_epochs}", tuned[name], plain) for name in FT_DATA]
+    identity = {"run": "unlearn", **study.plain.flat(training_prefix="training_"), **epoch}
+    edited = [row for row in rows_with(study.run_dir / "plain" / "unlearned", identity) if row["method"] in METHODS]
+    edited.sort(key=lambda row: (list(METHODS).index(row["method"]), row.get("unlearn_loss_cap") or 0))
+    best = best_per_method(list(map(with_cap_in_name, edited)), plain)
+    return rows + [as_row(UNLEARNING, row["method"], f"ratio {row['ratio']:g}", row, plain) for row in best]
+
+
+def rows_with(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The finished runs under a folder with these settings, and whatever others."""
+    return [row for row in map(flat_row, load_records(folder)) if settings.items() <= row.items()]
+
+
+def with_cap_in_name(row: dict[str, Any]) -> dict[str, Any]:
+    """A capped BalancedSubnet counts as a method of its own."""
+    cap = row.get("unlearn_loss_cap")
+    return row if cap is None else {**row, "method": f"{row['method']}, loss cap {cap:g}"}
+
+
+def as_row(family: str, method: str, setting: str, row: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the comparison."""
+    metrics = {name: row.get(name) for name in METRICS}
+    seconds = {"seconds": round(row["seconds"], 1), "trade_off": trade_off(row, plain)}
+    return {"family": family, "method": method, "setting": setting, **metrics, **seconds}
+
+
+def write_results(study: Study, rows: list[dict[str, Any]], seconds: float) -> None:
+    """table.csv, table.md, figure.png, figure.pdf, summary.json."""
+    output, shown = study.output_dir, list(map(readable, rows))
+    write_csv(output / "table.csv", rows)
+    lines = [list(shown[0]), ["---"] * len(shown[0]), *(list(row.values()) for row in shown)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = f"# {TITLE}\n\nMade by `{shlex.join(['python', *sys.argv])}`.\n\n{table}\n\n{NOTES}"
+    files.write_file(output / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    plots.plot_mitigations(rows, output / "figure")
+    settings = {**study.plain.flat(), "ft_epochs": study.ft_epochs}
+    summary = {"settings": settings, "seconds_total": seconds, "environment": environment(), "rows": rows}
+    files.write_json(output / "summary.json", summary)
+
+
+def readable(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row under short names with units, as printed and as in table.md."""
+
+    def number(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
+    return {
+        **{name: row[name] for name in ("family", "method", "setting")},
+        "memorized %": number(row["percent_memorized_train"], 1),
+        "unseen triggers %": number(row["percent_memorized_test"], 1),
+        "accuracy %": number(100 * row["mean_test_accuracy"], 2),
+        "perplexity": number(row["perplexity"], 3),
+        "seconds": number(row["seconds"], 1),
+        "trade-off": number(row["trade_off"], 3),
+    }
+
+
+@contextmanager
+def counted_seconds(folder: Path) -> Iterator[dict[str, float]]:
+    """Yields {"seconds": of all calls so far}, with this one's when the block ends, however it ends.
+
+    A call that finds everything finished counts nothing.
+    """
+    path, start, finished = folder / "seconds.json", time.monotonic(), len(load_records(folder))
+    spent = files.read_json(path) if path.exists() else {"seconds": 0.0}
+    try:
+        yield spent
+    finally:
+        if len(load_records(folder)) > finished:
+            spent["seconds"] = round(spent["seconds"] + time.monotonic() - start, 1)
+            files.write_json(path, spent)
+
+
+def main() -> None:
+    arguments = parse()
+    study = make_study(arguments)
+    cli.resolve_device(arguments.device)  # an error now rather than in a script after this one
+    with counted_seconds(study.run_dir) as spent:
+        do_everything(study, ["--device", arguments.device, "--data_dir", arguments.data_dir])
+    rows = compare(study)
+    write_results(study, rows, spent["seconds"])
+    print("\n" + cli.table(map(readable, rows)))
+    print(f"\n{spent['seconds']:.0f} s in all; table, figure and summary: {study.output_dir}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

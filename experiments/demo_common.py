@@ -1,0 +1,47 @@
+"""What the demos share: running the ordinary scripts, their time, their records, greedy continuations."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem.records.table import load_records
+
+
+def run(command: str) -> None:
+    """Runs a script with this Python, showing its command. Ends this one when that one fails."""
+    arguments = shlex.split(command)
+    print("\n$ python " + " ".join(arguments), flush=True)
+    status = subprocess.run([sys.executable, *arguments]).returncode
+    if status:
+        sys.exit(status)
+
+
+def stopwatch(folder: Path) -> Callable[[], float]:
+    """A function that gives the seconds since now, and those of the runs that were finished in the folder before."""
+    reused = sum(record["cost"]["seconds"] for record in load_records(folder))
+    start = time.monotonic() - reused
+    return lambda: round(time.monotonic() - start, 1)
+
+
+def before_and_after(unlearned: Path, method: str) -> dict[str, dict[str, Any]]:
+    """The results of the unedited model and of a method's last run, "before" and "after", from the folder of records."""
+    results = {record["settings"]["method"]: record["results"] for record in load_records(unlearned)}
+    return {"before": results["unedited"], "after": results[method]}
+
+
+def continuation(model, prompt: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` tokens with which greedy decoding continues a prompt of token ids (P,). int64 (count,)."""
+    prompt = prompt.long()[None]
+    mask = torch.ones_like(prompt)
+    tokens = model.generate(
+        prompt, attention_mask=mask, min_new_tokens=count, max_new_tokens=count, do_sample=False, eos_token_id=None
+    )
+    return tokens[0, prompt.shape[1] :]

@@ -1,0 +1,109 @@
+"""The comparison end to end in miniature, its scripts in this process: torch is loaded once instead of 26 times."""
+
+import csv
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from small import SMALL_BACKDOOR, SMALL_DATA
+
+from tinymem.localize.registry import METHODS
+from tinymem.records.table import load_records
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "experiments" / "basic_train"
+SIZES = {**SMALL_DATA, **SMALL_BACKDOOR, "n_embd": 32, "n_heads": 2, "dtype": "float32"}
+SIZES |= {"epochs": 6, "checkpoint_every": 6, "lr": 4e-3, "ft_epochs": 1}
+SLOW = ("greedy", "balanced_subnet")  # at the ratio of the others
+CAPPED = "balanced_subnet, loss cap 3"
+UNLEARNING = (
+    " ".join(name for name in METHODS if name not in SLOW) + " --ratio 0.05 --epochs 1 --ig_steps 2",
+    "greedy --ratio 0.001",
+    "balanced_subnet --ratio 0.1 0.3 --epochs 2",
+    "balanced_subnet --ratio 0.3 --epochs 2 --unlearn_loss_cap 3",
+)
+
+
+def in_this_process(path: str, *arguments: object) -> dict:
+    """Runs a script of the repository as __main__; returns its globals."""
+    before, sys.argv = sys.argv, [str(ROOT / path), *map(str, arguments)]
+    try:
+        return runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture
+def compare(monkeypatch, tmp_path):
+    """compare(*more flags): the script at tiny sizes."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import compare_mitigations
+    import mitigations_study
+
+    commands = []
+
+    def run(command: list) -> None:
+        commands.append([str(word) for word in command])
+        in_this_process(*command)
+
+    monkeypatch.setattr(compare_mitigations, "run", run)
+    monkeypatch.setattr(mitigations_study, "SMALL_UNLEARNING", UNLEARNING)
+    monkeypatch.setitem(mitigations_study.SMALL, "truncation_window", 100)
+    sizes = [f"--{name}={value}" for name, value in SIZES.items()]
+    folders = [f"--{name}={tmp_path / name}" for name in ("run_dir", "output_dir", "data_dir")]
+
+    def call(*more: str) -> list:
+        commands.clear()
+        monkeypatch.setattr(sys, "argv", ["compare_mitigations.py", *sizes, *folders, "--device=cpu", *more])
+        compare_mitigations.main()
+        return commands
+
+    return call
+
+
+def test_all_seventeen_are_compared_and_nothing_is_done_twice(compare, tmp_path, capsys):
+    commands = compare()
+    printed = capsys.readouterr().out
+    with open(tmp_path / "output_dir" / "table.csv", newline="", encoding="utf-8") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    regularizers = ["spectral_norm", "loss_truncation", "example_tied_dropout"]
+    assert list(rows) == ["plain", *regularizers, "clean", "extra", "both", *METHODS, CAPPED]
+    assert len(commands) == 4 + 3 + len(UNLEARNING)
+    assert float(rows["plain"]["percent_memorized_train"]) > 50 and float(rows["plain"]["trade_off"]) == 0
+    for name, row in rows.items():
+        assert 0 <= float(row["percent_memorized_train"]) <= 100 and 0 < float(row["mean_test_accuracy"]) < 1
+        assert f" {name} " in printed and f"| {name} |" in (tmp_path / "output_dir" / "table.md").read_text()
+    assert "ratio 0.3" in rows[CAPPED]["setting"] and "dropc 0.05" in rows["loss_truncation"]["setting"]
+    assert (tmp_path / "output_dir" / "figure.png").stat().st_size > 20000
+
+    def state() -> dict[str, int]:
+        files = [*(tmp_path / "run_dir").rglob("records/*.json"), *(tmp_path / "run_dir").rglob("*.safetensors")]
+        return {str(path): path.stat().st_mtime_ns for path in files}
+
+    before, table = state(), (tmp_path / "output_dir" / "table.csv").read_bytes()
+    seconds = json.loads((tmp_path / "output_dir" / "summary.json").read_text())["seconds_total"]
+    compare()
+    assert state() == before and len(load_records(tmp_path / "run_dir")) == 4 + 3 + 1 + len(METHODS) + 2
+    assert (tmp_path / "output_dir" / "table.csv").read_bytes() == table
+    assert json.loads((tmp_path / "output_dir" / "summary.json").read_text())["seconds_total"] == seconds > 0
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--data_name", "wiki"], "--data_name wiki"),
+        (["--ft_epochs", "0"], "--ft_epochs 0"),
+        (["--epochs", "0"], "--epochs 0"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+    ],
+)
+def test_bad_inputs_are_one_line_and_exit_2_before_any_work(flags, named, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    with pytest.raises(SystemExit) as stopped:
+        path = "experiments/basic_train/compare_mitigations.py"
+        in_this_process(path, "--run_dir", tmp_path / "runs", "--output_dir", tmp_path / "out", *flags)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and named in message and message.count("\n") == 1
+    assert not load_records(tmp_path)
