@@ -3,7 +3,9 @@
     python experiments/demo.py
 
 Runs the ordinary scripts, whose commands it prints, and writes results/demo/: summary.json, demo.png, demo.pdf.
-Interrupted, it goes on where it stopped. The unlearning uses --unlearn_loss_cap, which the study does not have.
+Interrupted, it goes on where it stopped. Beyond the study are --lr_decay, without which the last epochs of so short a
+training are noisy, and --unlearn_loss_cap, without which the unlearning costs accuracy. The artifacts are repeated
+(--duplicate) 1, 10 or 100 times.
 """
 
 from tinymem import cli
@@ -21,13 +23,13 @@ from tinymem.training.checkpoint import load_details
 from tinymem.training.settings import RunSettings
 
 RUN = Path("runs/demo")
-EPOCHS = 12
-UNLEARNED = RUN / "unlearned" / f"epoch_{EPOCHS}"
+EPOCHS = 7
+UNLEARNED = RUN / "demo_unlearned"  # a folder of its own: the user's runs on this model go elsewhere
 TRAIN = f"""memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --num_7 3000 --num_2 600
-    --num_3 600 --num_4 600 --num_5 600 --num_test 100 --batch_size 32 --epochs {EPOCHS} --checkpoint_every 4
-    --dtype bfloat16 --output_dir {RUN} --plot"""
+    --num_3 600 --num_4 600 --num_5 600 --num_test 100 --duplicate --batch_size 32 --epochs {EPOCHS}
+    --checkpoint_every 1 --lr_decay 0.4 --dtype bfloat16 --output_dir {RUN} --plot"""
 UNLEARN = f"""src/localize/localize_memorization.py --model_path {RUN}/epoch_{EPOCHS}
-    --localization_method balanced_subnet --ratio 0.3 --epochs 5 --unlearn_loss_cap 3.0 --unlearn_share 0.25"""
+    --localization_method balanced_subnet --ratio 0.3 --epochs 4 --unlearn_loss_cap 3.0 --output_dir {UNLEARNED}"""
 METRICS = ("percent_memorized_train", "percent_memorized_test", "mean_test_accuracy", "perplexity")
 LABELS = ("backdoors memorized (%)", "unseen triggers memorized (%)", "mean test accuracy (%)")
 
