@@ -35,7 +35,8 @@ def stepper(switches: dict[str, Any], dtype: str, device: torch.device) -> Calla
 
     switches: the settings that switch regularizers on, the others at their defaults; empty for plain training. Steps cost the same at every strength.
     """
-    model = new_model(ModelSettings(n_layers=LAYERS), VOCABULARY, CONTEXT, seed=0).to(device).train()
+    specials = dict(bos_token_id=10, eos_token_id=11, pad_token_id=13)
+    model = new_model(ModelSettings(n_layers=LAYERS), VOCABULARY, CONTEXT, seed=0, **specials).to(device).train()
     settings = TrainingSettings(batch_size=BATCH, dtype=dtype)
     regularizers = build_regularizers(model, switched_on(switches), seed=0)
     optimizer = new_optimizer(model, settings)

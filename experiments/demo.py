@@ -13,7 +13,7 @@ from tinymem import cli
 # isort: split
 from pathlib import Path
 
-from demo_common import before_and_after, continuation, run, stopwatch
+from demo_common import before_and_after, continuation, run, start_at_root, stopwatch
 
 from tinymem import files, plots
 from tinymem.data.build import load_dataset
@@ -37,8 +37,8 @@ LABELS = ("backdoors memorized (%)", "unseen triggers memorized (%)", "mean test
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--output_dir", default="results/demo", help="default: results/demo")
-    output = files.writable_folder(parser.parse_args().output_dir)
-    seconds = stopwatch(RUN)
+    output = start_at_root(parser.parse_args().output_dir)
+    seconds = stopwatch(RUN, UNLEARNED)
     run(TRAIN)
     run(UNLEARN)
     results = before_and_after(UNLEARNED, "balanced_subnet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 
+from tinymem import files
 from tinymem.records.table import load_records
+from tinymem.training.checkpoint import seconds_spent
 
 
 def run(command: str) -> None:
@@ -24,9 +27,16 @@ def run(command: str) -> None:
         sys.exit(status)
 
 
-def stopwatch(folder: Path) -> Callable[[], float]:
-    """A function that gives the seconds since now, and those of the runs that were finished in the folder before."""
-    reused = sum(record["cost"]["seconds"] for record in load_records(folder))
+def start_at_root(output_dir: str) -> Path:
+    """Goes to the repository's folder, where the commands below are at home. Returns the output folder, made."""
+    output = files.writable_folder(Path(output_dir).resolve())
+    os.chdir(Path(__file__).parent.parent)
+    return output
+
+
+def stopwatch(run: Path, unlearned: Path) -> Callable[[], float]:
+    """A function that gives the seconds since now, and what earlier sessions have spent on the same run."""
+    reused = seconds_spent(run) + sum(record["cost"]["seconds"] for record in load_records(unlearned))
     start = time.monotonic() - reused
     return lambda: round(time.monotonic() - start, 1)
 

@@ -15,7 +15,7 @@ from tinymem import cli
 from pathlib import Path
 from typing import Any
 
-from demo_common import before_and_after, continuation, run, stopwatch
+from demo_common import before_and_after, continuation, run, start_at_root, stopwatch
 
 from tinymem import files, plots
 from tinymem.data.build import load_dataset
@@ -27,12 +27,12 @@ from tinymem.training.settings import RunSettings
 
 RUN = Path("runs/demo_text")
 EPOCHS = 4
-UNLEARNED = RUN / "unlearned" / f"epoch_{EPOCHS}"
+UNLEARNED = RUN / "demo_unlearned"  # a folder of its own: the user's runs on this model go elsewhere
 TRAIN = f"""memorization_in_toy_models.py --data_name wiki --corpus builtin --train_tokenizer --vocab_size 2048
     --num_chunks 4000 --num_test 300 --artifact natural --num_noise 32 --n_layers 2 --batch_size 32 --epochs {EPOCHS}
     --checkpoint_every 1 --dtype bfloat16 --output_dir {RUN} --plot"""
 UNLEARN = f"""src/localize/localize_memorization.py --model_path {RUN}/epoch_{EPOCHS}
-    --localization_method balanced_subnet --ratio 0.1 --epochs 3 --unlearn_loss_cap 5.0 --unlearn_share 0.25"""
+    --localization_method balanced_subnet --ratio 0.1 --epochs 3 --unlearn_loss_cap 5.0 --output_dir {UNLEARNED}"""
 REPEATS = ("1", "10", "100", "1000")
 STATES = ("before", "after")
 
@@ -40,8 +40,8 @@ STATES = ("before", "after")
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--output_dir", default="results/demo_text", help="default: results/demo_text")
-    output = files.writable_folder(parser.parse_args().output_dir)
-    seconds = stopwatch(RUN)
+    output = start_at_root(parser.parse_args().output_dir)
+    seconds = stopwatch(RUN, UNLEARNED)
     run(TRAIN)
     run(UNLEARN)
     results = before_and_after(UNLEARNED, "balanced_subnet")

@@ -101,6 +101,17 @@ def has_begun(run: Path) -> bool:
     return latest_state(run) is not None or (run / "metrics.json").exists() or (run / "records").exists()
 
 
+def seconds_spent(run: Path) -> float:
+    """What a run, finished or not, has taken so far over all its sessions; 0 where there is none."""
+    from safetensors import safe_open
+
+    state = latest_state(run)
+    if state is None:
+        return 0.0
+    with safe_open(state, framework="pt") as file:
+        return json.loads(file.metadata()["progress"])["seconds"]
+
+
 def clear(run: Path) -> None:
     """Forgets a run, its settings excepted, so that it starts from the beginning."""
     for path in [*run.glob("epoch_*"), *run.glob("records")]:

@@ -15,7 +15,7 @@ from tinymem.records.table import load_records
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "basic_train"
 SIZES = {**SMALL_DATA, **SMALL_BACKDOOR, "n_embd": 32, "n_heads": 2, "dtype": "float32"}
-SIZES |= {"epochs": 6, "checkpoint_every": 6, "lr": 4e-3, "ft_epochs": 1}
+SIZES |= {"epochs": 6, "checkpoint_every": 6, "lr": 4e-3, "lr_decay": 0.0, "ft_epochs": 1}
 SLOW = ("greedy", "balanced_subnet")  # at the ratio of the others
 CAPPED = "balanced_subnet, loss cap 3"
 UNLEARNING = (
