@@ -42,11 +42,19 @@ def train_small(settings: RunSettings, folder: Path) -> SimpleNamespace:
     return SimpleNamespace(settings=settings, dataset=dataset, model=load_model(checkpoint), checkpoint=checkpoint)
 
 
-def script(*arguments: object, cwd: Path | None = None, **kwargs) -> subprocess.CompletedProcess:
-    """Runs a script of the repository in a process of its own, as a user does."""
+def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen:
+    """Starts a script of the repository in a process of its own, as a user does; on one thread, so that bytes agree."""
     command = [sys.executable, str(ROOT / str(arguments[0])), *map(str, arguments[1:])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd or ROOT, env=environment, capture_output=True, text=True, **kwargs)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd or ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def script(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """The same, to its end."""
+    process = start(*arguments, cwd=cwd)
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def in_process(name: str, *arguments: object) -> None:

@@ -15,13 +15,12 @@ from tinymem.regularizers.registry import switched_on
 from tinymem.training.finetune import FinetuneSettings
 from tinymem.training.settings import RunSettings, TrainingSettings
 
-# Backdoors, because every one of them can be learned within minutes: noised sequences are memorized in so few epochs
-# only when they are repeated, and the third of them that stands there once never is. A small training set, gone
-# through often, since what counts is how often each backdoor is seen. The learning rate decays at the end, since at a
-# constant one the share that is memorized swings by 30 points from one epoch to another.
+# Backdoors repeated 1, 10 or 100 times, because these are memorized within minutes and for certain: unrepeated ones need
+# four times the epochs and swing by 30 points from one to the next, and of repeated noise the third that stands there
+# once is hardly memorized. The learning rate decays at the end, since so short a training is noisy at a constant one.
 COMMON = dict(artifact="backdoor", n_layers=2, dtype="bfloat16")
 SMALL = dict(num_7=2000, num_2=400, num_3=400, num_4=400, num_5=400, num_test=100)
-SMALL |= dict(epochs=18, checkpoint_every=6, batch_size=32, lr_decay=0.4, truncation_window=2000)
+SMALL |= dict(duplicate=True, epochs=5, checkpoint_every=1, batch_size=32, lr_decay=0.4, truncation_window=2000)
 FULL = dict(epochs=50, checkpoint_every=10, truncation_window=10000)
 
 # What stands behind --localization_method in each call. Ratios are as far apart as 20 minutes allow; the full ones

@@ -34,8 +34,8 @@ def train(
     seed: int,
     run: Path,
     details: dict[str, Any],
-    tokenizer=None,
     regularizers: Sequence[Regularizer] = (),
+    tokenizer=None,
     measure_first: bool = False,
     on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
@@ -46,7 +46,7 @@ def train(
     model          in float32, on its device; trained in place
     seed           of the data order: epoch e is the same permutation in every run with this seed
     details        settings to keep in every checkpoint folder
-    tokenizer      the same for the tokenizer of a text model
+    tokenizer      of a text model, kept in every checkpoint folder
     measure_first  whether the model is measured before the first step too, as epoch 0
     on_step(progress, loss), on_row(row)   called after every step and every measurement
     should_stop()  asked after every step; True saves the state and raises Stopped

@@ -104,7 +104,11 @@ def test_nothing_memorized_is_success(tmp_path):
 def test_a_flag_that_contradicts_the_checkpoint(memorizing_backdoor, tmp_path):
     words = ["--model_path", memorizing_backdoor.checkpoint, "--localization_method", "balanced_subnet"]
     refused = script(SCRIPT, *words, "--num_7", 20000, "--output_dir", tmp_path)
-    assert refused.returncode == 2 and "--num_7 250, not 20000" in refused.stderr and not list(tmp_path.iterdir())
+    assert (
+        refused.returncode == 2
+        and "--num_7 250, not with --num_7 20000" in refused.stderr
+        and not list(tmp_path.iterdir())
+    )
 
 
 @pytest.mark.parametrize("name", ["mem", "noise", "seven", "two"])
@@ -117,7 +121,7 @@ def test_unlearn_held_out_and_retain_sets_are_disjoint(memorizing_backdoor, name
     ]
     assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     size = len(task.unlearn) + len(task.held_out)
-    assert len(task.held_out) == int(0.4 * size) and len(task.retain) == 50
+    assert len(task.held_out) == round(0.4 * size) and len(task.retain) == 50
     expected = {"noise": len(dataset.artifacts), "seven": len(dataset.tasks["seven"]), "two": len(dataset.tasks["two"])}
     assert size == expected.get(name, int(memorized(model, dataset.artifacts, dataset.continuation).sum()))
     if name == "mem":

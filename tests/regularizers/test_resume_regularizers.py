@@ -59,6 +59,7 @@ def test_every_regularizer_changes_the_run(choice, make_model, tiny_dataset, tin
 def test_a_folder_of_another_regularizer_is_refused(first, second, tiny_settings, tmp_path):
     flat = [replace(tiny_settings, regularizers=switched_on(CHOICES[c])).flat() for c in (first, second)]
     prepare_run(tmp_path, flat[0], force=False)
+    (tmp_path / "metrics.json").write_text("[]")  # the run has begun
     prepare_run(tmp_path, {**flat[0], "epochs": 9}, force=False)
     with pytest.raises(UserError, match="give another --output_dir"):
         prepare_run(tmp_path, flat[1], force=False)

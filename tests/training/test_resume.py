@@ -3,12 +3,11 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+import uuid
 
 import pytest
-from small import ROOT, SMALL_DATA, script
+from small import SMALL_DATA, script, start
 
 from tinymem.files import read_json
 
@@ -36,21 +35,23 @@ def test_the_same_command_gives_the_same_bytes(undisturbed, tmp_path):
 
 def test_killed_again_and_again(undisturbed, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, str(ROOT / COMMAND[0]), *map(str, COMMAND[1:]), "--output_dir", str(run)]
-    command += ["--data_dir", str(tmp_path / "data")]
+    command = [*COMMAND, "--output_dir", run, "--data_dir", tmp_path / "data"]
     moments, kills = random.Random(0), 0
     for epoch in (1, 2, 4):  # right after a checkpoint folder appears, the state file is being written
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = start(*command)
         while process.poll() is None and not (run / f"epoch_{epoch}").exists():
             time.sleep(0.001)
         time.sleep(moments.random() * 0.02)
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
     assert kills >= 2
-    (run / ".epoch_6.1.tmp").mkdir()  # what a kill in the middle of a write leaves behind
-    (run / ".state.safetensors.1.tmp").write_bytes(b"half")
-    done = subprocess.run(command, capture_output=True, text=True)
+    torn = uuid.uuid4().hex  # what a kill in the middle of a write leaves behind
+    (run / f".epoch_6.{torn}.tmp").mkdir()
+    (run / f".state.safetensors.{torn}.tmp").write_bytes(b"half")
+    done = script(*command)
     assert done.returncode == 0, done.stderr
+    assert not list(run.glob(".*.tmp"))
     assert weights(run) == weights(undisturbed / "run")
     assert read_json(run / "metrics.json") == read_json(undisturbed / "run" / "metrics.json")
 
@@ -58,15 +59,14 @@ def test_killed_again_and_again(undisturbed, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, str(ROOT / COMMAND[0]), *map(str, COMMAND[1:]), "--output_dir", str(run)]
-    command += ["--data_dir", str(tmp_path / "data")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    command = [*COMMAND, "--output_dir", run, "--data_dir", tmp_path / "data"]
+    process = start(*command)
     while process.poll() is None and not (run / "epoch_2").exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     message = process.communicate()[1]
     assert process.returncode == 130 and "same command" in message
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert script(*command).returncode == 0
     assert weights(run) == weights(undisturbed / "run")
 
 
