@@ -20,6 +20,7 @@ def new_figure(panels: int, width: float = 4.0, height: float = 3.2):
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

@@ -20,17 +20,17 @@ from tinymem.training.settings import RunSettings, TrainingSettings
 # once is hardly memorized. The learning rate decays at the end, since so short a training is noisy at a constant one.
 COMMON = dict(artifact="backdoor", n_layers=2, dtype="bfloat16")
 SMALL = dict(num_7=2000, num_2=400, num_3=400, num_4=400, num_5=400, num_test=100)
-SMALL |= dict(duplicate=True, epochs=5, checkpoint_every=1, batch_size=32, lr_decay=0.4, truncation_window=2000)
+SMALL |= dict(duplicate=True, epochs=4, checkpoint_every=1, batch_size=32, lr_decay=0.4, truncation_window=2000)
 FULL = dict(epochs=50, checkpoint_every=10, truncation_window=10000)
 
-# What stands behind --localization_method in each call. Ratios are as far apart as 20 minutes allow; the full ones
+# What stands behind --localization_method in each call. Ratios are as many as a quarter of an hour allows; the full ones
 # are the study's. The cap is no part of the study: it stops BalancedSubnet from raising the loss without end.
 SMALL_UNLEARNING = (
     "zero_out activations integrated_gradients slimming hard_concrete --ratio 0.01 0.05 0.1",
-    "greedy --ratio 1e-5 1e-4 5e-4",
-    "durable durable_agg obs --ratio 0.001 0.01 0.05 0.1",
-    "subnet --ratio 0.01 0.05 0.3",
-    "balanced_subnet --ratio 0.1 0.3",
+    "greedy --ratio 1e-5 1e-4",
+    "durable durable_agg obs --ratio 0.01 0.05 0.1",
+    "subnet --ratio 0.05 0.3",
+    "balanced_subnet --ratio 0.3",
     "balanced_subnet --ratio 0.3 --unlearn_loss_cap 3",
 )
 FULL_UNLEARNING = (

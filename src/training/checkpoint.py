@@ -9,7 +9,6 @@ RUN/epoch_<n>/               an ordinary Hugging Face model folder, of text mode
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
@@ -22,6 +21,7 @@ import torch
 
 from tinymem import files
 from tinymem.errors import UserError
+from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
 
 STATE = "state.safetensors"
@@ -154,12 +154,4 @@ def load_details(folder: str | Path) -> dict[str, Any]:
 def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
     """Writes metrics.json and metrics.csv anew, whole."""
     files.write_json(run / "metrics.json", rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    files.write_file(run / "metrics.csv", write)
+    write_csv(run / "metrics.csv", rows)
