@@ -90,7 +90,7 @@ def draw(summary: dict[str, Any], rows: plots.Rows, path: Path) -> None:
         heights = [row[f"percent_memorized_dup_{repeats}"] for row in rows]
         training.plot(epochs, heights, marker=marker, linestyle=line, color="black", label=f"repeated {repeats} x")
     training.set(xlabel="epoch", ylabel="passages memorized (%)", ylim=(-4, 104), xticks=epochs, title="training")
-    training.legend(fontsize=7)
+    training.legend(fontsize=7, loc="center left")
     for shift, state, colour, hatch in ((-0.2, "before", "0.35", ""), (0.2, "after", "0.8", "//")):
         heights = list(summary["percent_memorized_by_duplication"][state].values())
         places = [place + shift for place in range(len(REPEATS))]
