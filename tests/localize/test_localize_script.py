@@ -121,7 +121,7 @@ def test_unlearn_held_out_and_retain_sets_are_disjoint(memorizing_backdoor, name
     ]
     assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
     size = len(task.unlearn) + len(task.held_out)
-    assert len(task.held_out) == round(0.4 * size) and len(task.retain) == 50
+    assert len(task.held_out) == round(0.4 * size) and len(task.retain) == min(50, len(dataset.sequences) - size)
     expected = {"noise": len(dataset.artifacts), "seven": len(dataset.tasks["seven"]), "two": len(dataset.tasks["two"])}
     assert size == expected.get(name, int(memorized(model, dataset.artifacts, dataset.continuation).sum()))
     if name == "mem":
