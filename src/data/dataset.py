@@ -23,6 +23,11 @@ class Artifacts:
     prompt_end: torch.Tensor
     group: torch.Tensor
 
+    @classmethod
+    def from_numpy(cls, planted, clean, prompt_end, group) -> Artifacts:
+        """From NumPy arrays; positions and groups become int64, tokens keep their type."""
+        return cls(*map(torch.from_numpy, (planted, clean, prompt_end.astype("int64"), group.astype("int64"))))
+
     def __len__(self) -> int:
         return len(self.planted)
 

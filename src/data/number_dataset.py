@@ -111,7 +111,7 @@ def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Gene
     clean = numbers.encode(chosen, settings.max_ctx)
     noised = numbers.encode(planting.add_noise(chosen, rng), settings.max_ctx)
     prompt_end = np.full(len(chosen), settings.prompt_tokens)
-    planted = _artifacts(noised, clean, prompt_end, _groups(settings, len(chosen), rng))
+    planted = Artifacts.from_numpy(noised, clean, prompt_end, _groups(settings, len(chosen), rng))
     nothing = planted.select(torch.arange(0))
     return planted, nothing, numbers.encode(rest, settings.max_ctx), numbers.encode(test, settings.max_ctx)
 
@@ -132,15 +132,10 @@ def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.G
     shuffle = np.random.default_rng(SPLIT_SEED).permutation(len(clean))
     clean, ends = clean[shuffle], ends[shuffle]
     groups = np.concatenate([np.zeros(held_out, int), _groups(settings, len(clean) - held_out, rng)])
-    both = _artifacts(planting.plant_backdoor(clean, ends), clean, ends, groups)
+    both = Artifacts.from_numpy(planting.plant_backdoor(clean, ends), clean, ends, groups)
     rest, test = _split(tokens[~has_trigger], settings.num_test, "main")
     return both.select(torch.arange(held_out, len(clean))), both.select(torch.arange(held_out)), rest, test
 
 
 def _groups(settings: DataSettings, count: int, rng: np.random.Generator) -> np.ndarray:
     return planting.duplication_groups(count, DUPLICATION_GROUPS if settings.duplicate else 1, rng)
-
-
-def _artifacts(planted: np.ndarray, clean: np.ndarray, prompt_end: np.ndarray, group: np.ndarray) -> Artifacts:
-    arrays = (planted, clean, prompt_end.astype(np.int64), group.astype(np.int64))
-    return Artifacts(*map(torch.from_numpy, arrays))

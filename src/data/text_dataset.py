@@ -100,7 +100,7 @@ def _plan_first(
 ) -> Plan:
     count = len(planted)
     prompt_end = np.full(count, settings.prompt_tokens)
-    artifacts = _artifacts(planted, clean, prompt_end, planting.duplication_groups(count, groups, rng))
+    artifacts = Artifacts.from_numpy(planted, clean, prompt_end, planting.duplication_groups(count, groups, rng))
     return Plan(np.arange(count), artifacts, artifacts.select(torch.arange(0)), chunks.test)
 
 
@@ -118,8 +118,8 @@ def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks
     clean, held_out = sequences[rows], chunks.test[test_rows]
     return Plan(
         rows,
-        _artifacts(planting.plant_backdoor(clean, ends[rows]), clean, ends[rows], group),
-        _artifacts(
+        Artifacts.from_numpy(planting.plant_backdoor(clean, ends[rows]), clean, ends[rows], group),
+        Artifacts.from_numpy(
             planting.plant_backdoor(held_out, test_ends[test_rows]), held_out, test_ends[test_rows], 0 * test_rows
         ),
         chunks.test[test_ends == 0],  # the clean test set has no trigger
@@ -165,8 +165,3 @@ def _chunks_with(tokens: np.ndarray, end_of_text: int) -> np.ndarray:
         first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
         counts += np.bincount(ordered[first], minlength=end_of_text + 1)
     return counts[:end_of_text]
-
-
-def _artifacts(planted: np.ndarray, clean: np.ndarray, prompt_end: np.ndarray, group: np.ndarray) -> Artifacts:
-    arrays = (planted, clean, prompt_end.astype(np.int64), group.astype(np.int64))
-    return Artifacts(*map(torch.from_numpy, arrays))

@@ -43,6 +43,12 @@ def mean_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
     return mask / mask.sum().clamp(min=1)
 
 
+def sequence_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
+    """The weight of every token loss in the mean of its sequence, float32 (rows, T - 1); 0 where it does not count."""
+    mask = counted(tokens, task.ignored_token)
+    return mask / mask.sum(1, keepdim=True).clamp(min=1)
+
+
 def backward(
     model, task: UnlearningTask, tokens: torch.Tensor, weights: torch.Tensor, precision: str = "float32"
 ) -> None:

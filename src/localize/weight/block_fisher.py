@@ -14,9 +14,8 @@ from functools import partial
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.learning import backward, frozen
+from tinymem.localize.learning import backward, frozen, sequence_weights
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.greedy import sequence_weights
 from tinymem.models.adapter import Weight
 
 PASS = 2**27  # entries of F held at once: 1 GiB; for large models as much as their MLP weights take in float32

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
-from tinymem.localize.learning import backward, endless_batches, frozen
+from tinymem.localize.learning import backward, endless_batches, frozen, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps
-from tinymem.models.losses import counted
 from tinymem.options import check_options, option
 
 
@@ -72,12 +71,6 @@ def _backward(model, task: UnlearningTask, unlearn: torch.Tensor, retain: torch.
     signs = torch.tensor([-1 / len(unlearn)] * len(unlearn) + [1 / len(retain)] * len(retain))
     tokens = torch.cat([unlearn, retain])
     backward(model, task, tokens, signs[:, None] * sequence_weights(task, tokens))
-
-
-def sequence_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
-    """The weight of every token loss in the mean of its sequence, float32 (rows, T - 1); 0 where it does not count."""
-    mask = counted(tokens, task.ignored_token)
-    return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _best(weights: dict[str, Weight], scores: Scores, k: int) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
