@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -105,6 +106,5 @@ def _print_result(result: Sweep, folder: Path) -> None:
 
 def _common(folders: list[str]) -> str:
     """The folder under which all records are."""
-    import os.path
-
-    return os.path.relpath(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+    common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
+    return min(common, os.path.relpath(common), key=len)
