@@ -104,5 +104,7 @@ def test_a_second_command_in_a_run_folder_waits_and_says_so(tmp_path, capsys):
     thread.join()
     message = capsys.readouterr().err
     assert order == ["first", "second"] and not leftover.exists()
-    assert message == f"{tmp_path}: process {os.getpid()} on {message.split()[4]} is at work here; waiting for it to end\n"
+    assert (
+        message == f"{tmp_path}: process {os.getpid()} on {message.split()[4]} is at work here; waiting for it to end\n"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tinymem import cli
+from tinymem.data.production import ProductionSettings
+from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings
+from tinymem.models.production import LoadSettings
 from tinymem.sweeps.job import Job
 from tinymem.training.checkpoint import load_details
 from tinymem.training.finetune import FinetuneSettings
@@ -19,6 +22,8 @@ from tinymem.training.settings import RunSettings, may_change
 
 TRAIN, FINETUNE = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCALIZE, PRODUCTION = "src/localize/localize_memorization.py", "src/localize/prod_grad.py"
+
+PRODUCTION_HELD_OUT = 0.5  # share of the memorized sequences that methods do not see, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,63 @@ def localize_jobs(
         for method, hp in grid
         for spelled in [cli.as_flags(hp, leave_out=("ratio",))]
     ]
+
+
+@dataclass(frozen=True)
+class Production:
+    """A production model and its data, with the settings that prod_grad.py takes.
+
+    whole_node: on a cluster each of its runs needs the memory of a node.
+    """
+
+    name: str
+    loading: LoadSettings
+    data: ProductionSettings
+    whole_node: bool = False
+
+    @property
+    def label(self) -> str:
+        """Names its folder, as prod_grad.py does by itself."""
+        return Path(self.name).name + ("" if self.loading.step is None else f"_step{self.loading.step}")
+
+
+def production_jobs(
+    model: Production, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder: Path
+) -> list[Job]:
+    """One job for each method with its hyper-parameters, for all their ratios, on a production model.
+
+    Records are known by the memorized sequences in them too, where their file is there. UserError when it is damaged.
+    """
+    name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
+    data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
+    base = {"run": "unlearn", "model_name": name, "step": model.loading.step, "dtype": model.loading.dtype}
+    base |= {n: getattr(data, n) for n in ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")}
+    base |= {name: value for name, value in vars(task).items() if name != "microbatch"}
+    if data.memorized and Path(data.memorized).exists():
+        base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
+    flags = (*cli.as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")
+    flags += (*cli.as_flags(task, leave_out=("holdout_fraction",)), "--no_save_model", "--output_dir", str(folder))
+    return [
+        Job(
+            name=" ".join((method.name, model.label, *spelled)),
+            group=method.name,
+            words=(PRODUCTION, "--model_name", name, "--localization_method", method.name)
+            + (*spelled, *flags, *common.words),
+            folder=str(folder),
+            settings={"method": method.name, **_without_ratio(hp), **base},  # the model's dtype wins, as in its records
+            varies="ratio",
+            values=hp.ratio,
+            nothing_to_do={**base, "method": "unedited"} if task.unlearn_set_name == "mem" else None,
+            whole_node=model.whole_node,
+        )
+        for method, hp in grid
+        for spelled in [cli.as_flags(hp, leave_out=("ratio", "dtype"))]
+    ]
+
+
+def _absolute(path: str | None) -> str | None:
+    """Commands run in the repository's folder. A name that is no file (hub, builtin) stays as it is."""
+    return str(Path(path).absolute()) if path and Path(path).exists() else path
 
 
 def _after(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -33,7 +33,10 @@ def written(tmp_path, template: str, **changes) -> str:
     "changes, message",
     [
         ({}, "account is empty"),
-        ({"account": '"a"', "walltime": None}, "no key walltime; needed are account, queue, walltime, nodes, worker_init"),
+        (
+            {"account": '"a"', "walltime": None},
+            "no key walltime; needed are account, queue, walltime, nodes, worker_init",
+        ),
         ({"account": '"a"', "queue": None}, "no key queue"),
         ({"account": '"a"', "wall_time": '"1:00:00"'}, "unknown key wall_time; known are base, scheduler, account"),
         ({"account": '"a"', "nodes": '"4"'}, "nodes '4': must be of type int"),
@@ -62,7 +65,9 @@ def test_names(sites):
     assert sites.find_site("local").scheduler == "threads"
     with pytest.raises(UserError, match="--site summit: must be one of local, local_processes, polaris, perlmutter"):
         sites.find_site("summit")
-    with pytest.raises(UserError, match="needs your account; fill in a copy of experiments/site_templates/polaris.toml"):
+    with pytest.raises(
+        UserError, match="needs your account; fill in a copy of experiments/site_templates/polaris.toml"
+    ):
         sites.find_site("polaris")
     with pytest.raises(UserError, match="No such file"):
         sites.find_site("nowhere.toml")
