@@ -34,7 +34,7 @@ def _train(folder: Path) -> None:
     torch.manual_seed(0)
     sizes = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
     special = dict(bos_token_id=0, eos_token_id=0)
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(VOCABULARY, max_position_embeddings=64, **special, **sizes))
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, max_position_embeddings=64, **special, **sizes))
     memorized = torch.randint(0, VOCABULARY, (MEMORIZED, LENGTH))
     random = (
         torch.randint(0, 20, (OTHERS, LENGTH)).cumsum(1) % VOCABULARY

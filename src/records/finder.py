@@ -26,7 +26,7 @@ def records_in(folder: str | Path) -> list[dict[str, Any]]:
     try:
         with os.scandir(Path(folder) / "records") as entries:
             found = sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.name.endswith(".json"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [_read(path, changed) for path, changed in found]
 

@@ -23,6 +23,7 @@ from tinymem.sweeps.job import Job, missing
 DONE, SKIPPED, BUSY, FAILED, STOPPED = "done", "skipped", "busy", "failed", "stopped"
 BAD_INPUT = 2  # the exit code of a script that refuses its input: it would refuse it again
 TAIL_LINES = 60
+STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,17 @@ class Running:
             self._processes.discard(process)
 
     def stop(self) -> None:
-        """Asks all to end, as Ctrl-C does, and those to come."""
+        """Asks all to end, and those to come; waits until they have saved what they save. Kills who takes too long."""
         with self._lock:
-            self.stopped = True
-            for process in self._processes:
+            self.stopped, processes = True, list(self._processes)
+            for process in processes:
                 process.terminate()
+        end = time.monotonic() + STOP_SECONDS
+        for process in processes:
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def attempt(job: Job, place: Place, running: Running | None = None) -> Outcome:

@@ -19,7 +19,7 @@ WAITING = "not run"
 LOOK_SECONDS = 0.2  # how long Ctrl-C may wait
 BUSY_SECONDS = 1.0  # how often a job that another sweep is at is looked at again
 MAX_FLYING = 1000  # more than any site has workers; as many as can be waited for without effort
-STOP_SECONDS = 60.0  # what runs get to save their state after Ctrl-C
+STOP_SECONDS = 2.0  # until a stopped run's outcome is here
 DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
@@ -27,7 +27,7 @@ class Pool(Protocol):
     """What makes attempts.
 
     submit(job) -> future of its Outcome; an exception in it means that the worker was lost
-    stop()      asks all attempts under way to end
+    stop()      ends all attempts under way, in order
     """
 
     def submit(self, job: Job) -> Future: ...

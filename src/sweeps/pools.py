@@ -60,7 +60,7 @@ class ParslPool:
         return self.apps[label](job, self.place, self.running)
 
     def stop(self) -> None:
-        """Threads stop their runs. Workers elsewhere are ended when the pool closes, and their runs with them."""
+        """Threads stop their runs. Workers elsewhere end when the pool closes, and their runs (SIGTERM) with them."""
         if self.running is not None:
             self.running.stop()
 
