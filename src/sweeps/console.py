@@ -16,8 +16,6 @@ from tinymem.sweeps.attempt import DONE, FAILED, Place
 from tinymem.sweeps.engine import Pool, Progress, Sweep, run_jobs, survey
 from tinymem.sweeps.job import Job
 
-SHOWN_FAILURES = 5
-
 
 def add_sweep_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
     """`output_dir`: its default, in words."""
@@ -97,10 +95,7 @@ def _print_result(result: Sweep, folder: Path) -> None:
             row["failed" if progress.state == FAILED else "not run"] += progress.left
     groups["all"] = groups.pop("all")
     print(cli.table(groups.values()))
-    failed = [progress for progress in result.jobs.values() if progress.state == FAILED]
-    for progress in failed[:SHOWN_FAILURES]:
-        print(f"failed: {progress.job.name}: {progress.message}", file=sys.stderr)
-    where = f"; failures: {folder}/failed" if failed else ""
+    where = f"; failures: {folder}/failed" if groups["all"]["failed"] else ""
     print(f"\nrecords: {_common([progress.job.folder for progress in result.jobs.values()])}{where}")
 
 

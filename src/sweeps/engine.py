@@ -20,6 +20,7 @@ LOOK_SECONDS = 0.2  # how long Ctrl-C may wait
 BUSY_SECONDS = 1.0  # how often a job that another sweep is at is looked at again
 MAX_FLYING = 1000  # more than any site has workers; as many as can be waited for without effort
 STOP_SECONDS = 2.0  # until a stopped run's outcome is here
+GO_ON = "run the same command again to go on"
 DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
@@ -104,34 +105,44 @@ def run_jobs(
     """Runs what a survey found missing. Each job that comes to its end is handed to `on_end`.
 
     retries     attempts after the first for a job that fails; one whose script refuses its input gets none
-    should_stop asked several times a second; True ends the sweep with the runs under way stopped
-
-    A full disk ends the sweep too: what is under way is waited for, nothing more is started.
+    should_stop asked several times a second; True ends the sweep: runs under way are stopped, in order
+    A full disk ends it in the same way, for every run would fail on it.
     """
     sweep = Sweep(jobs, queue=[progress for progress in jobs.values() if not progress.is_done])
-    while sweep.flying or not sweep.ended and (sweep.queue or sweep.resting):
+    while not sweep.ended and (sweep.queue or sweep.flying or sweep.resting):
         if should_stop():
-            sweep.ended, sweep.stopped = "stopped; run the same command again to go on", True
-            pool.stop()
-            wait(sweep.flying, timeout=STOP_SECONDS)
-        if not sweep.ended:
+            sweep.ended, sweep.stopped = f"stopped; {GO_ON}", True
+        else:
             _start(sweep, pool, on_end)
         for future in _landed(sweep):
-            progress = sweep.flying.pop(future)
-            outcome = _outcome(future, progress, place)
-            _note(progress, outcome)
-            if outcome.state == BUSY:
-                sweep.resting.append((time.monotonic() + BUSY_SECONDS, progress))
-            elif outcome.state == FAILED and any(reason in outcome.message for reason in DISK_FULL):
-                sweep.ended = f"{outcome.message}; make room and run the same command again to go on"
-                on_end(progress)
-            elif outcome.state == FAILED and not outcome.final and progress.attempts <= retries:
-                sweep.queue.append(progress)
-            else:
-                on_end(progress)
-        if sweep.stopped:
-            break
+            _take(sweep, future, place, retries, on_end)
+    if sweep.ended:
+        pool.stop()
+        wait(sweep.flying, timeout=STOP_SECONDS)
+        for future in [future for future in sweep.flying if future.done()]:
+            _take(sweep, future, place, 0, on_end)
+    if all(progress.is_done for progress in jobs.values()):  # asked to stop when there was nothing left to do
+        sweep.ended, sweep.stopped = "", False
     return sweep
+
+
+def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Callable[[Progress], None]) -> None:
+    """Notes how an attempt ended, and what follows from it."""
+    progress = sweep.flying.pop(future)
+    outcome = _outcome(future, progress, place)
+    progress.state, progress.message = outcome.state, outcome.message
+    progress.attempts += outcome.state == FAILED
+    if outcome.state != BUSY:
+        progress.missing = missing(progress.job)
+    if outcome.state == BUSY:
+        sweep.resting.append((time.monotonic() + BUSY_SECONDS, progress))
+    elif outcome.state == FAILED and any(reason in outcome.message for reason in DISK_FULL):
+        sweep.ended = f"{outcome.message}; make room, then {GO_ON}"
+        on_end(progress)
+    elif outcome.state == FAILED and not outcome.final and progress.attempts <= retries:
+        sweep.queue.append(progress)
+    elif outcome.state != STOPPED:
+        on_end(progress)
 
 
 def _start(sweep: Sweep, pool: Pool, on_end: Callable[[Progress], None]) -> None:
@@ -180,10 +191,3 @@ def _outcome(future: Future, progress: Progress, place: Place) -> Outcome:
         except UserError as worse:
             return Outcome(FAILED, str(worse), final=True)
         return Outcome(FAILED, message)
-
-
-def _note(progress: Progress, outcome: Outcome) -> None:
-    progress.state, progress.message = outcome.state, outcome.message
-    progress.attempts += outcome.state == FAILED
-    if outcome.state != BUSY:
-        progress.missing = missing(progress.job)

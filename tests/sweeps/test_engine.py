@@ -110,7 +110,8 @@ def test_a_full_disk_ends_the_sweep(small):
     jobs = [small.job(name, (1, 2)) for name in "abcd"]
     sweep = run(small, jobs, workers=1, retries=5)
     assert "No space left on device" in sweep.ended and "same command" in sweep.ended
-    assert states(sweep)["b"] == "failed" and ("b", 1) not in small.results()
+    assert set(small.log()) == {"a 1", "a 2", "b 1"} and ("b", 1) not in small.results()
+    assert [states(sweep)[name] for name in "ab"] == ["done", "failed"] and sweep.jobs["d"].left == 2
     assert len(small.results()) == sum(p.runs - p.left for p in sweep.jobs.values()) and not list(
         small.out.rglob("*.tmp")
     )
