@@ -14,7 +14,6 @@ from tinymem import cli
 import argparse
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ from tinymem.records.choose import (
     titles,
     unlearning_runs,
 )
-from tinymem.records.table import check_table_path, gather, named_records, versions, write_table
+from tinymem.records.table import check_table_path, gather, mixed_versions, named_records, versions, write_table
 
 PROGRAM = "python -m tinymem.records"
 COMMANDS = {
@@ -138,15 +137,16 @@ def show_pareto(arguments: argparse.Namespace) -> Table:
 def load_runs(folder: str) -> list[Run]:
     records = list(named_records(folder))
     say_versions(versions(record) for _, record in records)
-    return unlearning_runs(records, tuple(METHODS), warn=lambda message: print(message, file=sys.stderr))
+    runs = unlearning_runs(records, tuple(METHODS), warn=lambda message: print(message, file=sys.stderr))
+    if not runs:
+        raise UserError(f"{folder}: none of its {len(records)} records is an unlearning run that can be compared")
+    return runs
 
 
 def say_versions(found: Iterable[str]) -> None:
-    """Says on stderr when records come from several versions."""
-    counts = Counter(found)
-    if len(counts) > 1:
-        each = "; ".join(f"{name}: {count} records" for name, count in counts.most_common())
-        print(f"records of {len(counts)} versions, kept apart (column `versions`): {each}", file=sys.stderr)
+    message = mixed_versions(found)
+    if message:
+        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

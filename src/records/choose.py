@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
-from tinymem.errors import UserError
 from tinymem.records.interval import mean_and_interval
 from tinymem.records.table import flat_row, trade_off, versions
 
@@ -105,7 +104,7 @@ def unlearning_runs(
     """The unlearning runs among records of any kind, sorted by method; twice the same run counts once.
 
     records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in one line of runs that are left out, for want of the unedited model or of a
-    result. UserError when none is left.
+    result.
     """
     unlearn = [(name, record) for name, record in records if "method" in record["settings"]]
     before = _Unedited(record for _, record in unlearn if record["settings"]["method"] == UNEDITED)
@@ -119,7 +118,7 @@ def unlearning_runs(
         if run is None:
             unmeasured.append(name)
         else:
-            runs[_key(record["settings"]), run.checkpoint["versions"]] = run
+            runs[key_of(record["settings"]), run.checkpoint["versions"]] = run
     for names, reason in (
         (unpaired, "no record of the unedited model of the same checkpoint, task and versions"),
         (unmeasured, "no memorization or quality measured (not finite, or nothing to measure)"),
@@ -187,13 +186,13 @@ def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, flo
 def configurations(runs: Iterable[Run]) -> list[Configuration]:
     """Runs that differ in nothing but the seed put together, in the order in which they first appear."""
     return list(
-        map(Configuration, _grouped(runs, lambda run: (_experiment_key(run), run.method, _key(run.hyper_parameters))))
+        map(Configuration, grouped(runs, lambda run: (_experiment_key(run), run.method, key_of(run.hyper_parameters))))
     )
 
 
 def experiments(some: Iterable[Configuration]) -> list[list[Configuration]]:
     """Configurations by experiment: same data, model, training, task and versions."""
-    return _grouped(some, lambda configuration: _experiment_key(configuration.runs[0]))
+    return grouped(some, lambda configuration: _experiment_key(configuration.runs[0]))
 
 
 def best(some: Iterable[Configuration], max_perplexity_rise: float) -> list[Configuration]:
@@ -205,7 +204,7 @@ def best(some: Iterable[Configuration], max_perplexity_rise: float) -> list[Conf
     their method are not considered: one lucky seed would win.
     """
     chosen = []
-    for rivals in _grouped(some, lambda configuration: configuration.method):
+    for rivals in grouped(some, lambda configuration: configuration.method):
         most = max(len(rival.runs) for rival in rivals)
         rivals = [rival for rival in rivals if len(rival.runs) == most]
         if not rivals[0].on_numbers:
@@ -247,7 +246,7 @@ def pareto(runs: Iterable[Run]) -> list[list[Run]]:
     No other run memorizes less at the same quality or better, or has a better quality at the same memorization or less.
     """
     fronts = []
-    for some in _grouped(runs, lambda run: _key(run.checkpoint)):
+    for some in grouped(runs, lambda run: key_of(run.checkpoint)):
         front = set(pareto_front([(run.row["percent_memorized_train"], run.quality) for run in some]))
         on_it = [run for run in some if (run.row["percent_memorized_train"], run.quality) in front]
         fronts.append(sorted(on_it, key=lambda run: run.row["percent_memorized_train"]))
@@ -264,10 +263,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def _experiment_key(run: Run) -> tuple:
-    return _key({name: value for name, value in run.checkpoint.items() if name not in SEEDS})
+    return key_of({name: value for name, value in run.checkpoint.items() if name not in SEEDS})
 
 
-def _key(values: Mapping[str, Any]) -> tuple:
+def key_of(values: Mapping[str, Any]) -> tuple:
+    """Settings as something that can be compared and looked up, whatever their order."""
     return tuple((name, _hashable(values[name])) for name in sorted(values))
 
 
@@ -275,7 +275,7 @@ def _hashable(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
-def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
     """Items with the same key together, in the order in which the keys first appear."""
     groups: dict[Any, list[Any]] = {}
     for item in items:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ def versions(record: Mapping[str, Mapping[str, Any]]) -> str:
     found = record["environment"]
     packages = ("tinymem", "torch", "transformers")
     return ", ".join(f"{name} {str(found.get(name, 'unknown')).partition('+')[0]}" for name in packages)
+
+
+def mixed_versions(found: Iterable[str]) -> str | None:
+    """One line for people when records come from several versions, else None. found: `versions` of every record."""
+    counts = Counter(found)
+    if len(counts) < 2:
+        return None
+    each = "; ".join(f"{name}: {count} records" for name, count in counts.most_common())
+    return f"records of {len(counts)} versions, kept apart (column `versions`): {each}"
 
 
 def tidy_table(records: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> tuple[list[str], list[dict]]:
