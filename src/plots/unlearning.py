@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from tinymem.localize.registry import METHODS
-from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure
-from tinymem.records.choose import UNEDITED, Configuration, Run, grouped, on_numbers, pareto_front, titles
+from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
+from tinymem.records.choose import (
+    UNEDITED,
+    Configuration,
+    Run,
+    differing,
+    grouped,
+    key_of,
+    on_numbers,
+    pareto_front,
+    titles,
+)
 
 MEMORIZED = "percent_memorized_train"
 
@@ -65,37 +75,41 @@ def draw_time(configurations: Sequence[Configuration], column: str = "n_layers")
     def draw(axis, some: Sequence[Configuration]) -> None:
         before = [configuration.mean(MEMORIZED) for configuration in some if configuration.method == UNEDITED]
         axis.axhline(before[0], color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
-        _marks(axis, [c for c in some if c.method != UNEDITED], "seconds", MEMORIZED)
-        axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-4, 104))
+        marks = _marks(axis, [c for c in some if c.method != UNEDITED], "seconds", MEMORIZED)
+        top = max(before[0], *(point[1] for point in marks)) or 100
+        axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-0.05 * top, 1.08 * top))
         plain_numbers(axis.xaxis)
 
     return _panels(configurations, column, draw)
 
 
 def _panels(configurations: Sequence[Configuration], column: str, draw):
-    """One panel an experiment: values of the setting `column` side by side, everything else below each other."""
-    by_experiment = grouped(configurations, lambda c: tuple(map(str, c.experiment.items())))
-    names = titles([some[0].experiment for some in by_experiment])
-    columns = sorted({some[0].experiment.get(column) for some in by_experiment}, key=lambda v: (v is None, v))
-    rest = [tuple(str(i) for i in some[0].experiment.items() if i[0] != column) for some in by_experiment]
-    order = sorted(dict.fromkeys(rest), key=lambda key: _first(by_experiment, rest, key))
-    figure, grid = new_grid(len(order), len(columns), max(3.1, 6.4 / len(columns)), 2.9)
+    """One panel an experiment: values of the setting `column` side by side, other differences below each other."""
+    by_experiment = grouped(configurations, lambda c: key_of(c.experiment))
+    settings = [some[0].experiment for some in by_experiment]
+    side_by_side = sorted({each.get(column) for each in settings}, key=lambda value: (value is None, value))
+    below = {name for some in grouped(settings, lambda each: each.get(column)) for name in differing(some)}
+    rows = [key_of({name: each.get(name) for name in below}) for each in settings]
+    places = {row: _place(each) for row, each in zip(rows, settings)}
+    order = sorted(places, key=places.get)
+    figure, grid = new_grid(len(order), len(side_by_side), max(3.1, 6.4 / len(side_by_side)), 2.9)
     for axis in grid.flat:
         axis.set_visible(False)
-    for title, some, others in zip(names, by_experiment, rest):
-        axis = grid[order.index(others), columns.index(some[0].experiment.get(column))]
+    for title, each, some, row in zip(titles(settings), settings, by_experiment, rows):
+        axis = grid[order.index(row), side_by_side.index(each.get(column))]
         axis.set_visible(True)
-        axis.set_title(title, fontsize=9, wrap=True)
+        set_title(axis, title)
         draw(axis, some)
-    common_legend(figure, grid.flat, columns=4 if len(columns) < 3 else 7)
+    common_legend(figure, grid.flat)
     return figure
 
 
-def _first(by_experiment: Sequence[Sequence[Configuration]], rest: Sequence[tuple], key: tuple) -> tuple:
-    """Rows of panels are sorted by data, then by the checkpoint's step or epoch."""
-    settings = by_experiment[rest.index(key)][0].experiment
-    name = tuple(str(settings.get(name, "")) for name in ("model_name", "data_name", "artifact"))
-    return (*name, settings.get("step") or settings.get("epoch") or 0)
+def _place(settings: Mapping[str, Any]) -> tuple:
+    """Sorts rows of panels by data, then by the checkpoint's step or epoch."""
+    return (
+        *(str(settings.get(name)) for name in ("data_name", "artifact")),
+        settings.get("step") or settings.get("epoch") or 0,
+    )
 
 
 def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[float, float]]:
@@ -143,7 +157,7 @@ def draw_boxes(configurations: Sequence[Configuration]):
         _boxes(memory, methods, some, lambda run: percent_difference(run, MEMORIZED))
         _boxes(quality, methods, some, lambda run: percent_difference(run, quality_name(run)))
         memory.set(xlabel="memorization, % difference", title=name)
-        quality.set(xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference", title=f"{len(some)} runs")
+        quality.set(xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference", title=f"{len(some)} best runs")
         memory.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods], fontsize=8)
         quality.set_yticks(range(len(methods)), [""] * len(methods))
     return figure

@@ -21,7 +21,8 @@ UNEDITED = "unedited"
 MEASURED = ("percent_memorized_train", "percent_memorized_shown", "percent_memorized_held_out")
 MEASURED += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad")
 MEASURED += ("perplexity", "perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
-HEADLINE = {"step": "step {}", "n_layers": "{} layers", "epoch": "epoch {}"}  # part of every title
+HEADLINE = {"model_name": "{}", "data_name": "{}", "artifact": "{}", "step": "step {}", "n_layers": "{} layers"}
+HEADLINE |= {"epoch": "epoch {}"}  # the settings in every title, and how
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
 
 
@@ -224,19 +225,20 @@ def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> lis
 
     seeds: whether the seed is named too.
     """
-    names = dict.fromkeys(name for settings in checkpoints for name in settings)
-    hidden = {"data_name", "artifact", "model_name", *HEADLINE, *(() if seeds else SEEDS), "weights", "task"}
-    apart = [
-        name
-        for name in names
-        if name not in hidden and len({_hashable(settings.get(name)) for settings in checkpoints}) > 1
-    ]
-    return [_title(settings, apart) for settings in checkpoints]
+    hidden = {*HEADLINE, "weights", "task", *(() if seeds else SEEDS)}
+    alike = grouped(checkpoints, lambda settings: tuple(settings.get(name) for name in HEADLINE))
+    apart = [name for some in alike for name in differing(some) if name not in hidden]
+    return [_title(settings, dict.fromkeys(apart)) for settings in checkpoints]
+
+
+def differing(some: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that do not have the same value in all of these."""
+    names = dict.fromkeys(name for settings in some for name in settings)
+    return [name for name in names if len({_hashable(settings.get(name)) for settings in some}) > 1]
 
 
 def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
-    words = [str(settings[name]) for name in ("model_name", "data_name", "artifact") if settings.get(name) is not None]
-    words += [form.format(settings[name]) for name, form in HEADLINE.items() if settings.get(name) is not None]
+    words = [form.format(settings[name]) for name, form in HEADLINE.items() if settings.get(name) is not None]
     return ", ".join(words + [f"{name} {settings[name]}" for name in apart if settings.get(name) is not None])
 
 
