@@ -21,6 +21,8 @@ from tinymem.records.choose import (
 )
 
 MEMORIZED = "percent_memorized_train"
+KINDS = ("numbers", "text", "production models")
+SHAPES = "os^DvPX<>hp"
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
@@ -125,20 +127,20 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
     return everything
 
 
-SHAPES = "os^DvPX<>hp"
-
-
 def method_style(method: str) -> dict[str, Any]:
     """The mark of a method, the same in all figures: hollow for the neuron level, filled for the weight level."""
     if method == UNEDITED:
         return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
-    names = list(METHODS)
-    level = METHODS[method].level if method in METHODS else "weight"
-    peers = [name for name in names if METHODS[name].level == level]
+    names, level = list(METHODS), _level(method)
+    peers = [name for name in names if _level(name) == level]
     place = peers.index(method) if method in peers else len(peers)
     colour = f"C{(names.index(method) if method in names else len(names)) % 10}"
     face = "none" if level == "neuron" else colour
     return dict(marker=SHAPES[place % len(SHAPES)], s=30, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
+
+
+def _level(method: str) -> str:
+    return METHODS[method].level if method in METHODS else "weight"
 
 
 def draw_boxes(configurations: Sequence[Configuration]):
@@ -148,8 +150,9 @@ def draw_boxes(configurations: Sequence[Configuration]):
     difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to 0 is better).
     """
     runs = [run for configuration in configurations for run in configuration.runs if run.method != UNEDITED]
-    kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("artifact") or ""))
     methods = list(dict.fromkeys(run.method for run in runs))
+    runs.sort(key=lambda run: (KINDS.index(data_kind(run)), run.row.get("artifact") or ""))
+    kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("artifact")))
     figure, grid = new_grid(len(kinds), 2, 4.2, 0.9 + 0.24 * len(methods))
     for (memory, quality), some in zip(grid, kinds):
         numbers = on_numbers(some[0].row)
@@ -164,8 +167,8 @@ def draw_boxes(configurations: Sequence[Configuration]):
 
 
 def data_kind(run: Run) -> str:
-    """numbers, text or the name of a production model's family."""
-    return "numbers" if on_numbers(run.row) else "production models" if run.row.get("model_name") else "text"
+    """One of KINDS."""
+    return KINDS[0] if on_numbers(run.row) else KINDS[2] if run.row.get("model_name") else KINDS[1]
 
 
 def quality_name(run: Run) -> str:
@@ -185,7 +188,7 @@ def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
         values = [value(run) for run in runs if run.method == method]
         values = [number for number in values if number is not None]
         if values:
-            fill = "white" if METHODS[method].level == "neuron" else "0.8" if method in METHODS else "0.9"
+            fill = "white" if _level(method) == "neuron" else "0.8"
             axis.boxplot(
                 values, positions=[place], orientation="horizontal", widths=0.6, showfliers=False, patch_artist=True,
                 manage_ticks=False, boxprops=dict(facecolor=fill), medianprops=dict(color="black", linewidth=1.8),

@@ -104,8 +104,8 @@ def unlearning_runs(
 ) -> list[Run]:
     """The unlearning runs among records of any kind, sorted by method; twice the same run counts once.
 
-    records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in one line of runs that are left out, for want of the unedited model or of a
-    result.
+    records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in
+    one line of runs that are left out, for want of the unedited model or of a result.
     """
     unlearn = [(name, record) for name, record in records if "method" in record["settings"]]
     before = _Unedited(record for _, record in unlearn if record["settings"]["method"] == UNEDITED)
@@ -126,10 +126,6 @@ def unlearning_runs(
     ):
         if names:
             warn(f"{len(names)} runs left out: {reason}; the first is {names[0]}")
-    if not runs:
-        raise UserError(
-            "no unlearning runs to compare among these records (runs of localize_memorization and the like)"
-        )
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
     return sorted(runs.values(), key=lambda run: (place.get(run.method, len(place)), run.method))
 
