@@ -134,7 +134,7 @@ def _panel(curve: Curve, hidden: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _styles(count: int, ordered: bool) -> list[dict[str, Any]]:
-    """Line styles that differ in marker and dashes, so that they can be told apart in grey; ordered: from dark to light."""
+    """Line styles that differ in marker and dashes, readable in grey too; ordered: from dark to light."""
     from matplotlib import colormaps
 
     colours = [colormaps["viridis"](0.85 * i / count) if ordered else f"C{i % 10}" for i in range(count)]

@@ -9,6 +9,7 @@ from typing import Any
 from tinymem.localize.registry import METHODS
 from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
 from tinymem.records.choose import (
+    HEADLINE,
     UNEDITED,
     Configuration,
     Run,
@@ -69,7 +70,7 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layer
 
 
 def draw_time(configurations: Sequence[Configuration], column: str = "n_layers"):
-    """Memorization against the seconds that it took to find what to drop, one panel an experiment. Left and low is better.
+    """Memorization against the seconds that a method took, one panel an experiment. Left and low is better.
 
     Marks and panels as in `draw_scatter`; the dashed line is the unedited model.
     """
@@ -78,7 +79,7 @@ def draw_time(configurations: Sequence[Configuration], column: str = "n_layers")
         before = [configuration.mean(MEMORIZED) for configuration in some if configuration.method == UNEDITED]
         axis.axhline(before[0], color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
         marks = _marks(axis, [c for c in some if c.method != UNEDITED], "seconds", MEMORIZED)
-        top = max(before[0], *(point[1] for point in marks)) or 100
+        top = max([before[0], *(memorized for _, memorized in marks)]) or 100
         axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-0.05 * top, 1.08 * top))
         plain_numbers(axis.xaxis)
 
@@ -90,7 +91,7 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
     by_experiment = grouped(configurations, lambda c: key_of(c.experiment))
     settings = [some[0].experiment for some in by_experiment]
     side_by_side = sorted({each.get(column) for each in settings}, key=lambda value: (value is None, value))
-    below = {name for some in grouped(settings, lambda each: each.get(column)) for name in differing(some)}
+    below = _row_names(settings, column)
     rows = [key_of({name: each.get(name) for name in below}) for each in settings]
     places = {row: _place(each) for row, each in zip(rows, settings)}
     order = sorted(places, key=places.get)
@@ -104,6 +105,19 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
         draw(axis, some)
     common_legend(figure, grid.flat)
     return figure
+
+
+def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    """As few settings as tell experiments apart that share a column, so that rows reach over as many columns as can be."""
+
+    def told_apart(names: list[str]) -> int:
+        return len({key_of({name: each.get(name) for name in (column, *names)}) for each in settings})
+
+    chosen: list[str] = []
+    for name in (*HEADLINE, *differing(settings)):
+        if told_apart([*chosen, name]) > told_apart(chosen):
+            chosen.append(name)
+    return chosen
 
 
 def _place(settings: Mapping[str, Any]) -> tuple:
@@ -120,6 +134,8 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
     for of_method in grouped(some, lambda configuration: configuration.method):
         points = [(c.mean(x), c.mean(y)) for c in of_method]
         points = [point for point in points if None not in point]
+        if x == "seconds":  # records round to milliseconds, and a logarithmic axis has no place for 0
+            points = [(max(seconds, 1e-3), value) for seconds, value in points]
         if points:
             method = of_method[0].method
             axis.scatter(*zip(*points), label=method.replace("_", " "), **method_style(method))

@@ -93,7 +93,7 @@ class Configuration:
 
 
 def on_numbers(row: Mapping[str, Any]) -> bool:
-    """Whether a run is on number sequences, whose quality is accuracy; that of text and production models: perplexity."""
+    """Whether quality is accuracy (number sequences) and not perplexity (text and production models)."""
     return row.get("data_name") in NUMBER_TASKS
 
 
@@ -125,7 +125,7 @@ def unlearning_runs(
         (unmeasured, "no memorization or quality measured (not finite, or nothing to measure)"),
     ):
         if names:
-            warn(f"{len(names)} runs left out: {reason}; the first is {names[0]}")
+            warn(f"left out, {reason}: {len(names)} of {len(unlearn)} runs, the first is {names[0]}")
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
     return sorted(runs.values(), key=lambda run: (place.get(run.method, len(place)), run.method))
 

@@ -4,9 +4,9 @@ import pytest
 from handmade import DATA, TEXT, checkpoint, everything, outcome, training, unlearning
 
 from tinymem import plots
+from tinymem.localize.registry import METHODS
 from tinymem.plots.curves import over_seeds, regularizer_labels
 from tinymem.plots.unlearning import method_style
-from tinymem.localize.registry import METHODS
 from tinymem.records.choose import best, configurations, experiments, unlearning_runs
 from tinymem.records.curves import Curve, training_curves
 from tinymem.records.table import named_records
@@ -122,11 +122,20 @@ def test_pythia_has_a_row_a_step_and_perplexity_the_better_the_higher(study):
 def test_models_that_differ_in_more_than_their_name_stand_side_by_side(tmp_path):
     for model in ("a", "b"):
         for step in (1, 2):
-            identity = {"run": "unlearn", "model_name": model, "revision": f"{model}!", "step": step}
+            identity = {"run": "unlearn", "model_name": model, "step": step, "memorized_data": f"{model}{step}"}
             runs = {("unedited",): outcome(16.0, None, 70.0), ("obs",): outcome(4.0, None, 73.5)}
             unlearning(tmp_path / f"{model}{step}", identity, runs)
     figure = plots.draw_scatter(configurations(unlearning_runs(named_records(tmp_path))), column="model_name")
     assert panels(figure)[0].get_gridspec().get_geometry() == (2, 2) and len(panels(figure)) == 4
+
+
+def test_an_unedited_model_alone_and_runs_that_took_no_time(tmp_path):
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(9.0)})
+    alone = configurations(unlearning_runs(named_records(tmp_path)))
+    assert len(panels(plots.draw_time(alone))) == len(panels(plots.draw_scatter(alone))) == 1
+    unlearning(tmp_path, checkpoint(), {("obs",): outcome(1.0)}, seconds=0.0)
+    axis = panels(plots.draw_time(configurations(unlearning_runs(named_records(tmp_path)))))[0]
+    assert axis.collections[0].get_offsets().tolist() == [[1e-3, 1]]
 
 
 def test_time_is_logarithmic_and_the_unedited_model_a_line(study):
