@@ -33,9 +33,10 @@ def new_grid(rows: int, columns: int, width: float = 4.0, height: float = 3.2):
 
 
 def set_title(axis, title: str) -> None:
-    """A small title that is broken into lines no wider than its panel."""
+    """A small title that is broken at its commas into lines no wider than its panel."""
     inches = axis.figure.get_figwidth() / axis.get_gridspec().ncols
-    axis.set_title(textwrap.fill(title, int(14 * inches)), fontsize=9)
+    parts = title.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
+    axis.set_title(textwrap.fill(parts, int(14 * inches)).replace("\N{NO-BREAK SPACE}", " "), fontsize=8)
 
 
 def common_legend(figure, axes: Iterable) -> None:

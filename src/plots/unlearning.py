@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.localize.registry import METHODS
 from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
 from tinymem.records.choose import (
     HEADLINE,
@@ -108,7 +107,7 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
 
 
 def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    """As few settings as tell experiments apart that share a column, so that rows reach over as many columns as can be."""
+    """As few settings as tell experiments of the same column apart, so that rows reach over many columns."""
 
     def told_apart(names: list[str]) -> int:
         return len({key_of({name: each.get(name) for name in (column, *names)}) for each in settings})
@@ -147,16 +146,20 @@ def method_style(method: str) -> dict[str, Any]:
     """The mark of a method, the same in all figures: hollow for the neuron level, filled for the weight level."""
     if method == UNEDITED:
         return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
-    names, level = list(METHODS), _level(method)
-    peers = [name for name in names if _level(name) == level]
+    levels = _levels()
+    names, level = list(levels), levels.get(method, "weight")
+    peers = [name for name in names if levels[name] == level]
     place = peers.index(method) if method in peers else len(peers)
     colour = f"C{(names.index(method) if method in names else len(names)) % 10}"
     face = "none" if level == "neuron" else colour
     return dict(marker=SHAPES[place % len(SHAPES)], s=30, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
 
 
-def _level(method: str) -> str:
-    return METHODS[method].level if method in METHODS else "weight"
+def _levels() -> dict[str, str]:
+    """Method -> neuron or weight, in the registry's order."""
+    from tinymem.localize.registry import METHODS  # here, for training scripts draw too and would start more slowly
+
+    return {name: method.level for name, method in METHODS.items()}
 
 
 def draw_boxes(configurations: Sequence[Configuration]):
@@ -199,12 +202,13 @@ def percent_difference(run: Run, name: str) -> float | None:
 
 
 def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
-    """Horizontal boxes, the first method on top; a dot is a run."""
+    """Horizontal boxes, the first method on top, white at the neuron level; a dot is a run."""
+    levels = _levels()
     for place, method in enumerate(methods):
         values = [value(run) for run in runs if run.method == method]
         values = [number for number in values if number is not None]
         if values:
-            fill = "white" if _level(method) == "neuron" else "0.8"
+            fill = "white" if levels.get(method) == "neuron" else "0.8"
             axis.boxplot(
                 values, positions=[place], orientation="horizontal", widths=0.6, showfliers=False, patch_artist=True,
                 manage_ticks=False, boxprops=dict(facecolor=fill), medianprops=dict(color="black", linewidth=1.8),
