@@ -29,10 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = (36000, 72000, 108000, 143000)
 # size -> name on the hub, its memorized sequences in --memorized_dir, whether a run needs a node's memory
 PYTHIA = {
-    "2.8b": ("EleutherAI/pythia-2.8b-deduped", "pythia-2.8b-deduped-v0.safetensors", False),
+    "2.8b": ("EleutherAI/pythia-2.8b-deduped-v0", "pythia-2.8b-deduped-v0.safetensors", False),
     "6.9b": ("EleutherAI/pythia-6.9b-deduped", "pythia-6.9b-deduped.safetensors", True),
 }
-RANDOM = "pile_random.safetensors"
+RANDOM = "pile_random_batch.safetensors"
 
 
 def parse():

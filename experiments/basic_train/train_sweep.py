@@ -1,6 +1,6 @@
 """Train every model of the study: data x artifact x layers x seeds x duplication x extra data.
 
-    python experiments/basic_train/train_sweep.py --small         4 models, a minute on two cores
+    python experiments/basic_train/train_sweep.py --small         4 models, under a minute on two cores
     python experiments/basic_train/train_sweep.py --dry_run       the study's commands and their number
     python experiments/basic_train/train_sweep.py --site my_cluster.toml --only n_layers=2 data_name=increment
 

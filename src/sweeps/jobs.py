@@ -15,6 +15,7 @@ from tinymem.errors import UserError
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings
 from tinymem.models.production import LoadSettings
+from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.sweeps.job import Job
 from tinymem.training.checkpoint import load_details
 from tinymem.training.finetune import FinetuneSettings
@@ -60,7 +61,9 @@ class Checkpoint:
 def train_job(settings: RunSettings, models: Path, common: Common) -> Job:
     """A training in MODELS/NAME, with a name that its settings give."""
     folder = models / settings.name
-    regularized = "+".join(type(part).__module__.rsplit(".", 1)[-1] for part in settings.regularizers)
+    regularized = " ".join(
+        e.name for e in REGULARIZERS for part in settings.regularizers if isinstance(part, e.settings)
+    )
     return Job(
         name=f"train {settings.name}",
         group=f"{settings.data.data_name} {settings.data.artifact} {regularized}".strip(),
