@@ -21,7 +21,7 @@ from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.scores import task_fingerprint
-from tinymem.localize.task import TaskSettings, unlearning_task
+from tinymem.localize.task import MEMORY_SETTINGS, TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, unedited, unlearn
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.fingerprint import weights_fingerprint
@@ -60,7 +60,7 @@ def load_subject(arguments) -> Subject:
     dataset = load_dataset(settings.data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
-    chosen = {name: value for name, value in vars(task_settings).items() if name != "microbatch"}
+    chosen = {name: value for name, value in vars(task_settings).items() if name not in MEMORY_SETTINGS}
     folder = files.writable_folder(arguments.output_dir or path.parent / "unlearned" / path.name)
     return Subject(
         model=model,

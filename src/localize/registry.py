@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tinymem.localize.edit import neuron_masks, weight_masks
 from tinymem.localize.neuron import activations, hard_concrete, integrated_gradients, slimming, zero_out
-from tinymem.localize.weight import balanced_subnet, durable, durable_agg, greedy, obs, subnet
+from tinymem.localize.weight import balanced_subnet, durable, durable_agg, edge_popup, greedy, obs, subnet
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Method:
     score(model, task, hp, ratio) -> scores    ratio: the largest asked for; matters to `nested` rankings only
     drop(mlps, scores, ratio) -> masks
     learn(model, task, hp, ratio) -> masks
+    resolve(hp, parameters) -> hp with the defaults that depend on the model's size
     nested         the ranking is built one weight after the other, as far as the largest ratio needs
     """
 
@@ -30,6 +31,7 @@ class Method:
     score: Callable | None = None
     drop: Callable | None = None
     learn: Callable | None = None
+    resolve: Callable = lambda hp, parameters: hp
     nested: bool = False
 
 
@@ -60,8 +62,15 @@ _METHODS = (
         drop=durable_agg.drop,
     ),
     Method("obs", "obs", "weight", obs.HyperParameters, score=obs.score, drop=weight_masks),
-    Method("subnet", "random", "weight", subnet.HyperParameters, learn=subnet.learn),
-    Method("balanced_subnet", "random_greedy", "weight", balanced_subnet.HyperParameters, learn=balanced_subnet.learn),
+    Method("subnet", "random", "weight", subnet.HyperParameters, learn=subnet.learn, resolve=edge_popup.resolve),
+    Method(
+        "balanced_subnet",
+        "random_greedy",
+        "weight",
+        balanced_subnet.HyperParameters,
+        learn=balanced_subnet.learn,
+        resolve=edge_popup.resolve,
+    ),
 )
 
 METHODS = {method.name: method for method in _METHODS}

@@ -13,6 +13,8 @@ from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import counted, token_losses
 from tinymem.options import check_options, option
 
+# Task settings that change how much memory a method takes, but not what comes out: no part of a run's identity.
+MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
 
@@ -36,6 +38,9 @@ class TaskSettings:
         "at most 64",
         low=1,
     )
+    gradient_checkpointing: bool = option(
+        False, "keep only the blocks' inputs for the backward pass: half the speed, far less memory, same results"
+    )
 
     __post_init__ = check_options
 
@@ -51,6 +56,7 @@ class UnlearningTask:
     ignored_token  token id that no loss counts, or None
     seed           of everything random in a method
     microbatch     sequences per forward pass
+    gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
     """
 
     unlearn: Artifacts
@@ -60,6 +66,7 @@ class UnlearningTask:
     ignored_token: int | None = None
     seed: int = 0
     microbatch: int = 64
+    gradient_checkpointing: bool = False
 
     def generator(self) -> torch.Generator:
         """A fresh generator on the CPU, so that every device draws the same numbers."""
@@ -75,14 +82,6 @@ class UnlearningTask:
             total += (losses * mask).sum().item()
             count += mask.sum().item()
         return total / max(count, 1)
-
-    def backward(self, model, tokens: torch.Tensor, factor: float = 1.0) -> None:
-        """Adds the gradient of factor * mean token loss to the parameters, a microbatch at a time."""
-        count = counted(tokens, self.ignored_token).sum().clamp(min=1)
-        for part in tokens.split(self.microbatch):
-            losses = token_losses(model, part)
-            mask = counted(part, self.ignored_token).to(losses.device)
-            ((losses * mask).sum() * (factor / count.item())).backward()
 
 
 def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings) -> UnlearningTask:
@@ -115,6 +114,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         ignored_token=dataset.ignored_token,
         seed=settings.unlearn_seed,
         microbatch=settings.microbatch or default_microbatch(model, dataset.sequences.shape[1]),
+        gradient_checkpointing=settings.gradient_checkpointing,
     )
 
 

@@ -65,6 +65,7 @@ def unlearn(
     Finished runs are not done again unless `force`. The cost of a record is that of finding the mask (for a ranking:
     to score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
     """
+    hp = method.resolve(hp, subject.model.num_parameters())
     for number, ratio in enumerate(hp.ratio):
         settings = {**subject.identity, "method": method.name, **asdict(hp), "ratio": ratio}
         record = None if force else find_record(subject.folder, settings)

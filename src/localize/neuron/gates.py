@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from tinymem.localize.learning import all_finite, backward, frozen, mean_weights, unlearn_batches
+from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, mean_weights, unlearn_batches
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
 
@@ -69,9 +69,12 @@ def learn_gates(
                 return
             # Microbatches add up in these copies, so that the graph behind the gates is walked only once.
             leaves = [gate.detach().requires_grad_() for gate in current]
+            weights = mean_weights(task, tokens)
+            scale = loss_scale(model, weights)
             with gated(mlps, leaves):
-                backward(model, task, tokens, mean_weights(task, tokens))
+                backward(model, task, tokens, weights * scale)
             optimizer.zero_grad()
-            torch.autograd.backward([*current, hp.lambda_l1 * penalty], [*(leaf.grad for leaf in leaves), None])
+            slopes = [leaf.grad / scale for leaf in leaves]
+            torch.autograd.backward([*current, hp.lambda_l1 * penalty], [*slopes, None])
             if all_finite(parameter.grad for parameter in parameters):
                 optimizer.step()

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.learning import frozen
+from tinymem.localize.learning import frozen, loss_scale
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons, with_copies
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
+from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import losses_at
 from tinymem.options import check_options, option
 
@@ -41,7 +42,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     """
     mlps = find_mlps(model)
     totals = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
-    with frozen(model), torch.enable_grad():
+    with frozen(model), torch.enable_grad(), checkpointed(model, task.gradient_checkpointing):
         for batch in _batches(task, hp.ig_steps):
             batch = [tensor.to(model.device) for tensor in batch]
             for mlp, total in zip(mlps, totals):
@@ -88,5 +89,6 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
         copies = torch.arange(length, length + positions.shape[1], device=tokens.device)
         inputs = with_copies(tokens, positions, model.dtype)
         probabilities = torch.exp(-losses_at(model, copies, tokens.gather(1, positions + 1), **inputs))
-    (gradient,) = torch.autograd.grad((probabilities * weights).sum(), scaled)
-    return (values.float() * gradient.float()).sum((0, 1))
+    scale = loss_scale(model, weights)
+    (gradient,) = torch.autograd.grad((probabilities * weights * scale).sum(), scaled)
+    return (values.float() * gradient.float()).sum((0, 1)) / scale

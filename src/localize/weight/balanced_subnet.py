@@ -13,9 +13,9 @@ from itertools import islice
 import torch
 
 from tinymem.localize.edit import Masks
-from tinymem.localize.learning import autocast, backward, endless_batches, mean_weights
+from tinymem.localize.learning import autocast, endless_batches, gradients, mean_weights
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet
+from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet, resolve
 from tinymem.options import check_options, option
 
 
@@ -27,7 +27,9 @@ class HyperParameters:
     epochs: int = option(3, "passes over the larger of unlearn and retain set", low=1)
     batch_size: int = option(64, "sequences a step", low=2)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
-    momentum: float = option(0.9, "momentum of the scores; 0 saves memory", low=0.0, below=1.0)
+    momentum: float | None = option(
+        None, "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory", low=0.0, below=1.0
+    )
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
     loss_weighting: float = option(0.7, "w: minimises -(1 - w) * unlearn loss + w * retain loss", low=0.0, high=1.0)
     unlearn_share: float = option(0.25, "share of each batch taken from the unlearn set", above=0.0, below=1.0)
@@ -41,26 +43,28 @@ class HyperParameters:
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:
     """The mask that BalancedSubnet learns for one ratio. Leaves the model as it was."""
-    generator = task.generator()
+    hp, generator = resolve(hp, model.num_parameters()), task.generator()
 
-    def step(sides: tuple[torch.Tensor, torch.Tensor]) -> None:
-        _backward(model, task, hp, *sides)
+    def step(sides: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+        return gradients(model, task, *_weighted(model, task, hp, *sides), parameters, hp.dtype)
 
     batches = mixed_batches(task, hp.batch_size, hp.unlearn_share, hp.epochs, generator)
     optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)
     return learn_subnet(model, batches, step, ratio, optimizer, generator)
 
 
-def _backward(model, task: UnlearningTask, hp: HyperParameters, unlearn: torch.Tensor, retain: torch.Tensor) -> None:
-    """Gradients of -(1 - w) * L_u + w * L_r, both sides in the same forward passes."""
+def _weighted(
+    model, task: UnlearningTask, hp: HyperParameters, unlearn: torch.Tensor, retain: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sides as one batch, and the weights of their token losses that make it -(1 - w) * L_u + w * L_r."""
     weights = hp.loss_weighting * mean_weights(task, retain)
     if hp.unlearn_loss_cap is not None:
         with autocast(model, hp.dtype):
             capped = task.mean_loss(model, unlearn) > hp.unlearn_loss_cap
         if capped:
-            return backward(model, task, retain, weights, hp.dtype)
+            return retain, weights
     weights = torch.cat([(hp.loss_weighting - 1) * mean_weights(task, unlearn), weights])
-    backward(model, task, torch.cat([unlearn, retain]), weights, hp.dtype)
+    return torch.cat([unlearn, retain]), weights
 
 
 def mixed_batches(

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.learning import backward, frozen, sequence_weights
+from tinymem.localize.learning import backward, frozen, loss_scale, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 
@@ -97,24 +97,27 @@ def _add_gradients(model, task: UnlearningTask, tokens: torch.Tensor, pieces: li
     for piece in pieces:
         by_module.setdefault(piece.weight.name.rpartition(".")[0], []).append(piece)
 
+    weights = sequence_weights(task, tokens)
+    scale = loss_scale(model, weights)
+
     def watch(own: list[_Piece], module, inputs: tuple, output: torch.Tensor) -> None:
-        output.requires_grad_().register_hook(partial(_add, own, inputs[0].detach(), tokens.shape[1]))
+        output.requires_grad_().register_hook(partial(_add, own, inputs[0].detach(), tokens.shape[1], scale))
 
     hooks = [model.get_submodule(name).register_forward_hook(partial(watch, own)) for name, own in by_module.items()]
     try:
-        backward(model, task, tokens, sequence_weights(task, tokens))
+        backward(model, task, tokens, weights * scale)
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _add(pieces: list[_Piece], inputs: torch.Tensor, length: int, output_gradients: torch.Tensor) -> None:
+def _add(pieces: list[_Piece], inputs: torch.Tensor, length: int, scale: float, output_gradients: torch.Tensor) -> None:
     """Adds g g' of a microbatch. inputs, output_gradients: (rows * length, features), in any shape of that size.
 
     Entries that are not finite count as 0: a sequence whose loss overflows says nothing.
     """
     inputs = inputs.reshape(-1, length, inputs.shape[-1]).float()
-    output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1]).float()
+    output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1]).float() / scale
     for piece in pieces:
         by_position = output_gradients[:, :, piece.rows]
         matrix = piece.values.dim() == 2
