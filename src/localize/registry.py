@@ -22,6 +22,7 @@ class Method:
     learn(model, task, hp, ratio) -> masks
     resolve(hp, parameters) -> hp with the defaults that depend on the model's size
     nested         the ranking is built one weight after the other, as far as the largest ratio needs
+    estimate(model, task, hp) -> seconds that scoring will take, found by timing a part; of the expensive ones
     """
 
     name: str
@@ -33,11 +34,20 @@ class Method:
     learn: Callable | None = None
     resolve: Callable = lambda hp, parameters: hp
     nested: bool = False
+    estimate: Callable | None = None
 
 
 # The study's order: neuron level, then weight level.
 _METHODS = (
-    Method("zero_out", "zero", "neuron", zero_out.HyperParameters, score=zero_out.score, drop=neuron_masks),
+    Method(
+        "zero_out",
+        "zero",
+        "neuron",
+        zero_out.HyperParameters,
+        score=zero_out.score,
+        drop=neuron_masks,
+        estimate=zero_out.estimate,
+    ),
     Method("activations", "act", "neuron", activations.HyperParameters, score=activations.score, drop=neuron_masks),
     Method(
         "integrated_gradients",
@@ -61,7 +71,7 @@ _METHODS = (
         score=durable_agg.score,
         drop=durable_agg.drop,
     ),
-    Method("obs", "obs", "weight", obs.HyperParameters, score=obs.score, drop=weight_masks),
+    Method("obs", "obs", "weight", obs.HyperParameters, score=obs.score, drop=weight_masks, estimate=obs.estimate),
     Method("subnet", "random", "weight", subnet.HyperParameters, learn=subnet.learn, resolve=edge_popup.resolve),
     Method(
         "balanced_subnet",
