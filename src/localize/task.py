@@ -114,7 +114,8 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         continuation=dataset.continuation,
         ignored_token=dataset.ignored_token,
         seed=settings.unlearn_seed,
-        microbatch=settings.microbatch or default_microbatch(model, dataset.sequences.shape[1]),
+        microbatch=settings.microbatch
+        or default_microbatch(model, dataset.sequences.shape[1], settings.gradient_checkpointing),
         gradient_checkpointing=settings.gradient_checkpointing,
     )
 
@@ -124,12 +125,13 @@ def _countable(dataset: MemorizationDataset, held_out: Artifacts, name: str) -> 
     return held_out if name in dataset.tasks else held_out.select(dataset.measured(held_out))
 
 
-def default_microbatch(model, length: int) -> int:
+def default_microbatch(model, length: int, gradient_checkpointing: bool = False) -> int:
     """How many sequences keep the activations of a forward pass, all kept for the backward pass, within 2 GB."""
     config = model.config.get_text_config()
     inner = max(mlp.inner_dim for mlp in find_mlps(model))
-    numbers_a_token = config.num_hidden_layers * (12 * config.hidden_size + 3 * inner) + config.vocab_size
-    return max(1, min(64, int(2e9 / (4 * length * numbers_a_token))))
+    a_block, blocks = 12 * config.hidden_size + 3 * inner, config.num_hidden_layers
+    kept = a_block + blocks * config.hidden_size if gradient_checkpointing else blocks * a_block
+    return max(1, min(64, int(2e9 / (model.dtype.itemsize * length * (kept + config.vocab_size)))))
 
 
 def _unlearn_candidates(model, dataset: MemorizationDataset, name: str) -> tuple[Artifacts, torch.Tensor]:

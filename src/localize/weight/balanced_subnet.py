@@ -7,15 +7,17 @@ the unlearn set and lowers that of the retain set at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
 
 from tinymem.localize.edit import Masks
 from tinymem.localize.learning import autocast, endless_batches, gradients, mean_weights
+from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet, resolve
+from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 
@@ -71,7 +73,27 @@ def mixed_batches(
     task: UnlearningTask, batch_size: int, unlearn_share: float, epochs: int, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of unlearn and retain sequences; never an empty side, the smaller set is cycled."""
-    unlearn_size = min(max(1, round(unlearn_share * batch_size)), batch_size - 1)
-    sides = ((task.unlearn.planted, unlearn_size), (task.retain, batch_size - unlearn_size))
-    steps = max(-(-len(tokens) // size) for tokens, size in sides)
-    return islice(zip(*(endless_batches(tokens, size, generator) for tokens, size in sides)), epochs * steps)
+    sides, shares = (task.unlearn.planted, task.retain), _shares(batch_size, unlearn_share)
+    steps = max(-(-len(tokens) // size) for tokens, size in zip(sides, shares))
+    batches = (endless_batches(tokens, size, generator) for tokens, size in zip(sides, shares))
+    return islice(zip(*batches), epochs * steps)
+
+
+def _shares(batch_size: int, unlearn_share: float) -> tuple[int, int]:
+    """Unlearn and retain sequences of a batch."""
+    unlearn = min(max(1, round(unlearn_share * batch_size)), batch_size - 1)
+    return unlearn, batch_size - unlearn
+
+
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """A forward and backward pass over the larger set, and as often as need be the other, for each epoch and ratio."""
+    shares, totals = _shares(hp.batch_size, hp.unlearn_share), (sizes.unlearn, sizes.retain)
+    batch = sum(map(min, shares, totals))
+    rows = max(2, sizes.gathered(batch))
+    once = replace(hp, epochs=1, batch_size=rows)
+
+    def step(model) -> None:
+        learn(model, sizes.task(*_shares(rows, hp.unlearn_share)), once, max(hp.ratio))
+
+    steps = hp.epochs * max(-(-total // share) for total, share in zip(totals, shares))
+    return subnet_plan(shape, sizes, hp, step, batch, steps)

@@ -74,7 +74,7 @@ def seconds_for_diagonals(
     )
     with frozen(model):
         through_model = seconds_of(lambda: _add_gradients(model, task, batch, [narrow]))
-    sums = seconds_of(lambda: _add([piece], inputs, batch.shape[1], gradients))
+    sums = seconds_of(lambda: _add([piece], inputs, batch.shape[1], 1.0, gradients))
     inverse = seconds_of(lambda: inverse_diagonal(piece.gram, damp))
     batches = len(tokens) / len(batch)
     share = sum(weight.parameter.numel() for weight in weights) / piece.values.numel()
@@ -98,14 +98,29 @@ def _passes(weights: list[Weight], block_size: int) -> Iterator[list[tuple[Weigh
     room = max(PASS, sum(weight.parameter.numel() for weight in weights) // 2) // block_size
     group, size = [], 0
     for weight in weights:
-        fan_in = weight.view()[0].numel()
-        for rows in torch.arange(len(weight.view())).split(block_size * max(1, PIECE // (block_size * fan_in))):
-            if group and size + len(rows) * fan_in > room:
+        count, fan_in = len(weight.view()), weight.view()[0].numel()
+        step = block_size * max(1, PIECE // (block_size * fan_in))
+        for first in range(0, count, step):
+            rows = slice(first, min(first + step, count))
+            entries = (rows.stop - rows.start) * fan_in
+            if group and size + entries > room:
                 yield group
                 group, size = [], 0
-            size += len(rows) * fan_in
-            group.append((weight, slice(int(rows[0]), int(rows[-1]) + 1)))
+            size += entries
+            group.append((weight, rows))
     yield group
+
+
+def one_pass(
+    model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight], block_size: int
+) -> tuple[int, int]:
+    """Runs the first pass, on these tokens only: how many there would be, and the bytes of F in this one."""
+    passes = list(_passes(weights, block_size))
+    pieces = [_Piece(weight, rows, _no_grams(weight.view()[rows], block_size)) for weight, rows in passes[0]]
+    with frozen(model):
+        _add_gradients(model, task, tokens, pieces)
+    inverse_diagonal(pieces[0].gram / len(tokens), 1.0)
+    return len(passes), sum(piece.gram.nbytes for piece in pieces)
 
 
 def _no_grams(values: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -7,14 +7,16 @@ to first order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
 from tinymem.localize.learning import endless_batches, frozen, gradients, sequence_weights
+from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 
@@ -58,6 +60,20 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
             for view, place, value in removed:
                 view[place] = value
     return scores
+
+
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """A forward and backward pass over a batch for every `greedy_k` entries."""
+    half = hp.batch_size // 2
+    batch = min(half, sizes.unlearn) + min(hp.batch_size - half, sizes.retain)
+    rows = max(2, sizes.gathered(batch))
+    once = replace(hp, batch_size=rows)
+    task = dict(unlearn=rows // 2, retain=rows - rows // 2)
+    peak = shape.peak(lambda model: score(model, sizes.task(**task), once, hp.greedy_k / shape.parameters), true=0.0)
+    steps = -(-how_many(max(hp.ratio), shape.parameters) // hp.greedy_k)
+    passes = steps * sizes.passes(batch)
+    gradients = gradient_bytes(shape, shape.mlp_entries, sizes.passes(batch))
+    return new_plan(shape, peak, passes, passes, scores=4 * shape.mlp_entries, gradients=gradients)
 
 
 def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:

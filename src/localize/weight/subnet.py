@@ -6,14 +6,16 @@ raises the loss of the unlearn set. Nothing protects the rest: see balanced_subn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from tinymem.localize.edit import Masks
 from tinymem.localize.learning import gradients, mean_weights, unlearn_batches
+from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet, resolve
+from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 
@@ -44,3 +46,16 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
     batches = unlearn_batches(task, hp.batch_size, hp.epochs, generator)
     optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)
     return learn_subnet(model, batches, step, ratio, optimizer, generator)
+
+
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """A forward and backward pass over the unlearn set for each epoch and ratio."""
+    batch = min(hp.batch_size, sizes.unlearn)
+    rows = sizes.gathered(batch)
+    once = replace(hp, epochs=1, batch_size=rows)
+    steps = hp.epochs * -(-sizes.unlearn // batch)
+
+    def step(model) -> None:
+        learn(model, sizes.task(rows), once, max(hp.ratio))
+
+    return subnet_plan(shape, sizes, hp, step, batch, steps)
