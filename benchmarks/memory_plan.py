@@ -28,7 +28,7 @@ from tinymem.models.memory import known_config, known_shapes, shape_of
 from tinymem.records.record import environment, measured
 
 SIZES = Sizes(unlearn=16, retain=16, length=80, prompt=32, microbatch=8)
-SMALL = "small"  # 29M parameters: for the test suite
+SMALL = "small"  # 21M parameters: for the test suite
 # Models, methods, and whether freed memory is kept, as it is where there is plenty (see tinymem.allocator).
 MEASURED = (
     ("pythia-70m", tuple(METHODS), False),
@@ -49,7 +49,7 @@ def config_of(name: str):
     from transformers import GPTNeoXConfig
 
     return GPTNeoXConfig(
-        hidden_size=512, num_hidden_layers=4, num_attention_heads=8, intermediate_size=2048, vocab_size=16384
+        hidden_size=512, num_hidden_layers=4, num_attention_heads=8, intermediate_size=2048, vocab_size=8192
     )
 
 
@@ -73,8 +73,8 @@ def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
         method.drop(find_mlps(model), method.score(model, task, hp, max(hp.ratio)), max(hp.ratio))
 
 
-def measure_here(name: str, method: Method, dtype: str, kept: bool) -> dict[str, float]:
-    """Peak in GB beside what the process took before the model was made, and seconds. Once in a process."""
+def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:
+    """Of each method the peak in GB beside what the process took before the model was made, and seconds."""
     from transformers import AutoModelForCausalLM
 
     (allocator.keep_freed_memory if kept else allocator.return_freed_memory)()
@@ -83,44 +83,48 @@ def measure_here(name: str, method: Method, dtype: str, kept: bool) -> dict[str,
     def model_of(config):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
 
-    tiny = replace(SIZES, unlearn=2, retain=2, microbatch=1)
+    def run(name: str, model, sizes: Sizes) -> None:
+        method, parameters = METHODS[name], model.num_parameters()
+        run_method(method, model, method.resolve(limited(method, parameters), parameters), sizes)
+
     narrow = type(config)(**{**config.to_dict(), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1})
-    model = model_of(narrow)
-    run_method(method, model, limited(method, model.num_parameters()), tiny)  # loads libraries
-    del model
+    for method in methods:
+        run(method, model_of(narrow), replace(SIZES, unlearn=2, retain=2, microbatch=1))  # loads libraries
     with measured(cpu) as before:
         pass
-    model = model_of(config)
-    hp = method.resolve(limited(method, model.num_parameters()), model.num_parameters())
-    with measured(cpu) as cost:
-        run_method(method, model, hp, SIZES)
-    return {"peak_gb": cost.peak_memory_gb - before.peak_memory_gb, "seconds": cost.seconds}
+    model, costs = model_of(config), []
+    for method in methods:
+        with measured(cpu) as cost:
+            run(method, model, SIZES)
+        costs.append({"peak_gb": cost.peak_memory_gb - before.peak_memory_gb, "seconds": cost.seconds})
+    return costs
 
 
-def measure(name: str, methods: tuple[str, ...], dtype: str, kept: bool) -> list[dict[str, Any]]:
-    """One row a method: planned and measured peak, their ratio."""
-    shape, rows = shape_of(config_of(name), getattr(torch, dtype)), []
-    for method in map(METHODS.__getitem__, methods):
-        planned = plan(method, shape, SIZES, limited(method, shape.parameters)).peak / GB
-        arguments = ["--here", "--shape", name, "--methods", method.name, "--dtype", dtype, *["--keep"] * kept]
+def measure(name: str, methods: list[str], dtype: str, kept: bool, together: bool) -> list[dict[str, Any]]:
+    """One row a method: planned and measured peak, their ratio. together: measured in one process."""
+    shape = shape_of(config_of(name), getattr(torch, dtype))
+    planned = [plan(METHODS[n], shape, SIZES, limited(METHODS[n], shape.parameters)).peak / GB for n in methods]
+    costs = []
+    for group in [methods] if together else [[method] for method in methods]:
+        arguments = ["--here", "--shape", name, "--dtype", dtype, *["--keep"] * kept, "--methods", *group]
         child = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
         if child.returncode:
-            raise UserError(f"{name}, {method.name}: {child.stderr.strip().splitlines()[-1]}")
-        found = json.loads(child.stdout.splitlines()[-1])
-        rows.append(
-            {
-                "model": name,
-                "dtype": dtype,
-                "method": method.name,
-                "freed_memory": "kept" if kept else "returned",
-                "planned_gb": round(planned, 3),
-                "measured_gb": round(found["peak_gb"], 3),
-                "ratio": round(planned / found["peak_gb"], 3),
-                "seconds": round(found["seconds"], 1),
-            }
-        )
-        print(cli.table(rows[-1:]).splitlines()[-1], file=sys.stderr)
-    return rows
+            raise UserError(f"{name}, {', '.join(group)}: {child.stderr.strip().splitlines()[-1]}")
+        costs += json.loads(child.stdout.splitlines()[-1])
+        print(name, *group, f"{costs[-1]['peak_gb']:.3f} GB", file=sys.stderr)
+    return [
+        {
+            "model": name,
+            "dtype": dtype,
+            "method": method,
+            "freed_memory": "kept" if kept else "returned",
+            "planned_gb": round(gb, 3),
+            "measured_gb": round(cost["peak_gb"], 3),
+            "ratio": round(gb / cost["peak_gb"], 3),
+            "seconds": round(cost["seconds"], 1),
+        }
+        for method, gb, cost in zip(methods, planned, costs)
+    ]
 
 
 def table(dtype: str) -> str:
@@ -156,6 +160,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the plans of large models as Markdown and end")
     parser.add_argument("--output", default=Path(__file__).with_suffix(".json"), help="where the figures are written")
     parser.add_argument("--keep", action="store_true", help="with --shape: freed memory is kept, not returned")
+    parser.add_argument("--together", action="store_true", help="all methods in one process: quicker, less exact")
     parser.add_argument("--here", action="store_true", help="measure in this process and print JSON (used by itself)")
     arguments = parser.parse_args()
     if arguments.table:
@@ -168,11 +173,11 @@ def main() -> None:
         if name not in METHODS:
             raise UserError(f"--methods {name}: must be one of {', '.join(METHODS)}")
     if arguments.here:
-        return print(json.dumps(measure_here(arguments.shape[0], METHODS[arguments.methods[0]], dtype, arguments.keep)))
+        return print(json.dumps(measure_here(arguments.shape[0], arguments.methods, dtype, arguments.keep)))
     rows = []
     asked = [(name, arguments.methods or tuple(METHODS), arguments.keep) for name in arguments.shape or ()]
     for name, methods, kept in asked or MEASURED:
-        rows += measure(name, methods, dtype, kept)
+        rows += measure(name, list(methods), dtype, kept, arguments.together)
     print(cli.table(rows))
     files.write_json(Path(arguments.output), {"environment": environment(), "rows": rows})
 

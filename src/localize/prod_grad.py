@@ -13,6 +13,8 @@ from tinymem import cli
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from tinymem import files
 from tinymem.data.production import ProductionSettings, load_production
 from tinymem.localize import dry_run
@@ -67,7 +69,9 @@ def load_subject(arguments, loading: LoadSettings) -> Subject:
 
 def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
-    device, task = cli.resolve_device(arguments.device), cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
+    task = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
+    elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
+    device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
     shape = dry_run.planned_shape(str(arguments.model_name), loading, device)
     sizes = dry_run.planned_sizes(shape, cli.collect(ProductionSettings, arguments), task)
     planned = dry_run.plans(shape, sizes, methods)

@@ -112,6 +112,6 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
         copies = torch.arange(length, length + positions.shape[1], device=tokens.device)
         inputs = with_copies(tokens, positions, model.dtype)
         probabilities = torch.exp(-losses_at(model, copies, tokens.gather(1, positions + 1), **inputs))
-    scale = loss_scale(model, weights)
-    (gradient,) = torch.autograd.grad((probabilities * weights * scale).sum(), scaled)
+        scale = loss_scale(model, weights)
+        (gradient,) = torch.autograd.grad((probabilities * weights * scale).sum(), scaled)  # may run blocks again
     return (values.float() * gradient.float()).sum((0, 1)) / scale

@@ -57,7 +57,7 @@ def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
     Timed on one sequence: its forward pass, and one batch of the first and of the last layer, between which the other
     layers lie, since a batch runs again what lies above its layer. Neurons that are 0 throughout will take less.
     """
-    mlps, sequence, batch_size = find_mlps(model), task.unlearn.planted[:1]
+    mlps, sequence = find_mlps(model), task.unlearn.planted[:1]
     batch_size = _batch_size(model.device.type, task.microbatch)
 
     def layer(mlp: MLP) -> torch.Tensor:
