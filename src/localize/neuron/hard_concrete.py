@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from tinymem.localize.neuron.gates import gates_cost, learn_gates
+from tinymem.localize.neuron.gates import gates_cost, joined, learn_gates
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.options import check_options, option
@@ -52,7 +52,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
         return [sample_gates(log_alpha, generator) for log_alpha in log_alphas]
 
     def openness() -> torch.Tensor:
-        return expected_openness(torch.cat(log_alphas)).mean()
+        return expected_openness(joined(log_alphas)).mean()
 
     learn_gates(model, task, mlps, log_alphas, sampled, openness, hp, generator)
     return [log_alpha.detach().sigmoid() for log_alpha in log_alphas]

@@ -18,7 +18,7 @@ from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.checkpointing import checkpointed
-from tinymem.models.losses import losses_at
+from tinymem.models.losses import last_losses
 from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
@@ -102,16 +102,16 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
     def scale(layer: int, neurons: torch.Tensor) -> torch.Tensor:
         nonlocal values, scaled
         values = neurons[:, length:]
-        expected = neurons.gather(1, positions[:, :count, None].expand(-1, -1, neurons.shape[2]))
+        places = positions[:, :count, None].to(neurons.device)
+        expected = neurons.gather(1, places.expand(-1, -1, neurons.shape[2]))
         if (values[:, :count] - expected).norm() > 0.05 * expected.norm():
             raise UserError(f"{type(model).__name__}: no integrated gradients, as it takes no mask or position ids")
-        scaled = (values * factors.to(values.dtype)).requires_grad_()
+        scaled = (values * factors.to(values)).requires_grad_()
         return torch.cat([neurons[:, :length], scaled], 1)
 
-    with on_neurons([mlp], scale):
-        copies = torch.arange(length, length + positions.shape[1], device=tokens.device)
+    with on_neurons([mlp], length + positions.shape[1], scale):
         inputs = with_copies(tokens, positions, model.dtype)
-        probabilities = torch.exp(-losses_at(model, copies, tokens.gather(1, positions + 1), **inputs))
-        scale = loss_scale(model, weights)
-        (gradient,) = torch.autograd.grad((probabilities * weights * scale).sum(), scaled)  # may run blocks again
-    return (values.float() * gradient.float()).sum((0, 1)) / scale
+        probabilities = torch.exp(-last_losses(model, tokens.gather(1, positions + 1), **inputs))
+        factor = loss_scale(model, weights)
+        (gradient,) = torch.autograd.grad((probabilities * weights * factor).sum(), scaled)  # may run blocks again
+    return (values.float() * gradient.float()).sum((0, 1)) / factor
