@@ -55,7 +55,7 @@ def config_of(name: str):
 
 def limited(method: Method, parameters: int) -> Any:
     """Hyper-parameters that reach the peak soon: one step on a batch of two microbatches."""
-    quick = dict(epochs=1, batch_size=16, ig_steps=2, num_grads=8, ratio=(0.1,), dtype="float32")
+    quick = dict(epochs=1, batch_size=16, ig_steps=2, num_grads=8, ratio=(0.1,), dtype="float32", unlearn_share=0.5)
     if method.nested:
         quick["ratio"] = (2 / parameters,)
     known = {field.name for field in fields(method.hyper_parameters)}

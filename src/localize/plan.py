@@ -6,6 +6,7 @@ Every method has a function `cost` beside it. It runs a small piece of the metho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from tinymem.models.memory import Shape
 from tinymem.models.production import RESERVE, free_bytes
 
 GB = 1e9
+CHECKPOINTED = 0.4  # at most so much of the activations is left by gradient checkpointing in models of a few layers
 
 
 @dataclass(frozen=True)
@@ -131,19 +133,23 @@ def check_fits(
     missing = planned.peak - room
     if missing <= 0:
         return
-    ways = {
-        "--gradient_checkpointing": (
-            0 if sizes.gradient_checkpointing or not planned.backward else 0.6 * planned.activations
-        ),
-        "--microbatch 1": (1 - 1 / sizes.microbatch) * planned.activations,
-        "--dtype bfloat16": 0.5 * (planned.weights + planned.activations) if itemsize == 4 else 0,
-    }
-    enough = [flag for flag, saved in ways.items() if saved >= missing]
-    together = [flag for flag, saved in ways.items() if saved] if sum(ways.values()) >= missing else []
-    if enough:
-        advice = f"{' or '.join(enough)} helps"
-    elif together:
-        advice = f"{' with '.join(together)} may help"
+    # What a flag leaves of weights and of activations.
+    ways = {"--microbatch 1": (1.0, 1 / sizes.microbatch)} if sizes.microbatch > 1 else {}
+    if planned.backward and not sizes.gradient_checkpointing:
+        ways["--gradient_checkpointing"] = (1.0, CHECKPOINTED)
+    if itemsize == 4:
+        ways["--dtype bfloat16"] = (0.5, 0.5)
+
+    def enough(flags: Iterable[str]) -> bool:
+        weights, activations = (math.prod(ways[flag][part] for flag in flags) for part in (0, 1))
+        saved = (1 - weights) * planned.weights + (1 - activations) * planned.activations
+        return saved >= missing
+
+    alone = [flag for flag in ways if enough([flag])]
+    if alone:
+        advice = f"{' or '.join(alone)} helps"
+    elif enough(ways):
+        advice = f"{', '.join(ways)} together help"
     else:
         advice = "take --device_map auto over several GPUs, a smaller model or a larger machine"
     raise UserError(

@@ -130,7 +130,7 @@ def test_the_number_of_passes(tiny_model, tiny_task, monkeypatch, name):
 
 def test_planned_peaks_are_measured_ones(tmp_path):
     """A model of 21M parameters, in a process of its own: within 15 %."""
-    methods = ["durable", "balanced_subnet", "slimming", "activations"]
+    methods = ["durable", "balanced_subnet", "activations"]
     path = tmp_path / "plan.json"
     in_process(
         "benchmarks/memory_plan.py", "--shape", "small", "--methods", *methods, "--together", "--output", path
@@ -160,13 +160,15 @@ def test_what_does_not_fit(monkeypatch):
         return str(refused.value)
 
     assert advice(14) == (
-        "durable: takes 18.0 GB at its peak, 4.0 GB more than is free; --gradient_checkpointing or --microbatch 1 or "
+        "durable: takes 18.0 GB at its peak, 4.0 GB more than is free; --microbatch 1 or --gradient_checkpointing or "
         "--dtype bfloat16 helps"
     )
     assert "--microbatch" not in advice(14, microbatch=1) and "--gradient" not in advice(
         14, gradient_checkpointing=True
     )
-    assert "may help" in advice(4) and "a larger machine" in advice(0.1)
+    assert "--microbatch 1, --gradient_checkpointing, --dtype bfloat16 together help" in advice(
+        6
+    ) and "a larger machine" in advice(0.1)
     monkeypatch.setattr(planning, "free_bytes", lambda device, device_map: 19e9)
     check_fits("durable", planned, SIZES, 4, "cpu")
 
@@ -179,4 +181,4 @@ def test_dry_run_needs_no_weights_and_no_network(capsys, tmp_path):
     output = capsys.readouterr().out
     assert all(name in output for name in METHODS) and "peak_gb" in output
     in_process(SCRIPT, "--model_name", "EleutherAI/pythia-70m", "--localization_method", "durable", "--dry_run")
-    assert "70,426,624 parameters, 12,599,808 of them in MLPs; 0.28 GB of weights" in capsys.readouterr().out
+    assert "70,426,624 parameters, 12,598,272 of them in MLPs; 0.28 GB of weights" in capsys.readouterr().out
