@@ -13,8 +13,11 @@ from tinymem import cli
 from functools import partial
 from pathlib import Path
 
-from tinymem import allocator, files
+import torch
+
+from tinymem import files
 from tinymem.data.production import ProductionSettings, load_production
+from tinymem.localize import dry_run
 from tinymem.localize.console import enough_memory, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.task import TaskSettings, unlearning_task
@@ -33,6 +36,9 @@ def parse():
     cli.add_options(parser, ProductionSettings)
     add_method_options(parser, without=("dtype",))
     cli.add_options(parser, TaskSettings, holdout_fraction=HELD_OUT)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print memory and passes of each method, load no weights"
+    )
     cli.add_common_options(parser, "runs/production/MODEL_NAME")
     return parser.parse_args()
 
@@ -61,13 +67,28 @@ def load_subject(arguments, loading: LoadSettings) -> Subject:
     )
 
 
+def plan_methods(arguments, loading: LoadSettings, methods) -> None:
+    """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
+    task = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
+    elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
+    device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
+    shape = dry_run.planned_shape(str(arguments.model_name), loading, device)
+    sizes = dry_run.planned_sizes(shape, cli.collect(ProductionSettings, arguments), task)
+    planned = dry_run.plans(shape, sizes, methods)
+    if arguments.dry_run:
+        print(dry_run.report(shape, sizes, planned, loading))
+    else:
+        dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map)
+
+
 def main() -> None:
     arguments = parse()
     loading = cli.collect(LoadSettings, arguments)
     # float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
     methods = chosen_methods(arguments, dtype="bfloat16" if loading.dtype == "bfloat16" else "float32")
-    allocator.keep_freed_memory()
-    run_methods(load_subject(arguments, loading), methods, arguments)
+    plan_methods(arguments, loading, methods)
+    if not arguments.dry_run:
+        run_methods(load_subject(arguments, loading), methods, arguments)
 
 
 if __name__ == "__main__":

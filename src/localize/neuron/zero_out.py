@@ -12,9 +12,11 @@ import torch
 from tinymem.localize.estimate import seconds_of
 from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import on_neurons, recorded, replayed
+from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.losses import counted, token_losses
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 CPU_BATCH = 16  # larger batches fall out of a CPU's caches: a fifth slower at TinyMem's sizes
@@ -38,7 +40,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     function with act(0) = 0, so a score is what dropping that one neuron adds. `ratio` does not matter. The model is
     left as it was.
     """
-    mlps, batch_size = find_mlps(model), _batch_size(model, task)
+    mlps, batch_size = find_mlps(model), _batch_size(model.device.type, task.microbatch)
     rises = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
     with frozen(model), torch.no_grad():
         # A batch is many neurons of one sequence, so that all of it shares what lies below them.
@@ -55,7 +57,8 @@ def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
     Timed on one sequence: its forward pass, and one batch of the first and of the last layer, between which the other
     layers lie, since a batch runs again what lies above its layer. Neurons that are 0 throughout will take less.
     """
-    mlps, sequence, batch_size = find_mlps(model), task.unlearn.planted[:1], _batch_size(model, task)
+    mlps, sequence = find_mlps(model), task.unlearn.planted[:1]
+    batch_size = _batch_size(model.device.type, task.microbatch)
 
     def layer(mlp: MLP) -> torch.Tensor:
         return _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size, at_most=batch_size)
@@ -67,8 +70,21 @@ def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
     return len(task.unlearn) * (len(mlps) * forward + batches * (first + last) / 2)
 
 
-def _batch_size(model, task: UnlearningTask) -> int:
-    return min(task.microbatch, CPU_BATCH) if model.device.type == "cpu" else task.microbatch
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """A pass for each sequence and layer, and one for each batch of neurons: through all layers above, half a pass."""
+    rows = _batch_size(shape.device, sizes.microbatch)
+
+    def first_layer(model) -> None:
+        with frozen(model), torch.no_grad():
+            sequence = sizes.task(1).unlearn.planted
+            _rise_in_loss(model, find_mlps(model)[0], sequence, None, rows, at_most=rows)
+
+    batches = sum(1 + -(-mlp.inner_dim // rows) for mlp in shape.mlps)
+    return new_plan(shape, shape.peak(first_layer), forward=sizes.unlearn * batches, scores=4 * shape.neurons)
+
+
+def _batch_size(device: str, microbatch: int) -> int:
+    return min(microbatch, CPU_BATCH) if device == "cpu" else microbatch
 
 
 def _rise_in_loss(
