@@ -27,7 +27,7 @@ from tinymem.metrics.evaluate import evaluate
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.records.table import flat_row
-from tinymem.training.checkpoint import load_details
+from tinymem.training.checkpoint import load_details, place_beside
 from tinymem.training.settings import RunSettings, check_same_run
 
 COLUMNS = ("method", "ratio", "percent_memorized_train", "percent_memorized_test", "percent_memorized_held_out")
@@ -42,7 +42,9 @@ def parse():
     cli.add_options(parser, TaskSettings)
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
-    cli.add_common_options(parser, "MODEL_PATH/../unlearned/epoch_N")
+    cli.add_common_options(
+        parser, "MODEL_PATH/../unlearned/epoch_N; for a model outside its training run, runs/NAME/unlearned/NAME"
+    )
     return parser.parse_args()
 
 
@@ -61,7 +63,7 @@ def load_subject(arguments) -> Subject:
     check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
     chosen = {name: value for name, value in vars(task_settings).items() if name != "microbatch"}
-    folder = files.writable_folder(arguments.output_dir or path.parent / "unlearned" / path.name)
+    folder = files.writable_folder(arguments.output_dir or place_beside(path) / "unlearned" / path.name)
     return Subject(
         model=model,
         task=task,
@@ -83,7 +85,7 @@ def load_subject(arguments) -> Subject:
 def score_folder(model_path: Path, output: Path) -> Path:
     """Beside the model, for all who study it; with the results where that place is not writable."""
     try:
-        return files.writable_folder(model_path.parent / "scores" / model_path.name)
+        return files.writable_folder(place_beside(model_path) / "scores" / model_path.name)
     except UserError:
         return files.writable_folder(output / "scores")
 

@@ -1,0 +1,117 @@
+"""The loss around a model, on a plane through its weights (Li et al. 2018, arXiv 1712.09913, section 4).
+
+The plane is spanned by two random directions. Each is filter-normalised: every filter of it, here the weights that
+lead into one output unit, is scaled to the length of the same filter of the model. So a step of 1 moves every filter
+as far as it is long, whatever its scale, and landscapes of different models can be compared. Biases and norms
+(parameters of one dimension) stay where they are, as in the paper's code.
+
+Models that were edited from one original belong on the same plane: normalise against the original once and move all
+of them along the same directions. Filters that an edit emptied would otherwise stand still and make that model's
+landscape look flatter than it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from tinymem.errors import UserError
+from tinymem.options import check_options, option
+
+Direction = dict[str, "torch.Tensor"]  # parameter name -> how far it moves; parameters that stay are not in it
+
+
+@dataclass(frozen=True)
+class LandscapeSettings:
+    """Loss landscape"""
+
+    points: int = option(21, "grid points along each direction; odd, so that the middle one is the model itself", low=3)
+    distance: float = option(1.0, "how far the grid reaches to each side; 1: as far as the weights are long", above=0.0)
+    num_sequences: int = option(256, "sequences that the loss is taken over, drawn at random", low=1)
+    landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.points % 2 == 0:
+            raise UserError(f"--points {self.points}: must be odd, so that the middle point is the model itself")
+
+    @property
+    def coordinates(self) -> list[float]:
+        """The grid's places along one direction, from -distance to distance; the middle one is exactly 0."""
+        half = self.points // 2
+        return [self.distance * (i - half) / half for i in range(self.points)]
+
+
+def random_directions(model, seed: int) -> tuple[Direction, Direction]:
+    """Two filter-normalised Gaussian directions. The same seed draws the same numbers on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return _random_direction(model, generator), _random_direction(model, generator)
+
+
+def _random_direction(model, generator: torch.Generator) -> Direction:
+    drawn = {
+        name: torch.randn(parameter.shape, generator=generator).to(parameter.device)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1
+    }
+    return filter_normalised(model, drawn)
+
+
+def filter_normalised(model, direction: Direction) -> Direction:
+    """Scales every filter of a direction to the length of the model's own: |d_i| = |w_i|.
+
+    A filter is what leads into one output unit: a row of a matrix (out, in), so a column where GPT-2's Conv1D stores
+    (in, out), and a row of an embedding. Of a tensor with more dimensions it is a slice of the first, as in the paper.
+    """
+    stored_in_out = {id(module.weight) for module in model.modules() if type(module).__name__ == "Conv1D"}
+    scaled = {}
+    for name, parameter in model.named_parameters():
+        if name in direction:
+            dims = (0,) if id(parameter) in stored_in_out else tuple(range(1, parameter.dim()))
+            lengths = parameter.detach().float().norm(dim=dims, keepdim=True)
+            own = direction[name].norm(dim=dims, keepdim=True)
+            scaled[name] = direction[name] * (lengths / own.clamp(min=torch.finfo(torch.float32).tiny))
+    return scaled
+
+
+@contextmanager
+def moved(model, directions: Sequence[Direction], steps: Sequence[float]) -> Iterator:
+    """The model at weights + sum of step * direction, put back to the very same bits on leaving.
+
+    Raises KeyError for a direction with a parameter that the model does not have.
+    """
+    parameters = dict(model.named_parameters())
+    before = {name: parameters[name].detach().clone() for direction in directions for name in direction}
+    try:
+        with torch.no_grad():
+            for direction, step in zip(directions, steps, strict=True):
+                for name, tensor in direction.items():
+                    parameters[name].add_(tensor, alpha=step)
+        yield model
+    finally:
+        with torch.no_grad():
+            for name, tensor in before.items():
+                parameters[name].copy_(tensor)
+
+
+def grid_losses(
+    model,
+    directions: tuple[Direction, Direction],
+    coordinates: Sequence[float],
+    loss: Callable[..., float],
+    start: int = 0,
+) -> Iterator[float]:
+    """loss(model) at every point of the grid, as they are computed.
+
+    The points go line by line: point i * len(coordinates) + j is at coordinates[i] along the first direction and
+    coordinates[j] along the second. start: how many of them are known already and left out. The model is itself
+    whenever a loss is handed out.
+    """
+    points = [(x, y) for x in coordinates for y in coordinates]
+    for steps in points[start:]:
+        with moved(model, directions, steps):
+            value = loss(model)
+        yield value
