@@ -12,16 +12,25 @@ landscape look flatter than it is.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from tinymem import files
+from tinymem.data.token_sets import TokenSet
 from tinymem.errors import UserError
+from tinymem.metrics.quality import quality
+from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.options import check_options, option
 
 Direction = dict[str, "torch.Tensor"]  # parameter name -> how far it moves; parameters that stay are not in it
+SAVE_SECONDS = 1.0  # a kill loses at most this much work, or one point
 
 
 @dataclass(frozen=True)
@@ -115,3 +124,78 @@ def grid_losses(
         with moved(model, directions, steps):
             value = loss(model)
         yield value
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What all models on one plane share.
+
+    tokens         (N, T) token ids of the sequences that the loss is taken over
+    ignored_token  token id that no loss counts, or None
+    directions     the plane, and in `plane` the fingerprint of the weights that they were normalised against
+    batch_size     sequences per forward pass
+    folder         where losses are kept as they come
+    """
+
+    settings: LandscapeSettings
+    tokens: torch.Tensor
+    ignored_token: int | None
+    directions: tuple[Direction, Direction]
+    plane: str
+    batch_size: int
+    folder: Path
+
+    def mean_loss(self, model) -> float:
+        """Mean token loss in nats."""
+        counts, pad = self.ignored_token is None, -1 if self.ignored_token is None else self.ignored_token
+        return quality(model, self.tokens, pad, counts, self.batch_size).mean_loss
+
+
+def new_survey(
+    original,
+    settings: LandscapeSettings,
+    tokens: torch.Tensor,
+    ignored_token: int | None,
+    batch_size: int,
+    folder: Path,
+) -> Survey:
+    """A plane around the original, and some of the sequences (rows, T). UserError for fewer than are asked for."""
+    if len(tokens) < settings.num_sequences:
+        raise UserError(f"--num_sequences {settings.num_sequences}: there are only {len(tokens)}; ask for fewer")
+    drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(settings.landscape_seed))
+    return Survey(
+        settings=settings,
+        tokens=tokens[drawn[: settings.num_sequences].sort().values],
+        ignored_token=ignored_token,
+        directions=random_directions(original, settings.landscape_seed),
+        plane=weights_fingerprint(original),
+        batch_size=batch_size,
+        folder=folder,
+    )
+
+
+def landscape(model, survey: Survey, on_points: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+    """The losses of one model on the survey's grid, and the seconds that they took over all sessions.
+
+    losses[i][j] is the loss at coordinates[i] along the first direction and coordinates[j] along the second; None
+    where it is not finite. They are kept in the survey's folder as they come, under a name that stands for everything
+    that decides them: killed and called again it goes on. on_points(n) is called when n more points are known.
+    """
+    identity = {**asdict(survey.settings), "weights": weights_fingerprint(model), "plane": survey.plane}
+    identity |= {"tokens": TokenSet(survey.tokens, {}).fingerprint, "ignored_token": survey.ignored_token}
+    path, size = survey.folder / f"{files.digest(identity)}.json", survey.settings.points
+    kept = files.read_json(path, ("losses", "seconds")) if path.exists() else {"losses": [], "seconds": 0.0}
+    losses = kept["losses"]
+    on_points(len(losses))
+    saved = time.monotonic()
+    started = saved - kept["seconds"]
+    for value in grid_losses(
+        model, survey.directions, survey.settings.coordinates, survey.mean_loss, start=len(losses)
+    ):
+        losses.append(value if math.isfinite(value) else None)
+        on_points(1)
+        now = time.monotonic()
+        if now - saved > SAVE_SECONDS or len(losses) == size**2:
+            kept["seconds"], saved = round(now - started, 3), now
+            files.write_json(path, {"settings": identity, **kept})
+    return {"seconds": kept["seconds"], "losses": [losses[i : i + size] for i in range(0, size**2, size)]}
