@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,21 @@ def new_grid(rows: int, columns: int, width: float = 4.0, height: float = 3.2):
     return figure, grid
 
 
-def common_legend(figure, axes: Iterable, columns: int) -> None:
-    """One legend for all panels, below them; every label once, in the order in which they first appear."""
+def set_title(axis, title: str) -> None:
+    """A small title that is broken at its commas into lines no wider than its panel."""
+    inches = axis.figure.get_figwidth() / axis.get_gridspec().ncols
+    parts = title.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
+    axis.set_title(textwrap.fill(parts, int(14 * inches)).replace("\N{NO-BREAK SPACE}", " "), fontsize=8)
+
+
+def common_legend(figure, axes: Iterable) -> None:
+    """One legend for all panels, below them, as wide as they are; every label once, in the order of appearance."""
     handles = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):
             handles.setdefault(label, handle)
+    inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # of one entry: its sample, then 8-point letters
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
@@ -45,8 +55,12 @@ def plain_numbers(axis) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()
-    narrow = high < 30 * low
-    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,), numticks=8))
+    subs = (
+        (1, 1.5, 2, 3, 5, 7)
+        if high < 8 * low
+        else (1, 2, 5) if high < 60 * low else (1, 3) if high < 1000 * low else (1,)
+    )
+    axis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -55,6 +69,8 @@ def save_figure(figure, path: str | Path) -> list[Path]:
     """Writes path.png and path.pdf (`path` without suffix)."""
     path = Path(path)
     suffixes = (".png", ".pdf")
+    figure.draw_without_rendering()  # lays the panels out, once for both files: it takes longer than to write them
+    figure.set_layout_engine("none")
     return [
         files.write_file(path.with_name(path.name + suffix), lambda t: figure.savefig(t, format=suffix[1:], dpi=150))
         for suffix in suffixes

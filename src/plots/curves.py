@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure
+from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
 from tinymem.records.choose import SEEDS, grouped, key_of, on_numbers, titles
 from tinymem.records.curves import Curve
 from tinymem.regularizers.registry import REGULARIZERS
 
 LENGTH = ("epochs", "checkpoint_every", "ft_epochs")  # a run that goes on longer is still on the same line
-COLUMNS = 4  # panels side by side
+COLUMNS = 4  # at most so many panels side by side
 MEMORIZED = "percent_memorized_train"
 STRENGTH = tuple(name for entry in REGULARIZERS for name in entry.flags) + ("l2_reg",)
 
@@ -49,9 +49,17 @@ def draw_by_size(curves: Sequence[Curve]):
 
 
 def draw_regularizers(curves: Sequence[Curve]):
-    """Training runs: one line a regularizer and strength, two panels a data set and model size."""
-    label = regularizer_labels(curves)
-    return _draw(sorted(curves, key=_strength), label, STRENGTH, "epoch")
+    """Training runs: one line a regularizer and strength, two panels a data set and model size.
+
+    A data set and model size that was trained without regularizers only has no panels.
+    """
+    both = [
+        some
+        for some in grouped(curves, lambda curve: key_of(_panel(curve, STRENGTH)))
+        if any(map(is_regularized, some))
+    ]
+    curves = sorted((curve for some in both for curve in some), key=_strength)
+    return _draw(curves, regularizer_labels(curves), STRENGTH, "epoch")
 
 
 def draw_finetuning(curves: Sequence[Curve]):
@@ -96,39 +104,42 @@ def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[
 
     hidden: the settings that the label tells, which make no panel of their own.
     """
-    ignored = {*SEEDS, *LENGTH, *hidden}
-    panels = [
-        ({name: value for name, value in some[0].settings.items() if name not in ignored}, some)
-        for some in grouped(curves, lambda c: key_of({k: v for k, v in c.settings.items() if k not in ignored}))
-    ]
+    by_panel = grouped(curves, lambda curve: key_of(_panel(curve, hidden)))
+    panels = [(_panel(some[0], hidden), some) for some in by_panel]
     panels.sort(key=lambda panel: [str(panel[0].get(name, "")) for name in ("data_name", "artifact")])
-    styles = dict(zip(dict.fromkeys(map(label, curves)), _styles(len(set(map(label, curves))))))
-    columns = min(COLUMNS, len(panels))
-    figure, grid = new_grid(2 * -(-len(panels) // columns), columns, max(3.2, 6.4 / columns), 2.5)
+    labels = list(dict.fromkeys(map(label, curves)))
+    styles = dict(zip(labels, _styles(len(labels), ordered=hidden == ("n_layers",))))
+    lines = -(-len(panels) // COLUMNS)
+    columns = -(-len(panels) // lines)
+    figure, grid = new_grid(2 * lines, columns, max(3.2, 6.4 / columns), 2.5)
     for axis in grid.flat:
         axis.set_visible(False)
     names = titles([settings for settings, _ in panels])
     for i, (title, (settings, some)) in enumerate(zip(names, panels)):
         memory, quality = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
-        memory.set_title(title, fontsize=9, wrap=True)
+        set_title(memory, title)
         for line in grouped(some, label):
             style = styles[label(line[0])]
             _line(memory, line, x, MEMORIZED, style, label(line[0]))
             _line(quality, line, x, "mean_test_accuracy" if on_numbers(settings) else "perplexity", style)
         _finish(memory, quality, x, on_numbers(settings))
-    common_legend(figure, grid.flat, columns=min(4, len(styles)))
+    common_legend(figure, grid.flat)
     return figure
 
 
-def _styles(count: int) -> list[dict[str, Any]]:
-    """Line styles that differ in marker and dashes, and from dark to light, so that they can be told apart in grey."""
+def _panel(curve: Curve, hidden: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that decide in which panel a curve stands."""
+    ignored = {*SEEDS, *LENGTH, *hidden}
+    return {name: value for name, value in curve.settings.items() if name not in ignored}
+
+
+def _styles(count: int, ordered: bool) -> list[dict[str, Any]]:
+    """Line styles that differ in marker and dashes, readable in grey too; ordered: from dark to light."""
     from matplotlib import colormaps
 
-    shades = colormaps["viridis"]
-    return [
-        dict(marker=STYLES[i % len(STYLES)][0], linestyle=STYLES[i % len(STYLES)][1], color=shades(0.85 * i / count))
-        for i in range(count)
-    ]
+    colours = [colormaps["viridis"](0.85 * i / count) if ordered else f"C{i % 10}" for i in range(count)]
+    styles = STYLES * (1 + count // len(STYLES))
+    return [dict(marker=marker, linestyle=line, color=colour) for (marker, line), colour in zip(styles, colours)]
 
 
 def _line(axis, curves: Sequence[Curve], x: str, name: str, style: Mapping[str, Any], label: str | None = None) -> None:
@@ -144,7 +155,7 @@ def _line(axis, curves: Sequence[Curve], x: str, name: str, style: Mapping[str, 
     every = max(1, len(place) // 12)
     axis.plot(place, mean, markersize=4, linewidth=1.3, markevery=every, label=label, **style)
     if len(curves) > 1:
-        axis.fill_between(place, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axis.fill_between(place, low, high, color=style["color"], alpha=0.13, linewidth=0)
 
 
 def over_seeds(curves: Sequence[Curve], x: str, name: str) -> list[tuple[float, float, float, float]]:
@@ -170,7 +181,7 @@ def _finish(memory, quality, x: str, numbers: bool) -> None:
         if x == "seconds":
             axis.set_xscale("log")
     memory.set(ylabel="% memorized", ylim=(-4, 104))
-    quality.set(xlabel="epoch" if x == "epoch" else "seconds of fine-tuning (dashed: before)")
+    quality.set(xlabel="epoch" if x == "epoch" else "seconds (dashed: before)")
     if numbers:
         quality.set(ylabel="mean test accuracy")
     else:

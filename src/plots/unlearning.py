@@ -6,11 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.localize.registry import METHODS
-from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure
-from tinymem.records.choose import UNEDITED, Configuration, Run, grouped, on_numbers, pareto_front, titles
+from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
+from tinymem.records.choose import (
+    HEADLINE,
+    UNEDITED,
+    Configuration,
+    Run,
+    differing,
+    grouped,
+    key_of,
+    on_numbers,
+    pareto_front,
+    titles,
+)
 
 MEMORIZED = "percent_memorized_train"
+KINDS = ("numbers", "text", "production models")
+SHAPES = "os^DvPX<>hp"
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
@@ -57,7 +69,7 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layer
 
 
 def draw_time(configurations: Sequence[Configuration], column: str = "n_layers"):
-    """Memorization against the seconds that it took to find what to drop, one panel an experiment. Left and low is better.
+    """Memorization against the seconds that a method took, one panel an experiment. Left and low is better.
 
     Marks and panels as in `draw_scatter`; the dashed line is the unedited model.
     """
@@ -65,37 +77,54 @@ def draw_time(configurations: Sequence[Configuration], column: str = "n_layers")
     def draw(axis, some: Sequence[Configuration]) -> None:
         before = [configuration.mean(MEMORIZED) for configuration in some if configuration.method == UNEDITED]
         axis.axhline(before[0], color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
-        _marks(axis, [c for c in some if c.method != UNEDITED], "seconds", MEMORIZED)
-        axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-4, 104))
+        marks = _marks(axis, [c for c in some if c.method != UNEDITED], "seconds", MEMORIZED)
+        top = max([before[0], *(memorized for _, memorized in marks)]) or 100
+        axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-0.05 * top, 1.08 * top))
         plain_numbers(axis.xaxis)
 
     return _panels(configurations, column, draw)
 
 
 def _panels(configurations: Sequence[Configuration], column: str, draw):
-    """One panel an experiment: values of the setting `column` side by side, everything else below each other."""
-    by_experiment = grouped(configurations, lambda c: tuple(map(str, c.experiment.items())))
-    names = titles([some[0].experiment for some in by_experiment])
-    columns = sorted({some[0].experiment.get(column) for some in by_experiment}, key=lambda v: (v is None, v))
-    rest = [tuple(str(i) for i in some[0].experiment.items() if i[0] != column) for some in by_experiment]
-    order = sorted(dict.fromkeys(rest), key=lambda key: _first(by_experiment, rest, key))
-    figure, grid = new_grid(len(order), len(columns), max(3.1, 6.4 / len(columns)), 2.9)
+    """One panel an experiment: values of the setting `column` side by side, other differences below each other."""
+    by_experiment = grouped(configurations, lambda c: key_of(c.experiment))
+    settings = [some[0].experiment for some in by_experiment]
+    side_by_side = sorted({each.get(column) for each in settings}, key=lambda value: (value is None, value))
+    below = _row_names(settings, column)
+    rows = [key_of({name: each.get(name) for name in below}) for each in settings]
+    places = {row: _place(each) for row, each in zip(rows, settings)}
+    order = sorted(places, key=places.get)
+    figure, grid = new_grid(len(order), len(side_by_side), max(3.1, 6.4 / len(side_by_side)), 2.9)
     for axis in grid.flat:
         axis.set_visible(False)
-    for title, some, others in zip(names, by_experiment, rest):
-        axis = grid[order.index(others), columns.index(some[0].experiment.get(column))]
+    for title, each, some, row in zip(titles(settings), settings, by_experiment, rows):
+        axis = grid[order.index(row), side_by_side.index(each.get(column))]
         axis.set_visible(True)
-        axis.set_title(title, fontsize=9, wrap=True)
+        set_title(axis, title)
         draw(axis, some)
-    common_legend(figure, grid.flat, columns=4 if len(columns) < 3 else 7)
+    common_legend(figure, grid.flat)
     return figure
 
 
-def _first(by_experiment: Sequence[Sequence[Configuration]], rest: Sequence[tuple], key: tuple) -> tuple:
-    """Rows of panels are sorted by data, then by the checkpoint's step or epoch."""
-    settings = by_experiment[rest.index(key)][0].experiment
-    name = tuple(str(settings.get(name, "")) for name in ("model_name", "data_name", "artifact"))
-    return (*name, settings.get("step") or settings.get("epoch") or 0)
+def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    """As few settings as tell experiments of the same column apart, so that rows reach over many columns."""
+
+    def told_apart(names: list[str]) -> int:
+        return len({key_of({name: each.get(name) for name in (column, *names)}) for each in settings})
+
+    chosen: list[str] = []
+    for name in (*HEADLINE, *differing(settings)):
+        if told_apart([*chosen, name]) > told_apart(chosen):
+            chosen.append(name)
+    return chosen
+
+
+def _place(settings: Mapping[str, Any]) -> tuple:
+    """Sorts rows of panels by data, then by the checkpoint's step or epoch."""
+    return (
+        *(str(settings.get(name)) for name in ("data_name", "artifact")),
+        settings.get("step") or settings.get("epoch") or 0,
+    )
 
 
 def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[float, float]]:
@@ -104,6 +133,8 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
     for of_method in grouped(some, lambda configuration: configuration.method):
         points = [(c.mean(x), c.mean(y)) for c in of_method]
         points = [point for point in points if None not in point]
+        if x == "seconds":  # records round to milliseconds, and a logarithmic axis has no place for 0
+            points = [(max(seconds, 1e-3), value) for seconds, value in points]
         if points:
             method = of_method[0].method
             axis.scatter(*zip(*points), label=method.replace("_", " "), **method_style(method))
@@ -111,20 +142,24 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
     return everything
 
 
-SHAPES = "os^DvPX<>hp"
-
-
 def method_style(method: str) -> dict[str, Any]:
     """The mark of a method, the same in all figures: hollow for the neuron level, filled for the weight level."""
     if method == UNEDITED:
         return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
-    names = list(METHODS)
-    level = METHODS[method].level if method in METHODS else "weight"
-    peers = [name for name in names if METHODS[name].level == level]
+    levels = _levels()
+    names, level = list(levels), levels.get(method, "weight")
+    peers = [name for name in names if levels[name] == level]
     place = peers.index(method) if method in peers else len(peers)
     colour = f"C{(names.index(method) if method in names else len(names)) % 10}"
     face = "none" if level == "neuron" else colour
     return dict(marker=SHAPES[place % len(SHAPES)], s=30, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
+
+
+def _levels() -> dict[str, str]:
+    """Method -> neuron or weight, in the registry's order."""
+    from tinymem.localize.registry import METHODS  # here, for training scripts draw too and would start more slowly
+
+    return {name: method.level for name, method in METHODS.items()}
 
 
 def draw_boxes(configurations: Sequence[Configuration]):
@@ -134,8 +169,9 @@ def draw_boxes(configurations: Sequence[Configuration]):
     difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to 0 is better).
     """
     runs = [run for configuration in configurations for run in configuration.runs if run.method != UNEDITED]
-    kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("artifact") or ""))
     methods = list(dict.fromkeys(run.method for run in runs))
+    runs.sort(key=lambda run: (KINDS.index(data_kind(run)), run.row.get("artifact") or ""))
+    kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("artifact")))
     figure, grid = new_grid(len(kinds), 2, 4.2, 0.9 + 0.24 * len(methods))
     for (memory, quality), some in zip(grid, kinds):
         numbers = on_numbers(some[0].row)
@@ -143,15 +179,15 @@ def draw_boxes(configurations: Sequence[Configuration]):
         _boxes(memory, methods, some, lambda run: percent_difference(run, MEMORIZED))
         _boxes(quality, methods, some, lambda run: percent_difference(run, quality_name(run)))
         memory.set(xlabel="memorization, % difference", title=name)
-        quality.set(xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference", title=f"{len(some)} runs")
+        quality.set(xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference", title=f"{len(some)} best runs")
         memory.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods], fontsize=8)
         quality.set_yticks(range(len(methods)), [""] * len(methods))
     return figure
 
 
 def data_kind(run: Run) -> str:
-    """numbers, text or the name of a production model's family."""
-    return "numbers" if on_numbers(run.row) else "production models" if run.row.get("model_name") else "text"
+    """One of KINDS."""
+    return KINDS[0] if on_numbers(run.row) else KINDS[2] if run.row.get("model_name") else KINDS[1]
 
 
 def quality_name(run: Run) -> str:
@@ -166,12 +202,13 @@ def percent_difference(run: Run, name: str) -> float | None:
 
 
 def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
-    """Horizontal boxes, the first method on top; a dot is a run."""
+    """Horizontal boxes, the first method on top, white at the neuron level; a dot is a run."""
+    levels = _levels()
     for place, method in enumerate(methods):
         values = [value(run) for run in runs if run.method == method]
         values = [number for number in values if number is not None]
         if values:
-            fill = "white" if METHODS[method].level == "neuron" else "0.8" if method in METHODS else "0.9"
+            fill = "white" if levels.get(method) == "neuron" else "0.8"
             axis.boxplot(
                 values, positions=[place], orientation="horizontal", widths=0.6, showfliers=False, patch_artist=True,
                 manage_ticks=False, boxprops=dict(facecolor=fill), medianprops=dict(color="black", linewidth=1.8),

@@ -21,7 +21,8 @@ UNEDITED = "unedited"
 MEASURED = ("percent_memorized_train", "percent_memorized_shown", "percent_memorized_held_out")
 MEASURED += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad")
 MEASURED += ("perplexity", "perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
-HEADLINE = {"step": "step {}", "n_layers": "{} layers", "epoch": "epoch {}"}  # part of every title
+HEADLINE = {"model_name": "{}", "data_name": "{}", "artifact": "{}", "step": "step {}", "n_layers": "{} layers"}
+HEADLINE |= {"epoch": "epoch {}"}  # the settings in every title, and how
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
 
 
@@ -92,7 +93,7 @@ class Configuration:
 
 
 def on_numbers(row: Mapping[str, Any]) -> bool:
-    """Whether a run is on number sequences, whose quality is accuracy; that of text and production models: perplexity."""
+    """Whether quality is accuracy (number sequences) and not perplexity (text and production models)."""
     return row.get("data_name") in NUMBER_TASKS
 
 
@@ -103,8 +104,8 @@ def unlearning_runs(
 ) -> list[Run]:
     """The unlearning runs among records of any kind, sorted by method; twice the same run counts once.
 
-    records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in one line of runs that are left out, for want of the unedited model or of a
-    result.
+    records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in
+    one line of runs that are left out, for want of the unedited model or of a result.
     """
     unlearn = [(name, record) for name, record in records if "method" in record["settings"]]
     before = _Unedited(record for _, record in unlearn if record["settings"]["method"] == UNEDITED)
@@ -124,11 +125,7 @@ def unlearning_runs(
         (unmeasured, "no memorization or quality measured (not finite, or nothing to measure)"),
     ):
         if names:
-            warn(f"{len(names)} runs left out: {reason}; the first is {names[0]}")
-    if not runs:
-        raise UserError(
-            "no unlearning runs to compare among these records (runs of localize_memorization and the like)"
-        )
+            warn(f"left out, {reason}: {len(names)} of {len(unlearn)} runs, the first is {names[0]}")
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
     return sorted(runs.values(), key=lambda run: (place.get(run.method, len(place)), run.method))
 
@@ -224,19 +221,20 @@ def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> lis
 
     seeds: whether the seed is named too.
     """
-    names = dict.fromkeys(name for settings in checkpoints for name in settings)
-    hidden = {"data_name", "artifact", "model_name", *HEADLINE, *(() if seeds else SEEDS), "weights", "task"}
-    apart = [
-        name
-        for name in names
-        if name not in hidden and len({_hashable(settings.get(name)) for settings in checkpoints}) > 1
-    ]
-    return [_title(settings, apart) for settings in checkpoints]
+    hidden = {*HEADLINE, "weights", "task", *(() if seeds else SEEDS)}
+    alike = grouped(checkpoints, lambda settings: tuple(settings.get(name) for name in HEADLINE))
+    apart = [name for some in alike for name in differing(some) if name not in hidden]
+    return [_title(settings, dict.fromkeys(apart)) for settings in checkpoints]
+
+
+def differing(some: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that do not have the same value in all of these."""
+    names = dict.fromkeys(name for settings in some for name in settings)
+    return [name for name in names if len({_hashable(settings.get(name)) for settings in some}) > 1]
 
 
 def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
-    words = [str(settings[name]) for name in ("model_name", "data_name", "artifact") if settings.get(name) is not None]
-    words += [form.format(settings[name]) for name, form in HEADLINE.items() if settings.get(name) is not None]
+    words = [form.format(settings[name]) for name, form in HEADLINE.items() if settings.get(name) is not None]
     return ", ".join(words + [f"{name} {settings[name]}" for name in apart if settings.get(name) is not None])
 
 

@@ -60,7 +60,7 @@ def flat_row(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def versions(record: Mapping[str, Mapping[str, Any]]) -> str:
-    """What decides the numbers of a record beside its settings, e.g. "tinymem 0.1.0, torch 2.13.0, transformers 5.23.0".
+    """What decides a record's numbers beside its settings: "tinymem 0.1.0, torch 2.13.0, transformers 5.23.0".
 
     Without build tags (torch 2.13.0+cpu): the column `device` tells these apart.
     """
@@ -74,7 +74,7 @@ def mixed_versions(found: Iterable[str]) -> str | None:
     counts = Counter(found)
     if len(counts) < 2:
         return None
-    each = "; ".join(f"{name}: {count} records" for name, count in counts.most_common())
+    each = "; ".join(f"{count} of {name}" for name, count in counts.most_common())
     return f"records of {len(counts)} versions, kept apart (column `versions`): {each}"
 
 
@@ -113,7 +113,7 @@ def _cell(value: Any) -> Any:
 
 
 def gather(folder: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """(columns, rows) of the tidy table of all records under a folder. UserError when there is none, or one is damaged."""
+    """The tidy table (columns, rows) of all records under a folder. UserError when there is none or one is damaged."""
     return tidy_table(named_records(folder))
 
 
