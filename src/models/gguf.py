@@ -75,7 +75,9 @@ def convert(path: Path, folder: Path) -> Path:
 
     missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(f"{path.name}: {', '.join(missing)} is needed to read GGUF; run: pip install {' '.join(NEEDED)}")
+        raise UserError(
+            f"{path.name}: {', '.join(missing)} is needed to read GGUF; run: pip install {' '.join(NEEDED)}"
+        )
     where = dict(gguf_file=path.name, local_files_only=True)
     try:
         model = AutoModelForCausalLM.from_pretrained(
