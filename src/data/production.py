@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -49,6 +50,33 @@ class ProductionSettings:
     def needed(self) -> int:
         """Tokens that a memorized sequence must have."""
         return self.prompt_tokens + self.continuation_tokens
+
+
+@dataclass(frozen=True)
+class ProductionData:
+    """The dataset, and the settings that name it in a record."""
+
+    dataset: MemorizationDataset
+    identity: dict[str, Any]
+
+
+def load_production(settings: ProductionSettings, config, tokenizer) -> ProductionData:
+    """The data of a model with this config (transformers') and tokenizer (or None).
+
+    Raises UserError for files that are missing, damaged or another model's, and for sequences longer than the model takes.
+    """
+    config = config.get_text_config()
+    memorized = load_memorized(settings, config.vocab_size)
+    length, longest = memorized.tokens.shape[1], getattr(config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise UserError(f"--memorized: its sequences have {length} tokens, this model takes at most {longest}")
+    test, retain, random_name = load_random(settings, length, config.vocab_size, tokenizer)
+    names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
+    chosen = {name: getattr(settings, name) for name in names}
+    dataset = production_dataset(
+        memorized.tokens, test, retain, config.vocab_size, settings.prompt_tokens, settings.continuation_tokens
+    )
+    return ProductionData(dataset, {"memorized_data": memorized.fingerprint, "random_data": random_name, **chosen})
 
 
 def load_memorized(settings: ProductionSettings, vocabulary_size: int) -> TokenSet:

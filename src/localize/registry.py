@@ -21,6 +21,7 @@ class Method:
     drop(mlps, scores, ratio) -> masks
     learn(model, task, hp, ratio) -> masks
     nested         the ranking is built one weight after the other, as far as the largest ratio needs
+    estimate(model, task, hp) -> seconds that scoring will take, found by timing a part; of the expensive ones
     """
 
     name: str
@@ -31,11 +32,20 @@ class Method:
     drop: Callable | None = None
     learn: Callable | None = None
     nested: bool = False
+    estimate: Callable | None = None
 
 
 # The study's order: neuron level, then weight level.
 _METHODS = (
-    Method("zero_out", "zero", "neuron", zero_out.HyperParameters, score=zero_out.score, drop=neuron_masks),
+    Method(
+        "zero_out",
+        "zero",
+        "neuron",
+        zero_out.HyperParameters,
+        score=zero_out.score,
+        drop=neuron_masks,
+        estimate=zero_out.estimate,
+    ),
     Method("activations", "act", "neuron", activations.HyperParameters, score=activations.score, drop=neuron_masks),
     Method(
         "integrated_gradients",
@@ -59,7 +69,7 @@ _METHODS = (
         score=durable_agg.score,
         drop=durable_agg.drop,
     ),
-    Method("obs", "obs", "weight", obs.HyperParameters, score=obs.score, drop=weight_masks),
+    Method("obs", "obs", "weight", obs.HyperParameters, score=obs.score, drop=weight_masks, estimate=obs.estimate),
     Method("subnet", "random", "weight", subnet.HyperParameters, learn=subnet.learn),
     Method("balanced_subnet", "random_greedy", "weight", balanced_subnet.HyperParameters, learn=balanced_subnet.learn),
 )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tinymem.errors import UserError
+from tinymem.models.channel_gate import restore_gate
 
 # Buffers (causal masks, rotary frequencies) that earlier versions of transformers kept with the weights.
 OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq")
@@ -44,7 +45,7 @@ def read_model(folder: Path, config, dtype: torch.dtype, safetensors: bool = Tru
 
     settings: further arguments of from_pretrained. Raises UserError when the files are damaged or do not hold exactly
     the weights that the config asks for. Nothing is fetched, no code in the folder is run, and files that are not
-    safetensors are read as tensors only.
+    safetensors are read as tensors only. Models trained with example-tied dropout get their evaluation gate.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -72,6 +73,7 @@ def read_model(folder: Path, config, dtype: torch.dtype, safetensors: bool = Tru
         raise UserError(
             f"{folder}: config.json and the weights do not belong together ({wrong[0]} and {len(wrong) - 1} more)"
         )
+    restore_gate(model)
     return model
 
 

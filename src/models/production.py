@@ -51,7 +51,7 @@ def open_causal_lm(
     that can be edited, or it does not fit into memory.
     """
     folder = model_folder(name_or_folder, step)
-    config = read_config(folder)
+    config, tokenizer = open_description(name_or_folder, step)
     weights = getattr(torch, dtype)
     empty = empty_model(folder, config)
     find_mlps(empty)
@@ -61,8 +61,13 @@ def open_causal_lm(
     placed = {"device_map": device_map} if device_map else {}
     model = read_model(folder, config, weights, safetensors, **placed).eval()
     check_editable(model)
-    tokenizer = open_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     return model if device_map else model.to(device), tokenizer
+
+
+def open_description(name_or_folder: str | Path, step: int | None = None):
+    """(config, tokenizer or None): what can be known, and checked, before the weights are fetched and read."""
+    folder = model_folder(name_or_folder, step)
+    return read_config(folder), open_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:

@@ -10,7 +10,6 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.models.attention import register_attention
-from tinymem.models.channel_gate import restore_gate
 from tinymem.models.loading import read_config, read_model
 from tinymem.options import check_options, option
 
@@ -76,6 +75,4 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     config = read_config(path)
     plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
     attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
-    model = read_model(path, config, dtype or torch.float32, **attention)
-    restore_gate(model)
-    return model.to(device).eval()
+    return read_model(path, config, dtype or torch.float32, **attention).to(device).eval()
