@@ -9,6 +9,7 @@ from typing import Any
 from tinymem import files
 
 STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":")]
+MARKERS = "*hos^Dv<>PXpd8"  # one a method, for figures of all methods
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -69,6 +70,26 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
     axis.plot(*zip(*front), color="black", linewidth=0.8, linestyle=":", drawstyle="steps-post", label="Pareto front")
     axis.set(xlabel="% memorized (training artifacts)", ylabel="mean test accuracy")
     axis.legend(fontsize=7, ncols=2)
+    return save_figure(figure, path)
+
+
+def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:
+    """Memorization against perplexity, one mark a run: full for what the method was shown, open for what was held out.
+
+    rows: method, perplexity, percent_memorized_shown, percent_memorized_held_out. Left and down is better.
+    """
+    figure, (axis,) = new_figure(1, 7.4, 4.2)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for method, marker in zip(methods, MARKERS * (1 + len(methods) // len(MARKERS))):
+        own = [row for row in rows if row["method"] == method]
+        perplexity = [row["perplexity"] for row in own]
+        shown, held_out = ([row[f"percent_memorized_{part}"] for row in own] for part in ("shown", "held_out"))
+        axis.vlines(perplexity, shown, held_out, color="0.6", linewidth=0.8, zorder=1)
+        axis.plot(perplexity, shown, marker, color="0.25", markersize=6, label=method.replace("_", " "))
+        axis.plot(perplexity, held_out, marker, color="white", markeredgecolor="0.25", markersize=6, zorder=1.9)
+    axis.set_xscale("log")
+    axis.set(xlabel="perplexity on held-out text", ylabel="% memorized (full: shown, open: held out)", ylim=(-4, 104))
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return save_figure(figure, path)
 
 

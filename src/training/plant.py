@@ -7,11 +7,13 @@ it goes on where the last saved state stands.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,12 +37,6 @@ CHECKED_AT_ONCE = 16  # passages
 class PlantSettings:
     """Planting"""
 
-    plant: str | None = option(
-        None,
-        "plant memories first: fine-tune on passages of builtin (presidential addresses) or of a path, as --corpus "
-        "takes; test and retain text are other documents of it",
-    )
-    plant_sequences: int = option(128, "passages to plant", low=1)
     plant_percent: float = option(95.0, "stop when so many percent are memorized", above=0.0, high=100.0)
     plant_lr: float = option(2e-4, "learning rate of AdamW", above=0.0)
     plant_batch_size: int = option(32, "sequences a step: passages and retain text", low=2)
@@ -60,32 +56,35 @@ def planted_model(
     settings: PlantSettings,
     cache_dir: str | Path,
     seed: int = 0,
-    microbatch: int = 64,
-    **calls: Callable,
+    dtype: torch.dtype = torch.float32,
+    **calls: Any,
 ) -> Path:
     """The folder of the model with the dataset's artifacts planted: an ordinary one, from the cache or made now.
 
     model    in float32; trained in place where the folder is not there yet
     dataset  of kind "natural": its artifacts are planted, its training rows (`order`) are the retain text
-    calls    on_step and should_stop, as of `plant`
+    dtype    of the weights that are kept: the passages are memorized with weights rounded to it
+    calls    microbatch, on_step and should_stop, as of `plant`
 
     tinymem.json in the folder says how it came about: settings, epochs, seconds. Raises UserError as `plant` does.
     """
     identity = {
         "format": FORMAT,
         "seed": seed,
+        "dtype": str(dtype),
         "weights": weights_fingerprint(model),
         "passages": dataset.artifacts.planted.tolist(),
         "retain": dataset.sequences[dataset.order].tolist(),
         "window": [dataset.prompt_tokens, dataset.continuation],
-        **{name: value for name, value in asdict(settings).items() if name not in ("plant", "plant_epochs")},
+        **{name: value for name, value in asdict(settings).items() if name != "plant_epochs"},
     }
-    folder = Path(cache_dir) / "models" / f"planted_{settings.plant_sequences}_{files.digest(identity)}"
+    folder = Path(cache_dir) / "models" / f"planted_{len(dataset.artifacts)}_{files.digest(identity)}"
     if not folder.exists():
         state = folder.with_name(folder.name + ".state.safetensors")
-        progress = plant(model, dataset, settings, state, seed, microbatch, **calls)
-        details = {"settings": asdict(settings), "planting": {"epochs": progress.epoch, "seconds": progress.seconds}}
-        checkpoint.save_model(folder, model, details, tokenizer)
+        progress = plant(model, dataset, settings, state, seed, dtype, **calls)
+        planting = {"epochs": progress.epoch, "seconds": round(progress.seconds, 1)}
+        details = {"settings": asdict(settings), "planting": planting}
+        checkpoint.save_model(folder, model.to(dtype), details, tokenizer)
         state.unlink(missing_ok=True)
     return folder
 
@@ -96,6 +95,7 @@ def plant(
     settings: PlantSettings,
     state: Path,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
     microbatch: int = 64,
     on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -133,7 +133,7 @@ def plant(
             after_step()
         progress.epoch, progress.step = progress.epoch + 1, 0
         model.eval()
-        if enough_memorized(model, dataset, settings.plant_percent):
+        if enough_memorized(rounded(model, dtype), dataset, settings.plant_percent):
             progress.seconds = time.monotonic() - started
             return progress
         progress.seconds = time.monotonic() - started
@@ -142,6 +142,11 @@ def plant(
         f"--plant_epochs {settings.plant_epochs}: fewer than {settings.plant_percent:g} % of the passages are memorized; "
         "raise it (what is done is kept), or raise --plant_lr"
     )
+
+
+def rounded(model, dtype: torch.dtype):
+    """The model itself where its weights are of this type, else a copy with weights rounded to it."""
+    return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
 
 
 def epoch_batches(dataset: MemorizationDataset, settings: PlantSettings, seed: int, epoch: int) -> list[torch.Tensor]:

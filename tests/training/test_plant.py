@@ -12,7 +12,7 @@ from tinymem.training.loop import Stopped
 from tinymem.training.plant import PlantSettings, enough_memorized, epoch_batches, plant, planted_model
 
 VOCABULARY, LENGTH, PROMPT, CONTINUATION = 40, 12, 4, 6
-SETTINGS = PlantSettings(plant="builtin", plant_sequences=10, plant_lr=1e-2, plant_batch_size=6, plant_dtype="float32")
+SETTINGS = PlantSettings(plant_lr=1e-2, plant_batch_size=6, plant_dtype="float32")
 
 
 @pytest.fixture(scope="module")
