@@ -34,6 +34,7 @@ from tinymem.training.plant import PlantSettings
 
 SCRIPT = "src/localize/prod_grad.py"
 MODELS = Path("data/models")
+MICROBATCH = 16  # divides the batches below; takes 1 to 2 GB
 SETTINGS = (  # what this demo changes of the script's defaults
     (PassageSettings, dict(plant="builtin", plant_sequences=128)),
     (ProductionSettings, dict(num_test=128, num_retain=256)),
@@ -77,7 +78,7 @@ def main() -> None:
     folder = Path("runs") / f"demo_lm_{files.digest({'commands': [base, *COMMANDS]})[:8]}"
     seconds = stopwatch(spent(folder))
     for command in COMMANDS:
-        run(f"{base} {command} --output_dir {folder}")
+        run(f"{base} --microbatch {MICROBATCH} {command} --output_dir {folder}")
     summary = summarize(in_order(load_records(folder)), settings[0], settings[1], folder)
     summary["seconds_total"] = seconds()
     files.write_folder(output / "records", lambda temporary: copy_records(folder, temporary))

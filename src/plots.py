@@ -88,9 +88,17 @@ def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:
         axis.plot(perplexity, shown, marker, color="0.25", markersize=6, label=method.replace("_", " "))
         axis.plot(perplexity, held_out, marker, color="white", markeredgecolor="0.25", markersize=6, zorder=1.9)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(_one_two_five)
+    axis.tick_params(axis="x", which="both", labelsize=8, pad=4)
     axis.set(xlabel="perplexity on held-out text", ylabel="% memorized (full: shown, open: held out)", ylim=(-4, 104))
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return save_figure(figure, path)
+
+
+def _one_two_five(value: float, place: int) -> str:
+    """Labels between the powers of ten of a logarithmic axis: 20, 50, 200 ..."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def _trade(row: Mapping[str, Any]) -> tuple[float, float]:
