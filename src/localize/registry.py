@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from tinymem.localize.edit import neuron_masks, weight_masks
+from tinymem.localize.edit import Masks, neuron_masks, weight_masks
 from tinymem.localize.neuron import activations, hard_concrete, integrated_gradients, slimming, zero_out
+from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import balanced_subnet, durable, durable_agg, greedy, obs, subnet
+from tinymem.models.adapter import find_mlps
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,12 @@ class Method:
     learn: Callable | None = None
     nested: bool = False
     estimate: Callable | None = None
+
+    def masks(self, model, task: UnlearningTask, hp: Any, ratio: float) -> Masks:
+        """The masks for one ratio, from nothing. Leaves the model as it was."""
+        if self.learn is not None:
+            return self.learn(model, task, hp, ratio)
+        return self.drop(find_mlps(model), self.score(model, task, hp, ratio), ratio)
 
 
 # The study's order: neuron level, then weight level.

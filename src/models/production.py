@@ -53,7 +53,7 @@ def open_causal_lm(
     that can be edited, or it does not fit into memory.
     """
     folder = model_folder(name_or_folder, step)
-    config, tokenizer = open_description(name_or_folder, step)
+    config, tokenizer = read_config(folder), _tokenizer(folder)
     weights = getattr(torch, dtype)
     empty = empty_model(folder, config)
     find_mlps(empty)
@@ -69,7 +69,11 @@ def open_causal_lm(
 def open_description(name_or_folder: str | Path, step: int | None = None):
     """(config, tokenizer or None): what can be known, and checked, before the weights are fetched and read."""
     folder = model_folder(name_or_folder, step)
-    return read_config(folder), open_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    return read_config(folder), _tokenizer(folder)
+
+
+def _tokenizer(folder: Path):
+    return open_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
