@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tinymem import allocator, cli
+from tinymem.data.passages import PassageSettings
 from tinymem.data.production import ProductionSettings, load_memorized
 from tinymem.localize.plan import GB, Plan, Sizes, check_fits, plan, plan_rows
 from tinymem.localize.registry import Method
@@ -27,10 +28,12 @@ def planned_shape(name: str, loading: LoadSettings, device: torch.device) -> Sha
     return shape_of(config, getattr(torch, loading.dtype), device.type)
 
 
-def planned_sizes(shape: Shape, data: ProductionSettings, task: TaskSettings) -> Sizes:
+def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSettings, task: TaskSettings) -> Sizes:
     """What there will be to do when everything given turns out to be memorized: more than that it cannot be."""
     count, length = STUDY_SEQUENCES, max(STUDY_LENGTH, data.needed)
-    if data.memorized is not None:
+    if passages.plant is not None:
+        count, length = passages.plant_sequences, passages.plant_tokens
+    elif data.memorized is not None:
         vocabulary = shape.model.config.get_text_config().vocab_size
         count, length = load_memorized(data, vocabulary).tokens.shape
     return Sizes(

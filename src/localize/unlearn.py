@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from tinymem.models.adapter import find_mlps
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.record import Cost, find_record, measured, write_record
 from tinymem.training.checkpoint import save_model
+
+NEVER_PLANTED = "never_planted"
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any)
     return {"run": "unlearn", **origin, **chosen, **prints}
 
 
-def unedited(subject: Subject, force: bool = False) -> dict[str, Any]:
-    """The record of the model as it is."""
-    settings = {**subject.identity, "method": "unedited"}
+def unedited(subject: Subject, force: bool = False, name: str = "unedited") -> dict[str, Any]:
+    """The record of the model as it is. name: what stands for the method in it."""
+    settings = {**subject.identity, "method": name}
     if not force and (record := find_record(subject.folder, settings)):
         return record
     device = subject.model.device
@@ -67,6 +69,13 @@ def unedited(subject: Subject, force: bool = False) -> dict[str, Any]:
         row = subject.metrics()
     write_record(subject.folder, settings, {**row, "percent_zeroed": 0.0}, cost, str(device))
     return find_record(subject.folder, settings)
+
+
+def never_planted(subject: Subject, open_twin: Callable[[], Any], force: bool = False) -> dict[str, Any]:
+    """The record of the model before memories were planted in it, measured like the others. Opened only if needed."""
+    if not force and (record := find_record(subject.folder, {**subject.identity, "method": NEVER_PLANTED})):
+        return record
+    return unedited(replace(subject, model=open_twin()), force, NEVER_PLANTED)
 
 
 def unlearn(

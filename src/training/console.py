@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,30 @@ def train_visibly(
             shown.append(row)
 
         calls = dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
-        try:
+        with _ends_when_stopped(bar, run):
             return train(model, dataset, training, seed, run, details, **calls, **options)
-        except Stopped:
-            bar.close()
-            print(f"stopped; everything is saved in {run}: run the same command again to go on", file=sys.stderr)
-            sys.exit(130)
+
+
+def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
+    """`plant(on_step=..., should_stop=...)` with a progress bar; on Ctrl-C it saves, says how to go on, exits with 130.
+
+    plant: `tinymem.training.plant.planted_model` with its other arguments. cache_dir: where it saves.
+    """
+    with cli.interruptible() as should_stop, cli.progress_bar(unit="step", desc="planting") as bar:
+
+        def on_step(progress: Progress, loss: float) -> None:
+            bar.set_postfix_str(f"epoch {progress.epoch + 1}, loss {loss:.4f}", refresh=False)
+            bar.update()
+
+        with _ends_when_stopped(bar, cache_dir):
+            return plant(on_step=on_step, should_stop=should_stop)
+
+
+@contextmanager
+def _ends_when_stopped(bar, place: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except Stopped:
+        bar.close()
+        print(f"stopped; everything is saved in {place}: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
