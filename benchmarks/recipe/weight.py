@@ -89,7 +89,7 @@ def greedy_step(model, unlearn: torch.Tensor, retain: torch.Tensor) -> tuple[str
     (-len(tokens) * labels * losses).mean().backward()
     best, place = -float("inf"), ("", 0)
     for name, parameter in mlp_parameters(model).items():
-        gain = (parameter * parameter.grad).flatten()
+        gain = (parameter.detach() * parameter.grad).flatten()
         index = int(gain.argmax())
         if gain[index] > best:
             best, place = float(gain[index]), (name, index)
