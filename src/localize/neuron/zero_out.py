@@ -1,6 +1,7 @@
 """Zero-Out (Chang et al. 2024, arXiv 2311.09060, section 3; the study, section 4.3.1): the loss without a neuron.
 
-Exact: every neuron is removed by itself and what lies above it runs again, many neurons in one batch.
+Exact: every neuron is removed by itself and what lies above it runs again, many neurons in one batch. What only turns
+one neuron's share into numbers, up to the next block's queries, keys and values, is had in closed form (rank_one.py).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import torch
 
 from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import on_neurons, recorded, replayed
+from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
-from tinymem.models.losses import counted, token_losses
+from tinymem.models.losses import PLAIN_OUTPUT_LAYER, counted, token_losses
 from tinymem.options import check_options, option
 
 CPU_BATCH = 16  # larger batches fall out of a CPU's caches: a fifth slower at TinyMem's sizes
@@ -40,28 +42,47 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     mlps = find_mlps(model)
     rises = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
     batch_size = min(task.microbatch, CPU_BATCH) if model.device.type == "cpu" else task.microbatch
+    adds: dict[int, bool] = {}  # by layer, found out with the first sequence
     with frozen(model), torch.no_grad():
         # A batch is many neurons of one sequence, so that all of it shares what lies below them.
         for sequence in task.unlearn.planted.split(1):
             for mlp, rise in zip(mlps, rises):
-                rise += _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size)
+                rise += _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size, adds)
     count = counted(task.unlearn.planted, task.ignored_token).sum().item()
     return [rise / max(count, 1) for rise in rises]
 
 
-def _rise_in_loss(model, mlp: MLP, sequence: torch.Tensor, ignored_token: int | None, batch_size: int) -> torch.Tensor:
+def _rise_in_loss(
+    model, mlp: MLP, sequence: torch.Tensor, ignored_token: int | None, batch_size: int, adds: dict[int, bool]
+) -> torch.Tensor:
     """What zeroing each neuron of a layer adds to the summed loss of one sequence (1, T): (inner_dim,)."""
     hidden = {}
-    with on_neurons([mlp], hidden.__setitem__), recorded(model, mlp.down) as outputs:
+    with on_neurons([mlp], hidden.__setitem__), recorded(model, mlp.down) as outputs, readers(model, mlp) as found:
         losses = token_losses(model, sequence)
+    if mlp.layer not in adds:
+        adds[mlp.layer] = adds_to_stream(model, mlp, outputs, lambda: token_losses(model, sequence))
     mask = counted(sequence, ignored_token).to(losses.device)
     neurons = hidden[mlp.layer][0].T.float()
-    columns = mlp.output.view().T.float()
+    columns, dtype = mlp.output.view().T.float(), outputs[mlp.down].dtype
+    images = {reader.linear: image(reader, neurons, columns) for reader in found if adds[mlp.layer]}
+    # Behind the last block stands the output layer alone.
+    head = images.get(model.get_output_embeddings()) if model.config.model_type in PLAIN_OUTPUT_LAYER else None
     rise = torch.zeros_like(columns[:, 0])
     # A neuron that is 0 at every position changes nothing.
     for chosen in neurons.any(1).nonzero().flatten().split(batch_size):
-        without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
-        with replayed(outputs | {mlp.down: without.to(outputs[mlp.down].dtype)}, len(chosen)):
-            changed = token_losses(model, sequence.expand(len(chosen), -1))
+        if head is not None:
+            changed = _losses(head(chosen)[:, :-1], sequence[:, 1:].to(losses.device).long())
+        else:
+            known = {linear: of(chosen).to(dtype) for linear, of in images.items()}
+            without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
+            known[mlp.down] = without.to(dtype)
+            with replayed(outputs | known, len(chosen)):
+                changed = token_losses(model, sequence.expand(len(chosen), -1))
         rise[chosen] = ((changed - losses) * mask).sum(1)
     return rise
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Token losses (n, T) of logits (n, T, vocabulary) for targets (1, T)."""
+    wanted = logits.gather(-1, targets[..., None].expand(len(logits), -1, 1)).squeeze(-1)
+    return logits.logsumexp(-1) - wanted
