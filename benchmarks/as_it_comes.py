@@ -3,6 +3,8 @@
 `run.py` starts it and asks it for one call after the other, in turn with its own, so that both see the same machine.
 """
 
+from __future__ import annotations
+
 from tinymem import cli
 
 # isort: split
@@ -23,7 +25,7 @@ class Elsewhere:
         command = [sys.executable, __file__, *(["--quick"] if quick else [])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def __enter__(self) -> "Elsewhere":
+    def __enter__(self) -> Elsewhere:
         return self
 
     def __exit__(self, *error) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
 
 CONTEXT, WIDTH, VOCABULARY, TEXT_VOCABULARY = 150, 128, 14, 50257
 SPECIALS = dict(bos_token_id=10, eos_token_id=11, pad_token_id=13)
@@ -60,7 +62,7 @@ class Case:
     shares     of the variants that do only a share of it: which
     elsewhere  the variants that are measured as they come too: in a process whose allocator is left alone
     flops, bytes   that the work cannot do without; 0 where no limit is claimed
-    dtype      in which ours multiplies
+    dtype      in which ours multiplies, "float32" or "bfloat16"
     goal, goal_same_allocator, goal_share   what ratio, ratio_same_allocator and share_of_limit should reach, or None
     tokens     in one unit of work, where tokens a second mean something
     """
@@ -71,7 +73,7 @@ class Case:
     elsewhere: tuple[str, ...] = ("recipe",)
     flops: float = 0.0
     bytes: float = 0.0
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
     goal: float | None = None
     goal_same_allocator: float | None = None
     goal_share: float | None = None

@@ -24,11 +24,11 @@ def training_cases(sizes: Sizes) -> dict[str, Builder]:
     for layers in sizes.layers:
         of_layers = partial(_case, layers=layers, batch=sizes.batch)
         cases[f"training_{layers}_layers_float32"] = partial(of_layers, goals=FLOAT32_GOALS)
-        cases[f"training_{layers}_layers_bfloat16"] = partial(of_layers, dtype=torch.bfloat16, goals=BFLOAT16_GOALS)
+        cases[f"training_{layers}_layers_bfloat16"] = partial(of_layers, dtype="bfloat16", goals=BFLOAT16_GOALS)
     for batch in sizes.batches:
         cases[f"training_batch_{batch}"] = partial(_case, layers=2, batch=batch, goals={})
     cases["training_text"] = partial(
-        _case, layers=2, batch=sizes.text_batch, vocabulary=TEXT_VOCABULARY, dtype=torch.bfloat16, goals=dict(goal=3.0)
+        _case, layers=2, batch=sizes.text_batch, vocabulary=TEXT_VOCABULARY, dtype="bfloat16", goals=dict(goal=3.0)
     )
     return cases
 
@@ -48,16 +48,16 @@ def _case(
     layers: int,
     batch: int,
     goals: dict,
-    dtype: torch.dtype = torch.float32,
+    dtype: str = "float32",
     vocabulary: int = VOCABULARY,
 ) -> Case:
     model, tokens = number_model(layers, device, vocabulary).train(), random_tokens(4 * batch, vocabulary)
-    low = dtype == torch.bfloat16
+    low = dtype == "bfloat16"
     variants = {
         "recipe": _recipe_step(model, tokens, batch, "eager"),
         "stock": _stock_step(model, tokens[:batch].to(device), low),
         "attention": _recipe_step(model, tokens, batch, register_attention(), low),
-        "ours": _our_step(model, tokens[:batch].to(device), str(dtype).removeprefix("torch.")),
+        "ours": _our_step(model, tokens[:batch].to(device), dtype),
     }
     if low:
         variants["recipe_bfloat16"] = _recipe_step(model, tokens, batch, "eager", True)

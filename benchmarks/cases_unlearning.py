@@ -181,7 +181,7 @@ def _subnet_case(device: torch.device, work: str, task: UnlearningTask, sides: l
         variants={"recipe": step(eager), "stock": step(sdpa), "ours": partial(learner, ours, task, ratio=RATIO)},
         shares={"recipe": 1 / steps, "stock": 1 / steps},
         flops=steps * mask_flops(BATCH, LAYERS),
-        dtype=torch.bfloat16,
+        dtype="bfloat16",
         goal=2.5,
     )
 

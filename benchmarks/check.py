@@ -6,6 +6,8 @@
 Ratios are compared, not seconds, so that the machine matters little. Too noisy for continuous integration.
 """
 
+from __future__ import annotations
+
 from tinymem import cli
 
 # isort: split

@@ -6,6 +6,8 @@
 Peak memory is that of the process, less what it held before. Dotted lines are in proportion to the work.
 """
 
+from __future__ import annotations
+
 from tinymem import cli
 
 # isort: split

@@ -6,6 +6,8 @@ All variants take turns, step by step, in one process, so that whatever else the
 medians and writes benchmarks/regularizer_cost.json.
 """
 
+from __future__ import annotations
+
 from tinymem import cli
 
 # isort: split

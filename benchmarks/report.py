@@ -77,7 +77,8 @@ def _comparison(rows: Rows) -> str:
     header = ["", "recipe s", "stock s", "ours s", "recipe / ours", "same allocator", "share of the limit"]
     limit = (
         "\nThe limit is the work that cannot be avoided at the rate of a large square matrix product, measured in the same "
-        "rounds in the precision of ours (attention counted over the whole context, as it is computed). A goal that is "
+        "rounds in the precision of ours. Attention is counted over the whole context, as is usual; ours leaves out the "
+        "third of it that lies behind the last query of a block. A goal that is "
         "missed stands in parentheses behind its figure.\n"
     )
     return "## Against the recipe\n\n" + _table(header, lines) + limit

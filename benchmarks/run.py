@@ -7,6 +7,8 @@ Whatever is compared takes turns, round by round; medians are shown. The recipe 
 process of its own, and under the allocator settings that the library makes.
 """
 
+from __future__ import annotations
+
 from tinymem import cli
 
 # isort: split

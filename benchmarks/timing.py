@@ -45,10 +45,10 @@ def medians(done: list[Round]) -> Round:
     return {name: statistics.median(times[name] for times in done) for name in done[0]}
 
 
-def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Any], float]:
+def matrix_product(device: torch.device, dtype: str) -> tuple[Callable[[], Any], float]:
     """A large square matrix product, and its floating-point operations: what no training step can outrun."""
     side = MATRIX[device.type]
-    one = torch.randn(side, side, device=device, dtype=dtype)
+    one = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
     out = torch.empty_like(one)
     return lambda: torch.mm(one, one, out=out), 2.0 * side**3
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader
 
 
 def batches(sequences: list[list[int]], batch_size: int) -> Iterator[torch.Tensor]:
     """Shuffled batches (rows, T) for ever."""
+    from torch.utils.data import DataLoader
+
     loader = DataLoader(sequences, batch_size=batch_size, shuffle=True, collate_fn=torch.tensor, drop_last=True)
     while True:
         yield from loader

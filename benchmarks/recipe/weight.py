@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 import torch
 
@@ -40,19 +41,25 @@ def obs_scores(model, inverses: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return scores
 
 
-class _Subnet(torch.autograd.Function):
-    """The mask of the highest scores; the gradient passes straight through."""
+@cache
+def _function() -> type:
+    """The autograd function. Made on first use: scripts answer --help without loading torch."""
 
-    @staticmethod
-    def forward(context, scores, dropped):
-        mask = torch.ones_like(scores).flatten()
-        _, order = scores.flatten().sort()
-        mask[order[:dropped]] = 0
-        return mask.view(scores.shape)
+    class Subnet(torch.autograd.Function):
+        """The mask of the highest scores; the gradient passes straight through."""
 
-    @staticmethod
-    def backward(context, gradient):
-        return gradient, None
+        @staticmethod
+        def forward(context, scores, dropped):
+            mask = torch.ones_like(scores).flatten()
+            _, order = scores.flatten().sort()
+            mask[order[:dropped]] = 0
+            return mask.view(scores.shape)
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient, None
+
+    return Subnet
 
 
 def new_subnet(model, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.optim.SGD]:
@@ -70,7 +77,7 @@ def subnet_step(
     loss = 0.0
     for factor, tokens in sides:
         edited = {
-            name: matrix * _Subnet.apply(scores[name].abs(), round(ratio * matrix.numel()))
+            name: matrix * _function().apply(scores[name].abs(), round(ratio * matrix.numel()))
             for name, matrix in mlp_matrices(model).items()
         }
         output = torch.func.functional_call(model, edited, (tokens,), {"labels": tokens})

@@ -19,6 +19,8 @@ from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.losses import losses_at
 from tinymem.options import check_options, option
 
+COPIES = 3  # at most so many times a sequence's length in one pass: attention runs over all of them for each
+
 
 @dataclass(frozen=True)
 class HyperParameters:
@@ -60,7 +62,7 @@ def _batches(task: UnlearningTask, steps: int) -> Iterator[tuple[torch.Tensor, .
     positions = (~measured).byte().argsort(dim=1, stable=True)[:, :count]
     weights = measured.gather(1, positions) / (measured.sum().clamp(min=1) * steps)
     scales = torch.arange(1, steps + 1) / steps
-    at_once = min(steps, max(1, (task.microbatch - 1) * length // max(count, 1)))
+    at_once = min(steps, max(1, min(task.microbatch - 1, COPIES) * length // max(count, 1)))
     sequences = max(1, task.microbatch * length // (length + count * at_once))
     for rows in torch.arange(len(tokens)).split(sequences):
         for some in scales.split(at_once):
