@@ -154,6 +154,9 @@ def draw(rows: list[Row], path: str | Path) -> list[Path]:
             panels[0, column].plot(values, proportional, ":", color="0.55", linewidth=1)
         for panel, label in zip(panels[:, column], ("seconds", "peak memory, GB")):
             panel.set(xscale="log", yscale="log", ylabel=label if column == 0 else "")
+            values = sorted({row["value"] for row in rows if row["axis"] == axis})
+            panel.set_xticks(values, [f"{value:g}" for value in values], fontsize=7, rotation=45 * (axis == "ratio"))
+            panel.minorticks_off()
             panel.grid(alpha=0.3)
         panels[1, column].set_xlabel(axis)
         panels[0, column].legend(fontsize=6)
