@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from tinymem.localize.edit import neuron_masks, weight_masks
+from tinymem.localize.edit import Masks, neuron_masks, weight_masks
 from tinymem.localize.neuron import activations, hard_concrete, integrated_gradients, slimming, zero_out
+from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import balanced_subnet, durable, durable_agg, greedy, obs, subnet
+from tinymem.models.adapter import find_mlps
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Method:
     drop(mlps, scores, ratio) -> masks
     learn(model, task, hp, ratio) -> masks
     nested         the ranking is built one weight after the other, as far as the largest ratio needs
+    estimate(model, task, hp) -> seconds that scoring will take, found by timing a part; of the expensive ones
     """
 
     name: str
@@ -31,11 +35,26 @@ class Method:
     drop: Callable | None = None
     learn: Callable | None = None
     nested: bool = False
+    estimate: Callable | None = None
+
+    def masks(self, model, task: UnlearningTask, hp: Any, ratio: float) -> Masks:
+        """The masks for one ratio, from nothing. Leaves the model as it was."""
+        if self.learn is not None:
+            return self.learn(model, task, hp, ratio)
+        return self.drop(find_mlps(model), self.score(model, task, hp, ratio), ratio)
 
 
 # The study's order: neuron level, then weight level.
 _METHODS = (
-    Method("zero_out", "zero", "neuron", zero_out.HyperParameters, score=zero_out.score, drop=neuron_masks),
+    Method(
+        "zero_out",
+        "zero",
+        "neuron",
+        zero_out.HyperParameters,
+        score=zero_out.score,
+        drop=neuron_masks,
+        estimate=zero_out.estimate,
+    ),
     Method("activations", "act", "neuron", activations.HyperParameters, score=activations.score, drop=neuron_masks),
     Method(
         "integrated_gradients",
@@ -59,7 +78,7 @@ _METHODS = (
         score=durable_agg.score,
         drop=durable_agg.drop,
     ),
-    Method("obs", "obs", "weight", obs.HyperParameters, score=obs.score, drop=weight_masks),
+    Method("obs", "obs", "weight", obs.HyperParameters, score=obs.score, drop=weight_masks, estimate=obs.estimate),
     Method("subnet", "random", "weight", subnet.HyperParameters, learn=subnet.learn),
     Method("balanced_subnet", "random_greedy", "weight", balanced_subnet.HyperParameters, learn=balanced_subnet.learn),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,12 +31,20 @@ def task_fingerprint(task: UnlearningTask) -> str:
 
 
 def ranked(
-    model, task: UnlearningTask, method: Method, hp, folder: Path, key: dict, fresh: bool = False
+    model,
+    task: UnlearningTask,
+    method: Method,
+    hp,
+    folder: Path,
+    key: dict,
+    fresh: bool = False,
+    on_estimate: Callable[[float], None] = lambda seconds: None,
 ) -> tuple[AnyScores, Cost]:
     """The scores of a ranking method, from the folder or computed and kept there, and what it cost to compute them.
 
     key: what decides the scores beside method and hyper-parameters, of which the largest ratio matters to nested
-    rankings only. fresh: compute them even if they are there. Raises UserError for a damaged file.
+    rankings only. fresh: compute them even if they are there. on_estimate is given the seconds that it will take, where
+    the method can tell. Raises UserError for a damaged file.
     """
     settings = {name: value for name, value in asdict(hp).items() if name != "ratio"}
     ratio = max(hp.ratio)
@@ -43,6 +52,8 @@ def ranked(
     path = folder / f"{method.name}_{files.digest(key)}.safetensors"
     if path.exists() and not fresh:
         return _read(path)
+    if method.estimate is not None:
+        on_estimate(method.estimate(model, task, hp))
     with measured(model.device) as cost:
         scores = method.score(model, task, hp, ratio)
     _write(path, scores, cost)

@@ -99,7 +99,8 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
             f"--holdout_fraction {settings.holdout_fraction}: leaves none of {len(ids)} sequences to unlearn"
         )
     held_out, shown = order[:hidden].sort().values, order[hidden:].sort().values
-    keep = torch.ones(len(dataset.sequences), dtype=torch.bool)
+    keep = torch.zeros(len(dataset.sequences), dtype=torch.bool)
+    keep[dataset.order] = True
     keep[ids] = False
     retain = keep.nonzero().flatten()
     if not len(retain):

@@ -10,11 +10,12 @@ from typing import Any
 from tinymem import files
 from tinymem.localize.edit import Masks, edited, share_dropped
 from tinymem.localize.registry import Method
-from tinymem.localize.scores import ranked
-from tinymem.localize.task import UnlearningTask
+from tinymem.localize.scores import ranked, task_fingerprint
+from tinymem.localize.task import TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
+from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.record import Cost, find_record, measured, write_record
 from tinymem.training.checkpoint import save_model
 
@@ -40,9 +41,20 @@ class Subject:
     tokenizer: Any = None
 
     def metrics(self) -> Row:
-        """What is measured, together with the part that the method never saw."""
-        held_out = memorized(self.model, self.task.held_out, self.task.continuation, self.task.microbatch)
-        return {**self.measure(self.model), "percent_memorized_held_out": percent(held_out)}
+        """What is measured, together with how much is left of what the method saw and of what it never saw."""
+        shown, held_out = (
+            percent(memorized(self.model, artifacts, self.task.continuation, self.task.microbatch))
+            for artifacts in (self.task.unlearn, self.task.held_out)
+        )
+        row = self.measure(self.model)
+        return {**row, "percent_memorized_shown": shown, "percent_memorized_held_out": held_out}
+
+
+def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any) -> dict[str, Any]:
+    """What names the runs on one model, data and task. origin: the settings that say where model and data come from."""
+    chosen = {name: value for name, value in vars(settings).items() if name != "microbatch"}  # which changes no result
+    prints = {"weights": weights_fingerprint(model), "task": task_fingerprint(task)}
+    return {"run": "unlearn", **origin, **chosen, **prints}
 
 
 def unedited(subject: Subject, force: bool = False) -> dict[str, Any]:
@@ -58,21 +70,28 @@ def unedited(subject: Subject, force: bool = False) -> dict[str, Any]:
 
 
 def unlearn(
-    subject: Subject, method: Method, hp, save_models: bool = True, force: bool = False
+    subject: Subject,
+    method: Method,
+    hp,
+    save_models: bool = True,
+    force: bool = False,
+    on_estimate: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[dict[str, Any]]:
     """Applies a method for each of its ratios; yields the record of each, in the order of `hp.ratio`.
 
     Finished runs are not done again unless `force`. The cost of a record is that of finding the mask (for a ranking:
     to score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
+    on_estimate is given the seconds that scoring will take, before it begins, for methods that can tell.
     """
     for number, ratio in enumerate(hp.ratio):
-        settings = {**subject.identity, "method": method.name, **asdict(hp), "ratio": ratio}
+        # The model's own settings win: its weights' dtype over the precision of a method's forward passes.
+        settings = {"method": method.name, **asdict(hp), **subject.identity, "ratio": ratio}
         record = None if force else find_record(subject.folder, settings)
         folder = f"models/{method.name}_{ratio:g}_{files.digest(settings)[:8]}" if save_models else None
         if record and (folder is None or (subject.folder / folder).exists()):
             yield record
         else:
-            masks, cost = _masks(subject, method, hp, ratio, fresh=force and number == 0)
+            masks, cost = _masks(subject, method, hp, ratio, force and number == 0, on_estimate)
             yield _measure(subject, masks, settings, cost, folder)
 
 
@@ -87,7 +106,9 @@ def _measure(subject: Subject, masks: Masks, settings: dict[str, Any], cost: Cos
     return find_record(subject.folder, settings)
 
 
-def _masks(subject: Subject, method: Method, hp, ratio: float, fresh: bool) -> tuple[Masks, Cost]:
+def _masks(
+    subject: Subject, method: Method, hp, ratio: float, fresh: bool, on_estimate: Callable[[float], None]
+) -> tuple[Masks, Cost]:
     """The masks for one ratio and what they cost, scoring included when the scores came from the disk."""
     model, task = subject.model, subject.task
     if method.learn is not None:
@@ -95,7 +116,7 @@ def _masks(subject: Subject, method: Method, hp, ratio: float, fresh: bool) -> t
             masks = method.learn(model, task, hp, ratio)
         return masks, cost
     key = {name: subject.identity[name] for name in ("weights", "task")}
-    scores, scoring = ranked(model, task, method, hp, subject.score_folder, key, fresh)
+    scores, scoring = ranked(model, task, method, hp, subject.score_folder, key, fresh, on_estimate)
     with measured(model.device) as dropping:
         masks = method.drop(find_mlps(model), scores, ratio)
     return masks, Cost(scoring.seconds + dropping.seconds, max(scoring.peak_memory_gb, dropping.peak_memory_gb))

@@ -9,10 +9,12 @@ from tinymem.metrics.memorization import memorized, percent, recovered
 from tinymem.metrics.quality import Quality, quality
 
 Row = dict[str, float | None]
-STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it
+STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it; for TinyMem
 
 
-def evaluate(model, dataset: MemorizationDataset, batch_size: int = 64) -> Row:
+def evaluate(
+    model, dataset: MemorizationDataset, batch_size: int = 64, study_batch_size: int = STUDY_BATCH_SIZE
+) -> Row:
     """Memorization and quality. Leaves the model in the mode it was in; runs in the precision of its weights.
 
     Keys, percentages from 0 to 100:
@@ -23,12 +25,16 @@ def evaluate(model, dataset: MemorizationDataset, batch_size: int = 64) -> Row:
                                   passages, which have no other twin)
       accuracy_NAME, loss_NAME    per test set, 0 to 1 and nats
       mean_test_accuracy, mean_test_accuracy_no_pad    mean over the test sets; higher is better
-      perplexity, perplexity_batch_mean                over all test sets together; lower is better
+      perplexity, perplexity_batch_mean                over all test sets together; lower is better. The latter is
+                                  the mean over batches of `study_batch_size`, while `batch_size` changes nothing
     """
     was_training = model.training
     model.eval()
     try:
-        return {**memorization_row(model, dataset, batch_size), **quality_row(model, dataset, batch_size)}
+        return {
+            **memorization_row(model, dataset, batch_size),
+            **quality_row(model, dataset, batch_size, study_batch_size),
+        }
     finally:
         model.train(was_training)
 
@@ -50,7 +56,9 @@ def memorization_row(model, dataset: MemorizationDataset, batch_size: int = 64) 
     return row
 
 
-def quality_row(model, dataset: MemorizationDataset, batch_size: int = 64) -> Row:
+def quality_row(
+    model, dataset: MemorizationDataset, batch_size: int = 64, study_batch_size: int = STUDY_BATCH_SIZE
+) -> Row:
     """The quality part of `evaluate`."""
     tests = {
         name: quality(model, tokens, dataset.pad, dataset.pad_counts, batch_size)
@@ -63,5 +71,5 @@ def quality_row(model, dataset: MemorizationDataset, batch_size: int = 64) -> Ro
     row["mean_test_accuracy"] = sum(t.accuracy for t in tests.values()) / len(tests)
     row["mean_test_accuracy_no_pad"] = sum(t.accuracy_no_pad for t in tests.values()) / len(tests)
     row["perplexity"] = pooled.perplexity
-    row["perplexity_batch_mean"] = pooled.perplexity_batch_mean(STUDY_BATCH_SIZE)
+    row["perplexity_batch_mean"] = pooled.perplexity_batch_mean(study_batch_size)
     return row

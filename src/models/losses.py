@@ -19,26 +19,28 @@ PLAIN_OUTPUT_LAYER = frozenset("gpt2 gpt_neo gpt_neox llama mistral olmo olmo2 q
 def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of each next token in nats, float32 (rows, length - 1). Differentiable.
 
-    tokens: integer (rows, length), any integer type, on any device.
+    tokens: integer (rows, length), any integer type, on any device. The result is on model.device, as are those below,
+    also where the layers of the model lie on several devices.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, 1:]
     if chunked(model):
-        hidden, weight = _hidden(model, tokens)[:, :-1], model.get_output_embeddings().weight
-        return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()).view(targets.shape)
+        hidden, weight = _output_layer(model, input_ids=tokens)
+        return _chunked_losses(hidden[:, :-1], weight, targets)
     return _cross_entropy(model(tokens, use_cache=False).logits[:, :-1], targets)
 
 
-def losses_at(model, positions: torch.Tensor, targets: torch.Tensor, **inputs) -> torch.Tensor:
-    """Negative log-likelihood of `targets` (rows, n) at the positions (n,) of a forward pass on `inputs`. Differentiable.
+def last_losses(model, targets: torch.Tensor, **inputs) -> torch.Tensor:
+    """Negative log-likelihood of `targets` (rows, n) at the last n positions of a forward pass on `inputs`. Differentiable.
 
     inputs: keyword arguments of the model, such as input_ids and attention_mask. Returns nats, float32 (rows, n).
     """
+    count = targets.shape[1]
     if chunked(model):
-        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[:, positions]
-        weight = model.get_output_embeddings().weight
-        return linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten()).view(targets.shape)
-    return _cross_entropy(model(**inputs, use_cache=False, logits_to_keep=positions).logits, targets)
+        hidden, weight = _output_layer(model, **inputs)
+        return _chunked_losses(_last(hidden, count), weight, targets)
+    logits = model(**inputs, use_cache=False, logits_to_keep=count).logits
+    return _cross_entropy(_last(logits, count), targets)
 
 
 def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,11 +52,12 @@ def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     targets = tokens[:, 1:]
     with torch.no_grad():
         if chunked(model):
-            hidden, weight = _hidden(model, tokens)[:, :-1], model.get_output_embeddings().weight
-            losses, hits = linear_losses_and_hits(hidden.flatten(0, 1), weight, targets.flatten())
-            return losses.view(targets.shape), hits.view(targets.shape)
+            hidden, weight = _output_layer(model, input_ids=tokens)
+            flat = targets.flatten().to(hidden.device)
+            results = linear_losses_and_hits(hidden[:, :-1].flatten(0, 1), weight, flat)
+            return tuple(values.view(targets.shape).to(tokens.device) for values in results)
         logits = model(tokens, use_cache=False).logits[:, :-1]
-        return _cross_entropy(logits, targets), logits.argmax(-1) == targets
+        return _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
 
 
 def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -65,10 +68,11 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
     tokens = tokens.to(model.device).long()
     targets = tokens[:, first:last]
     if chunked(model):
-        hidden, weight = _hidden(model, tokens[:, : last - 1])[:, first - 1 :], model.get_output_embeddings().weight
-        return linear_hits(hidden.flatten(0, 1), weight, targets.flatten()).view(targets.shape)
-    kept = torch.arange(first - 1, last - 1, device=tokens.device)
-    return model(tokens[:, : last - 1], use_cache=False, logits_to_keep=kept).logits.argmax(-1) == targets
+        hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
+        flat = targets.flatten().to(hidden.device)
+        return linear_hits(hidden[:, first - 1 :].flatten(0, 1), weight, flat).view(targets.shape).to(tokens.device)
+    logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
+    return logits.argmax(-1).to(tokens.device) == targets
 
 
 def chunked(model) -> bool:
@@ -81,14 +85,26 @@ def chunked(model) -> bool:
     return type(head) is torch.nn.Linear and head.bias is None and len(head.weight) >= LARGE_VOCABULARY
 
 
-def _hidden(model, tokens: torch.Tensor) -> torch.Tensor:
-    """What the output layer is given, (rows, length, width)."""
-    return model.base_model(tokens, use_cache=False).last_hidden_state
+def _last(values: torch.Tensor, count: int) -> torch.Tensor:
+    """The last `count` positions, none for 0, where [-0:] and logits_to_keep=0 both mean all."""
+    return values[:, values.shape[1] - count :]
+
+
+def _output_layer(model, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the output layer is given, (rows, length, width), and its weight, on the weight's device."""
+    weight = model.get_output_embeddings().weight
+    return model.base_model(**inputs, use_cache=False).last_hidden_state.to(weight.device), weight
+
+
+def _chunked_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    losses = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten().to(hidden.device))
+    return losses.view(targets.shape).to(targets.device)
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return losses.view(targets.shape)
+    flat = targets.flatten().to(logits.device)
+    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), flat, reduction="none")
+    return losses.view(targets.shape).to(targets.device)
 
 
 def counted(tokens: torch.Tensor, ignored_token: int | None) -> torch.Tensor:

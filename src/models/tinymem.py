@@ -10,7 +10,7 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.models.attention import register_attention
-from tinymem.models.channel_gate import restore_gate
+from tinymem.models.loading import read_config, read_model
 from tinymem.options import check_options, option
 
 
@@ -71,36 +71,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     Raises UserError when the folder is missing, incomplete or damaged. Nothing is fetched and no code in the folder is
     run.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     path = Path(path)
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path}: not a model folder (no config.json in it); give a folder such as runs/NAME/epoch_50")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
-        attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=dtype or torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **attention,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path}: cannot open this model ({reason}); the folder is damaged or not a causal LM"
-        ) from None
-    wrong = sorted(
-        name for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in map(str, found[key])
-    )
-    if wrong:  # transformers would go on with random weights
-        raise UserError(
-            f"{path}: config.json and the weights do not belong together ({wrong[0]} and {len(wrong) - 1} more)"
-        )
-    restore_gate(model)
-    return model.to(device).eval()
+    config = read_config(path)
+    plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
+    attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
+    return read_model(path, config, dtype or torch.float32, **attention).to(device).eval()

@@ -20,7 +20,7 @@ PACKAGES = ("tinymem", "torch", "transformers", "numpy")
 
 @dataclass
 class Cost:
-    """What a block took: seconds, and peak memory of the process (on a GPU: of its tensors) in GB."""
+    """What a block took: seconds, and peak memory of the process (on GPUs: of its tensors on all of them) in GB."""
 
     seconds: float = 0.0
     peak_memory_gb: float = 0.0
@@ -70,8 +70,9 @@ def measured(device) -> Iterator[Cost]:
     cost = Cost()
     on_gpu = device.type == "cuda"
     if on_gpu:
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        for gpu in _gpus_in_use():
+            torch.cuda.synchronize(gpu)
+            torch.cuda.reset_peak_memory_stats(gpu)
     else:
         release_freed_memory()  # or else the block inherits what others have freed before it
         _reset_peak()
@@ -79,11 +80,19 @@ def measured(device) -> Iterator[Cost]:
     try:
         yield cost
     finally:
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        gpus = _gpus_in_use() if on_gpu else []
+        for gpu in gpus:
+            torch.cuda.synchronize(gpu)
         cost.seconds = time.perf_counter() - start
-        peak = torch.cuda.max_memory_allocated(device) if on_gpu else _peak()
+        peak = sum(map(torch.cuda.max_memory_allocated, gpus)) if on_gpu else _peak()
         cost.peak_memory_gb = round(peak / 1e9, 3)
+
+
+def _gpus_in_use() -> list[int]:
+    """The GPUs on which this process holds memory: a model may be spread over several. Others are left untouched."""
+    import torch
+
+    return [gpu for gpu in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(gpu)]
 
 
 def _reset_peak() -> None:

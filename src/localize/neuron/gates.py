@@ -32,7 +32,7 @@ def gated(mlps: list[MLP], gates: Sequence[torch.Tensor]) -> Iterator[None]:
     """Within the block every neuron's activation is multiplied by its gate. gates: one (inner_dim,) a layer."""
 
     def multiply_by(gate: torch.Tensor) -> Callable:
-        return lambda module, inputs: (inputs[0] * gate.to(inputs[0].dtype), *inputs[1:])
+        return lambda module, inputs: (inputs[0] * gate.to(inputs[0]), *inputs[1:])
 
     hooks = [mlp.down.register_forward_pre_hook(multiply_by(gate)) for mlp, gate in zip(mlps, gates, strict=True)]
     try:
@@ -40,6 +40,11 @@ def gated(mlps: list[MLP], gates: Sequence[torch.Tensor]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensors of all layers as one flat tensor on the first one's device, differentiable."""
+    return torch.cat([tensor.flatten().to(tensors[0].device) for tensor in tensors])
 
 
 def learn_gates(

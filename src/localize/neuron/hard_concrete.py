@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tinymem.localize.neuron.gates import learn_gates
+from tinymem.localize.neuron.gates import joined, learn_gates
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.options import check_options, option
@@ -51,7 +51,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
         return [sample_gates(log_alpha, generator) for log_alpha in log_alphas]
 
     def openness() -> torch.Tensor:
-        return expected_openness(torch.cat(log_alphas)).mean()
+        return expected_openness(joined(log_alphas)).mean()
 
     learn_gates(model, task, mlps, log_alphas, sampled, openness, hp, generator)
     return [log_alpha.detach().sigmoid() for log_alpha in log_alphas]

@@ -16,7 +16,7 @@ from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons, with_copies
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
-from tinymem.models.losses import losses_at
+from tinymem.models.losses import last_losses
 from tinymem.options import check_options, option
 
 COPIES = 3  # at most so many times a sequence's length in one pass: attention runs over all of them for each
@@ -80,15 +80,15 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
     def scale(layer: int, neurons: torch.Tensor) -> torch.Tensor:
         nonlocal values, scaled
         values = neurons[:, length:]
-        expected = neurons.gather(1, positions[:, :count, None].expand(-1, -1, neurons.shape[2]))
+        places = positions[:, :count, None].to(neurons.device)
+        expected = neurons.gather(1, places.expand(-1, -1, neurons.shape[2]))
         if (values[:, :count] - expected).norm() > 0.05 * expected.norm():
             raise UserError(f"{type(model).__name__}: no integrated gradients, as it takes no mask or position ids")
-        scaled = (values * factors.to(values.dtype)).requires_grad_()
+        scaled = (values * factors.to(values)).requires_grad_()
         return torch.cat([neurons[:, :length], scaled], 1)
 
-    with on_neurons([mlp], scale):
-        copies = torch.arange(length, length + positions.shape[1], device=tokens.device)
+    with on_neurons([mlp], length + positions.shape[1], scale):
         inputs = with_copies(tokens, positions, model.dtype)
-        probabilities = torch.exp(-losses_at(model, copies, tokens.gather(1, positions + 1), **inputs))
+        probabilities = torch.exp(-last_losses(model, tokens.gather(1, positions + 1), **inputs))
     (gradient,) = torch.autograd.grad((probabilities * weights).sum(), scaled)
     return (values.float() * gradient.float()).sum((0, 1))

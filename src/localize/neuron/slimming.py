@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tinymem.localize.neuron.gates import learn_gates
+from tinymem.localize.neuron.gates import joined, learn_gates
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.options import check_options, option
@@ -46,7 +46,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
         return [coefficient + (coefficient.clamp(0, 1) - coefficient).detach() for coefficient in coefficients]
 
     def openness() -> torch.Tensor:
-        return torch.cat(coefficients).abs().mean()
+        return joined(coefficients).abs().mean()
 
     learn_gates(model, task, mlps, coefficients, clipped, openness, hp, task.generator())
     return [coefficient.detach() for coefficient in coefficients]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tinymem.localize.estimate import seconds_of
 from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import on_neurons, recorded, replayed
 from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
@@ -39,10 +40,9 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     function with act(0) = 0, so a score is what dropping that one neuron adds. `ratio` does not matter. The model is
     left as it was.
     """
-    mlps = find_mlps(model)
+    mlps, batch_size = find_mlps(model), _batch_size(model, task)
     rises = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
-    batch_size = min(task.microbatch, CPU_BATCH) if model.device.type == "cpu" else task.microbatch
-    adds: dict[int, bool] = {}  # by layer, found out with the first sequence
+    adds: dict[int, bool] = {}
     with frozen(model), torch.no_grad():
         # A batch is many neurons of one sequence, so that all of it shares what lies below them.
         for sequence in task.unlearn.planted.split(1):
@@ -52,33 +52,70 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     return [rise / max(count, 1) for rise in rises]
 
 
+def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
+    """Seconds that `score` will take.
+
+    Timed on one sequence: its forward pass, and one batch of the first and of the last layer, between which the other
+    layers lie, since a batch runs again what lies above its layer. Neurons that are 0 throughout will take less.
+    """
+    mlps, sequence, batch_size = find_mlps(model), task.unlearn.planted[:1], _batch_size(model, task)
+    adds: dict[int, bool] = {}
+
+    def layer(mlp: MLP) -> torch.Tensor:
+        return _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size, adds, at_most=batch_size)
+
+    with frozen(model), torch.no_grad():
+        forward = seconds_of(lambda: token_losses(model, sequence))
+        first, last = (max(0.0, seconds_of(lambda: layer(mlp)) - forward) for mlp in (mlps[0], mlps[-1]))
+    batches = sum(-(-mlp.inner_dim // batch_size) for mlp in mlps)
+    return len(task.unlearn) * (len(mlps) * forward + batches * (first + last) / 2)
+
+
+def _batch_size(model, task: UnlearningTask) -> int:
+    return min(task.microbatch, CPU_BATCH) if model.device.type == "cpu" else task.microbatch
+
+
 def _rise_in_loss(
-    model, mlp: MLP, sequence: torch.Tensor, ignored_token: int | None, batch_size: int, adds: dict[int, bool]
+    model,
+    mlp: MLP,
+    sequence: torch.Tensor,
+    ignored_token: int | None,
+    batch_size: int,
+    adds: dict[int, bool],
+    at_most: int | None = None,
 ) -> torch.Tensor:
-    """What zeroing each neuron of a layer adds to the summed loss of one sequence (1, T): (inner_dim,)."""
+    """What zeroing each neuron of a layer adds to the summed loss of one sequence (1, T): (inner_dim,).
+
+    adds      layer -> whether its output is simply added to the residual stream, found out with the first sequence
+    at_most   only the first so many neurons that are not 0 throughout
+    """
     hidden = {}
-    with on_neurons([mlp], hidden.__setitem__), recorded(model, mlp.down) as outputs, readers(model, mlp) as found:
+    watched = on_neurons([mlp], sequence.shape[1], hidden.__setitem__)
+    with watched, recorded(model, mlp.down) as outputs, readers(model, mlp) as found:
         losses = token_losses(model, sequence)
     if mlp.layer not in adds:
         adds[mlp.layer] = adds_to_stream(model, mlp, outputs, lambda: token_losses(model, sequence))
     mask = counted(sequence, ignored_token).to(losses.device)
     neurons = hidden[mlp.layer][0].T.float()
     columns, dtype = mlp.output.view().T.float(), outputs[mlp.down].dtype
-    images = {reader.linear: image(reader, neurons, columns) for reader in found if adds[mlp.layer]}
+    # In lower precision the loss unchanged has rounding that a closed form would not share.
+    closed = adds[mlp.layer] and dtype == torch.float32
+    images = {reader.linear: image(reader, neurons, columns) for reader in found if closed}
     # Behind the last block stands the output layer alone.
     head = images.get(model.get_output_embeddings()) if model.config.model_type in PLAIN_OUTPUT_LAYER else None
     rise = torch.zeros_like(columns[:, 0])
     # A neuron that is 0 at every position changes nothing.
-    for chosen in neurons.any(1).nonzero().flatten().split(batch_size):
+    for chosen in neurons.any(1).nonzero().flatten()[:at_most].split(batch_size):
         if head is not None:
             changed = _losses(head(chosen)[:, :-1], sequence[:, 1:].to(losses.device).long())
         else:
-            known = {linear: of(chosen).to(dtype) for linear, of in images.items()}
+            known = {linear: of(chosen) for linear, of in images.items()}
             without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
-            known[mlp.down] = without.to(dtype)
+            # Back to the model's own layout: OPT has rows and positions in one dimension.
+            known[mlp.down] = without.to(dtype).view(-1, *outputs[mlp.down].shape[1:])
             with replayed(outputs | known, len(chosen)):
                 changed = token_losses(model, sequence.expand(len(chosen), -1))
-        rise[chosen] = ((changed - losses) * mask).sum(1)
+        rise[chosen] = ((changed - losses) * mask).sum(1).to(rise.device)
     return rise
 
 

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 
 from tinymem.errors import UserError
+from tinymem.localize.estimate import seconds_of
 from tinymem.localize.learning import backward, frozen, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
@@ -53,6 +54,31 @@ def inverse_fisher_diagonals(
             piece = pieces.pop(0)
             diagonal = inverse_diagonal(piece.gram / len(tokens), damp).flatten()
             yield piece.weight, piece.rows, diagonal[: piece.values.numel()].view(piece.values.shape)
+
+
+def seconds_for_diagonals(
+    model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight], block_size: int, damp: float
+) -> float:
+    """How long going through `inverse_fisher_diagonals` will take.
+
+    Timed on one microbatch: its passes through the model, and of some rows of a weight the sums g g' and the inverse,
+    which cost the same for every weight.
+    """
+    passes = list(_passes(weights, block_size))
+    batch, (weight, rows) = tokens[: task.microbatch], passes[0][0]
+    piece = _Piece(weight, rows, _no_grams(weight.view()[rows], block_size))
+    narrow = _Piece(weight, slice(0, 1), _no_grams(weight.view()[:1], block_size))
+    out_features, in_features = weight.view().shape
+    inputs, gradients = (
+        torch.randn(batch.numel(), features, device=piece.gram.device) for features in (in_features, out_features)
+    )
+    with frozen(model):
+        through_model = seconds_of(lambda: _add_gradients(model, task, batch, [narrow]))
+    sums = seconds_of(lambda: _add([piece], inputs, batch.shape[1], gradients))
+    inverse = seconds_of(lambda: inverse_diagonal(piece.gram, damp))
+    batches = len(tokens) / len(batch)
+    share = sum(weight.parameter.numel() for weight in weights) / piece.values.numel()
+    return len(passes) * batches * through_model + share * (batches * sums + inverse)
 
 
 def inverse_diagonal(fisher: torch.Tensor, damp: float) -> torch.Tensor:

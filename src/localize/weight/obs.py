@@ -13,7 +13,7 @@ import torch
 
 from tinymem.localize.edit import Scores, mlp_weights
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.block_fisher import inverse_fisher_diagonals
+from tinymem.localize.weight.block_fisher import inverse_fisher_diagonals, seconds_for_diagonals
 from tinymem.models.adapter import find_mlps
 from tinymem.options import check_options, option
 
@@ -36,11 +36,21 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
     With fewer unlearn sequences than num_grads each counts once: going round again would estimate the same mean.
     Raises UserError where the damping is too small for the gradients.
     """
-    tokens = task.unlearn.planted
-    chosen = torch.randperm(len(tokens), generator=task.generator())[: hp.num_grads].sort().values
     weights = mlp_weights(find_mlps(model))
     scores = {name: torch.empty_like(weight.view(), dtype=torch.float32) for name, weight in weights.items()}
-    diagonals = inverse_fisher_diagonals(model, task, tokens[chosen], list(weights.values()), hp.block_size, hp.damp)
+    tokens = _sequences(task, hp)
+    diagonals = inverse_fisher_diagonals(model, task, tokens, list(weights.values()), hp.block_size, hp.damp)
     for weight, rows, diagonal in diagonals:
         scores[weight.name][rows] = (weight.view()[rows].double() ** 2 / (2 * diagonal)).float()
     return scores
+
+
+def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
+    """Seconds that `score` will take."""
+    weights = list(mlp_weights(find_mlps(model)).values())
+    return seconds_for_diagonals(model, task, _sequences(task, hp), weights, hp.block_size, hp.damp)
+
+
+def _sequences(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
+    tokens = task.unlearn.planted
+    return tokens[torch.randperm(len(tokens), generator=task.generator())[: hp.num_grads].sort().values]

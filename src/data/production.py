@@ -1,0 +1,202 @@
+"""What a production model is unlearned and measured on: sequences that it has memorized, and other text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tinymem import files
+from tinymem.data.chunks import split_by_document
+from tinymem.data.corpus import find_corpus
+from tinymem.data.dataset import Artifacts, MemorizationDataset
+from tinymem.data.settings import DataSettings
+from tinymem.data.token_sets import TokenSet, read_token_set
+from tinymem.data.tokenizer import tokenize
+from tinymem.errors import UserError
+from tinymem.options import check_options, option
+
+NO_PAD = -1  # every row is full
+DOCUMENTS_AT_ONCE = 32  # enough to tokenize on every core; a corpus is tokenized only as far as it is needed
+
+
+@dataclass(frozen=True)
+class ProductionSettings:
+    """Data"""
+
+    memorized: str | None = option(
+        None, "file of memorized sequences (.safetensors or .pt), from pythia_mem_data/: fetch.py or find_memorized.py"
+    )
+    random: str | None = option(None, "file of random sequences: test and retain text; not given: text of --corpus")
+    corpus: str | None = option(
+        None,
+        "test and retain text: hub, builtin or a path, see memorization_in_toy_models.py; not given: hub, or builtin "
+        "where the hub cannot be reached",
+    )
+    text_column: str = option("text", "which column of a .jsonl or .parquet corpus")
+    prompt_tokens: int = option(32, "n of (n, k) memorization: tokens of the prompt", low=1)
+    continuation_tokens: int = option(40, "k of (n, k) memorization: tokens that must come out", low=1)
+    num_test: int = option(1632, "random sequences to measure perplexity on; fewer where there are not enough", low=1)
+    num_retain: int = option(1632, "random sequences to keep; fewer where there are not enough", low=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.random and self.corpus:
+            raise UserError("--random and --corpus: give one of them, both are the test and retain text")
+
+    @property
+    def needed(self) -> int:
+        """Tokens that a memorized sequence must have."""
+        return self.prompt_tokens + self.continuation_tokens
+
+
+@dataclass(frozen=True)
+class ProductionData:
+    """The dataset, and the settings that name it in a record."""
+
+    dataset: MemorizationDataset
+    identity: dict[str, Any]
+
+
+def load_production(settings: ProductionSettings, config, tokenizer) -> ProductionData:
+    """The data of a model with this config (transformers') and tokenizer (or None).
+
+    Raises UserError for files that are missing, damaged or another model's, and for sequences longer than the model takes.
+    """
+    config = config.get_text_config()
+    memorized = load_memorized(settings, config.vocab_size)
+    length, longest = memorized.tokens.shape[1], getattr(config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise UserError(f"--memorized: its sequences have {length} tokens, this model takes at most {longest}")
+    test, retain, random_name = load_random(settings, length, config.vocab_size, tokenizer)
+    names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
+    chosen = {name: getattr(settings, name) for name in names}
+    dataset = production_dataset(
+        memorized.tokens, test, retain, config.vocab_size, settings.prompt_tokens, settings.continuation_tokens
+    )
+    return ProductionData(dataset, {"memorized_data": memorized.fingerprint, "random_data": random_name, **chosen})
+
+
+def load_memorized(settings: ProductionSettings, vocabulary_size: int) -> TokenSet:
+    """The sequences of --memorized. UserError when there are none, or they are not this model's."""
+    if settings.memorized is None:
+        raise UserError(
+            "--memorized: give a file of sequences that this model has memorized; pythia_mem_data/fetch.py fetches Pythia's, "
+            "pythia_mem_data/find_memorized.py finds any model's"
+        )
+    return read_token_set(settings.memorized, vocabulary_size, settings.needed)
+
+
+def load_random(
+    settings: ProductionSettings, length: int, vocabulary_size: int, tokenizer
+) -> tuple[torch.Tensor, torch.Tensor, str]:
+    """Test and retain text as rows of `length` tokens, int32, and a name for it that changes with its content.
+
+    A file of other rows is read as one stream and cut anew, test before retain, as the study does with 2048 x 128 Pile
+    tokens. Of a corpus test and retain text are different documents. UserError where there is too little of it.
+    """
+    if settings.random is not None:
+        token_set = read_token_set(settings.random, vocabulary_size)
+        test, retain = split_random(token_set.tokens, length, settings.num_test, settings.num_retain)
+        return test, retain, token_set.fingerprint
+    if tokenizer is None:
+        raise UserError(
+            "--corpus: this model's folder has no tokenizer (no tokenizer.json) to read text with; put its tokenizer there or "
+            "give token ids with --random"
+        )
+    corpus = find_corpus(DataSettings(data_name="wiki", corpus=settings.corpus, text_column=settings.text_column))
+    retain_documents, test_documents = split_by_document(corpus.documents())
+    test = text_rows(tokenizer, test_documents, length, settings.num_test)
+    retain = text_rows(tokenizer, retain_documents, length, settings.num_retain)
+    if not len(test) or not len(retain):
+        raise UserError(f"--corpus: {corpus.name!r} is too short for rows of {length} tokens; give one with more text")
+    return test, retain, f"{corpus.name}-{files.digest({'corpus': corpus.fingerprint})}"
+
+
+def split_random(
+    tokens: torch.Tensor, length: int, num_test: int, num_retain: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Test and retain rows (rows, length): the first and the next ones of the stream that `tokens` is.
+
+    Where there are fewer than num_test + num_retain, each gets its share of them. UserError for fewer than two.
+    """
+    stream = tokens.flatten()
+    rows = stream[: len(stream) // length * length].view(-1, length)
+    if len(rows) < 2:
+        raise UserError(f"--random: {len(stream)} tokens make {len(rows)} rows of {length}; at least two are needed")
+    if len(rows) < num_test + num_retain:
+        num_test = min(max(1, len(rows) * num_test // (num_test + num_retain)), len(rows) - 1)
+        num_retain = len(rows) - num_test
+    return rows[:num_test], rows[num_test : num_test + num_retain]
+
+
+def text_rows(tokenizer, documents: list[str], length: int, count: int) -> torch.Tensor:
+    """Up to `count` rows of `length` tokens of these documents, one after the other, none padded: int32."""
+    parts, size = [], 0
+    for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        parts += map(torch.from_numpy, tokenize(tokenizer, documents[start : start + DOCUMENTS_AT_ONCE]))
+        size = sum(map(len, parts))
+        if size >= count * length:
+            break
+    rows = min(count, size // length)
+    return torch.cat([*parts, torch.empty(0, dtype=torch.int32)])[: rows * length].view(rows, length)
+
+
+def production_dataset(
+    memorized: torch.Tensor,
+    test: torch.Tensor,
+    retain: torch.Tensor,
+    vocabulary_size: int,
+    prompt_tokens: int = 32,
+    continuation_tokens: int = 40,
+) -> MemorizationDataset:
+    """Memorized sequences as artifacts of kind "natural", other text as test and retain set.
+
+    memorized, test, retain: token ids (rows, T), integers. Retain rows that share `continuation_tokens` consecutive
+    tokens with a memorized or a test row are left out. The training rows are the retain rows alone: a listed sequence
+    that this model has not memorized is neither unlearned nor kept. UserError when no retain row is left.
+    """
+    retain = retain[~shares_tokens(retain, torch.cat([memorized, test]), continuation_tokens)]
+    if not len(retain):
+        raise UserError("no retain text is left that is neither memorized nor test text; give more of it")
+    count, zeros = len(memorized), torch.zeros(len(memorized), dtype=torch.long)
+    artifacts = Artifacts(memorized, memorized, zeros + prompt_tokens, zeros)
+    ids = torch.arange(count, count + len(retain))
+    return MemorizationDataset(
+        sequences=torch.cat([memorized, retain]),
+        order=ids,
+        artifact_ids=torch.arange(count),
+        artifacts=artifacts,
+        test_artifacts=artifacts.select(torch.arange(0)),
+        tests={"random": test},
+        tasks={"retain": ids},
+        kind="natural",
+        prompt_tokens=prompt_tokens,
+        continuation=continuation_tokens,
+        vocabulary_size=vocabulary_size,
+        bos=None,
+        eos=None,
+        pad=NO_PAD,
+        pad_counts=True,
+    )
+
+
+def shares_tokens(rows: torch.Tensor, others: torch.Tensor, width: int) -> torch.Tensor:
+    """Which rows have `width` consecutive tokens in common with any of the others: bool (rows,).
+
+    width is cut to the length of a row. Compares 64-bit hashes, of which a few million collide by chance in no run.
+    """
+    width = min(width, rows.shape[1], others.shape[1])
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (width,), generator=generator)
+    taken = torch.cat([hashes.flatten() for hashes in _window_hashes(others, factors)]).unique()
+    found = [torch.isin(hashes, taken).any(1) for hashes in _window_hashes(rows, factors)]
+    return torch.cat([*found, torch.empty(0, dtype=torch.bool)])
+
+
+def _window_hashes(rows: torch.Tensor, factors: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The hash of every window of len(factors) tokens, (rows, windows), some rows at a time: sums that wrap around."""
+    for some in rows.long().split(1024):
+        yield (some.unfold(1, len(factors), 1) * factors).sum(-1)

@@ -1,0 +1,110 @@
+"""Sequences of token ids in a file: what a model has memorized, or random text. One integer tensor, all rows equally long.
+
+Written as safetensors with a note of where they come from. Read from that, or from a `.pt` file such as MemPi's (Chang
+et al. 2024), of which nothing but tensors is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import files
+from tinymem.errors import UserError
+
+KEY = "tokens"
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """tokens: int32 (rows, length). provenance: where they come from, JSON values by name; empty where it is not known."""
+
+    tokens: torch.Tensor
+    provenance: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the tokens, whatever kind of file they come from."""
+        digest = hashlib.sha256(str(tuple(self.tokens.shape)).encode())
+        digest.update(self.tokens.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+def read_token_set(path: str | Path, vocabulary_size: int | None = None, length: int = 1) -> TokenSet:
+    """The sequences in a .safetensors or .pt file.
+
+    vocabulary_size   ids must be below it; None: any that are not negative
+    length            the fewest tokens that a sequence must have
+
+    Raises UserError for a file that is missing, damaged, or of another kind: not one tensor, not two-dimensional, not
+    integers, without rows, ids outside the vocabulary, sequences that are too short.
+    """
+    path = Path(path)
+    readers = {".safetensors": _read_safetensors, ".pt": _read_pickle}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: unknown kind of file; sequences of token ids are kept in {' or '.join(readers)}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    tensor, provenance = readers[path.suffix](path)
+    check_tokens(tensor, path, vocabulary_size, length)
+    return TokenSet(tensor.to(torch.int32), provenance)
+
+
+def write_token_set(path: str | Path, token_set: TokenSet) -> Path:
+    """Writes safetensors, whole or not at all. UserError when the place is not writable."""
+    from safetensors.torch import save_file
+
+    tensors, metadata = {KEY: token_set.tokens.contiguous()}, {"provenance": json.dumps(token_set.provenance)}
+    return files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def check_tokens(tensor: Any, where: str | Path, vocabulary_size: int | None = None, length: int = 1) -> None:
+    """UserError, which names the place `where`, unless this is an integer tensor (rows, >= length) of valid ids."""
+    if not isinstance(tensor, torch.Tensor):
+        raise UserError(f"{where}: holds a {type(tensor).__name__}, not one tensor of token ids")
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise UserError(f"{where}: holds {str(tensor.dtype).removeprefix('torch.')} values, not integer token ids")
+    if tensor.dim() != 2 or not len(tensor):
+        raise UserError(f"{where}: has shape {tuple(tensor.shape)}, not (sequences, tokens)")
+    if tensor.shape[1] < length:
+        raise UserError(
+            f"{where}: its sequences have {tensor.shape[1]} tokens, prompt and continuation need {length}; lower "
+            "--prompt_tokens or --continuation_tokens"
+        )
+    lowest, highest = int(tensor.min()), int(tensor.max())
+    if lowest < 0 or highest >= (2**31 if vocabulary_size is None else vocabulary_size):
+        wrong = lowest if lowest < 0 else highest
+        raise UserError(
+            f"{where}: token id {wrong} is outside the model's vocabulary of {vocabulary_size}; these sequences are "
+            "another tokenizer's"
+        )
+
+
+def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names, provenance = list(file.keys()), json.loads((file.metadata() or {}).get("provenance", "{}"))
+            tensors = [file.get_tensor(name) for name in names]
+    except Exception as error:  # safetensors raises its own type for every kind of damage
+        raise UserError(f"{path}: damaged or not safetensors ({str(error).splitlines()[0]})") from None
+    if len(tensors) != 1:
+        raise UserError(f"{path}: holds {len(tensors)} tensors, not one of token ids")
+    return tensors[0], provenance
+
+
+def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True), {"file": path.name}
+    except (
+        Exception
+    ):  # a pickle can be damaged in as many ways as it can be written; torch's text asks to unpickle it all
+        raise UserError(
+            f"{path}: damaged, or holds more than tensors (which is not loaded: it could run code)"
+        ) from None

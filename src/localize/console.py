@@ -1,0 +1,93 @@
+"""What the localize scripts share: they run the chosen methods on their subject and print one line a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tinymem import cli, plots
+from tinymem.errors import UserError
+from tinymem.localize.registry import Method
+from tinymem.localize.unlearn import Subject, unedited, unlearn
+from tinymem.records.table import flat_row
+
+COLUMNS = ("method", "ratio", "percent_memorized_train", "percent_memorized_test", "percent_memorized_shown")
+COLUMNS += ("percent_memorized_held_out", "percent_clean_recovery", "mean_test_accuracy", "perplexity")
+COLUMNS += ("perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
+
+
+def run_methods(subject: Subject, methods: Sequence[tuple[Method, Any]], arguments: argparse.Namespace) -> list[dict]:
+    """Measures the model as it is, then runs every method for each of its ratios; prints the table at the end.
+
+    methods    with their hyper-parameters, as from `chosen_methods`
+    arguments  --force, --plot and --no_save_model are read
+
+    Returns the records, the unedited model's first. UserError when a method runs out of memory.
+    """
+    records = [unedited(subject, arguments.force)]
+    if not len(subject.task.unlearn):
+        print_table(records)
+        print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
+              f"{subject.identity['unlearn_set_name']}")  # fmt: skip
+        return records
+    save_models = not arguments.no_save_model
+    with cli.progress_bar(total=sum(len(hp.ratio) for _, hp in methods), unit="run") as bar:
+        for method, hp in methods:
+            bar.set_postfix_str(method.name)
+            with enough_memory(method.name):
+                for record in unlearn(subject, method, hp, save_models, arguments.force, on_estimate=_say(bar, method)):
+                    records.append(record)
+                    bar.update()
+                    if record["results"]["percent_zeroed"] == 0:
+                        ratio = record["settings"]["ratio"]
+                        _note(bar, f"{method.name}: --ratio {ratio} drops nothing in a model of this size")
+    if arguments.plot:
+        figures = plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning")
+        print(*figures, sep="\n", file=sys.stderr)
+    print_table(records)
+    print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
+    return records
+
+
+def print_table(records: Sequence[dict]) -> None:
+    """One line a run; the accuracies of the single test sets stand at the end. What no run has is left out."""
+    accuracies = [name for name in records[0]["results"] if name.startswith("accuracy_")]
+    rows = [flat_row(record) for record in records]
+    columns = [name for name in (*COLUMNS, *accuracies) if any(row.get(name) is not None for row in rows)]
+    print(cli.table(map(cli.brief, rows), cli.brief(dict.fromkeys(columns))))
+
+
+@contextmanager
+def enough_memory(what: str):
+    """Turns running out of memory within the block into a UserError that names the flags which help."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"{what}: out of memory ({str(error).splitlines()[0]}); try --microbatch 1, --dtype bfloat16, --momentum 0 (of "
+            "methods that have it) or --device_map auto over several GPUs"
+        ) from None
+
+
+def _say(bar, method: Method):
+    return lambda seconds: _note(bar, f"{method.name}: scoring will take about {duration(seconds)}")
+
+
+def _note(bar, text: str) -> None:
+    bar.write(text, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words that a person can plan with: 40 s, 3 min, 2.5 h, 4 days."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"

@@ -1,0 +1,177 @@
+"""Any causal LM, from a folder or the Hugging Face hub: fetched, checked against the memory there is, and opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tinymem.data.corpus import hub_reachable
+from tinymem.data.tokenizer import open_tokenizer
+from tinymem.errors import UserError
+from tinymem.models.adapter import find_mlps
+from tinymem.models.loading import empty_model, read_config, read_model
+from tinymem.options import check_options, option
+
+DTYPES = ("float32", "bfloat16", "float16")
+DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config and tokenizer
+WEIGHT_FILES = {True: ("model*.safetensors",), False: ("pytorch_model*.bin",)}  # safetensors, or else pickled tensors
+RESERVE = 0.05  # of the free memory, left for everything that is not a weight
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """Model"""
+
+    step: int | None = option(
+        None, "training step: revision stepN of a hub model such as Pythia (36000, 72000, 108000, 143000)", low=0
+    )
+    dtype: str = option("float32", "type of the weights; scores are always float32", choices=DTYPES)
+    device_map: str | None = option(None, "auto: spread the layers over all GPUs", choices=("auto",))
+
+    __post_init__ = check_options
+
+
+def open_causal_lm(
+    name_or_folder: str | Path,
+    step: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+    device_map: str | None = None,
+):
+    """(model, tokenizer) in evaluation mode; tokenizer is None where the folder has none.
+
+    name_or_folder   a model folder, or a name on the hub, which answers from its cache when it cannot be reached
+    step             revision stepN on the hub; in a folder the subfolder stepN
+    dtype            "float32", "bfloat16" or "float16": of the weights
+    device_map       "auto" spreads the layers over all GPUs; `device` is then ignored
+
+    Raises UserError, before any weights are fetched or read, when there is no such model, its MLPs are not of a kind
+    that can be edited, or it does not fit into memory.
+    """
+    folder = model_folder(name_or_folder, step)
+    config, tokenizer = read_config(folder), _tokenizer(folder)
+    weights = getattr(torch, dtype)
+    empty = empty_model(folder, config)
+    find_mlps(empty)
+    _check_memory(str(name_or_folder), weight_bytes(empty, weights), device, dtype, device_map)
+    fetch_weights(name_or_folder, step)
+    safetensors = any(folder.glob("*.safetensors"))
+    placed = {"device_map": device_map} if device_map else {}
+    model = read_model(folder, config, weights, safetensors, **placed).eval()
+    check_editable(model)
+    return model if device_map else model.to(device), tokenizer
+
+
+def open_description(name_or_folder: str | Path, step: int | None = None):
+    """(config, tokenizer or None): what can be known, and checked, before the weights are fetched and read."""
+    folder = model_folder(name_or_folder, step)
+    return read_config(folder), _tokenizer(folder)
+
+
+def _tokenizer(folder: Path):
+    return open_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
+    """The folder with the model's config and tokenizer: the given one, or the hub's cache, where they are fetched to.
+
+    Raises UserError when there is no such folder, or the hub has no such model or cannot be reached.
+    """
+    path = Path(name_or_folder)
+    if not path.is_dir():
+        return _snapshot(str(name_or_folder), step, DESCRIPTION_FILES)
+    if step is None:
+        return path
+    if not (path / f"step{step}").is_dir():
+        raise UserError(f"--step {step}: no step{step} in the folder {path}; leave it out, or give a name on the hub")
+    return path / f"step{step}"
+
+
+def fetch_weights(name_or_folder: str | Path, step: int | None = None) -> None:
+    """Brings a hub model's weights into the hub's cache: safetensors where it has them. Nothing to do for a folder."""
+    if Path(name_or_folder).is_dir():
+        return
+    for patterns in WEIGHT_FILES.values():
+        folder = _snapshot(str(name_or_folder), step, (*DESCRIPTION_FILES, *patterns))
+        if any(found for pattern in patterns for found in folder.glob(pattern)):
+            return
+    raise UserError(
+        f"--model_name {name_or_folder}: no weights in the hub's cache for it, and the hub cannot be reached; fetch it "
+        "where there is a network"
+    )
+
+
+def _snapshot(name: str, step: int | None, patterns: tuple[str, ...]) -> Path:
+    """The files of a hub model in the local cache, fetched first where the hub can be reached."""
+    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub.utils import validate_repo_id
+
+    revision = "main" if step is None else f"step{step}"
+    unknown = f"--model_name {name}: no such folder, and no"
+    try:
+        validate_repo_id(name)
+    except errors.HFValidationError:
+        raise UserError(f"{unknown} name on the hub either (those are OWNER/MODEL)") from None
+    try:
+        online = hub_reachable()
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=not online)
+        )
+    except errors.RevisionNotFoundError:
+        raise UserError(f"--step {step}: the hub has no revision {revision} of {name}") from None
+    except errors.GatedRepoError:
+        raise UserError(
+            f"--model_name {name}: the hub asks for a login; accept its licence, then `hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(f"{unknown} model of this name on the hub") from None
+    except errors.LocalEntryNotFoundError:
+        raise UserError(
+            f"--model_name {name}: no such folder; the Hugging Face hub cannot be reached and {revision} of this model "
+            "is not in its cache: give a folder, or run it once where there is a network"
+        ) from None
+    except (OSError, ValueError) as error:  # full disks, broken connections
+        raise UserError(f"--model_name {name}: cannot be fetched ({str(error).splitlines()[0]})") from None
+
+
+def weight_bytes(model, dtype: torch.dtype) -> int:
+    """What the weights of a model, on the meta device or not, take in this type. Tied weights count once."""
+    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+
+
+def free_bytes(device: str | torch.device, device_map: str | None = None) -> int:
+    """Memory that is free on the device; with a device map on all GPUs together, or the CPU's where there is none."""
+    device = torch.device(device)
+    if device_map and torch.cuda.is_available():
+        return sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+    if device.type == "cuda" and not device_map:
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def _check_memory(name: str, needed: int, device: str | torch.device, dtype: str, device_map: str | None) -> None:
+    room = (1 - RESERVE) * free_bytes(device, device_map)
+    if needed <= room:
+        return
+    half = dtype == "float32" and needed / 2 <= room
+    spread = device_map is None and torch.cuda.device_count() > 1
+    ways = ["--dtype bfloat16"] * half + ["--device_map auto"] * spread
+    raise UserError(
+        f"--model_name {name}: its weights take {needed / 1e9:.1f} GB in {dtype}, {(needed - room) / 1e9:.1f} GB more than "
+        f"there is; {' or '.join(ways) + ' helps' if ways else 'take a smaller model or a larger machine'}"
+    )
+
+
+def check_editable(model) -> None:
+    """UserError where weights were left on the CPU or the disk, to be copied in at every pass: edits would be lost."""
+    away = sorted(name for name, parameter in model.named_parameters() if parameter.device.type == "meta")
+    places = set(getattr(model, "hf_device_map", {}).values())
+    if away or ({"cpu", "disk"} & places and len(places) > 1):
+        raise UserError(
+            f"--device_map: {away[0] if away else 'a layer'} does not fit on the GPUs and was left outside them, where it "
+            "cannot be edited; try --dtype bfloat16, more GPUs, or --device cpu"
+        )

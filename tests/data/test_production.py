@@ -1,0 +1,111 @@
+"""The dataset of a production model: prompts, disjoint test and retain text, text read with the model's tokenizer."""
+
+import json
+
+import pytest
+import torch
+
+from tinymem.data.production import (
+    ProductionSettings,
+    load_memorized,
+    load_random,
+    production_dataset,
+    shares_tokens,
+    split_random,
+    text_rows,
+)
+from tinymem.data.token_sets import TokenSet, write_token_set
+from tinymem.data.tokenizer import tokenize, train_tokenizer
+from tinymem.errors import UserError
+
+
+def rows(count, length, low=0, high=1000, seed=0):
+    return torch.randint(low, high, (count, length), generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
+
+
+def test_the_studys_split_of_the_pile_batch():
+    batch = torch.arange(2048 * 128).view(2048, 128)
+    test, retain = split_random(batch, 80, 1632, 1632)
+    study = batch[:2040].reshape(3264, 80)
+    assert torch.equal(test, study[:1632]) and torch.equal(retain, study[1632:])
+
+
+@pytest.mark.parametrize("have, expected", [(10, (5, 5)), (3, (1, 2)), (2, (1, 1))])
+def test_a_short_stream_is_shared_out(have, expected):
+    assert tuple(map(len, split_random(rows(1, 8 * have + 7), 8, 1632, 1632))) == expected
+    with pytest.raises(UserError, match="7 tokens make 0 rows of 8"):
+        split_random(rows(1, 7), 8, 1, 1)
+
+
+def test_artifacts_prompts_and_disjoint_sets():
+    memorized, test, retain = rows(5, 12), rows(6, 12, seed=1), rows(7, 12, seed=2)
+    retain[2, 3:9] = memorized[4, 6:12]  # six tokens in common, at another place
+    retain[5, :6] = test[0, 2:8]
+    retain[6, :5] = memorized[1, :5]  # five are not enough
+    dataset = production_dataset(memorized, test, retain, 1000, prompt_tokens=4, continuation_tokens=6)
+    assert torch.equal(dataset.sequences, torch.cat([memorized, retain[[0, 1, 3, 4, 6]]]))
+    assert dataset.order.tolist() == list(range(5, 10)) and dataset.artifact_ids.tolist() == list(range(5))
+    assert dataset.artifacts.prompt_end.tolist() == [4] * 5 and dataset.measured(dataset.artifacts).all()
+    assert torch.equal(dataset.artifacts.clean, memorized) and torch.equal(dataset.tests["random"], test)
+    assert dataset.ignored_token is None and not len(dataset.test_artifacts)
+    with pytest.raises(UserError, match="no retain text is left"):
+        production_dataset(memorized, test, test, 1000, 4, 6)
+
+
+def test_shared_tokens_against_brute_force():
+    some, others = rows(30, 7, high=3), rows(4, 9, high=3, seed=3)
+
+    def windows(tokens, width):
+        return {tuple(row[i : i + width].tolist()) for row in tokens for i in range(len(row) - width + 1)}
+
+    seen = set()
+    for width in (1, 4, 6, 7, 50):
+        cut = min(width, 7)
+        expected = [bool(windows(row[None], cut) & windows(others, cut)) for row in some]
+        assert shares_tokens(some, others, width).tolist() == expected
+        seen |= set(expected)
+    assert seen == {True, False}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    documents = [f"document {number} tells of river {number} and the sea " * 4 for number in range(40)]
+    path = tmp_path / "small.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return path, train_tokenizer(documents, 300), documents
+
+
+def test_text_comes_from_different_documents(corpus):
+    path, tokenizer, _ = corpus
+    settings = ProductionSettings(corpus=str(path), num_test=3, num_retain=5)
+    test, retain, name = load_random(settings, 12, 300, tokenizer)
+    assert test.shape == (3, 12) and retain.shape == (5, 12) and test.dtype == torch.int32
+    assert name.startswith("small-")
+    numbers = [set(tokenizer.decode(part.flatten()).split()) for part in (test, retain)]
+    shared = {word for word in numbers[0] & numbers[1] if word.isdigit() and len(word) > 1}
+    assert not shared
+
+
+def test_rows_are_the_documents_tokens_without_pads(corpus):
+    _, tokenizer, documents = corpus
+    stream = torch.cat([torch.from_numpy(part) for part in tokenize(tokenizer, documents)])
+    found = text_rows(tokenizer, documents, 16, 10**6)
+    assert torch.equal(found.flatten(), stream[: len(stream) // 16 * 16])
+    assert torch.equal(text_rows(tokenizer, documents, 16, 4), found[:4])
+    assert text_rows(tokenizer, documents[:1], 10**5, 4).shape == (0, 10**5)
+
+
+def test_what_is_missing_is_named(corpus, tmp_path):
+    path, tokenizer, _ = corpus
+    settings = ProductionSettings(corpus=str(path))
+    with pytest.raises(UserError, match="--memorized: give a file .*find_memorized.py"):
+        load_memorized(settings, 300)
+    with pytest.raises(UserError, match="no tokenizer"):
+        load_random(settings, 12, 300, None)
+    with pytest.raises(UserError, match="'small' is too short for rows of 100000 tokens"):
+        load_random(settings, 10**5, 300, tokenizer)
+    with pytest.raises(UserError, match="give one of them"):
+        ProductionSettings(random="a", corpus="b")
+    written = write_token_set(tmp_path / "m.safetensors", TokenSet(rows(4, 71), {}))
+    with pytest.raises(UserError, match="have 71 tokens, prompt and continuation need 72"):
+        load_memorized(ProductionSettings(memorized=str(written)), 1000)

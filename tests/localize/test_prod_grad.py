@@ -1,0 +1,172 @@
+"""prod_grad.py end to end on a small GPT-NeoX that really memorizes, and on everything that can be wrong with its input."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import in_process, script
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from tinymem.data.token_sets import TokenSet, write_token_set
+from tinymem.data.tokenizer import train_tokenizer
+from tinymem.localize.registry import METHODS
+from tinymem.models.adapter import find_mlps
+from tinymem.models.production import open_causal_lm
+from tinymem.records.table import load_records
+
+SCRIPT = "src/localize/prod_grad.py"
+VOCABULARY, LENGTH, MEMORIZED = 300, 20, 12
+WINDOW = ["--prompt_tokens", 8, "--continuation_tokens", 10]
+QUICK = ["--epochs", 1, "--num_grads", 4, "--ig_steps", 2, "--greedy_k", 50, "--batch_size", 8]
+DOCUMENTS = [f"the river {number} runs to the sea under stone bridges of town {number} " * 3 for number in range(50)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with model/ (which has memorized ten of twelve sequences), memorized.safetensors, random.pt, corpus.jsonl."""
+    folder = tmp_path_factory.mktemp("production")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.1,
+        **sizes,
+    )
+    model = GPTNeoXForCausalLM(config)
+    tokens = torch.randint(0, VOCABULARY, (MEMORIZED, LENGTH))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(tokens[:10], labels=tokens[:10]).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder / "model")
+    train_tokenizer(DOCUMENTS, VOCABULARY).save_pretrained(folder / "model")
+    write_token_set(folder / "memorized.safetensors", TokenSet(tokens.int(), {"source": "test"}))
+    torch.save(torch.randint(0, VOCABULARY, (40, 32)), folder / "random.pt")
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
+    return folder
+
+
+def words(place, *more):
+    base = ["--model_name", place / "model", "--memorized", place / "memorized.safetensors", *WINDOW]
+    return [*base, *(more if "--corpus" in more else ("--random", place / "random.pt", *more))]
+
+
+@pytest.fixture(scope="module")
+def every_method(place):
+    """The script run once with all methods in bfloat16; returns (output folder, what it printed)."""
+    out = place / "out"
+    done = script(
+        SCRIPT, *words(place, "--localization_method", "all", "--ratio", 0.1, 0.3, *QUICK), "--output_dir", out,
+        "--dtype", "bfloat16", "--plot",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_a_record_and_a_table_line_for_every_method_and_ratio(place, every_method):
+    out, done = every_method
+    records = load_records(out)
+    found = sorted((r["settings"]["method"], r["settings"].get("ratio", 0)) for r in records)
+    assert found == sorted([("unedited", 0)] + [(name, ratio) for name in METHODS for ratio in (0.1, 0.3)])
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
+    assert [line for line in lines if line in METHODS] == [name for name in METHODS for _ in range(2)]
+    assert all(f"{name}: scoring will take about" in done.stderr for name in ("zero_out", "obs"))
+    assert (out / "unlearning.png").stat().st_size > 5000
+
+
+def test_what_a_record_says(place, every_method):
+    settings = [record["settings"] for record in load_records(every_method[0])]
+    for row in settings:
+        assert row["run"] == "unlearn" and row["model_name"] == str(place / "model") and row["step"] is None
+        assert row["dtype"] == "bfloat16" and row["holdout_fraction"] == 0.5 and row["unlearn_seed"] == 0
+        assert (row["prompt_tokens"], row["continuation_tokens"]) == (8, 10)
+        assert len(row["memorized_data"]) == len(row["random_data"]) == 16
+    before = next(r["results"] for r in load_records(every_method[0]) if r["settings"]["method"] == "unedited")
+    assert before["percent_memorized_shown"] == before["percent_memorized_held_out"] == 100.0
+    assert before["percent_memorized_train"] == pytest.approx(100 * 10 / MEMORIZED)
+    assert before["perplexity"] > 1 and before["perplexity_batch_mean"] > 1
+
+
+def test_edited_models_are_ordinary_folders_with_some_mlp_entries_at_zero(place, every_method):
+    original, _ = open_causal_lm(place / "model", dtype="bfloat16")
+    original.save_pretrained(place / "as_bfloat16")
+    before = load_file(place / "as_bfloat16" / "model.safetensors")
+    mlp = {weight.name for block in find_mlps(original) for weight in block.weights}
+    models = list((every_method[0] / "models").iterdir())
+    assert len(models) == 2 * len(METHODS)
+    for path in models:
+        after = load_file(path / "model.safetensors")
+        assert after.keys() == before.keys()
+        for name, tensor in after.items():
+            changed = tensor != before[name]
+            assert tensor.dtype == torch.bfloat16 and (not changed.any() or name in mlp)
+            assert tensor[changed].eq(0).all()
+    assert AutoModelForCausalLM.from_pretrained(models[0]).config.model_type == "gpt_neox"
+    assert len(AutoTokenizer.from_pretrained(models[0])) == len(AutoTokenizer.from_pretrained(place / "model"))
+
+
+def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, capsys):
+    command = words(
+        place, "--corpus", place / "corpus.jsonl", "--localization_method", "random_greedy", "--ratio", 0.3, "--epochs", 20,
+        "--batch_size", 8, "--output_dir", tmp_path, "--holdout_fraction", 0,
+    )  # fmt: skip
+    in_process(SCRIPT, *command)
+    results = {r["settings"]["method"]: r["results"] for r in load_records(tmp_path)}
+    assert (
+        results["unedited"]["percent_memorized_shown"] == 100
+        and results["unedited"]["percent_memorized_held_out"] is None
+    )
+    assert results["balanced_subnet"]["percent_memorized_shown"] < 20
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    in_process(SCRIPT, *command)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == files
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--memorized", "{place}/none.pt"], "none.pt: no such file"),
+        (["--memorized", "{place}/past.pt"], "token id 300 is outside the model's vocabulary of 300"),
+        (["--memorized", "{place}/short.pt"], "have 17 tokens, prompt and continuation need 18"),
+        (["--memorized", "{place}/long.pt"], "have 65 tokens, this model takes at most 64"),
+        (["--random", "{place}/past.pt"], "token id 300 is outside"),
+        (["--memorized", "{place}/damaged.safetensors"], "damaged"),
+        (["--model_name", "{place}/bare", "--corpus", "{place}/corpus.jsonl"], "has no tokenizer"),
+        (["--model_name", "{place}/nothing"], "no such folder"),
+        (["--model_name", "nobody/nothing"], "the Hugging Face hub cannot be reached"),
+        (["--step", 36000], "no step36000 in the folder"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--greedy_k", 3], "activations has no such hyper-parameter; greedy has"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(place, change, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tinymem.models.production.hub_reachable", lambda: False)
+    torch.save(torch.full((4, 20), VOCABULARY), place / "past.pt")
+    torch.save(torch.zeros(4, 17, dtype=torch.int64), place / "short.pt")
+    torch.save(torch.zeros(4, 65, dtype=torch.int64), place / "long.pt")
+    (place / "damaged.safetensors").write_bytes(b"\x00" * 40)
+    shutil.copytree(place / "model", place / "bare", ignore=shutil.ignore_patterns("tokenizer*"), dirs_exist_ok=True)
+    command = words(place, "--localization_method", "activations", "--output_dir", tmp_path / "out")
+    given = [str(word).format(place=place) for word in change]
+    if "--corpus" in given:
+        at = command.index("--random")
+        del command[at : at + 2]
+    with pytest.raises(SystemExit) as stopped:
+        in_process(SCRIPT, *command, *given)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_memory_says_how_much_is_missing(place, capsys, monkeypatch):
+    monkeypatch.setattr("tinymem.models.production.free_bytes", lambda device, device_map: 100_000)
+    with pytest.raises(SystemExit) as stopped:
+        in_process(SCRIPT, *words(place, "--localization_method", "activations"))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "GB more than there is; --dtype bfloat16 helps" in error

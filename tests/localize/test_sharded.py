@@ -1,0 +1,99 @@
+"""Every method on a model that accelerate has spread over two devices: the same masks as on one.
+
+The devices are fake (tests/fake_devices.py), but as strict as real ones: no tensor meets one of another device.
+"""
+
+import copy
+from dataclasses import fields
+
+import pytest
+import torch
+from fake_devices import FIRST, SECOND, fake_devices
+
+from tinymem.localize.edit import edited, share_dropped
+from tinymem.localize.registry import METHODS
+from tinymem.metrics.memorization import memorized
+from tinymem.metrics.quality import quality
+from tinymem.models import losses
+
+QUICK = dict(epochs=2, batch_size=4, num_grads=4, ig_steps=2, greedy_k=3, dtype="float32", ratio=(0.2,))
+BLOCKS = {"gpt2": ("transformer", "h"), "gpt_neox": ("gpt_neox", "layers"), "llama": ("model", "layers")}
+
+
+def spread(model):
+    """The model with block 0 on the first and block 1 on the second device, as `device_map="auto"` might place it."""
+    from accelerate import dispatch_model
+
+    base, blocks = BLOCKS[model.config.model_type]
+    places = {f"{base}.{name}": FIRST for name, _ in getattr(model, base).named_children() if name != blocks}
+    places |= {name: SECOND for name in places if name.endswith(("norm", "ln_f"))}
+    places |= {f"{base}.{blocks}.0": FIRST, f"{base}.{blocks}.1": SECOND}
+    places["lm_head"] = FIRST if model.config.tie_word_embeddings else SECOND
+    return dispatch_model(model, {name: str(place) for name, place in places.items()})
+
+
+@pytest.fixture
+def pair(tiny_model):
+    """pair(architecture): a model on one device and the same model on two; within fake_devices() only."""
+
+    def make(architecture="gpt_neox"):
+        model = tiny_model(architecture)
+        model.set_attn_implementation("eager")  # the fused kernels make tensors of their own
+        model.config.pad_token_id = None  # or else GPT-2 looks for pads in a way that the fake devices cannot follow
+        return copy.deepcopy(model), spread(model)
+
+    return make
+
+
+def on_cpu(tensors):
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("architecture", BLOCKS)
+@pytest.mark.parametrize("chunked", [True, False])
+def test_losses_and_gradients(pair, tiny_task, architecture, chunked, monkeypatch):
+    monkeypatch.setattr(losses, "LARGE_VOCABULARY", 1 if chunked else 10**9)
+    tokens = tiny_task().unlearn.planted
+    with fake_devices():
+        whole, split = pair(architecture)
+        assert {parameter.device for parameter in split.parameters()} == {FIRST, SECOND}
+        assert losses.chunked(split) == chunked
+        for model in (whole, split):
+            losses.token_losses(model, tokens).sum().backward()
+        for ours, theirs in zip(split.parameters(), whole.parameters()):
+            assert ours.grad.device == ours.device
+            torch.testing.assert_close(ours.grad.cpu(), theirs.grad)
+        results = [
+            (*losses.losses_and_hits(model, tokens), losses.greedy_hits(model, tokens, 4, 9))
+            for model in (whole, split)
+        ]
+        for expected, found in zip(*results):
+            assert found.device == split.device and torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(pair, tiny_task, name):
+    method = METHODS[name]
+    has = {field.name for field in fields(method.hyper_parameters)}
+    hp = method.hyper_parameters(**{key: value for key, value in QUICK.items() if key in has})
+    task, ratio = tiny_task(4, 6, microbatch=3), 0.005 if method.nested else 0.2
+    with fake_devices():
+        whole, split = pair()
+        expected, found = (method.masks(model, task, hp, ratio) for model in (whole, split))
+        assert any(mask.any() for mask in on_cpu(expected).values())
+        assert all(torch.equal(found[key].cpu(), mask) for key, mask in expected.items())
+
+
+def test_editing_and_measuring(pair, tiny_task):
+    task, method = tiny_task(), METHODS["durable"]
+    with fake_devices():
+        whole, split = pair()
+        masks = method.masks(split, task, method.hyper_parameters(ratio=(0.2,)), 0.2)
+        before = quality(split, task.retain, pad=13, pad_counts=True).mean_loss
+        with edited(whole, on_cpu(masks)), edited(split, masks):
+            measured = [quality(model, task.retain, pad=13, pad_counts=True).mean_loss for model in (whole, split)]
+            assert measured[0] == pytest.approx(measured[1]) and measured[1] != before
+            assert share_dropped(split, masks) == share_dropped(whole, masks)
+            flags = [memorized(model, task.unlearn, task.continuation) for model in (whole, split)]
+            assert torch.equal(*flags)
+        assert quality(split, task.retain, pad=13, pad_counts=True).mean_loss == before
