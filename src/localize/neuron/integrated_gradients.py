@@ -22,6 +22,8 @@ from tinymem.models.losses import last_losses
 from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
+COPIES = 3  # at most so many times a sequence's length in one pass: attention runs over all of them for each
+
 
 @dataclass(frozen=True)
 class HyperParameters:
@@ -71,7 +73,7 @@ def _batches(task: UnlearningTask, steps: int) -> Iterator[tuple[torch.Tensor, .
 
 def _division(length: int, count: int, steps: int, microbatch: int) -> tuple[int, int]:
     """Sequences and scales of a batch, for sequences of `length` tokens of which `count` are measured."""
-    scales = min(steps, max(1, (microbatch - 1) * length // max(count, 1)))
+    scales = min(steps, max(1, min(microbatch - 1, COPIES) * length // max(count, 1)))
     return max(1, microbatch * length // (length + count * scales)), scales
 
 
