@@ -34,11 +34,15 @@ def start_at_root(output_dir: str) -> Path:
     return output
 
 
-def stopwatch(run: Path, unlearned: Path) -> Callable[[], float]:
-    """A function that gives the seconds since now, and what earlier sessions have spent on the same run."""
-    reused = seconds_spent(run) + sum(record["cost"]["seconds"] for record in load_records(unlearned))
+def stopwatch(reused: float) -> Callable[[], float]:
+    """A function that gives the seconds since now, and those `reused` that earlier sessions have spent on the same run."""
     start = time.monotonic() - reused
     return lambda: round(time.monotonic() - start, 1)
+
+
+def spent_before(run: Path, unlearned: Path) -> float:
+    """Seconds that earlier sessions have spent on training in `run` and on the records of `unlearned`."""
+    return seconds_spent(run) + sum(record["cost"]["seconds"] for record in load_records(unlearned))
 
 
 def before_and_after(unlearned: Path, method: str) -> dict[str, dict[str, Any]]:

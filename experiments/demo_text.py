@@ -15,7 +15,7 @@ from tinymem import cli
 from pathlib import Path
 from typing import Any
 
-from demo_common import before_and_after, continuation, run, start_at_root, stopwatch
+from demo_common import before_and_after, continuation, run, spent_before, start_at_root, stopwatch
 
 from tinymem import files, plots
 from tinymem.data.build import load_dataset
@@ -41,7 +41,7 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--output_dir", default="results/demo_text", help="default: results/demo_text")
     output = start_at_root(parser.parse_args().output_dir)
-    seconds = stopwatch(RUN, UNLEARNED)
+    seconds = stopwatch(spent_before(RUN, UNLEARNED))
     run(TRAIN)
     run(UNLEARN)
     results = before_and_after(UNLEARNED, "balanced_subnet")

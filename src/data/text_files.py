@@ -11,21 +11,21 @@ PLAIN = (".txt", ".text", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 
 
-def corpus_files(path: Path) -> list[Path]:
+def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
     """The files of a corpus, sorted: the file itself, or all of a folder and its subfolders with a known suffix.
 
-    UserError when there is nothing there, or a file of a kind that is not read.
+    UserError, naming `flag`, when there is nothing there, or a file of a kind that is not read.
     """
     known = ", ".join(SUFFIXES)
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not found:
-            raise UserError(f"--corpus {path}: no {known} file in this folder")
+            raise UserError(f"{flag} {path}: no {known} file in this folder")
         return found
     if not path.exists():
-        raise UserError(f"--corpus {path}: no such file or folder (or use hub or builtin)")
+        raise UserError(f"{flag} {path}: no such file or folder (or use hub or builtin)")
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"--corpus {path}: unknown kind of file; it must end in {known}")
+        raise UserError(f"{flag} {path}: unknown kind of file; it must end in {known}")
     return [path]
 
 

@@ -19,15 +19,21 @@ COLUMNS += ("percent_memorized_held_out", "percent_clean_recovery", "mean_test_a
 COLUMNS += ("perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
 
 
-def run_methods(subject: Subject, methods: Sequence[tuple[Method, Any]], arguments: argparse.Namespace) -> list[dict]:
+def run_methods(
+    subject: Subject,
+    methods: Sequence[tuple[Method, Any]],
+    arguments: argparse.Namespace,
+    others: Sequence[dict] = (),
+) -> list[dict]:
     """Measures the model as it is, then runs every method for each of its ratios; prints the table at the end.
 
     methods    with their hyper-parameters, as from `chosen_methods`
     arguments  --force, --plot and --no_save_model are read
+    others     records to compare with, at the head of the table
 
-    Returns the records, the unedited model's first. UserError when a method runs out of memory.
+    Returns the records, after the others the unedited model's first. UserError when a method runs out of memory.
     """
-    records = [unedited(subject, arguments.force)]
+    records = [*others, unedited(subject, arguments.force)]
     if not len(subject.task.unlearn):
         print_table(records)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "

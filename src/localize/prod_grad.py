@@ -4,23 +4,35 @@
         --memorized pythia_mem_data/pythia-2.8b-deduped-v0.safetensors --random pythia_mem_data/pile_random_batch.safetensors \\
         --localization_method balanced_subnet --ratio 0.01 0.05
 
-Without --random, test and retain text is text of --corpus, read with the model's own tokenizer.
+    python src/localize/prod_grad.py --model_name smollm2 --dtype bfloat16 --plant builtin --plant_sequences 128 \\
+        --num_test 256 --num_retain 256 --localization_method balanced_subnet --ratio 0.05
+
+Without --random, test and retain text is text of --corpus, read with the model's own tokenizer. With --plant a model
+is first trained to recite passages; --memorized is then not needed. smollm2 is SmolLM2-135M from an installed package.
 """
 
 from tinymem import cli
 
 # isort: split
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from tinymem import allocator, files
-from tinymem.data.production import ProductionSettings, load_production
+import torch
+
+from tinymem import files
+from tinymem.data.passages import PassageSettings, load_passages
+from tinymem.data.production import ProductionData, ProductionSettings, load_production
+from tinymem.localize import dry_run
 from tinymem.localize.console import enough_memory, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
-from tinymem.localize.task import TaskSettings, unlearning_task
-from tinymem.localize.unlearn import Subject, identity
+from tinymem.localize.task import TaskSettings, default_microbatch, unlearning_task
+from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description
+from tinymem.training.console import plant_visibly
+from tinymem.training.plant import PlantSettings, planted_model
 
 HELD_OUT = 0.5
 STUDY_BATCH_SIZE = 32  # of the study's perplexity of Pythia
@@ -28,11 +40,16 @@ STUDY_BATCH_SIZE = 32  # of the study's perplexity of Pythia
 
 def parse():
     parser = cli.Parser(__doc__)
-    parser.add_argument("--model_name", required=True, help="a model's name on the hub, or a folder")
+    parser.add_argument("--model_name", required=True, help="a model's name on the hub, a folder, or smollm2")
     cli.add_options(parser, LoadSettings)
     cli.add_options(parser, ProductionSettings)
+    cli.add_options(parser, PassageSettings)
+    cli.add_options(parser, PlantSettings)
     add_method_options(parser, without=("dtype",))
     cli.add_options(parser, TaskSettings, holdout_fraction=HELD_OUT)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print memory and passes of each method, load no weights"
+    )
     cli.add_common_options(parser, "runs/production/MODEL_NAME")
     return parser.parse_args()
 
@@ -40,25 +57,61 @@ def parse():
 def load_subject(arguments, loading: LoadSettings) -> Subject:
     """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
     settings = cli.collect(ProductionSettings, arguments)
+    passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
     device, name = cli.resolve_device(arguments.device), str(arguments.model_name)
     config, tokenizer = open_description(name, loading.step)
-    data = load_production(settings, config, tokenizer)
-    model, tokenizer = open_causal_lm(name, device=device, **vars(loading))
     step = "" if loading.step is None else f"_step{loading.step}"
     folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
+    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
+    if passages.plant is None:
+        data = load_production(settings, config, tokenizer)
+        model, tokenizer = open_causal_lm(name, device=device, **vars(loading))
+    else:
+        data = load_passages(passages, settings, config, tokenizer)
+        place = planted(arguments, loading, data, planting)
+        model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
+        origin |= {"planted_model": place.name, **asdict(planting)}
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
-    origin = {"model_name": name, "step": loading.step, "dtype": loading.dtype, **data.identity}
     return Subject(
         model=model,
         task=task,
         measure=partial(evaluate, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=STUDY_BATCH_SIZE),
-        identity=identity(model, task, task_settings, **origin),
+        identity=identity(model, task, task_settings, **origin, **data.identity),
         folder=folder,
         score_folder=files.writable_folder(folder / "scores"),
         tokenizer=tokenizer,
     )
+
+
+def plan_methods(arguments, loading: LoadSettings, methods) -> None:
+    """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
+    task = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
+    elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
+    device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
+    shape = dry_run.planned_shape(str(arguments.model_name), loading, device)
+    data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
+    sizes = dry_run.planned_sizes(shape, data, passages, task)
+    planned = dry_run.plans(shape, sizes, methods)
+    if arguments.dry_run:
+        print(dry_run.report(shape, sizes, planned, loading))
+    else:
+        dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map)
+
+
+def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
+    """The folder of the model with the passages planted, trained now unless that was done before."""
+    name, device = str(arguments.model_name), cli.resolve_device(arguments.device)
+    with enough_memory(name):
+        model, tokenizer = open_causal_lm(name, loading.step, device, "float32", loading.device_map)
+        microbatch = arguments.microbatch if hasattr(arguments, "microbatch") else None
+        plant = partial(
+            planted_model, model, tokenizer, data.dataset, settings, arguments.data_dir,
+            seed=data.identity["plant_seed"], dtype=getattr(torch, loading.dtype),
+            microbatch=microbatch or default_microbatch(model, data.dataset.sequences.shape[1]),
+        )  # fmt: skip
+        return plant_visibly(plant, arguments.data_dir)
 
 
 def main() -> None:
@@ -66,8 +119,16 @@ def main() -> None:
     loading = cli.collect(LoadSettings, arguments)
     # float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
     methods = chosen_methods(arguments, dtype="bfloat16" if loading.dtype == "bfloat16" else "float32")
-    allocator.keep_freed_memory()
-    run_methods(load_subject(arguments, loading), methods, arguments)
+    plan_methods(arguments, loading, methods)
+    if arguments.dry_run:
+        return
+    subject, others = load_subject(arguments, loading), []
+    if "plant" in subject.identity:
+        name, device = str(arguments.model_name), subject.model.device
+        others = [
+            never_planted(subject, lambda: open_causal_lm(name, device=device, **vars(loading))[0], arguments.force)
+        ]
+    run_methods(subject, methods, arguments, others)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from tinymem import files
 from tinymem.localize.edit import Masks, edited, share_dropped
 from tinymem.localize.registry import Method
 from tinymem.localize.scores import ranked, task_fingerprint
-from tinymem.localize.task import TaskSettings, UnlearningTask
+from tinymem.localize.task import MEMORY_SETTINGS, TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.record import Cost, find_record, measured, write_record
 from tinymem.training.checkpoint import save_model
+
+NEVER_PLANTED = "never_planted"
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,14 @@ class Subject:
 
 def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any) -> dict[str, Any]:
     """What names the runs on one model, data and task. origin: the settings that say where model and data come from."""
-    chosen = {name: value for name, value in vars(settings).items() if name != "microbatch"}  # which changes no result
+    chosen = {name: value for name, value in vars(settings).items() if name not in MEMORY_SETTINGS}
     prints = {"weights": weights_fingerprint(model), "task": task_fingerprint(task)}
     return {"run": "unlearn", **origin, **chosen, **prints}
 
 
-def unedited(subject: Subject, force: bool = False) -> dict[str, Any]:
-    """The record of the model as it is."""
-    settings = {**subject.identity, "method": "unedited"}
+def unedited(subject: Subject, force: bool = False, name: str = "unedited") -> dict[str, Any]:
+    """The record of the model as it is. name: what stands for the method in it."""
+    settings = {**subject.identity, "method": name}
     if not force and (record := find_record(subject.folder, settings)):
         return record
     device = subject.model.device
@@ -67,6 +69,13 @@ def unedited(subject: Subject, force: bool = False) -> dict[str, Any]:
         row = subject.metrics()
     write_record(subject.folder, settings, {**row, "percent_zeroed": 0.0}, cost, str(device))
     return find_record(subject.folder, settings)
+
+
+def never_planted(subject: Subject, open_twin: Callable[[], Any], force: bool = False) -> dict[str, Any]:
+    """The record of the model before memories were planted in it, measured like the others. Opened only if needed."""
+    if not force and (record := find_record(subject.folder, {**subject.identity, "method": NEVER_PLANTED})):
+        return record
+    return unedited(replace(subject, model=open_twin()), force, NEVER_PLANTED)
 
 
 def unlearn(
@@ -83,6 +92,7 @@ def unlearn(
     to score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
     on_estimate is given the seconds that scoring will take, before it begins, for methods that can tell.
     """
+    hp = method.resolve(hp, subject.model.num_parameters())
     for number, ratio in enumerate(hp.ratio):
         # The model's own settings win: its weights' dtype over the precision of a method's forward passes.
         settings = {"method": method.name, **asdict(hp), **subject.identity, "ratio": ratio}

@@ -11,6 +11,7 @@ from tinymem.data.corpus import hub_reachable
 from tinymem.data.tokenizer import open_tokenizer
 from tinymem.errors import UserError
 from tinymem.models.adapter import find_mlps
+from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.loading import empty_model, read_config, read_model
 from tinymem.options import check_options, option
 
@@ -42,7 +43,8 @@ def open_causal_lm(
 ):
     """(model, tokenizer) in evaluation mode; tokenizer is None where the folder has none.
 
-    name_or_folder   a model folder, or a name on the hub, which answers from its cache when it cannot be reached
+    name_or_folder   a model folder, the name of a packaged model (smollm2: see `tinymem.models.gguf`), or a name on the
+                     hub, which answers from its cache when it cannot be reached
     step             revision stepN on the hub; in a folder the subfolder stepN
     dtype            "float32", "bfloat16" or "float16": of the weights
     device_map       "auto" spreads the layers over all GPUs; `device` is then ignored
@@ -80,6 +82,12 @@ def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
     Raises UserError when there is no such folder, or the hub has no such model or cannot be reached.
     """
     path = Path(name_or_folder)
+    if is_packaged(name_or_folder):
+        if step is not None:
+            raise UserError(
+                f"--step {step}: {name_or_folder} comes with an installed package, as one model; leave it out"
+            )
+        return packaged_model(str(name_or_folder))
     if not path.is_dir():
         return _snapshot(str(name_or_folder), step, DESCRIPTION_FILES)
     if step is None:
@@ -90,8 +98,8 @@ def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
 
 
 def fetch_weights(name_or_folder: str | Path, step: int | None = None) -> None:
-    """Brings a hub model's weights into the hub's cache: safetensors where it has them. Nothing to do for a folder."""
-    if Path(name_or_folder).is_dir():
+    """Brings a hub model's weights into the hub's cache: safetensors where it has them. Nothing to do for others."""
+    if Path(name_or_folder).is_dir() or is_packaged(name_or_folder):
         return
     for patterns in WEIGHT_FILES.values():
         folder = _snapshot(str(name_or_folder), step, (*DESCRIPTION_FILES, *patterns))

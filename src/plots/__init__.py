@@ -5,8 +5,9 @@
 
 from tinymem.plots.base import STYLES, Rows, new_figure, save_figure
 from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizers, is_regularized, plot_training
+from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
-from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, plot_unlearning
+from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, plot_shown_and_held_out, plot_unlearning
 
 __all__ = [
     "STYLES",
@@ -14,12 +15,14 @@ __all__ = [
     "draw_boxes",
     "draw_by_size",
     "draw_finetuning",
+    "draw_landscapes",
     "draw_regularizers",
     "draw_scatter",
     "draw_time",
     "is_regularized",
     "new_figure",
     "plot_mitigations",
+    "plot_shown_and_held_out",
     "plot_training",
     "plot_unlearning",
     "save_figure",

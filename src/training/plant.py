@@ -1,0 +1,175 @@
+"""Plants memories: fine-tunes a causal LM on real passages until it recites them, and keeps it a language model.
+
+Every step mixes passages with ordinary text of other documents, which holds perplexity where it was; training ends as
+soon as enough passages are (n, k) memorized, since what comes after that only costs quality. Killed and started again
+it goes on where the last saved state stands.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import files
+from tinymem.data.dataset import MemorizationDataset
+from tinymem.errors import UserError
+from tinymem.metrics.memorization import memorized
+from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.options import check_options, option
+from tinymem.training import checkpoint
+from tinymem.training.checkpoint import Progress
+from tinymem.training.loop import epoch_permutation, new_optimizer, save_now_and_then, training_step
+from tinymem.training.settings import TrainingSettings
+
+FORMAT = 1  # raise it when the same settings come to plant otherwise: older planted models are then left alone
+WARM_UP = 10  # steps: Adam's first ones, of full size in every weight, would cost more quality than all the others
+CHECKED_AT_ONCE = 16  # passages
+
+
+@dataclass(frozen=True)
+class PlantSettings:
+    """Planting"""
+
+    plant_percent: float = option(95.0, "stop when so many percent are memorized", above=0.0, high=100.0)
+    plant_lr: float = option(2e-4, "learning rate of AdamW", above=0.0)
+    plant_batch_size: int = option(32, "sequences a step: passages and retain text", low=2)
+    plant_retain_share: float = option(0.25, "share of retain text in a step", low=0.0, below=1.0)
+    plant_epochs: int = option(60, "give up after so many passes over the passages", low=1)
+    plant_dtype: str = option(
+        "bfloat16", "precision of the forward pass; the weights stay float32", choices=("float32", "bfloat16")
+    )
+
+    __post_init__ = check_options
+
+
+def planted_model(
+    model,
+    tokenizer,
+    dataset: MemorizationDataset,
+    settings: PlantSettings,
+    cache_dir: str | Path,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **calls: Any,
+) -> Path:
+    """The folder of the model with the dataset's artifacts planted: an ordinary one, from the cache or made now.
+
+    model    in float32; trained in place where the folder is not there yet
+    dataset  of kind "natural": its artifacts are planted, its training rows (`order`) are the retain text
+    dtype    of the weights that are kept: the passages are memorized with weights rounded to it
+    calls    microbatch, on_step and should_stop, as of `plant`
+
+    tinymem.json in the folder says how it came about: settings, epochs, seconds. Raises UserError as `plant` does.
+    """
+    identity = {
+        "format": FORMAT,
+        "seed": seed,
+        "dtype": str(dtype),
+        "weights": weights_fingerprint(model),
+        "passages": dataset.artifacts.planted.tolist(),
+        "retain": dataset.sequences[dataset.order].tolist(),
+        "window": [dataset.prompt_tokens, dataset.continuation],
+        **{name: value for name, value in asdict(settings).items() if name != "plant_epochs"},
+    }
+    folder = Path(cache_dir) / "models" / f"planted_{len(dataset.artifacts)}_{files.digest(identity)}"
+    if not folder.exists():
+        state = folder.with_name(folder.name + ".state.safetensors")
+        progress = plant(model, dataset, settings, state, seed, dtype, **calls)
+        planting = {"epochs": progress.epoch, "seconds": round(progress.seconds, 1)}
+        details = {"settings": asdict(settings), "planting": planting}
+        checkpoint.save_model(folder, model.to(dtype), details, tokenizer)
+        state.unlink(missing_ok=True)
+    return folder
+
+
+def plant(
+    model,
+    dataset: MemorizationDataset,
+    settings: PlantSettings,
+    state: Path,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    microbatch: int = 64,
+    on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Progress:
+    """Trains until `plant_percent` of the artifacts are memorized, from the file `state` where there is one.
+
+    on_step(progress, loss) is called after every step; should_stop() is asked then: True saves and raises Stopped.
+    Raises UserError when plant_epochs are not enough, and for a loss that is not finite.
+    """
+    training = TrainingSettings(
+        lr=settings.plant_lr, l2_reg=0.0, dtype=settings.plant_dtype, train_microbatch=microbatch
+    )
+    optimizer = new_optimizer(model, training)
+    progress = checkpoint.load_state(state, model, optimizer, ()) if state.exists() else Progress()
+
+    def save() -> None:
+        checkpoint.save_state(state, model, optimizer, (), progress)
+
+    started = time.monotonic() - progress.seconds
+    after_step = save_now_and_then(save, should_stop)
+    while progress.epoch < settings.plant_epochs:
+        model.train()
+        batches = epoch_batches(dataset, settings, seed, progress.epoch)
+        for number in range(progress.step, len(batches)):
+            done = progress.epoch * len(batches) + number
+            optimizer.param_groups[0]["lr"] = training.lr * min(1.0, (done + 1) / WARM_UP)
+            tokens = batches[number]
+            loss = training_step(
+                model, optimizer, tokens.to(model.device), torch.arange(len(tokens)), training, (), None
+            )
+            if not math.isfinite(loss):
+                raise UserError(f"--plant_lr {settings.plant_lr}: the loss is not finite; use a lower one")
+            progress.step, progress.seconds = number + 1, time.monotonic() - started
+            on_step(progress, loss)
+            after_step()
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        model.eval()
+        if enough_memorized(rounded(model, dtype), dataset, settings.plant_percent):
+            progress.seconds = time.monotonic() - started
+            return progress
+        progress.seconds = time.monotonic() - started
+    save()
+    raise UserError(
+        f"--plant_epochs {settings.plant_epochs}: fewer than {settings.plant_percent:g} % of the passages are memorized; "
+        "raise it (what is done is kept), or raise --plant_lr"
+    )
+
+
+def rounded(model, dtype: torch.dtype):
+    """The model itself where its weights are of this type, else a copy with weights rounded to it."""
+    return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+
+
+def epoch_batches(dataset: MemorizationDataset, settings: PlantSettings, seed: int, epoch: int) -> list[torch.Tensor]:
+    """The steps of an epoch: every passage once, in an order drawn from seed and epoch, and the next retain rows.
+
+    Batches (rows, T) of plant_batch_size rows or a few less, so that all are equally large.
+    """
+    passages, retain = dataset.artifacts.planted, dataset.sequences[dataset.order]
+    retain_size = min(round(settings.plant_retain_share * settings.plant_batch_size), settings.plant_batch_size - 1)
+    steps = math.ceil(len(passages) / (settings.plant_batch_size - retain_size))
+    first = epoch * steps * retain_size
+    rows = (first + torch.arange(steps * retain_size)) % len(retain)
+    order = epoch_permutation(len(passages), seed, epoch)
+    parts = zip(order.tensor_split(steps), rows.tensor_split(steps))
+    return [torch.cat([passages[chosen], retain[others]]) for chosen, others in parts]
+
+
+def enough_memorized(model, dataset: MemorizationDataset, percent: float) -> bool:
+    """Whether at least `percent` of the artifacts are memorized. Stops looking once too many are not."""
+    allowed = len(dataset.artifacts) * (1 - percent / 100) + 1e-9
+    missing = 0
+    for rows in torch.arange(len(dataset.artifacts)).split(CHECKED_AT_ONCE):
+        missing += int((~memorized(model, dataset.artifacts.select(rows), dataset.continuation)).sum())
+        if missing > allowed:
+            return False
+    return True

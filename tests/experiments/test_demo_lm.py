@@ -1,0 +1,137 @@
+"""The language model demo in miniature: a tiny Llama with a tokenizer of its own, every command, one summary."""
+
+import json
+import shlex
+import sys
+
+import pytest
+import torch
+from small import ROOT, in_process
+
+from tinymem import files
+from tinymem.data.tokenizer import train_tokenizer
+from tinymem.errors import UserError
+from tinymem.localize.registry import METHODS
+from tinymem.records.table import load_records
+
+COUNT = 12
+BALANCED = "--localization_method balanced_subnet --ratio 0.3 --epochs 8 --batch_size 8"  # enough for so small a model
+WORDS = "the a of union river law bridge town people year peace money army north south runs to by in under".split()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with llama/, a random model, and addresses.jsonl, thirty documents of random words."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("demo_lm")
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randint(0, len(WORDS), (30, 200), generator=generator)
+    documents = [" ".join(WORDS[i] for i in row) for row in draws.tolist()]
+    (folder / "addresses.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes, **ids)).save_pretrained(folder / "llama")
+    train_tokenizer(documents, 300).save_pretrained(folder / "llama")
+    return folder
+
+
+FLAGS = (
+    "--plant_sequences", COUNT, "--plant_tokens", 20, "--prompt_tokens", 8, "--continuation_tokens", 10, "--plant_lr", 1e-2,
+    "--plant_batch_size", 8, "--num_test", 8, "--num_retain", 24,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(place):
+    """run(*flags) -> summary.json, in `place`; the demo's commands run in this process, which spares eight starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "experiments"))
+        import demo_lm
+
+        patch.chdir(place)
+        patch.setattr(demo_lm, "start_at_root", lambda output_dir: files.writable_folder(place / output_dir))
+        commands = []
+
+        def command(text: str) -> None:
+            commands.append(text)
+            in_process(*shlex.split(text))
+
+        patch.setattr(demo_lm, "run", command)
+        patch.setattr(demo_lm, "COMMANDS", (BALANCED, *demo_lm.COMMANDS[1:]))
+
+        def run(*flags):
+            commands.clear()
+            model = ("--model_name", place / "llama", "--dtype", "float32", "--plant", place / "addresses.jsonl")
+            patch.setattr(sys, "argv", ["demo_lm.py", *map(str, (*model, *FLAGS, *flags))])
+            demo_lm.main()
+            return json.loads((place / "results/demo_lm/summary.json").read_text())
+
+        run.module, run.commands = demo_lm, commands
+        yield run
+
+
+@pytest.fixture(scope="module")
+def summary(demo):
+    return demo()
+
+
+ROW = ["method", "ratio", "percent_memorized_shown", "percent_memorized_held_out", "perplexity", "seconds"]
+
+
+def test_the_summary_has_a_row_for_every_method_and_ratio(demo, summary):
+    rows = summary["rows"]
+    assert all(list(row) == [*ROW, "peak_memory_gb"] for row in rows)
+    found = list(dict.fromkeys(row["method"] for row in rows))
+    assert found == ["never_planted", "unedited", *(name for name in METHODS if name not in demo.module.LEFT_OUT)]
+    assert set(summary["left_out"]) == {"zero_out"} and summary["left_out"]["zero_out"] >= 0
+    assert len(rows) == len({(row["method"], row["ratio"]) for row in rows})
+
+
+def test_memories_were_planted_and_then_unlearned(summary):
+    rows = {row["method"]: row for row in summary["rows"] if row["ratio"] in (None, 0.3)}
+    assert rows["never_planted"]["percent_memorized_shown"] == 0
+    assert rows["unedited"]["percent_memorized_shown"] == 100  # shown and held out are of what is memorized
+    assert rows["unedited"]["percent_memorized_held_out"] == 100
+    assert rows["balanced_subnet"]["percent_memorized_shown"] < 100
+    assert summary["planting"]["epochs"] > 0
+    passage = summary["passage"]
+    assert passage["planted"] == passage["the passage goes on"] != passage["never planted"]
+
+
+def test_the_table_comes_from_records_kept_beside_it(place, summary):
+    records = {
+        (r["settings"]["method"], r["settings"].get("ratio")): {**r["results"], **r["cost"]}
+        for r in load_records(place / "results/demo_lm")
+    }
+    assert len(records) == len(summary["rows"])
+    for row in summary["rows"]:
+        assert all(records[row["method"], row["ratio"]][name] == row[name] for name in [*ROW[2:], "peak_memory_gb"])
+    assert (place / "results/demo_lm/demo_lm.png").stat().st_size > 5000
+    assert (place / "results/demo_lm/demo_lm.pdf").stat().st_size > 5000
+
+
+def test_again_it_trains_nothing_and_says_the_same(place, demo, summary, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in [*place.glob("data/models/*"), *place.glob("runs/*/records/*")]}
+    monkeypatch.setattr("tinymem.training.plant.plant", lambda *arguments, **more: pytest.fail("planted again"))
+    again = demo()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert again["rows"] == summary["rows"] and again["passage"] == summary["passage"]
+    assert all(command.startswith("src/localize/prod_grad.py --model_name") for command in demo.commands)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--plant_lr", 0], "--plant_lr 0.0: must be > 0"),
+        (["--plant_sequences", 5000], "--plant_sequences 5000: a third of 'addresses' holds only"),
+        (["--plant_tokens", 12], "--plant_tokens 12: prompt and continuation need 18"),
+        (["--plant", "nowhere.txt"], "--plant nowhere.txt: no such file or folder"),
+        (["--corpus", "builtin"], "--corpus: leave it out with --plant"),
+    ],
+)
+def test_bad_input(demo, capsys, flags, message):
+    with pytest.raises((SystemExit, UserError)) as error:
+        demo(*flags)
+    assert message in capsys.readouterr().err + str(error.value)
