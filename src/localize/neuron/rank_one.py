@@ -83,14 +83,14 @@ def adds_to_stream(model, mlp: MLP, outputs: dict[torch.nn.Module, Any], run: Ca
 def image(reader: Reader, neurons: torch.Tensor, columns: torch.Tensor) -> Image:
     """A function from indices (n,) of neurons to what the linear layer puts out without each, float32 (n, T, out).
 
-    neurons: what they hold, float32 (N, T). columns: of W_out, float32 (N, width).
+    neurons: what they hold, float32 (N, T). columns: of W_out, float32 (N, width). All is done on the layer's device.
     """
     norm, linear = reader.norm, reader.linear
     weight = (linear.weight if isinstance(linear, torch.nn.Linear) else linear.weight.T).float()
-    constant = weight @ norm.bias.float() if norm.bias is not None else torch.zeros_like(weight[:, 0])
+    constant = weight @ norm.bias.to(weight) if norm.bias is not None else torch.zeros_like(weight[:, 0])
     constant = constant if linear.bias is None else constant + linear.bias.float()
-    weight = weight * norm.weight.float()
-    stream = reader.stream[0].float()
+    weight = weight * norm.weight.to(weight)
+    stream, neurons, columns = (tensor.to(weight) for tensor in (reader.stream[0], neurons, columns))
     stream, columns = stream - stream.mean(-1, keepdim=True), columns - columns.mean(-1, keepdim=True)
     of_stream, of_columns = stream @ weight.T, columns @ weight.T
     products, squares = columns @ stream.T, columns.square().sum(-1)[:, None]
@@ -99,6 +99,7 @@ def image(reader: Reader, neurons: torch.Tensor, columns: torch.Tensor) -> Image
     shift = neurons * scale
 
     def without(chosen: torch.Tensor) -> torch.Tensor:
+        chosen = chosen.to(scale.device)
         output = torch.addcmul(constant, scale[chosen, :, None], of_stream)
         return output.addcmul_(shift[chosen, :, None], of_columns[chosen, None, :], value=-1)
 

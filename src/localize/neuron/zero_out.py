@@ -128,7 +128,8 @@ def _rise_in_loss(
     # A neuron that is 0 at every position changes nothing.
     for chosen in neurons.any(1).nonzero().flatten()[:at_most].split(batch_size):
         if head is not None:
-            changed = _losses(head(chosen)[:, :-1], sequence[:, 1:].to(losses.device).long())
+            logits = head(chosen)[:, :-1]
+            changed = _losses(logits, sequence[:, 1:].to(logits.device).long()).to(losses.device)
         else:
             known = {linear: of(chosen) for linear, of in images.items()}
             without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
