@@ -17,6 +17,7 @@ import torch
 
 from tinymem import files
 from tinymem.data.production import ProductionSettings, load_production
+from tinymem.errors import UserError
 from tinymem.localize import dry_run
 from tinymem.localize.console import enough_memory, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
@@ -43,13 +44,14 @@ def parse():
     return parser.parse_args()
 
 
-def load_subject(arguments, loading: LoadSettings) -> Subject:
+def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
     settings = cli.collect(ProductionSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
     device, name = cli.resolve_device(arguments.device), str(arguments.model_name)
     config, tokenizer = open_description(name, loading.step)
     data = load_production(settings, config, tokenizer)
+    plan_methods(arguments, loading, methods)
     model, tokenizer = open_causal_lm(name, device=device, **vars(loading))
     step = "" if loading.step is None else f"_step{loading.step}"
     folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
@@ -74,7 +76,12 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
     shape = dry_run.planned_shape(str(arguments.model_name), loading, device)
     sizes = dry_run.planned_sizes(shape, cli.collect(ProductionSettings, arguments), task)
-    planned = dry_run.plans(shape, sizes, methods)
+    try:
+        planned = dry_run.plans(shape, sizes, methods)
+    except RuntimeError as error:  # fake tensors cannot run everything; a plan is no condition of a run
+        planned, reason = [], str(error).splitlines()[0]
+        if arguments.dry_run:
+            raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
     if arguments.dry_run:
         print(dry_run.report(shape, sizes, planned, loading))
     else:
@@ -86,9 +93,10 @@ def main() -> None:
     loading = cli.collect(LoadSettings, arguments)
     # float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
     methods = chosen_methods(arguments, dtype="bfloat16" if loading.dtype == "bfloat16" else "float32")
-    plan_methods(arguments, loading, methods)
-    if not arguments.dry_run:
-        run_methods(load_subject(arguments, loading), methods, arguments)
+    if arguments.dry_run:
+        plan_methods(arguments, loading, methods)
+    else:
+        run_methods(load_subject(arguments, loading, methods), methods, arguments)
 
 
 if __name__ == "__main__":
