@@ -24,6 +24,7 @@ import torch
 from tinymem import files
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
+from tinymem.errors import UserError
 from tinymem.localize import dry_run
 from tinymem.localize.console import enough_memory, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
@@ -54,24 +55,27 @@ def parse():
     return parser.parse_args()
 
 
-def load_subject(arguments, loading: LoadSettings) -> Subject:
+def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
     device, name = cli.resolve_device(arguments.device), str(arguments.model_name)
     config, tokenizer = open_description(name, loading.step)
-    step = "" if loading.step is None else f"_step{loading.step}"
-    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
-    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
     if passages.plant is None:
         data = load_production(settings, config, tokenizer)
-        model, tokenizer = open_causal_lm(name, device=device, **vars(loading))
     else:
         data = load_passages(passages, settings, config, tokenizer)
+    plan_methods(arguments, loading, methods)
+    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
+    if passages.plant is None:
+        model, tokenizer = open_causal_lm(name, device=device, **vars(loading))
+    else:
         place = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
         origin |= {"planted_model": place.name, **asdict(planting)}
+    step = "" if loading.step is None else f"_step{loading.step}"
+    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
     return Subject(
@@ -93,7 +97,12 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     shape = dry_run.planned_shape(str(arguments.model_name), loading, device)
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
     sizes = dry_run.planned_sizes(shape, data, passages, task)
-    planned = dry_run.plans(shape, sizes, methods)
+    try:
+        planned = dry_run.plans(shape, sizes, methods)
+    except RuntimeError as error:  # fake tensors cannot run everything; a plan is no condition of a run
+        planned, reason = [], str(error).splitlines()[0]
+        if arguments.dry_run:
+            raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
     if arguments.dry_run:
         print(dry_run.report(shape, sizes, planned, loading))
     else:
@@ -119,10 +128,9 @@ def main() -> None:
     loading = cli.collect(LoadSettings, arguments)
     # float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
     methods = chosen_methods(arguments, dtype="bfloat16" if loading.dtype == "bfloat16" else "float32")
-    plan_methods(arguments, loading, methods)
     if arguments.dry_run:
-        return
-    subject, others = load_subject(arguments, loading), []
+        return plan_methods(arguments, loading, methods)
+    subject, others = load_subject(arguments, loading, methods), []
     if "plant" in subject.identity:
         name, device = str(arguments.model_name), subject.model.device
         others = [
