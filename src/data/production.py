@@ -132,16 +132,17 @@ def split_random(
     return rows[:num_test], rows[num_test : num_test + num_retain]
 
 
-def text_rows(tokenizer, documents: list[str], length: int, count: int) -> torch.Tensor:
-    """Up to `count` rows of `length` tokens of these documents, one after the other, none padded: int32."""
-    parts, size = [], 0
+def text_rows(tokenizer, documents: list[str], length: int, count: int | None = None) -> torch.Tensor:
+    """Rows of `length` tokens of these documents, one after the other, none padded, `count` at most: int32."""
+    parts, size = [torch.empty(0, dtype=torch.int32)], 0
     for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
-        parts += map(torch.from_numpy, tokenize(tokenizer, documents[start : start + DOCUMENTS_AT_ONCE]))
-        size = sum(map(len, parts))
-        if size >= count * length:
+        some = tokenize(tokenizer, documents[start : start + DOCUMENTS_AT_ONCE])
+        parts += map(torch.from_numpy, some)
+        size += sum(map(len, some))
+        if count is not None and size >= count * length:
             break
-    rows = min(count, size // length)
-    return torch.cat([*parts, torch.empty(0, dtype=torch.int32)])[: rows * length].view(rows, length)
+    rows = size // length if count is None else min(count, size // length)
+    return torch.cat(parts)[: rows * length].view(rows, length)
 
 
 def production_dataset(

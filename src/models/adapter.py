@@ -1,8 +1,16 @@
 """Finds the MLP weights of any decoder-only model by structure, not by name.
 
 MLP of a block: hidden = act(W_in x + b_in), out = W_out hidden + b_out. A neuron is one entry of hidden: one row of
-W_in, one entry of b_in, one column of W_out. A gated MLP (Llama) has two input matrices, gate and up, and a neuron
-owns a row of each, since hidden = act(gate x) * (up x) vanishes only with both known to be 0.
+W_in, one entry of b_in, one column of W_out.
+
+Which matrices are which:
+  GPT-2, GPT-NeoX (Pythia), GPT-J, Phi, OPT, BLOOM ...   the two of the MLP: the one that widens is W_in, the other W_out
+  gated MLPs: Llama, Mistral, OLMo, Qwen, Gemma, SmolLM  gate and up are both W_in, down is W_out. hidden is
+                                                         act(gate x) * (up x): a neuron owns a row of each, and both go when
+                                                         it is dropped, since either alone would leave weights without effect
+  Phi-3                                                  the same with gate and up as one matrix of 2 * inner_dim rows
+Mixtures of experts have no such list of neurons and are refused.
+
 All matrices are shown in the orientation of torch.nn.Linear, (out, in), also where GPT-2's Conv1D stores (in, out):
 methods never see the difference.
 """

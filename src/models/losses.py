@@ -38,8 +38,9 @@ def last_losses(model, targets: torch.Tensor, **inputs) -> torch.Tensor:
     count = targets.shape[1]
     if chunked(model):
         hidden, weight = _output_layer(model, **inputs)
-        return _chunked_losses(hidden[:, -count:], weight, targets)
-    return _cross_entropy(model(**inputs, use_cache=False, logits_to_keep=count).logits, targets)
+        return _chunked_losses(_last(hidden, count), weight, targets)
+    logits = model(**inputs, use_cache=False, logits_to_keep=count).logits
+    return _cross_entropy(_last(logits, count), targets)
 
 
 def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,6 +83,11 @@ def chunked(model) -> bool:
         return False
     head = model.get_output_embeddings()
     return type(head) is torch.nn.Linear and head.bias is None and len(head.weight) >= LARGE_VOCABULARY
+
+
+def _last(values: torch.Tensor, count: int) -> torch.Tensor:
+    """The last `count` positions, none for 0, where [-0:] and logits_to_keep=0 both mean all."""
+    return values[:, values.shape[1] - count :]
 
 
 def _output_layer(model, **inputs) -> tuple[torch.Tensor, torch.Tensor]:

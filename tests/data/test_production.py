@@ -89,7 +89,7 @@ def test_text_comes_from_different_documents(corpus):
 def test_rows_are_the_documents_tokens_without_pads(corpus):
     _, tokenizer, documents = corpus
     stream = torch.cat([torch.from_numpy(part) for part in tokenize(tokenizer, documents)])
-    found = text_rows(tokenizer, documents, 16, 10**6)
+    found = text_rows(tokenizer, documents, 16)
     assert torch.equal(found.flatten(), stream[: len(stream) // 16 * 16])
     assert torch.equal(text_rows(tokenizer, documents, 16, 4), found[:4])
     assert text_rows(tokenizer, documents[:1], 10**5, 4).shape == (0, 10**5)

@@ -5,8 +5,10 @@ import transformers
 from tinymem.errors import UserError
 from tinymem.localize.edit import edited, neuron_masks
 from tinymem.models.adapter import find_mlps
+from tinymem.models.tinymem import load_model
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24)
+SIZES |= dict(head_dim=8)
 GPT2_SIZES = dict(n_embd=16, n_layer=2, n_head=2)
 OPT_SIZES = dict(hidden_size=16, word_embed_proj_dim=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2)
 PLAIN = [  # architecture, its sizes, block, W_in, W_out, inner_dim
@@ -16,7 +18,8 @@ PLAIN = [  # architecture, its sizes, block, W_in, W_out, inner_dim
     ("phi", SIZES, "model.layers.1", "mlp.fc1", "mlp.fc2", 24),
     ("opt", OPT_SIZES, "model.decoder.layers.1", "fc1", "fc2", 24),
 ]
-GATED = ["llama", "olmo2", "qwen2"]
+GATED = ["llama", "olmo2", "qwen2", "qwen3", "mistral", "gemma2"]
+EVERY = [case[:2] for case in PLAIN] + [(architecture, SIZES) for architecture in (*GATED, "phi3")]
 TOKENS = torch.arange(10).view(2, 5)
 
 
@@ -59,9 +62,17 @@ def test_gated_mlps(architecture):
     assert mlp.down is model.model.layers[1].mlp.down_proj
 
 
-@pytest.mark.parametrize(
-    "architecture, sizes", [case[:2] for case in PLAIN] + [(architecture, SIZES) for architecture in GATED]
-)
+def test_gate_and_up_in_one_matrix():
+    mlp = find_mlps(build("phi3", SIZES))[1]
+    assert [(w.name, tuple(w.view().shape)) for w in mlp.weights] == [
+        ("model.layers.1.mlp.gate_up_proj.weight", (48, 16)),
+        ("model.layers.1.mlp.down_proj.weight", (16, 24)),
+    ]
+    masks = neuron_masks([mlp], [torch.arange(24.0)], 1 / 24)
+    assert masks["model.layers.1.mlp.gate_up_proj.weight"].any(1).nonzero().flatten().tolist() == [23, 47]
+
+
+@pytest.mark.parametrize("architecture, sizes", EVERY)
 def test_names_are_those_of_the_state_dict_and_a_dropped_neuron_is_silent(architecture, sizes):
     model = build(architecture, sizes)
     mlps, state = find_mlps(model), model.state_dict()
@@ -75,6 +86,43 @@ def test_names_are_those_of_the_state_dict_and_a_dropped_neuron_is_silent(archit
         model(TOKENS)
     hook.remove()
     assert not seen[0][..., 7].any() and seen[0].any()
+
+
+@pytest.mark.parametrize("architecture, sizes", EVERY)
+def test_edits_land_where_they_should_and_a_saved_folder_has_them(architecture, sizes, tmp_path):
+    model = build(architecture, sizes)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    weights = [weight for mlp in find_mlps(model) for weight in mlp.weights]
+    masks = {weight.name: torch.rand(weight.view().shape, generator=generator) < 0.3 for weight in weights}
+    stored = {weight.name: weight.view(masks[weight.name]) for weight in weights}  # as the tensor is stored
+    with edited(model, masks):
+        for name, tensor in model.state_dict().items():
+            dropped = stored.get(name, torch.zeros_like(tensor, dtype=torch.bool))
+            assert torch.equal(tensor, before[name].masked_fill(dropped, 0))
+        model.save_pretrained(tmp_path)
+        reloaded = load_model(tmp_path).state_dict()
+        assert reloaded.keys() == before.keys()
+        assert all(torch.equal(tensor, reloaded[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("architecture, sizes", EVERY)
+def test_logits_change_only_through_the_mlps(architecture, sizes):
+    model = build(architecture, sizes)
+    mlps = find_mlps(model)
+    last = [weight for mlp in mlps for weight in (mlp.output, mlp.output_bias) if weight]
+    first = [weight for mlp in mlps for weight in (*mlp.inputs, *mlp.biases)]
+    hooks = [mlp.down.register_forward_hook(lambda module, inputs, output: output * 0) for mlp in mlps]
+    with torch.no_grad():
+        without_mlps = model(TOKENS).logits
+        with edited(model, {weight.name: torch.ones_like(weight.view(), dtype=torch.bool) for weight in first}):
+            assert torch.equal(model(TOKENS).logits, without_mlps)
+        for hook in hooks:
+            hook.remove()
+        with edited(model, {weight.name: torch.ones_like(weight.view(), dtype=torch.bool) for weight in last}):
+            assert torch.equal(model(TOKENS).logits, without_mlps)
+        assert not torch.allclose(model(TOKENS).logits, without_mlps, atol=1e-3)
 
 
 def test_weights_are_seen_as_out_in_and_written_through():

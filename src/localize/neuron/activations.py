@@ -43,7 +43,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
 
     with frozen(model), torch.no_grad():
         for tokens, chosen in zip(task.unlearn.planted.split(task.microbatch), positions.split(task.microbatch)):
-            with on_neurons(mlps, partial(add, chosen)):
+            with on_neurons(mlps, tokens.shape[1], partial(add, chosen)):
                 model(tokens.to(model.device).long(), use_cache=False, logits_to_keep=1)
     count = max(positions.sum().item(), 1)
     return [(total / count).abs() * mlp.output.view().float().norm(dim=0) for mlp, total in zip(mlps, sums)]

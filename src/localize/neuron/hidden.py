@@ -30,14 +30,21 @@ def measured_positions(task: UnlearningTask) -> torch.Tensor:
 
 
 @contextmanager
-def on_neurons(mlps: list[MLP], function: Callable[[int, torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
-    """Within the block every forward pass calls function(layer, neurons) for each of these MLPs.
+def on_neurons(
+    mlps: list[MLP], length: int, function: Callable[[int, torch.Tensor], torch.Tensor | None]
+) -> Iterator[None]:
+    """Within the block every forward pass on rows of `length` tokens calls function(layer, neurons) for each of these MLPs.
 
-    It goes on with what the function returns, or unchanged where that is None. neurons: (rows, T, inner_dim).
+    It goes on with what the function returns, or unchanged where that is None. neurons: (rows, length, inner_dim), also
+    where the model has rows and positions in one dimension, as OPT has.
     """
 
     def hook(layer: int) -> Callable:
-        return lambda module, inputs: function(layer, inputs[0])
+        def call(module, inputs):
+            changed = function(layer, inputs[0].reshape(-1, length, inputs[0].shape[-1]))
+            return None if changed is None else changed.reshape(inputs[0].shape)
+
+        return call
 
     handles = [mlp.down.register_forward_pre_hook(hook(mlp.layer)) for mlp in mlps]
     try:

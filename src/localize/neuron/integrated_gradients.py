@@ -85,7 +85,7 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
         scaled = (values * factors.to(values)).requires_grad_()
         return torch.cat([neurons[:, :length], scaled], 1)
 
-    with on_neurons([mlp], scale):
+    with on_neurons([mlp], length + positions.shape[1], scale):
         inputs = with_copies(tokens, positions, model.dtype)
         probabilities = torch.exp(-last_losses(model, tokens.gather(1, positions + 1), **inputs))
     (gradient,) = torch.autograd.grad((probabilities * weights).sum(), scaled)

@@ -79,7 +79,7 @@ def _rise_in_loss(
     at_most: only the first so many neurons that are not 0 throughout.
     """
     hidden = {}
-    with on_neurons([mlp], hidden.__setitem__), recorded(model, mlp.down) as outputs:
+    with on_neurons([mlp], sequence.shape[1], hidden.__setitem__), recorded(model, mlp.down) as outputs:
         losses = token_losses(model, sequence)
     mask = counted(sequence, ignored_token).to(losses.device)
     neurons = hidden[mlp.layer][0].T.float()
@@ -88,7 +88,9 @@ def _rise_in_loss(
     # A neuron that is 0 at every position changes nothing.
     for chosen in neurons.any(1).nonzero().flatten()[:at_most].split(batch_size):
         without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
-        with replayed(outputs | {mlp.down: without.to(outputs[mlp.down].dtype)}, len(chosen)):
+        # Back to the model's own layout: OPT has rows and positions in one dimension.
+        without = without.to(outputs[mlp.down].dtype).view(-1, *outputs[mlp.down].shape[1:])
+        with replayed(outputs | {mlp.down: without}, len(chosen)):
             changed = token_losses(model, sequence.expand(len(chosen), -1))
         rise[chosen] = ((changed - losses) * mask).sum(1).to(rise.device)
     return rise

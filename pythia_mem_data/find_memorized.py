@@ -1,0 +1,119 @@
+"""Find sequences that a model has memorized, in any text or file of token ids, and keep them for prod_grad.py.
+
+    python pythia_mem_data/find_memorized.py --model_name EleutherAI/pythia-70m --corpus books/ --output found.safetensors
+
+Every row of --length tokens is tested: prompted with its first --prompt_tokens tokens, do the next --continuation_tokens
+come out exactly? One forward pass a batch. Interrupted, the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from tinymem import cli
+
+# isort: split
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from tinymem import allocator, files
+from tinymem.data.corpus import find_corpus
+from tinymem.data.production import text_rows
+from tinymem.data.settings import DataSettings
+from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
+from tinymem.errors import UserError
+from tinymem.localize.console import enough_memory
+from tinymem.localize.task import default_microbatch
+from tinymem.metrics.scan import find_memorized
+from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.production import LoadSettings, open_causal_lm, open_description
+from tinymem.options import check_options, option
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """What to look through"""
+
+    tokens: str | None = option(
+        None, "file of token ids (.safetensors or .pt), (rows, tokens); or else text of --corpus"
+    )
+    corpus: str | None = option(None, "hub, builtin or a path; not given: hub, or builtin where it cannot be reached")
+    text_column: str = option("text", "which column of a .jsonl or .parquet corpus")
+    length: int = option(80, "tokens in a row of text", low=2)
+    max_rows: int | None = option(None, "look through so many rows at most; not given: all", low=1)
+    prompt_tokens: int = option(32, "n of (n, k) memorization", low=1)
+    continuation_tokens: int = option(40, "k of (n, k) memorization", low=1)
+    min_distinct: int = option(8, "different tokens that a continuation must have; 1 takes constant ones too", low=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.length < self.prompt_tokens + self.continuation_tokens:
+            needed = self.prompt_tokens + self.continuation_tokens
+            raise UserError(f"--length {self.length}: prompt and continuation need {needed} tokens")
+
+
+def parse():
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--model_name", required=True, help="a model's name on the hub, or a folder")
+    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument("--batch_size", type=int, help="rows per forward pass (default: from the model's size)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--force", action="store_true", help="do finished work again")
+    cli.add_options(parser, LoadSettings)
+    cli.add_options(parser, ScanSettings)
+    return parser.parse_args()
+
+
+def load_rows(settings: ScanSettings, vocabulary_size: int, tokenizer) -> tuple[torch.Tensor, str]:
+    """The rows to look through, int32 (rows, T), and the name of where they come from."""
+    if settings.tokens is not None:
+        needed = settings.prompt_tokens + settings.continuation_tokens
+        rows, name = read_token_set(settings.tokens, vocabulary_size, needed).tokens, Path(settings.tokens).name
+    elif tokenizer is None:
+        raise UserError(
+            "--corpus: this model's folder has no tokenizer to read text with; give token ids with --tokens"
+        )
+    else:
+        corpus = find_corpus(DataSettings(data_name="wiki", corpus=settings.corpus, text_column=settings.text_column))
+        rows, name = text_rows(tokenizer, corpus.documents(), settings.length, settings.max_rows), corpus.name
+    return rows[: settings.max_rows], name
+
+
+def main() -> None:
+    arguments = parse()
+    loading, settings = cli.collect(LoadSettings, arguments), cli.collect(ScanSettings, arguments)
+    if arguments.output.suffix != ".safetensors":
+        raise UserError(f"--output {arguments.output}: must end in .safetensors")
+    if arguments.output.exists() and not arguments.force:
+        raise UserError(f"--output {arguments.output}: is there already; --force looks again")
+    allocator.keep_freed_memory()
+    device = cli.resolve_device(arguments.device)
+    config, tokenizer = open_description(arguments.model_name, loading.step)
+    rows, source = load_rows(settings, config.get_text_config().vocab_size, tokenizer)
+    model, _ = open_causal_lm(arguments.model_name, device=device, **vars(loading))
+    about = {
+        "model_name": arguments.model_name, **asdict(loading), "source": source, "rows": len(rows),
+        "prompt_tokens": settings.prompt_tokens, "continuation_tokens": settings.continuation_tokens,
+        "min_distinct": settings.min_distinct, "weights": weights_fingerprint(model),
+        "searched": TokenSet(rows, {}).fingerprint,
+    }  # fmt: skip
+    progress = arguments.output.with_name(f".{arguments.output.stem}.progress.json")
+    batch_size = arguments.batch_size or default_microbatch(model, rows.shape[1])
+    with cli.progress_bar(total=len(rows), unit="row") as bar, enough_memory("find_memorized"):
+
+        def show(done: int, found: int) -> None:
+            bar.set_postfix_str(f"{found} memorized", refresh=False)
+            bar.update(done - bar.n)
+
+        found = find_memorized(
+            model, rows, settings.prompt_tokens, settings.continuation_tokens, progress, files.digest(about),
+            batch_size, settings.min_distinct, show,
+        )  # fmt: skip
+    print(f"{len(found)} of {len(rows)} rows are ({settings.prompt_tokens}, {settings.continuation_tokens}) memorized")
+    if len(found):
+        write_token_set(arguments.output, TokenSet(rows[found].unique(dim=0), about))
+        print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

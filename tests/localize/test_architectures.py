@@ -1,0 +1,69 @@
+"""Every method on structurally different models: parallel residual, biases, gates, gate and up in one matrix."""
+
+import time
+from dataclasses import fields
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tinymem.localize.edit import edited, neuron_masks
+from tinymem.localize.registry import METHODS
+from tinymem.models.adapter import find_mlps
+
+HEADS = dict(num_attention_heads=2, num_hidden_layers=2, hidden_size=8, max_position_embeddings=16)
+ARCHITECTURES = {
+    "phi": dict(intermediate_size=12, partial_rotary_factor=0.5, **HEADS),  # parallel residual, biases
+    "gptj": dict(
+        n_embd=8, n_layer=2, n_head=2, n_positions=16, rotary_dim=4
+    ),  # parallel residual, output layer with bias
+    "opt": dict(ffn_dim=12, word_embed_proj_dim=8, **HEADS),  # no MLP module: fc1 and fc2 lie in the block
+    "phi3": dict(intermediate_size=12, num_key_value_heads=2, **HEADS),  # gate and up in one matrix
+    "qwen3": dict(intermediate_size=12, num_key_value_heads=2, head_dim=4, **HEADS),  # gated
+}
+QUICK = dict(epochs=2, batch_size=4, num_grads=4, ig_steps=2, greedy_k=2, dtype="float32", ratio=(0.2,))
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request):
+    torch.manual_seed(0)
+    special = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2, vocab_size=14, initializer_range=0.2)
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(request.param, **special, **ARCHITECTURES[request.param])
+    ).eval()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(model, name, tiny_task, snapshot):
+    method = METHODS[name]
+    has = {field.name for field in fields(method.hyper_parameters)}
+    hp = method.hyper_parameters(**{key: value for key, value in QUICK.items() if key in has})
+    before = snapshot(model)
+    masks = method.masks(model, tiny_task(3, 6, microbatch=3), hp, 0.005 if method.nested else 0.2)
+    shapes = {weight.name: weight.view().shape for mlp in find_mlps(model) for weight in mlp.weights}
+    assert masks and all(mask.shape == shapes[key] and mask.dtype == torch.bool for key, mask in masks.items())
+    dropped = sum(int(mask.sum()) for mask in masks.values())
+    assert 0 < dropped < sum(mask.numel() for mask in masks.values())
+    assert snapshot(model) == before
+
+
+def test_zero_out_is_the_rise_in_loss(model, tiny_task):
+    task, mlps = tiny_task(3, microbatch=5), find_mlps(model)
+    scores = METHODS["zero_out"].score(model, task, None, 0.1)
+    before = task.mean_loss(model, task.unlearn.planted)
+    for mlp, found in zip(mlps, scores):
+        for neuron in (0, mlp.inner_dim - 1):
+            alone = torch.arange(mlp.inner_dim).eq(neuron).float()
+            with edited(model, neuron_masks([mlp], [alone], 1 / mlp.inner_dim)):
+                rise = task.mean_loss(model, task.unlearn.planted) - before
+            assert found[neuron].item() == pytest.approx(rise, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["zero_out", "obs"])
+def test_estimates_are_of_the_right_size(tiny_model, tiny_task, name):
+    model, task, method = tiny_model(), tiny_task(6, microbatch=2), METHODS[name]
+    hp = method.hyper_parameters()
+    start = time.perf_counter()
+    method.score(model, task, hp, 0.1)
+    took = time.perf_counter() - start
+    assert took / 20 < method.estimate(model, task, hp) < 20 * took
