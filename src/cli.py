@@ -27,15 +27,19 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(description=description, usage="%(prog)s [options]", allow_abbrev=False, **kwargs)
+        kwargs.setdefault("usage", "%(prog)s [options]")
+        super().__init__(description=description, allow_abbrev=False, **kwargs)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a script's main function: a UserError becomes one line on stderr and exit code 2."""
-    program = sys.argv[0].rsplit("/", 1)[-1]
+def run(main: Callable[[], None], program: str = "") -> None:
+    """Runs a script's main function: a UserError becomes one line on stderr and exit code 2.
+
+    program: what messages call it, the script's file name by default.
+    """
+    program = program or sys.argv[0].rsplit("/", 1)[-1]
     # transformers' advice and progress bars are for people who call it themselves.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

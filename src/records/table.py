@@ -1,39 +1,175 @@
-"""Records gathered into rows. Tables are made from records, never kept beside them."""
+"""Records gathered into rows and tables. Tables are made from records, never kept beside them."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinymem import files
+from tinymem.errors import UserError
 from tinymem.records.record import PARTS
 
 Rows = Sequence[Mapping[str, Any]]
+TABLE_FORMATS = (".csv", ".parquet")
+
+
+def find_records(folder: str | Path) -> list[Path]:
+    """The files of all records at any depth under a folder, in the order of their paths."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if os.path.basename(place) == "records":
+            found += [os.path.join(place, name) for name in names if name.endswith(".json") and name[0] != "."]
+    return list(map(Path, sorted(found)))
 
 
 def load_records(folder: str | Path) -> list[dict[str, Any]]:
-    """Every record at any depth under a folder, in the order of their paths; empty when there is none."""
-    return [files.read_json(path, required=PARTS) for path in sorted(Path(folder).glob("**/records/*.json"))]
+    """Every record at any depth under a folder, in the order of their paths; empty when there is none.
+
+    UserError for a damaged record, with the name of its file.
+    """
+    return [read_record(path) for path in find_records(folder)]
 
 
-def flat_row(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as one row: settings, results, cost and environment side by side."""
-    return {**record["settings"], **record["results"], **record["cost"], **record["environment"]}
+def read_record(path: Path) -> dict[str, Any]:
+    """One record. UserError, with the name of the file, when it is damaged."""
+    record = files.read_json(path, required=PARTS)
+    for part in PARTS:
+        if not isinstance(record[part], dict):
+            raise UserError(f"{path}: this file is damaged ({part} is no object); delete it and run again")
+    return record
 
 
-def write_csv(path: str | Path, rows: Rows) -> Path:
+def flat_row(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A record as one row: settings, results, cost and environment side by side.
+
+    A name that stands in two parts is kept twice, the later one as PART_name (results_epoch).
+    """
+    row: dict[str, Any] = {}
+    for part in PARTS:
+        clashes = row.keys() & record[part].keys()
+        row |= {f"{part}_{name}" if name in clashes else name: value for name, value in record[part].items()}
+    return row
+
+
+def versions(record: Mapping[str, Mapping[str, Any]]) -> str:
+    """What decides a record's numbers beside its settings: "tinymem 0.1.0, torch 2.13.0, transformers 5.23.0".
+
+    Without build tags (torch 2.13.0+cpu): the column `device` tells these apart.
+    """
+    found = record["environment"]
+    packages = ("tinymem", "torch", "transformers")
+    return ", ".join(f"{name} {str(found.get(name, 'unknown')).partition('+')[0]}" for name in packages)
+
+
+def mixed_versions(found: Iterable[str]) -> str | None:
+    """One line for people when records come from several versions, else None. found: `versions` of every record."""
+    counts = Counter(found)
+    if len(counts) < 2:
+        return None
+    each = "; ".join(f"{count} of {name}" for name, count in counts.most_common())
+    return f"records of {len(counts)} versions, kept apart (column `versions`): {each}"
+
+
+def tidy_table(records: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> tuple[list[str], list[dict]]:
+    """(columns, rows): one row a record, whatever wrote it. A row has only the columns that its record has.
+
+    records: (name of the record, record). A column has one meaning in all rows: the settings of a model's training are
+    training_NAME everywhere, so that `epochs`, `lr` and `batch_size` are those of an unlearning method. Lists are text.
+    The columns of each part of a record stand side by side.
+    """
+    training = _training_names()
+    columns: dict[str, dict[str, None]] = {part: {} for part in PARTS}
+    rows = []
+    for name, record in records:
+        if record["settings"].get("run") in ("train", "finetune"):
+            settings = {training.get(key, key): value for key, value in record["settings"].items()}
+            record = {**record, "settings": settings}
+        row = {"record": name, "versions": versions(record)}
+        row |= {sys.intern(key): _cell(value) for key, value in flat_row(record).items()}  # one copy of every name
+        rows.append(row)
+        for part in PARTS:
+            columns[part].update(dict.fromkeys(record[part]))
+    by_part = (name for part in PARTS for name in columns[part])
+    return list(dict.fromkeys(["record", "versions", *by_part, *(name for row in rows for name in row)])), rows
+
+
+def _training_names() -> dict[str, str]:
+    """NAME -> training_NAME for the settings of a model's training."""
+    from tinymem.training.settings import TrainingSettings
+
+    return {field.name: f"training_{field.name}" for field in dataclasses.fields(TrainingSettings)}
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def gather(folder: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """The tidy table (columns, rows) of all records under a folder. UserError when there is none or one is damaged."""
+    return tidy_table(named_records(folder))
+
+
+def named_records(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path relative to the folder, record) of every record under a folder. UserError when there is none."""
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; give one that runs were written to, such as runs")
+    paths = find_records(folder)
+    if not paths:
+        raise UserError(f"{folder}: no records in this folder or below it; a finished run leaves one in records/")
+    for path in paths:
+        yield str(path.relative_to(folder)), read_record(path)
+
+
+def check_table_path(path: str | Path) -> Path:
+    """UserError unless a table can be written under this name. Call it before the work starts."""
+    if Path(path).suffix not in TABLE_FORMATS:
+        raise UserError(f"--output {path}: the name must end in {' or '.join(TABLE_FORMATS)}")
+    return Path(path)
+
+
+def write_table(path: str | Path, rows: Rows, columns: Sequence[str] | None = None) -> Path:
+    """Writes rows as CSV or Parquet, by the ending of the name. columns: those to write, in order; else all."""
+    return (write_csv if check_table_path(path).suffix == ".csv" else write_parquet)(path, rows, columns)
+
+
+def write_csv(path: str | Path, rows: Rows, columns: Sequence[str] | None = None) -> Path:
     """Writes rows as CSV; a value that a row does not have is an empty cell."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, columns or _columns(rows), extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 
     return files.write_file(path, write)
+
+
+def write_parquet(path: str | Path, rows: Rows, columns: Sequence[str] | None = None) -> Path:
+    """Writes rows as Parquet. A column whose values are not all of one type (numbers count as one) becomes text."""
+    import pyarrow
+    from pyarrow import parquet
+
+    def column(name: str):
+        values = [row.get(name) for row in rows]
+        try:
+            return pyarrow.array(values)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+            return pyarrow.array([None if value is None else str(value) for value in values])
+
+    table = pyarrow.table({name: column(name) for name in columns or _columns(rows)})
+    return files.write_file(path, lambda temporary: parquet.write_table(table, temporary))
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def trade_off(row: Mapping[str, Any], before: Mapping[str, Any]) -> float:

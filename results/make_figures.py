@@ -1,0 +1,142 @@
+"""The study's figures from the records under a folder: PDF and PNG, readable in grey.
+
+    python results/make_figures.py runs
+    python results/make_figures.py runs --output_dir results/figures
+
+training            memorization and quality over training, one line a model size
+regularizers        the same, one line a regularizer
+finetuning          memorization and quality against seconds, for clean, extra and both
+unlearning_scatter  memorization against quality of all unlearning runs, with Pareto fronts, a panel a model size
+unlearning_boxes    what the best run of each method changes, over checkpoints and seeds
+unlearning_time     memorization against the seconds that a method took
+pythia              memorization against perplexity of production models, a panel a model and step
+
+Only the figures that there are records for are drawn. Where several kinds of data were unlearned, each has its own
+scatter and time figure (unlearning_scatter_increment_noise ...).
+"""
+
+from tinymem import cli
+
+# isort: split
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinymem import files, plots
+from tinymem.errors import UserError
+from tinymem.localize.registry import METHODS
+from tinymem.records.choose import Configuration, best, configurations, experiments, grouped, unlearning_runs
+from tinymem.records.curves import Curve, training_curves
+from tinymem.records.table import mixed_versions, named_records, versions
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the records hold: curves of training and fine-tuning, unlearning runs over their seeds."""
+
+    curves: Sequence[Curve]
+    unlearning: Sequence[Configuration]
+    max_perplexity_rise: float
+
+    def trained(self) -> list[Curve]:
+        return [curve for curve in self.curves if curve.run == "train"]
+
+    def edited(self, production: bool) -> list[Configuration]:
+        """The unlearning runs of production models, or of TinyMem's."""
+        return [c for c in self.unlearning if ("model_name" in c.experiment) == production]
+
+
+Figures = dict[str, Any]  # ending of the file's name -> figure; empty when there is nothing to draw
+
+
+def training(material: Material) -> Figures:
+    plain = [curve for curve in material.trained() if not plots.is_regularized(curve)]
+    return {"": plots.draw_by_size(plain)} if plain else {}
+
+
+def regularizers(material: Material) -> Figures:
+    some = material.trained()
+    return {"": plots.draw_regularizers(some)} if any(map(plots.is_regularized, some)) else {}
+
+
+def finetuning(material: Material) -> Figures:
+    tuned = [curve for curve in material.curves if curve.run == "finetune"]
+    return {"": plots.draw_finetuning(tuned)} if tuned else {}
+
+
+def unlearning_scatter(material: Material) -> Figures:
+    return by_data(material.edited(production=False), plots.draw_scatter)
+
+
+def unlearning_time(material: Material) -> Figures:
+    return by_data(material.edited(production=False), plots.draw_time)
+
+
+def unlearning_boxes(material: Material) -> Figures:
+    groups = experiments(material.unlearning)
+    chosen = [c for group in groups for c in best(group, material.max_perplexity_rise) if c.method in METHODS]
+    return {"": plots.draw_boxes(chosen)} if chosen else {}
+
+
+def pythia(material: Material) -> Figures:
+    edited = material.edited(production=True)
+    return {"": plots.draw_scatter(edited, column="model_name")} if edited else {}
+
+
+def by_data(some: Sequence[Configuration], draw: Callable) -> Figures:
+    """A figure for each data set and kind of artifact."""
+    kinds = grouped(some, lambda c: (c.experiment.get("data_name"), c.experiment.get("artifact")))
+    names = ["_".join(map(str, (kind[0].experiment.get(n) for n in ("data_name", "artifact")))) for kind in kinds]
+    return {f"_{name}" if len(kinds) > 1 else "": draw(kind) for name, kind in zip(names, kinds)}
+
+
+# Name of the function = name of the file; what it needs.
+FIGURES: dict[Callable[[Material], Figures], str] = {
+    training: "training runs without a regularizer (memorization_in_toy_models.py)",
+    regularizers: "training runs with a regularizer (memorization_in_toy_models.py --spectral_reg ...)",
+    finetuning: "fine-tunings (ft_toy_model.py)",
+    unlearning_scatter: "unlearning runs of TinyMem models (src/localize/localize_memorization.py)",
+    unlearning_boxes: "best unlearning runs; on text, runs within --max_perplexity_rise",
+    unlearning_time: "unlearning runs of TinyMem models (src/localize/localize_memorization.py)",
+    pythia: "unlearning runs of production models",
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(__doc__, usage="%(prog)s DIR [options]")
+    parser.add_argument("folder", metavar="DIR", help="a folder with records in it, at any depth")
+    parser.add_argument("--output_dir", help="where the figures are written (default: DIR/figures)")
+    parser.add_argument(
+        "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
+        help="unlearning_boxes, text: a run whose perplexity rose more is not the best one (default: 10)",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    records = list(named_records(arguments.folder))
+    message = mixed_versions(versions(record) for _, record in records)
+    if message:
+        print(message, file=sys.stderr)
+    output = files.writable_folder(arguments.output_dir or Path(arguments.folder) / "figures")
+    runs = unlearning_runs(records, tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
+    curves = training_curves(arguments.folder, records)
+    material = Material(curves, configurations(runs), arguments.max_perplexity_rise)
+    drawn = 0
+    for function, needed in FIGURES.items():
+        figures = function(material)
+        for ending, figure in figures.items():
+            print(*plots.save_figure(figure, output / f"{function.__name__}{ending}"), sep="\n")
+        if not figures:
+            print(f"{function.__name__}: not drawn, {arguments.folder} has no {needed}", file=sys.stderr)
+        drawn += len(figures)
+    if not drawn:
+        raise UserError(f"{arguments.folder}: none of its {len(records)} records can be drawn")
+
+
+if __name__ == "__main__":
+    cli.run(main)

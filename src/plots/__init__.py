@@ -1,0 +1,28 @@
+"""Figures, each written as PNG and PDF. Readable in grey: series differ in marker and line style too.
+
+`plot_...` draws and writes a figure, `draw_...` returns it.
+"""
+
+from tinymem.plots.base import STYLES, Rows, new_figure, save_figure
+from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizers, is_regularized, plot_training
+from tinymem.plots.mitigations import plot_mitigations
+from tinymem.plots.planted import plot_shown_and_held_out
+from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, plot_unlearning
+
+__all__ = [
+    "STYLES",
+    "Rows",
+    "draw_boxes",
+    "draw_by_size",
+    "draw_finetuning",
+    "draw_regularizers",
+    "draw_scatter",
+    "draw_time",
+    "is_regularized",
+    "new_figure",
+    "plot_mitigations",
+    "plot_shown_and_held_out",
+    "plot_training",
+    "plot_unlearning",
+    "save_figure",
+]

@@ -1,0 +1,77 @@
+"""What all figures share: panels, styles that are readable in grey, files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinymem import files
+
+STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":")]
+Rows = Sequence[Mapping[str, Any]]
+
+
+def new_figure(panels: int, width: float = 4.0, height: float = 3.2):
+    """A figure with its panels side by side, independent of any display. Returns (figure, list of axes)."""
+    figure, grid = new_grid(1, panels, width, height)
+    return figure, list(grid[0])
+
+
+def new_grid(rows: int, columns: int, width: float = 4.0, height: float = 3.2):
+    """A figure with rows x columns panels of this size in inches. Returns (figure, array of axes (rows, columns))."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, grid
+
+
+def set_title(axis, title: str) -> None:
+    """A small title that is broken at its commas into lines no wider than its panel."""
+    inches = axis.figure.get_figwidth() / axis.get_gridspec().ncols
+    parts = title.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
+    axis.set_title(textwrap.fill(parts, int(14 * inches)).replace("\N{NO-BREAK SPACE}", " "), fontsize=8)
+
+
+def common_legend(figure, axes: Iterable) -> None:
+    """One legend for all panels, below them, as wide as they are; every label once, in the order of appearance."""
+    handles = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # of one entry: its sample, then 8-point letters
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def plain_numbers(axis) -> None:
+    """Ticks of a logarithmic axis as 20, 30, 100 instead of powers of ten. axis: axes.xaxis or axes.yaxis."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axis.get_view_interval()
+    subs = (
+        (1, 1.5, 2, 3, 5, 7)
+        if high < 8 * low
+        else (1, 2, 5) if high < 60 * low else (1, 3) if high < 1000 * low else (1,)
+    )
+    axis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def save_figure(figure, path: str | Path) -> list[Path]:
+    """Writes path.png and path.pdf (`path` without suffix)."""
+    path = Path(path)
+    suffixes = (".png", ".pdf")
+    figure.draw_without_rendering()  # lays the panels out, once for both files: it takes longer than to write them
+    figure.set_layout_engine("none")
+    return [
+        files.write_file(path.with_name(path.name + suffix), lambda t: figure.savefig(t, format=suffix[1:], dpi=150))
+        for suffix in suffixes
+    ]

@@ -1,0 +1,192 @@
+"""Memorization and quality over training: of one run, by model size, by regularizer, of fine-tunings.
+
+Several seeds of the same settings are one line, their mean; the band reaches from the lowest seed to the highest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
+from tinymem.records.choose import SEEDS, grouped, key_of, on_numbers, titles
+from tinymem.records.curves import Curve
+from tinymem.regularizers.registry import REGULARIZERS
+
+LENGTH = ("epochs", "checkpoint_every", "ft_epochs")  # a run that goes on longer is still on the same line
+COLUMNS = 4  # at most so many panels side by side
+MEMORIZED = "percent_memorized_train"
+STRENGTH = tuple(name for entry in REGULARIZERS for name in entry.flags) + ("l2_reg",)
+
+
+def plot_training(rows: Rows, path: str | Path) -> list[Path]:
+    """Loss, accuracy and memorization against epochs."""
+    figure, (loss, accuracy, memory) = new_figure(3)
+    _lines(loss, rows, "epoch", [name for name in rows[0] if name == "train_loss" or name.startswith("loss_")])
+    _lines(accuracy, rows, "epoch", [name for name in rows[0] if name.startswith("accuracy_")])
+    _lines(memory, rows, "epoch", [name for name in rows[0] if name.startswith("percent_")])
+    for axis, label in ((loss, "loss (nats a token)"), (accuracy, "test accuracy"), (memory, "% of artifacts")):
+        axis.set(xlabel="epoch", ylabel=label)
+    memory.set_ylim(-4, 104)
+    return save_figure(figure, path)
+
+
+def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
+    """One line a column; a column without any value is left out."""
+    for name, (marker, line) in zip(names, STYLES * (1 + len(names) // len(STYLES))):
+        points = [(row[x], row[name]) for row in rows if row.get(name) is not None]
+        if points:
+            label = name.removeprefix("percent_").removeprefix("accuracy_").replace("_", " ")
+            axis.plot(*zip(*points), marker=marker, linestyle=line, markersize=3.5, label=label)
+    axis.legend(fontsize=7)
+
+
+def draw_by_size(curves: Sequence[Curve]):
+    """Training runs without regularizers: one line a model size, two panels (memorization above quality) a data set."""
+    order = sorted(curves, key=lambda curve: curve.settings["n_layers"])
+    return _draw(order, lambda curve: f"{curve.settings['n_layers']} layers", ("n_layers",), "epoch")
+
+
+def draw_regularizers(curves: Sequence[Curve]):
+    """Training runs: one line a regularizer and strength, two panels a data set and model size.
+
+    A data set and model size that was trained without regularizers only has no panels.
+    """
+    both = [
+        some
+        for some in grouped(curves, lambda curve: key_of(_panel(curve, STRENGTH)))
+        if any(map(is_regularized, some))
+    ]
+    curves = sorted((curve for some in both for curve in some), key=_strength)
+    return _draw(curves, regularizer_labels(curves), STRENGTH, "epoch")
+
+
+def draw_finetuning(curves: Sequence[Curve]):
+    """Fine-tunings against the seconds of training that they took: one line a fine-tuning set, two panels a model."""
+    order = sorted(curves, key=lambda curve: ("clean", "extra", "both").index(curve.settings["ft_data"]))
+    return _draw(order, lambda curve: curve.settings["ft_data"], ("ft_data",), "seconds")
+
+
+def is_regularized(curve: Curve) -> bool:
+    """Whether a run was trained with one of the registry's regularizers."""
+    return any(curve.settings.get(entry.flags[0]) for entry in REGULARIZERS)
+
+
+def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
+    """Curve -> "none", or its regularizers by name, with the settings that differ between these curves."""
+    varied = {
+        name
+        for name in STRENGTH
+        if len({curve.settings[name] for curve in curves if curve.settings.get(name) is not None}) > 1
+    }
+
+    def label(curve: Curve) -> str:
+        words = []
+        for entry in REGULARIZERS:
+            if curve.settings.get(entry.flags[0]):
+                strengths = [f"{name} {curve.settings[name]:g}" for name in entry.flags if name in varied]
+                words.append(" ".join([entry.name.replace("_", " "), *strengths]))
+        if "l2_reg" in varied:
+            words.append(f"weight decay {curve.settings['l2_reg']:g}")
+        return " + ".join(words) or "none"
+
+    return label
+
+
+def _strength(curve: Curve) -> list[float]:
+    """Sorts runs without a regularizer first, then by regularizer and strength."""
+    return [float(curve.settings.get(name) or 0) for name in STRENGTH]
+
+
+def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[str, ...], x: str):
+    """Two panels (memorization above quality) for every kind of run, one line a label in each. Returns the figure.
+
+    hidden: the settings that the label tells, which make no panel of their own.
+    """
+    by_panel = grouped(curves, lambda curve: key_of(_panel(curve, hidden)))
+    panels = [(_panel(some[0], hidden), some) for some in by_panel]
+    panels.sort(key=lambda panel: [str(panel[0].get(name, "")) for name in ("data_name", "artifact")])
+    labels = list(dict.fromkeys(map(label, curves)))
+    styles = dict(zip(labels, _styles(len(labels), ordered=hidden == ("n_layers",))))
+    lines = -(-len(panels) // COLUMNS)
+    columns = -(-len(panels) // lines)
+    figure, grid = new_grid(2 * lines, columns, max(3.2, 6.4 / columns), 2.5)
+    for axis in grid.flat:
+        axis.set_visible(False)
+    names = titles([settings for settings, _ in panels])
+    for i, (title, (settings, some)) in enumerate(zip(names, panels)):
+        memory, quality = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
+        set_title(memory, title)
+        for line in grouped(some, label):
+            style = styles[label(line[0])]
+            _line(memory, line, x, MEMORIZED, style, label(line[0]))
+            _line(quality, line, x, "mean_test_accuracy" if on_numbers(settings) else "perplexity", style)
+        _finish(memory, quality, x, on_numbers(settings))
+    common_legend(figure, grid.flat)
+    return figure
+
+
+def _panel(curve: Curve, hidden: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that decide in which panel a curve stands."""
+    ignored = {*SEEDS, *LENGTH, *hidden}
+    return {name: value for name, value in curve.settings.items() if name not in ignored}
+
+
+def _styles(count: int, ordered: bool) -> list[dict[str, Any]]:
+    """Line styles that differ in marker and dashes, readable in grey too; ordered: from dark to light."""
+    from matplotlib import colormaps
+
+    colours = [colormaps["viridis"](0.85 * i / count) if ordered else f"C{i % 10}" for i in range(count)]
+    styles = STYLES * (1 + count // len(STYLES))
+    return [dict(marker=marker, linestyle=line, color=colour) for (marker, line), colour in zip(styles, colours)]
+
+
+def _line(axis, curves: Sequence[Curve], x: str, name: str, style: Mapping[str, Any], label: str | None = None) -> None:
+    """The mean of a column over seeds, with its range; epoch 0 of a fine-tuning is a dashed line across."""
+    points = over_seeds(curves, x, name)
+    if x == "seconds" and points and points[0][0] == 0.0:
+        axis.axhline(points[0][1], color="black", linewidth=0.8, linestyle="--", zorder=0.9)
+        points = points[1:]
+    if not points:
+        return
+    place, mean, low, high = zip(*points)
+    axis.set_visible(True)
+    every = max(1, len(place) // 12)
+    axis.plot(place, mean, markersize=4, linewidth=1.3, markevery=every, label=label, **style)
+    if len(curves) > 1:
+        axis.fill_between(place, low, high, color=style["color"], alpha=0.13, linewidth=0)
+
+
+def over_seeds(curves: Sequence[Curve], x: str, name: str) -> list[tuple[float, float, float, float]]:
+    """(mean x, mean, lowest, highest) of a column at every epoch that all runs which got so far have measured."""
+    ends = [curve.rows[-1]["epoch"] for curve in curves if curve.rows]
+    by_epoch: dict[int, list[tuple[float, float]]] = {}
+    for curve in curves:
+        for row in curve.rows:
+            if row.get(name) is not None and row.get(x) is not None:
+                by_epoch.setdefault(row["epoch"], []).append((row[x], row[name]))
+    points = []
+    for epoch, found in sorted(by_epoch.items()):
+        if len(found) == sum(end >= epoch for end in ends):
+            places, values = zip(*found)
+            points.append((sum(places) / len(places), sum(values) / len(values), min(values), max(values)))
+    return points
+
+
+def _finish(memory, quality, x: str, numbers: bool) -> None:
+    """Labels and scales of the two panels of one kind of run."""
+    for axis in (memory, quality):
+        axis.set_visible(True)
+        if x == "seconds":
+            axis.set_xscale("log")
+    memory.set(ylabel="% memorized", ylim=(-4, 104))
+    quality.set(xlabel="epoch" if x == "epoch" else "seconds (dashed: before)")
+    if numbers:
+        quality.set(ylabel="mean test accuracy")
+    else:
+        quality.set(ylabel="test perplexity", yscale="log")
+        plain_numbers(quality.yaxis)
+    if x == "seconds":
+        for axis in (memory, quality):
+            plain_numbers(axis.xaxis)

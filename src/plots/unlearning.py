@@ -1,0 +1,218 @@
+"""Unlearning: memorization against quality with Pareto fronts, against time, and box plots of what methods change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
+from tinymem.records.choose import (
+    HEADLINE,
+    UNEDITED,
+    Configuration,
+    Run,
+    differing,
+    grouped,
+    key_of,
+    on_numbers,
+    pareto_front,
+    titles,
+)
+
+MEMORIZED = "percent_memorized_train"
+KINDS = ("numbers", "text", "production models")
+SHAPES = "os^DvPX<>hp"
+
+
+def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
+    """Memorization against mean test accuracy, one mark a run, with the Pareto front. Left and up is better."""
+    figure, (axis,) = new_figure(1, 6.0, 4.2)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for method, (marker, _) in zip(methods, STYLES * (1 + len(methods) // len(STYLES))):
+        points = [_trade(row) for row in rows if row["method"] == method]
+        size = 90 if method == "unedited" else 32
+        axis.scatter(*zip(*points), marker="*" if method == "unedited" else marker, s=size, label=method, alpha=0.85)
+    front = pareto_front([_trade(row) for row in rows])
+    axis.plot(*zip(*front), color="black", linewidth=0.8, linestyle=":", drawstyle="steps-post", label="Pareto front")
+    axis.set(xlabel="% memorized (training artifacts)", ylabel="mean test accuracy")
+    axis.legend(fontsize=7, ncols=2)
+    return save_figure(figure, path)
+
+
+def _trade(row: Mapping[str, Any]) -> tuple[float, float]:
+    return row["percent_memorized_train"], row["mean_test_accuracy"]
+
+
+def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layers"):
+    """Memorization against quality, one panel an experiment, with the Pareto front. Left and up is better.
+
+    A mark is a method with its hyper-parameters, its mean over the seeds. column: the setting whose values stand side
+    by side (model sizes); experiments that differ in others stand below each other. Quality is mean test accuracy of
+    number models, else perplexity on a logarithmic axis that is turned round.
+    """
+
+    def draw(axis, some: Sequence[Configuration]) -> None:
+        numbers = some[0].on_numbers
+        quality = "mean_test_accuracy" if numbers else "perplexity"
+        marks = _marks(axis, some, MEMORIZED, quality)
+        sign = 1 if numbers else -1
+        front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in marks])]
+        axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
+        axis.set(xlabel="% memorized", ylabel="mean test accuracy" if numbers else "perplexity (lower is better)")
+        if not numbers:
+            axis.set_yscale("log")
+            plain_numbers(axis.yaxis)
+            axis.invert_yaxis()
+
+    return _panels(configurations, column, draw)
+
+
+def draw_time(configurations: Sequence[Configuration], column: str = "n_layers"):
+    """Memorization against the seconds that a method took, one panel an experiment. Left and low is better.
+
+    Marks and panels as in `draw_scatter`; the dashed line is the unedited model.
+    """
+
+    def draw(axis, some: Sequence[Configuration]) -> None:
+        before = [configuration.mean(MEMORIZED) for configuration in some if configuration.method == UNEDITED]
+        axis.axhline(before[0], color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
+        marks = _marks(axis, [c for c in some if c.method != UNEDITED], "seconds", MEMORIZED)
+        top = max([before[0], *(memorized for _, memorized in marks)]) or 100
+        axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-0.05 * top, 1.08 * top))
+        plain_numbers(axis.xaxis)
+
+    return _panels(configurations, column, draw)
+
+
+def _panels(configurations: Sequence[Configuration], column: str, draw):
+    """One panel an experiment: values of the setting `column` side by side, other differences below each other."""
+    by_experiment = grouped(configurations, lambda c: key_of(c.experiment))
+    settings = [some[0].experiment for some in by_experiment]
+    side_by_side = sorted({each.get(column) for each in settings}, key=lambda value: (value is None, value))
+    below = _row_names(settings, column)
+    rows = [key_of({name: each.get(name) for name in below}) for each in settings]
+    places = {row: _place(each) for row, each in zip(rows, settings)}
+    order = sorted(places, key=places.get)
+    figure, grid = new_grid(len(order), len(side_by_side), max(3.1, 6.4 / len(side_by_side)), 2.9)
+    for axis in grid.flat:
+        axis.set_visible(False)
+    for title, each, some, row in zip(titles(settings), settings, by_experiment, rows):
+        axis = grid[order.index(row), side_by_side.index(each.get(column))]
+        axis.set_visible(True)
+        set_title(axis, title)
+        draw(axis, some)
+    common_legend(figure, grid.flat)
+    return figure
+
+
+def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    """As few settings as tell experiments of the same column apart, so that rows reach over many columns."""
+
+    def told_apart(names: list[str]) -> int:
+        return len({key_of({name: each.get(name) for name in (column, *names)}) for each in settings})
+
+    chosen: list[str] = []
+    for name in (*HEADLINE, *differing(settings)):
+        if told_apart([*chosen, name]) > told_apart(chosen):
+            chosen.append(name)
+    return chosen
+
+
+def _place(settings: Mapping[str, Any]) -> tuple:
+    """Sorts rows of panels by data, then by the checkpoint's step or epoch."""
+    return (
+        *(str(settings.get(name)) for name in ("data_name", "artifact")),
+        settings.get("step") or settings.get("epoch") or 0,
+    )
+
+
+def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[float, float]]:
+    """One scatter a method; returns all points."""
+    everything = []
+    for of_method in grouped(some, lambda configuration: configuration.method):
+        points = [(c.mean(x), c.mean(y)) for c in of_method]
+        points = [point for point in points if None not in point]
+        if x == "seconds":  # records round to milliseconds, and a logarithmic axis has no place for 0
+            points = [(max(seconds, 1e-3), value) for seconds, value in points]
+        if points:
+            method = of_method[0].method
+            axis.scatter(*zip(*points), label=method.replace("_", " "), **method_style(method))
+        everything += points
+    return everything
+
+
+def method_style(method: str) -> dict[str, Any]:
+    """The mark of a method, the same in all figures: hollow for the neuron level, filled for the weight level."""
+    if method == UNEDITED:
+        return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
+    levels = _levels()
+    names, level = list(levels), levels.get(method, "weight")
+    peers = [name for name in names if levels[name] == level]
+    place = peers.index(method) if method in peers else len(peers)
+    colour = f"C{(names.index(method) if method in names else len(names)) % 10}"
+    face = "none" if level == "neuron" else colour
+    return dict(marker=SHAPES[place % len(SHAPES)], s=30, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
+
+
+def _levels() -> dict[str, str]:
+    """Method -> neuron or weight, in the registry's order."""
+    from tinymem.localize.registry import METHODS  # here, for training scripts draw too and would start more slowly
+
+    return {name: method.level for name, method in METHODS.items()}
+
+
+def draw_boxes(configurations: Sequence[Configuration]):
+    """What the best run of each method changes, one box a method over all checkpoints and seeds.
+
+    configurations: the best ones (`tinymem.records.choose.best`). One row of two panels for each kind of data: percent
+    difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to 0 is better).
+    """
+    runs = [run for configuration in configurations for run in configuration.runs if run.method != UNEDITED]
+    methods = list(dict.fromkeys(run.method for run in runs))
+    runs.sort(key=lambda run: (KINDS.index(data_kind(run)), run.row.get("artifact") or ""))
+    kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("artifact")))
+    figure, grid = new_grid(len(kinds), 2, 4.2, 0.9 + 0.24 * len(methods))
+    for (memory, quality), some in zip(grid, kinds):
+        numbers = on_numbers(some[0].row)
+        name = ", ".join(filter(None, (data_kind(some[0]), some[0].row.get("artifact"))))
+        _boxes(memory, methods, some, lambda run: percent_difference(run, MEMORIZED))
+        _boxes(quality, methods, some, lambda run: percent_difference(run, quality_name(run)))
+        memory.set(xlabel="memorization, % difference", title=name)
+        quality.set(xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference", title=f"{len(some)} best runs")
+        memory.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods], fontsize=8)
+        quality.set_yticks(range(len(methods)), [""] * len(methods))
+    return figure
+
+
+def data_kind(run: Run) -> str:
+    """One of KINDS."""
+    return KINDS[0] if on_numbers(run.row) else KINDS[2] if run.row.get("model_name") else KINDS[1]
+
+
+def quality_name(run: Run) -> str:
+    """The result by which a run's quality is measured."""
+    return "mean_test_accuracy" if on_numbers(run.row) else "perplexity"
+
+
+def percent_difference(run: Run, name: str) -> float | None:
+    """The change of a result against the unedited model, in percent of it; None where that is 0."""
+    before = run.before[name]
+    return 100 * (run.row[name] - before) / before if before else None
+
+
+def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
+    """Horizontal boxes, the first method on top, white at the neuron level; a dot is a run."""
+    levels = _levels()
+    for place, method in enumerate(methods):
+        values = [value(run) for run in runs if run.method == method]
+        values = [number for number in values if number is not None]
+        if values:
+            fill = "white" if levels.get(method) == "neuron" else "0.8"
+            axis.boxplot(
+                values, positions=[place], orientation="horizontal", widths=0.6, showfliers=False, patch_artist=True,
+                manage_ticks=False, boxprops=dict(facecolor=fill), medianprops=dict(color="black", linewidth=1.8),
+            )  # fmt: skip
+            axis.scatter(values, [place] * len(values), s=7, color="black", alpha=0.5, zorder=3)
+    axis.axvline(0, color="black", linewidth=0.8, linestyle="--", zorder=0.9)
+    axis.set_ylim(len(methods) - 0.4, -0.6)

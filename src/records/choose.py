@@ -1,0 +1,281 @@
+"""The best runs of unlearning methods, and the Pareto front: section 7 of the data and metrics specification.
+
+Every run is compared with the unedited model of the same checkpoint, task and software versions. Runs that differ in
+nothing but the seed are one configuration, judged by its mean.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tinymem.data.settings import NUMBER_TASKS
+from tinymem.records.interval import mean_and_interval
+from tinymem.records.table import flat_row, trade_off, versions
+
+SEEDS = ("seed", "unlearn_seed", "weights", "task")  # the settings that differ between the seeds of one experiment
+UNEDITED = "unedited"
+MEASURED = ("percent_memorized_train", "percent_memorized_shown", "percent_memorized_held_out")
+MEASURED += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad")
+MEASURED += ("perplexity", "perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
+HEADLINE = {"model_name": "{}", "data_name": "{}", "artifact": "{}", "step": "step {}", "n_layers": "{} layers"}
+HEADLINE |= {"epoch": "epoch {}"}  # the settings in every title, and how
+COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An unlearning run beside the model that it edited.
+
+    row, before    the run and the unedited model as flat rows; `row` has the columns COMPARED too
+    checkpoint     name and value of all settings that model and task are identified by, and the versions
+    hyper_parameters    the method's
+    """
+
+    row: Mapping[str, Any]
+    before: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
+    hyper_parameters: Mapping[str, Any]
+
+    @property
+    def method(self) -> str:
+        return self.row["method"]
+
+    @property
+    def quality(self) -> float:
+        """Mean test accuracy of number models, minus perplexity of all others: higher is better."""
+        return self.row["mean_test_accuracy"] if on_numbers(self.row) else -self.row["perplexity"]
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A method with its hyper-parameters on one experiment: the runs over seeds, at least one."""
+
+    runs: Sequence[Run]
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].method
+
+    @property
+    def hyper_parameters(self) -> Mapping[str, Any]:
+        return self.runs[0].hyper_parameters
+
+    @cached_property
+    def experiment(self) -> dict[str, Any]:
+        """The checkpoint's settings and versions without what differs from seed to seed."""
+        return {name: value for name, value in self.runs[0].checkpoint.items() if name not in SEEDS}
+
+    @property
+    def on_numbers(self) -> bool:
+        return on_numbers(self.runs[0].row)
+
+    def values(self, name: str) -> list[float]:
+        """A result of every run that has it."""
+        return [run.row[name] for run in self.runs if run.row.get(name) is not None]
+
+    def mean(self, name: str) -> float | None:
+        """Over the seeds; None when no run has this result."""
+        values = self.values(name)
+        return mean_and_interval(values)[0] if values else None
+
+    def summary(self) -> dict[str, Any]:
+        """A row: experiment, method, hyper-parameters, n, mean and half width of the 95 % interval of all results."""
+        row = {**self.experiment, "method": self.method, **self.hyper_parameters, "n": len(self.runs)}
+        row["seeds"] = " ".join(str(run.row.get("seed", run.row.get("unlearn_seed", "-"))) for run in self.runs)
+        for name in (*MEASURED, *COMPARED):
+            values = self.values(name)
+            row[name], row[f"{name}_ci95"] = mean_and_interval(values) if values else (None, None)
+        return row
+
+
+def on_numbers(row: Mapping[str, Any]) -> bool:
+    """Whether quality is accuracy (number sequences) and not perplexity (text and production models)."""
+    return row.get("data_name") in NUMBER_TASKS
+
+
+def unlearning_runs(
+    records: Iterable[tuple[str, Mapping[str, Any]]],
+    order: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda message: None,
+) -> list[Run]:
+    """The unlearning runs among records of any kind, sorted by method; twice the same run counts once.
+
+    records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in
+    one line of runs that are left out, for want of the unedited model or of a result.
+    """
+    unlearn = [(name, record) for name, record in records if "method" in record["settings"]]
+    before = _Unedited(record for _, record in unlearn if record["settings"]["method"] == UNEDITED)
+    runs, unpaired, unmeasured = {}, [], []
+    for name, record in unlearn:
+        found = before.of(record)
+        if found is None:
+            unpaired.append(name)
+            continue
+        run = _run(name, record, found)
+        if run is None:
+            unmeasured.append(name)
+        else:
+            runs[key_of(record["settings"]), run.checkpoint["versions"]] = run
+    for names, reason in (
+        (unpaired, "no record of the unedited model of the same checkpoint, task and versions"),
+        (unmeasured, "no memorization or quality measured (not finite, or nothing to measure)"),
+    ):
+        if names:
+            warn(f"left out, {reason}: {len(names)} of {len(unlearn)} runs, the first is {names[0]}")
+    place = {method: i for i, method in enumerate((UNEDITED, *order))}
+    return sorted(runs.values(), key=lambda run: (place.get(run.method, len(place)), run.method))
+
+
+class _Unedited:
+    """Finds the record of the unedited model of a run: its settings, the method left out, are all among the run's."""
+
+    def __init__(self, records: Iterable[Mapping[str, Any]]):
+        self._by_names: dict[tuple[str, ...], dict[tuple, Mapping[str, Any]]] = {}
+        for record in records:
+            names = tuple(sorted(name for name in record["settings"] if name != "method"))
+            self._by_names.setdefault(names, {})[self._values(record, names)] = record
+        self._most_settings_first = sorted(self._by_names, key=len, reverse=True)
+
+    def of(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        for names in self._most_settings_first:
+            if record["settings"].keys() >= set(names):
+                found = self._by_names[names].get(self._values(record, names))
+                if found is not None:
+                    return found
+        return None
+
+    @staticmethod
+    def _values(record: Mapping[str, Any], names: Sequence[str]) -> tuple:
+        return (versions(record), *(_hashable(record["settings"][name]) for name in names))
+
+
+def _run(name: str, record: Mapping[str, Any], unedited: Mapping[str, Any]) -> Run | None:
+    """A record beside that of its unedited model; None when what they are compared by was not measured."""
+    row, before = flat_row(record), flat_row(unedited)
+    needed = ("percent_memorized_train", "mean_test_accuracy" if on_numbers(row) else "perplexity")
+    if any(values.get(key) is None for values in (row, before) for key in needed):
+        return None
+    checkpoint = {key: value for key, value in unedited["settings"].items() if key != "method"}
+    own = {key: value for key, value in record["settings"].items() if key not in {*checkpoint, "method"}}
+    checkpoint["versions"] = versions(record)
+    return Run({"record": name, **row, **_changes(row, before)}, before, checkpoint, own)
+
+
+def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float | None]:
+    """The columns COMPARED: memorization in points of percent, accuracy in points, perplexity in percent."""
+
+    def change(name: str) -> float | None:
+        return None if row.get(name) is None or before.get(name) is None else row[name] - before[name]
+
+    rise = change("perplexity")
+    return {
+        "trade_off": trade_off(row, before) if on_numbers(row) else None,
+        "change_memorized": change("percent_memorized_train"),
+        "change_accuracy": change("mean_test_accuracy"),
+        "perplexity_rise_percent": None if rise is None else 100 * rise / before["perplexity"],
+    }
+
+
+def configurations(runs: Iterable[Run]) -> list[Configuration]:
+    """Runs that differ in nothing but the seed put together, in the order in which they first appear."""
+    return list(
+        map(Configuration, grouped(runs, lambda run: (_experiment_key(run), run.method, key_of(run.hyper_parameters))))
+    )
+
+
+def experiments(some: Iterable[Configuration]) -> list[list[Configuration]]:
+    """Configurations by experiment: same data, model, training, task and versions."""
+    return grouped(some, lambda configuration: _experiment_key(configuration.runs[0]))
+
+
+def best(some: Iterable[Configuration], max_perplexity_rise: float) -> list[Configuration]:
+    """The best configuration of each method of one experiment, in the order in which the methods first appear.
+
+    Numbers: the lowest mean `trade_off`. Text and production models: the lowest memorization among those whose
+    perplexity rose by at most `max_perplexity_rise` percent on average; a method without such a one is left out.
+    Among equals the lowest perplexity, then the least zeroed. Configurations that ran on fewer seeds than others of
+    their method are not considered: one lucky seed would win.
+    """
+    chosen = []
+    for rivals in grouped(some, lambda configuration: configuration.method):
+        most = max(len(rival.runs) for rival in rivals)
+        rivals = [rival for rival in rivals if len(rival.runs) == most]
+        if not rivals[0].on_numbers:
+            rivals = [rival for rival in rivals if rival.mean("perplexity_rise_percent") <= max_perplexity_rise]
+        if rivals:
+            chosen.append(min(rivals, key=_rank))
+    return chosen
+
+
+def _rank(configuration: Configuration) -> tuple[float, ...]:
+    first = "trade_off" if configuration.on_numbers else "percent_memorized_train"
+    return tuple(configuration.mean(name) or 0.0 for name in (first, "perplexity", "percent_zeroed"))
+
+
+def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> list[str]:
+    """A short name of each checkpoint or experiment: model, data, epoch, and whatever else sets it apart.
+
+    seeds: whether the seed is named too.
+    """
+    hidden = {*HEADLINE, "weights", "task", *(() if seeds else SEEDS)}
+    alike = grouped(checkpoints, lambda settings: tuple(settings.get(name) for name in HEADLINE))
+    apart = [name for some in alike for name in differing(some) if name not in hidden]
+    return [_title(settings, dict.fromkeys(apart)) for settings in checkpoints]
+
+
+def differing(some: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that do not have the same value in all of these."""
+    names = dict.fromkeys(name for settings in some for name in settings)
+    return [name for name in names if len({_hashable(settings.get(name)) for settings in some}) > 1]
+
+
+def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
+    words = [form.format(settings[name]) for name, form in HEADLINE.items() if settings.get(name) is not None]
+    return ", ".join(words + [f"{name} {settings[name]}" for name in apart if settings.get(name) is not None])
+
+
+def pareto(runs: Iterable[Run]) -> list[list[Run]]:
+    """Of each checkpoint the runs, its unedited model among them, that no other beats: by memorization, lowest first.
+
+    No other run memorizes less at the same quality or better, or has a better quality at the same memorization or less.
+    """
+    fronts = []
+    for some in grouped(runs, lambda run: key_of(run.checkpoint)):
+        front = set(pareto_front([(run.row["percent_memorized_train"], run.quality) for run in some]))
+        on_it = [run for run in some if (run.row["percent_memorized_train"], run.quality) in front]
+        fronts.append(sorted(on_it, key=lambda run: run.row["percent_memorized_train"]))
+    return fronts
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (memorized, quality) that no other beats in both: low first value, high second. By first value."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(set(points), key=lambda p: (p[0], -p[1])):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _experiment_key(run: Run) -> tuple:
+    return key_of({name: value for name, value in run.checkpoint.items() if name not in SEEDS})
+
+
+def key_of(values: Mapping[str, Any]) -> tuple:
+    """Settings as something that can be compared and looked up, whatever their order."""
+    return tuple((name, _hashable(values[name])) for name in sorted(values))
+
+
+def _hashable(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    """Items with the same key together, in the order in which the keys first appear."""
+    groups: dict[Any, list[Any]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())

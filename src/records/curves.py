@@ -1,0 +1,60 @@
+"""What training runs measured on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from tinymem import files
+from tinymem.errors import UserError
+from tinymem.records.table import versions
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training or fine-tuning run.
+
+    settings    the run's, and its versions
+    rows        one a measured epoch, with `epoch`; of a fine-tuning with `seconds` too: of training, from its start
+    """
+
+    settings: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def run(self) -> str:
+        """train or finetune"""
+        return self.settings["run"]
+
+
+def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Curve]:
+    """The curves of all training and fine-tuning runs among records, in their order.
+
+    records: (path relative to `folder`, record). The rows come from the metrics.json of a run's folder, or where it is
+    gone from the record, which has the last one. Of a run that was made longer the longest record counts. UserError
+    for a damaged file.
+    """
+    longest: dict[tuple[Path, str], tuple[int, Curve]] = {}
+    for name, record in records:
+        settings = record["settings"]
+        if settings.get("run") not in ("train", "finetune"):
+            continue
+        run = (Path(folder) / name).parent.parent
+        epochs = settings["ft_epochs" if settings["run"] == "finetune" else "epochs"]
+        key = (run if (run / "metrics.json").exists() else Path(name), settings["run"])
+        if key not in longest or longest[key][0] < epochs:
+            longest[key] = epochs, Curve({**settings, "versions": versions(record)}, _rows(run, record, epochs))
+    return [curve for _, curve in longest.values()]
+
+
+def _rows(run: Path, record: Mapping[str, Any], epochs: int) -> list[dict[str, Any]]:
+    path = run / "metrics.json"
+    rows = files.read_json(path) if path.exists() else [{"epoch": epochs, **record["results"]}]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "epoch" in row for row in rows):
+        raise UserError(f"{path}: this file is damaged (no list of measured epochs); delete it and train again")
+    spent = [0.0, *accumulate(record["results"].get("epoch_seconds") or ())]
+    rows = [row for row in rows if row["epoch"] <= epochs]
+    return [{**row, "seconds": spent[row["epoch"]]} if row["epoch"] < len(spent) > 1 else row for row in rows]

@@ -1,0 +1,144 @@
+"""Best runs and Pareto fronts of records made by hand."""
+
+import pytest
+from handmade import TEXT, checkpoint, everything, outcome, unlearning
+
+from tinymem import files
+from tinymem.records.table import find_records, named_records
+from tinymem.records.choose import best, configurations, experiments, pareto, pareto_front, titles, unlearning_runs
+
+
+def loaded(folder, **options) -> list:
+    return unlearning_runs(named_records(folder), **options)
+
+
+def chosen(folder, max_perplexity_rise: float = 10.0) -> dict:
+    """Method -> summary of its best configuration, of the only experiment."""
+    (experiment,) = experiments(configurations(loaded(folder)))
+    return {c.method: c.summary() for c in best(experiment, max_perplexity_rise)}
+
+
+def test_the_configuration_with_the_lowest_mean_trade_off_wins_over_seeds(tmp_path):
+    # trade-offs of seed 0 and 1: small -0.5, -0.5; large -0.9 + 0.1, -0.2 + 0.1 = -0.8, -0.1: mean -0.45
+    for seed, large in ((0, 0.0), (1, 70.0)):
+        runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
+        runs["obs", ("ratio", 0.3)] = outcome(large, 0.8)
+        unlearning(tmp_path / str(seed), checkpoint(seed), runs)
+    row = chosen(tmp_path)["obs"]
+    assert row["ratio"] == 0.1 and row["n"] == 2 and row["seeds"] == "0 1"
+    assert row["trade_off"] == pytest.approx(-0.5) and row["trade_off_ci95"] == pytest.approx(0)
+    assert row["change_memorized"] == -50 and row["percent_memorized_train"] == 40
+    assert row["training_epochs"] == 50 and "weights" not in row
+
+
+def test_mean_and_interval_of_three_seeds_by_hand(tmp_path):
+    for seed, memorized in ((0, 10.0), (1, 20.0), (3, 30.0)):
+        runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(memorized)}
+        unlearning(tmp_path / str(seed), checkpoint(seed), runs)
+    row = chosen(tmp_path)["obs"]
+    assert row["percent_memorized_train"] == 20
+    assert row["percent_memorized_train_ci95"] == pytest.approx(4.3027 * 10 / 3**0.5, rel=1e-4)
+
+
+def test_a_configuration_with_fewer_seeds_than_others_is_no_candidate(tmp_path):
+    lucky = {("obs", ("ratio", 0.3)): outcome(0.0)}
+    for seed in (0, 1):
+        runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
+        unlearning(tmp_path / str(seed), checkpoint(seed), runs | (lucky if seed else {}))
+    assert chosen(tmp_path)["obs"]["ratio"] == 0.1
+
+
+def test_a_single_seed_has_no_interval(tmp_path):
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)})
+    row = chosen(tmp_path)["obs"]
+    assert row["n"] == 1 and row["perplexity"] == 2.0 and row["perplexity_ci95"] is None
+
+
+@pytest.mark.parametrize("identity", [checkpoint(**TEXT), {"run": "unlearn", "model_name": "pythia", "step": 9}])
+def test_on_text_and_production_models_perplexity_limits_the_choice(tmp_path, identity):
+    runs = {("unedited",): outcome(50.0, None, 20.0)}
+    for ratio, memorized, perplexity in ((0.1, 30.0, 20.5), (0.2, 10.0, 22.0), (0.3, 0.0, 23.0)):
+        runs["obs", ("ratio", ratio)] = outcome(memorized, None, perplexity)
+    runs["subnet", ("ratio", 0.1)] = outcome(0.0, None, 90.0)
+    unlearning(tmp_path, identity, runs)
+    assert chosen(tmp_path, 5)["obs"]["ratio"] == 0.1
+    row = chosen(tmp_path, 10)["obs"]  # 22 is exactly 10 % more than 20
+    assert row["ratio"] == 0.2 and row["perplexity_rise_percent"] == pytest.approx(10) and row["trade_off"] is None
+    assert chosen(tmp_path, 15)["obs"]["ratio"] == 0.3
+    assert list(chosen(tmp_path, 15)) == ["unedited", "obs"]  # no run of subnet is within the limit
+
+
+def test_among_equals_the_run_that_zeroes_least_wins(tmp_path):
+    runs = {("unedited",): outcome(90.0)}
+    runs |= {("obs", ("ratio", ratio)): outcome(0.0, percent_zeroed=100 * ratio) for ratio in (0.3, 0.1, 0.2)}
+    unlearning(tmp_path, checkpoint(), runs)
+    assert chosen(tmp_path)["obs"]["ratio"] == 0.1
+
+
+def test_experiments_differ_in_more_than_the_seed(tmp_path):
+    groups = experiments(configurations(loaded(everything(tmp_path))))
+    names = titles([group[0].experiment for group in groups])
+    assert sorted(names) == [
+        "increment, backdoor, 2 layers, epoch 50", "increment, backdoor, 4 layers, epoch 50",
+        "pythia-160m, step 143000", "pythia-160m, step 36000", "wiki_fast, noise, 2 layers, epoch 50",
+    ]  # fmt: skip
+    assert [len(c.runs) for group in groups for c in group if c.on_numbers] == [2] * 10
+
+
+def test_the_front_by_hand():
+    points = [(0, 0.5), (0, 0.7), (10, 0.7), (10, 0.8), (20, 0.75), (90, 0.9), (95, 0.9)]
+    assert pareto_front(points) == [(0, 0.7), (10, 0.8), (90, 0.9)]
+
+
+def test_pareto_keeps_the_runs_that_no_other_beats_of_each_checkpoint(tmp_path):
+    runs = {("unedited",): outcome(90.0, 0.9), ("obs", ("ratio", 0.1)): outcome(20.0, 0.85)}
+    runs["obs", ("ratio", 0.2)], runs["durable", ("ratio", 0.1)] = outcome(20.0, 0.80), outcome(0.0, 0.5)
+    unlearning(tmp_path / "a", checkpoint(0), runs)
+    unlearning(
+        tmp_path / "b", checkpoint(1), {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(95.0, 0.8)}
+    )
+    first, second = pareto(loaded(tmp_path))
+    assert [(run.method, run.hyper_parameters.get("ratio")) for run in first] == [
+        ("durable", 0.1), ("obs", 0.1), ("unedited", None)
+    ]  # fmt: skip
+    assert [run.method for run in second] == ["unedited"]
+
+
+def test_pareto_on_text_prefers_low_perplexity(tmp_path):
+    runs = {("unedited",): outcome(50.0, None, 20.0), ("obs", ("ratio", 0.1)): outcome(50.0, None, 25.0)}
+    unlearning(tmp_path, checkpoint(**TEXT), runs)
+    assert [run.method for run in pareto(loaded(tmp_path))[0]] == ["unedited"]
+
+
+def test_runs_of_other_versions_are_never_averaged_or_compared(tmp_path):
+    runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
+    for seed in (0, 1):
+        unlearning(tmp_path / str(seed), checkpoint(seed), runs)
+    for path in find_records(tmp_path / "1"):
+        record = files.read_json(path)
+        record["environment"]["torch"] = "1.0"
+        files.write_json(path, record)
+    groups = experiments(configurations(loaded(tmp_path)))
+    assert [len(c.runs) for group in groups for c in best(group, 10)] == [1] * 4 and len(pareto(loaded(tmp_path))) == 2
+    unedited = next(path for path in find_records(tmp_path / "1") if "unedited" in path.read_text())
+    unedited.unlink()
+    said = []
+    left = loaded(tmp_path, warn=said.append)
+    assert len(left) == 2 and "no record of the unedited model" in said[0] and "1 of 3 runs" in said[0]
+
+
+def test_a_run_in_two_folders_counts_once_and_unmeasured_runs_are_left_out(tmp_path):
+    runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
+    for copy in ("a", "b"):
+        unlearning(tmp_path / copy, checkpoint(), runs)
+    unlearning(tmp_path / "a", checkpoint(), {("obs", ("ratio", 0.2)): outcome(None), ("subnet",): outcome(1.0, None)})
+    said = []
+    assert [run.method for run in loaded(tmp_path, warn=said.append)] == ["unedited", "obs"]
+    assert len(said) == 1 and "no memorization or quality measured" in said[0] and "2 of 6 runs" in said[0]
+
+
+def test_methods_come_in_the_order_asked_for(tmp_path):
+    runs = {(name,): outcome(9.0) for name in ("subnet", "obs", "unedited", "zero_out")}
+    unlearning(tmp_path, checkpoint(), runs)
+    order = [run.method for run in loaded(tmp_path, order=("zero_out", "subnet"))]
+    assert order == ["unedited", "zero_out", "subnet", "obs"]

@@ -1,0 +1,191 @@
+"""python -m tinymem.records: one tidy table from records of all kinds, and what README says about its columns."""
+
+import csv
+import re
+import runpy
+import sys
+from dataclasses import fields
+
+import pandas
+import pytest
+from handmade import checkpoint, everything, outcome, unlearning
+from small import ROOT, SMALL_BACKDOOR, SMALL_DATA, in_process
+
+from tinymem import files
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+from tinymem.localize.registry import METHODS
+from tinymem.records.table import find_records, flat_row, gather, mixed_versions, write_table
+from tinymem.regularizers.registry import REGULARIZERS
+
+
+def command(*words: object) -> int:
+    """python -m tinymem.records, in this process. Returns the exit code."""
+    before, sys.argv = sys.argv, ["records", *map(str, words)]
+    try:
+        runpy.run_module("tinymem.records", run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+def test_one_row_a_record_with_the_columns_of_all(tmp_path):
+    columns, rows = gather(everything(tmp_path))
+    assert len(rows) == len(find_records(tmp_path)) == 4 * (1 + 1 + 3 + 5) + 2 + 2 * 2
+    assert len(columns) == len(set(columns)) and {name for row in rows for name in row} == set(columns)
+    assert columns.index("seed") < columns.index("percent_memorized_train") < columns.index("seconds")
+    trained = next(row for row in rows if row["run"] == "train" and row["n_layers"] == 4 and "lam" not in row)
+    assert trained["training_epochs"] == 2 and "epochs" not in trained and trained["epoch"] == 2
+    slimmed = next(row for row in rows if row.get("method") == "slimming")
+    assert slimmed["epochs"] == 3 and slimmed["training_epochs"] == 50
+    tuned = next(row for row in rows if row.get("ft_data") == "extra")
+    assert tuned["epoch_seconds"] == "[10.0, 10.0]" and tuned["record"].startswith("plain_")
+    assert all(re.fullmatch(r"tinymem \S+, torch [0-9.]+, transformers [0-9.]+", row["versions"]) for row in rows)
+
+
+def test_a_name_in_two_parts_of_a_record_is_kept_twice():
+    parts = {"settings": {"epoch": 5, "lr": 1}, "results": {"epoch": 6, "loss": 2}, "cost": {"loss": 3}}
+    row = flat_row({**parts, "environment": {}})
+    assert row == {"epoch": 5, "lr": 1, "results_epoch": 6, "loss": 2, "cost_loss": 3}
+
+
+def test_csv_and_parquet_hold_the_same_table(tmp_path, capsys):
+    everything(tmp_path / "runs")
+    tables = []
+    for name in ("table.csv", "table.parquet"):
+        assert command("gather", tmp_path / "runs", "--output", tmp_path / name) == 0
+        read = pandas.read_csv if name.endswith("csv") else pandas.read_parquet
+        tables.append(read(tmp_path / name))
+    printed = capsys.readouterr().out
+    assert "46 records" in printed and "6 are not shown" in printed
+    text, binary = tables
+    assert list(text) == list(binary) and len(text) == len(binary) == 46
+    assert sorted(binary["step"].dropna()) == [36000, 36000, 143000, 143000]
+    for name in text:
+        assert text[name].isna().equals(binary[name].isna())
+        assert text[name].dropna().tolist() == binary[name].dropna().tolist()
+
+
+def test_a_column_of_several_types_becomes_text_in_parquet(tmp_path):
+    rows = [{"step": 1, "x": 1}, {"step": "main", "x": 2.5}, {"x": None}]
+    table = pandas.read_parquet(write_table(tmp_path / "t.parquet", rows))
+    assert (
+        table["step"].tolist()[:2] == ["1", "main"] and table["step"].isna()[2] and table["x"].tolist()[:2] == [1, 2.5]
+    )
+
+
+def test_best_and_pareto_print_and_write_their_tables(tmp_path, capsys):
+    everything(tmp_path / "runs")
+    assert command("best", tmp_path / "runs", "--output", tmp_path / "best.csv") == 0
+    printed = capsys.readouterr().out
+    assert "increment, backdoor, 4 layers, epoch 50" in printed and "80.5 ± 6.4" in printed
+    with open(tmp_path / "best.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 + 3 * 2 and {row["n"] for row in rows} == {"1", "2"}
+    assert command("pareto", tmp_path / "runs", "--output", tmp_path / "front.parquet") == 0
+    assert "pythia-160m, step 36000" in capsys.readouterr().out
+    front = pandas.read_parquet(tmp_path / "front.parquet")
+    assert front["method"].value_counts().to_dict() == {"unedited": 7, "slimming": 8, "durable": 4, "obs": 3}
+    assert command("best", tmp_path / "runs", "--max_perplexity_rise", 4) == 0
+    assert "perplexity rose by more than 4 % in every run of obs" in capsys.readouterr().out
+
+
+def test_records_of_mixed_versions_are_said_and_kept_apart(tmp_path, capsys):
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(9.0)})
+    (path,) = find_records(tmp_path)
+    record = files.read_json(path)
+    for number, version in enumerate(("9.9", None)):
+        record["environment"]["transformers"] = version
+        files.write_json(path.with_name(f"other{number}.json"), record)
+    assert command("gather", tmp_path) == command("best", tmp_path) == 0
+    told = capsys.readouterr()
+    assert told.err.count("records of 3 versions, kept apart") == 2 and "transformers 9.9" in told.err
+    assert told.out.count("versions tinymem") == 3  # three tables of `best`, each with its versions in the title
+    assert mixed_versions(["a", "a"]) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gather", "nowhere"], "nowhere: no such folder"),
+        (["best", "empty"], "empty: no records in this folder or below it"),
+        (["pareto", "empty"], "empty: no records"),
+        (["gather", "runs", "--output", "table.txt"], "table.txt: the name must end in .csv or .parquet"),
+        (["best", "runs", "--max_perplexity_rise", "nan"], "--max_perplexity_rise nan: must be a number"),
+        (["best", "trained"], "trained: none of its 1 records is an unlearning run that can be compared"),
+        (["best"], "the following arguments are required: DIR"),
+        (["worst", "runs"], "invalid choice: 'worst'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    unlearning(tmp_path / "runs", checkpoint(), {("unedited",): outcome(9.0)})
+    (path,) = find_records("runs")
+    record = files.read_json(path)
+    del record["settings"]["method"]
+    files.write_json("trained/records/x.json", record)
+    assert command(*words) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ['{"settings": {', "[]", '{"settings": {}, "results": {}, "cost": {}}', "\xff"])
+@pytest.mark.parametrize("name", ["gather", "best"])
+def test_a_damaged_record_is_named(tmp_path, capsys, content, name):
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(9.0)})
+    (tmp_path / "records" / "broken.json").write_bytes(content.encode("latin-1"))
+    assert command(name, tmp_path) == 2
+    assert "broken.json" in capsys.readouterr().err
+
+
+def test_parts_of_a_record_must_be_objects(tmp_path):
+    files.write_json(tmp_path / "records" / "x.json", dict.fromkeys(("settings", "results", "cost", "environment"), []))
+    with pytest.raises(UserError, match="x.json.*settings is no object"):
+        gather(tmp_path)
+
+
+def test_files_that_are_no_records_are_left_alone(tmp_path):
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(9.0)})
+    for name in ("failed/x.json", "records/.x.json.0.tmp", ".cache/records/x.json", "records/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert len(gather(tmp_path)[1]) == 1
+
+
+def documented() -> set[str]:
+    """The columns in the first table of results/README.md."""
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    table = text.split("## Columns")[1].split("`best` and `pareto` add")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert len(names) == len(set(names))
+    return set(names)
+
+
+def test_every_column_of_real_records_is_documented_and_no_other(tmp_path):
+    sizes = {**SMALL_DATA, **SMALL_BACKDOOR, "num_7": 120, "n_embd": 16, "n_heads": 2, "n_layers": 1}
+    flags = [f"--{name}={value}" for name, value in sizes.items()]
+    flags += ["--spectral_reg", "--truncate_loss", "--example_tied_dropout", "--l1_reg=1e-6", "--epochs=1"]
+    common = [f"--data_dir={tmp_path / 'data'}", "--device=cpu"]
+    in_process("memorization_in_toy_models.py", *flags, f"--output_dir={tmp_path / 'run'}", *common)
+    common += ["--model_path", tmp_path / "run" / "epoch_1"]
+    in_process("ft_toy_model.py", *common, "--ft_data", "clean", "--ft_epochs=1")
+    words = "--unlearn_set_name noise --holdout_fraction 0.2 --epochs 1 --ig_steps 1 --num_grads 2 --ratio 0.001"
+    methods = "integrated_gradients slimming greedy obs balanced_subnet".split()
+    script = "src/localize/localize_memorization.py"
+    in_process(script, *common, "--localization_method", *methods, *words.split())
+    columns, rows = gather(tmp_path)
+    assert [row["run"] for row in rows].count("unlearn") == 6 and len(rows) == 8
+
+    def general(name: str) -> str:
+        return re.sub("^(accuracy|loss)_(?!weighting).*", r"\1_NAME", re.sub(r"dup_\d+", "dup_R", name))
+
+    text_only = {field.name for field in fields(DataSettings)} - set(columns)
+    production_only = {"model_name", "step", "memorized_data", "random_data", "num_retain", "percent_memorized_shown"}
+    assert not any("results_" in name or "cost_" in name or "environment_" in name for name in columns)
+    assert set(map(general, columns)) | text_only | production_only == documented()
+    settings = [method.hyper_parameters for method in METHODS.values()] + [entry.settings for entry in REGULARIZERS]
+    assert {field.name for each in settings for field in fields(each)} <= documented()

@@ -1,0 +1,56 @@
+"""results/make_figures.py end to end, in this process."""
+
+from handmade import DATA, checkpoint, everything, outcome, training, unlearning
+from small import in_process
+
+from tinymem import files
+
+NAMES = ("training", "regularizers", "finetuning", "unlearning_boxes", "pythia")
+NAMES += tuple(
+    f"unlearning_{kind}_{data}" for kind in ("scatter", "time") for data in ("increment_backdoor", "wiki_fast_noise")
+)
+
+
+def draw(*words: object) -> int:
+    try:
+        in_process("results/make_figures.py", *words)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_every_figure_is_written_as_pdf_and_png(tmp_path, capsys):
+    assert draw(everything(tmp_path / "runs"), "--output_dir", tmp_path / "figures") == 0
+    written = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert written == sorted(f"{name}.{kind}" for name in NAMES for kind in ("pdf", "png"))
+    assert all(path.stat().st_size > 5000 for path in (tmp_path / "figures").iterdir())
+    printed = capsys.readouterr()
+    assert sorted(line.rsplit("/", 1)[1] for line in printed.out.splitlines()) == written and not printed.err
+
+
+def test_figures_without_records_are_named_with_the_reason(tmp_path, capsys):
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(9.0), ("obs",): outcome(1.0)})
+    assert draw(tmp_path) == 0
+    names = {path.name for path in (tmp_path / "figures").iterdir() if path.suffix == ".png"}
+    assert names == {"unlearning_scatter.png", "unlearning_boxes.png", "unlearning_time.png"}
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["training", "regularizers", "finetuning", "pythia"]
+    assert f"not drawn, {tmp_path} has no training runs without a regularizer" in lines[0]
+
+
+def test_bad_input_exits_2_in_one_line(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    other = {"settings": {"run": "other"}, "results": {}, "cost": {}, "environment": {}}
+    files.write_json(tmp_path / "other" / "records" / "x.json", other)
+    training(tmp_path / "broken", {"run": "train", **DATA, "seed": 0, "n_layers": 2, "epochs": 1}, [{"epoch": 1}])
+    files.write_json(tmp_path / "broken" / "metrics.json", {"epoch": 1})
+    for name, message in (
+        ("empty", "no records in this folder"),
+        ("nowhere", "no such folder"),
+        ("other", "none of its 1 records can be drawn"),
+        ("broken", "metrics.json: this file is damaged"),
+    ):
+        assert draw(tmp_path / name) == 2
+        error = capsys.readouterr().err
+        assert message in error.splitlines()[-1] and "Traceback" not in error
+    assert not (tmp_path / "empty" / "figures").exists()
