@@ -27,6 +27,7 @@ from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.task import TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import evaluate
+from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description
 from tinymem.training.console import plant_visibly
 from tinymem.training.plant import PlantSettings, planted_model
@@ -53,19 +54,19 @@ def load_subject(arguments, loading: LoadSettings) -> Subject:
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
-    device, name = cli.resolve_device(arguments.device), str(arguments.model_name)
-    config, tokenizer = open_description(name, loading.step)
-    step = "" if loading.step is None else f"_step{loading.step}"
-    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
+    device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
+    config, tokenizer = open_description(place, loading.step)
     origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
     if passages.plant is None:
         data = load_production(settings, config, tokenizer)
-        model, tokenizer = open_causal_lm(name, device=device, **vars(loading))
+        model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
     else:
         data = load_passages(passages, settings, config, tokenizer)
         place = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
         origin |= {"planted_model": place.name, **asdict(planting)}
+    step = "" if loading.step is None else f"_step{loading.step}"
+    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
     return Subject(
@@ -79,13 +80,19 @@ def load_subject(arguments, loading: LoadSettings) -> Subject:
     )
 
 
+def source(arguments) -> str:
+    """Where the model is opened from: --model_name, or the folder that the packaged model of this name is unpacked to."""
+    name = str(arguments.model_name)
+    return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
+
+
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
     """The folder of the model with the passages planted, trained now unless that was done before."""
     import torch
 
-    name, device = str(arguments.model_name), cli.resolve_device(arguments.device)
-    with enough_memory(name):
-        model, tokenizer = open_causal_lm(name, loading.step, device, "float32", loading.device_map)
+    device = cli.resolve_device(arguments.device)
+    with enough_memory(arguments.model_name):
+        model, tokenizer = open_causal_lm(source(arguments), loading.step, device, "float32", loading.device_map)
         microbatch = arguments.microbatch if hasattr(arguments, "microbatch") else None
         plant = partial(
             planted_model, model, tokenizer, data.dataset, settings, arguments.data_dir,
@@ -103,10 +110,8 @@ def main() -> None:
     allocator.keep_freed_memory()
     subject, others = load_subject(arguments, loading), []
     if "plant" in subject.identity:
-        name, device = str(arguments.model_name), subject.model.device
-        others = [
-            never_planted(subject, lambda: open_causal_lm(name, device=device, **vars(loading))[0], arguments.force)
-        ]
+        twin = partial(open_causal_lm, source(arguments), device=subject.model.device, **vars(loading))
+        others = [never_planted(subject, lambda: twin()[0], arguments.force)]
     run_methods(subject, methods, arguments, others)
 
 
