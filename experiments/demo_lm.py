@@ -115,7 +115,7 @@ def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def summarize(
     records: list[dict[str, Any]], passages: PassageSettings, data: ProductionSettings, folder: Path
 ) -> dict[str, Any]:
-    """What summary.json holds but for the total time."""
+    """What summary.json holds but for the total time. "planting" tells how many of all passages the models recite."""
     settings = records[0]["settings"]
     dtype, name = settings["dtype"], settings["planted_model"]
     planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)
@@ -131,7 +131,10 @@ def summarize(
         "rows": [{name: flat_row(record).get(name) for name in COLUMNS} for record in records],
         "left_out": {method: estimated_hours(method, planted, task) for method in LEFT_OUT},
         "passage": example(models, task, tokenizer),
-        "planting": planting_of(name),
+        "planting": {
+            **planting_of(name),
+            **{r["settings"]["method"]: r["results"]["percent_memorized_train"] for r in records[:2]},
+        },
         "settings": {name: value for name, value in settings.items() if name not in ("method", "run")},
         "commands": list(COMMANDS),
     }
