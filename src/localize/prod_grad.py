@@ -31,6 +31,7 @@ from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.task import TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import evaluate
+from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description
 from tinymem.training.console import plant_visibly
 from tinymem.training.plant import PlantSettings, planted_model
@@ -60,8 +61,8 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
-    device, name = cli.resolve_device(arguments.device), str(arguments.model_name)
-    config, tokenizer = open_description(name, loading.step)
+    device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
+    config, tokenizer = open_description(place, loading.step)
     if passages.plant is None:
         data = load_production(settings, config, tokenizer)
     else:
@@ -69,7 +70,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     plan_methods(arguments, loading, methods)
     origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
     if passages.plant is None:
-        model, tokenizer = open_causal_lm(name, device=device, **vars(loading))
+        model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
     else:
         place = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
@@ -89,12 +90,18 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     )
 
 
+def source(arguments) -> str:
+    """Where the model is opened from: --model_name, or the folder that the packaged model of this name is unpacked to."""
+    name = str(arguments.model_name)
+    return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
+
+
 def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
     task = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
-    shape = dry_run.planned_shape(str(arguments.model_name), loading, device)
+    shape = dry_run.planned_shape(source(arguments), loading, device)
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
     sizes = dry_run.planned_sizes(shape, data, passages, task)
     try:
@@ -111,9 +118,9 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
 
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
     """The folder of the model with the passages planted, trained now unless that was done before."""
-    name, device = str(arguments.model_name), cli.resolve_device(arguments.device)
-    with enough_memory(name):
-        model, tokenizer = open_causal_lm(name, loading.step, device, "float32", loading.device_map)
+    device = cli.resolve_device(arguments.device)
+    with enough_memory(arguments.model_name):
+        model, tokenizer = open_causal_lm(source(arguments), loading.step, device, "float32", loading.device_map)
         microbatch = arguments.microbatch if hasattr(arguments, "microbatch") else None
         plant = partial(
             planted_model, model, tokenizer, data.dataset, settings, arguments.data_dir,
@@ -132,10 +139,8 @@ def main() -> None:
         return plan_methods(arguments, loading, methods)
     subject, others = load_subject(arguments, loading, methods), []
     if "plant" in subject.identity:
-        name, device = str(arguments.model_name), subject.model.device
-        others = [
-            never_planted(subject, lambda: open_causal_lm(name, device=device, **vars(loading))[0], arguments.force)
-        ]
+        twin = partial(open_causal_lm, source(arguments), device=subject.model.device, **vars(loading))
+        others = [never_planted(subject, lambda: twin()[0], arguments.force)]
     run_methods(subject, methods, arguments, others)
 
 
