@@ -62,7 +62,6 @@ def load_subject(arguments, loading: LoadSettings) -> Subject:
     device, name = cli.resolve_device(arguments.device), str(arguments.model_name)
     config, tokenizer = open_description(name, loading.step)
     step = "" if loading.step is None else f"_step{loading.step}"
-    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
     origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
     if passages.plant is None:
         data = load_production(settings, config, tokenizer)
@@ -74,6 +73,7 @@ def load_subject(arguments, loading: LoadSettings) -> Subject:
         origin |= {"planted_model": place.name, **asdict(planting)}
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
+    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
     return Subject(
         model=model,
         task=task,
