@@ -39,7 +39,7 @@ MEASURED = (
 PLANNED = ("durable", "balanced_subnet", "integrated_gradients")
 # The study's Pythia data: 505 memorized sequences, half of them held out, and random text to keep.
 STUDY = Sizes(unlearn=252, retain=1632, length=80, prompt=32, microbatch=8)
-MEMORIES = {"24 GB GPU": 24, "40 GB GPU": 40, "80 GB GPU": 80, "141 GB GPU": 141}
+MEMORIES = (8, 16, 24, 40, 80, 141)  # GB, of GPUs in use
 
 
 def config_of(name: str):
@@ -129,7 +129,7 @@ def measure(name: str, methods: list[str], dtype: str, kept: bool, together: boo
 
 def table(dtype: str) -> str:
     """Markdown: weights and peaks of the known models, and where all of it fits."""
-    titles = ("Model", "parameters", "weights", *PLANNED, "fits")
+    titles = ("Model", "parameters", "weights", *PLANNED, "fits in")
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for name in known_shapes():
         shape = shape_of(known_config(name), getattr(torch, dtype), "cuda")
@@ -145,7 +145,7 @@ def table(dtype: str) -> str:
 def fits(plans: list[Plan]) -> str:
     """The smallest memory that holds every plan, with a tenth to spare."""
     needed = 1.1 * max(planned.peak for planned in plans) / GB
-    return next((name for name, size in MEMORIES.items() if needed <= size), "several GPUs (--device_map auto)")
+    return next((f"{size} GB" for size in MEMORIES if needed <= size), "several GPUs (--device_map auto)")
 
 
 def main() -> None:

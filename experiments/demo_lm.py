@@ -43,7 +43,7 @@ SETTINGS = (  # what this demo changes of the script's defaults
 BEST = "balanced_subnet"
 # One command a line: what a flag means for one method it would mean for all methods of a command.
 COMMANDS = (
-    f"--localization_method {BEST} --ratio 0.05 --batch_size 32 --epochs 4 --unlearn_loss_cap 5.0",
+    f"--localization_method {BEST} --ratio 0.02 --batch_size 32 --unlearn_share 0.5 --epochs 3 --unlearn_loss_cap 1.5",
     "--localization_method subnet --ratio 0.05 --batch_size 32 --epochs 5 --no_save_model",
     "--localization_method activations --ratio 0.01 0.05 --no_save_model",
     "--localization_method durable durable_agg --ratio 0.001 0.01 --no_save_model",
@@ -115,7 +115,7 @@ def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def summarize(
     records: list[dict[str, Any]], passages: PassageSettings, data: ProductionSettings, folder: Path
 ) -> dict[str, Any]:
-    """What summary.json holds but for the total time."""
+    """What summary.json holds but for the total time. "planting" tells how many of all passages the models recite."""
     settings = records[0]["settings"]
     dtype, name = settings["dtype"], settings["planted_model"]
     planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)
@@ -131,7 +131,10 @@ def summarize(
         "rows": [{name: flat_row(record).get(name) for name in COLUMNS} for record in records],
         "left_out": {method: estimated_hours(method, planted, task) for method in LEFT_OUT},
         "passage": example(models, task, tokenizer),
-        "planting": planting_of(name),
+        "planting": {
+            **planting_of(name),
+            **{r["settings"]["method"]: r["results"]["percent_memorized_train"] for r in records[:2]},
+        },
         "settings": {name: value for name, value in settings.items() if name not in ("method", "run")},
         "commands": list(COMMANDS),
     }

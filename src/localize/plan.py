@@ -104,8 +104,7 @@ def new_plan(
 
 def gradient_bytes(shape: Shape, entries: int, passes: int) -> int:
     """Of so many entries of parameters, added up over so many passes (see `tinymem.localize.learning.gradients`)."""
-    half = shape.itemsize < 4
-    return entries * (4 if passes > 1 or shape.model.dtype == torch.float16 else shape.itemsize if half else 4)
+    return entries * (4 if passes > 1 or shape.model.dtype == torch.float16 else shape.itemsize)
 
 
 def plan_rows(plans: Iterable[tuple[str, Plan]]) -> list[dict[str, Any]]:

@@ -24,12 +24,14 @@ import torch
 from tinymem import files
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
+from tinymem.errors import UserError
 from tinymem.localize import dry_run
 from tinymem.localize.console import enough_memory, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.task import TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import evaluate
+from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description
 from tinymem.training.console import plant_visibly
 from tinymem.training.plant import PlantSettings, planted_model
@@ -54,26 +56,29 @@ def parse():
     return parser.parse_args()
 
 
-def load_subject(arguments, loading: LoadSettings) -> Subject:
+def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
-    device, name = cli.resolve_device(arguments.device), str(arguments.model_name)
-    config, tokenizer = open_description(name, loading.step)
-    step = "" if loading.step is None else f"_step{loading.step}"
-    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
+    device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
+    config, tokenizer = open_description(place, loading.step)
     if passages.plant is None:
         data = load_production(settings, config, tokenizer)
-        model, tokenizer = open_causal_lm(name, device=device, **vars(loading))
     else:
         data = load_passages(passages, settings, config, tokenizer)
+    plan_methods(arguments, loading, methods)
+    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
+    if passages.plant is None:
+        model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
+    else:
         place = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
         origin |= {"planted_model": place.name, **asdict(planting)}
+    step = "" if loading.step is None else f"_step{loading.step}"
+    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
-    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
     return Subject(
         model=model,
         task=task,
@@ -85,15 +90,26 @@ def load_subject(arguments, loading: LoadSettings) -> Subject:
     )
 
 
+def source(arguments) -> str:
+    """Where the model is opened from: --model_name, or the folder that the packaged model of this name is unpacked to."""
+    name = str(arguments.model_name)
+    return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
+
+
 def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
     task = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
-    shape = dry_run.planned_shape(str(arguments.model_name), loading, device)
+    shape = dry_run.planned_shape(source(arguments), loading, device)
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
     sizes = dry_run.planned_sizes(shape, data, passages, task)
-    planned = dry_run.plans(shape, sizes, methods)
+    try:
+        planned = dry_run.plans(shape, sizes, methods)
+    except RuntimeError as error:  # fake tensors cannot run everything; a plan is no condition of a run
+        planned, reason = [], str(error).splitlines()[0]
+        if arguments.dry_run:
+            raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
     if arguments.dry_run:
         print(dry_run.report(shape, sizes, planned, loading))
     else:
@@ -102,9 +118,9 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
 
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
     """The folder of the model with the passages planted, trained now unless that was done before."""
-    name, device = str(arguments.model_name), cli.resolve_device(arguments.device)
-    with enough_memory(name):
-        model, tokenizer = open_causal_lm(name, loading.step, device, "float32", loading.device_map)
+    device = cli.resolve_device(arguments.device)
+    with enough_memory(arguments.model_name):
+        model, tokenizer = open_causal_lm(source(arguments), loading.step, device, "float32", loading.device_map)
         microbatch = arguments.microbatch if hasattr(arguments, "microbatch") else None
         plant = partial(
             planted_model, model, tokenizer, data.dataset, settings, arguments.data_dir,
@@ -119,15 +135,12 @@ def main() -> None:
     loading = cli.collect(LoadSettings, arguments)
     # float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
     methods = chosen_methods(arguments, dtype="bfloat16" if loading.dtype == "bfloat16" else "float32")
-    plan_methods(arguments, loading, methods)
     if arguments.dry_run:
-        return
-    subject, others = load_subject(arguments, loading), []
+        return plan_methods(arguments, loading, methods)
+    subject, others = load_subject(arguments, loading, methods), []
     if "plant" in subject.identity:
-        name, device = str(arguments.model_name), subject.model.device
-        others = [
-            never_planted(subject, lambda: open_causal_lm(name, device=device, **vars(loading))[0], arguments.force)
-        ]
+        twin = partial(open_causal_lm, source(arguments), device=subject.model.device, **vars(loading))
+        others = [never_planted(subject, lambda: twin()[0], arguments.force)]
     run_methods(subject, methods, arguments, others)
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -84,10 +83,14 @@ class Shape:
         Numbers that the code asks for do not exist: a tensor of bools is taken to be true in the share `true` of its
         places, and a single bool to be false, as in "if anything went wrong".
         """
-        allocations = _allocations(self.model, true)
-        chunks = {"cpu": cross_entropy.CHUNK_LOGITS[self.device]}
-        with self.mode, patch.dict(cross_entropy.CHUNK_LOGITS, chunks), allocations:
-            run(self.model)
+        allocations, chunks = _allocations(self.model, true), cross_entropy.CHUNK_LOGITS
+        before = chunks["cpu"]
+        chunks["cpu"] = chunks[self.device]
+        try:
+            with self.mode, allocations:
+                run(self.model)
+        finally:
+            chunks["cpu"] = before
         return allocations.peak
 
 

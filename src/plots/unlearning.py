@@ -23,7 +23,6 @@ from tinymem.records.choose import (
 MEMORIZED = "percent_memorized_train"
 KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
-SHOWN_SHAPES = "*hos^Dv<>PXpd8"  # the first two for the models that no method has edited
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
@@ -47,27 +46,6 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
         plain_numbers(axis.yaxis)
         axis.invert_yaxis()
     axis.legend(fontsize=7, ncols=2)
-    return save_figure(figure, path)
-
-
-def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:
-    """Memorization against perplexity, one mark a run: full for what the method was shown, open for what was held out.
-
-    rows: method, perplexity, percent_memorized_shown, percent_memorized_held_out. Left and down is better.
-    """
-    figure, (axis,) = new_figure(1, 7.4, 4.2)
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for method, marker in zip(methods, SHOWN_SHAPES * (1 + len(methods) // len(SHOWN_SHAPES))):
-        own = [row for row in rows if row["method"] == method]
-        perplexity = [row["perplexity"] for row in own]
-        shown, held_out = ([row[f"percent_memorized_{part}"] for row in own] for part in ("shown", "held_out"))
-        axis.vlines(perplexity, shown, held_out, color="0.6", linewidth=0.8, zorder=1)
-        axis.plot(perplexity, shown, marker, color="0.25", markersize=6, label=method.replace("_", " "))
-        axis.plot(perplexity, held_out, marker, color="white", markeredgecolor="0.25", markersize=6, zorder=1.9)
-    axis.set_xscale("log")
-    plain_numbers(axis.xaxis)
-    axis.set(xlabel="perplexity on held-out text", ylabel="% memorized (full: shown, open: held out)", ylim=(-4, 104))
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return save_figure(figure, path)
 
 

@@ -38,9 +38,9 @@ class PlantSettings:
     """Planting"""
 
     plant_percent: float = option(95.0, "stop when so many percent are memorized", above=0.0, high=100.0)
-    plant_lr: float = option(2e-4, "learning rate of AdamW", above=0.0)
-    plant_batch_size: int = option(32, "sequences a step: passages and retain text", low=2)
-    plant_retain_share: float = option(0.25, "share of retain text in a step", low=0.0, below=1.0)
+    plant_lr: float = option(3e-4, "learning rate of AdamW", above=0.0)
+    plant_batch_size: int = option(24, "sequences a step: passages and retain text", low=2)
+    plant_retain_share: float = option(0.33, "share of retain text in a step", low=0.0, below=1.0)
     plant_epochs: int = option(60, "give up after so many passes over the passages", low=1)
     plant_dtype: str = option(
         "bfloat16", "precision of the forward pass; the weights stay float32", choices=("float32", "bfloat16")

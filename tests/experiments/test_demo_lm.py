@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -119,6 +120,23 @@ def test_again_it_trains_nothing_and_says_the_same(place, demo, summary, monkeyp
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert again["rows"] == summary["rows"] and again["passage"] == summary["passage"]
     assert all(command.startswith("src/localize/prod_grad.py --model_name") for command in demo.commands)
+
+
+def test_planting_goes_on_where_it_was_stopped(place, demo, monkeypatch, capsys):
+    asked = iter([False] * 10 + [True] + [False] * 1000)
+    monkeypatch.setattr("tinymem.cli.interruptible", lambda: nullcontext(lambda: next(asked)))
+    flags = ("--model_name", place / "llama", "--plant", place / "addresses.jsonl", *FLAGS, "--plant_seed", 1)
+    command = ("src/localize/prod_grad.py", *flags, *BALANCED.split(), "--output_dir", place / "stopped")
+    with pytest.raises(SystemExit) as ended:
+        in_process(*command)
+    assert ended.value.code == 130 and "run the same command again to go on" in capsys.readouterr().err
+    (state,) = place.glob("data/models/*.state.safetensors")
+    assert not load_records(place / "stopped")
+    in_process(*command)
+    assert not state.exists() and state.with_name(state.name.removesuffix(".state.safetensors")).is_dir()
+    records = {record["settings"]["method"]: record["settings"] for record in load_records(place / "stopped")}
+    assert set(records) == {"never_planted", "unedited", "balanced_subnet"}
+    assert all(settings["plant_seed"] == 1 and settings["plant_percent"] == 95 for settings in records.values())
 
 
 @pytest.mark.parametrize(

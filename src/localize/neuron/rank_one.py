@@ -112,4 +112,4 @@ def _first(output: Any) -> Any:
 
 def _same(one: Any, other: torch.Tensor) -> bool:
     """Whether two tensors are the same memory in the same shape."""
-    return isinstance(one, torch.Tensor) and one.is_set_to(other)
+    return isinstance(one, torch.Tensor) and one.device == other.device and one.is_set_to(other)

@@ -1,0 +1,36 @@
+"""Planted memories: how many a method leaves, of those that it was shown and of those that it never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tinymem.plots.base import Rows, new_figure, plain_numbers, save_figure
+
+REFERENCES = ("never_planted", "unedited")
+SHAPES = "os^Dv<>PXpd"  # one a method
+
+
+def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:
+    """Memorization against perplexity, one mark a run: full for what the method was shown, open for what was held out.
+
+    rows: method, perplexity, percent_memorized_shown, percent_memorized_held_out. Left and down is better. The models
+    before and after planting are stars.
+    """
+    figure, (axis,) = new_figure(1, 7.4, 4.2)
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] not in REFERENCES))
+    shapes = dict(zip(methods, SHAPES * (1 + len(methods) // len(SHAPES))))
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method and row["perplexity"] is not None]
+        perplexity = [row["perplexity"] for row in own]
+        shown, held_out = ([row[f"percent_memorized_{part}"] for row in own] for part in ("shown", "held_out"))
+        shape, size = ("*", 12) if method in REFERENCES else (shapes[method], 6)
+        colour = "white" if method == REFERENCES[0] else "0.25"
+        axis.vlines(perplexity, shown, held_out, color="0.6", linewidth=0.8, zorder=1)
+        marks = dict(markeredgecolor="0.25", markersize=size, linestyle="none", marker=shape)
+        axis.plot(perplexity, held_out, color="white", zorder=1.9, **marks)
+        axis.plot(perplexity, shown, color=colour, label=method.replace("_", " "), **marks)
+    axis.set_xscale("log")
+    plain_numbers(axis.xaxis)
+    axis.set(xlabel="perplexity on held-out text", ylabel="% memorized (full: shown, open: held out)", ylim=(-4, 104))
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return save_figure(figure, path)
