@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 # A virtual environment is made anew when its Python is too old or pip is missing (its making was interrupted).
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.11")
 
-.PHONY: help install demo demo-text test format clean
+.PHONY: help install demo demo-text demo-lm notebooks bench test format clean
 
 help:
 	@echo "make demo       train a small model that memorizes, unlearn it, draw the figure (minutes)"
 	@echo "make demo-text  the same on text: repeated passages are memorized and unlearned (10 minutes)"
+	@echo "make demo-lm    the same on SmolLM2-135M, a real language model (under 40 minutes)"
+	@echo "make notebooks  run the notebooks in results/ and keep their outputs"
+	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
 	@echo "make test       run the tests"
 	@echo "make format     format the code with black"
 	@echo "make clean      remove .venv, caches and build leftovers; data, runs and results stay"
@@ -31,6 +34,17 @@ demo: install
 
 demo-text: install
 	$(BIN)/python experiments/demo_text.py
+
+demo-lm: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-lm.txt
+	$(BIN)/python experiments/demo_lm.py
+
+notebooks: install
+	$(BIN)/python results/run_notebooks.py
+
+bench: install
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/run.py
 
 test: install
 	$(BIN)/python -m pytest

@@ -26,7 +26,7 @@ from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.records.record import find_record, measured, write_record
 from tinymem.training.checkpoint import load_details
-from tinymem.training.console import prepare_run, train_visibly
+from tinymem.training.console import prepared_run, train_visibly
 from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset
 from tinymem.training.settings import RunSettings, check_same_run
 
@@ -77,17 +77,17 @@ def main() -> None:
     identity = {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(finetuning)}
     identity |= {"weights": weights_fingerprint(model)}
     folder = arguments.output_dir or path.parent / "finetuned" / f"epoch_{epoch}_{finetuning.ft_data}"
-    run = prepare_run(folder, identity, arguments.force)
-    if find_record(run, identity):
-        print(f"{run}: finished before (--force does it again)", file=sys.stderr)
-    else:
-        if is_gated(model):
-            print(f"{path}: trained with example-tied dropout; its memory channels stay off", file=sys.stderr)
-        dataset = finetuning_dataset(load_dataset(settings.data, arguments.data_dir), finetuning.ft_data)
-        check_vocabulary(model, dataset.vocabulary_size, path)
-        details = {"settings": settings.flat(), "finetuning": {**asdict(finetuning), "from_epoch": epoch}}
-        tokenizer = load_tokenizer(settings.data, arguments.data_dir)
-        finetune(model, dataset, tokenizer, settings, finetuning.ft_epochs, run, details, identity)
+    with prepared_run(folder, identity, arguments.force) as run:
+        if find_record(run, identity):
+            print(f"{run}: finished before (--force does it again)", file=sys.stderr)
+        else:
+            if is_gated(model):
+                print(f"{path}: trained with example-tied dropout; its memory channels stay off", file=sys.stderr)
+            dataset = finetuning_dataset(load_dataset(settings.data, arguments.data_dir), finetuning.ft_data)
+            check_vocabulary(model, dataset.vocabulary_size, path)
+            details = {"settings": settings.flat(), "finetuning": {**asdict(finetuning), "from_epoch": epoch}}
+            tokenizer = load_tokenizer(settings.data, arguments.data_dir)
+            finetune(model, dataset, tokenizer, settings, finetuning.ft_epochs, run, details, identity)
     show(run, find_record(run, identity)["results"]["epoch_seconds"], arguments.plot)
 
 

@@ -21,7 +21,7 @@ from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.record import find_record, measured, write_record
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, check_switches, switched_on
 from tinymem.training.checkpoint import Progress
-from tinymem.training.console import prepare_run, train_visibly
+from tinymem.training.console import prepared_run, train_visibly
 from tinymem.training.settings import RunSettings, TrainingSettings
 
 
@@ -44,30 +44,22 @@ def parse() -> tuple:
     return arguments, settings
 
 
-def default_folder(settings: RunSettings) -> str:
-    """A readable name, and a hash of all settings that make it another run."""
-    flat = settings.flat()
-    identity = {name: value for name, value in flat.items() if name not in may_change(flat)}
-    data, layers = settings.data, settings.model.n_layers
-    return f"runs/{data.data_name}_{data.artifact}_{layers}layers_seed{data.seed}_{files.digest(identity)[:8]}"
-
-
 def main() -> None:
     arguments, settings = parse()
     device = cli.resolve_device(arguments.device)
     allocator.keep_freed_memory()
-    folder = files.writable_folder(arguments.output_dir or default_folder(settings))
+    folder = files.writable_folder(arguments.output_dir or f"runs/{settings.name}")
     dataset = load_dataset(settings.data, arguments.data_dir)
     tokenizer = load_tokenizer(settings.data, arguments.data_dir)
-    run = prepare_run(folder, settings.flat(), arguments.force)
     identity = {"run": "train", **settings.flat()}
-    if find_record(run, identity):
-        print(f"{run}: finished before (--force trains anew)", file=sys.stderr)
-    else:
-        with measured(device) as cost:
-            progress = train_run(run, settings, dataset, tokenizer, device)
-        cost.seconds = progress.seconds  # over all the sessions of an interrupted run
-        write_record(run, identity, progress.rows[-1], cost, str(device))
+    with prepared_run(folder, settings.flat(), arguments.force) as run:
+        if find_record(run, identity):
+            print(f"{run}: finished before (--force trains anew)", file=sys.stderr)
+        else:
+            with measured(device) as cost:
+                progress = train_run(run, settings, dataset, tokenizer, device)
+            cost.seconds = progress.seconds  # over all the sessions of an interrupted run
+            write_record(run, identity, progress.rows[-1], cost, str(device))
     rows = [row for row in files.read_json(run / "metrics.json") if row["epoch"] <= settings.training.epochs]
     if arguments.plot:
         print(*plots.plot_training(rows, run / "training"), sep="\n", file=sys.stderr)

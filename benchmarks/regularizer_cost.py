@@ -6,15 +6,18 @@ All variants take turns, step by step, in one process, so that whatever else the
 medians and writes benchmarks/regularizer_cost.json.
 """
 
+from __future__ import annotations
+
 from tinymem import cli
 
 # isort: split
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timing
 import torch
 
 from tinymem import allocator, files
@@ -43,12 +46,8 @@ def stepper(switches: dict[str, Any], dtype: str, device: torch.device) -> Calla
     tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT), generator=torch.Generator().manual_seed(0)).to(device)
     ids = torch.arange(BATCH, device=device)
 
-    def step() -> float:
-        start = time.perf_counter()
-        training_step(model, optimizer, tokens, ids, settings, regularizers, None)  # waits for a GPU: returns a float
-        return time.perf_counter() - start
-
-    return step
+    step = partial(training_step, model, optimizer, tokens, ids, settings, regularizers, None)
+    return partial(timing.seconds, step, device)
 
 
 def measure(dtype: str, repeats: int, device: torch.device) -> list[dict[str, Any]]:
@@ -58,17 +57,13 @@ def measure(dtype: str, repeats: int, device: torch.device) -> list[dict[str, An
     """
     switches = {PLAIN: {}, **{entry.name: {entry.flags[0]: 1} for entry in REGULARIZERS}}
     steps = {name: stepper(values, dtype, device) for name, values in switches.items()}
-    rounds = []
-    with cli.progress_bar(total=WARM_UP + repeats, unit="round", desc=dtype) as bar:
-        for _ in range(WARM_UP + repeats):
-            rounds.append({name: step() for name, step in steps.items()})
-            bar.update()
-    rounds = rounds[WARM_UP:]
+    rounds = timing.rounds(steps, repeats, WARM_UP)
+    middle = timing.medians(rounds)
     return [
         {
             "dtype": dtype,
             "regularizer": name,
-            "milliseconds": round(1000 * statistics.median(times[name] for times in rounds), 2),
+            "milliseconds": round(1000 * middle[name], 2),
             "added_percent": round(100 * statistics.median(times[name] / times[PLAIN] - 1 for times in rounds), 1),
         }
         for name in steps

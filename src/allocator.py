@@ -10,21 +10,33 @@ import ctypes
 import sys
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 
 
 def keep_freed_memory() -> bool:
     """Tells glibc to serve large blocks from its heap and to keep what is freed. Call it before tensors are made.
 
-    For the whole process, from now on; no effect on results. Returns False, and does nothing, without glibc.
+    For the whole process, from now on; no effect on results. Returns False, and does nothing, without glibc. What
+    is kept is in pieces, so that whatever is not a weight takes up to twice its size: see `return_freed_memory`.
     """
+    return _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 256 * 2**20})
+
+
+def return_freed_memory() -> bool:
+    """The opposite, for models that barely fit: every tensor takes its own size, and nothing once it is freed.
+
+    Costs a tenth of the time of a 70M-parameter model, less of larger ones.
+    """
+    return _set({_M_MMAP_THRESHOLD: 128 * 2**10})  # setting it stops glibc from raising it to 32 MB by and by
+
+
+def _set(options: dict[int, int]) -> bool:
     if not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    options = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 256 * 2**20}
     return all(mallopt(option, value) == 1 for option, value in options.items())
 
 

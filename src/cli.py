@@ -63,6 +63,22 @@ def parse_bool(text: str) -> bool:
     return values[text.lower()]
 
 
+def positive(text: str) -> int:
+    """The type of a flag that counts something, from 1."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """The same from 0."""
+    return _at_least(0, text)
+
+
+def _at_least(lowest: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < lowest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {lowest}")
+    return int(text)
+
+
 def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **defaults: Any) -> None:
     """Adds one flag per field of a settings dataclass. `defaults` only changes what the help text shows.
 
@@ -127,6 +143,16 @@ def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
 def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any) -> Settings:
     """The settings dataclass from the command line; UserError when a value is not allowed."""
     return cls(**{**defaults, **given(cls, arguments)})
+
+
+def as_flags(*parts: Any, leave_out: Iterable[str] = ()) -> list[str]:
+    """The inverse of `collect`: settings dataclasses as flags, of all that are not defaults."""
+    return [
+        f"--{field.name}={getattr(part, field.name)}"
+        for part in parts
+        for field in dataclasses.fields(part)
+        if field.name not in leave_out and getattr(part, field.name) != field.default
+    ]
 
 
 def resolve_device(name: str):

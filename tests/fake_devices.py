@@ -36,9 +36,8 @@ class Placed(torch.Tensor):
     def device(self):
         return self.place
 
-    @property
-    def is_cuda(self):
-        return True
+    def data_ptr(self):
+        return self.values.data_ptr()
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 

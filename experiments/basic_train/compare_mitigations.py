@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.models.tinymem import ModelSettings
+from tinymem.records.finder import rows_with
 from tinymem.records.record import environment, find_record
 from tinymem.records.table import best_per_method, flat_row, load_records, trade_off, write_csv
 from tinymem.training.finetune import FT_DATA
@@ -75,14 +75,7 @@ def run(command: list[object]) -> None:
 
 def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
     """Trains one model; the command names the settings that are not the script's defaults."""
-    parts = (settings.data, settings.model, settings.training, *settings.regularizers)
-    flags = [
-        f"--{field.name}={getattr(part, field.name)}"
-        for part in parts
-        for field in fields(part)
-        if getattr(part, field.name) != field.default
-    ]
-    run(["memorization_in_toy_models.py", *flags, "--output_dir", folder, *common])
+    run(["memorization_in_toy_models.py", *cli.as_flags(*settings.parts), "--output_dir", folder, *common])
 
 
 def do_everything(study: Study, common: list[str]) -> None:
@@ -122,11 +115,6 @@ def compare(study: Study) -> list[dict[str, Any]]:
     edited.sort(key=lambda row: (list(METHODS).index(row["method"]), row.get("unlearn_loss_cap") or 0))
     best = best_per_method(list(map(with_cap_in_name, edited)), plain)
     return rows + [as_row(UNLEARNING, row["method"], f"ratio {row['ratio']:g}", row, plain) for row in best]
-
-
-def rows_with(folder: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The finished runs under a folder with these settings, and whatever others."""
-    return [row for row in map(flat_row, load_records(folder)) if settings.items() <= row.items()]
 
 
 def with_cap_in_name(row: dict[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,16 @@ They learn masks or gates beside a model whose weights stay as they are, so ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
 
 from tinymem.localize.task import UnlearningTask
+from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import counted, token_losses
 
 
@@ -58,15 +61,66 @@ def backward(
     weights    (rows, T - 1), as from `mean_weights`
     precision  "bfloat16" runs the forward pass under autocast; weights, losses and gradients keep their own type
     """
-    for some, weight in zip(tokens.split(task.microbatch), weights.to(model.device).split(task.microbatch)):
-        with autocast(model, precision):
-            losses = token_losses(model, some)
-        (losses * weight).sum().backward()
+    with checkpointed(model, task.gradient_checkpointing):
+        for some, weight in zip(tokens.split(task.microbatch), weights.split(task.microbatch)):
+            with autocast(model, precision):
+                losses = token_losses(model, some)
+            (losses * weight.to(losses.device)).sum().backward()
+
+
+def gradients(
+    model,
+    task: UnlearningTask,
+    tokens: torch.Tensor,
+    weights: torch.Tensor,
+    parameters: Iterable[torch.nn.Parameter],
+    precision: str = "float32",
+) -> list[torch.Tensor]:
+    """The gradient of sum(weights * token losses) for each of the parameters, shaped as stored; `.grad` stays empty.
+
+    Arguments as for `backward`. After one microbatch a gradient has its parameter's type, after more it is float32:
+    adding bfloat16 to bfloat16 would lose what late microbatches say, and make scores depend on the microbatch. In
+    float16 the loss is scaled (`loss_scale`), and what overflows nevertheless is done again at a smaller scale.
+    """
+    parameters, scale = list(parameters), loss_scale(model, weights)
+    while True:
+        totals: dict[torch.nn.Parameter, torch.Tensor] = {}
+        hooks = [parameter.register_post_accumulate_grad_hook(partial(_collect, totals)) for parameter in parameters]
+        try:
+            backward(model, task, tokens, weights * scale, precision)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if scale <= 1 or all_finite(totals.values()):
+            break
+        scale /= 16
+    for parameter in parameters:
+        if parameter not in totals:
+            totals[parameter] = torch.zeros_like(parameter, requires_grad=False)
+        if scale != 1:
+            totals[parameter] = totals[parameter].float().div_(scale)
+    return [totals[parameter] for parameter in parameters]
+
+
+def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], parameter: torch.nn.Parameter) -> None:
+    gradient, parameter.grad = parameter.grad, None
+    totals[parameter] = totals[parameter].float().add_(gradient) if parameter in totals else gradient
+
+
+def loss_scale(model, weights: torch.Tensor) -> float:
+    """What to multiply the weights of token losses by, and divide gradients by: a power of 2.
+
+    1 unless the model is float16, in which the gradient of a mean over thousands of tokens would round to 0: there it
+    brings the largest weight to between 1 and 2.
+    """
+    largest = weights.abs().max().item() if model.dtype == torch.float16 else 0.0
+    return 2.0 ** -math.floor(math.log2(largest)) if largest else 1.0
 
 
 def autocast(model, precision: str) -> torch.autocast:
-    """Autocast to bfloat16 where `precision` asks for it, else nothing."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """Autocast to bfloat16 where `precision` asks for it and the weights are float32, else nothing."""
+    enabled = precision == "bfloat16" and model.dtype == torch.float32
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

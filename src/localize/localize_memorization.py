@@ -24,7 +24,7 @@ from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.tinymem import ModelSettings, load_model
-from tinymem.training.checkpoint import load_details
+from tinymem.training.checkpoint import load_details, place_beside
 from tinymem.training.settings import RunSettings, check_same_run
 
 
@@ -35,7 +35,9 @@ def parse():
     cli.add_options(parser, TaskSettings)
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
-    cli.add_common_options(parser, "MODEL_PATH/../unlearned/epoch_N")
+    cli.add_common_options(
+        parser, "MODEL_PATH/../unlearned/epoch_N; for a model outside its training run, runs/NAME/unlearned/NAME"
+    )
     return parser.parse_args()
 
 
@@ -54,7 +56,7 @@ def load_subject(arguments) -> Subject:
     check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
     origin = {**settings.flat(training_prefix="training_"), "epoch": details["epoch"]}
-    folder = files.writable_folder(arguments.output_dir or path.parent / "unlearned" / path.name)
+    folder = files.writable_folder(arguments.output_dir or place_beside(path) / "unlearned" / path.name)
     return Subject(
         model=model,
         task=task,
@@ -69,7 +71,7 @@ def load_subject(arguments) -> Subject:
 def _score_folder(model_path: Path, output: Path) -> Path:
     """Beside the model, for all who study it; with the results where that place is not writable."""
     try:
-        return files.writable_folder(model_path.parent / "scores" / model_path.name)
+        return files.writable_folder(place_beside(model_path) / "scores" / model_path.name)
     except UserError:
         return files.writable_folder(output / "scores")
 

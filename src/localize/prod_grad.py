@@ -19,9 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinymem import allocator, files
+import torch
+
+from tinymem import files
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
+from tinymem.errors import UserError
+from tinymem.localize import dry_run
 from tinymem.localize.console import enough_memory, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.task import TaskSettings, default_microbatch, unlearning_task
@@ -45,23 +49,29 @@ def parse():
     cli.add_options(parser, PlantSettings)
     add_method_options(parser, without=("dtype",))
     cli.add_options(parser, TaskSettings, holdout_fraction=HELD_OUT)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print memory and passes of each method, load no weights"
+    )
     cli.add_common_options(parser, "runs/production/MODEL_NAME")
     return parser.parse_args()
 
 
-def load_subject(arguments, loading: LoadSettings) -> Subject:
+def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
     device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
     config, tokenizer = open_description(place, loading.step)
-    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
     if passages.plant is None:
         data = load_production(settings, config, tokenizer)
-        model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
     else:
         data = load_passages(passages, settings, config, tokenizer)
+    plan_methods(arguments, loading, methods)
+    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
+    if passages.plant is None:
+        model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
+    else:
         place = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
         origin |= {"planted_model": place.name, **asdict(planting)}
@@ -86,10 +96,28 @@ def source(arguments) -> str:
     return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
 
 
+def plan_methods(arguments, loading: LoadSettings, methods) -> None:
+    """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
+    task = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
+    elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
+    device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
+    shape = dry_run.planned_shape(source(arguments), loading, device)
+    data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
+    sizes = dry_run.planned_sizes(shape, data, passages, task)
+    try:
+        planned = dry_run.plans(shape, sizes, methods)
+    except RuntimeError as error:  # fake tensors cannot run everything; a plan is no condition of a run
+        planned, reason = [], str(error).splitlines()[0]
+        if arguments.dry_run:
+            raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
+    if arguments.dry_run:
+        print(dry_run.report(shape, sizes, planned, loading))
+    else:
+        dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map)
+
+
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
     """The folder of the model with the passages planted, trained now unless that was done before."""
-    import torch
-
     device = cli.resolve_device(arguments.device)
     with enough_memory(arguments.model_name):
         model, tokenizer = open_causal_lm(source(arguments), loading.step, device, "float32", loading.device_map)
@@ -107,8 +135,9 @@ def main() -> None:
     loading = cli.collect(LoadSettings, arguments)
     # float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
     methods = chosen_methods(arguments, dtype="bfloat16" if loading.dtype == "bfloat16" else "float32")
-    allocator.keep_freed_memory()
-    subject, others = load_subject(arguments, loading), []
+    if arguments.dry_run:
+        return plan_methods(arguments, loading, methods)
+    subject, others = load_subject(arguments, loading, methods), []
     if "plant" in subject.identity:
         twin = partial(open_causal_lm, source(arguments), device=subject.model.device, **vars(loading))
         others = [never_planted(subject, lambda: twin()[0], arguments.force)]

@@ -16,7 +16,7 @@ from tinymem.localize.registry import Method
 from tinymem.localize.task import UnlearningTask
 from tinymem.records.record import Cost, measured
 
-FORMAT = 1  # raise it when a method comes to give other scores: older files are then left alone
+FORMAT = 2  # raise it when a method comes to give other scores: older files are then left alone
 
 AnyScores = list["torch.Tensor"] | dict[str, "torch.Tensor"]
 

@@ -11,7 +11,7 @@ from tinymem import files
 from tinymem.localize.edit import Masks, edited, share_dropped
 from tinymem.localize.registry import Method
 from tinymem.localize.scores import ranked, task_fingerprint
-from tinymem.localize.task import TaskSettings, UnlearningTask
+from tinymem.localize.task import MEMORY_SETTINGS, TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
@@ -54,7 +54,7 @@ class Subject:
 
 def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any) -> dict[str, Any]:
     """What names the runs on one model, data and task. origin: the settings that say where model and data come from."""
-    chosen = {name: value for name, value in vars(settings).items() if name != "microbatch"}  # which changes no result
+    chosen = {name: value for name, value in vars(settings).items() if name not in MEMORY_SETTINGS}
     prints = {"weights": weights_fingerprint(model), "task": task_fingerprint(task)}
     return {"run": "unlearn", **origin, **chosen, **prints}
 
@@ -92,6 +92,7 @@ def unlearn(
     to score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
     on_estimate is given the seconds that scoring will take, before it begins, for methods that can tell.
     """
+    hp = method.resolve(hp, subject.model.num_parameters())
     for number, ratio in enumerate(hp.ratio):
         # The model's own settings win: its weights' dtype over the precision of a method's forward passes.
         settings = {"method": method.name, **asdict(hp), **subject.identity, "ratio": ratio}

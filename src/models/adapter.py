@@ -42,12 +42,6 @@ class Weight:
         tensor = self.parameter.detach() if stored is None else stored
         return tensor.T if self.transposed else tensor
 
-    @property
-    def grad(self) -> torch.Tensor:
-        """The gradient as (out, in); zeros where there is none."""
-        gradient = self.parameter.grad
-        return self.view(torch.zeros_like(self.parameter) if gradient is None else gradient)
-
 
 @dataclass(frozen=True)
 class MLP:
@@ -89,11 +83,12 @@ def find_mlps(model: torch.nn.Module) -> list[MLP]:
 
     Raises UserError, naming the modules it found, for an architecture without the structure described above.
     """
-    prefix, blocks = _find_blocks(model)
+    prefix, blocks = find_blocks(model)
     return [_find_mlp(layer, f"{prefix}.{layer}", block) for layer, block in enumerate(blocks)]
 
 
-def _find_blocks(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
+def find_blocks(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
+    """The transformer blocks and the name of their list. Raises UserError where there is no such list."""
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == layers:

@@ -1,5 +1,8 @@
 """Causal attention as batched matrix products: at TinyMem's sizes faster on CPUs than the fused kernel.
 
+Queries go in blocks, each with the keys up to its end alone: what lies behind is masked anyway, and not computed. Of
+150 positions in three blocks that is a third of the work, forward and back.
+
 Registered with transformers under the name ATTENTION, so that the model stays a stock GPT-2. Same logits to float
 tolerance as transformers' own implementations; whatever is not plain causal attention on a CPU (a GPU, padding
 masks, a cache) is handed to transformers' `sdpa`.
@@ -7,9 +10,12 @@ masks, a cache) is handed to transformers' `sdpa`.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 ATTENTION = "tinymem"
+QUERIES = 50  # a block; measured: smaller ones gain nothing more
 
 
 def register_attention() -> str:
@@ -41,7 +47,54 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     with torch.autocast("cpu", enabled=False):
         flat = (batch * heads, length, width)
         query, key, value = ((x if x.dtype == dtype else x.to(dtype)).reshape(flat) for x in (query, key, value))
-        future = torch.full((length, length), float("-inf"), dtype=dtype).triu(1)
-        weights = torch.baddbmm(future, query * scaling, key.transpose(1, 2)).softmax(-1)
-        mixed = torch.bmm(weights, value)
+        mixed = _function().apply(query, key, value, scaling)
     return mixed.view(batch, heads, length, width).transpose(1, 2), None
+
+
+def _blocks(length: int) -> list[slice]:
+    return [slice(start, min(start + QUERIES, length)) for start in range(0, length, QUERIES)]
+
+
+def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float, rows: slice) -> torch.Tensor:
+    """Attention weights of a block of queries on the keys up to its end, (batch * heads, rows, rows.stop)."""
+    future = query.new_full((rows.stop - rows.start, rows.stop), float("-inf")).triu(1 + rows.start)
+    return torch.baddbmm(future, query[:, rows], key[:, : rows.stop].transpose(1, 2), alpha=scaling).softmax(-1)
+
+
+@cache
+def _function() -> type:
+    """The autograd function on query, key, value (batch * heads, length, width). Made on first use (see tinymem.lazy)."""
+
+    class CausalAttention(torch.autograd.Function):
+        @staticmethod
+        def forward(context, query, key, value, scaling):
+            mixed, kept = torch.empty_like(query), []
+            for rows in _blocks(query.shape[1]):
+                weights = _weights(query, key, scaling, rows)
+                mixed[:, rows] = torch.bmm(weights, value[:, : rows.stop])
+                kept.append(weights)
+            context.save_for_backward(query, key, value, *kept)
+            context.scaling = scaling
+            return mixed
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(context, upstream):
+            query, key, value, *kept = context.saved_tensors
+            with torch.autocast(query.device.type, enabled=False):
+                return *_gradients(query, key, value, kept, upstream.contiguous(), context.scaling), None
+
+    return CausalAttention
+
+
+def _gradients(query, key, value, kept: list[torch.Tensor], upstream: torch.Tensor, scaling: float) -> tuple:
+    """Gradients with respect to query, key and value. kept: the attention weights of every block."""
+    of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    for rows, weights in zip(_blocks(query.shape[1]), kept):
+        error, seen = upstream[:, rows], slice(0, rows.stop)
+        of_weights = torch.bmm(error, value[:, seen].transpose(1, 2))
+        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(scaling)
+        of_query[:, rows] = torch.bmm(of_scores, key[:, seen])
+        of_key[:, seen] += torch.bmm(of_scores.transpose(1, 2), query[:, rows])
+        of_value[:, seen] += torch.bmm(weights.transpose(1, 2), error)
+    return of_query, of_key, of_value

@@ -5,6 +5,7 @@
 
 from tinymem.plots.base import STYLES, Rows, new_figure, save_figure
 from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizers, is_regularized, plot_training
+from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
 from tinymem.plots.planted import plot_shown_and_held_out
 from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, plot_unlearning
@@ -15,6 +16,7 @@ __all__ = [
     "draw_boxes",
     "draw_by_size",
     "draw_finetuning",
+    "draw_landscapes",
     "draw_regularizers",
     "draw_scatter",
     "draw_time",

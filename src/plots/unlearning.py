@@ -26,22 +26,27 @@ SHAPES = "os^DvPX<>hp"
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
-    """Memorization against mean test accuracy, one mark a run, with the Pareto front. Left and up is better."""
+    """Memorization against quality, one mark a run, with the Pareto front. Left and up is better.
+
+    Quality is mean test accuracy of number models, else perplexity on an axis that is turned round.
+    """
+    numbers = on_numbers(rows[0])
+    quality, sign = ("mean_test_accuracy", 1) if numbers else ("perplexity", -1)
     figure, (axis,) = new_figure(1, 6.0, 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for method, (marker, _) in zip(methods, STYLES * (1 + len(methods) // len(STYLES))):
-        points = [_trade(row) for row in rows if row["method"] == method]
-        size = 90 if method == "unedited" else 32
-        axis.scatter(*zip(*points), marker="*" if method == "unedited" else marker, s=size, label=method, alpha=0.85)
-    front = pareto_front([_trade(row) for row in rows])
+        points = [(row[MEMORIZED], row[quality]) for row in rows if row["method"] == method]
+        size = 90 if method == UNEDITED else 32
+        axis.scatter(*zip(*points), marker="*" if method == UNEDITED else marker, s=size, label=method, alpha=0.85)
+    front = [(memorized, sign * q) for memorized, q in pareto_front([(r[MEMORIZED], sign * r[quality]) for r in rows])]
     axis.plot(*zip(*front), color="black", linewidth=0.8, linestyle=":", drawstyle="steps-post", label="Pareto front")
-    axis.set(xlabel="% memorized (training artifacts)", ylabel="mean test accuracy")
+    axis.set(xlabel="% memorized", ylabel=quality.replace("_", " "))
+    if not numbers:
+        axis.set_yscale("log")
+        plain_numbers(axis.yaxis)
+        axis.invert_yaxis()
     axis.legend(fontsize=7, ncols=2)
     return save_figure(figure, path)
-
-
-def _trade(row: Mapping[str, Any]) -> tuple[float, float]:
-    return row["percent_memorized_train"], row["mean_test_accuracy"]
 
 
 def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layers"):

@@ -151,6 +151,14 @@ def load_details(folder: str | Path) -> dict[str, Any]:
     return files.read_json(path, required=("settings",))
 
 
+def place_beside(folder: Path) -> Path:
+    """Where that goes which is made from a model: beside a checkpoint in its training run, else under runs/.
+
+    A model without training state was copied or published, and what stands around it belongs to others.
+    """
+    return folder.parent if (folder / STATE).exists() else Path("runs") / folder.name
+
+
 def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
     """Writes metrics.json and metrics.csv anew, whole."""
     files.write_json(run / "metrics.json", rows)

@@ -8,28 +8,42 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tinymem import cli, files
+from tinymem import cli, files, locks
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.loop import Stopped, train
 from tinymem.training.settings import TrainingSettings, check_whole_run
 
+LOCK = ".lock"
 
-def prepare_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Path:
-    """The folder of a run, made and marked with its settings; emptied with `force`. UserError when it holds another.
 
-    Call it when everything else is known to be right, so that a refused command leaves nothing behind.
+@contextmanager
+def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Iterator[Path]:
+    """The folder of a run, ours alone within the block: a second command waits for the first, and says so.
+
+    Call it when everything else is known to be right, so that a refused command leaves nothing behind. UserError when
+    the folder holds another run.
     """
     run = files.writable_folder(folder)
+
+    def say(owner: str) -> None:
+        print(f"{run}: {owner} is at work here; waiting for it to end", file=sys.stderr)
+
+    with locks.locked(run / LOCK, say):
+        _prepare(run, settings, force)
+        yield run
+
+
+def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
+    """Clears and marks the folder: with the run's settings, or nothing to be done; emptied with `force`."""
     files.remove_leftovers(run)
     marker = run / "run.json"
     if marker.exists() and checkpoint.has_begun(run):
         check_whole_run(str(run), files.read_json(marker, required=("data_name",)), settings)
         if not force:
-            return run
+            return
         checkpoint.clear(run)
     files.write_json(marker, dict(settings))
-    return run
 
 
 def train_visibly(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from tinymem import files
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.models.tinymem import ModelSettings
@@ -48,6 +49,20 @@ class RunSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     regularizers: tuple[Any, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """Every settings dataclass of the run."""
+        return self.data, self.model, self.training, *self.regularizers
+
+    @property
+    def name(self) -> str:
+        """Names a run's folder: readable, with a hash of all settings that make it another run."""
+        flat = self.flat()
+        identity = {name: value for name, value in flat.items() if name not in may_change(flat)}
+        data = self.data
+        shown = f"{data.data_name}_{data.artifact}_{self.model.n_layers}layers_seed{data.seed}"
+        return f"{shown}_{files.digest(identity)[:8]}"
 
     def flat(self, training_prefix: str = "") -> dict[str, Any]:
         """One level, field name -> value: as written into records. Of the data only what its kind looks at.

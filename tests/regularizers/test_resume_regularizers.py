@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from tinymem.errors import UserError
 from tinymem.regularizers.registry import build_regularizers, switched_on
-from tinymem.training.console import prepare_run
+from tinymem.training.console import prepared_run
 from tinymem.training.loop import Stopped, train
 
 CHOICES = {
@@ -58,8 +58,9 @@ def test_every_regularizer_changes_the_run(choice, make_model, tiny_dataset, tin
 @pytest.mark.parametrize("first, second", [("none", "l1"), ("l1", "none"), ("spectral_norm", "loss_truncation")])
 def test_a_folder_of_another_regularizer_is_refused(first, second, tiny_settings, tmp_path):
     flat = [replace(tiny_settings, regularizers=switched_on(CHOICES[c])).flat() for c in (first, second)]
-    prepare_run(tmp_path, flat[0], force=False)
-    (tmp_path / "metrics.json").write_text("[]")  # the run has begun
-    prepare_run(tmp_path, {**flat[0], "epochs": 9}, force=False)
-    with pytest.raises(UserError, match="give another --output_dir"):
-        prepare_run(tmp_path, flat[1], force=False)
+    with prepared_run(tmp_path, flat[0], force=False):
+        (tmp_path / "metrics.json").write_text("[]")  # the run has begun
+    with prepared_run(tmp_path, {**flat[0], "epochs": 9}, force=False):
+        pass
+    with pytest.raises(UserError, match="give another --output_dir"), prepared_run(tmp_path, flat[1], force=False):
+        pass

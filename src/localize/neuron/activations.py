@@ -12,8 +12,10 @@ import torch
 
 from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons
+from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 
@@ -47,3 +49,10 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
                 model(tokens.to(model.device).long(), use_cache=False, logits_to_keep=1)
     count = max(positions.sum().item(), 1)
     return [(total / count).abs() * mlp.output.view().float().norm(dim=0) for mlp, total in zip(mlps, sums)]
+
+
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """One forward pass over the unlearn set."""
+    rows = min(sizes.unlearn, sizes.microbatch)
+    peak = shape.peak(lambda model: score(model, sizes.task(rows), hp, 0.1))
+    return new_plan(shape, peak, forward=sizes.passes(sizes.unlearn), scores=4 * shape.neurons)

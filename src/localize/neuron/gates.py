@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
-from tinymem.localize.learning import all_finite, backward, frozen, mean_weights, unlearn_batches
+from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, mean_weights, unlearn_batches
+from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
+from tinymem.models.memory import Shape
 
 
 class GateSettings(Protocol):
@@ -74,9 +77,22 @@ def learn_gates(
                 return
             # Microbatches add up in these copies, so that the graph behind the gates is walked only once.
             leaves = [gate.detach().requires_grad_() for gate in current]
+            weights = mean_weights(task, tokens)
+            scale = loss_scale(model, weights)
             with gated(mlps, leaves):
-                backward(model, task, tokens, mean_weights(task, tokens))
+                backward(model, task, tokens, weights * scale)
             optimizer.zero_grad()
-            torch.autograd.backward([*current, hp.lambda_l1 * penalty], [*(leaf.grad for leaf in leaves), None])
+            slopes = [leaf.grad / scale for leaf in leaves]
+            torch.autograd.backward([*current, hp.lambda_l1 * penalty], [*slopes, None])
             if all_finite(parameter.grad for parameter in parameters):
                 optimizer.step()
+
+
+def gates_cost(score: Callable, shape: Shape, sizes: Sizes, hp: GateSettings) -> Plan:
+    """One forward and backward pass for each microbatch of each step, at most; Adam keeps two numbers a neuron."""
+    batch = min(hp.batch_size, sizes.unlearn)
+    passes = hp.epochs * -(-sizes.unlearn // batch) * sizes.passes(batch)
+    once = replace(hp, epochs=1, stop_loss=0.0)
+    peak = shape.peak(lambda model: score(model, sizes.task(min(batch, sizes.microbatch)), once, 0.1))
+    numbers = 4 * shape.neurons
+    return new_plan(shape, peak + 2 * numbers, passes, passes, scores=numbers, gradients=numbers, state=2 * numbers)

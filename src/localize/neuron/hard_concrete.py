@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from tinymem.localize.neuron.gates import joined, learn_gates
+from tinymem.localize.neuron.gates import gates_cost, joined, learn_gates
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.options import check_options, option
@@ -55,6 +56,9 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
 
     learn_gates(model, task, mlps, log_alphas, sampled, openness, hp, generator)
     return [log_alpha.detach().sigmoid() for log_alpha in log_alphas]
+
+
+cost = partial(gates_cost, score)
 
 
 def sample_gates(log_alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

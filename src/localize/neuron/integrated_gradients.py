@@ -12,12 +12,17 @@ from dataclasses import dataclass
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.learning import frozen
+from tinymem.localize.learning import frozen, loss_scale
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons, with_copies
+from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
+from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import last_losses
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
+
+COPIES = 3  # at most so many times a sequence's length in one pass: attention runs over all of them for each
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     """
     mlps = find_mlps(model)
     totals = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
-    with frozen(model), torch.enable_grad():
+    with frozen(model), torch.enable_grad(), checkpointed(model, task.gradient_checkpointing):
         for batch in _batches(task, hp.ig_steps):
             batch = [tensor.to(model.device) for tensor in batch]
             for mlp, total in zip(mlps, totals):
@@ -60,11 +65,32 @@ def _batches(task: UnlearningTask, steps: int) -> Iterator[tuple[torch.Tensor, .
     positions = (~measured).byte().argsort(dim=1, stable=True)[:, :count]
     weights = measured.gather(1, positions) / (measured.sum().clamp(min=1) * steps)
     scales = torch.arange(1, steps + 1) / steps
-    at_once = min(steps, max(1, (task.microbatch - 1) * length // max(count, 1)))
-    sequences = max(1, task.microbatch * length // (length + count * at_once))
+    sequences, at_once = _division(length, count, steps, task.microbatch)
     for rows in torch.arange(len(tokens)).split(sequences):
         for some in scales.split(at_once):
             yield tokens[rows], positions[rows], weights[rows], some
+
+
+def _division(length: int, count: int, steps: int, microbatch: int) -> tuple[int, int]:
+    """Sequences and scales of a batch, for sequences of `length` tokens of which `count` are measured."""
+    scales = min(steps, max(1, min(microbatch - 1, COPIES) * length // max(count, 1)))
+    return max(1, microbatch * length // (length + count * scales)), scales
+
+
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """For each layer a forward pass and one backward down to it; the first layer keeps the most."""
+    count = sizes.length - sizes.prompt
+    sequences, scales = _division(sizes.length, count, hp.ig_steps, sizes.microbatch)
+    batches = len(shape.mlps) * -(-sizes.unlearn // sequences) * -(-hp.ig_steps // scales)
+
+    def first_layer(model) -> None:
+        with frozen(model), checkpointed(model, sizes.gradient_checkpointing):
+            tokens = sizes.task(min(sizes.unlearn, sequences)).unlearn.planted
+            positions = torch.zeros(len(tokens), count, dtype=torch.long)
+            _attributions(model, find_mlps(model)[0], tokens, positions, positions.float(), torch.zeros(scales))
+
+    peak = shape.peak(first_layer)
+    return new_plan(shape, peak, forward=batches, backward=batches, scores=4 * shape.neurons)
 
 
 def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.Tensor:
@@ -88,5 +114,6 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
     with on_neurons([mlp], length + positions.shape[1], scale):
         inputs = with_copies(tokens, positions, model.dtype)
         probabilities = torch.exp(-last_losses(model, tokens.gather(1, positions + 1), **inputs))
-    (gradient,) = torch.autograd.grad((probabilities * weights).sum(), scaled)
-    return (values.float() * gradient.float()).sum((0, 1))
+        factor = loss_scale(model, weights)
+        (gradient,) = torch.autograd.grad((probabilities * weights * factor).sum(), scaled)  # may run blocks again
+    return (values.float() * gradient.float()).sum((0, 1)) / factor

@@ -12,10 +12,11 @@ down at nearly lr a step: the stop comes after about ten steps, and the ranking 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from tinymem.localize.neuron.gates import joined, learn_gates
+from tinymem.localize.neuron.gates import gates_cost, joined, learn_gates
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.options import check_options, option
@@ -50,3 +51,6 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
 
     learn_gates(model, task, mlps, coefficients, clipped, openness, hp, task.generator())
     return [coefficient.detach() for coefficient in coefficients]
+
+
+cost = partial(gates_cost, score)

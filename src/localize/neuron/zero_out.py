@@ -1,6 +1,7 @@
 """Zero-Out (Chang et al. 2024, arXiv 2311.09060, section 3; the study, section 4.3.1): the loss without a neuron.
 
-Exact: every neuron is removed by itself and what lies above it runs again, many neurons in one batch.
+Exact: every neuron is removed by itself and what lies above it runs again, many neurons in one batch. What only turns
+one neuron's share into numbers, up to the next block's queries, keys and values, is had in closed form (rank_one.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import torch
 from tinymem.localize.estimate import seconds_of
 from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import on_neurons, recorded, replayed
+from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
+from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
-from tinymem.models.losses import counted, token_losses
+from tinymem.models.losses import PLAIN_OUTPUT_LAYER, counted, token_losses
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 CPU_BATCH = 16  # larger batches fall out of a CPU's caches: a fifth slower at TinyMem's sizes
@@ -38,13 +42,14 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     function with act(0) = 0, so a score is what dropping that one neuron adds. `ratio` does not matter. The model is
     left as it was.
     """
-    mlps, batch_size = find_mlps(model), _batch_size(model, task)
+    mlps, batch_size = find_mlps(model), _batch_size(model.device.type, task.microbatch)
     rises = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
+    adds: dict[int, bool] = {}
     with frozen(model), torch.no_grad():
         # A batch is many neurons of one sequence, so that all of it shares what lies below them.
         for sequence in task.unlearn.planted.split(1):
             for mlp, rise in zip(mlps, rises):
-                rise += _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size)
+                rise += _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size, adds)
     count = counted(task.unlearn.planted, task.ignored_token).sum().item()
     return [rise / max(count, 1) for rise in rises]
 
@@ -55,10 +60,12 @@ def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
     Timed on one sequence: its forward pass, and one batch of the first and of the last layer, between which the other
     layers lie, since a batch runs again what lies above its layer. Neurons that are 0 throughout will take less.
     """
-    mlps, sequence, batch_size = find_mlps(model), task.unlearn.planted[:1], _batch_size(model, task)
+    mlps, sequence = find_mlps(model), task.unlearn.planted[:1]
+    batch_size = _batch_size(model.device.type, task.microbatch)
+    adds: dict[int, bool] = {}
 
     def layer(mlp: MLP) -> torch.Tensor:
-        return _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size, at_most=batch_size)
+        return _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size, adds, at_most=batch_size)
 
     with frozen(model), torch.no_grad():
         forward = seconds_of(lambda: token_losses(model, sequence))
@@ -67,30 +74,74 @@ def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
     return len(task.unlearn) * (len(mlps) * forward + batches * (first + last) / 2)
 
 
-def _batch_size(model, task: UnlearningTask) -> int:
-    return min(task.microbatch, CPU_BATCH) if model.device.type == "cpu" else task.microbatch
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """A pass for each sequence and layer, and one for each batch of neurons: through all layers above, half a pass.
+
+    At most: where a closed form serves (see `rank_one`), the last layer takes none for its neurons, and each layer two
+    more to find that out.
+    """
+    rows = _batch_size(shape.device, sizes.microbatch)
+
+    def first_layer(model) -> None:
+        with frozen(model), torch.no_grad():
+            sequence = sizes.task(1).unlearn.planted
+            # Planned for without closed forms, which take no more.
+            _rise_in_loss(model, find_mlps(model)[0], sequence, None, rows, {0: False}, at_most=rows)
+
+    batches = sum(1 + -(-mlp.inner_dim // rows) for mlp in shape.mlps)
+    return new_plan(shape, shape.peak(first_layer), forward=sizes.unlearn * batches, scores=4 * shape.neurons)
+
+
+def _batch_size(device: str, microbatch: int) -> int:
+    return min(microbatch, CPU_BATCH) if device == "cpu" else microbatch
 
 
 def _rise_in_loss(
-    model, mlp: MLP, sequence: torch.Tensor, ignored_token: int | None, batch_size: int, at_most: int | None = None
+    model,
+    mlp: MLP,
+    sequence: torch.Tensor,
+    ignored_token: int | None,
+    batch_size: int,
+    adds: dict[int, bool],
+    at_most: int | None = None,
 ) -> torch.Tensor:
     """What zeroing each neuron of a layer adds to the summed loss of one sequence (1, T): (inner_dim,).
 
-    at_most: only the first so many neurons that are not 0 throughout.
+    adds      layer -> whether its output is simply added to the residual stream, found out with the first sequence
+    at_most   only the first so many neurons that are not 0 throughout
     """
     hidden = {}
-    with on_neurons([mlp], sequence.shape[1], hidden.__setitem__), recorded(model, mlp.down) as outputs:
+    watched = on_neurons([mlp], sequence.shape[1], hidden.__setitem__)
+    with watched, recorded(model, mlp.down) as outputs, readers(model, mlp) as found:
         losses = token_losses(model, sequence)
+    if mlp.layer not in adds:
+        adds[mlp.layer] = adds_to_stream(model, mlp, outputs, lambda: token_losses(model, sequence))
     mask = counted(sequence, ignored_token).to(losses.device)
     neurons = hidden[mlp.layer][0].T.float()
-    columns = mlp.output.view().T.float()
+    columns, dtype = mlp.output.view().T.float(), outputs[mlp.down].dtype
+    # In lower precision the loss unchanged has rounding that a closed form would not share.
+    closed = adds[mlp.layer] and dtype == torch.float32
+    images = {reader.linear: image(reader, neurons, columns) for reader in found if closed}
+    # Behind the last block stands the output layer alone.
+    head = images.get(model.get_output_embeddings()) if model.config.model_type in PLAIN_OUTPUT_LAYER else None
     rise = torch.zeros_like(columns[:, 0])
     # A neuron that is 0 at every position changes nothing.
     for chosen in neurons.any(1).nonzero().flatten()[:at_most].split(batch_size):
-        without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
-        # Back to the model's own layout: OPT has rows and positions in one dimension.
-        without = without.to(outputs[mlp.down].dtype).view(-1, *outputs[mlp.down].shape[1:])
-        with replayed(outputs | {mlp.down: without}, len(chosen)):
-            changed = token_losses(model, sequence.expand(len(chosen), -1))
+        if head is not None:
+            logits = head(chosen)[:, :-1]
+            changed = _losses(logits, sequence[:, 1:].to(logits.device).long()).to(losses.device)
+        else:
+            known = {linear: of(chosen) for linear, of in images.items()}
+            without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
+            # Back to the model's own layout: OPT has rows and positions in one dimension.
+            known[mlp.down] = without.to(dtype).view(-1, *outputs[mlp.down].shape[1:])
+            with replayed(outputs | known, len(chosen)):
+                changed = token_losses(model, sequence.expand(len(chosen), -1))
         rise[chosen] = ((changed - losses) * mask).sum(1).to(rise.device)
     return rise
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Token losses (n, T) of logits (n, T, vocabulary) for targets (1, T)."""
+    wanted = logits.gather(-1, targets[..., None].expand(len(logits), -1, 1)).squeeze(-1)
+    return logits.logsumexp(-1) - wanted

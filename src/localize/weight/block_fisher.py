@@ -15,7 +15,7 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.localize.estimate import seconds_of
-from tinymem.localize.learning import backward, frozen, sequence_weights
+from tinymem.localize.learning import backward, frozen, loss_scale, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 
@@ -74,7 +74,7 @@ def seconds_for_diagonals(
     )
     with frozen(model):
         through_model = seconds_of(lambda: _add_gradients(model, task, batch, [narrow]))
-    sums = seconds_of(lambda: _add([piece], inputs, batch.shape[1], gradients))
+    sums = seconds_of(lambda: _add([piece], inputs, batch.shape[1], 1.0, gradients))
     inverse = seconds_of(lambda: inverse_diagonal(piece.gram, damp))
     batches = len(tokens) / len(batch)
     share = sum(weight.parameter.numel() for weight in weights) / piece.values.numel()
@@ -98,14 +98,29 @@ def _passes(weights: list[Weight], block_size: int) -> Iterator[list[tuple[Weigh
     room = max(PASS, sum(weight.parameter.numel() for weight in weights) // 2) // block_size
     group, size = [], 0
     for weight in weights:
-        fan_in = weight.view()[0].numel()
-        for rows in torch.arange(len(weight.view())).split(block_size * max(1, PIECE // (block_size * fan_in))):
-            if group and size + len(rows) * fan_in > room:
+        count, fan_in = len(weight.view()), weight.view()[0].numel()
+        step = block_size * max(1, PIECE // (block_size * fan_in))
+        for first in range(0, count, step):
+            rows = slice(first, min(first + step, count))
+            entries = (rows.stop - rows.start) * fan_in
+            if group and size + entries > room:
                 yield group
                 group, size = [], 0
-            size += len(rows) * fan_in
-            group.append((weight, slice(int(rows[0]), int(rows[-1]) + 1)))
+            size += entries
+            group.append((weight, rows))
     yield group
+
+
+def one_pass(
+    model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight], block_size: int
+) -> tuple[int, int]:
+    """Runs the first pass, on these tokens only: how many there would be, and the bytes of F in this one."""
+    passes = list(_passes(weights, block_size))
+    pieces = [_Piece(weight, rows, _no_grams(weight.view()[rows], block_size)) for weight, rows in passes[0]]
+    with frozen(model):
+        _add_gradients(model, task, tokens, pieces)
+    inverse_diagonal(pieces[0].gram / len(tokens), 1.0)
+    return len(passes), sum(piece.gram.nbytes for piece in pieces)
 
 
 def _no_grams(values: torch.Tensor, block_size: int) -> torch.Tensor:
@@ -123,24 +138,27 @@ def _add_gradients(model, task: UnlearningTask, tokens: torch.Tensor, pieces: li
     for piece in pieces:
         by_module.setdefault(piece.weight.name.rpartition(".")[0], []).append(piece)
 
+    weights = sequence_weights(task, tokens)
+    scale = loss_scale(model, weights)
+
     def watch(own: list[_Piece], module, inputs: tuple, output: torch.Tensor) -> None:
-        output.requires_grad_().register_hook(partial(_add, own, inputs[0].detach(), tokens.shape[1]))
+        output.requires_grad_().register_hook(partial(_add, own, inputs[0].detach(), tokens.shape[1], scale))
 
     hooks = [model.get_submodule(name).register_forward_hook(partial(watch, own)) for name, own in by_module.items()]
     try:
-        backward(model, task, tokens, sequence_weights(task, tokens))
+        backward(model, task, tokens, weights * scale)
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _add(pieces: list[_Piece], inputs: torch.Tensor, length: int, output_gradients: torch.Tensor) -> None:
+def _add(pieces: list[_Piece], inputs: torch.Tensor, length: int, scale: float, output_gradients: torch.Tensor) -> None:
     """Adds g g' of a microbatch. inputs, output_gradients: (rows * length, features), in any shape of that size.
 
     Entries that are not finite count as 0: a sequence whose loss overflows says nothing.
     """
     inputs = inputs.reshape(-1, length, inputs.shape[-1]).float()
-    output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1]).float()
+    output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1]).float() / scale
     for piece in pieces:
         by_position = output_gradients[:, :, piece.rows]
         matrix = piece.values.dim() == 2

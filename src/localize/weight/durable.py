@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from tinymem.localize.edit import Scores, mlp_weights
-from tinymem.localize.learning import frozen
+from tinymem.localize.edit import Scores, mlp_weights, weight_masks
+from tinymem.localize.learning import frozen, gradients, mean_weights
+from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 
@@ -39,24 +40,26 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
 def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
     """|d L_u / d parameter| for each parameter, float32, shaped as stored; entries that are not finite count as 0.
 
-    Gradients leave `.grad` microbatch by microbatch and are added up in float32: adding bf16 to bf16 would lose what
-    late microbatches say, and make the ranking depend on the size of a microbatch.
+    Gradients become scores one by one, so that a model in half precision never has all of both.
     """
-    parameters = list(parameters)
-    totals = [torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False) for parameter in parameters]
+    parameters, tokens = list(parameters), task.unlearn.planted
     with frozen(model, parameters):
-        hooks = [
-            parameter.register_post_accumulate_grad_hook(partial(_move, total))
-            for parameter, total in zip(parameters, totals)
-        ]
-        try:
-            task.backward(model, task.unlearn.planted)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    return [total.abs_().nan_to_num_(nan=0.0, posinf=0.0) for total in totals]
+        totals = gradients(model, task, tokens, mean_weights(task, tokens), parameters)
+    return [totals.pop(0).float().abs_().nan_to_num_(nan=0.0, posinf=0.0) for _ in parameters]
 
 
-def _move(total: torch.Tensor, parameter: torch.nn.Parameter) -> None:
-    total += parameter.grad
-    parameter.grad = None
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """One forward and backward pass over the unlearn set, or dropping, whichever has the higher peak."""
+
+    def run(model) -> None:
+        scores = score(model, sizes.task(sizes.gathered(sizes.unlearn)), hp, max(hp.ratio))
+        weight_masks(find_mlps(model), scores, max(hp.ratio))
+
+    return magnitudes_plan(shape, sizes, shape.peak(run, true=0.0), shape.mlp_entries)
+
+
+def magnitudes_plan(shape: Shape, sizes: Sizes, peak: int, entries: int) -> Plan:
+    """The plan of ranking so many entries by `gradient_magnitudes`, with this peak."""
+    passes = sizes.passes(sizes.unlearn)
+    gradients = gradient_bytes(shape, entries, passes)
+    return new_plan(shape, peak, passes, passes, gradients=gradients, scores=4 * entries - gradients)

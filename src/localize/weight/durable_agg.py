@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
+from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.durable import gradient_magnitudes
+from tinymem.localize.weight.durable import gradient_magnitudes, magnitudes_plan
 from tinymem.models.adapter import MLP, find_mlps
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 _INFINITY = 0x7F800000  # the bits of float32 infinity
@@ -76,3 +78,11 @@ def kth_largest(tensors: list[torch.Tensor], k: int) -> float:
         else:
             high = middle - 1
     return torch.tensor(low, dtype=torch.int32).view(torch.float32).item()
+
+
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """One forward and backward pass over the unlearn set; dropping needs the scores, the masks and a few bools."""
+    rows = sizes.gathered(sizes.unlearn)
+    scoring = shape.peak(lambda model: score(model, sizes.task(rows), hp, max(hp.ratio)))
+    dropping = 4 * shape.parameters + shape.mlp_entries + 2 * shape.largest
+    return magnitudes_plan(shape, sizes, max(scoring, dropping), shape.parameters)

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 
 from tinymem.localize.edit import Masks, how_many, top
 from tinymem.localize.learning import all_finite, frozen
+from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
 from tinymem.models.adapter import Weight, find_mlps
+from tinymem.models.memory import Shape
 
+HP = TypeVar("HP")  # hyper-parameters with a field `momentum`
 PRECISIONS = ("float32", "bfloat16")
+
+
+LARGE = 10**9  # parameters from which a buffer for the momentum is more memory than it is worth
+
+
+def resolve(hp: HP, parameters: int) -> HP:
+    """Hyper-parameters with the momentum for a model of so many parameters where none was asked for."""
+    return hp if hp.momentum is not None else replace(hp, momentum=0.9 if parameters < LARGE else 0.0)
 
 
 @dataclass(frozen=True)
@@ -31,70 +42,102 @@ class ScoreOptimizer:
 
 @dataclass
 class _Scored:
-    """A matrix while its subnet is learned; all tensors (out, in), laid out in memory like the matrix itself.
+    """A matrix while its subnet is learned; score and velocity (out, in), laid out in memory like the matrix itself.
 
-    original   the weights as they were, in their own type
     score      float32
     velocity   momentum of the score, float32, or None
     dropped    how many weights the subnet leaves out
+    places     where they are in the matrix as stored, and `values`, what they were, while they are left out
     """
 
     matrix: Weight
-    original: torch.Tensor
     score: torch.Tensor
     velocity: torch.Tensor | None
     dropped: int
+    places: torch.Tensor | None = None
+    values: torch.Tensor | None = None
 
     def mask(self) -> torch.Tensor:
         """True where the subnet leaves a weight out."""
-        return top(-self.score.abs(), self.dropped)
+        return top(self.score.abs().neg_(), self.dropped)
+
+    def leave_out(self) -> None:
+        """Sets the weights that the subnet leaves out to zero and keeps them: a copy of all would take more memory."""
+        flat = self.matrix.parameter.detach().view(-1)
+        self.places = self.matrix.view(self.mask()).flatten().nonzero().flatten().int()
+        self.values = flat[self.places]
+        flat[self.places] = 0
+
+    def put_back(self) -> None:
+        """Undoes `leave_out`; harmless where there is nothing to undo."""
+        if self.places is not None:
+            self.matrix.parameter.detach().view(-1)[self.places] = self.values
+            self.places = self.values = None
 
 
 def learn_subnet(
     model,
     batches: Iterable[Any],
-    step: Callable[[Any], None],
+    step: Callable[[Any, list[torch.nn.Parameter]], list[torch.Tensor]],
     ratio: float,
     optimizer: ScoreOptimizer,
     generator: torch.Generator,
 ) -> Masks:
     """Runs one SGD step on the scores for each batch and returns the final mask of every MLP matrix.
 
-    step(batch)   runs forward and backward passes of what is to be minimised; gradients add up in the MLP matrices
+    step(batch, parameters)   gradients of what is to be minimised, one for each parameter and shaped like it
 
     They are turned into gradients of the scores by the chain rule through weight * keep(|score|), the threshold passed
     straight through: d/d score = gradient * weight * sign(score). A step whose gradient is not finite is skipped.
     The model is left as it was.
     """
     scored = [_new_scores(matrix, ratio, optimizer, generator) for mlp in find_mlps(model) for matrix in mlp.matrices]
-    with frozen(model, trainable=[each.matrix.parameter for each in scored]):
-        try:
-            for batch in batches:
+    parameters = [each.matrix.parameter for each in scored]
+    with frozen(model, trainable=parameters):
+        for batch in batches:
+            try:
                 for each in scored:
-                    each.matrix.view().copy_(each.original).masked_fill_(each.mask(), 0)
-                    each.matrix.parameter.grad = None
-                step(batch)
-                if all_finite(each.matrix.grad for each in scored):
-                    for each in scored:
-                        _update(each, optimizer)
-        finally:
-            for each in scored:
-                each.matrix.view().copy_(each.original)
+                    each.leave_out()
+                gradients = step(batch, parameters)
+            finally:
+                for each in scored:
+                    each.put_back()
+            if all_finite(gradients):
+                for each in scored:
+                    _update(each, gradients.pop(0), optimizer)
     return {each.matrix.name: each.mask() for each in scored}
 
 
 def _new_scores(matrix: Weight, ratio: float, optimizer: ScoreOptimizer, generator: torch.Generator) -> _Scored:
     """Kaiming uniform with a = sqrt(5): bound 1 / sqrt(fan in). Drawn as (out, in) however the weight is stored."""
-    original = matrix.view().clone()
-    drawn = torch.rand(original.shape, generator=generator) * 2 - 1
-    score = torch.empty_like(original, dtype=torch.float32).copy_(drawn / math.sqrt(original.shape[1]))
+    view = matrix.view()
+    drawn = torch.rand(view.shape, generator=generator).mul_(2).sub_(1).div_(math.sqrt(view.shape[1]))
+    score = torch.empty_like(view, dtype=torch.float32).copy_(drawn)
     velocity = torch.zeros_like(score) if optimizer.momentum else None
-    return _Scored(matrix, original, score, velocity, how_many(ratio, score.numel()))
+    return _Scored(matrix, score, velocity, how_many(ratio, score.numel()))
 
 
-def _update(scored: _Scored, optimizer: ScoreOptimizer) -> None:
-    gradient = scored.matrix.grad.float().mul_(scored.original).mul_(scored.score.sign())
-    gradient.add_(scored.score, alpha=optimizer.weight_decay)
+def _update(scored: _Scored, gradient: torch.Tensor, optimizer: ScoreOptimizer) -> None:
+    change = scored.matrix.view(gradient).float().mul_(scored.matrix.view()).mul_(scored.score.sign())
+    change.add_(scored.score, alpha=optimizer.weight_decay)
     if scored.velocity is not None:
-        gradient = scored.velocity.mul_(optimizer.momentum).add_(gradient)
-    scored.score.sub_(gradient, alpha=optimizer.lr)
+        change = scored.velocity.mul_(optimizer.momentum).add_(change)
+    scored.score.sub_(change, alpha=optimizer.lr)
+
+
+def subnet_plan(shape: Shape, sizes: Sizes, hp: Any, step: Callable[[Any], Any], batch: int, steps: int) -> Plan:
+    """The plan of learning a mask for each ratio in so many steps on batches of so many sequences.
+
+    step(model): one step on the sequences of a batch that show its peak
+    """
+    ratio, entries, passes = max(hp.ratio), shape.matrix_entries, sizes.passes(batch)
+    state = 4 * entries * (hp.momentum > 0) + int(ratio * entries) * (4 + shape.itemsize)
+    return new_plan(
+        shape,
+        shape.peak(step, true=ratio),
+        forward=passes * steps * len(hp.ratio),
+        backward=passes * steps * len(hp.ratio),
+        scores=4 * entries,
+        gradients=gradient_bytes(shape, entries, passes),
+        state=state,
+    )

@@ -7,14 +7,16 @@ to first order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
-from tinymem.localize.learning import backward, endless_batches, frozen, sequence_weights
+from tinymem.localize.learning import endless_batches, frozen, gradients, sequence_weights
+from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 
@@ -48,9 +50,8 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
     with frozen(model, [weight.parameter for weight in weights.values()]):
         try:
             for _, unlearn, retain in batches:
-                model.zero_grad()
-                _backward(model, task, unlearn, retain)
-                for name, place in _best(weights, scores, min(hp.greedy_k, count - len(removed))):
+                slopes = _gradients(model, task, unlearn, retain, weights)
+                for name, place in _best(weights, slopes, scores, min(hp.greedy_k, count - len(removed))):
                     view = weights[name].view()
                     removed.append((view, place, view[place].clone()))
                     view[place] = 0
@@ -61,23 +62,43 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
     return scores
 
 
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """A forward and backward pass over a batch for every `greedy_k` entries."""
+    half = hp.batch_size // 2
+    batch = min(half, sizes.unlearn) + min(hp.batch_size - half, sizes.retain)
+    rows = max(2, sizes.gathered(batch))
+    once = replace(hp, batch_size=rows)
+    task = dict(unlearn=rows // 2, retain=rows - rows // 2)
+    peak = shape.peak(lambda model: score(model, sizes.task(**task), once, hp.greedy_k / shape.parameters), true=0.0)
+    steps = -(-how_many(max(hp.ratio), shape.parameters) // hp.greedy_k)
+    passes = steps * sizes.passes(batch)
+    gradients = gradient_bytes(shape, shape.mlp_entries, sizes.passes(batch))
+    return new_plan(shape, peak, passes, passes, scores=4 * shape.mlp_entries, gradients=gradients)
+
+
 def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
     """The first ratio * parameters entries that were zeroed."""
     return {name: tensor > -ratio for name, tensor in scores.items()}
 
 
-def _backward(model, task: UnlearningTask, unlearn: torch.Tensor, retain: torch.Tensor) -> None:
-    """Gradient of mean(-label * sequence loss), each side in half the batch: a small set counts as if repeated."""
+def _gradients(
+    model, task: UnlearningTask, unlearn: torch.Tensor, retain: torch.Tensor, weights: dict[str, Weight]
+) -> list[torch.Tensor]:
+    """Gradient, (out, in), of mean(-label * sequence loss), each side in half the batch: a small set counts as if repeated."""
     signs = torch.tensor([-1 / len(unlearn)] * len(unlearn) + [1 / len(retain)] * len(retain))
     tokens = torch.cat([unlearn, retain])
-    backward(model, task, tokens, signs[:, None] * sequence_weights(task, tokens))
+    factors = signs[:, None] * sequence_weights(task, tokens)
+    found = gradients(model, task, tokens, factors, (weight.parameter for weight in weights.values()))
+    return [weight.view(gradient) for weight, gradient in zip(weights.values(), found)]
 
 
-def _best(weights: dict[str, Weight], scores: Scores, k: int) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
+def _best(
+    weights: dict[str, Weight], slopes: list[torch.Tensor], scores: Scores, k: int
+) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
     """The k entries (tensor, place) with the largest finite w * g, largest first, ties by tensor and index."""
     names, gains, indices = [], [], []
-    for name, weight in weights.items():
-        gain = weight.view().float() * weight.grad
+    for (name, weight), slope in zip(weights.items(), slopes):
+        gain = weight.view().float() * slope
         gain = gain.masked_fill_((scores[name] > -torch.inf) | ~gain.isfinite(), -torch.inf).flatten()
         best = largest(gain, k)
         names += [name] * len(best)

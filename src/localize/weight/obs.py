@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from tinymem.localize.edit import Scores, mlp_weights
+from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.block_fisher import inverse_fisher_diagonals, seconds_for_diagonals
+from tinymem.localize.weight.block_fisher import inverse_fisher_diagonals, one_pass, seconds_for_diagonals
 from tinymem.models.adapter import find_mlps
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 
@@ -54,3 +56,18 @@ def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
 def _sequences(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
     tokens = task.unlearn.planted
     return tokens[torch.randperm(len(tokens), generator=task.generator())[: hp.num_grads].sort().values]
+
+
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """A forward and backward pass over the chosen sequences for each part of F that fits into memory."""
+    count, weights = min(hp.num_grads, sizes.unlearn), list(mlp_weights(shape.mlps).values())
+    found: tuple[int, int] = (0, 0)
+
+    def run(model) -> None:
+        nonlocal found
+        task = sizes.task(min(count, sizes.microbatch))
+        found = one_pass(model, task, task.unlearn.planted, weights, hp.block_size)
+
+    peak, scores = shape.peak(run), 4 * shape.mlp_entries
+    passes = found[0] * sizes.passes(count)
+    return new_plan(shape, peak + scores, passes, passes, scores=scores, state=found[1])

@@ -6,14 +6,16 @@ raises the loss of the unlearn set. Nothing protects the rest: see balanced_subn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from tinymem.localize.edit import Masks
-from tinymem.localize.learning import backward, mean_weights, unlearn_batches
+from tinymem.localize.learning import gradients, mean_weights, unlearn_batches
+from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet
+from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
 
 
@@ -25,7 +27,9 @@ class HyperParameters:
     epochs: int = option(10, "passes over the unlearn set", low=1)
     batch_size: int = option(64, "sequences a step", low=1)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
-    momentum: float = option(0.9, "momentum of the scores; 0 saves memory", low=0.0, below=1.0)
+    momentum: float | None = option(
+        None, "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory", low=0.0, below=1.0
+    )
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
     dtype: str = option("bfloat16", "precision of the forward passes; scores are always float32", choices=PRECISIONS)
 
@@ -34,11 +38,24 @@ class HyperParameters:
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:
     """The mask that Subnet learns for one ratio. Leaves the model as it was."""
-    generator = task.generator()
+    hp, generator = resolve(hp, model.num_parameters()), task.generator()
 
-    def step(tokens: torch.Tensor) -> None:
-        backward(model, task, tokens, -mean_weights(task, tokens), hp.dtype)
+    def step(tokens: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+        return gradients(model, task, tokens, -mean_weights(task, tokens), parameters, hp.dtype)
 
     batches = unlearn_batches(task, hp.batch_size, hp.epochs, generator)
     optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)
     return learn_subnet(model, batches, step, ratio, optimizer, generator)
+
+
+def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+    """A forward and backward pass over the unlearn set for each epoch and ratio."""
+    batch = min(hp.batch_size, sizes.unlearn)
+    rows = sizes.gathered(batch)
+    once = replace(hp, epochs=1, batch_size=rows)
+    steps = hp.epochs * -(-sizes.unlearn // batch)
+
+    def step(model) -> None:
+        learn(model, sizes.task(rows), once, max(hp.ratio))
+
+    return subnet_plan(shape, sizes, hp, step, batch, steps)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tinymem.localize.edit import edited, neuron_masks
+from tinymem.localize.learning import backward, mean_weights
 from tinymem.localize.neuron import gates
 from tinymem.localize.neuron.gates import gated
 from tinymem.localize.neuron.slimming import HyperParameters, score
@@ -68,7 +69,7 @@ def test_what_the_unlearn_set_needs_scores_highest(tiny_model, tiny_task):
     adam = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(40):
         adam.zero_grad()
-        task.backward(model, task.unlearn.planted)
+        backward(model, task, task.unlearn.planted, mean_weights(task, task.unlearn.planted))
         adam.step()
     scores, losses = score(model, task, dataclasses.replace(GENTLE, epochs=20), 0.2), []
     for ranking in (scores, [-s for s in scores]):

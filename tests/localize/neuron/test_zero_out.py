@@ -8,7 +8,10 @@ from transformers import Olmo2Config, Olmo2ForCausalLM, PhiConfig, PhiForCausalL
 
 from tinymem.localize.edit import apply_masks, neuron_masks
 from tinymem.localize.neuron import zero_out
+from tinymem.localize.neuron.hidden import recorded
+from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
 from tinymem.models.adapter import find_mlps
+from tinymem.models.losses import token_losses
 
 
 def scores_of(model, task):
@@ -62,6 +65,54 @@ SHAPE = dict(
 def test_exact_where_the_mlp_is_not_simply_added_last(make, tiny_task):
     torch.manual_seed(0)
     assert_exact(make().eval(), tiny_task(2))
+
+
+def test_exact_where_the_output_is_scaled_before_it_is_added(tiny_model, tiny_task):
+    model = tiny_model("gpt2")
+    for block in model.transformer.h:
+        block.mlp.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert_exact(model, tiny_task(2))
+
+
+READERS = {
+    "gpt2": [["transformer.h.1.attn.c_attn"], ["lm_head"]],
+    "gpt_neox": [["gpt_neox.layers.1.attention.query_key_value", "gpt_neox.layers.1.mlp.dense_h_to_4h"], ["lm_head"]],
+    "llama": [[], []],  # another norm
+}
+
+
+@pytest.mark.parametrize("architecture", READERS)
+def test_closed_form_of_what_reads_the_stream(architecture, tiny_model, tiny_task):
+    """The layers behind an MLP are found, and what they make of its output without a neuron is what they compute."""
+    model, tokens = tiny_model(architecture), tiny_task(1).unlearn.planted
+    torch.manual_seed(3)
+    for parameter in model.parameters():  # biases and norms that do something
+        torch.nn.init.normal_(parameter, std=0.3)
+    names = {module: name for name, module in model.named_modules()}
+    with torch.no_grad():
+        for mlp, expected in zip(find_mlps(model), READERS[architecture], strict=True):
+            with readers(model, mlp) as found:
+                model(tokens)
+            assert [names[reader.linear] for reader in found] == expected
+            neurons, columns = torch.rand(mlp.inner_dim, tokens.shape[1]), mlp.output.view().T
+            for reader in found:
+                chosen = torch.tensor([3, 0, 7])
+                changed = reader.stream - neurons[chosen, :, None] * columns[chosen, None, :]
+                plain = reader.linear(reader.norm(changed))
+                torch.testing.assert_close(image(reader, neurons, columns)(chosen), plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_whether_the_output_is_simply_added(any_model, tiny_task, scaled):
+    tokens = tiny_task(1).unlearn.planted
+    mlp = find_mlps(any_model)[0]
+    module = any_model.get_submodule(mlp.output.name.partition(".mlp.")[0] + ".mlp")
+    if scaled:
+        module.register_forward_hook(lambda module, inputs, output: 1.1 * output)
+    with torch.no_grad():
+        with recorded(any_model, mlp.down) as outputs:
+            token_losses(any_model, tokens)
+        assert adds_to_stream(any_model, mlp, outputs, lambda: token_losses(any_model, tokens)) != scaled
 
 
 def test_conv1d_and_linear_agree(tiny_model, tiny_task, linear_twin):

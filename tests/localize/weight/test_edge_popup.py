@@ -21,12 +21,11 @@ def given_gradients(model, steps, seed=0):
 def learn(model, batches, ratio=0.3, optimizer=SGD, seen=None):
     """learn_subnet where a batch holds the gradients themselves; `seen` collects what the model shows at each step."""
 
-    def step(gradients):
-        for matrix, gradient in zip(matrices(model), gradients):
-            stored = gradient.T if matrix.transposed else gradient
-            matrix.parameter.grad = stored.to(matrix.parameter.dtype).clone()
+    def step(gradients, parameters):
+        assert all(parameter is matrix.parameter for parameter, matrix in zip(parameters, matrices(model), strict=True))
         if seen is not None:
             seen.append([matrix.view().clone() for matrix in matrices(model)])
+        return [m.view(gradient).to(m.parameter.dtype).clone() for m, gradient in zip(matrices(model), gradients)]
 
     return learn_subnet(model, batches, step, ratio, optimizer, torch.Generator().manual_seed(3))
 
@@ -126,10 +125,11 @@ def test_only_the_mlp_matrices_collect_gradients(tiny_model, tiny_task):
     model, tokens = tiny_model().train(), tiny_task().retain
     seen = []
 
-    def step(batch):
+    def step(batch, parameters):
         assert not model.training
         model(batch, labels=batch).loss.backward()
         seen.append({name for name, parameter in model.named_parameters() if parameter.grad is not None})
+        return [parameter.grad for parameter in parameters]
 
     masks = learn_subnet(model, [tokens], step, 0.3, SGD, torch.Generator())
     assert seen == [set(masks)]

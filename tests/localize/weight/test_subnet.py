@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tinymem.localize.edit import edited
+from tinymem.localize.learning import backward, mean_weights
 from tinymem.localize.weight import subnet
 from tinymem.localize.weight.subnet import HyperParameters, learn
 from tinymem.models.adapter import find_mlps
@@ -38,12 +39,12 @@ def test_each_step_follows_minus_the_mean_loss(tiny_model, tiny_task, monkeypatc
         def collect(model, batches, step, *rest):
             for batch in batches:
                 model.zero_grad()
-                step(batch)
-                ours = [m.grad.clone() for mlp in find_mlps(model) for m in mlp.matrices]
+                parameters = [m.parameter for mlp in find_mlps(model) for m in mlp.matrices]
+                ours = step(batch, parameters)
                 model.zero_grad()
-                dataclasses.replace(task, microbatch=64).backward(model, batch, -1.0)
+                backward(model, dataclasses.replace(task, microbatch=64), batch, -mean_weights(task, batch))
                 steps.setdefault(microbatch, []).append(len(batch))
-                plain = [m.grad for mlp in find_mlps(model) for m in mlp.matrices]
+                plain = [parameter.grad for parameter in parameters]
                 assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(ours, plain))
 
         monkeypatch.setattr(subnet, "learn_subnet", collect)

@@ -1,0 +1,61 @@
+"""The process in which baselines run as they come: allocator settings hold for a whole process and cannot be undone.
+
+`run.py` starts it and asks it for one call after the other, in turn with its own, so that both see the same machine.
+"""
+
+from __future__ import annotations
+
+from tinymem import cli
+
+# isort: split
+import json
+import os
+import subprocess
+import sys
+
+import timing
+from case import QUICK, Sizes
+from cases import all_cases
+
+
+class Elsewhere:
+    """The other end: starts this script and asks it. A context manager; the process ends with it."""
+
+    def __init__(self, quick: bool):
+        command = [sys.executable, __file__, *(["--quick"] if quick else [])]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def seconds(self, case: str, variant: str) -> float:
+        """Seconds of one call of a case's variant. RuntimeError when the process has ended."""
+        self._process.stdin.write(json.dumps([case, variant]) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the process of the recipe as it comes has ended in {case}, {variant}")
+        return float(answer)
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    builders = all_cases(QUICK if parser.parse_args().quick else Sizes())
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever is printed goes to stderr, so that answers stay alone
+    device, name, case = cli.resolve_device("cpu"), None, None
+    for line in sys.stdin:
+        asked, variant = json.loads(line)
+        if asked != name:
+            case = None  # frees the last one before the next is built
+            name, case = asked, builders[asked](device)
+        print(timing.seconds(case.variants[variant], device), file=answers)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,208 @@
+"""Measuring memorization, and the unlearning methods."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from case import CONTEXT, INNER, WIDTH, Builder, Case, Sizes
+from case import block_flops, forward_flops, head_flops, mask_flops
+from cases_training import number_model, random_tokens
+from recipe import memorization, neuron, weight
+from recipe.model import mlp_matrices, stock_copy
+
+from tinymem.data.dataset import Artifacts
+from tinymem.localize.neuron import integrated_gradients, zero_out
+from tinymem.localize.task import UnlearningTask
+from tinymem.localize.weight import balanced_subnet, greedy, obs, subnet
+from tinymem.metrics.memorization import memorized
+
+LAYERS, PROMPT, CONTINUATION, STEPS, RATIO, BATCH = 2, 50, 50, 10, 0.3, 64
+
+
+def unlearning_cases(sizes: Sizes) -> dict[str, Builder]:
+    """name -> builder."""
+    builders = {
+        "memorization": _memorization,
+        "zero_out": _zero_out,
+        "integrated_gradients": _integrated_gradients,
+        "obs": _obs,
+        "subnet": _subnet,
+        "balanced_subnet": _balanced_subnet,
+        "greedy": _greedy,
+    }
+    return {name: partial(build, sizes=sizes) for name, build in builders.items()}
+
+
+def new_artifacts(tokens: torch.Tensor) -> Artifacts:
+    """Artifacts without a twin, whose prompt is the first PROMPT tokens. tokens: (rows, T)."""
+    zeros = torch.zeros(len(tokens), dtype=torch.long)
+    return Artifacts(tokens, tokens, zeros + PROMPT, zeros)
+
+
+def new_task(unlearn: int, retain: int = 1) -> UnlearningTask:
+    """Random sequences to forget and to keep."""
+    tokens = random_tokens(unlearn + retain)
+    return UnlearningTask(
+        new_artifacts(tokens[:unlearn]), tokens[unlearn:], new_artifacts(tokens[:0]), continuation=CONTINUATION
+    )
+
+
+def _models(device: torch.device, layers: int = LAYERS) -> tuple:
+    """Ours, the recipe's and the best stock one, with the same weights."""
+    model = number_model(layers, device).eval()
+    return model, stock_copy(model, "eager"), stock_copy(model, "sdpa")
+
+
+def _memorization(device: torch.device, sizes: Sizes) -> Case:
+    ours, eager, sdpa = _models(device, 4)
+    artifacts = new_artifacts(random_tokens(sizes.memorized))
+    some = artifacts.planted[: sizes.generated]
+    generate = partial(memorization.memorized, clean=some, planted=some, prompt=PROMPT, count=CONTINUATION)
+    share = len(some) / len(artifacts)
+    return Case(
+        work=f"whether {len(artifacts)} sequences are memorized, 4 layers",
+        variants={
+            "recipe": partial(generate, eager, end=CONTEXT, cache=False),
+            "stock": partial(generate, sdpa, end=PROMPT + CONTINUATION, cache=True),
+            "ours": partial(memorized, ours, artifacts, CONTINUATION),
+        },
+        shares={"recipe": share, "stock": share},
+        flops=4 * block_flops(len(artifacts) * (PROMPT + CONTINUATION), PROMPT + CONTINUATION),
+        goal=80.0,
+    )
+
+
+def _zero_out(device: torch.device, sizes: Sizes) -> Case:
+    ours, eager, sdpa = _models(device)
+    tokens, few = random_tokens(sizes.unlearn).to(device), min(sizes.few, sizes.unlearn)
+    neurons = list(itertools.product(range(LAYERS), range(INNER)))
+    some = neurons[:: max(1, len(neurons) // sizes.neurons)][: sizes.neurons]
+    share = (len(some) + 1) / (len(neurons) + 1)  # one more pass for the loss before
+    positions = sizes.unlearn * CONTEXT
+    return Case(
+        work=f"Zero-Out of {len(neurons)} neurons on {sizes.unlearn} sequences, {LAYERS} layers",
+        variants={
+            "recipe": partial(neuron.zero_out, eager, tokens, some),
+            "stock": partial(neuron.zero_out, sdpa, tokens, some),
+            "ours": _score(zero_out, ours, new_task(few)),
+        },
+        shares={"recipe": share, "stock": share, "ours": few / sizes.unlearn},
+        flops=INNER * sum(above * block_flops(positions) + head_flops(positions) for above in range(LAYERS)),
+        goal=20.0,
+    )
+
+
+def _integrated_gradients(device: torch.device, sizes: Sizes) -> Case:
+    ours, eager, sdpa = _models(device)
+    tokens, few = random_tokens(sizes.unlearn).to(device), min(sizes.few, sizes.unlearn)
+    positions = CONTEXT - PROMPT
+    some = torch.linspace(PROMPT - 1, CONTEXT - 2, sizes.positions).long().tolist()
+
+    def loop(model) -> None:
+        for place in some:
+            for layer in range(LAYERS):
+                neuron.integrated_gradients(model, tokens[0], layer, place, STEPS)
+
+    share = len(some) / (positions * sizes.unlearn)
+    copies = positions * STEPS * sizes.unlearn
+    # Forward and back, from the neurons of each layer to the output at the copied positions.
+    flops = [above * block_flops(copies) + 2.0 * copies * INNER * WIDTH + head_flops(copies) for above in range(LAYERS)]
+    return Case(
+        work=f"Integrated Gradients, {STEPS} steps, {positions} positions of {sizes.unlearn} sequences, {LAYERS} layers",
+        variants={
+            "recipe": partial(loop, eager),
+            "stock": partial(loop, sdpa),
+            "ours": _score(integrated_gradients, ours, new_task(few), ig_steps=STEPS),
+        },
+        shares={"recipe": share, "stock": share, "ours": few / sizes.unlearn},
+        flops=2 * sum(flops),
+        goal=50.0,
+    )
+
+
+def _obs(device: torch.device, sizes: Sizes) -> Case:
+    ours, eager, sdpa = _models(device)
+    tokens = random_tokens(sizes.updates).to(device)
+
+    def updates(model) -> Callable[[], None]:
+        inverses = []
+
+        def run() -> None:
+            if not inverses:
+                inverses.append(weight.new_inverses(model, 50, 1e-7))
+            weight.add_gradients(model, inverses[0], tokens, sizes.gradients)
+
+        return run
+
+    share = sizes.updates / sizes.gradients
+    return Case(
+        work=f"Second-Order Unlearning with {sizes.gradients} gradients, {LAYERS} layers",
+        variants={
+            "recipe": updates(eager),
+            "stock": updates(sdpa),
+            "ours": _score(obs, ours, new_task(sizes.gradients), num_grads=sizes.gradients),
+        },
+        shares={"recipe": share, "stock": share},
+        goal=30.0,
+    )
+
+
+def _subnet(device: torch.device, sizes: Sizes) -> Case:
+    task = new_task(sizes.unlearn)
+    steps = -(-sizes.unlearn // BATCH)
+    sides = [(-1.0, task.unlearn.planted[:BATCH].to(device))]
+    learner = partial(subnet.learn, hp=subnet.HyperParameters(epochs=1))
+    return _subnet_case(device, f"Subnet, an epoch of {sizes.unlearn} sequences", task, sides, steps, learner)
+
+
+def _balanced_subnet(device: torch.device, sizes: Sizes) -> Case:
+    quarter = BATCH // 4
+    task = new_task(sizes.unlearn // 4, 3 * sizes.unlearn // 4)
+    steps = -(-sizes.unlearn // BATCH)
+    sides = [(-0.3, task.unlearn.planted[:quarter].to(device)), (0.7, task.retain[: BATCH - quarter].to(device))]
+    learner = partial(balanced_subnet.learn, hp=balanced_subnet.HyperParameters(epochs=1))
+    work = f"BalancedSubnet, an epoch of {sizes.unlearn // 4} + {3 * sizes.unlearn // 4} sequences"
+    return _subnet_case(device, work, task, sides, steps, learner)
+
+
+def _subnet_case(device: torch.device, work: str, task: UnlearningTask, sides: list, steps: int, learner) -> Case:
+    ours, eager, sdpa = _models(device)
+
+    def step(model) -> Callable[[], None]:
+        scores = {name: torch.rand_like(matrix) - 0.5 for name, matrix in mlp_matrices(model).items()}
+        learned, optimizer = weight.new_subnet(model, scores)
+        return partial(weight.subnet_step, model, learned, optimizer, RATIO, sides)
+
+    return Case(
+        work=f"{work}, {LAYERS} layers",
+        variants={"recipe": step(eager), "stock": step(sdpa), "ours": partial(learner, ours, task, ratio=RATIO)},
+        shares={"recipe": 1 / steps, "stock": 1 / steps},
+        flops=steps * mask_flops(BATCH, LAYERS),
+        dtype="bfloat16",
+        goal=2.5,
+    )
+
+
+def _greedy(device: torch.device, sizes: Sizes) -> Case:
+    ours, eager, sdpa = _models(device)
+    task, steps = new_task(BATCH, BATCH), 4
+    sides = (task.unlearn.planted[: BATCH // 2].to(device), task.retain[: BATCH // 2].to(device))
+    ratio = steps / sum(parameter.numel() for parameter in ours.parameters())
+    return Case(
+        work=f"Greedy, {steps} steps of {BATCH} sequences, {LAYERS} layers",
+        variants={
+            "recipe": partial(weight.greedy_step, eager, *sides),
+            "stock": partial(weight.greedy_step, sdpa, *sides),
+            "ours": partial(greedy.score, ours, task, greedy.HyperParameters(ratio=(ratio,), batch_size=BATCH), ratio),
+        },
+        shares={"recipe": 1 / steps, "stock": 1 / steps},
+        flops=steps * mask_flops(BATCH, LAYERS),
+        goal=1.5,
+    )
+
+
+def _score(method, model, task: UnlearningTask, **hyper_parameters) -> Callable:
+    return partial(method.score, model, task, method.HyperParameters(**hyper_parameters), 0.1)

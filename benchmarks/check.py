@@ -1,0 +1,88 @@
+"""Fails when the library has become slower against the recipe than the committed results say.
+
+    python benchmarks/check.py               measures anew, 15 minutes
+    python benchmarks/check.py FRESH.json    compares a results file of `run.py --output FRESH.json`
+
+Ratios are compared, not seconds, so that the machine matters little. Too noisy for continuous integration.
+"""
+
+from __future__ import annotations
+
+from tinymem import cli
+
+# isort: split
+import json
+import sys
+from typing import Any
+
+import report
+
+from tinymem import files
+from tinymem.errors import UserError
+
+TOLERANCE = 0.25
+
+
+def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row for each ratio: name, committed, fresh, change in percent, and whether it fell by more than TOLERANCE.
+
+    UserError when the two were not measured at the same sizes and on the same kind of device, or a row is missing.
+    """
+    for name, value in committed["settings"].items():
+        other = fresh["settings"].get(name)
+        if other != value:
+            raise UserError(f"not comparable: {name} is {other} in the fresh results, {value} in the committed ones")
+    kinds = [results["environment"]["device"].partition(":")[0] for results in (fresh, committed)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"not comparable: measured on {kinds[0]}, the committed results on {kinds[1]}")
+    ratios = {row["name"]: row["ratio"] for row in fresh["rows"] if row.get("ratio") is not None}
+    rows = []
+    for row in committed["rows"]:
+        if (before := row.get("ratio")) is None:
+            continue
+        if row["name"] not in ratios:
+            raise UserError(f"the fresh results have no row {row['name']}; measure without --only")
+        now = ratios[row["name"]]
+        change = now / before - 1
+        percent = round(100 * change, 1)
+        rows.append(
+            {"name": row["name"], "committed": before, "fresh": now, "percent": percent, "fell": change < -TOLERANCE}
+        )
+    return rows
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("fresh", nargs="?", help="results to check (default: measure now)")
+    parser.add_argument("--committed", default=report.RESULTS, help="results to check against (default: results.json)")
+    parser.add_argument("--device", default="auto", help="where to measure: auto, cpu, cuda ... (default: auto)")
+    arguments = parser.parse_args()
+    committed = read(arguments.committed)
+    fresh = read(arguments.fresh) if arguments.fresh else measure_now(arguments.device, committed["settings"]["quick"])
+    rows = fallen(fresh, committed)
+    print(cli.table(rows))
+    slower = [row["name"] for row in rows if row["fell"]]
+    if slower:
+        print(f"\nfell by more than {TOLERANCE:.0%}: {', '.join(slower)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def read(path) -> dict[str, Any]:
+    """A results file; UserError when it is missing or damaged."""
+    return files.read_json(path, required=("settings", "environment", "rows"))
+
+
+def measure_now(device: str, quick: bool) -> dict[str, Any]:
+    """Fresh results at the sizes of the committed ones."""
+    import run
+    from case import QUICK, Sizes
+
+    from tinymem import allocator
+
+    allocator.keep_freed_memory()
+    results = run.measure(cli.resolve_device(device), QUICK if quick else Sizes(), quick)
+    return json.loads(json.dumps(results))  # as read from a file: lists for tuples
+
+
+if __name__ == "__main__":
+    cli.run(main)

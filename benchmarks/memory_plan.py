@@ -1,0 +1,186 @@
+"""Planned against measured peak memory of the unlearning methods, and what large models will take.
+
+    python benchmarks/memory_plan.py                 measure random models of Pythia's shapes on the CPU (minutes)
+    python benchmarks/memory_plan.py --table         the plans of models up to 8B as a Markdown table (no measuring)
+
+Every method runs on a few sequences of 80 tokens in a process of its own; what the process took before the model was
+made is subtracted. Writes benchmarks/memory_plan.json.
+"""
+
+from tinymem import cli
+
+# isort: split
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import allocator, files
+from tinymem.errors import UserError
+from tinymem.localize.plan import GB, Plan, Sizes, plan
+from tinymem.localize.registry import METHODS, Method
+from tinymem.models.adapter import find_mlps
+from tinymem.models.memory import known_config, known_shapes, shape_of
+from tinymem.records.record import environment, measured
+
+SIZES = Sizes(unlearn=16, retain=16, length=80, prompt=32, microbatch=8)
+SMALL = "small"  # 21M parameters: for the test suite
+# Models, methods, and whether freed memory is kept, as it is where there is plenty (see tinymem.allocator).
+MEASURED = (
+    ("pythia-70m", tuple(METHODS), False),
+    ("pythia-70m", ("activations", "slimming", "durable", "balanced_subnet"), True),
+    ("pythia-160m", ("activations", "integrated_gradients", "slimming", "durable", "balanced_subnet"), False),
+    ("pythia-410m", ("durable", "balanced_subnet"), False),
+)
+PLANNED = ("durable", "balanced_subnet", "integrated_gradients")
+# The study's Pythia data: 505 memorized sequences, half of them held out, and random text to keep.
+STUDY = Sizes(unlearn=252, retain=1632, length=80, prompt=32, microbatch=8)
+MEMORIES = (8, 16, 24, 40, 80, 141)  # GB, of GPUs in use
+
+
+def config_of(name: str):
+    """transformers' config of a shape."""
+    if name != SMALL:
+        return known_config(name)
+    from transformers import GPTNeoXConfig
+
+    return GPTNeoXConfig(
+        hidden_size=512, num_hidden_layers=4, num_attention_heads=8, intermediate_size=2048, vocab_size=8192
+    )
+
+
+def limited(method: Method, parameters: int) -> Any:
+    """Hyper-parameters that reach the peak soon: one step on a batch of two microbatches."""
+    quick = dict(epochs=1, batch_size=16, ig_steps=2, num_grads=8, ratio=(0.1,), dtype="float32", unlearn_share=0.5)
+    if method.nested:
+        quick["ratio"] = (2 / parameters,)
+    known = {field.name for field in fields(method.hyper_parameters)}
+    return method.hyper_parameters(**{name: value for name, value in quick.items() if name in known})
+
+
+def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
+    """What a user's run does between loading and measuring the model. Zero-Out: a part of it with the same peak."""
+    task = sizes.task(sizes.unlearn, sizes.retain)
+    if method.name == "zero_out":
+        method.estimate(model, task, hp)
+    elif method.learn:
+        method.learn(model, task, hp, max(hp.ratio))
+    else:
+        method.drop(find_mlps(model), method.score(model, task, hp, max(hp.ratio)), max(hp.ratio))
+
+
+def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:
+    """Of each method the peak in GB beside what the process took before the model was made, and seconds."""
+    from transformers import AutoModelForCausalLM
+
+    (allocator.keep_freed_memory if kept else allocator.return_freed_memory)()
+    config, cpu = config_of(name), torch.device("cpu")
+
+    def model_of(config):
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+
+    def run(name: str, model, sizes: Sizes) -> None:
+        method, parameters = METHODS[name], model.num_parameters()
+        run_method(method, model, method.resolve(limited(method, parameters), parameters), sizes)
+
+    narrow = type(config)(**{**config.to_dict(), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1})
+    for method in methods:
+        run(method, model_of(narrow), replace(SIZES, unlearn=2, retain=2, microbatch=1))  # loads libraries
+    with measured(cpu) as before:
+        pass
+    model, costs = model_of(config), []
+    for method in methods:
+        with measured(cpu) as cost:
+            run(method, model, SIZES)
+        costs.append({"peak_gb": cost.peak_memory_gb - before.peak_memory_gb, "seconds": cost.seconds})
+    return costs
+
+
+def measure(name: str, methods: list[str], dtype: str, kept: bool, together: bool) -> list[dict[str, Any]]:
+    """One row a method: planned and measured peak, their ratio. together: measured in one process."""
+    shape = shape_of(config_of(name), getattr(torch, dtype))
+    planned = [plan(METHODS[n], shape, SIZES, limited(METHODS[n], shape.parameters)).peak / GB for n in methods]
+    costs = []
+    for group in [methods] if together else [[method] for method in methods]:
+        arguments = ["--here", "--shape", name, "--dtype", dtype, *["--keep"] * kept, "--methods", *group]
+        child = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+        if child.returncode:
+            raise UserError(f"{name}, {', '.join(group)}: {child.stderr.strip().splitlines()[-1]}")
+        costs += json.loads(child.stdout.splitlines()[-1])
+        print(name, *group, f"{costs[-1]['peak_gb']:.3f} GB", file=sys.stderr)
+    return [
+        {
+            "model": name,
+            "dtype": dtype,
+            "method": method,
+            "freed_memory": "kept" if kept else "returned",
+            "planned_gb": round(gb, 3),
+            "measured_gb": round(cost["peak_gb"], 3),
+            "ratio": round(gb / cost["peak_gb"], 3),
+            "seconds": round(cost["seconds"], 1),
+        }
+        for method, gb, cost in zip(methods, planned, costs)
+    ]
+
+
+def table(dtype: str) -> str:
+    """Markdown: weights and peaks of the known models, and where all of it fits."""
+    titles = ("Model", "parameters", "weights", *PLANNED, "fits in")
+    lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
+    for name in known_shapes():
+        shape = shape_of(known_config(name), getattr(torch, dtype), "cuda")
+        plans = [
+            plan(METHODS[method], shape, STUDY, METHODS[method].hyper_parameters(ratio=(0.05,))) for method in PLANNED
+        ]
+        cells = [name, f"{shape.parameters / 1e9:.2f}B", f"{shape.weight_bytes / GB:.1f} GB"]
+        cells += [f"{planned.peak / GB:.1f} GB" for planned in plans] + [fits(plans)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def fits(plans: list[Plan]) -> str:
+    """The smallest memory that holds every plan, with a tenth to spare."""
+    needed = 1.1 * max(planned.peak for planned in plans) / GB
+    return next((f"{size} GB" for size in MEMORIES if needed <= size), "several GPUs (--device_map auto)")
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "--shape", nargs="+", metavar="NAME", help="only these models (default: Pythia 70M, 160M, 410M)"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help="only these methods (default: the feasible ones)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32; with --table bfloat16")
+    parser.add_argument("--table", action="store_true", help="print the plans of large models as Markdown and end")
+    parser.add_argument("--output", default=Path(__file__).with_suffix(".json"), help="where the figures are written")
+    parser.add_argument("--keep", action="store_true", help="with --shape: freed memory is kept, not returned")
+    parser.add_argument("--together", action="store_true", help="all methods in one process: quicker, less exact")
+    parser.add_argument("--here", action="store_true", help="measure in this process and print JSON (used by itself)")
+    arguments = parser.parse_args()
+    if arguments.table:
+        return print(table(arguments.dtype or "bfloat16"))
+    dtype = arguments.dtype or "float32"
+    for name in arguments.shape or ():
+        if name != SMALL and known_config(name) is None:
+            raise UserError(f"--shape {name}: must be one of {', '.join((SMALL, *known_shapes()))}")
+    for name in arguments.methods or ():
+        if name not in METHODS:
+            raise UserError(f"--methods {name}: must be one of {', '.join(METHODS)}")
+    if arguments.here:
+        return print(json.dumps(measure_here(arguments.shape[0], arguments.methods, dtype, arguments.keep)))
+    rows = []
+    asked = [(name, arguments.methods or tuple(METHODS), arguments.keep) for name in arguments.shape or ()]
+    for name, methods, kept in asked or MEASURED:
+        rows += measure(name, list(methods), dtype, kept, arguments.together)
+    print(cli.table(rows))
+    files.write_json(Path(arguments.output), {"environment": environment(), "rows": rows})
+
+
+if __name__ == "__main__":
+    cli.run(main)

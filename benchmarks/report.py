@@ -1,0 +1,172 @@
+"""From results.json to a table in the terminal and to README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinymem import cli, files
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+Results = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+
+COLUMNS = ("name", "recipe_seconds", "stock_seconds", "ours_seconds", "ratio", "ratio_same_allocator", "share_of_limit")
+VARIANTS = {
+    "recipe": "the recipe: eager attention, whole batch, float32",
+    "recipe_bfloat16": "the same in bfloat16 autocast",
+    "stock": "transformers' `sdpa` attention, fused AdamW, tensors",
+    "attention": "the recipe with our attention",
+    "ours": "ours: with microbatches, tensors and fused AdamW too",
+}
+HEAD = """# Benchmarks
+
+Written by `python benchmarks/run.py` from [results.json](results.json); not to be edited.
+
+```bash
+make bench                                # all of this, under 15 minutes on two CPU cores
+python benchmarks/run.py --quick          # small sizes, under 2 minutes, noisy
+python benchmarks/run.py --device cuda    # on a GPU
+python benchmarks/check.py                # measures anew; fails where a ratio fell by more than 25 %
+python benchmarks/growth.py               # cost and peak memory against layers, width, sequences, ratio
+python benchmarks/regularizer_cost.py     # what each regularizer adds to a training step
+```
+
+The *recipe* is the study's, written anew in [recipe/](recipe): stock GPT-2 with eager attention in float32, a
+DataLoader over Python lists, generation without a cache to measure memorization, loops over neurons and positions,
+sequential Fisher updates, full sorts. *Stock* is the best that transformers offers: fused (`sdpa`) attention, fused
+AdamW, generation with a cache, in the precision of ours. All take turns in one run; shown are medians, in seconds for
+one unit of work. The recipe runs as it comes in a process of its own; *same allocator* means in a process that keeps
+freed memory, as the library's scripts do (`src/allocator.py`). tests/benchmarks checks that both compute the same.
+"""
+
+
+def terminal_table(rows: Rows) -> str:
+    """The rows as aligned text."""
+    return cli.table(rows, COLUMNS)
+
+
+def write(results: Results, path: Path) -> Path:
+    """Writes README.md."""
+    return files.write_file(path, lambda temporary: temporary.write_text(render(results), encoding="utf-8"))
+
+
+def render(results: Results) -> str:
+    """The whole text of README.md."""
+    compared = [row for row in results["rows"] if "recipe_seconds" in row]
+    environment = results["environment"]
+    machine = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "threads", "device"))
+    parts = [HEAD, f"Measured with {machine}.\n", _comparison(compared), _shares(compared), _ingredients(compared)]
+    parts += [_batch_sizes(compared), _others(results), _growth()]
+    return "\n".join(part for part in parts if part)
+
+
+def _comparison(rows: Rows) -> str:
+    lines = [
+        [
+            f"`{row['name']}`: {row['work']}",
+            *(_number(row[name]) for name in ("recipe_seconds", "stock_seconds", "ours_seconds")),
+            _goal(row["ratio"], row["goal"], "{:.1f}x"),
+            _goal(row["ratio_same_allocator"], row["goal_same_allocator"], "{:.1f}x"),
+            _goal(row["share_of_limit"], row["goal_share"], "{:.0%}"),
+        ]
+        for row in rows
+    ]
+    header = ["", "recipe s", "stock s", "ours s", "recipe / ours", "same allocator", "share of the limit"]
+    limit = (
+        "\nThe limit is the work that cannot be avoided at the rate of a large square matrix product, measured in the same "
+        "rounds in the precision of ours. Attention is counted over the whole context, as is usual; ours leaves out the "
+        "third of it that lies behind the last query of a block. A goal that is "
+        "missed stands in parentheses behind its figure.\n"
+    )
+    return "## Against the recipe\n\n" + _table(header, lines) + limit
+
+
+def _shares(rows: Rows) -> str:
+    """Which figures are scaled."""
+    texts = [
+        f"`{row['name']}` {', '.join(f'{variant} {share:.3%}' for variant, share in row['shares_measured'].items())}"
+        for row in rows
+        if row["shares_measured"]
+    ]
+    return "Of long work only a share was done and scaled linearly: " + "; ".join(texts) + ".\n" if texts else ""
+
+
+def _ingredients(rows: Rows) -> str:
+    """Tokens a second of every variant of the training cases, as it comes and with the allocator kept warm."""
+    lines = []
+    for row in rows:
+        speeds = row.get("tokens_per_second")
+        if speeds is None or row["name"].startswith("training_batch"):
+            continue
+        for variant, text in VARIANTS.items():
+            if variant in speeds:
+                came = speeds.get(f"{variant} as it comes")
+                lines.append([f"`{row['name']}`", text, f"{came:,}" if came else "", f"{speeds[variant]:,}"])
+    header = ["tokens a second", "", "as it comes", "same allocator"]
+    return "## What each ingredient brings\n\n" + _table(header, lines) if lines else ""
+
+
+def _batch_sizes(rows: Rows) -> str:
+    """Whether speed stays the same as batches grow."""
+    rows = [row for row in rows if row["name"].startswith("training_batch")]
+    if not rows:
+        return ""
+    lines, speeds = [], [row["tokens_per_second"] for row in rows]
+    for row, speed in zip(rows, speeds):
+        came = speed.get("recipe as it comes", speed["recipe"])
+        batch = row["name"].rpartition("_")[2]
+        lines.append([batch, f"{came:,}", f"{speed['stock']:,}", f"{speed['ours']:,}"])
+    ours = [speed["ours"] for speed in speeds]
+    came = [speed.get("recipe as it comes", speed["recipe"]) for speed in speeds]
+    text = f"\nFastest over slowest: ours {max(ours) / min(ours):.2f} (goal: 1.10), the recipe {max(came) / min(came):.2f}.\n"
+    header = ["sequences a step, 2 layers, float32: tokens a second", "recipe", "stock", "ours"]
+    return "## Batch sizes\n\n" + _table(header, lines) + text
+
+
+def _others(results: Results) -> str:
+    """Start-up, time outside the steps, the profile of a step."""
+    parts = []
+    started = [row for row in results["rows"] if "goal_seconds" in row]
+    if started:
+        lines = [[row["work"], _goal(-row["ours_seconds"], -row["goal_seconds"], "{:.3f}", sign=-1)] for row in started]
+        parts += ["## Start-up\n", _table(["", "seconds"], lines)]
+    outside = results.get("outside_the_steps_percent")
+    if outside:
+        lines = [[name, f"{value:.2f}"] for name, value in outside.items()]
+        lines.append(["together", _goal(-sum(outside.values()), -5.0, "{:.2f}", sign=-1)])
+        parts += [
+            "## Outside the steps of a training run with default settings\n",
+            _table(["", "% of its time"], lines),
+        ]
+    profiles = results.get("profile_percent")
+    if profiles:
+        kinds = list(next(iter(profiles.values())))
+        lines = [[kind, *(f"{shares[kind]:.1f}" for shares in profiles.values())] for kind in kinds]
+        parts += ["## Where the time of a training step goes, 2 layers\n", _table(["% of its time", *profiles], lines)]
+    return "\n".join(parts)
+
+
+def _growth() -> str:
+    return "## Growth\n\n![Cost and peak memory](growth.png)\n" if (HERE / "growth.png").exists() else ""
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---", *["---:" for _ in header[1:]]], *lines]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _goal(value: float | None, goal: float | None, form: str, sign: int = 1) -> str:
+    """The value, and the goal in parentheses where it is missed. sign -1: both were negated, less is better."""
+    if value is None:
+        return ""
+    missed = goal is not None and value < goal
+    return form.format(sign * value) + (f" (goal: {form.format(sign * goal)})" if missed else "")

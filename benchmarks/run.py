@@ -1,0 +1,135 @@
+"""The library against the study's recipe, the best stock alternative and the machine's limit, side by side in one run.
+
+    python benchmarks/run.py            under 15 minutes on two CPU cores; writes results.json and README.md here
+    python benchmarks/run.py --quick    under 2 minutes: small sizes, noisy; writes only where --output says
+
+Whatever is compared takes turns, round by round; medians are shown. The recipe is measured twice: as it comes, in a
+process of its own, and under the allocator settings that the library makes.
+"""
+
+from __future__ import annotations
+
+from tinymem import cli
+
+# isort: split
+import contextlib
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import others
+import report
+import timing
+import torch
+from as_it_comes import Elsewhere
+from case import QUICK, Case, Sizes
+from cases import all_cases
+
+from tinymem import allocator, files
+from tinymem.errors import UserError
+from tinymem.records.record import environment
+
+AS_IT_COMES = " as it comes"
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these rows only; implies no README.md")
+    parser.add_argument("--output", help="results file (default: benchmarks/results.json; with --quick or --only none)")
+    arguments = parser.parse_args()
+    device, sizes = cli.resolve_device(arguments.device), QUICK if arguments.quick else Sizes()
+    if device.type == "cuda" and not arguments.quick:
+        sizes = dataclasses.replace(sizes, layers=(2, 4, 8, 16))
+    whole = not (arguments.quick or arguments.only)
+    if whole or arguments.output:
+        files.writable_folder(Path(arguments.output or report.RESULTS).parent)
+    allocator.keep_freed_memory()
+    results = measure(device, sizes, arguments.quick, arguments.only)
+    print(report.terminal_table(results["rows"]))
+    if whole or arguments.output:
+        path = files.write_json(arguments.output or report.RESULTS, results)
+        print(f"\nwritten: {path}")
+    if whole:
+        print(f"written: {report.write(results, path.with_name('README.md'))}")
+
+
+def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Everything that goes into results.json. only: names of rows, without what has no recipe; all when empty.
+
+    UserError for a name that is no row.
+    """
+    builders = all_cases(sizes)
+    for name in only:
+        if name not in builders:
+            raise UserError(f"--only {name}: must be one of {', '.join(builders)}")
+    chosen = {name: builders[name] for name in only or builders}
+    bandwidth = timing.seconds(copy := timing.copying(device)[0], device)
+    bandwidth = timing.copying(device)[1] / min(bandwidth, *(timing.seconds(copy, device) for _ in range(3)))
+    rows, settings = [], {"quick": quick, **dataclasses.asdict(sizes)}
+    results = {"settings": settings, "environment": {**environment(), "device": str(device)}, "rows": rows}
+    # A GPU's memory comes from CUDA's caching allocator, which is nothing that we set.
+    elsewhere = Elsewhere(quick) if device.type == "cpu" else contextlib.nullcontext()
+    with elsewhere as other, cli.progress_bar(total=len(chosen), unit="case") as bar:
+        for name, build in chosen.items():
+            bar.set_postfix_str(name)
+            row = measure_case(name, build(device), other, sizes, device, bandwidth)
+            rows.append(row)
+            bar.write(report.terminal_table([row]).splitlines()[-1], file=sys.stderr)
+            bar.update()
+    if not only:
+        rows += others.startup(sizes.repeats)
+        results["outside_the_steps_percent"] = others.outside_the_steps(device, quick)
+        types = ("float32", "bfloat16")
+        results["profile_percent"] = {dtype: others.profile(device, dtype, sizes.batch) for dtype in types}
+    results["bandwidth_gb_per_second"] = round(bandwidth / 1e9, 2)
+    return results
+
+
+def measure_case(
+    name: str, case: Case, elsewhere: Elsewhere | None, sizes: Sizes, device: torch.device, bandwidth: float
+) -> dict[str, Any]:
+    """One row of the results: medians in seconds for a whole unit of work, their ratios, the share of the limit."""
+    timers = {variant: partial(timing.seconds, run, device) for variant, run in case.variants.items()}
+    if elsewhere is not None:
+        timers |= {f"{v}{AS_IT_COMES}": partial(elsewhere.seconds, name, v) for v in case.elsewhere}
+    product, operations = timing.matrix_product(device, case.dtype)
+    timers["product"] = partial(timing.seconds, product, device)
+    took = timing.medians(timing.rounds(timers, sizes.repeats, warm_up=1, budget=sizes.budget))
+    rate = operations / took.pop("product")
+    took = {timer: value / case.shares.get(timer.removesuffix(AS_IT_COMES), 1.0) for timer, value in took.items()}
+    recipe, ours = took.get(f"recipe{AS_IT_COMES}", took["recipe"]), took["ours"]
+    limit = max(case.flops / rate, case.bytes / bandwidth)
+    row = {
+        "name": name,
+        "work": case.work,
+        "recipe_seconds": recipe,
+        "recipe_same_allocator_seconds": took["recipe"],
+        "stock_seconds": took.get("stock"),
+        "ours_seconds": ours,
+        "ratio": recipe / ours,
+        "ratio_same_allocator": took["recipe"] / ours,
+        "share_of_limit": limit / ours if limit else None,
+        "gflops_per_second_limit": rate / 1e9,
+        "shares_measured": dict(case.shares),
+        "goal": case.goal,
+        "goal_same_allocator": case.goal_same_allocator,
+        "goal_share": case.goal_share,
+        "all_seconds": took,
+    }
+    if case.tokens:
+        row["tokens_per_second"] = {timer: round(case.tokens / value) for timer, value in took.items()}
+    return {name: _rounded(value) for name, value in row.items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    cli.run(main)

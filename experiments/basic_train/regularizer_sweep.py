@@ -1,0 +1,32 @@
+"""Train the study's models with each regularizer at each of its values, and without for comparison.
+
+    python experiments/basic_train/regularizer_sweep.py --small       16 models, minutes on two cores
+    python experiments/basic_train/regularizer_sweep.py --dry_run     the study's commands and their number
+    python experiments/basic_train/regularizer_sweep.py --site my_cluster.toml --only n_layers=2 num_2=3000
+
+Started again, it does only what is missing; a training that was killed goes on where it was saved last.
+"""
+
+from tinymem import cli
+
+# isort: split
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from study import models, regularized
+from sweeping import chosen, main
+
+from tinymem.sweeps.jobs import train_job
+
+
+def jobs(arguments, folder, common):
+    """One training a model and regularizer; the plain ones first, which train_sweep.py may have done."""
+    every = chosen(arguments, lambda study: models(study) + regularized(study, arguments.small))
+    return [train_job(settings, folder, common) for settings, _ in every]
+
+
+if __name__ == "__main__":
+    cli.run(partial(main, __doc__, jobs))

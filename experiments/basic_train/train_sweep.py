@@ -1,0 +1,31 @@
+"""Train every model of the study: data x artifact x layers x seeds x duplication x extra data.
+
+    python experiments/basic_train/train_sweep.py --small         4 models, under a minute on two cores
+    python experiments/basic_train/train_sweep.py --dry_run       the study's commands and their number
+    python experiments/basic_train/train_sweep.py --site my_cluster.toml --only n_layers=2 data_name=increment
+
+Started again, it does only what is missing; a training that was killed goes on where it was saved last.
+"""
+
+from tinymem import cli
+
+# isort: split
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from study import models
+from sweeping import chosen, main
+
+from tinymem.sweeps.jobs import train_job
+
+
+def jobs(arguments, folder, common):
+    """One training a model."""
+    return [train_job(settings, folder, common) for settings, _ in chosen(arguments, models)]
+
+
+if __name__ == "__main__":
+    cli.run(partial(main, __doc__, jobs))

@@ -1,0 +1,39 @@
+"""Fine-tune the study's models on clean, extra and both, from each checkpoint that the study looks at.
+
+    python experiments/ft/ft_sweep.py --small         12 fine-tunings of 4 models, minutes on two cores
+    python experiments/ft/ft_sweep.py --dry_run       the study's commands and their number
+    python experiments/ft/ft_sweep.py --site my_cluster.toml --only n_layers=2
+
+Models that train_sweep.py has not trained yet are trained first. Started again, it does only what is missing.
+"""
+
+from tinymem import cli
+
+# isort: split
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from study import models
+from sweeping import chosen, main
+
+from tinymem.sweeps.jobs import checkpoints, finetune_job, train_job
+from tinymem.training.finetune import FT_DATA, FinetuneSettings
+
+
+def jobs(arguments, folder, common):
+    """The trainings, then three fine-tunings a checkpoint."""
+    every = chosen(arguments, models)
+    ft_epochs = 2 if arguments.small else FinetuneSettings().ft_epochs
+    return [train_job(settings, folder, common) for settings, _ in every] + [
+        finetune_job(checkpoint, FinetuneSettings(ft_data, ft_epochs), common)
+        for settings, epochs in every
+        for checkpoint in checkpoints(settings, folder, epochs)
+        for ft_data in FT_DATA
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(partial(main, __doc__, jobs))

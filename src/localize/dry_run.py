@@ -1,0 +1,72 @@
+"""What the chosen methods will take on a production model: printed by --dry_run, checked before weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import allocator, cli
+from tinymem.data.passages import PassageSettings
+from tinymem.data.production import ProductionSettings, load_memorized
+from tinymem.localize.plan import GB, Plan, Sizes, check_fits, plan, plan_rows
+from tinymem.localize.registry import Method
+from tinymem.localize.task import TaskSettings, default_microbatch
+from tinymem.models.memory import Shape, known_config, shape_of
+from tinymem.models.production import LoadSettings, free_bytes, open_description
+
+STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # of the study's Pythia data; planned for where no file is given
+KEPT = 2.0  # how much more what is no weight may take where freed memory is kept, see tinymem.allocator
+
+
+def planned_shape(name: str, loading: LoadSettings, device: torch.device) -> Shape:
+    """The shape of a model: a folder's, a well-known one's, else one whose config the hub or its cache has."""
+    config = None if Path(name).is_dir() else known_config(name)
+    config = config or open_description(name, loading.step)[0]
+    return shape_of(config, getattr(torch, loading.dtype), device.type)
+
+
+def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSettings, task: TaskSettings) -> Sizes:
+    """What there will be to do when everything given turns out to be memorized: more than that it cannot be."""
+    count, length = STUDY_SEQUENCES, max(STUDY_LENGTH, data.needed)
+    if passages.plant is not None:
+        count, length = passages.plant_sequences, passages.plant_tokens
+    elif data.memorized is not None:
+        vocabulary = shape.model.config.get_text_config().vocab_size
+        count, length = load_memorized(data, vocabulary).tokens.shape
+    return Sizes(
+        unlearn=count - round(task.holdout_fraction * count),
+        retain=min(data.num_retain, task.max_retain),
+        length=length,
+        prompt=data.prompt_tokens,
+        microbatch=task.microbatch or default_microbatch(shape.model, length, task.gradient_checkpointing),
+        gradient_checkpointing=task.gradient_checkpointing,
+    )
+
+
+def plans(shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]]) -> list[tuple[str, Plan]]:
+    """The name and the plan of each method."""
+    return [(method.name, plan(method, shape, sizes, hp)) for method, hp in methods]
+
+
+def report(shape: Shape, sizes: Sizes, planned: Sequence[tuple[str, Plan]], loading: LoadSettings) -> str:
+    """The plans as a table, with what they are for."""
+    head = (
+        f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
+        f"weights in {loading.dtype}\n{sizes.unlearn} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "
+        f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
+    )
+    return f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
+
+
+def check_memory(
+    planned: Sequence[tuple[str, Plan]], sizes: Sizes, itemsize: int, device: torch.device, device_map: str | None
+) -> None:
+    """UserError where a method will not fit; where it will but barely, tells the allocator to keep nothing."""
+    for name, each in planned:
+        check_fits(name, each, sizes, itemsize, device, device_map)
+    if device.type == "cpu" and planned:
+        most = max(each.weights + KEPT * (each.peak - each.weights) for _, each in planned)
+        (allocator.keep_freed_memory if most < free_bytes(device) else allocator.return_freed_memory)()

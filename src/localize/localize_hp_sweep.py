@@ -1,0 +1,71 @@
+"""Unlearn one model with every method over the study's grid of hyper-parameters.
+
+    python src/localize/localize_hp_sweep.py --model_path runs/NAME/epoch_50 --small       22 runs, minutes
+    python src/localize/localize_hp_sweep.py --model_path runs/NAME/epoch_50 --methods balanced_subnet --dry_run
+    python src/localize/localize_hp_sweep.py --model_name EleutherAI/pythia-2.8b-deduped --step 143000 \\
+        --memorized FILE --random FILE --dtype bfloat16 --site my_cluster.toml
+
+One process handles all ratios of a setting: it loads the model and ranks once. Started again, it does only what is
+missing. The grid is in src/localize/hp_grid.py, how to describe a cluster in experiments/README.md.
+"""
+
+from tinymem import cli
+
+# isort: split
+import sys
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "experiments"))
+
+from sites import find_site, open_pool
+
+from tinymem.data.production import ProductionSettings
+from tinymem.errors import UserError
+from tinymem.localize.hp_grid import add_grid_options, asked_grid
+from tinymem.localize.task import TaskSettings
+from tinymem.models.production import LoadSettings
+from tinymem.sweeps.console import add_sweep_options, sweep
+from tinymem.sweeps.jobs import PRODUCTION_HELD_OUT, Common, Production, find_checkpoint, localize_jobs, production_jobs
+
+
+def parse():
+    parser = cli.Parser(__doc__)
+    model = parser.add_argument_group("Model: one of these")
+    model.add_argument("--model_path", help="a checkpoint folder of a TinyMem training run")
+    model.add_argument("--model_name", help="a production model: a name on the hub, or a folder")
+    add_grid_options(parser)
+    cli.add_options(parser, TaskSettings)
+    cli.add_options(parser, LoadSettings, "With --model_name: model")
+    cli.add_options(parser, ProductionSettings, "With --model_name: data")
+    parser.add_argument("--whole_node", action="store_true", help="with --model_name: a cluster's node for each run")
+    add_sweep_options(parser, "MODEL_PATH/../unlearned/epoch_N, or runs/production/MODEL_NAME_STEP")
+    arguments = parser.parse_args()
+    if bool(arguments.model_path) == bool(arguments.model_name):
+        raise UserError("--model_path, --model_name: exactly one of them is needed")
+    others = cli.given(LoadSettings, arguments) | cli.given(ProductionSettings, arguments)
+    if arguments.model_path and others:
+        raise UserError(f"--{next(iter(others))}: only with --model_name; a checkpoint has its own settings")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    site = find_site(arguments.site)
+    grid = asked_grid(arguments, large_model=bool(arguments.model_name))
+    folder, common = arguments.output_dir and Path(arguments.output_dir).absolute(), Common.of(arguments)
+    if arguments.model_path:
+        checkpoint = find_checkpoint(Path(arguments.model_path).absolute())
+        jobs = localize_jobs(checkpoint, grid, cli.collect(TaskSettings, arguments), common, folder)
+    else:
+        loading, data = cli.collect(LoadSettings, arguments), cli.collect(ProductionSettings, arguments)
+        model = Production(arguments.model_name, loading, data, arguments.whole_node)
+        task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
+        folder = folder or Path("runs/production").absolute() / model.label
+        jobs = production_jobs(model, grid, task, common, folder)
+    sweep(arguments, jobs, Path(jobs[0].folder), ROOT, partial(open_pool, site, max_workers=arguments.max_workers))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,99 @@
+"""Locks between processes, on one machine or on several with a common file system.
+
+A lock is an empty-looking file that is held with flock(2): the system frees it when the last process that holds it
+ends, however it ends, so that no stale lock is left after a SIGKILL. Where a file system or platform has no such
+locks, everybody gets one: files are written atomically in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tinymem import files
+from tinymem.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+POLL_SECONDS = 0.25
+
+
+def try_lock(path: str | Path) -> int | None:
+    """The file descriptor that holds the lock, or None while another process has it.
+
+    A child process that is given the descriptor holds the lock too. UserError when the file cannot be made.
+    """
+    path = Path(path)
+    files.writable_folder(path.parent)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        if not _flock(descriptor):
+            os.close(descriptor)
+            return None
+        if _is_file(path, descriptor):
+            with contextlib.suppress(OSError):  # only a help to readers
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            return descriptor
+        os.close(descriptor)  # its holder removed the file when it was done: lock the new one
+
+
+def unlock(path: str | Path, descriptor: int) -> None:
+    """Gives a lock back and removes its file."""
+    if _is_file(Path(path), descriptor):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    os.close(descriptor)
+
+
+def owner(path: str | Path) -> str:
+    """Who holds a lock, in words: process and host."""
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(encoding="utf-8", errors="replace") or "another process"
+    return "another process"
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, on_wait: Callable[[str], None] = lambda owner: None) -> Iterator[None]:
+    """Within the block this process has the lock. Waits for it; before that calls `on_wait(owner)` once."""
+    descriptor = try_lock(path)
+    if descriptor is None:
+        on_wait(owner(path))
+    while descriptor is None:
+        time.sleep(POLL_SECONDS)
+        descriptor = try_lock(path)
+    try:
+        yield
+    finally:
+        unlock(path, descriptor)
+
+
+def _flock(descriptor: int) -> bool:
+    """Whether the lock was taken, or there are none on this file system."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in UNSUPPORTED
+    return True
+
+
+def _is_file(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

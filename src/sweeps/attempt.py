@@ -1,0 +1,172 @@
+"""One attempt at a job, on whatever machine it is to run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinymem import files, locks
+from tinymem.errors import UserError
+from tinymem.sweeps import with_parent
+from tinymem.sweeps.job import Job, missing
+
+DONE, SKIPPED, BUSY, FAILED, STOPPED = "done", "skipped", "busy", "failed", "stopped"
+BAD_INPUT = 2  # the exit code of a script that refuses its input: it would refuse it again
+TAIL_LINES = 60
+STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep works.
+
+    root          the repository, where its scripts are
+    folder        locks/ and failed/ are kept here
+    environment   variables set for every run
+    """
+
+    root: str
+    folder: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    state     done; skipped: its records were there; busy: another sweep is at it; failed; stopped: we were asked to stop
+    message   of a failure, one line
+    final     whether another attempt is pointless
+    """
+
+    state: str
+    message: str = ""
+    final: bool = False
+
+
+class Running:
+    """The commands that threads of this process have under way, so that they can be stopped."""
+
+    def __init__(self) -> None:
+        self._lock, self._processes, self.stopped = threading.Lock(), set(), False
+
+    def add(self, process: subprocess.Popen) -> None:
+        with self._lock:
+            self._processes.add(process)
+            if self.stopped:
+                process.terminate()
+
+    def remove(self, process: subprocess.Popen) -> None:
+        with self._lock:
+            self._processes.discard(process)
+
+    def stop(self) -> None:
+        """Asks all to end, and those to come; waits until they have saved what they save. Kills who takes too long."""
+        with self._lock:
+            self.stopped, processes = True, list(self._processes)
+            for process in processes:
+                process.terminate()
+        end = time.monotonic() + STOP_SECONDS
+        for process in processes:
+            try:
+                process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def attempt(job: Job, place: Place, running: Running | None = None) -> Outcome:
+    """Runs what is missing of a job, unless another process is at it. Never raises for anything that a run does.
+
+    The run inherits the job's lock: should this process be killed and the run live on, nobody starts it again.
+    """
+    running = running or Running()
+    if running.stopped:
+        return Outcome(STOPPED)
+    lock = Path(place.folder) / "locks" / f"{job.digest}.lock"
+    try:
+        descriptor = locks.try_lock(lock)
+        if descriptor is None:
+            return Outcome(BUSY)
+        try:
+            return _attempt(job, place, running, descriptor)
+        finally:
+            locks.unlock(lock, descriptor)
+    except UserError as error:
+        return Outcome(FAILED, str(error), final=True)
+
+
+def _attempt(job: Job, place: Place, running: Running, lock: int) -> Outcome:
+    values = missing(job)
+    if not values:
+        return Outcome(SKIPPED)
+    start = time.monotonic()
+    code, errors = _run(job.command(values), place, running, lock)
+    if running.stopped and code != 0:
+        return Outcome(STOPPED)
+    if code == 0 and not missing(job):
+        failure_path(job, place).unlink(missing_ok=True)
+        return Outcome(DONE)
+    message = _message(code, errors)
+    if code == 0:
+        message = "ended without an error and without its record"
+    about = {"exit_code": code, "seconds": round(time.monotonic() - start, 1), "stderr": errors}
+    write_failure(job, place, message, job.command(values), **about)
+    return Outcome(FAILED, message, final=code == BAD_INPUT)
+
+
+def _run(command: list[str], place: Place, running: Running, lock: int) -> tuple[int, list[str]]:
+    """Runs a script to its end: exit code (negative: the signal) and the last lines of its stderr."""
+    process = subprocess.Popen(
+        [sys.executable, with_parent.__file__, str(os.getpid()), sys.executable, *command],
+        cwd=place.root,
+        env={**os.environ, **place.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        pass_fds=(lock,),
+        start_new_session=True,  # Ctrl-C reaches the driver alone, which then stops its runs
+    )
+    running.add(process)
+    try:
+        tail = deque((line.rstrip() for line in process.stderr), maxlen=TAIL_LINES)
+        return process.wait(), list(tail)
+    finally:
+        if process.poll() is None:  # an exception on our side: the lock must not be given back under a live run
+            process.terminate()
+            process.wait()
+        process.stderr.close()
+        running.remove(process)
+
+
+def _message(code: int, errors: list[str]) -> str:
+    """One line that says why a run failed."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return next((line.strip() for line in reversed(errors) if line.strip()), f"exit code {code}")
+
+
+def failure_path(job: Job, place: Place) -> Path:
+    """Where the record of a job's failure is, or would be."""
+    return Path(place.folder) / "failed" / f"{job.digest}.json"
+
+
+def write_failure(job: Job, place: Place, message: str, command: list[str], **about: Any) -> Path:
+    """Keeps what is known about a failure: message, command to try by hand, stderr, attempts so far."""
+    path = failure_path(job, place)
+    before = files.read_json(path, required=("attempts",))["attempts"] if path.exists() else 0
+    record = {"job": job.name, "message": message, "command": shlex.join(["python", *command])}
+    record |= {"settings": dict(job.settings), "attempts": before + 1, "host": socket.gethostname()}
+    return files.write_json(path, {**record, **about})

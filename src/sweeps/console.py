@@ -1,0 +1,105 @@
+"""What every sweep script shares: its flags, the dry run, the progress bar, the table at the end, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from tinymem import cli, files
+from tinymem.sweeps.attempt import DONE, FAILED, Place
+from tinymem.sweeps.engine import Pool, Progress, Sweep, run_jobs, survey
+from tinymem.sweeps.job import Job
+
+
+def add_sweep_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    """`output_dir`: its default, in words."""
+    group = parser.add_argument_group("Sweep")
+    group.add_argument("--small", action="store_true", help="a grid that takes minutes on two cores, not the study's")
+    group.add_argument("--site", default="local", help="where to run: local, local_processes, or a TOML file that "
+                       "describes a cluster (default: local)")  # fmt: skip
+    group.add_argument("--max_workers", type=cli.positive, metavar="N",
+                       help="runs at a time on a machine (default: one a GPU, or a core)")  # fmt: skip
+    group.add_argument("--retries", type=cli.not_negative, default=1, metavar="N",
+                       help="further attempts for a run that fails (default: 1)")  # fmt: skip
+    group.add_argument("--limit", type=cli.positive, metavar="N", help="start no more than N commands this time")
+    group.add_argument("--dry_run", action="store_true", help="print what would be run, and how much; do nothing")
+    group.add_argument("--output_dir", help=f"where everything is written (default: {output_dir})")
+    group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda ... of each run (default: auto)")
+
+
+def sweep(
+    arguments: argparse.Namespace,
+    jobs: Sequence[Job],
+    folder: Path,
+    root: Path,
+    open_pool: Callable[[list[Job], Place], AbstractContextManager[Pool]],
+) -> None:
+    """Runs what is missing of the jobs, or says what that is, and exits with 1 when something is missing after it.
+
+    folder: of this sweep, for its locks and failures; root: of the repository; open_pool(jobs, place): the workers.
+    """
+    surveyed = survey(jobs)
+    todo = [progress for progress in surveyed.values() if progress.left][: arguments.limit]
+    if arguments.dry_run:
+        _print_plan(list(surveyed.values()), todo)
+        return
+    place = Place(str(root), str(files.writable_folder(folder).absolute()))
+    chosen = {name: progress for name, progress in surveyed.items() if not progress.left or progress in todo}
+    result = _run(chosen, todo, place, arguments.retries, open_pool) if todo else Sweep(chosen)
+    _print_result(result, folder)
+    if result.ended:
+        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {result.ended}", file=sys.stderr)
+    if result.stopped:
+        sys.exit(130)
+    sys.exit(1 if any(progress.left for progress in result.jobs.values()) else 0)
+
+
+def _print_plan(surveyed: list[Progress], todo: list[Progress]) -> None:
+    for progress in todo:
+        print(shlex.join(["python", *progress.job.command(progress.missing)]))
+    runs, done = sum(progress.left for progress in todo), sum(progress.before for progress in surveyed)
+    total = sum(progress.runs for progress in surveyed)
+    print(f"\n{len(todo)} commands for {runs} runs; of the grid's {total} runs {done} are done already")
+
+
+def _run(chosen: dict[str, Progress], todo: list[Progress], place: Place, retries: int, open_pool: Any) -> Sweep:
+    total, before = (sum(getattr(p, name) for p in chosen.values()) for name in ("runs", "before"))
+    with cli.interruptible() as should_stop, cli.progress_bar(total=total, initial=before, unit="run") as bar:
+
+        def on_end(progress: Progress) -> None:
+            bar.update(progress.runs - progress.before - progress.left)
+            if progress.state != DONE or bar.disable:
+                bar.write(f"{progress.state}: {progress.job.name}  {progress.message}".rstrip(), file=sys.stderr)
+
+        with open_pool([progress.job for progress in todo], place) as pool:
+            return run_jobs(chosen, pool, place, retries, should_stop, on_end)
+
+
+def _print_result(result: Sweep, folder: Path) -> None:
+    """One line a group, then where to look."""
+    groups: dict[str, dict[str, Any]] = {}
+    for progress in result.jobs.values():
+        for name in (progress.job.group, "all"):
+            row = groups.setdefault(name, dict.fromkeys(("group", "runs", "done", "skipped", "failed", "not run"), 0))
+            row["group"] = name
+            row["runs"] += progress.runs
+            row["done"] += progress.runs - progress.before - progress.left
+            row["skipped"] += progress.before
+            row["failed" if progress.state == FAILED else "not run"] += progress.left
+    groups["all"] = groups.pop("all")
+    print(cli.table(groups.values()))
+    where = f"; failures: {folder}/failed" if groups["all"]["failed"] else ""
+    print(f"\nrecords: {_common([progress.job.folder for progress in result.jobs.values()])}{where}")
+
+
+def _common(folders: list[str]) -> str:
+    """The folder under which all records are."""
+    common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
+    return min(common, os.path.relpath(common), key=len)

@@ -1,0 +1,193 @@
+"""Takes a sweep from its jobs to their records, through any pool of workers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tinymem.errors import UserError
+from tinymem.sweeps.attempt import BUSY, DONE, FAILED, SKIPPED, STOPPED, Outcome, Place, write_failure
+from tinymem.sweeps.job import Job, missing
+
+WAITING = "not run"
+LOOK_SECONDS = 0.2  # how long Ctrl-C may wait
+BUSY_SECONDS = 1.0  # how often a job that another sweep is at is looked at again
+MAX_FLYING = 1000  # more than any site has workers; as many as can be waited for without effort
+STOP_SECONDS = 2.0  # until a stopped run's outcome is here
+GO_ON = "run the same command again to go on"
+DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+
+
+class Pool(Protocol):
+    """What makes attempts.
+
+    submit(job) -> future of its Outcome; an exception in it means that the worker was lost
+    stop()      ends all attempts under way, in order
+    """
+
+    def submit(self, job: Job) -> Future: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass
+class Progress:
+    """One job under way.
+
+    runs, before    its records: how many there will be, how many there were before the sweep
+    missing    its values without a record
+    state      how its last attempt ended; "not run" before the first
+    message    why it failed or was not run
+    attempts   so far
+    """
+
+    job: Job
+    runs: int
+    before: int
+    missing: list[Any]
+    state: str = WAITING
+    message: str = ""
+    attempts: int = 0
+
+    @property
+    def left(self) -> int:
+        """How many of its records are missing."""
+        return len(self.missing)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its records are there."""
+        return self.state in (DONE, SKIPPED)
+
+
+@dataclass
+class Sweep:
+    """A sweep under way or ended.
+
+    jobs      by name, in the order in which they are started
+    ended     why it ended early; "" when it did not
+    stopped   whether that was because we were asked to
+    queue     jobs to be started; flying: those that a worker has; resting: those that another sweep is at, with the
+              time when to look at them again
+    """
+
+    jobs: dict[str, Progress]
+    ended: str = ""
+    stopped: bool = False
+    queue: list[Progress] = field(default_factory=list)
+    flying: dict[Future, Progress] = field(default_factory=dict)
+    resting: list[tuple[float, Progress]] = field(default_factory=list)
+
+
+def survey(jobs: Sequence[Job]) -> dict[str, Progress]:
+    """What is done already of each job, by name, from the records alone."""
+    found = {}
+    for job in jobs:
+        runs, left = len(job.values), missing(job)
+        found[job.name] = Progress(job, runs, runs - len(left), left, WAITING if left else SKIPPED)
+    return found
+
+
+def run_jobs(
+    jobs: dict[str, Progress],
+    pool: Pool,
+    place: Place,
+    retries: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_end: Callable[[Progress], None] = lambda progress: None,
+) -> Sweep:
+    """Runs what a survey found missing. Each job that comes to its end is handed to `on_end`.
+
+    retries     attempts after the first for a job that fails; one whose script refuses its input gets none
+    should_stop asked several times a second; True ends the sweep: runs under way are stopped, in order
+    A full disk ends it in the same way, for every run would fail on it.
+    """
+    sweep = Sweep(jobs, queue=[progress for progress in jobs.values() if not progress.is_done])
+    while not sweep.ended and (sweep.queue or sweep.flying or sweep.resting):
+        if should_stop():
+            sweep.ended, sweep.stopped = f"stopped; {GO_ON}", True
+        else:
+            _start(sweep, pool, on_end)
+        for future in _landed(sweep):
+            _take(sweep, future, place, retries, on_end)
+    if sweep.ended:
+        pool.stop()
+        wait(sweep.flying, timeout=STOP_SECONDS)
+        for future in [future for future in sweep.flying if future.done()]:
+            _take(sweep, future, place, 0, on_end)
+    if all(progress.is_done for progress in jobs.values()):  # asked to stop when there was nothing left to do
+        sweep.ended, sweep.stopped = "", False
+    return sweep
+
+
+def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Callable[[Progress], None]) -> None:
+    """Notes how an attempt ended, and what follows from it."""
+    progress = sweep.flying.pop(future)
+    outcome = _outcome(future, progress, place)
+    progress.state, progress.message = outcome.state, outcome.message
+    progress.attempts += outcome.state == FAILED
+    if outcome.state != BUSY:
+        progress.missing = missing(progress.job)
+    if outcome.state == BUSY:
+        sweep.resting.append((time.monotonic() + BUSY_SECONDS, progress))
+    elif outcome.state == FAILED and any(reason in outcome.message for reason in DISK_FULL):
+        sweep.ended = f"{outcome.message}; make room, then {GO_ON}"
+        on_end(progress)
+    elif outcome.state == FAILED and not outcome.final and progress.attempts <= retries:
+        sweep.queue.append(progress)
+    elif outcome.state != STOPPED:
+        on_end(progress)
+
+
+def _start(sweep: Sweep, pool: Pool, on_end: Callable[[Progress], None]) -> None:
+    """Hands the pool every job whose time has come; drops those that wait for one that failed."""
+    now = time.monotonic()
+    ready = [progress for when, progress in sweep.resting if when <= now]
+    sweep.resting = [(when, progress) for when, progress in sweep.resting if when > now]
+    to_come = {p.job.name for p in (*sweep.queue, *sweep.flying.values(), *ready, *(p for _, p in sweep.resting))}
+    held_back, room = [], MAX_FLYING - len(sweep.flying) - len(ready)
+    for progress in sweep.queue:
+        needed = [sweep.jobs[name] for name in progress.job.after if name in sweep.jobs]
+        lost = [other.job.name for other in needed if not other.is_done and other.job.name not in to_come]
+        if lost:
+            progress.message = f"needs {lost[0]}, which failed"
+            on_end(progress)
+        elif room > 0 and all(other.is_done for other in needed):
+            ready.append(progress)
+            room -= 1
+        else:
+            held_back.append(progress)
+    sweep.queue = held_back
+    sweep.flying |= {pool.submit(progress.job): progress for progress in ready}
+
+
+def _landed(sweep: Sweep) -> list[Future]:
+    """The attempts that have ended; waits for one, but not for long."""
+    if sweep.flying:
+        wait(sweep.flying, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+    else:
+        time.sleep(LOOK_SECONDS)
+    return [future for future in sweep.flying if future.done()]
+
+
+def _outcome(future: Future, progress: Progress, place: Place) -> Outcome:
+    """How an attempt ended. A lost worker could not leave a record of that: it is written here."""
+    try:
+        return future.result()
+    except CancelledError:
+        return Outcome(STOPPED)
+    except Exception as error:  # each kind of pool raises its own
+        message = f"the worker was lost ({type(error).__name__}: {error})".splitlines()[0]
+        try:
+            command = progress.job.command(progress.missing)
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            write_failure(progress.job, place, message, command, exit_code=None, stderr=lines)
+        except UserError as worse:
+            return Outcome(FAILED, str(worse), final=True)
+        return Outcome(FAILED, message)

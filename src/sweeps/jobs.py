@@ -1,0 +1,198 @@
+"""The jobs that sweeps are made of: trainings, fine-tunings and unlearnings as the ordinary scripts do them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tinymem import cli
+from tinymem.data.production import ProductionSettings
+from tinymem.data.token_sets import read_token_set
+from tinymem.errors import UserError
+from tinymem.localize.registry import Method
+from tinymem.localize.task import TaskSettings
+from tinymem.models.production import LoadSettings
+from tinymem.regularizers.registry import REGULARIZERS
+from tinymem.sweeps.job import Job
+from tinymem.training.checkpoint import load_details
+from tinymem.training.finetune import FinetuneSettings
+from tinymem.training.settings import RunSettings, may_change
+
+TRAIN, FINETUNE = "memorization_in_toy_models.py", "ft_toy_model.py"
+LOCALIZE, PRODUCTION = "src/localize/localize_memorization.py", "src/localize/prod_grad.py"
+
+PRODUCTION_HELD_OUT = 0.5  # share of the memorized sequences that methods do not see, unless told otherwise
+
+
+@dataclass(frozen=True)
+class Common:
+    """The flags that every command of a sweep gets."""
+
+    data_dir: str
+    device: str = "auto"
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Common:
+        """From the command line; paths absolute, since the commands run in the repository's folder."""
+        return cls(str(Path(arguments.data_dir).absolute()), arguments.device)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return "--data_dir", self.data_dir, "--device", self.device
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a training run, there already or to be trained by the job `trained_by`."""
+
+    path: Path
+    settings: RunSettings
+    epoch: int
+    trained_by: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.path.parent.name}/{self.path.name}"
+
+
+def train_job(settings: RunSettings, models: Path, common: Common) -> Job:
+    """A training in MODELS/NAME, with a name that its settings give."""
+    folder = models / settings.name
+    regularized = " ".join(
+        e.name for e in REGULARIZERS for part in settings.regularizers if isinstance(part, e.settings)
+    )
+    return Job(
+        name=f"train {settings.name}",
+        group=f"{settings.data.data_name} {settings.data.artifact} {regularized}".strip(),
+        words=(TRAIN, *cli.as_flags(*settings.parts), "--output_dir", str(folder), *common.words),
+        folder=str(folder),
+        settings={"run": "train", **settings.flat()},
+    )
+
+
+def checkpoints(settings: RunSettings, models: Path, epochs: Sequence[int]) -> list[Checkpoint]:
+    """Checkpoints of a training that `train_job` does, or did."""
+    folder = models / settings.name
+    return [Checkpoint(folder / f"epoch_{n}", settings, n, f"train {settings.name}") for n in epochs]
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint that is there. UserError when this is none of a training run."""
+    details = load_details(path)
+    if "epoch" not in details or "finetuning" in details:
+        raise UserError(f"{path}: this model was edited or fine-tuned; give a checkpoint of a training run")
+    return Checkpoint(path, RunSettings.from_flat(details["settings"]), details["epoch"])
+
+
+def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: Common) -> Job:
+    """A fine-tuning, where ft_toy_model.py puts it by itself."""
+    folder = checkpoint.path.parent / "finetuned" / f"{checkpoint.path.name}_{finetuning.ft_data}"
+    return Job(
+        name=f"finetune {checkpoint.name} {finetuning.ft_data}",
+        group=finetuning.ft_data,
+        words=(FINETUNE, "--model_path", str(checkpoint.path), "--ft_data", finetuning.ft_data)
+        + ("--ft_epochs", str(finetuning.ft_epochs), "--output_dir", str(folder), *common.words),
+        folder=str(folder),
+        settings={"run": "finetune", **checkpoint.settings.flat(), "epoch": checkpoint.epoch, **asdict(finetuning)},
+        after=_after(checkpoint),
+    )
+
+
+def localize_jobs(
+    checkpoint: Checkpoint, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder=None
+) -> list[Job]:
+    """One job for each method with its hyper-parameters, for all their ratios, on a TinyMem checkpoint.
+
+    folder: None puts the records where localize_memorization.py puts them by itself, beside the model.
+    """
+    folder = str(folder or checkpoint.path.parent / "unlearned" / checkpoint.path.name)
+    settings = checkpoint.settings
+    free = {f"training_{name}" for name in may_change(settings.flat())}  # the same checkpoint of a longer run
+    base = {name: value for name, value in settings.flat("training_").items() if name not in free}
+    base |= {name: value for name, value in vars(task).items() if name != "microbatch"}  # which changes no result
+    base |= {"run": "unlearn", "epoch": checkpoint.epoch}
+    places = ("--output_dir", folder, *common.words)
+    return [
+        Job(
+            name=" ".join((method.name, checkpoint.name, *spelled)),
+            group=method.name,
+            words=(LOCALIZE, "--model_path", str(checkpoint.path), "--localization_method", method.name)
+            + (*spelled, *cli.as_flags(task), "--no_save_model", *places),
+            folder=folder,
+            settings={**base, "method": method.name, **_without_ratio(hp)},
+            varies="ratio",
+            values=hp.ratio,
+            after=_after(checkpoint),
+            nothing_to_do={**base, "method": "unedited"} if task.unlearn_set_name == "mem" else None,
+        )
+        for method, hp in grid
+        for spelled in [cli.as_flags(hp, leave_out=("ratio",))]
+    ]
+
+
+@dataclass(frozen=True)
+class Production:
+    """A production model and its data, with the settings that prod_grad.py takes.
+
+    whole_node: on a cluster each of its runs needs the memory of a node.
+    """
+
+    name: str
+    loading: LoadSettings
+    data: ProductionSettings
+    whole_node: bool = False
+
+    @property
+    def label(self) -> str:
+        """Names its folder, as prod_grad.py does by itself."""
+        return Path(self.name).name + ("" if self.loading.step is None else f"_step{self.loading.step}")
+
+
+def production_jobs(
+    model: Production, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder: Path
+) -> list[Job]:
+    """One job for each method with its hyper-parameters, for all their ratios, on a production model.
+
+    Records are known by the memorized sequences in them too, where their file is there. UserError when it is damaged.
+    """
+    name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
+    data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
+    base = {"run": "unlearn", "model_name": name, "step": model.loading.step, "dtype": model.loading.dtype}
+    base |= {n: getattr(data, n) for n in ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")}
+    base |= {name: value for name, value in vars(task).items() if name != "microbatch"}
+    if data.memorized and Path(data.memorized).exists():
+        base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
+    flags = (*cli.as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")
+    flags += (*cli.as_flags(task, leave_out=("holdout_fraction",)), "--no_save_model", "--output_dir", str(folder))
+    return [
+        Job(
+            name=" ".join((method.name, model.label, *spelled)),
+            group=method.name,
+            words=(PRODUCTION, "--model_name", name, "--localization_method", method.name)
+            + (*spelled, *flags, *common.words),
+            folder=str(folder),
+            settings={"method": method.name, **_without_ratio(hp), **base},  # the model's dtype wins, as in its records
+            varies="ratio",
+            values=hp.ratio,
+            nothing_to_do={**base, "method": "unedited"} if task.unlearn_set_name == "mem" else None,
+            whole_node=model.whole_node,
+        )
+        for method, hp in grid
+        for spelled in [cli.as_flags(hp, leave_out=("ratio", "dtype"))]
+    ]
+
+
+def _absolute(path: str | None) -> str | None:
+    """Commands run in the repository's folder. A name that is no file (hub, builtin) stays as it is."""
+    return str(Path(path).absolute()) if path and Path(path).exists() else path
+
+
+def _after(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return (checkpoint.trained_by,) if checkpoint.trained_by else ()
+
+
+def _without_ratio(hp: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(hp).items() if name != "ratio"}

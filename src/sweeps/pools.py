@@ -1,0 +1,83 @@
+"""Pools of workers: threads of this process, or whatever a Parsl configuration reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinymem.sweeps.attempt import Place, Running, attempt
+from tinymem.sweeps.job import Job
+
+NODE = "node"  # label of the Parsl executor whose workers have a whole node
+
+
+@dataclass
+class ThreadPool:
+    """Runs on this machine without Parsl, `workers` at a time."""
+
+    place: Place
+    executor: ThreadPoolExecutor
+    running: Running = field(default_factory=Running)
+
+    def submit(self, job: Job) -> Future:
+        return self.executor.submit(attempt, job, self.place, self.running)
+
+    def stop(self) -> None:
+        self.running.stop()
+
+
+@contextmanager
+def thread_pool(place: Place, workers: int) -> Iterator[ThreadPool]:
+    """A pool of threads. When the block ends, every run has ended."""
+    with ThreadPoolExecutor(workers) as executor:
+        pool = ThreadPool(place, executor)
+        try:
+            yield pool
+        except BaseException:
+            pool.stop()
+            raise
+
+
+@dataclass
+class ParslPool:
+    """Runs wherever Parsl's executors have their workers, by label: NODE takes the jobs that need a whole node."""
+
+    place: Place
+    kernel: Any
+    labels: list[str]
+    running: Running | None
+    apps: dict[str, Any] = field(default_factory=dict)
+
+    def submit(self, job: Job) -> Future:
+        from parsl import python_app
+
+        label = next(label for label in self.labels if (label == NODE) == (job.whole_node and NODE in self.labels))
+        if label not in self.apps:
+            self.apps[label] = python_app(attempt, data_flow_kernel=self.kernel, executors=[label])
+        return self.apps[label](job, self.place, self.running)
+
+    def stop(self) -> None:
+        """Threads stop their runs. Workers elsewhere end when the pool closes, and their runs (SIGTERM) with them."""
+        if self.running is not None:
+            self.running.stop()
+
+
+@contextmanager
+def parsl_pool(place: Place, config: Any) -> Iterator[ParslPool]:
+    """A pool on a `parsl.config.Config`. When the block ends, its workers and helpers have ended."""
+    from parsl.dataflow.dflow import DataFlowKernel
+    from parsl.executors import ThreadPoolExecutor as ParslThreads
+
+    in_threads = all(isinstance(executor, ParslThreads) for executor in config.executors)
+    kernel = DataFlowKernel(config)
+    pool = ParslPool(place, kernel, [e.label for e in config.executors], Running() if in_threads else None)
+    try:
+        yield pool
+    except BaseException:
+        pool.stop()
+        raise
+    finally:
+        kernel.cleanup()

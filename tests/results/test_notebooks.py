@@ -1,0 +1,94 @@
+"""Both notebooks, top to bottom, on small data; and as they are committed."""
+
+import json
+import re
+
+import pytest
+from small import ROOT, in_process
+
+from tinymem.records.record import Cost, write_record
+
+SCRIPT = "results/run_notebooks.py"
+VISUALIZATION, PYTHIA = (
+    ROOT / "results" / f"{name}.ipynb" for name in ("Visualization_Notebook", "pythia_unlearning_results")
+)
+
+
+def outputs(path) -> list[dict]:
+    """Everything that the code cells of a notebook have put out."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+
+
+def text_of(outs: list[dict]) -> str:
+    return "\n".join("".join(out.get("text", out.get("data", {}).get("text/plain", ""))) for out in outs)
+
+
+def images(outs: list[dict]) -> int:
+    return sum("image/png" in out.get("data", {}) for out in outs)
+
+
+@pytest.fixture
+def quiet(monkeypatch, tmp_path):
+    """The kernel leaves nothing in the home folder."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
+
+
+def test_the_visualization_notebook(memorizing_backdoor, quiet, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYMEM_CHECKPOINT", str(memorizing_backdoor.checkpoint))
+    in_process(SCRIPT, VISUALIZATION, "--output_dir", tmp_path)
+    outs = outputs(tmp_path / VISUALIZATION.name)
+    text = text_of(outs)
+    assert images(outs) == 2 and "BalancedSubnet" in text and "22222222" in text
+    before, after = (re.search(rf"^{row} +([\d.]+)", text, re.M) for row in ("before", r"activations, 5 % of neurons"))
+    assert float(before[1]) > 50 and after
+
+
+def test_the_notebook_of_production_models(quiet, tmp_path, monkeypatch):
+    model = dict(run="unlearn", model_name="EleutherAI/pythia-70m", dtype="float32", holdout_fraction=0.5)
+    results = dict(perplexity_batch_mean=21.0, percent_zeroed=1.0)
+    for step in (36000, 143000):
+        for method, ratios in {"unedited": [None], "balanced_subnet": [0.01, 0.05], "slimming": [0.1]}.items():
+            for ratio in ratios:
+                settings = {**model, "step": step, "method": method} | ({"ratio": ratio} if ratio else {})
+                share = 100.0 if ratio is None else 40 - 700 * ratio if method == "balanced_subnet" else 90.0
+                row = {f"percent_memorized_{part}": share for part in ("train", "shown", "held_out")}
+                row["perplexity"] = 40.0 if method == "slimming" else 20.0 + 10 * (ratio or 0)
+                write_record(tmp_path / "records_here", settings, {**results, **row}, Cost(3.0, 0.5), "cpu")
+    monkeypatch.setenv("TINYMEM_RECORDS", str(tmp_path / "records_here"))
+    in_process(SCRIPT, PYTHIA, "--output_dir", tmp_path)
+    outs = outputs(tmp_path / PYTHIA.name)
+    text = text_of(outs)
+    assert images(outs) == 3
+    (best,) = set(re.findall(r"^balanced_subnet +(\S+) +(\S+) .*", text[: text.index("Figure")], re.M)[-1:])
+    assert float(best[0]) == 0.05 and float(best[1]) == 5.0  # the ratio that memorizes least
+    assert "step 36000" in text and "step 143000" in text
+
+
+@pytest.mark.parametrize("path", [VISUALIZATION, PYTHIA], ids=lambda path: path.stem)
+def test_committed_with_outputs(path):
+    """From real runs: every code cell ran, in order, without errors, and no machine's paths are in it."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outs = outputs(path)
+    assert images(outs) >= 2 and all(out["output_type"] != "error" for out in outs)
+    assert not re.search(r"/home/|/root/|/work/|/tmp/|site-packages|Traceback", path.read_text(encoding="utf-8"))
+    assert path.stat().st_size < 600_000
+
+
+def test_bad_input(tmp_path, capsys, quiet):
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, tmp_path / "missing.ipynb")
+    assert end.value.code == 2 and "no such notebook" in capsys.readouterr().err
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": "1 / 0"}
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
+    (tmp_path / "broken.ipynb").write_text(json.dumps(notebook))
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, tmp_path / "broken.ipynb")
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.splitlines()[-1].endswith(
+        "a cell failed with ZeroDivisionError: division by zero"
+    )
+    assert json.loads((tmp_path / "broken.ipynb").read_text())["cells"][0]["outputs"] == []  # as it was

@@ -1,0 +1,132 @@
+"""Grids, and that jobs know the records of the real scripts."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small import ROOT, SMALL_DATA, in_process
+
+from tinymem import cli
+from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+from tinymem.localize import hp_grid
+from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings
+from tinymem.models.tinymem import ModelSettings
+from tinymem.regularizers.registry import switched_on
+from tinymem.sweeps import jobs
+from tinymem.sweeps.grid import combinations
+from tinymem.sweeps.job import missing
+from tinymem.training.finetune import FinetuneSettings
+from tinymem.training.settings import RunSettings, TrainingSettings
+
+RUN = RunSettings(
+    DataSettings(**SMALL_DATA), ModelSettings(1, 2, 16), TrainingSettings(2, 1, 32, dtype="bfloat16"),
+    switched_on({"spectral_reg": True, "lam": 0.1}),
+)  # fmt: skip
+
+
+@pytest.fixture
+def common(tmp_path):
+    return jobs.Common(str(tmp_path / "data"), "cpu")
+
+
+def do(job) -> None:
+    in_process(*job.command(missing(job)))
+
+
+def test_combinations():
+    grid = {"a": (1, 2), "both": ({"b": 3, "c": 4}, {"b": 5, "c": 6})}
+    assert combinations(grid) == [
+        {"a": 1, "b": 3, "c": 4}, {"a": 1, "b": 5, "c": 6}, {"a": 2, "b": 3, "c": 4}, {"a": 2, "b": 5, "c": 6},
+    ]  # fmt: skip
+    assert combinations({}) == [{}] and combinations({"a": ()}) == []
+
+
+def test_as_flags_is_the_inverse_of_collect():
+    settings = TrainingSettings(epochs=7, lr=1.0000000000000002e-3, dtype="bfloat16")
+    parser = cli.Parser("test")
+    cli.add_options(parser, TrainingSettings)
+    assert cli.collect(TrainingSettings, parser.parse_args(cli.as_flags(settings))) == settings
+    assert cli.as_flags(settings, leave_out=("epochs", "lr")) == ["--dtype=bfloat16"]
+
+
+@pytest.mark.parametrize("grids", [hp_grid.STUDY, hp_grid.SMALL])
+def test_every_method_has_a_grid_of_allowed_values(grids):
+    found = hp_grid.hyper_parameters(grids, list(METHODS))
+    assert {method.name for method, _ in found} == set(METHODS) == set(grids)
+    for method, hp in found:
+        assert hp.ratio == grids[method.name]["ratio"]
+
+
+def test_the_study_s_grid():
+    found = hp_grid.hyper_parameters(hp_grid.STUDY, ["hard_concrete", "balanced_subnet"])
+    assert len(found) == 3 + 3 * 10 and sum(len(hp.ratio) for _, hp in found) == 3 * 4 + 30 * 8
+    assert {hp.epochs for _, hp in found} == {1, 10, 20}
+
+
+def test_choosing_from_the_grid():
+    assert hp_grid.find_methods(["hc", "hard_concrete", "act"]) == ["hard_concrete", "activations"]
+    assert hp_grid.find_methods(["all"]) == list(METHODS)
+    with pytest.raises(UserError, match="--methods magic: must be one of zero_out"):
+        hp_grid.find_methods(["act", "magic"])
+    with pytest.raises(UserError, match="--ratio 2.0"):
+        hp_grid.hyper_parameters(hp_grid.SMALL, ["durable"], [0.1, 2.0])
+    changed = hp_grid.hyper_parameters(hp_grid.SMALL, ["subnet", "durable"], [0.1, 0.1], hp_grid.LARGE_MODELS)
+    assert [hp.ratio for _, hp in changed] == [(0.1,), (0.1,)] and changed[0][1].momentum == 0
+
+
+def test_names_tell_runs_apart_but_not_longer_ones():
+    longer = replace(RUN, training=replace(RUN.training, epochs=9, checkpoint_every=3))
+    assert longer.name == RUN.name
+    assert len({RUN.name, replace(RUN, regularizers=()).name, replace(RUN, training=TrainingSettings()).name}) == 3
+
+
+def test_jobs_know_the_records_of_the_real_scripts(common, tmp_path):
+    training = jobs.train_job(RUN, tmp_path, common)
+    (checkpoint,) = jobs.checkpoints(RUN, tmp_path, [2])
+    tuning = jobs.finetune_job(checkpoint, FinetuneSettings("extra", 1), common)
+    grid = hp_grid.hyper_parameters(hp_grid.SMALL, ["slimming", "balanced_subnet"], [0.05, 0.1])
+    task = TaskSettings(unlearn_set_name="noise", microbatch=5)
+    slimming, balanced = jobs.localize_jobs(checkpoint, grid, task, common)
+    assert tuning.after == slimming.after == (training.name,)
+    assert missing(training) == missing(tuning) == [None] and missing(slimming) == [0.05, 0.1]
+    for job in (training, tuning, slimming):
+        do(job)
+        assert missing(job) == []
+    assert missing(balanced) == [0.05, 0.1] and Path(slimming.folder) == tmp_path / RUN.name / "unlearned" / "epoch_2"
+    found = jobs.localize_jobs(jobs.find_checkpoint(checkpoint.path), grid, task, common)
+    assert [missing(job) for job in found] == [[], [0.05, 0.1]]
+    other = [replace(task, unlearn_seed=1), replace(task, holdout_fraction=0.5)]
+    assert all(missing(jobs.localize_jobs(checkpoint, grid, another, common)[0]) for another in other)
+    with pytest.raises(UserError, match="edited or fine-tuned"):
+        jobs.find_checkpoint(Path(tuning.folder) / "epoch_1")
+
+
+def test_nothing_memorized_is_nothing_to_do(common, tmp_path):
+    run = replace(RUN, data=replace(RUN.data, num_noise=2, duplicate=False), training=TrainingSettings(1))
+    do(jobs.train_job(run, tmp_path, common))
+    (checkpoint,) = jobs.checkpoints(run, tmp_path, [1])
+    grid = hp_grid.hyper_parameters(hp_grid.SMALL, ["durable", "greedy"])
+    durable, greedy = jobs.localize_jobs(checkpoint, grid, TaskSettings(), common)
+    assert missing(durable) == [0.01, 0.05]
+    do(durable)
+    assert missing(durable) == missing(greedy) == []
+
+
+def test_production_jobs_know_their_records(common, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import tiny_pythia
+
+    monkeypatch.setattr(tiny_pythia, "STEPS", (1, 2))
+    first, _ = tiny_pythia.make_tiny_pythia(tmp_path / "model")
+    grid = hp_grid.hyper_parameters(hp_grid.SMALL, ["subnet"], [0.1, 0.2], {"subnet": {"epochs": 1}})
+    task = TaskSettings(unlearn_set_name="noise", holdout_fraction=0.25)
+    (job,) = jobs.production_jobs(first, grid, task, common, tmp_path / "out")
+    assert missing(job) == [0.1, 0.2]
+    do(job)
+    assert missing(job) == []
+    (other,) = jobs.production_jobs(
+        replace(first, data=replace(first.data, num_test=3)), grid, task, common, tmp_path / "out"
+    )
+    assert missing(other) == [0.1, 0.2]
