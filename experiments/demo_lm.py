@@ -43,7 +43,7 @@ SETTINGS = (  # what this demo changes of the script's defaults
 BEST = "balanced_subnet"
 # One command a line: what a flag means for one method it would mean for all methods of a command.
 COMMANDS = (
-    f"--localization_method {BEST} --ratio 0.02 --batch_size 32 --unlearn_share 0.5 --epochs 3 --unlearn_loss_cap 1.5",
+    f"--localization_method {BEST} --ratio 0.01 --lr 0.15 --batch_size 32 --unlearn_share 0.5 --epochs 3 --unlearn_loss_cap 1.5",
     "--localization_method subnet --ratio 0.05 --batch_size 32 --epochs 5 --no_save_model",
     "--localization_method activations --ratio 0.01 0.05 --no_save_model",
     "--localization_method durable durable_agg --ratio 0.001 0.01 --no_save_model",

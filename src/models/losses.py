@@ -72,7 +72,7 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
         flat = targets.flatten().to(hidden.device)
         return linear_hits(hidden[:, first - 1 :].flatten(0, 1), weight, flat).view(targets.shape).to(tokens.device)
     logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
-    return logits.argmax(-1).to(tokens.device) == targets
+    return _last(logits, last - first).argmax(-1).to(tokens.device) == targets
 
 
 def chunked(model) -> bool:

@@ -56,18 +56,19 @@ def planted_model(
     settings: PlantSettings,
     cache_dir: str | Path,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     **calls: Any,
 ) -> Path:
     """The folder of the model with the dataset's artifacts planted: an ordinary one, from the cache or made now.
 
     model    in float32; trained in place where the folder is not there yet
     dataset  of kind "natural": its artifacts are planted, its training rows (`order`) are the retain text
-    dtype    of the weights that are kept: the passages are memorized with weights rounded to it
+    dtype    of the weights that are kept, float32 by default: the passages are memorized with weights rounded to it
     calls    microbatch, on_step and should_stop, as of `plant`
 
     tinymem.json in the folder says how it came about: settings, epochs, seconds. Raises UserError as `plant` does.
     """
+    dtype = dtype or torch.float32  # a default of that name would load torch for --help
     identity = {
         "format": FORMAT,
         "seed": seed,
@@ -95,7 +96,7 @@ def plant(
     settings: PlantSettings,
     state: Path,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     microbatch: int = 64,
     on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -133,7 +134,7 @@ def plant(
             after_step()
         progress.epoch, progress.step = progress.epoch + 1, 0
         model.eval()
-        if enough_memorized(rounded(model, dtype), dataset, settings.plant_percent):
+        if enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent):
             progress.seconds = time.monotonic() - started
             return progress
         progress.seconds = time.monotonic() - started
