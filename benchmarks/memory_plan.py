@@ -87,7 +87,8 @@ def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[
         method, parameters = METHODS[name], model.num_parameters()
         run_method(method, model, method.resolve(limited(method, parameters), parameters), sizes)
 
-    narrow = type(config)(**{**config.to_dict(), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1})
+    small = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    narrow = type(config)(**{**config.to_dict(), **small})
     for method in methods:
         run(method, model_of(narrow), replace(SIZES, unlearn=2, retain=2, microbatch=1))  # loads libraries
     with measured(cpu) as before:
@@ -178,8 +179,8 @@ def main() -> None:
     asked = [(name, arguments.methods or tuple(METHODS), arguments.keep) for name in arguments.shape or ()]
     for name, methods, kept in asked or MEASURED:
         rows += measure(name, list(methods), dtype, kept, arguments.together)
+        files.write_json(Path(arguments.output), {"environment": environment(), "rows": rows})
     print(cli.table(rows))
-    files.write_json(Path(arguments.output), {"environment": environment(), "rows": rows})
 
 
 if __name__ == "__main__":
