@@ -57,7 +57,7 @@ def parse():
     cli.add_options(parser, LandscapeSettings)
     cli.add_options(parser, LoadSettings, "With --model_name")
     group = parser.add_argument_group("Common")
-    group.add_argument("--batch_size", type=int, default=64, help="sequences per forward pass (default: 64)")
+    group.add_argument("--batch_size", type=int, default=32, help="sequences per forward pass (default: 32)")
     group.add_argument("--output_dir", help="where the figure goes (default: runs/landscapes/MODEL)")
     group.add_argument("--grid_dir", default="runs/landscapes/grids", help="losses as they come (default: %(default)s)")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
