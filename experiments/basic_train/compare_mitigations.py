@@ -43,8 +43,8 @@ NOTES = """\
 - memorized: backdoored training sequences whose trigger still brings out the planted continuation; lower is better
 - unseen triggers: the same for sequences with the trigger that were never trained on; lower is better
 - accuracy: next tokens right, mean over the five clean test sets; higher is better
-- seconds: no mitigation: training; regularizers: what they added to it (a difference of two runs: a few percent of
-  training are noise); fine-tuning: the whole of it; unlearning: to find what to drop
+- seconds: no mitigation and regularizers: training (what a regularizer adds to a step is a few percent: see
+  benchmarks/regularizer_cost.json); fine-tuning: the whole of it; unlearning: to find what to drop
 - trade-off: (change in fraction memorized) - (change in accuracy) against no mitigation; lower is better. Of an
   unlearning method the run is shown where it is lowest
 """
@@ -112,8 +112,7 @@ def compare(study: Study) -> list[dict[str, Any]]:
         row = trained_row(settings, study.run_dir / name)
         (regularizer,) = settings.regularizers
         _, *others = vars(regularizer).items()  # the first one switches it on
-        added = {**row, "seconds": row["seconds"] - plain["seconds"]}
-        rows.append(as_row(REGULARIZERS, name, ", ".join(f"{key} {value}" for key, value in others), added, plain))
+        rows.append(as_row(REGULARIZERS, name, ", ".join(f"{key} {value}" for key, value in others), row, plain))
     epoch = {"epoch": plain["epochs"]}
     identity = {"run": "finetune", **study.plain.flat(), **epoch, "ft_epochs": study.ft_epochs}
     tuned = {row["ft_data"]: row for row in rows_with(study.run_dir / "plain" / "finetuned", identity)}

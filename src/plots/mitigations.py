@@ -19,19 +19,20 @@ def plot_mitigations(rows: Rows, path: str | Path) -> list[Path]:
     figure, (memory, accuracy, seconds) = new_figure(3, 3.6, 1.2 + 0.27 * len(rows))
     memorized = [row["percent_memorized_train"] for row in rows]
     right = [100 * row["mean_test_accuracy"] for row in rows]
-    taken = [max(row["seconds"], 0.0) for row in rows]
-    _bars(memory, places, memorized, kinds, "%.1f")
-    unseen = [(row["percent_memorized_test"], place) for row, place in zip(rows, places)]
-    unseen = [point for point in unseen if point[0] is not None]
-    memory.plot(*zip(*unseen), "D", markersize=4, color="white", markeredgecolor="black", label="triggers never seen")
+    taken = [row["seconds"] for row in rows]
+    unseen = [row["percent_memorized_test"] for row in rows]
+    # Values stand behind bar and diamond, whichever reaches further.
+    _bars(memory, places, memorized, kinds, "{:.1f}", [max(*pair) for pair in zip(memorized, (u or 0 for u in unseen))])
+    diamonds = [point for point in zip(unseen, places) if point[0] is not None]
+    memory.plot(*zip(*diamonds), "D", markersize=4, color="white", markeredgecolor="black", label="triggers never seen")
     memory.legend(fontsize=7, loc="lower right")
     memory.set(xlabel="% of artifacts memorized", xlim=(0, 122), xticks=range(0, 101, 20))
     _distances(accuracy, places, right, kinds, "{:.2f}")  # small differences: bars from 0 would hide them
     accuracy.set(xlabel="mean test accuracy (%)")
-    accuracy.margins(x=0.2)
-    _bars(seconds, places, taken, kinds, "%.3g")
+    accuracy.margins(x=0.25)
+    _bars(seconds, places, taken, kinds, "{:.3g}", taken)
     seconds.set_xscale("symlog", linthresh=1.0)
-    seconds.set(xlabel="seconds (regularizers: added to training)", xlim=(0, 8 * max(taken)))
+    seconds.set(xlabel="seconds", xlim=(0, 8 * max(taken)))
     for axis, values in ((memory, memorized), (accuracy, right), (seconds, taken)):
         axis.axvline(values[0], color="black", linewidth=0.8, linestyle="--", zorder=0.9)
         axis.set(axisbelow=True, ylim=(places[-1] - 1, 1))
@@ -46,12 +47,12 @@ def plot_mitigations(rows: Rows, path: str | Path) -> list[Path]:
 _GREYS = (("0.25", ""), ("0.55", "//"), ("0.75", ".."), ("0.92", ""))
 
 
-def _bars(axis, places: list[float], values: list[float], kinds: list[int], form: str) -> None:
-    """Horizontal bars with their values; each kind of row has its own grey and hatching."""
-    for place, value, kind in zip(places, values, kinds):
+def _bars(axis, places: list[float], values: list[float], kinds: list[int], form: str, ends: list[float]) -> None:
+    """Horizontal bars with their values, written behind `ends`; each kind of row has its own grey and hatching."""
+    for place, value, kind, end in zip(places, values, kinds, ends):
         grey, hatch = _GREYS[kind % len(_GREYS)]
-        bar = axis.barh(place, value, 0.75, color=grey, hatch=hatch, edgecolor="black", linewidth=0.6)
-        axis.bar_label(bar, fmt=form, fontsize=7, padding=5)
+        axis.barh(place, value, 0.75, color=grey, hatch=hatch, edgecolor="black", linewidth=0.6)
+        axis.annotate(form.format(value), (end, place), (6, 0), textcoords="offset points", fontsize=7, va="center")
 
 
 def _distances(axis, places: list[float], values: list[float], kinds: list[int], form: str) -> None:
