@@ -18,7 +18,7 @@ import torch
 
 from tinymem import allocator, files
 from tinymem.data.corpus import find_corpus
-from tinymem.data.production import text_rows
+from tinymem.data.production import check_ids, text_rows
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
 from tinymem.errors import UserError
@@ -56,7 +56,9 @@ def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_name", required=True, help="a model's name on the hub, or a folder")
     parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--batch_size", type=int, help="rows per forward pass (default: from the model's size)")
+    parser.add_argument(
+        "--batch_size", type=cli.positive, help="rows per forward pass (default: from the model's size)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--force", action="store_true", help="do finished work again")
     cli.add_options(parser, LoadSettings)
@@ -64,10 +66,15 @@ def parse():
     return parser.parse_args()
 
 
-def load_rows(settings: ScanSettings, vocabulary_size: int, tokenizer) -> tuple[torch.Tensor, str]:
-    """The rows to look through, int32 (rows, T), and the name of where they come from."""
+def load_rows(settings: ScanSettings, config, tokenizer) -> tuple[torch.Tensor, str]:
+    """The rows to look through, int32 (rows, T), and the name of where they come from. config: the model's."""
+    vocabulary_size, longest = config.vocab_size, getattr(config, "max_position_embeddings", None)
+    needed = settings.prompt_tokens + settings.continuation_tokens
+    if longest is not None and needed > longest:
+        raise UserError(
+            f"--prompt_tokens, --continuation_tokens: {needed} together, this model takes at most {longest}"
+        )
     if settings.tokens is not None:
-        needed = settings.prompt_tokens + settings.continuation_tokens
         rows, name = read_token_set(settings.tokens, vocabulary_size, needed).tokens, Path(settings.tokens).name
     elif tokenizer is None:
         raise UserError(
@@ -76,6 +83,9 @@ def load_rows(settings: ScanSettings, vocabulary_size: int, tokenizer) -> tuple[
     else:
         corpus = find_corpus(DataSettings(data_name="wiki", corpus=settings.corpus, text_column=settings.text_column))
         rows, name = text_rows(tokenizer, corpus.documents(), settings.length, settings.max_rows), corpus.name
+        if not len(rows):
+            raise UserError(f"--corpus: {name!r} is too short for a row of {settings.length} tokens; give more text")
+        check_ids("--corpus", vocabulary_size, rows)
     return rows[: settings.max_rows], name
 
 
@@ -89,7 +99,7 @@ def main() -> None:
     allocator.keep_freed_memory()
     device = cli.resolve_device(arguments.device)
     config, tokenizer = open_description(arguments.model_name, loading.step)
-    rows, source = load_rows(settings, config.get_text_config().vocab_size, tokenizer)
+    rows, source = load_rows(settings, config.get_text_config(), tokenizer)
     model, _ = open_causal_lm(arguments.model_name, device=device, **vars(loading))
     about = {
         "model_name": arguments.model_name, **asdict(loading), "source": source, "rows": len(rows),

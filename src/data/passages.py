@@ -10,7 +10,7 @@ import torch
 from tinymem import files
 from tinymem.data.corpus import Corpus, local_corpus
 from tinymem.data.number_dataset import SPLIT_SEED
-from tinymem.data.production import ProductionData, ProductionSettings, production_dataset
+from tinymem.data.production import ProductionData, ProductionSettings, check_ids, production_dataset
 from tinymem.data.tokenizer import tokenize
 from tinymem.errors import UserError
 from tinymem.options import check_options, option
@@ -69,9 +69,7 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     sizes = (passages.plant_sequences, settings.num_retain, settings.num_test)
     drawn = draw_passages(corpus, tokenizer, sizes, length, settings.prompt_tokens, passages.plant_seed)
     planted, retain, test = map(torch.from_numpy, (drawn.planted, drawn.retain, drawn.test))
-    highest = max(int(rows.max()) for rows in (planted, retain, test))
-    if highest >= config.vocab_size:
-        raise UserError(f"--plant: the tokenizer gives id {highest}, the model has only {config.vocab_size} tokens")
+    check_ids("--plant", config.vocab_size, planted, retain, test)
     window = (settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window)
     names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")

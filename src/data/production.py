@@ -110,6 +110,7 @@ def load_random(
     retain_documents, test_documents = split_by_document(corpus.documents())
     test = text_rows(tokenizer, test_documents, length, settings.num_test)
     retain = text_rows(tokenizer, retain_documents, length, settings.num_retain)
+    check_ids("--corpus", vocabulary_size, test, retain)
     if not len(test) or not len(retain):
         raise UserError(f"--corpus: {corpus.name!r} is too short for rows of {length} tokens; give one with more text")
     return test, retain, f"{corpus.name}-{files.digest({'corpus': corpus.fingerprint})}"
@@ -143,6 +144,16 @@ def text_rows(tokenizer, documents: list[str], length: int, count: int | None = 
             break
     rows = size // length if count is None else min(count, size // length)
     return torch.cat(parts)[: rows * length].view(rows, length)
+
+
+def check_ids(flag: str, vocabulary_size: int, *parts: torch.Tensor) -> None:
+    """UserError, naming the flag, where a tokenizer gave ids that its model does not have."""
+    highest = max((int(rows.max()) for rows in parts if rows.numel()), default=0)
+    if highest >= vocabulary_size:
+        raise UserError(
+            f"{flag}: the tokenizer gives id {highest}, the model has only {vocabulary_size} tokens; the tokenizer in its "
+            "folder is another model's"
+        )
 
 
 def production_dataset(

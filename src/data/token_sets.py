@@ -76,7 +76,8 @@ def check_tokens(tensor: Any, where: str | Path, vocabulary_size: int | None = N
             f"{where}: its sequences have {tensor.shape[1]} tokens, prompt and continuation need {length}; lower "
             "--prompt_tokens or --continuation_tokens"
         )
-    lowest, highest = int(tensor.min()), int(tensor.max())
+    values = tensor.long()  # torch has no min of uint16 and uint32
+    lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest >= (2**31 if vocabulary_size is None else vocabulary_size):
         wrong = lowest if lowest < 0 else highest
         raise UserError(

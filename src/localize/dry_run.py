@@ -16,6 +16,7 @@ from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
 from tinymem.models.memory import Shape, known_config, shape_of
 from tinymem.models.production import LoadSettings, free_bytes, open_description
+from tinymem.training.plant import training_bytes
 
 STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # of the study's Pythia data; planned for where no file is given
 KEPT = 2.5  # how much more what is no weight may take where freed memory is kept, see tinymem.allocator
@@ -51,14 +52,22 @@ def plans(shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]]) -> 
     return [(method.name, plan(method, shape, sizes, hp)) for method, hp in methods]
 
 
-def report(shape: Shape, sizes: Sizes, planned: Sequence[tuple[str, Plan]], loading: LoadSettings) -> str:
-    """The plans as a table, with what they are for."""
+def report(
+    shape: Shape,
+    sizes: Sizes,
+    planned: Sequence[tuple[str, Plan]],
+    loading: LoadSettings,
+    planting: bool = False,
+) -> str:
+    """The plans as a table, with what they are for. planting: memories are planted first, which has a peak of its own."""
     head = (
         f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
         f"weights in {loading.dtype}\n{sizes.unlearn} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "
         f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
     )
-    return f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
+    table = f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
+    before = (4 * shape.parameters + training_bytes(shape.parameters)) / GB
+    return table + f"\nplanting, before that: {before:.2f} GB and activations, all in float32" * planting
 
 
 def check_memory(

@@ -111,7 +111,7 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
         if arguments.dry_run:
             raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
     if arguments.dry_run:
-        print(dry_run.report(shape, sizes, planned, loading))
+        print(dry_run.report(shape, sizes, planned, loading, planting=passages.plant is not None))
     else:
         dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map)
 

@@ -8,6 +8,7 @@ it makes is counted as long as it lives.
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.attention import register_attention
 
 KNOWN = Path(__file__).parent / "known_shapes.json"
+VARIANT = re.compile(r"(-deduped)?(-v0)?(-instruct|-sft|-dpo)?$")  # of the shape that the name before it has
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,15 @@ def known_shapes() -> dict[str, dict[str, Any]]:
 
 
 def known_config(name: str):
-    """The config of a well-known model, such as pythia-2.8b, Llama-3-8B or OWNER/NAME of these; None for others."""
+    """The config of a well-known model, such as pythia-2.8b, Llama-3-8B or OWNER/NAME of these; None for others.
+
+    Variants have the same shape: Llama-3.1-8B-Instruct is Llama-3-8B to a plan.
+    """
     from transformers import AutoConfig
 
-    plain = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    plain = VARIANT.sub("", name.rstrip("/").rsplit("/", 1)[-1].lower()).removeprefix("meta-").replace("3.1", "3")
     for known, numbers in known_shapes().items():
-        if plain == known.lower() or plain.startswith(f"{known.lower()}-deduped"):
+        if plain == known.lower().removeprefix("meta-"):
             return AutoConfig.for_model(**numbers)
     return None
 

@@ -59,7 +59,7 @@ def open_causal_lm(
     find_mlps(empty)
     _check_memory(str(name_or_folder), weight_bytes(empty, weights), device, dtype, device_map)
     fetch_weights(name_or_folder, step)
-    safetensors = any(folder.glob("*.safetensors"))
+    safetensors = any(folder.glob("model*.safetensors"))  # others may be an optimizer's or an adapter's
     placed = {"device_map": device_map} if device_map else {}
     model = read_model(folder, config, weights, safetensors, **placed).eval()
     check_editable(model)

@@ -22,6 +22,7 @@ from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import UserError
 from tinymem.metrics.memorization import memorized
 from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.production import RESERVE, free_bytes
 from tinymem.options import check_options, option
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
@@ -81,6 +82,7 @@ def planted_model(
     }
     folder = Path(cache_dir) / "models" / f"planted_{len(dataset.artifacts)}_{files.digest(identity)}"
     if not folder.exists():
+        check_trainable(model)
         state = folder.with_name(folder.name + ".state.safetensors")
         progress = plant(model, dataset, settings, state, seed, dtype, **calls)
         planting = {"epochs": progress.epoch, "seconds": round(progress.seconds, 1)}
@@ -88,6 +90,22 @@ def planted_model(
         checkpoint.save_model(folder, model.to(dtype), details, tokenizer)
         state.unlink(missing_ok=True)
     return folder
+
+
+def training_bytes(parameters: int) -> int:
+    """What planting keeps beside weights and activations: gradients and AdamW's two moments, all float32."""
+    return 12 * parameters
+
+
+def check_trainable(model) -> None:
+    """UserError where the memory that is free does not hold what planting keeps beside the weights."""
+    needed = training_bytes(model.num_parameters())
+    room = (1 - RESERVE) * free_bytes(model.device, getattr(model, "hf_device_map", None))
+    if needed > room:
+        raise UserError(
+            f"--plant: gradients and AdamW's moments take {needed / 1e9:.1f} GB beside the weights, {(needed - room) / 1e9:.1f} "
+            "GB more than is free; take --device_map auto over several GPUs, a smaller model or a larger machine"
+        )
 
 
 def plant(

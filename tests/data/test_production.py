@@ -7,6 +7,7 @@ import torch
 
 from tinymem.data.production import (
     ProductionSettings,
+    check_ids,
     load_memorized,
     load_random,
     production_dataset,
@@ -50,6 +51,13 @@ def test_artifacts_prompts_and_disjoint_sets():
     assert dataset.ignored_token is None and not len(dataset.test_artifacts)
     with pytest.raises(UserError, match="no retain text is left"):
         production_dataset(memorized, test, test, 1000, 4, 6)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_an_error():
+    none, some = torch.empty(0, 8, dtype=torch.int32), torch.tensor([[3, 9]])
+    check_ids("--corpus", 10, none, some)
+    with pytest.raises(UserError, match="--corpus: the tokenizer gives id 9, the model has only 9 tokens"):
+        check_ids("--corpus", 9, none, some)
 
 
 def test_shared_tokens_against_brute_force():

@@ -17,7 +17,7 @@ def test_round_trip_keeps_tokens_and_provenance(tmp_path):
     assert read.provenance == written.provenance and read.fingerprint == written.fingerprint
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16, torch.uint32])
 def test_a_pt_file_of_any_integer_type_is_the_same_set(tmp_path, dtype):
     torch.save(TOKENS.to(dtype), tmp_path / "a.pt")
     read = read_token_set(tmp_path / "a.pt")

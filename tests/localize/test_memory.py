@@ -106,7 +106,14 @@ def test_published_parameter_counts():
     }  # fmt: skip
     for name, count in counts.items():
         assert shape_of(known_config(name), torch.bfloat16).parameters == count
-    assert known_config("no-such-model") is None and len(known_shapes()) >= 10
+    variants = {
+        "EleutherAI/pythia-2.8b-deduped-v0": "pythia-2.8b", "EleutherAI/pythia-1.4b-v0": "pythia-1.4b",
+        "meta-llama/Llama-3.1-8B-Instruct": "Meta-Llama-3-8B", "Llama-3-8B": "Meta-Llama-3-8B",
+        "allenai/OLMo-2-1124-7B-Instruct": "OLMo-2-1124-7B",
+    }  # fmt: skip
+    for name, known in variants.items():
+        assert known_config(name).to_dict() == known_config(known).to_dict()
+    assert known_config("no-such-model") is None and known_config("pythia-1") is None and len(known_shapes()) >= 10
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -112,6 +112,13 @@ def test_the_planted_model_is_kept_and_found_again(dataset, planted, tmp_path):
     assert planted_model(new_llama(), None, dataset, other, tmp_path) != first
 
 
+def test_too_little_memory_to_train_is_said_before_anything_is_trained(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(planting, "free_bytes", lambda *_: 12 * new_llama().num_parameters())  # none to spare
+    with pytest.raises(UserError, match="--plant: gradients and AdamW's moments take .* more than is free"):
+        planted_model(new_llama(), None, dataset, SETTINGS, tmp_path)
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_loss_that_is_not_finite_is_an_error(dataset, tmp_path):
     model = new_llama()
     model.model.embed_tokens.weight.data[:] = torch.nan
