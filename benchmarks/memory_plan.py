@@ -4,7 +4,7 @@
     python benchmarks/memory_plan.py --table         the plans of models up to 8B as a Markdown table (no measuring)
 
 Every method runs on a few sequences of 80 tokens in a process of its own; what the process took before the model was
-made is subtracted. Writes benchmarks/memory_plan.json.
+made is subtracted. Writes benchmarks/memory_plan.json; with --shape, only the rows measured now are replaced there.
 """
 
 from tinymem import cli
@@ -36,6 +36,7 @@ MEASURED = (
     ("pythia-160m", ("activations", "integrated_gradients", "slimming", "durable", "balanced_subnet"), False),
     ("pythia-410m", ("durable", "balanced_subnet"), False),
 )
+KEY = ("model", "dtype", "method", "freed_memory")  # of a row
 PLANNED = ("durable", "balanced_subnet", "integrated_gradients")
 # The study's Pythia data: 505 memorized sequences, half of them held out, and random text to keep.
 STUDY = Sizes(unlearn=252, retain=1632, length=80, prompt=32, microbatch=8)
@@ -87,7 +88,8 @@ def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[
         method, parameters = METHODS[name], model.num_parameters()
         run_method(method, model, method.resolve(limited(method, parameters), parameters), sizes)
 
-    narrow = type(config)(**{**config.to_dict(), "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1})
+    small = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    narrow = type(config)(**{**config.to_dict(), **small})
     for method in methods:
         run(method, model_of(narrow), replace(SIZES, unlearn=2, retain=2, microbatch=1))  # loads libraries
     with measured(cpu) as before:
@@ -109,7 +111,10 @@ def measure(name: str, methods: list[str], dtype: str, kept: bool, together: boo
         arguments = ["--here", "--shape", name, "--dtype", dtype, *["--keep"] * kept, "--methods", *group]
         child = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
         if child.returncode:
-            raise UserError(f"{name}, {', '.join(group)}: {child.stderr.strip().splitlines()[-1]}")
+            reason = child.stderr.strip().splitlines() or [
+                f"ended by signal {-child.returncode}, as for want of memory"
+            ]
+            raise UserError(f"{name}, {', '.join(group)}: {reason[-1]}")
         costs += json.loads(child.stdout.splitlines()[-1])
         print(name, *group, f"{costs[-1]['peak_gb']:.3f} GB", file=sys.stderr)
     return [
@@ -174,12 +179,15 @@ def main() -> None:
             raise UserError(f"--methods {name}: must be one of {', '.join(METHODS)}")
     if arguments.here:
         return print(json.dumps(measure_here(arguments.shape[0], arguments.methods, dtype, arguments.keep)))
-    rows = []
+    output, rows = Path(arguments.output), []
+    before = files.read_json(output, required=("rows",))["rows"] if arguments.shape and output.exists() else []
     asked = [(name, arguments.methods or tuple(METHODS), arguments.keep) for name in arguments.shape or ()]
     for name, methods, kept in asked or MEASURED:
         rows += measure(name, list(methods), dtype, kept, arguments.together)
+        new = {tuple(row[key] for key in KEY) for row in rows}
+        old = [row for row in before if tuple(row[key] for key in KEY) not in new]
+        files.write_json(output, {"environment": environment(), "rows": old + rows})
     print(cli.table(rows))
-    files.write_json(Path(arguments.output), {"environment": environment(), "rows": rows})
 
 
 if __name__ == "__main__":

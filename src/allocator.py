@@ -17,7 +17,7 @@ def keep_freed_memory() -> bool:
     """Tells glibc to serve large blocks from its heap and to keep what is freed. Call it before tensors are made.
 
     For the whole process, from now on; no effect on results. Returns False, and does nothing, without glibc. What
-    is kept is in pieces, so that whatever is not a weight takes up to twice its size: see `return_freed_memory`.
+    is kept is in pieces, so that whatever is not a weight takes about twice its size: see `return_freed_memory`.
     """
     return _set({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 256 * 2**20})
 

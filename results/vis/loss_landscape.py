@@ -57,7 +57,7 @@ def parse():
     cli.add_options(parser, LandscapeSettings)
     cli.add_options(parser, LoadSettings, "With --model_name")
     group = parser.add_argument_group("Common")
-    group.add_argument("--batch_size", type=int, default=64, help="sequences per forward pass (default: 64)")
+    group.add_argument("--batch_size", type=int, default=32, help="sequences per forward pass (default: 32)")
     group.add_argument("--output_dir", help="where the figure goes (default: runs/landscapes/MODEL)")
     group.add_argument("--grid_dir", default="runs/landscapes/grids", help="losses as they come (default: %(default)s)")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
@@ -85,7 +85,7 @@ def main() -> None:
     ignored = None if arguments.tokens else dataset.ignored_token
     output = files.writable_folder(arguments.output_dir or f"runs/landscapes/{name}")
     survey = new_survey(original, settings, tokens, ignored, arguments.batch_size, Path(arguments.grid_dir))
-    edited = edited_folders(arguments, path)
+    edited = edited_folders(arguments, path, survey.plane)
     panels = {}
     with cli.progress_bar(total=(1 + len(edited)) * settings.points**2, unit="point") as bar:
         for label, folder in {ORIGINAL: path, **edited}.items():
@@ -130,10 +130,10 @@ def token_file(path: str, model) -> torch.Tensor:
     return tokens
 
 
-def edited_folders(arguments, path: str | Path) -> dict[str, Path]:
+def edited_folders(arguments, path: str | Path, weights: str) -> dict[str, Path]:
     """Label -> model folder: those asked for, or those that the ordinary script makes of a TinyMem checkpoint."""
     if arguments.edited is None:
-        return {} if arguments.model_name else make_edits(arguments, Path(path))
+        return {} if arguments.model_name else make_edits(arguments, Path(path), weights)
     folders: dict[str, Path] = {}
     for text in arguments.edited:
         label, _, folder = text.partition("=")
@@ -143,27 +143,24 @@ def edited_folders(arguments, path: str | Path) -> dict[str, Path]:
     return folders
 
 
-def make_edits(arguments, path: Path) -> dict[str, Path]:
-    """Runs the localize script for each of EDITS; what is there already it does not do again."""
+def make_edits(arguments, path: Path, weights: str) -> dict[str, Path]:
+    """Runs the localize script for each of EDITS; what is there already it does not do again.
+
+    weights: the model's fingerprint, since models of different runs share the name epoch_50.
+    """
     folders = {}
     for label, words in EDITS.items():
         method, *flags = words.split()
-        output = Path("runs/landscapes") / path.resolve().name / method
-        command = [
-            str(LOCALIZE),
-            "--model_path",
-            str(path),
-            "--output_dir",
-            str(output),
-            "--data_dir",
-            arguments.data_dir,
-        ]
-        command += ["--device", arguments.device, "--localization_method", method, *flags]
-        print(f"{label}: {method} {' '.join(flags)}", file=sys.stderr)
-        if subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode:
-            raise UserError(f"{path}: could not be edited; give --edited LABEL=FOLDER")
-        records = [record for record in load_records(output) if record["settings"]["method"] == method]
-        folders[label] = output / records[0]["results"]["model_folder"]
+        key = files.digest({"weights": weights, "flags": words})[:8]
+        output = Path("runs/landscapes") / path.resolve().name / f"{method}_{key}"
+        command = [str(LOCALIZE), "--model_path", str(path), "--output_dir", str(output), "--device", arguments.device]
+        command += ["--data_dir", arguments.data_dir, "--localization_method", method, *flags]
+        print(f"{label}: {words}", file=sys.stderr)
+        status = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode
+        made = [r["results"]["model_folder"] for r in load_records(output) if r["settings"]["method"] == method]
+        if status or not made:  # none: the model has memorized nothing
+            raise UserError(f"{path}: cannot be edited by {method}; give --edited LABEL=FOLDER, or --edited alone")
+        folders[label] = output / made[0]
     return folders
 
 

@@ -18,7 +18,7 @@ from tinymem.models.memory import Shape, known_config, shape_of
 from tinymem.models.production import LoadSettings, free_bytes, open_description
 
 STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # of the study's Pythia data; planned for where no file is given
-KEPT = 2.0  # how much more what is no weight may take where freed memory is kept, see tinymem.allocator
+KEPT = 2.5  # how much more what is no weight may take where freed memory is kept, see tinymem.allocator
 
 
 def planned_shape(name: str, loading: LoadSettings, device: torch.device) -> Shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -43,6 +44,10 @@ class TaskSettings:
     )
 
     __post_init__ = check_options
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that change results, as they stand in records."""
+        return {name: value for name, value in vars(self).items() if name not in MEMORY_SETTINGS}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tinymem import files
 from tinymem.localize.edit import Masks, edited, share_dropped
 from tinymem.localize.registry import Method
 from tinymem.localize.scores import ranked, task_fingerprint
-from tinymem.localize.task import MEMORY_SETTINGS, TaskSettings, UnlearningTask
+from tinymem.localize.task import TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
@@ -54,9 +54,8 @@ class Subject:
 
 def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any) -> dict[str, Any]:
     """What names the runs on one model, data and task. origin: the settings that say where model and data come from."""
-    chosen = {name: value for name, value in vars(settings).items() if name not in MEMORY_SETTINGS}
     prints = {"weights": weights_fingerprint(model), "task": task_fingerprint(task)}
-    return {"run": "unlearn", **origin, **chosen, **prints}
+    return {"run": "unlearn", **origin, **settings.deciding(), **prints}
 
 
 def unedited(subject: Subject, force: bool = False, name: str = "unedited") -> dict[str, Any]:

@@ -27,7 +27,7 @@ def draw_landscapes(coordinates: Sequence[float], grids: Mapping[str, Grid]):
     if not known.size:
         raise UserError("no loss on these grids is a finite number; a smaller --distance may help")
     norm = LogNorm(known.min(), max(known.max(), 1.01 * known.min()))
-    figure = Figure(figsize=(4.0 * len(grids), 7.4), layout="constrained")
+    figure = Figure(figsize=(4.0 * len(grids), 7.6), layout="constrained")
     flat = []
     for column, (title, grid) in enumerate(filled.items(), start=1):
         surface = figure.add_subplot(2, len(grids), column, projection="3d")
@@ -55,9 +55,13 @@ def _surface(axis, coordinates, grid, norm) -> None:
         x, y, np.log10(grid), cmap=COLOURS, vmin=low, vmax=high, rstride=1, cstride=1, linewidth=0.2, edgecolor="0.3"
     )
     axis.set_zticks(np.log10(_ticks(norm)), [f"{tick:g}" for tick in _ticks(norm)])
-    axis.set(zlim=(low, high), xlabel="first direction", ylabel="second direction", zlabel="loss")
-    axis.tick_params(labelsize=7)
+    axis.set(zlim=(low, high), xlabel="first direction", ylabel="second direction")
+    ends = (coordinates[0], 0, coordinates[-1])
+    axis.set(xticks=ends, yticks=ends)
+    axis.set_zlabel("loss", labelpad=1)
+    axis.tick_params(labelsize=8, pad=0)
     axis.view_init(elev=25, azim=-55)
+    axis.set_box_aspect((1, 1, 0.8), zoom=0.88)
 
 
 def _contours(axis, coordinates, grid, norm):
@@ -69,6 +73,7 @@ def _contours(axis, coordinates, grid, norm):
     axis.contour(coordinates, coordinates, grid.T, levels, colors="black", linewidths=0.4)
     axis.plot(0, 0, "P", color="white", markeredgecolor="black", markersize=8)
     middle = grid[len(grid) // 2][len(grid) // 2]
-    axis.set(xlabel="first direction", aspect="equal")
+    ends = (coordinates[0], 0, coordinates[-1])
+    axis.set(xlabel="first direction", aspect="equal", xticks=ends, yticks=ends)
     axis.set_title(f"loss of the model itself: {middle:.3g}", fontsize=9)
     return filled

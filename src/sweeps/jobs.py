@@ -112,7 +112,7 @@ def localize_jobs(
     settings = checkpoint.settings
     free = {f"training_{name}" for name in may_change(settings.flat())}  # the same checkpoint of a longer run
     base = {name: value for name, value in settings.flat("training_").items() if name not in free}
-    base |= {name: value for name, value in vars(task).items() if name != "microbatch"}  # which changes no result
+    base |= task.deciding()
     base |= {"run": "unlearn", "epoch": checkpoint.epoch}
     places = ("--output_dir", folder, *common.words)
     return [
@@ -122,7 +122,7 @@ def localize_jobs(
             words=(LOCALIZE, "--model_path", str(checkpoint.path), "--localization_method", method.name)
             + (*spelled, *cli.as_flags(task), "--no_save_model", *places),
             folder=folder,
-            settings={**base, "method": method.name, **_without_ratio(hp)},
+            settings={**base, "method": method.name, **_without_ratio(method, hp)},
             varies="ratio",
             values=hp.ratio,
             after=_after(checkpoint),
@@ -162,7 +162,7 @@ def production_jobs(
     data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
     base = {"run": "unlearn", "model_name": name, "step": model.loading.step, "dtype": model.loading.dtype}
     base |= {n: getattr(data, n) for n in ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")}
-    base |= {name: value for name, value in vars(task).items() if name != "microbatch"}
+    base |= task.deciding()
     if data.memorized and Path(data.memorized).exists():
         base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
     flags = (*cli.as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")
@@ -174,7 +174,11 @@ def production_jobs(
             words=(PRODUCTION, "--model_name", name, "--localization_method", method.name)
             + (*spelled, *flags, *common.words),
             folder=str(folder),
-            settings={"method": method.name, **_without_ratio(hp), **base},  # the model's dtype wins, as in its records
+            settings={
+                "method": method.name,
+                **_without_ratio(method, hp),
+                **base,
+            },  # the model's dtype wins, as in its records
             varies="ratio",
             values=hp.ratio,
             nothing_to_do={**base, "method": "unedited"} if task.unlearn_set_name == "mem" else None,
@@ -194,5 +198,6 @@ def _after(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (checkpoint.trained_by,) if checkpoint.trained_by else ()
 
 
-def _without_ratio(hp: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(hp).items() if name != "ratio"}
+def _without_ratio(method: Method, hp: Any) -> dict[str, Any]:
+    """As in records, where defaults that depend on the model's size are resolved. Grids of large models name theirs."""
+    return {name: value for name, value in vars(method.resolve(hp, 0)).items() if name != "ratio"}
