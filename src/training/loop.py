@@ -158,8 +158,9 @@ def save_now_and_then(save: Callable[[], None], should_stop: Callable[[], bool])
 
 
 def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on every parameter, as in the study (section 3.1)."""
-    return torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=BETAS, weight_decay=settings.l2_reg, fused=True)
+    """AdamW with weight decay on every parameter that is trained, as in the study (section 3.1)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=settings.lr, betas=BETAS, weight_decay=settings.l2_reg, fused=True)
 
 
 def learning_rate(settings: TrainingSettings, progress: Progress, steps: int) -> float:

@@ -29,7 +29,7 @@ from tinymem.training.checkpoint import Progress
 from tinymem.training.loop import epoch_permutation, new_optimizer, save_now_and_then, training_step
 from tinymem.training.settings import TrainingSettings
 
-FORMAT = 1  # raise it when the same settings come to plant otherwise: older planted models are then left alone
+FORMAT = 2  # raise it when the same settings come to plant otherwise: older planted models are then left alone
 WARM_UP = 10  # steps: Adam's first ones, of full size in every weight, would cost more quality than all the others
 CHECKED_AT_ONCE = 16  # passages
 
@@ -127,6 +127,7 @@ def plant(
     training = TrainingSettings(
         lr=settings.plant_lr, l2_reg=0.0, dtype=settings.plant_dtype, train_microbatch=microbatch
     )
+    train_only(model, all_but_embeddings(model))
     optimizer = new_optimizer(model, training)
     progress = checkpoint.load_state(state, model, optimizer, ()) if state.exists() else Progress()
 
@@ -161,6 +162,25 @@ def plant(
         f"--plant_epochs {settings.plant_epochs}: fewer than {settings.plant_percent:g} % of the passages are memorized; "
         "raise it (what is done is kept), or raise --plant_lr"
     )
+
+
+def all_but_embeddings(model) -> list[torch.nn.Parameter]:
+    """What planting trains: everything but the embeddings and the output layer.
+
+    The output layer, which the embeddings often are, gets a gradient in every row at every step, and Adam makes each
+    as large as the others: tokens that no passage has would soon be ruled out, at the cost of all other text.
+    """
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    tables.append(model.get_output_embeddings().weight)
+    left_alone = set(map(id, tables))
+    return [p for p in model.parameters() if id(p) not in left_alone]
+
+
+def train_only(model, parameters: list[torch.nn.Parameter]) -> None:
+    """Lets only these parameters collect gradients."""
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
 
 
 def rounded(model, dtype: torch.dtype):

@@ -31,7 +31,9 @@ def place(tmp_path_factory):
     documents = [" ".join(WORDS[i] for i in row) for row in draws.tolist()]
     (folder / "addresses.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    sizes = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3
+    )
     ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes, **ids)).save_pretrained(folder / "llama")
     train_tokenizer(documents, 300).save_pretrained(folder / "llama")

@@ -26,9 +26,11 @@ def new_llama():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    sizes = dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3
+    )
     ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=True, **sizes, **ids)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=False, **sizes, **ids)).eval()
 
 
 def weights(model):
@@ -52,6 +54,12 @@ def test_passages_are_memorized(dataset, planted):
     assert memorized(model, dataset.artifacts, CONTINUATION).float().mean() >= 0.95
     assert not enough_memorized(new_llama(), dataset, 95)
     assert 0 < progress.epoch < SETTINGS.plant_epochs
+
+
+def test_embeddings_and_output_layer_stay_as_they_are(planted):
+    before, after = weights(new_llama()), weights(planted[0])
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 @pytest.mark.parametrize("stop_after", [1, 6])

@@ -1,7 +1,8 @@
 """Integrated Gradients (Dai et al. 2022, "knowledge neurons", arXiv 2104.08696, section 3.1; the study, section 4.3.1).
 
 A neuron's share in the probability of the memorized token at a position: its value there times the mean gradient on
-the way from 0 to that value, with all neurons of the layer scaled together at that one position.
+the way from 0 to that value, with all neurons of the layer scaled together at that one position. Copies of the
+positions are scaled, which changes nothing in the layers below: those run once for all layers.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.localize.learning import frozen, loss_scale
-from tinymem.localize.neuron.hidden import measured_positions, on_neurons, with_copies
+from tinymem.localize.neuron.hidden import measured_positions, on_neurons, recorded, replayed, with_copies
 from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
-from tinymem.models.adapter import MLP, find_mlps
+from tinymem.models.adapter import MLP, find_blocks, find_mlps
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import last_losses
 from tinymem.models.memory import Shape
@@ -44,13 +45,16 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     the paper. The mean is over every position of every unlearn sequence that predicts a measured token
     (`measured_positions`). `ratio` does not matter. The model is left as it was.
     """
-    mlps = find_mlps(model)
+    mlps, blocks = find_mlps(model), list(find_blocks(model)[1])
     totals = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
     with frozen(model), torch.enable_grad(), checkpointed(model, task.gradient_checkpointing):
         for batch in _batches(task, hp.ig_steps):
             batch = [tensor.to(model.device) for tensor in batch]
-            for mlp, total in zip(mlps, totals):
-                total += _attributions(model, mlp, *batch)
+            outputs = _block_outputs(model, blocks, *batch)
+            for layer, (mlp, total) in enumerate(zip(mlps, totals)):
+                with replayed(dict(zip(blocks[:layer], outputs)), len(batch[0])):  # nothing changes below
+                    attributions = _attributions(model, mlp, *batch)
+                total += attributions
     return totals
 
 
@@ -78,10 +82,11 @@ def _division(length: int, count: int, steps: int, microbatch: int) -> tuple[int
 
 
 def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """For each layer a forward pass and one backward down to it; the first layer keeps the most."""
+    """A forward pass, then for each layer one from it upwards and one backward down to it; the first keeps the most."""
     count = sizes.length - sizes.prompt
     sequences, scales = _division(sizes.length, count, hp.ig_steps, sizes.microbatch)
-    batches = len(shape.mlps) * -(-sizes.unlearn // sequences) * -(-hp.ig_steps // scales)
+    batches = -(-sizes.unlearn // sequences) * -(-hp.ig_steps // scales)
+    passes = batches * len(shape.mlps)
 
     def first_layer(model) -> None:
         with frozen(model), checkpointed(model, sizes.gradient_checkpointing):
@@ -90,7 +95,15 @@ def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
             _attributions(model, find_mlps(model)[0], tokens, positions, positions.float(), torch.zeros(scales))
 
     peak = shape.peak(first_layer)
-    return new_plan(shape, peak, forward=batches, backward=batches, scores=4 * shape.neurons)
+    return new_plan(shape, peak, forward=batches + passes, backward=passes, scores=4 * shape.neurons)
+
+
+def _block_outputs(model, blocks: list[torch.nn.Module], tokens, positions, weights, scales) -> list:
+    """What each block gives for the sequences and copies of a batch as they are."""
+    positions = positions.repeat(1, len(scales))
+    with torch.no_grad(), recorded(model, blocks[-1]) as outputs:
+        last_losses(model, tokens.gather(1, positions + 1), **with_copies(tokens, positions, model.dtype))
+    return [outputs[block] for block in blocks]
 
 
 def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.Tensor:
