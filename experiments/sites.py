@@ -4,13 +4,14 @@
     --site local_processes     Parsl's worker processes on this machine
     --site my_polaris.toml     a cluster: copy a file of experiments/site_templates and fill in your account
 
-A TOML file has the keys of `Site`, those of its `base` (polaris, perlmutter) excepted. Accounts and paths stand in it
-and nowhere in the code.
+A TOML file has the keys of `Site`, those of its `base` (polaris, perlmutter) excepted. With scheduler = "local" it
+describes this machine. Accounts and paths stand in it and nowhere in the code.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,6 +63,7 @@ class Site:
 
 
 CLUSTERS = ("slurm", "pbs")
+IN_FILES = (*CLUSTERS, "local")  # the schedulers that a TOML file may name
 REQUIRED = ("account", "queue", "walltime", "nodes", "worker_init")
 
 SITES: dict[str, Site] = {
@@ -116,9 +118,11 @@ def _read_site(path: Path) -> Site:
     base = values.pop("base", None)
     if base not in (None, *clusters):
         raise UserError(f"{path}: base {base!r}: must be one of {', '.join(clusters)}, or left out")
-    if not base and values.get("scheduler", "slurm") not in CLUSTERS:
-        raise UserError(f"{path}: scheduler {values['scheduler']!r}: must be one of {', '.join(CLUSTERS)}")
-    required = REQUIRED if base else ("scheduler", *REQUIRED)
+    allowed = CLUSTERS if base else IN_FILES
+    if values.get("scheduler", "slurm") not in allowed:
+        raise UserError(f"{path}: scheduler {values['scheduler']!r}: must be one of {', '.join(allowed)}")
+    local = values.get("scheduler") == "local"
+    required = ("scheduler",) if local else REQUIRED if base else ("scheduler", *REQUIRED)
     types = field_types(Site)
     for name, value in values.items():
         if name not in types:
@@ -130,6 +134,8 @@ def _read_site(path: Path) -> Site:
             raise UserError(f"{path}: no key {name}; needed are {', '.join(required)}")
         if values[name] == "" and name in ("account", "walltime"):
             raise UserError(f"{path}: {name} is empty; fill it in")
+    if not local and not re.fullmatch(r"\d+:[0-5]\d:[0-5]\d", values["walltime"]):
+        raise UserError(f"{path}: walltime {values['walltime']!r}: must be HH:MM:SS, such as 03:00:00")
     try:
         return replace(SITES[base] if base else Site(), **values)
     except UserError as error:
@@ -201,7 +207,7 @@ def _provider(site: Site) -> Any:
     from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
     if site.scheduler == "local":
-        return LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1)
+        return LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1, worker_init=site.worker_init)
     launcher = {
         "single": lambda: SingleNodeLauncher(),
         "srun": lambda: SrunLauncher(overrides=site.launcher_options),

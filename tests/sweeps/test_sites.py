@@ -41,6 +41,8 @@ def written(tmp_path, template: str, **changes) -> str:
         ({"account": '"a"', "wall_time": '"1:00:00"'}, "unknown key wall_time; known are base, scheduler, account"),
         ({"account": '"a"', "nodes": '"4"'}, "nodes '4': must be of type int"),
         ({"account": '"a"', "nodes": "0"}, "nodes 0: must be >= 1"),
+        ({"account": '"a"', "walltime": '"3 hours"'}, "walltime '3 hours': must be HH:MM:SS"),
+        ({"account": '"a"', "scheduler": '"local"'}, "scheduler 'local': must be one of slurm, pbs$"),
         ({"account": '"a"', "launcher": '"ssh"'}, "launcher ssh: must be one of single, srun"),
         ({"account": '"a"', "base": '"summit"'}, "base 'summit': must be one of polaris, perlmutter"),
         ({"account": "a"}, "cannot be read"),
@@ -55,10 +57,18 @@ def test_bad_files(sites, tmp_path, changes, message):
 def test_a_new_cluster_says_which_scheduler_it_has(sites, tmp_path):
     with pytest.raises(UserError, match="no key scheduler"):
         sites.find_site(written(tmp_path, "cluster.toml", account='"a"', scheduler=None))
-    with pytest.raises(UserError, match="scheduler 'lsf': must be one of slurm, pbs"):
+    with pytest.raises(UserError, match="scheduler 'lsf': must be one of slurm, pbs, local"):
         sites.find_site(written(tmp_path, "cluster.toml", account='"a"', scheduler='"lsf"'))
     site = sites.find_site(written(tmp_path, "cluster.toml", account='"a"'))
     assert (site.scheduler, site.gpus_per_node, site.blocks, site.partition) == ("slurm", 4, 2, "gpu")
+
+
+def test_a_file_may_describe_this_machine(sites, tmp_path):
+    path = tmp_path / "here.toml"
+    path.write_text('scheduler = "local"\nworker_init = "export COLOUR=green"\ncores_per_node = 2')
+    site = sites.find_site(str(path))
+    (executor,) = sites._parsl_config(site, tmp_path, 2, [], [False]).executors
+    assert executor.address == "127.0.0.1" and executor.provider.worker_init == "export COLOUR=green"
 
 
 def test_names(sites):
