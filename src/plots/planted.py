@@ -8,20 +8,22 @@ from tinymem.plots.base import Rows, new_figure, plain_numbers, save_figure
 
 REFERENCES = ("never_planted", "unedited")
 SHAPES = "os^Dv<>PXpd"  # one a method
+RUINED = 1000.0  # times the lowest perplexity: from here on a model is no language model, however much higher it goes
 
 
 def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:
     """Memorization against perplexity, one mark a run: full for what the method was shown, open for what was held out.
 
     rows: method, perplexity, percent_memorized_shown, percent_memorized_held_out. Left and down is better. The models
-    before and after planting are stars.
+    before and after planting are stars. Perplexities beyond RUINED stand at the right edge.
     """
     figure, (axis,) = new_figure(1, 7.4, 4.2)
+    edge = RUINED * min(row["perplexity"] for row in rows if row["perplexity"] is not None)
     methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] not in REFERENCES))
     shapes = dict(zip(methods, SHAPES * (1 + len(methods) // len(SHAPES))))
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method and row["perplexity"] is not None]
-        perplexity = [row["perplexity"] for row in own]
+        perplexity = [min(row["perplexity"], edge) for row in own]
         shown, held_out = ([row[f"percent_memorized_{part}"] for row in own] for part in ("shown", "held_out"))
         shape, size = ("*", 12) if method in REFERENCES else (shapes[method], 6)
         colour = "white" if method == REFERENCES[0] else "0.25"
@@ -31,6 +33,10 @@ def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:
         axis.plot(perplexity, shown, color=colour, label=method.replace("_", " "), **marks)
     axis.set_xscale("log")
     plain_numbers(axis.xaxis)
-    axis.set(xlabel="perplexity on held-out text", ylabel="% memorized (full: shown, open: held out)", ylim=(-4, 104))
+    axis.set(
+        xlabel=f"perplexity on held-out text (right edge: {edge:.0f} or more)",
+        ylabel="% memorized (full: shown, open: held out)",
+        ylim=(-4, 104),
+    )
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return save_figure(figure, path)
