@@ -44,18 +44,21 @@ class Corpus:
     name         readable, fit for a file name
     fingerprint  changes when the content does: versions, or path, size and time of every file
     read         returns the documents
+    flag         names the corpus in errors
     """
 
     name: str
     fingerprint: tuple
     read: Callable[[], list[str]]
+    flag: str = "--corpus"
 
     def documents(self) -> list[str]:
         """The documents, none of them blank or twice. UserError when there are too few to hold some out."""
         documents = list(dict.fromkeys(split_documents(self.read())))  # a copy could end up on both sides of the split
         if len(documents) < 2:
             raise UserError(
-                f"--corpus: {self.name!r} is {'too short' if documents else 'empty'}; give one with more text"
+                f"{self.flag}: {self.name!r} is {'too short' if documents else 'empty'}; give one with more text, in more than "
+                "one line"
             )
         return documents
 
@@ -96,12 +99,13 @@ def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag:
     if corpus == BUILTIN:
         folders = {package: _package_folder(package, flag) for package in packages}
         versions = tuple((package, importlib.metadata.version(package)) for package in folders)
-        return Corpus(BUILTIN, versions, lambda: _read_builtin(folders))
+        return Corpus(BUILTIN, versions, lambda: _read_builtin(folders), flag)
     paths = text_files.corpus_files(Path(corpus), flag)
     return Corpus(
         Path(corpus).resolve().stem,
         (*((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths), text_column),
         lambda: [text for path in paths for text in text_files.read_texts(path, text_column)],
+        flag,
     )
 
 

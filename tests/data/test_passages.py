@@ -114,6 +114,11 @@ def test_three_documents_are_needed(tmp_path, tokenizer):
     (tmp_path / "two.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     with pytest.raises(UserError, match="--plant: 'two' has 2 documents"):
         draw_passages(local_corpus(str(tmp_path / "two.jsonl"), (), "text"), tokenizer, (1, 1, 1), 2, 1)
+    (tmp_path / "line.txt").write_text("one two three")
+    with pytest.raises(
+        UserError, match="^--plant: 'line' is too short; give one with more text, in more than one line"
+    ):
+        draw_passages(local_corpus(str(tmp_path / "line.txt"), (), "text", "--plant"), tokenizer, (1, 1, 1), 2, 1)
 
 
 def test_builtin_is_of_presidential_addresses():
