@@ -25,9 +25,9 @@ from tinymem.data.production import ProductionSettings
 from tinymem.localize.console import duration
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
-from tinymem.localize.unlearn import NEVER_PLANTED
 from tinymem.metrics.memorization import memorized
 from tinymem.models.production import DTYPES, open_causal_lm
+from tinymem.records.choose import NEVER_PLANTED
 from tinymem.records.table import flat_row, load_records
 from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings

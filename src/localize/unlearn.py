@@ -16,10 +16,9 @@ from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.records.choose import NEVER_PLANTED
 from tinymem.records.record import Cost, find_record, measured, write_record
 from tinymem.training.checkpoint import save_model
-
-NEVER_PLANTED = "never_planted"
 
 
 @dataclass(frozen=True)

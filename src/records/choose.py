@@ -18,6 +18,7 @@ from tinymem.records.table import flat_row, trade_off, versions
 
 SEEDS = ("seed", "unlearn_seed", "weights", "task")  # the settings that differ between the seeds of one experiment
 UNEDITED = "unedited"
+NEVER_PLANTED = "never_planted"  # a planted model before its planting: a reference that no method can be compared with
 MEASURED = ("percent_memorized_train", "percent_memorized_shown", "percent_memorized_held_out")
 MEASURED += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad")
 MEASURED += ("perplexity", "perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
@@ -107,7 +108,9 @@ def unlearning_runs(
     records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in
     one line of runs that are left out, for want of the unedited model or of a result.
     """
-    unlearn = [(name, record) for name, record in records if "method" in record["settings"]]
+    unlearn = [
+        (name, record) for name, record in records if record["settings"].get("method") not in (None, NEVER_PLANTED)
+    ]
     before = _Unedited(record for _, record in unlearn if record["settings"]["method"] == UNEDITED)
     runs, unpaired, unmeasured = {}, [], []
     for name, record in unlearn:

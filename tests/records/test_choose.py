@@ -142,3 +142,11 @@ def test_methods_come_in_the_order_asked_for(tmp_path):
     unlearning(tmp_path, checkpoint(), runs)
     order = [run.method for run in loaded(tmp_path, order=("zero_out", "subnet"))]
     assert order == ["unedited", "zero_out", "subnet", "obs"]
+
+
+def test_the_model_before_planting_is_no_rival(tmp_path):
+    """It memorizes nothing at the best perplexity, and would be the best method and all of the front."""
+    runs = {("unedited",): outcome(100.0, perplexity=20.0), ("never_planted",): outcome(0.0, perplexity=10.0)}
+    unlearning(tmp_path, checkpoint(**TEXT), runs | {("durable", ("ratio", 0.1)): outcome(5.0, perplexity=21.0)})
+    found = unlearning_runs(named_records(tmp_path))
+    assert [run.method for run in found] == ["unedited", "durable"]
