@@ -80,12 +80,23 @@ def test_the_driver_is_killed(small, driver, wait_for, processes_with):
 def test_ctrl_c(small, driver, wait_for, processes_with):
     process = driver("--max_workers", "2")
     wait_for(lambda: len(small.log()) >= 3)
-    os.kill(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the driver and all who share its group
     code, output, errors = finish(process)
     assert code == 130 and "same command" in errors and "Traceback" not in errors and "not run" in output
     assert not processes_with(str(small.out)) and not small.failed.exists()
     assert finish(driver("--max_workers", "2"))[0] == 0
     check_whole(small, extra=2)
+
+
+def test_ctrl_c_in_a_terminal_leaves_parsl_its_helpers_until_it_has_ended(small, driver, wait_for, processes_with):
+    process = driver("--site", "local_processes", "--max_workers", "1")
+    wait_for(lambda: small.log())
+    os.killpg(process.pid, signal.SIGINT)
+    code, output, errors = finish(process)
+    assert code in (0, 130) and "Traceback" not in errors, errors  # 0: all of it ended before the workers did
+    wait_for(lambda: not processes_with(str(small.place.folder)))
+    assert finish(driver("--max_workers", "2"))[0] == 0
+    check_whole(small, extra=1)
 
 
 def test_parsl_workers_are_killed_and_no_process_is_left(small, driver, wait_for, processes_with):
