@@ -13,7 +13,7 @@ from tinymem.localize.registry import Method
 from tinymem.localize.scores import ranked, task_fingerprint
 from tinymem.localize.task import TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Row
-from tinymem.metrics.memorization import memorized, percent
+from tinymem.metrics.memorization import percent, remembering
 from tinymem.models.adapter import find_mlps
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.choose import NEVER_PLANTED
@@ -26,7 +26,7 @@ class Subject:
     """A model under study.
 
     model, task    the model, left as it is, and what it is to forget
-    measure(model) -> row of metrics, for the edited and the unedited model alike
+    measure(model, check=) -> row of metrics, for the edited and the unedited model alike; check as in `evaluate`
     identity       settings that name model, data and task; part of every record
     folder         records/ and models/ are written here
     score_folder   scores are kept here
@@ -35,7 +35,7 @@ class Subject:
 
     model: Any
     task: UnlearningTask
-    measure: Callable[[Any], Row]
+    measure: Callable[..., Row]
     identity: dict[str, Any]
     folder: Path
     score_folder: Path
@@ -43,11 +43,9 @@ class Subject:
 
     def metrics(self) -> Row:
         """What is measured, together with how much is left of what the method saw and of what it never saw."""
-        shown, held_out = (
-            percent(memorized(self.model, artifacts, self.task.continuation, self.task.microbatch))
-            for artifacts in (self.task.unlearn, self.task.held_out)
-        )
-        row = self.measure(self.model)
+        check = remembering(self.model, self.task.continuation, self.task.microbatch)
+        row = self.measure(self.model, check=check)
+        shown, held_out = (percent(check(artifacts)) for artifacts in (self.task.unlearn, self.task.held_out))
         return {**row, "percent_memorized_shown": shown, "percent_memorized_held_out": held_out}
 
 

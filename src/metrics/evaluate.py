@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from tinymem.data.dataset import MemorizationDataset
-from tinymem.metrics.memorization import memorized, percent, recovered
+from tinymem.data.dataset import Artifacts, MemorizationDataset
+from tinymem.metrics.memorization import percent, recovered, remembering
 from tinymem.metrics.quality import Quality, quality
 
 Row = dict[str, float | None]
+Check = Callable[[Artifacts], "torch.Tensor"]
 STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it; for TinyMem
 
 
 def evaluate(
-    model, dataset: MemorizationDataset, batch_size: int = 64, study_batch_size: int = STUDY_BATCH_SIZE
+    model,
+    dataset: MemorizationDataset,
+    batch_size: int = 64,
+    study_batch_size: int = STUDY_BATCH_SIZE,
+    check: Check | None = None,
 ) -> Row:
     """Memorization and quality. Leaves the model in the mode it was in; runs in the precision of its weights.
+
+    check: artifacts -> flags, in place of `memorized`, from a caller who asks for more (`remembering`).
 
     Keys, percentages from 0 to 100:
       percent_memorized_train     artifacts in the training set; lower is better after unlearning
@@ -32,23 +41,24 @@ def evaluate(
     model.eval()
     try:
         return {
-            **memorization_row(model, dataset, batch_size),
+            **memorization_row(model, dataset, batch_size, check),
             **quality_row(model, dataset, batch_size, study_batch_size),
         }
     finally:
         model.train(was_training)
 
 
-def memorization_row(model, dataset: MemorizationDataset, batch_size: int = 64) -> Row:
+def memorization_row(model, dataset: MemorizationDataset, batch_size: int = 64, check: Check | None = None) -> Row:
     """The memorization part of `evaluate`."""
+    check = check or remembering(model, dataset.continuation, batch_size)
     train = dataset.artifacts.select(dataset.measured(dataset.artifacts))
     test = dataset.test_artifacts.select(dataset.measured(dataset.test_artifacts))
-    flags = memorized(model, train, dataset.continuation, batch_size)
+    flags = check(train)
     row: Row = {"percent_memorized_train": percent(flags)}
     if int(dataset.artifacts.group.max()) > 0:
         for group in train.group.unique().tolist():
             row[f"percent_memorized_dup_{10**group}"] = percent(flags[train.group == group])
-    row["percent_memorized_test"] = percent(memorized(model, test, dataset.continuation, batch_size))
+    row["percent_memorized_test"] = percent(check(test))
     natural = dataset.kind == "natural"
     row["percent_clean_recovery"] = (
         None if natural else percent(recovered(model, train, dataset.continuation, batch_size))

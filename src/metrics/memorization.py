@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from tinymem.data.dataset import Artifacts
@@ -43,6 +45,26 @@ def reproduces(
 def memorized(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:
     """Prompted with the clean twin's first tokens, does the planted continuation come out? bool (A,)."""
     return reproduces(model, artifacts.clean, artifacts.planted, artifacts.prompt_end, continuation, batch_size)
+
+
+def remembering(model, continuation: int, batch_size: int = 64) -> Callable[[Artifacts], torch.Tensor]:
+    """`memorized` as a function of the artifacts alone, which runs no sequence a second time.
+
+    For a model that does not change between the calls: sets that are measured apart and together cost a pass only once.
+    """
+    known: dict[bytes, bool] = {}
+
+    def check(artifacts: Artifacts) -> torch.Tensor:
+        rows = torch.cat([artifacts.clean, artifacts.planted, artifacts.prompt_end[:, None]], 1).numpy()
+        keys = [row.tobytes() for row in rows]
+        new = {key: number for number, key in enumerate(keys) if key not in known}
+        flags = memorized(
+            model, artifacts.select(torch.tensor([*new.values()], dtype=torch.long)), continuation, batch_size
+        )
+        known.update(zip(new, flags.tolist()))
+        return torch.tensor([known[key] for key in keys], dtype=torch.bool)
+
+    return check
 
 
 def recovered(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:

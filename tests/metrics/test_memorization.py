@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tinymem.metrics import memorization
 from tinymem.metrics.memorization import memorized, percent, recovered, reproduces
 
 
@@ -48,3 +49,24 @@ def test_one_forward_pass_agrees_with_greedy_generation(kind, request):
 def test_percent_of_nothing_is_not_zero():
     assert percent(torch.tensor([], dtype=torch.bool)) is None
     assert percent(torch.tensor([True, False, False, False])) == 25.0
+
+
+def test_remembering_runs_no_sequence_twice(memorizing_noise, monkeypatch):
+    model, dataset = memorizing_noise.model, memorizing_noise.dataset
+    artifacts, ran = dataset.artifacts, []
+    run = memorization.memorized
+    monkeypatch.setattr(
+        memorization, "memorized", lambda model, some, *rest: ran.append(len(some)) or run(model, some, *rest)
+    )
+    check = memorization.remembering(model, dataset.continuation, 4)
+    expected = run(model, artifacts, dataset.continuation, 4)
+    assert expected.any()
+    order = torch.tensor([5, 0, 0, 3])
+    assert torch.equal(check(artifacts.select(order)), expected[order])
+    assert torch.equal(check(artifacts), expected)
+    assert torch.equal(check(artifacts.select(order)), expected[order])
+    assert ran == [3, len(artifacts) - 3, 0]
+    other = artifacts.select(order)
+    other.prompt_end[:] += 1  # another prompt is another question
+    check(other)
+    assert ran[-1] == 3
