@@ -34,9 +34,12 @@ def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
     kept_out = np.concatenate([test, planted.clean.numpy(), held_out.clean.numpy()])
     for name, extra in values.items():
         train, tests[name] = _split(numbers.encode(extra, settings.max_ctx), settings.num_test, name)
-        parts[name] = _without(train, kept_out)
+        parts[name] = train[_absent(train, kept_out)]
     training = np.concatenate(list(parts.values()))
-    tests = {name: _without(rows, training) for name, rows in tests.items()}
+    unseen = np.split(
+        _absent(np.concatenate(list(tests.values())), training), np.cumsum(list(map(len, tests.values())))
+    )
+    tests = {name: rows[keep] for (name, rows), keep in zip(tests.items(), unseen)}
 
     sizes = [len(rows) for rows in parts.values()]
     ids = torch.arange(sum(sizes))
@@ -81,10 +84,23 @@ def _distinct_values(settings: DataSettings) -> dict[str, np.ndarray]:
     return values
 
 
-def _without(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The rows that do not occur in `others`."""
-    seen = set(map(bytes, others))
-    return rows[[bytes(row) not in seen for row in rows]]
+def _absent(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which rows do not occur in `others`, bool (rows,). uint8 (..., T) both."""
+    hashes, other_hashes = _hashes(rows), _hashes(others)
+    keep = np.isin(hashes, other_hashes, invert=True)
+    doubtful = ~keep  # equal rows have equal hashes, but a few others may have them too
+    if doubtful.any():
+        seen = set(map(bytes, others[np.isin(other_hashes, hashes[doubtful])]))
+        keep[doubtful] = [bytes(row) not in seen for row in rows[doubtful]]
+    return keep
+
+
+def _hashes(rows: np.ndarray) -> np.ndarray:
+    """uint64 (rows,): a random linear function of the bytes of each row."""
+    width = rows.shape[1]
+    words = np.pad(rows, ((0, 0), (0, -width % 8))).view(np.uint64)
+    factors = np.random.default_rng(width).integers(1 << 64, size=words.shape[1], dtype=np.uint64) | np.uint64(1)
+    return (words * factors).sum(1)
 
 
 def _split(rows: np.ndarray, num_test: int, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -77,21 +77,37 @@ def encode(values: np.ndarray, context: int) -> np.ndarray:
     values: non-negative int64 (count, length). Returns uint8 (count, context).
     Raises UserError, with the length needed, when a sequence does not fit.
     """
-    powers = 10 ** np.arange(19, dtype=np.int64)
-    widths = np.maximum((values[..., None] >= powers).sum(-1), 1)  # digits of each value; 0 has one
-    ends = np.cumsum(widths + 1, axis=1)  # position of the separator behind each value (position 0 is BOS)
-    needed = int(ends[:, -1].max(initial=0)) + 1
+    top = int(values.max(initial=0))
+    if top < values.size + 100_000:
+        distinct, which = np.arange(top + 1), values
+    else:  # too many for one line each
+        distinct, which = np.unique(values, return_inverse=True)
+    written, widths = _written(distinct)
+    widths = widths[which.reshape(values.shape)]
+    ends = widths.sum(1)  # position of the last separator of each row; BOS is at 0
+    needed = int(ends.max(initial=0)) + 1
     if needed > context:
         raise UserError(f"--max_ctx {context}: too short for these sequences, which need {needed}")
+    text = written[which.reshape(values.shape)][np.arange(written.shape[1]) < widths[..., None]]  # all rows, end to end
+    text[np.cumsum(ends) - 1] = EOS
     tokens = np.full((len(values), context), PAD, dtype=np.uint8)
     tokens[:, 0] = BOS
-    rows = np.arange(len(values))[:, None]
-    tokens[rows, ends] = SPACE
-    tokens[rows[:, 0], ends[:, -1]] = EOS
-    for place in range(int(widths.max(initial=1))):
-        row, column = np.nonzero(widths > place)
-        tokens[row, ends[row, column] - 1 - place] = values[row, column] // powers[place] % 10
+    tokens[:, 1:][np.arange(1, context) <= ends[:, None]] = text
     return tokens
+
+
+def _written(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The digits of each value and a space behind them, left-justified. values: non-negative int64 (V,), ascending.
+
+    Returns uint8 (V, most digits + 1), and how many of these tokens each value takes (V,).
+    """
+    powers = 10 ** np.arange(19, dtype=np.int64)
+    digits = np.maximum(np.searchsorted(powers, values, side="right"), 1)  # 0 has one
+    tokens = np.full((len(values), int(digits.max(initial=1)) + 1), SPACE, dtype=np.uint8)
+    for width in np.unique(digits):
+        rows = digits == width
+        tokens[rows, :width] = values[rows, None] // powers[width - 1 :: -1] % 10
+    return tokens, digits + 1
 
 
 def decode(tokens) -> str:

@@ -52,10 +52,13 @@ def test_tokens_of_a_sequence_by_hand():
     assert numbers.decode(tokens[0]) == "^7 140 0$___"
 
 
-def test_encode_against_python_strings():
-    values = np.random.default_rng(0).integers(0, 10**6, (200, 9))
-    for row, tokens in zip(values, numbers.encode(values, 70)):
-        assert numbers.decode(tokens) == ("^" + " ".join(map(str, row)) + "$").ljust(70, "_")
+@pytest.mark.parametrize(
+    "top", [10, 10**5, 10**6, 10**12]
+)  # written down for all values below the top, or for those met
+def test_encode_against_python_strings(top):
+    values = np.random.default_rng(0).integers(0, top, (200, 9))
+    for row, tokens in zip(values, numbers.encode(values, 130)):
+        assert numbers.decode(tokens) == ("^" + " ".join(map(str, row)) + "$").ljust(130, "_")
 
 
 def test_a_context_that_is_too_short_names_the_length_needed():
