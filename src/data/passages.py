@@ -10,7 +10,7 @@ import torch
 from tinymem import files
 from tinymem.data.corpus import Corpus, local_corpus
 from tinymem.data.number_dataset import SPLIT_SEED
-from tinymem.data.production import ProductionData, ProductionSettings, check_ids, production_dataset
+from tinymem.data.production import ProductionData, ProductionSettings, check_ids, check_length, production_dataset
 from tinymem.data.tokenizer import tokenize
 from tinymem.errors import UserError
 from tinymem.options import check_options, option
@@ -58,13 +58,12 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     if other:
         raise UserError(f"--{other}: leave it out with --plant, whose text gives memorized, test and retain sequences")
     if tokenizer is None:
-        raise UserError("--plant: this model's folder has no tokenizer (no tokenizer.json) to read text with")
+        raise UserError("--plant: this model's folder has no tokenizer to read text with")
     config = config.get_text_config()
-    length, longest = passages.plant_tokens, getattr(config, "max_position_embeddings", None)
+    length = passages.plant_tokens
     if length < settings.needed:
         raise UserError(f"--plant_tokens {length}: prompt and continuation need {settings.needed}")
-    if longest is not None and length > longest:
-        raise UserError(f"--plant_tokens {length}: this model takes at most {longest}")
+    check_length("--plant_tokens", length, config)
     corpus = local_corpus(passages.plant, ADDRESSES, settings.text_column, "--plant")
     sizes = (passages.plant_sequences, settings.num_retain, settings.num_test)
     drawn = draw_passages(corpus, tokenizer, sizes, length, settings.prompt_tokens, passages.plant_seed)

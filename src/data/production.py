@@ -66,10 +66,8 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
     Raises UserError for files that are missing, damaged or another model's, and for sequences longer than the model takes.
     """
     config = config.get_text_config()
-    memorized = load_memorized(settings, config.vocab_size)
-    length, longest = memorized.tokens.shape[1], getattr(config, "max_position_embeddings", None)
-    if longest is not None and length > longest:
-        raise UserError(f"--memorized: its sequences have {length} tokens, this model takes at most {longest}")
+    memorized = load_memorized(settings, config)
+    length = memorized.tokens.shape[1]
     test, retain, random_name = load_random(settings, length, config.vocab_size, tokenizer)
     names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
     chosen = {name: getattr(settings, name) for name in names}
@@ -79,14 +77,23 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
     return ProductionData(dataset, {"memorized_data": memorized.fingerprint, "random_data": random_name, **chosen})
 
 
-def load_memorized(settings: ProductionSettings, vocabulary_size: int) -> TokenSet:
-    """The sequences of --memorized. UserError when there are none, or they are not this model's."""
+def check_length(flag: str, length: int, config) -> None:
+    """UserError for sequences longer than a model with this text config takes."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise UserError(f"{flag}: {length} tokens a sequence; this model takes at most {longest}")
+
+
+def load_memorized(settings: ProductionSettings, config) -> TokenSet:
+    """The sequences of --memorized. UserError when there are none, or they are not of a model with this text config."""
     if settings.memorized is None:
         raise UserError(
             "--memorized: give a file of sequences that this model has memorized; pythia_mem_data/fetch.py fetches Pythia's, "
             "pythia_mem_data/find_memorized.py finds any model's"
         )
-    return read_token_set(settings.memorized, vocabulary_size, settings.needed)
+    found = read_token_set(settings.memorized, config.vocab_size, settings.needed)
+    check_length("--memorized", found.tokens.shape[1], config)
+    return found
 
 
 def load_random(
@@ -103,7 +110,7 @@ def load_random(
         return test, retain, token_set.fingerprint
     if tokenizer is None:
         raise UserError(
-            "--corpus: this model's folder has no tokenizer (no tokenizer.json) to read text with; put its tokenizer there or "
+            "--corpus: this model's folder has no tokenizer to read text with; put its tokenizer there or "
             "give token ids with --random"
         )
     corpus = find_corpus(DataSettings(data_name="wiki", corpus=settings.corpus, text_column=settings.text_column))

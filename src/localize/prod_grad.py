@@ -120,7 +120,9 @@ def planted(arguments, loading: LoadSettings, data: ProductionData, settings: Pl
     """The folder of the model with the passages planted, trained now unless that was done before."""
     device = cli.resolve_device(arguments.device)
     with enough_memory(arguments.model_name):
-        model, tokenizer = open_causal_lm(source(arguments), loading.step, device, "float32", loading.device_map)
+        model, tokenizer = open_causal_lm(
+            source(arguments), loading.step, device, "float32", loading.device_map, dtype_is_free=False
+        )
         microbatch = arguments.microbatch if hasattr(arguments, "microbatch") else None
         plant = partial(
             planted_model, model, tokenizer, data.dataset, settings, arguments.data_dir,

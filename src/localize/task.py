@@ -95,7 +95,9 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     The unlearn set may be empty: nothing is memorized, nothing to do. Raises UserError for a set that the dataset
     does not have, or a held-out part that leaves nothing to unlearn.
     """
-    artifacts, ids = _unlearn_candidates(model, dataset, settings.unlearn_set_name)
+    length, checkpointing = dataset.sequences.shape[1], settings.gradient_checkpointing
+    microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
+    artifacts, ids = _unlearn_candidates(model, dataset, settings.unlearn_set_name, microbatch)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(settings.unlearn_seed))
     hidden = round(settings.holdout_fraction * len(ids))
     if len(ids) and hidden == len(ids):
@@ -119,9 +121,8 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         continuation=dataset.continuation,
         ignored_token=dataset.ignored_token,
         seed=settings.unlearn_seed,
-        microbatch=settings.microbatch
-        or default_microbatch(model, dataset.sequences.shape[1], settings.gradient_checkpointing),
-        gradient_checkpointing=settings.gradient_checkpointing,
+        microbatch=microbatch,
+        gradient_checkpointing=checkpointing,
     )
 
 
@@ -139,12 +140,14 @@ def default_microbatch(model, length: int, gradient_checkpointing: bool = False)
     return max(1, min(64, int(2e9 / (model.dtype.itemsize * length * (kept + config.vocab_size)))))
 
 
-def _unlearn_candidates(model, dataset: MemorizationDataset, name: str) -> tuple[Artifacts, torch.Tensor]:
+def _unlearn_candidates(
+    model, dataset: MemorizationDataset, name: str, microbatch: int
+) -> tuple[Artifacts, torch.Tensor]:
     """The sequences of an unlearn set and their example ids."""
     if name == "noise":
         return dataset.artifacts, dataset.artifact_ids
     if name == "mem":
-        flags = memorized(model, dataset.artifacts, dataset.continuation)
+        flags = memorized(model, dataset.artifacts, dataset.continuation, microbatch)
         flags &= dataset.measured(dataset.artifacts)
         return dataset.artifacts.select(flags), dataset.artifact_ids[flags]
     if name not in dataset.tasks:

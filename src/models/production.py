@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tinymem.data.corpus import hub_reachable
-from tinymem.data.tokenizer import open_tokenizer
+from tinymem.data.tokenizer import has_tokenizer, open_tokenizer
 from tinymem.errors import UserError
 from tinymem.models.adapter import find_mlps
 from tinymem.models.gguf import is_packaged, packaged_model
@@ -40,6 +40,7 @@ def open_causal_lm(
     device: str | torch.device = "cpu",
     dtype: str = "float32",
     device_map: str | None = None,
+    dtype_is_free: bool = True,
 ):
     """(model, tokenizer) in evaluation mode; tokenizer is None where the folder has none.
 
@@ -48,6 +49,7 @@ def open_causal_lm(
     step             revision stepN on the hub; in a folder the subfolder stepN
     dtype            "float32", "bfloat16" or "float16": of the weights
     device_map       "auto" spreads the layers over all GPUs; `device` is then ignored
+    dtype_is_free    whether the error of a model that does not fit may advise a narrower one
 
     Raises UserError, before any weights are fetched or read, when there is no such model, its MLPs are not of a kind
     that can be edited, or it does not fit into memory.
@@ -57,7 +59,7 @@ def open_causal_lm(
     weights = getattr(torch, dtype)
     empty = empty_model(folder, config)
     find_mlps(empty)
-    _check_memory(str(name_or_folder), weight_bytes(empty, weights), device, dtype, device_map)
+    _check_memory(str(name_or_folder), weight_bytes(empty, weights), device, dtype, device_map, dtype_is_free)
     fetch_weights(name_or_folder, step)
     safetensors = any(folder.glob("model*.safetensors"))  # others may be an optimizer's or an adapter's
     placed = {"device_map": device_map} if device_map else {}
@@ -73,7 +75,7 @@ def open_description(name_or_folder: str | Path, step: int | None = None):
 
 
 def _tokenizer(folder: Path):
-    return open_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    return open_tokenizer(folder) if has_tokenizer(folder) else None
 
 
 def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
@@ -161,11 +163,13 @@ def free_bytes(device: str | torch.device, device_map: str | None = None) -> int
     return psutil.virtual_memory().available
 
 
-def _check_memory(name: str, needed: int, device: str | torch.device, dtype: str, device_map: str | None) -> None:
+def _check_memory(
+    name: str, needed: int, device: str | torch.device, dtype: str, device_map: str | None, dtype_is_free: bool
+) -> None:
     room = (1 - RESERVE) * free_bytes(device, device_map)
     if needed <= room:
         return
-    half = dtype == "float32" and needed / 2 <= room
+    half = dtype_is_free and dtype == "float32" and needed / 2 <= room
     spread = device_map is None and torch.cuda.device_count() > 1
     ways = ["--dtype bfloat16"] * half + ["--device_map auto"] * spread
     raise UserError(

@@ -1,6 +1,7 @@
 """The dataset of a production model: prompts, disjoint test and retain text, text read with the model's tokenizer."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_what_is_missing_is_named(corpus, tmp_path):
     path, tokenizer, _ = corpus
     settings = ProductionSettings(corpus=str(path))
     with pytest.raises(UserError, match="--memorized: give a file .*find_memorized.py"):
-        load_memorized(settings, 300)
+        load_memorized(settings, SimpleNamespace(vocab_size=300))
     with pytest.raises(UserError, match="no tokenizer"):
         load_random(settings, 12, 300, None)
     with pytest.raises(UserError, match="'small' is too short for rows of 100000 tokens"):
@@ -116,4 +117,4 @@ def test_what_is_missing_is_named(corpus, tmp_path):
         ProductionSettings(random="a", corpus="b")
     written = write_token_set(tmp_path / "m.safetensors", TokenSet(rows(4, 71), {}))
     with pytest.raises(UserError, match="have 71 tokens, prompt and continuation need 72"):
-        load_memorized(ProductionSettings(memorized=str(written)), 1000)
+        load_memorized(ProductionSettings(memorized=str(written)), SimpleNamespace(vocab_size=1000))

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import logging
 
 import numpy as np
@@ -57,6 +58,21 @@ def test_a_checkpoint_folder_opens_beside_a_gpt2_config(trained, tmp_path):
     opened = tokenizers.open_tokenizer(tmp_path)
     assert opened.encode(SENTENCES[0]) == trained.encode(SENTENCES[0])
     assert (len(opened), opened.pad_token_id) == (320, 319)
+
+
+def test_a_folder_with_vocabulary_and_merges_alone_opens(tmp_path):
+    """As the hub has OPT."""
+    from transformers import OPTConfig
+
+    gpt2 = tokenizers.gpt2_tokenizer()
+    merges = json.loads(gpt2.backend_tokenizer.to_str())["model"]["merges"]
+    (tmp_path / "vocab.json").write_text(json.dumps(gpt2.get_vocab()))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
+    OPTConfig().save_pretrained(tmp_path)
+    opened = tokenizers.open_tokenizer(tmp_path)
+    assert [ids.tolist() for ids in tokenizers.tokenize(opened, ["Hello world"])] == [[15496, 995]]
+    (tmp_path / "merges.txt").unlink()
+    assert not tokenizers.has_tokenizer(tmp_path)
 
 
 def test_a_folder_without_or_with_a_damaged_tokenizer_is_named(tmp_path):
