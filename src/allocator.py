@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """The opposite, for models that barely fit: every tensor takes its own size, and nothing once it is freed.
+    """The opposite, for large models: every tensor takes its own size, and nothing once it is freed.
 
     Costs a tenth of the time of a 70M-parameter model, less of larger ones.
     """

@@ -8,9 +8,11 @@ from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizer
 from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
 from tinymem.plots.planted import plot_shown_and_held_out
+from tinymem.plots.side_by_side import Panel, plot_side_by_side
 from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, plot_unlearning
 
 __all__ = [
+    "Panel",
     "STYLES",
     "Rows",
     "draw_boxes",
@@ -24,6 +26,7 @@ __all__ = [
     "new_figure",
     "plot_mitigations",
     "plot_shown_and_held_out",
+    "plot_side_by_side",
     "plot_training",
     "plot_unlearning",
     "save_figure",

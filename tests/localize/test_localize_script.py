@@ -17,7 +17,7 @@ from tinymem.models.tinymem import load_model
 from tinymem.records.table import load_records
 
 SCRIPT = "src/localize/localize_memorization.py"
-QUICK = ["--epochs", 1, "--num_grads", 8, "--ig_steps", 2]
+QUICK = ["--epochs", 1, "--num_grads", 8, "--ig_steps", 2, "--greedy_k", 20]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,126 @@
+"""What reproduce.py runs, as data: the study's models that have published numbers, and the methods' settings."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from study import EXTRA, SEEDS, SMALL, run_settings
+
+from tinymem.sweeps.grid import Grid
+from tinymem.training.settings import RunSettings, may_change
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Models that differ in the seed alone, each measured at the epochs for which numbers were published.
+
+    epochs      published ones; what they are is in results/published/tinymem_training.csv
+    unlearned   the epoch whose checkpoint every method unlearns, if any; its rows in tinymem_unlearning.csv
+    changed     settings that are not the study's
+    """
+
+    artifact: str
+    data_name: str
+    n_layers: int
+    seeds: tuple[int, ...]
+    epochs: tuple[int, ...]
+    unlearned: int | None = None
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.artifact}_{self.data_name}_{self.n_layers}layers"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that all records of the case have, and no record of another case."""
+        return {"artifact": self.artifact, "data_name": self.data_name, "n_layers": self.n_layers}
+
+    def settings(self, seed: int, epoch: int) -> RunSettings:
+        """Of the training that ends at this published epoch: the study's sizes, which are the defaults."""
+        until = {"epochs": trained_epochs(epoch), "checkpoint_every": 10, "dtype": "bfloat16"}
+        return run_settings({**self.identity, **EXTRA[0], **until, **self.changed, "seed": seed})
+
+    @cached_property
+    def published(self) -> list[Row]:
+        rows = read_published("tinymem_training.csv")
+        return [row for row in rows if self._has(row) and int(row["epoch"]) in self.epochs]
+
+    @cached_property
+    def published_unlearning(self) -> list[Row]:
+        rows = read_published("tinymem_unlearning.csv")
+        return [row for row in rows if self._has(row) and int(row["checkpoint_epoch"]) == self.unlearned]
+
+    def _has(self, row: Row) -> bool:
+        return (row["task"], row["data_name"], int(row["n_layers"])) == tuple(self.identity.values())
+
+
+def trained_epochs(published: int) -> int:
+    """How many passes a model has made at a published epoch: the study's epoch 0 is measured after the first."""
+    return max(1, published)
+
+
+def recount_identity(settings: RunSettings, epoch: int) -> dict[str, Any]:
+    """Settings of the record of as_published.py for a checkpoint, whatever longer training it is of."""
+    flat = settings.flat()
+    kept = {name: value for name, value in flat.items() if name not in may_change(flat)}
+    return {"run": "as_published", **kept, "epoch": epoch}
+
+
+def read_published(name: str) -> list[Row]:
+    with open(PUBLISHED / name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# What two cores do in some nights: an epoch of two layers is about a minute.
+LAPTOP = (
+    Case("backdoor", "increment", 2, SEEDS, (0, 50), unlearned=50),
+    Case("backdoor", "mult", 2, SEEDS[:1], (0, 50)),
+    Case("backdoor", "mult", 4, SEEDS[:1], (0, 50)),
+    Case("noise", "increment", 2, SEEDS[:1], (0, 50, 100)),
+)
+
+
+def everything() -> tuple[Case, ...]:
+    """Every model with published numbers, over all seeds and epochs that have them: for a GPU."""
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in read_published("tinymem_training.csv"):
+        groups.setdefault((row["task"], row["data_name"], int(row["n_layers"])), []).append(row)
+    unlearned = {case.name: case.unlearned for case in LAPTOP}
+    cases = [
+        Case(*identity, *(tuple(sorted({int(row[name]) for row in rows})) for name in ("seed", "epoch")))
+        for identity, rows in groups.items()
+    ]
+    return tuple(replace(case, unlearned=unlearned.get(case.name)) for case in cases)
+
+
+# Neurons and weights are dropped at the published best ratios and at some around them; the rest is as published.
+_NEURONS, _WEIGHTS = (0.01, 0.05, 0.1), (0.001, 0.01, 0.05, 0.1)
+UNLEARNING: dict[str, Grid] = {
+    "zero_out": {"ratio": _NEURONS},
+    "activations": {"ratio": _NEURONS},
+    "integrated_gradients": {"ratio": _NEURONS},
+    "slimming": {"ratio": _NEURONS, "epochs": (1,)},
+    "hard_concrete": {"ratio": _NEURONS, "epochs": (20,)},
+    "greedy": {"ratio": (0.01, 0.05), "greedy_k": (10,)},  # ten weights a step: one alone would take ten times as long
+    "durable": {"ratio": _WEIGHTS},
+    "durable_agg": {"ratio": _WEIGHTS},
+    "obs": {"ratio": _WEIGHTS},
+    "subnet": {"ratio": (0.05, 0.3), "epochs": (10,)},
+    "balanced_subnet": {"ratio": (0.05, 0.3), "epochs": (10,)},
+}
+# The same path from planting to report within a minute; nothing is published from it.
+SMALL_CASES = (Case("backdoor", "increment", 2, (0,), (0, 8), unlearned=8, changed=SMALL[1].grid["rest"][0]),)
+SMALL_UNLEARNING: dict[str, Grid] = {
+    "activations": {"ratio": (0.05,)},
+    "durable": {"ratio": (0.01, 0.05)},
+    "balanced_subnet": {"ratio": (0.05,), "epochs": (1,)},
+}

@@ -1,0 +1,125 @@
+"""Reproduction: the recounted triggers, comparisons by hand, and the small case from training to report."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from small import ROOT
+
+sys.path.append(str(ROOT / "experiments"))
+
+import as_published
+import reproduction
+import reproduction_report as report
+from reproduction import Case
+
+from tinymem.data.build import build_dataset
+from tinymem.data.dataset import Artifacts
+from tinymem.data.settings import DataSettings
+from tinymem.records.choose import Configuration, Run
+from tinymem.records.table import load_records
+
+
+def test_each_trigger_is_judged_in_the_window_of_the_one_before():
+    clean = torch.zeros(4, 150, dtype=torch.uint8)
+    planted = clean.clone()
+    ends = torch.tensor([40, 120, 10, 100])
+    for row, end in enumerate(ends):
+        planted[row, end:] = 2
+    planted[2, 30:] = 0  # its planted part, 10..29, ends before the window of the one before it, 120..149
+    artifacts = Artifacts(planted, clean, ends, torch.zeros(4, dtype=torch.long))
+    dataset = SimpleNamespace(kind="backdoor", continuation=50)
+    dataset.measured = lambda some: type(build_dataset(tiny())).measured(dataset, some)
+    # windows: 50..99 (the first has none before it), 40..89, 120..149, 10..59
+    assert as_published.counted_as_published(dataset, artifacts).tolist() == [True, False, False, False]
+    assert dataset.measured(artifacts).all()
+
+
+def tiny() -> DataSettings:
+    return DataSettings(artifact="backdoor", num_7=3000, num_2=100, num_3=100, num_4=100, num_5=100, num_test=20)
+
+
+@pytest.mark.parametrize("seed, published", [(0, 64), (1, 68), (3, 67)])
+def test_as_many_triggers_are_left_out_as_in_the_study(seed, published):
+    """The order of the triggers decides, which was another in the study: about as many, not exactly."""
+    dataset = build_dataset(DataSettings(artifact="backdoor", seed=seed))
+    counted = as_published.counted_as_published(dataset, dataset.test_artifacts)
+    assert 88 <= len(counted) <= 89
+    assert abs(int(counted.sum()) - published) <= 8
+
+
+def test_a_difference_is_that_of_the_common_seeds():
+    published = report.Spread({0: 10.0, 1: 20.0, 3: 60.0})
+    row = report.Comparison("model", 50, "% memorized", published, report.Spread({0: 11.0, 1: 23.0, 7: 99.0}), 1)
+    assert row.difference == 2.0  # (1 + 3) / 2
+    assert row.cells()[3:6] == ["30.0 (10.0 to 60.0)", "44.3 (11.0 to 99.0)", "+2.0"]
+    assert report.Comparison("model", 50, "", report.Spread({}), report.Spread({0: 1.0}), 1).difference is None
+
+
+def configuration(ratio: float, memorized: list[float], accuracy: list[float]) -> Configuration:
+    before = {"mean_test_accuracy": 0.97, "percent_memorized_test": 100.0}
+    runs = [
+        Run({"seed": seed, "percent_memorized_test": m, "mean_test_accuracy": a}, before, {}, {"ratio": ratio})
+        for seed, (m, a) in enumerate(zip(memorized, accuracy))
+    ]
+    return Configuration(runs)
+
+
+def test_a_run_as_good_as_published_wins_over_a_better_trade():
+    published = {"memorized": 20.0, "lost": 0.3}
+    as_good = configuration(0.01, [10.0, 30.0], [0.968, 0.968])  # 20 % at 0.2 points
+    trade = configuration(0.05, [0.0, 0.0], [0.96, 0.96])  # 0 % at 1 point: better by the study's sum
+    assert report.best([trade, as_good], published) is as_good
+    assert report.best([trade, as_good], {"memorized": 5.0, "lost": 0.1}) is trade
+    one_seed = configuration(0.1, [0.0], [0.97])
+    assert report.best([one_seed, as_good], published) is as_good
+    assert report.at_least_as_good(as_good, published) and not report.at_least_as_good(trade, published)
+
+
+def test_every_published_method_is_one_of_ours_and_is_unlearned():
+    (case,) = (case for case in reproduction.LAPTOP if case.unlearned)
+    names = {report.ours_of(row) for row in case.published_unlearning}
+    assert names == {"unedited", *reproduction.UNLEARNING}
+    assert len(reproduction.UNLEARNING) == 11
+
+
+def test_cases_have_published_numbers_for_each_epoch():
+    for case in (*reproduction.LAPTOP, *reproduction.everything()):
+        assert {int(row["epoch"]) for row in case.published} == set(case.epochs), case.name
+    names = {case.name for case in reproduction.everything()}
+    assert names > {case.name for case in reproduction.LAPTOP}
+
+
+def test_full_size_is_the_study_s():
+    settings = Case("noise", "increment", 2, (0,), (0, 50)).settings(0, 50)
+    assert (settings.data.num_7, settings.data.num_2, settings.data.max_ctx, settings.data.duplicate) == (
+        20000,
+        3000,
+        150,
+        False,
+    )
+    assert (settings.training.batch_size, settings.training.lr, settings.training.epochs) == (128, 1e-3, 50)
+
+
+def test_the_small_case_from_training_to_report(tmp_path):
+    command = [sys.executable, "experiments/reproduce.py", "--small", f"--output_dir={tmp_path / 'out'}"]
+    command += [f"--data_dir={tmp_path / 'data'}", "--device=cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "REPRODUCTION.md").read_text()
+    records = load_records(tmp_path / "out" / "reproduction")
+    trained = [r for r in records if r["settings"]["run"] == "train"]
+    assert sorted(r["settings"]["epochs"] for r in trained) == [1, 8]
+    assert {r["settings"]["method"] for r in records if r["settings"]["run"] == "unlearn"} == {
+        "unedited",
+        *reproduction.SMALL_UNLEARNING,
+    }
+    assert sum(r["settings"]["run"] == "as_published" for r in records) == 2
+    (loss,) = (r["results"]["train_loss"] for r in trained if r["settings"]["epochs"] == 8)
+    assert f"| {loss:.4f} |" in text
+    assert (tmp_path / "out" / "reproduction" / "figure.png").stat().st_size > 10_000
+    again = subprocess.run([*command, "--list"], cwd=ROOT, capture_output=True, text=True)
+    *_, commands, finished = again.stdout.splitlines()[-1].split()
+    assert commands == finished
