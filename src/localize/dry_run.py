@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 
-from tinymem import cli
+from tinymem import allocator, cli
 from tinymem.data.passages import PassageSettings
 from tinymem.data.production import ProductionSettings, check_length, load_memorized
 from tinymem.localize.plan import GB, Plan, Sizes, check_fits, plan, plan_rows
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
 from tinymem.models.memory import Shape, known_config, shape_of
-from tinymem.models.production import LoadSettings, open_description
+from tinymem.models.production import LoadSettings, free_bytes, open_description
 from tinymem.training.plant import training_bytes
 
 STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # of the study's Pythia data; planned for where no file is given
+KEPT = 2.5  # how much more what is no weight may take where freed memory is kept, see tinymem.allocator
 
 
 def planned_shape(name: str, loading: LoadSettings, device: torch.device) -> Shape:
@@ -72,6 +73,9 @@ def report(
 def check_memory(
     planned: Sequence[tuple[str, Plan]], sizes: Sizes, itemsize: int, device: torch.device, device_map: str | None
 ) -> None:
-    """UserError where a method will not fit."""
+    """UserError where a method will not fit; where it will but barely, tells the allocator to keep nothing."""
     for name, each in planned:
         check_fits(name, each, sizes, itemsize, device, device_map)
+    if device.type == "cpu" and planned:
+        most = max(each.weights + KEPT * (each.peak - each.weights) for _, each in planned)
+        (allocator.keep_freed_memory if most < free_bytes(device) else allocator.return_freed_memory)()

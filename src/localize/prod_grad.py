@@ -142,7 +142,7 @@ def main() -> None:
     methods = chosen_methods(arguments, dtype="bfloat16" if loading.dtype == "bfloat16" else "float32")
     if arguments.dry_run:
         return plan_methods(arguments, loading, methods)
-    allocator.return_freed_memory()  # so that a method takes what was planned for it
+    allocator.use_huge_pages()
     subject, others = load_subject(arguments, loading, methods), []
     if "plant" in subject.identity:
         twin = partial(open_causal_lm, source(arguments), device=subject.model.device, **vars(loading))
