@@ -26,6 +26,7 @@ from cases_unlearning import new_task
 from tinymem import allocator, files, plots
 from tinymem.localize.weight import balanced_subnet, durable, greedy
 from tinymem.models.tinymem import ModelSettings, new_model
+from tinymem.plots.base import plain_numbers
 from tinymem.records.record import environment, measured
 from tinymem.training.loop import new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
@@ -157,6 +158,7 @@ def draw(rows: list[Row], path: str | Path) -> list[Path]:
             values = sorted({row["value"] for row in rows if row["axis"] == axis})
             panel.set_xticks(values, [f"{value:g}" for value in values], fontsize=7, rotation=45 * (axis == "ratio"))
             panel.minorticks_off()
+            plain_numbers(panel.yaxis)
             panel.grid(alpha=0.3)
         panels[1, column].set_xlabel(axis)
         panels[0, column].legend(fontsize=6)
