@@ -114,8 +114,8 @@ UNLEARNING: dict[str, Grid] = {
     "durable": {"ratio": _WEIGHTS},
     "durable_agg": {"ratio": _WEIGHTS},
     "obs": {"ratio": _WEIGHTS},
-    "subnet": {"ratio": (0.05, 0.3), "epochs": (10,)},
-    "balanced_subnet": {"ratio": (0.05, 0.3), "epochs": (10,)},
+    "subnet": {"ratio": (0.3, 0.05), "epochs": (10,)},
+    "balanced_subnet": {"ratio": (0.3, 0.05), "epochs": (10,)},
 }
 # The same path from planting to report within a minute; nothing is published from it.
 SMALL_CASES = (Case("backdoor", "increment", 2, (0,), (0, 8), unlearned=8, changed=SMALL[1].grid["rest"][0]),)
