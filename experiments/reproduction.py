@@ -40,6 +40,10 @@ class Case:
         return f"{self.artifact}_{self.data_name}_{self.n_layers}layers"
 
     @property
+    def title(self) -> str:
+        return f"{self.data_name} + {self.artifact}, {self.n_layers} layers"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The settings that all records of the case have, and no record of another case."""
         return {"artifact": self.artifact, "data_name": self.data_name, "n_layers": self.n_layers}

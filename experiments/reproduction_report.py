@@ -143,7 +143,7 @@ def compare_training(case: Case, folder: Path) -> list[Comparison]:
             measures.insert(1, ("% memorized, counted as published", "percent_memorized", recounted, 1))
         for measure, column, values, digits in measures:
             published = Spread({seed: float(row[column]) for seed, row in rows.items()})
-            found.append(Comparison(case.name.replace("_", " "), epoch, measure, published, Spread(values), digits))
+            found.append(Comparison(case.title, epoch, measure, published, Spread(values), digits))
     return found
 
 
@@ -225,7 +225,7 @@ def write_report(cases: Iterable[Case], results: Path) -> None:
     ]
     for case, rows in unlearned:
         parts += [
-            f"## Unlearning: {case.name.replace('_', ' ')}, epoch {case.unlearned}",
+            f"## Unlearning: {case.title}, epoch {case.unlearned}",
             "The published best ratio and ours. Memorized: of the test triggers. Accuracy lost: points of percent against "
             "the own unedited model. As good: memorization no higher at no more accuracy lost. The other settings are "
             "the published ones ([reproduction.py](../experiments/reproduction.py)).",
@@ -248,7 +248,7 @@ def panels(trained_rows: Sequence[Comparison], unlearned: Sequence[tuple[Case, S
         lines = [(f"{row.label}, epoch {row.epoch}", row.published.values, row.ours.values) for row in rows]
         found.append(Panel("Trained", axis, lines))
     for case, rows in unlearned:
-        title = f"Unlearned: {case.name.replace('_', ' ')}, epoch {case.unlearned}"
+        title = f"Unlearned: {case.title}, epoch {case.unlearned}"
         for name, axis in (("memorized", "% memorized"), ("lost", "accuracy lost, points of percent")):
             lines = [(row.method.replace("_", " "), [row.published[name]], getattr(row, name)().values) for row in rows]
             found.append(Panel(title, axis, lines))
@@ -264,7 +264,7 @@ def times(cases: Iterable[Case], folder: Path) -> Iterable[list[str]]:
                 continue
             epoch, record = records[-1]
             seconds, machine = record["cost"]["seconds"], record["environment"]
-            yield [case.name.replace("_", " "), str(seed), str(trained_epochs(epoch)), f"{seconds / 60:.0f}"] + [
+            yield [case.title, str(seed), str(trained_epochs(epoch)), f"{seconds / 60:.0f}"] + [
                 f"{seconds / trained_epochs(epoch):.0f}", *(str(machine[name]) for name in ("device", "threads", "torch"))
             ]  # fmt: skip
 
