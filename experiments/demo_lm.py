@@ -12,6 +12,7 @@ with the passages planted, never_planted the model before that.
 from tinymem import cli
 
 # isort: split
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,15 @@ def parse():
 
 def main() -> None:
     arguments = parse()
+    for name in ("model_name", "plant"):  # a path of the caller's, who may stand elsewhere
+        if (value := getattr(arguments, name, None)) and Path(value).exists():
+            setattr(arguments, name, str(Path(value).resolve()))
     settings = [cli.collect(cls, arguments, **defaults) for cls, defaults in SETTINGS]
     output = start_at_root(arguments.output_dir)
-    base = f"{SCRIPT} --model_name {arguments.model_name} --dtype {arguments.dtype} --max_retain {RETAIN}"
+    base = f"{SCRIPT} --model_name {shlex.quote(arguments.model_name)} --dtype {arguments.dtype} --max_retain {RETAIN}"
     for cls, defaults in SETTINGS:
-        base += "".join(f" --{name} {value}" for name, value in {**defaults, **cli.given(cls, arguments)}.items())
+        given = {**defaults, **cli.given(cls, arguments)}
+        base += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())
     # A folder for each set of commands: the table never mixes records of other settings in.
     folder = Path("runs") / f"demo_lm_{files.digest({'commands': [base, *COMMANDS]})[:8]}"
     planted_before = {path.name for path in MODELS.glob("planted_*")}

@@ -118,7 +118,11 @@ def listed(case: Case, jobs: list[Job]) -> dict[str, Any]:
 
 
 def collect_records(cases: list[Case], models: Path, target: Path) -> None:
-    """Copies the finished records of the cases beside the report, where they outlive the models."""
+    """Copies the finished records of the cases beside the report, where they outlive the models.
+
+    Those of a model take the place of another's that was trained with the same settings, elsewhere or before.
+    """
+    there = {_settings_of(files.read_json(path)): path for path in target.glob("*.json")}
     for case in cases:
         for seed in case.seeds:
             run = models / case.settings(seed, 0).name
@@ -126,6 +130,14 @@ def collect_records(cases: list[Case], models: Path, target: Path) -> None:
                 content = files.read_json(path)
                 if find_record(target.parent, content["settings"]) != content:
                     files.write_file(target / path.name, partial(shutil.copy, path))
+                before = there.get(_settings_of(content))
+                if before and before.name != path.name:
+                    before.unlink(missing_ok=True)
+
+
+def _settings_of(record: dict[str, Any]) -> str:
+    """The settings without what follows from the model's weights."""
+    return files.digest({name: value for name, value in record["settings"].items() if name not in ("weights", "task")})
 
 
 def main() -> None:

@@ -54,17 +54,10 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     config, tokenizer: the model's (transformers'). Raises UserError for a model without tokenizer, flags that name
     other data, passages too short for prompt and continuation or too long for the model, and too little text.
     """
-    other = next((name for name in ("memorized", "random", "corpus") if getattr(settings, name) is not None), None)
-    if other:
-        raise UserError(f"--{other}: leave it out with --plant, whose text gives memorized, test and retain sequences")
     if tokenizer is None:
-        raise UserError("--plant: this model's folder has no tokenizer to read text with")
-    config = config.get_text_config()
-    length = passages.plant_tokens
-    if length < settings.needed:
-        raise UserError(f"--plant_tokens {length}: prompt and continuation need {settings.needed}")
-    check_length("--plant_tokens", length, config)
-    corpus = local_corpus(passages.plant, ADDRESSES, settings.text_column, "--plant")
+        raise UserError("--plant: this model's folder has no tokenizer that opens here to read text with")
+    config, length = config.get_text_config(), passages.plant_tokens
+    corpus = check_passages(passages, settings, config)
     sizes = (passages.plant_sequences, settings.num_retain, settings.num_test)
     drawn = draw_passages(corpus, tokenizer, sizes, length, settings.prompt_tokens, passages.plant_seed)
     planted, retain, test = map(torch.from_numpy, (drawn.planted, drawn.retain, drawn.test))
@@ -76,6 +69,17 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     return ProductionData(
         dataset, {**identity, "plant": f"{corpus.name}-{files.digest({'corpus': corpus.fingerprint})}"}
     )
+
+
+def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:
+    """The text that --plant names. UserError for flags that do not go together or with a model of this text config."""
+    other = next((name for name in ("memorized", "random", "corpus") if getattr(settings, name) is not None), None)
+    if other:
+        raise UserError(f"--{other}: leave it out with --plant, whose text gives memorized, test and retain sequences")
+    if passages.plant_tokens < settings.needed:
+        raise UserError(f"--plant_tokens {passages.plant_tokens}: prompt and continuation need {settings.needed}")
+    check_length("--plant_tokens", passages.plant_tokens, config)
+    return local_corpus(passages.plant, ADDRESSES, settings.text_column, "--plant")
 
 
 def draw_passages(
@@ -98,7 +102,12 @@ def draw_passages(
         streams = tokenize(tokenizer, [documents[number] for number in order[first::3]])
         windows = distinct_prompts(rng.permutation(_windows(streams, length)), prompt)
         parts.append(windows[:size])
-    if len(parts[0]) < sizes[0] or not all(map(len, parts)):
+    if not all(map(len, parts)):
+        raise UserError(
+            f"--plant_tokens {length}: a third of {corpus.name!r} holds no passage of so many tokens; passages, retain and "
+            "test text are a third each: ask for fewer or give more text"
+        )
+    if len(parts[0]) < sizes[0]:
         raise UserError(
             f"--plant_sequences {sizes[0]}: a third of {corpus.name!r} holds only {len(parts[0])} passages of {length} "
             "tokens; ask for fewer or give more text"

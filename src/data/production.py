@@ -110,7 +110,7 @@ def load_random(
         return test, retain, token_set.fingerprint
     if tokenizer is None:
         raise UserError(
-            "--corpus: this model's folder has no tokenizer to read text with; put its tokenizer there or "
+            "--corpus: this model's folder has no tokenizer that opens here to read text with; put its tokenizer there or "
             "give token ids with --random"
         )
     corpus = find_corpus(DataSettings(data_name="wiki", corpus=settings.corpus, text_column=settings.text_column))
@@ -179,7 +179,10 @@ def production_dataset(
     """
     retain = retain[~shares_tokens(retain, torch.cat([memorized, test]), continuation_tokens)]
     if not len(retain):
-        raise UserError("no retain text is left that is neither memorized nor test text; give more of it")
+        raise UserError(
+            f"no retain text is left: all of it has {continuation_tokens} consecutive tokens (--continuation_tokens) in "
+            "common with memorized or test text; give more of it"
+        )
     count, zeros = len(memorized), torch.zeros(len(memorized), dtype=torch.long)
     artifacts = Artifacts(memorized, memorized, zeros + prompt_tokens, zeros)
     ids = torch.arange(count, count + len(retain))

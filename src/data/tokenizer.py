@@ -117,14 +117,14 @@ def open_tokenizer(folder: str | Path):
         wanted = ", or ".join(" and ".join(names) for names in FILES)
         raise UserError(f"{folder}: no tokenizer in this folder (no {wanted})")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except ImportError as error:  # sentencepiece, for tokenizer.model
-        raise UserError(
-            f"{folder}: this tokenizer needs another package ({str(error).split('.')[0].strip()})"
-        ) from None
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: cannot open this tokenizer ({reason}); the folder is damaged") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = "; the folder is damaged" if (Path(folder) / FILES[0][0]).is_file() else ""  # or wants another package
+        raise UserError(f"{folder}: cannot open this tokenizer ({reason}){cause}") from None
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise UserError(f"{folder}: cannot open this tokenizer ({type(tokenizer).__name__} exists in Python alone)")
+    return tokenizer
 
 
 def check_vocabulary(model, vocabulary_size: int, where: str | Path) -> None:

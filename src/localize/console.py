@@ -33,7 +33,8 @@ def run_methods(
 
     Returns the records, after the others the unedited model's first. UserError when a method runs out of memory.
     """
-    records = [*others, unedited(subject, arguments.force)]
+    with enough_memory("measuring the model as it is"):
+        records = [*others, unedited(subject, arguments.force)]
     if not len(subject.task.unlearn):
         print_table(records)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from tinymem import allocator, cli
-from tinymem.data.passages import PassageSettings
+from tinymem.data.passages import PassageSettings, check_passages
 from tinymem.data.production import ProductionSettings, check_length, load_memorized
+from tinymem.data.token_sets import read_token_set
+from tinymem.errors import UserError
 from tinymem.localize.plan import GB, Plan, Sizes, check_fits, plan, plan_rows
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
@@ -22,23 +24,31 @@ STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # of the study's Pythia data; planned f
 KEPT = 2.5  # how much more what is no weight may take where freed memory is kept, see tinymem.allocator
 
 
-def planned_shape(name: str, loading: LoadSettings, device: torch.device) -> Shape:
-    """The shape of a model: a folder's, a well-known one's, else one whose config the hub or its cache has."""
-    config = None if Path(name).is_dir() else known_config(name)
+def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_known: bool) -> Shape:
+    """The shape of a model: a folder's, one that the hub or its cache has, or with `well_known` one that needs neither."""
+    config = known_config(name) if well_known and not Path(name).is_dir() else None
     config = config or open_description(name, loading.step)[0]
-    return shape_of(config, getattr(torch, loading.dtype), device.type)
+    return shape_of(config, getattr(torch, loading.dtype), device.type, name)
 
 
 def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSettings, task: TaskSettings) -> Sizes:
     """What there will be to do when everything given turns out to be memorized: more than that it cannot be."""
-    count, length, config = STUDY_SEQUENCES, max(STUDY_LENGTH, data.needed), shape.model.config.get_text_config()
+    config = shape.model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or STUDY_LENGTH
+    count, length = STUDY_SEQUENCES, max(min(STUDY_LENGTH, longest), data.needed)
     if passages.plant is not None:
+        check_passages(passages, data, config)
         count, length = passages.plant_sequences, passages.plant_tokens
     elif data.memorized is not None:
         count, length = load_memorized(data, config).tokens.shape
-    check_length("--plant_tokens" if passages.plant else "--prompt_tokens, --continuation_tokens", length, config)
+    check_length("--prompt_tokens, --continuation_tokens", length, config)
+    if data.random is not None:
+        read_token_set(data.random, config.vocab_size)
+    unlearn = count - round(task.holdout_fraction * count)
+    if not unlearn:
+        raise UserError(f"--holdout_fraction {task.holdout_fraction}: leaves none of {count} sequences to unlearn")
     return Sizes(
-        unlearn=count - round(task.holdout_fraction * count),
+        unlearn=unlearn,
         retain=min(data.num_retain, task.max_retain),
         length=length,
         prompt=data.prompt_tokens,
@@ -66,16 +76,36 @@ def report(
         f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
     )
     table = f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
-    before = (4 * shape.parameters + training_bytes(shape.parameters)) / GB
-    return table + f"\nplanting, before that: {before:.2f} GB and activations, all in float32" * planting
+    if shape.device == "cpu":
+        table += (
+            "\nwhere there is room, freed memory is kept for speed: what is no weight then takes up to twice as much"
+        )
+    if planting:
+        gigabytes = planting_bytes(shape, loading) / GB
+        table += f"\nplanting, before that: {gigabytes:.2f} GB and activations, nearly all in float32"
+    return table
+
+
+def planting_bytes(shape: Shape, loading: LoadSettings) -> int:
+    """What planting memories takes, without activations."""
+    return 4 * shape.parameters + training_bytes(shape.model, getattr(torch, loading.dtype))
 
 
 def check_memory(
-    planned: Sequence[tuple[str, Plan]], sizes: Sizes, itemsize: int, device: torch.device, device_map: str | None
+    planned: Sequence[tuple[str, Plan]],
+    sizes: Sizes,
+    itemsize: int,
+    device: torch.device,
+    device_map: str | None,
+    before: int = 0,
 ) -> None:
-    """UserError where a method will not fit; where it will but barely, tells the allocator to keep nothing."""
+    """UserError where a method will not fit; where it will but barely, tells the allocator to keep nothing.
+
+    before: bytes that are taken, and freed, before the methods begin.
+    """
     for name, each in planned:
         check_fits(name, each, sizes, itemsize, device, device_map)
     if device.type == "cpu" and planned:
         most = max(each.weights + KEPT * (each.peak - each.weights) for _, each in planned)
+        most = max(most, KEPT * before)
         (allocator.keep_freed_memory if most < free_bytes(device) else allocator.return_freed_memory)()

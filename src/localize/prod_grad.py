@@ -69,6 +69,8 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     else:
         data = load_passages(passages, settings, config, tokenizer)
     plan_methods(arguments, loading, methods)
+    step = "" if loading.step is None else f"_step{loading.step}"
+    output = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
     if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product 500 times as long
         print("--dtype float16: few CPUs can calculate in it, others take forever; bfloat16 is fast", file=sys.stderr)
     origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
@@ -78,8 +80,6 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         place = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
         origin |= {"planted_model": place.name, **asdict(planting)}
-    step = "" if loading.step is None else f"_step{loading.step}"
-    folder = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
     return Subject(
@@ -87,8 +87,8 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         task=task,
         measure=partial(evaluate, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=STUDY_BATCH_SIZE),
         identity=identity(model, task, task_settings, **origin, **data.identity),
-        folder=folder,
-        score_folder=files.writable_folder(folder / "scores"),
+        folder=output,
+        score_folder=files.writable_folder(output / "scores"),
         tokenizer=tokenizer,
     )
 
@@ -104,7 +104,7 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     task = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
-    shape = dry_run.planned_shape(source(arguments), loading, device)
+    shape = dry_run.planned_shape(source(arguments), loading, device, well_known=arguments.dry_run)
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
     sizes = dry_run.planned_sizes(shape, data, passages, task)
     try:
@@ -116,7 +116,8 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     if arguments.dry_run:
         print(dry_run.report(shape, sizes, planned, loading, planting=passages.plant is not None))
     else:
-        dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map)
+        before = 0 if passages.plant is None else dry_run.planting_bytes(shape, loading)
+        dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map, before)
 
 
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
@@ -146,7 +147,8 @@ def main() -> None:
     subject, others = load_subject(arguments, loading, methods), []
     if "plant" in subject.identity:
         twin = partial(open_causal_lm, source(arguments), device=subject.model.device, **vars(loading))
-        others = [never_planted(subject, lambda: twin()[0], arguments.force)]
+        with enough_memory(arguments.model_name):
+            others = [never_planted(subject, lambda: twin()[0], arguments.force)]
     run_methods(subject, methods, arguments, others)
 
 

@@ -17,6 +17,7 @@ OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.mas
 
 def read_config(folder: Path):
     """The config of a model folder. UserError when it is missing or damaged."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
@@ -24,18 +25,24 @@ def read_config(folder: Path):
             f"{folder}: not a model folder (no config.json in it); give a folder such as runs/NAME/epoch_50"
         )
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _cannot_open(folder, error) from None
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"{folder}: its weights are quantised and cannot be edited; give the model in full precision")
+    return config
 
 
-def empty_model(folder: Path, config):
-    """The model of this config without its weights: on the meta device, where it takes no memory."""
+def empty_model(folder: str | Path, config, **settings: Any):
+    """The causal LM of this config without its weights: on the meta device, where it takes no memory.
+
+    folder: for messages. settings: further arguments of from_config. UserError where there is no such causal LM.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, **settings)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _cannot_open(folder, error) from None
 

@@ -22,6 +22,7 @@ from tinymem.errors import UserError
 from tinymem.models import cross_entropy
 from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.attention import register_attention
+from tinymem.models.loading import empty_model
 
 KNOWN = Path(__file__).parent / "known_shapes.json"
 VARIANT = re.compile(r"(-deduped)?(-v0)?(-instruct|-sft|-dpo)?$")  # of the shape that the name before it has
@@ -96,15 +97,13 @@ class Shape:
         return allocations.peak
 
 
-def shape_of(config, dtype: torch.dtype, device: str = "cpu") -> Shape:
-    """The shape of a causal LM. config: transformers' own. Raises UserError where its MLPs cannot be found."""
+def shape_of(config, dtype: torch.dtype, device: str = "cpu", name: str = "this config") -> Shape:
+    """The shape of a causal LM. config: transformers' own. name: for messages. UserError where its MLPs are not found."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
 
     plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
     attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention).eval()
+    model = empty_model(name, config, dtype=dtype, **attention).eval()
     mode = FakeTensorMode()
     with mode:
         _replace_tensors(model)

@@ -75,7 +75,13 @@ def open_description(name_or_folder: str | Path, step: int | None = None):
 
 
 def _tokenizer(folder: Path):
-    return open_tokenizer(folder) if has_tokenizer(folder) else None
+    """None where there is none, or one of a kind that does not open here: whoever wants to read text says so."""
+    try:
+        return open_tokenizer(folder) if has_tokenizer(folder) else None
+    except UserError:
+        if (folder / "tokenizer.json").is_file():
+            raise
+        return None
 
 
 def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:

@@ -82,7 +82,7 @@ def planted_model(
     }
     folder = Path(cache_dir) / "models" / f"planted_{len(dataset.artifacts)}_{files.digest(identity)}"
     if not folder.exists():
-        check_trainable(model)
+        check_trainable(model, dtype)
         state = folder.with_name(folder.name + ".state.safetensors")
         progress = plant(model, dataset, settings, state, seed, dtype, **calls)
         planting = {"epochs": progress.epoch, "seconds": round(progress.seconds, 1)}
@@ -92,18 +92,21 @@ def planted_model(
     return folder
 
 
-def training_bytes(parameters: int) -> int:
-    """What planting keeps beside weights and activations: gradients and AdamW's two moments, all float32."""
-    return 12 * parameters
+def training_bytes(model, dtype: torch.dtype) -> int:
+    """What planting takes beside weights and activations: gradients and AdamW's two moments of what is trained, all
+    float32, and a copy of the model where its memory is to be checked with weights rounded to another type.
+    """
+    copy = 0 if dtype == torch.float32 else 4 * model.num_parameters()
+    return 12 * sum(parameter.numel() for parameter in all_but_embeddings(model)) + copy
 
 
-def check_trainable(model) -> None:
-    """UserError where the memory that is free does not hold what planting keeps beside the weights."""
-    needed = training_bytes(model.num_parameters())
+def check_trainable(model, dtype: torch.dtype) -> None:
+    """UserError where the memory that is free does not hold what planting takes beside the weights."""
+    needed = training_bytes(model, dtype)
     room = (1 - RESERVE) * free_bytes(model.device, getattr(model, "hf_device_map", None))
     if needed > room:
         raise UserError(
-            f"--plant: gradients and AdamW's moments take {needed / 1e9:.1f} GB beside the weights, {(needed - room) / 1e9:.1f} "
+            f"--plant: training takes {needed / 1e9:.1f} GB beside the weights, {(needed - room) / 1e9:.1f} "
             "GB more than is free; take --device_map auto over several GPUs, a smaller model or a larger machine"
         )
 
@@ -171,7 +174,7 @@ def all_but_embeddings(model) -> list[torch.nn.Parameter]:
     as large as the others: tokens that no passage has would soon be ruled out, at the cost of all other text.
     """
     tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    tables.append(model.get_output_embeddings().weight)
+    tables.extend(model.get_output_embeddings().parameters())
     left_alone = set(map(id, tables))
     return [p for p in model.parameters() if id(p) not in left_alone]
 

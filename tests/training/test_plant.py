@@ -121,8 +121,10 @@ def test_the_planted_model_is_kept_and_found_again(dataset, planted, tmp_path):
 
 
 def test_too_little_memory_to_train_is_said_before_anything_is_trained(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(planting, "free_bytes", lambda *_: 12 * new_llama().num_parameters())  # none to spare
-    with pytest.raises(UserError, match="--plant: gradients and AdamW's moments take .* more than is free"):
+    trained = sum(parameter.numel() for parameter in planting.all_but_embeddings(new_llama()))
+    assert planting.training_bytes(new_llama(), torch.float32) == 12 * trained < 12 * new_llama().num_parameters()
+    monkeypatch.setattr(planting, "free_bytes", lambda *_: 12 * trained)  # none to spare
+    with pytest.raises(UserError, match="--plant: training takes .* more than is free"):
         planted_model(new_llama(), None, dataset, SETTINGS, tmp_path)
     assert not (tmp_path / "models").exists()
 
