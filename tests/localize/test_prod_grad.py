@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import in_process, script
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, T5Config
 
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.data.tokenizer import train_tokenizer
@@ -143,16 +143,30 @@ def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, cap
         (["--step", 36000], "no step36000 in the folder"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
         (["--greedy_k", 3], "activations has no such hyper-parameter; greedy has"),
+        (["--model_name", "{place}/translator"], "cannot open this model"),
+        (["--model_name", "{place}/quantised"], "its weights are quantised"),
+        (["--plant", "{place}/corpus.jsonl", "--plant_tokens", 18], "--memorized: leave it out with --plant"),
+        (["--holdout_fraction", 0.999], "leaves none of"),
+        (["--random", "{place}/none.pt"], "none.pt: no such file"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(place, change, message, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_bad_input_is_one_line_and_exit_2(place, dry_run, change, message, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tinymem.models.production.hub_reachable", lambda: False)
     torch.save(torch.full((4, 20), VOCABULARY), place / "past.pt")
     torch.save(torch.zeros(4, 17, dtype=torch.int64), place / "short.pt")
     torch.save(torch.zeros(4, 65, dtype=torch.int64), place / "long.pt")
     (place / "damaged.safetensors").write_bytes(b"\x00" * 40)
     shutil.copytree(place / "model", place / "bare", ignore=shutil.ignore_patterns("tokenizer*"), dirs_exist_ok=True)
+    T5Config(num_layers=1, d_model=8, d_kv=4, d_ff=8, num_heads=2, vocab_size=VOCABULARY).save_pretrained(place / "translator")
+    shutil.copytree(place / "model", place / "quantised", dirs_exist_ok=True)
+    config = json.loads((place / "quantised" / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (place / "quantised" / "config.json").write_text(json.dumps(quantised))
+    if dry_run and message == "has no tokenizer":
+        pytest.skip("a plan reads no text")
     command = words(place, "--localization_method", "activations", "--output_dir", tmp_path / "out")
+    command += ["--dry_run"] * dry_run
     given = [str(word).format(place=place) for word in change]
     if "--corpus" in given:
         at = command.index("--random")
