@@ -117,8 +117,8 @@ UNLEARNING: dict[str, Grid] = {
     "greedy": {"ratio": (0.01, 0.05), "greedy_k": (10,)},  # ten weights a step: one alone would take ten times as long
     "durable": {"ratio": _WEIGHTS},
     "durable_agg": {"ratio": _WEIGHTS},
-    "obs": {"ratio": _WEIGHTS},
-    "subnet": {"ratio": (0.3, 0.05), "epochs": (10,)},
+    "obs": {"ratio": (0.001, 0.01, 0.02, 0.03, 0.05, 0.1)},
+    "subnet": {"ratio": (0.3, 0.1, 0.05), "epochs": (1, 10)},
     "balanced_subnet": {"ratio": (0.3, 0.05), "epochs": (10,)},
 }
 # The same path from planting to report within a minute; nothing is published from it.

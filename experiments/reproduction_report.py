@@ -65,7 +65,7 @@ class Comparison:
         return sum(self.ours.by_seed[seed] - self.published.by_seed[seed] for seed in common) / len(common)
 
     def cells(self) -> list[str]:
-        difference = "-" if self.difference is None else f"{self.difference:+.{self.digits}f}"
+        difference = "-" if self.difference is None else f"{round(self.difference, self.digits) + 0.0:+.{self.digits}f}"
         seeds = " ".join(map(str, self.ours.by_seed))
         numbers = (self.published.text(self.digits), self.ours.text(self.digits))
         return [self.label, str(self.epoch), self.measure, *numbers, difference, seeds]
