@@ -8,6 +8,8 @@ sequence's value. So triggers are left out whose window happens to hold nothing 
 published percentages are of the others. The library counts all; this script exists to compare with published numbers.
 """
 
+from __future__ import annotations
+
 from tinymem import cli
 
 # isort: split

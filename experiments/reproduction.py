@@ -112,13 +112,13 @@ UNLEARNING: dict[str, Grid] = {
     "zero_out": {"ratio": _NEURONS},
     "activations": {"ratio": _NEURONS},
     "integrated_gradients": {"ratio": _NEURONS},
-    "slimming": {"ratio": _NEURONS, "epochs": (1,)},
+    "slimming": {"ratio": _NEURONS, "epochs": (1, 20)},
     "hard_concrete": {"ratio": _NEURONS, "epochs": (20,)},
     "greedy": {"ratio": (0.01, 0.05), "greedy_k": (10,)},  # ten weights a step: one alone would take ten times as long
     "durable": {"ratio": _WEIGHTS},
     "durable_agg": {"ratio": _WEIGHTS},
-    "obs": {"ratio": (0.001, 0.01, 0.02, 0.03, 0.05, 0.1)},
-    "subnet": {"ratio": (0.3, 0.1, 0.05), "epochs": (1, 10)},
+    "obs": {"ratio": (0.001, 0.01, 0.02, 0.025, 0.03, 0.05, 0.1)},
+    "subnet": {"ratio": (0.3, 0.1, 0.05), "epochs": (1, 2, 3, 10)},
     "balanced_subnet": {"ratio": (0.3, 0.05), "epochs": (10,)},
 }
 # The same path from planting to report within a minute; nothing is published from it.

@@ -158,7 +158,9 @@ def test_bad_input_is_one_line_and_exit_2(place, dry_run, change, message, tmp_p
     torch.save(torch.zeros(4, 65, dtype=torch.int64), place / "long.pt")
     (place / "damaged.safetensors").write_bytes(b"\x00" * 40)
     shutil.copytree(place / "model", place / "bare", ignore=shutil.ignore_patterns("tokenizer*"), dirs_exist_ok=True)
-    T5Config(num_layers=1, d_model=8, d_kv=4, d_ff=8, num_heads=2, vocab_size=VOCABULARY).save_pretrained(place / "translator")
+    T5Config(num_layers=1, d_model=8, d_kv=4, d_ff=8, num_heads=2, vocab_size=VOCABULARY).save_pretrained(
+        place / "translator"
+    )
     shutil.copytree(place / "model", place / "quantised", dirs_exist_ok=True)
     config = json.loads((place / "quantised" / "config.json").read_text())
     quantised = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}
