@@ -119,7 +119,10 @@ UNLEARNING: dict[str, Grid] = {
     "durable_agg": {"ratio": _WEIGHTS},
     "obs": {"ratio": (0.001, 0.01, 0.02, 0.025, 0.03, 0.05, 0.1)},
     "subnet": {"ratio": (0.3, 0.1, 0.05), "epochs": (1, 2, 3, 10)},
-    "balanced_subnet": {"ratio": (0.3, 0.05), "epochs": (10,)},
+    "balanced_subnet": {
+        "ratio": (0.3,),
+        "rest": ({"epochs": 10}, {"epochs": 3, "unlearn_loss_cap": 3.0}, {"epochs": 10, "unlearn_loss_cap": 3.0}),
+    },
 }
 # The same path from planting to report within a minute; nothing is published from it.
 SMALL_CASES = (Case("backdoor", "increment", 2, (0,), (0, 8), unlearned=8, changed=SMALL[1].grid["rest"][0]),)

@@ -19,6 +19,7 @@ from tinymem.records.record import find_record
 from tinymem.records.table import load_records, named_records
 
 DIFFERENCES = "DIFFERENCES.md"  # written by hand, beside the records; becomes a part of the report
+SHOWN = ("epochs", "unlearn_loss_cap")  # hyper-parameters that are shown beside the ratio
 NAMES = {"Second-Order (OBS)": "obs", "BalancedSubnet": "balanced_subnet"}  # published names that are not ours
 
 
@@ -92,14 +93,14 @@ class Unlearned:
 
     def cells(self) -> list[str]:
         published = self.published
-        settings = {**self.ours.hyper_parameters}
+        settings = self.ours.hyper_parameters
         difference = self.memorized().mean - published["memorized"]
         return [
             self.method,
             f"{published['ratio']:g} %",
             f"{published['memorized']:.1f}",
             f"{published['lost']:.2f}",
-            f"{100 * settings['ratio']:g} %",
+            f"{100 * settings['ratio']:g} %" + "".join(f", {n} {settings[n]:g}" for n in SHOWN if settings.get(n)),
             self.memorized().text(1),
             self.lost().text(2),
             f"{difference:+.1f}",
@@ -197,7 +198,7 @@ def best(rivals: Sequence[Configuration], published: Mapping[str, float]) -> Con
 
 
 TRAINING_HEAD = ("model", "epoch", "measure", "published", "ours", "difference", "our seeds")
-UNLEARNING_HEAD = ("method", "published ratio", "memorized %", "accuracy lost", "our ratio", "memorized %")
+UNLEARNING_HEAD = ("method", "published ratio", "memorized %", "accuracy lost", "our setting", "memorized %")
 UNLEARNING_HEAD += ("accuracy lost", "difference", "as good", "seconds")
 TIME_HEAD = ("model", "seed", "epochs", "minutes", "seconds an epoch", "device", "threads", "torch")
 
