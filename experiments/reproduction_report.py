@@ -16,7 +16,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.plots import Panel, plot_side_by_side
 from tinymem.records.choose import Configuration, configurations, unlearning_runs
 from tinymem.records.record import find_record
-from tinymem.records.table import load_records, named_records
+from tinymem.records.table import load_records, markdown, named_records
 
 DIFFERENCES = "DIFFERENCES.md"  # written by hand, beside the records; becomes a part of the report
 SHOWN = ("epochs", "unlearn_loss_cap")  # hyper-parameters that are shown beside the ratio
@@ -81,10 +81,10 @@ class Unlearned:
     ours: Configuration
 
     def memorized(self) -> Spread:
-        return over_seeds(self.ours, lambda run: run.row["percent_memorized_test"])
+        return over_seeds(self.ours, "percent_memorized_test")
 
     def lost(self) -> Spread:
-        return over_seeds(self.ours, lambda run: 100 * accuracy_lost(run))
+        return over_seeds(self.ours, "change_accuracy", -100.0)
 
     @property
     def as_good(self) -> bool:
@@ -105,22 +105,17 @@ class Unlearned:
             self.lost().text(2),
             f"{difference:+.1f}",
             "yes" if self.as_good else "**no**",
-            f"{over_seeds(self.ours, lambda run: run.row['seconds']).mean:.0f}",
+            f"{self.ours.mean('seconds'):.0f}",
         ]
 
 
-def over_seeds(configuration: Configuration, value) -> Spread:
-    return Spread({run.row["seed"]: value(run) for run in configuration.runs})
-
-
-def accuracy_lost(run) -> float:
-    return run.before["mean_test_accuracy"] - run.row["mean_test_accuracy"]
+def over_seeds(configuration: Configuration, name: str, factor: float = 1.0) -> Spread:
+    return Spread({run.row["seed"]: factor * run.row[name] for run in configuration.runs})
 
 
 def at_least_as_good(configuration: Configuration, published: Mapping[str, float]) -> bool:
-    memorized = over_seeds(configuration, lambda run: run.row["percent_memorized_test"]).mean
-    lost = over_seeds(configuration, accuracy_lost).mean
-    return memorized <= published["memorized"] and 100 * lost <= published["lost"]
+    memorized, change = configuration.mean("percent_memorized_test"), configuration.mean("change_accuracy")
+    return memorized <= published["memorized"] and -100 * change <= published["lost"]
 
 
 def compare_training(case: Case, folder: Path) -> list[Comparison]:
@@ -189,9 +184,8 @@ def best(rivals: Sequence[Configuration], published: Mapping[str, float]) -> Con
         return len({run.row["seed"] for run in rival.runs})
 
     def rank(rival: Configuration) -> tuple:
-        lost = over_seeds(rival, accuracy_lost).mean
-        memorized = over_seeds(rival, lambda run: run.row["percent_memorized_test"]).mean
-        return not at_least_as_good(rival, published), memorized / 100 + lost
+        trade = rival.mean("percent_memorized_test") / 100 - rival.mean("change_accuracy")
+        return not at_least_as_good(rival, published), trade
 
     most = max(map(seeds, rivals))
     return min((rival for rival in rivals if seeds(rival) == most), key=rank)
@@ -232,8 +226,8 @@ def write_report(cases: Iterable[Case], results: Path) -> None:
             f"## Unlearning: {case.title}, epoch {case.unlearned}",
             "The published best ratio and ours. Memorized: of the test triggers. Accuracy lost: points of percent against "
             "the own unedited model. As good: memorization no higher at no more accuracy lost; published memorization is of the "
-            "triggers that the study's code counts, ours of all. The other settings are "
-            "the published ones ([reproduction.py](../experiments/reproduction.py)).",
+            "triggers that the study's code counts, ours of all. What was tried stands in "
+            "[reproduction.py](../experiments/reproduction.py); the loss cap is an addition of ours.",
             markdown(UNLEARNING_HEAD, (row.cells() for row in rows)),
         ]
     differences = folder / DIFFERENCES
@@ -272,8 +266,3 @@ def times(cases: Iterable[Case], folder: Path) -> Iterable[list[str]]:
             yield [case.title, str(seed), str(trained_epochs(epoch)), f"{seconds / 60:.0f}"] + [
                 f"{seconds / trained_epochs(epoch):.0f}", *(str(machine[name]) for name in ("device", "threads", "torch"))
             ]  # fmt: skip
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))

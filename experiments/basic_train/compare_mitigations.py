@@ -31,7 +31,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.models.tinymem import ModelSettings
 from tinymem.records.finder import rows_with
 from tinymem.records.record import environment, find_record
-from tinymem.records.table import best_per_method, flat_row, load_records, trade_off, write_csv
+from tinymem.records.table import best_per_method, flat_row, load_records, markdown, trade_off, write_csv
 from tinymem.training.finetune import FT_DATA
 from tinymem.training.settings import RunSettings, TrainingSettings
 
@@ -134,8 +134,7 @@ def write_results(study: Study, rows: list[dict[str, Any]], seconds: float) -> N
     """table.csv, table.md, figure.png, figure.pdf, summary.json."""
     output, shown = study.output_dir, list(map(readable, rows))
     write_csv(output / "table.csv", rows)
-    lines = [list(shown[0]), ["---"] * len(shown[0]), *(list(row.values()) for row in shown)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown(list(shown[0]), (row.values() for row in shown))
     text = f"# {TITLE}\n\nMade by `{shlex.join(['python', *sys.argv])}`.\n\n{table}\n\n{NOTES}"
     files.write_file(output / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     plots.plot_mitigations(rows, output / "figure")

@@ -82,13 +82,14 @@ def encode(values: np.ndarray, context: int) -> np.ndarray:
         distinct, which = np.arange(top + 1), values
     else:  # too many for one line each
         distinct, which = np.unique(values, return_inverse=True)
+        which = which.reshape(values.shape)
     written, widths = _written(distinct)
-    widths = widths[which.reshape(values.shape)]
+    widths = widths[which]
     ends = widths.sum(1)  # position of the last separator of each row; BOS is at 0
     needed = int(ends.max(initial=0)) + 1
     if needed > context:
         raise UserError(f"--max_ctx {context}: too short for these sequences, which need {needed}")
-    text = written[which.reshape(values.shape)][np.arange(written.shape[1]) < widths[..., None]]  # all rows, end to end
+    text = written[which][np.arange(written.shape[1]) < widths[..., None]]  # all rows, end to end
     text[np.cumsum(ends) - 1] = EOS
     tokens = np.full((len(values), context), PAD, dtype=np.uint8)
     tokens[:, 0] = BOS

@@ -168,6 +168,11 @@ def write_parquet(path: str | Path, rows: Rows, columns: Sequence[str] | None = 
     return files.write_file(path, lambda temporary: parquet.write_table(table, temporary))
 
 
+def markdown(head: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
+    """A Markdown table: its head and the cells of each line, as text."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+
+
 def _columns(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 

@@ -61,7 +61,12 @@ def test_a_difference_is_that_of_the_common_seeds():
 def configuration(ratio: float, memorized: list[float], accuracy: list[float]) -> Configuration:
     before = {"mean_test_accuracy": 0.97, "percent_memorized_test": 100.0}
     runs = [
-        Run({"seed": seed, "percent_memorized_test": m, "mean_test_accuracy": a}, before, {}, {"ratio": ratio})
+        Run(
+            {"seed": seed, "percent_memorized_test": m, "change_accuracy": a - before["mean_test_accuracy"]},
+            before,
+            {},
+            {"ratio": ratio},
+        )
         for seed, (m, a) in enumerate(zip(memorized, accuracy))
     ]
     return Configuration(runs)
