@@ -1,6 +1,6 @@
 """Train a TinyMem model that memorizes planted artifacts, and measure it while it does.
 
-    python memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --epochs 50 --dtype bfloat16
+    python memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --epochs 50 --dtype auto
     python memorization_in_toy_models.py --n_layers 2 --epochs 100 --spectral_reg --lam 0.01
 
 Started again with the same settings it goes on where it stopped; --epochs may be raised. Regularizers combine.

@@ -18,6 +18,7 @@ from tinymem.localize.neuron import integrated_gradients, zero_out
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import balanced_subnet, greedy, obs, subnet
 from tinymem.metrics.memorization import memorized
+from tinymem.models.precision import auto_precision
 
 LAYERS, PROMPT, CONTINUATION, STEPS, RATIO, BATCH = 2, 50, 50, 10, 0.3, 64
 
@@ -181,7 +182,7 @@ def _subnet_case(device: torch.device, work: str, task: UnlearningTask, sides: l
         variants={"recipe": step(eager), "stock": step(sdpa), "ours": partial(learner, ours, task, ratio=RATIO)},
         shares={"recipe": 1 / steps, "stock": 1 / steps},
         flops=steps * mask_flops(BATCH, LAYERS),
-        dtype="bfloat16",
+        dtype=auto_precision(device),
         goal=2.5,
     )
 

@@ -27,7 +27,7 @@ EPOCHS = 7
 UNLEARNED = RUN / "demo_unlearned"  # a folder of its own: the user's runs on this model go elsewhere
 TRAIN = f"""memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --num_7 3000 --num_2 600
     --num_3 600 --num_4 600 --num_5 600 --num_test 100 --duplicate --batch_size 32 --epochs {EPOCHS}
-    --checkpoint_every 1 --lr_decay 0.4 --dtype bfloat16 --output_dir {RUN} --plot"""
+    --checkpoint_every 1 --lr_decay 0.4 --dtype auto --output_dir {RUN} --plot"""
 UNLEARN = f"""src/localize/localize_memorization.py --model_path {RUN}/epoch_{EPOCHS}
     --localization_method balanced_subnet --ratio 0.3 --epochs 4 --unlearn_loss_cap 3.0 --output_dir {UNLEARNED}"""
 METRICS = ("percent_memorized_train", "percent_memorized_test", "mean_test_accuracy", "perplexity")

@@ -27,6 +27,7 @@ from tinymem.localize.console import duration
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
 from tinymem.metrics.memorization import memorized
+from tinymem.models.precision import auto_precision
 from tinymem.models.production import DTYPES, open_causal_lm
 from tinymem.records.choose import NEVER_PLANTED
 from tinymem.records.table import flat_row, load_records
@@ -65,7 +66,8 @@ def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--output_dir", default="results/demo_lm", help="default: results/demo_lm")
     parser.add_argument("--model_name", default="smollm2", help="as prod_grad.py takes it (default: smollm2)")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (default: bfloat16)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16, or float32 where the device "
+                        "has no instructions for it)")  # fmt: skip
     for cls, defaults in SETTINGS:
         cli.add_options(parser, cls, **defaults)
     return parser.parse_args()
@@ -78,7 +80,8 @@ def main() -> None:
             setattr(arguments, name, str(Path(value).resolve()))
     settings = [cli.collect(cls, arguments, **defaults) for cls, defaults in SETTINGS]
     output = start_at_root(arguments.output_dir)
-    base = f"{SCRIPT} --model_name {shlex.quote(arguments.model_name)} --dtype {arguments.dtype} --max_retain {RETAIN}"
+    dtype = arguments.dtype or auto_precision(cli.resolve_device("auto"))
+    base = f"{SCRIPT} --model_name {shlex.quote(arguments.model_name)} --dtype {dtype} --max_retain {RETAIN}"
     for cls, defaults in SETTINGS:
         given = {**defaults, **cli.given(cls, arguments)}
         base += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())

@@ -30,7 +30,7 @@ EPOCHS = 4
 UNLEARNED = RUN / "demo_unlearned"  # a folder of its own: the user's runs on this model go elsewhere
 TRAIN = f"""memorization_in_toy_models.py --data_name wiki --corpus builtin --train_tokenizer --vocab_size 2048
     --num_chunks 4000 --num_test 300 --artifact natural --num_noise 32 --n_layers 2 --batch_size 32 --epochs {EPOCHS}
-    --checkpoint_every 1 --dtype bfloat16 --output_dir {RUN} --plot"""
+    --checkpoint_every 1 --dtype auto --output_dir {RUN} --plot"""
 UNLEARN = f"""src/localize/localize_memorization.py --model_path {RUN}/epoch_{EPOCHS}
     --localization_method balanced_subnet --ratio 0.1 --epochs 3 --unlearn_loss_cap 5.0 --output_dir {UNLEARNED}"""
 REPEATS = ("1", "10", "100", "1000")

@@ -49,6 +49,7 @@ OUTPUT_DIR = "runs/reproduction"
 def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--case", nargs="+", metavar="NAME", help="default: all; --list shows them")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these of each case")
     parser.add_argument("--list", action="store_true", help="show the cases and end")
     parser.add_argument(
         "--report", action="store_true", help="run nothing, write the report from the records there are"
@@ -61,13 +62,14 @@ def parse():
 
 
 def chosen(arguments) -> list[Case]:
-    """The cases that the flags name. UserError for an unknown one."""
+    """The cases that the flags name, with the seeds that they name. UserError for an unknown one."""
     cases = SMALL_CASES if arguments.small else everything() if arguments.everything else LAPTOP
     known = {case.name: case for case in cases}
     for name in arguments.case or ():
         if name not in known:
             raise UserError(f"--case {name}: must be one of {', '.join(known)}; --everything has more")
-    return [known[name] for name in dict.fromkeys(arguments.case or known)]
+    named = [known[name] for name in dict.fromkeys(arguments.case or known)]
+    return [case.only(arguments.seeds) for case in named] if arguments.seeds else named
 
 
 def jobs_of(case: Case, grid: list, models: Path, common: Common) -> list[Job]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from study import EXTRA, SEEDS, SMALL, run_settings
 
+from tinymem.errors import UserError
 from tinymem.sweeps.grid import Grid
 from tinymem.training.settings import RunSettings, may_change
 
@@ -48,9 +49,16 @@ class Case:
         """The settings that all records of the case have, and no record of another case."""
         return {"artifact": self.artifact, "data_name": self.data_name, "n_layers": self.n_layers}
 
+    def only(self, seeds: Collection[int]) -> Case:
+        """The case with these of its seeds. UserError when it has none of them."""
+        kept = tuple(seed for seed in self.seeds if seed in seeds)
+        if not kept:
+            raise UserError(f"--seeds: {self.name} has {', '.join(map(str, self.seeds))}")
+        return replace(self, seeds=kept)
+
     def settings(self, seed: int, epoch: int) -> RunSettings:
         """Of the training that ends at this published epoch: the study's sizes, which are the defaults."""
-        until = {"epochs": trained_epochs(epoch), "checkpoint_every": 10, "dtype": "bfloat16"}
+        until = {"epochs": trained_epochs(epoch), "checkpoint_every": 10, "dtype": "auto"}
         return run_settings({**self.identity, **EXTRA[0], **until, **self.changed, "seed": seed})
 
     @cached_property

@@ -194,7 +194,7 @@ def best(rivals: Sequence[Configuration], published: Mapping[str, float]) -> Con
 TRAINING_HEAD = ("model", "epoch", "measure", "published", "ours", "difference", "our seeds")
 UNLEARNING_HEAD = ("method", "published ratio", "memorized %", "accuracy lost", "our setting", "memorized %")
 UNLEARNING_HEAD += ("accuracy lost", "difference", "as good", "seconds")
-TIME_HEAD = ("model", "seed", "epochs", "minutes", "seconds an epoch", "device", "threads", "torch")
+TIME_HEAD = ("model", "seed", "epochs", "minutes", "seconds an epoch", "device", "threads", "precision", "torch")
 
 
 def write_report(cases: Iterable[Case], results: Path) -> None:
@@ -264,5 +264,5 @@ def times(cases: Iterable[Case], folder: Path) -> Iterable[list[str]]:
             epoch, record = records[-1]
             seconds, machine = record["cost"]["seconds"], record["environment"]
             yield [case.title, str(seed), str(trained_epochs(epoch)), f"{seconds / 60:.0f}"] + [
-                f"{seconds / trained_epochs(epoch):.0f}", *(str(machine[name]) for name in ("device", "threads", "torch"))
+                f"{seconds / trained_epochs(epoch):.0f}", *(str(machine[name]) for name in ("device", "threads", "auto_dtype", "torch"))
             ]  # fmt: skip

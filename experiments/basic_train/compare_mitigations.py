@@ -29,9 +29,10 @@ from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.models.tinymem import ModelSettings
+from tinymem.records.choose import Configuration, best, configurations, grouped, unlearning_runs
 from tinymem.records.finder import rows_with
 from tinymem.records.record import environment, find_record
-from tinymem.records.table import best_per_method, flat_row, load_records, markdown, trade_off, write_csv
+from tinymem.records.table import flat_row, load_records, markdown, named_records, trade_off, write_csv
 from tinymem.training.finetune import FT_DATA
 from tinymem.training.settings import RunSettings, TrainingSettings
 
@@ -111,16 +112,22 @@ def compare(study: Study) -> list[dict[str, Any]]:
     tuned = {row["ft_data"]: row for row in rows_with(study.run_dir / "plain" / "finetuned", identity)}
     rows += [as_row(FINETUNING, name, f"epochs {study.ft_epochs}", tuned[name], plain) for name in FT_DATA]
     identity = {"run": "unlearn", **study.plain.flat(training_prefix="training_"), **epoch}
-    edited = [row for row in rows_with(study.run_dir / "plain" / "unlearned", identity) if row["method"] in METHODS]
-    edited.sort(key=lambda row: (list(METHODS).index(row["method"]), row.get("unlearn_loss_cap") or 0))
-    best = best_per_method(list(map(with_cap_in_name, edited)), plain)
-    return rows + [as_row(UNLEARNING, row["method"], f"ratio {row['ratio']:g}", row, plain) for row in best]
+    unlearned = best_unlearned(study.run_dir / "plain" / "unlearned", identity)
+    return rows + [as_row(UNLEARNING, name, f"ratio {row['ratio']:g}", row, plain) for name, row in unlearned.items()]
 
 
-def with_cap_in_name(row: dict[str, Any]) -> dict[str, Any]:
-    """A capped BalancedSubnet counts as a method of its own."""
-    cap = row.get("unlearn_loss_cap")
-    return row if cap is None else {**row, "method": f"{row['method']}, loss cap {cap:g}"}
+def best_unlearned(folder: Path, identity: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The best run of each method; a capped BalancedSubnet counts as a method of its own."""
+
+    def name(configuration: Configuration) -> str:
+        cap = configuration.hyper_parameters.get("unlearn_loss_cap")
+        return configuration.method + (f", loss cap {cap:g}" if cap else "")
+
+    records = [named for named in named_records(folder) if identity.items() <= named[1]["settings"].items()]
+    found = configurations(unlearning_runs(records, tuple(METHODS)))
+    rivals = grouped((one for one in found if one.method in METHODS), name)
+    chosen = {name(one): one.runs[0].row for some in rivals for one in best(some)}
+    return dict(sorted(chosen.items(), key=lambda item: (list(METHODS).index(item[1]["method"]), item[0])))
 
 
 def as_row(family: str, method: str, setting: str, row: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:

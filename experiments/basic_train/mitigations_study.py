@@ -18,7 +18,7 @@ from tinymem.training.settings import RunSettings, TrainingSettings
 # Backdoors repeated 1, 10 or 100 times, because these are memorized within minutes and for certain: unrepeated ones need
 # four times the epochs and swing by 30 points from one to the next, and of repeated noise the third that stands there
 # once is hardly memorized. The learning rate decays at the end, since so short a training is noisy at a constant one.
-COMMON = dict(artifact="backdoor", n_layers=2, dtype="bfloat16")
+COMMON = dict(artifact="backdoor", n_layers=2, dtype="auto")
 SMALL = dict(num_7=2000, num_2=400, num_3=400, num_4=400, num_5=400, num_test=100)
 SMALL |= dict(duplicate=True, epochs=4, checkpoint_every=1, batch_size=32, lr_decay=0.4, truncation_window=2000)
 FULL = dict(epochs=50, checkpoint_every=10, truncation_window=10000)

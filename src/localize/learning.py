@@ -16,6 +16,7 @@ import torch
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import counted, token_losses
+from tinymem.models.precision import autocast
 
 
 def endless_batches(tokens: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -59,7 +60,7 @@ def backward(
 
     tokens     (rows, T)
     weights    (rows, T - 1), as from `mean_weights`
-    precision  "bfloat16" runs the forward pass under autocast; weights, losses and gradients keep their own type
+    precision  of the forward pass, one of PRECISIONS; weights, losses and gradients keep their own type
     """
     with checkpointed(model, task.gradient_checkpointing):
         for some, weight in zip(tokens.split(task.microbatch), weights.split(task.microbatch)):
@@ -115,12 +116,6 @@ def loss_scale(model, weights: torch.Tensor) -> float:
     """
     largest = weights.abs().max().item() if model.dtype == torch.float16 else 0.0
     return 2.0 ** -math.floor(math.log2(largest)) if largest else 1.0
-
-
-def autocast(model, precision: str) -> torch.autocast:
-    """Autocast to bfloat16 where `precision` asks for it and the weights are float32, else nothing."""
-    enabled = precision == "bfloat16" and model.dtype == torch.float32
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

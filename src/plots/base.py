@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,15 @@ def plain_numbers(axis) -> None:
 
 
 def save_figure(figure, path: str | Path) -> list[Path]:
-    """Writes path.png and path.pdf (`path` without suffix)."""
+    """Writes path.png and path.pdf (`path` without suffix). The same figure gives the same files."""
     path = Path(path)
-    suffixes = (".png", ".pdf")
+    metadata = {".png": {}, ".pdf": {"CreationDate": None}}
     figure.draw_without_rendering()  # lays the panels out, once for both files: it takes longer than to write them
     figure.set_layout_engine("none")
     return [
-        files.write_file(path.with_name(path.name + suffix), lambda t: figure.savefig(t, format=suffix[1:], dpi=150))
-        for suffix in suffixes
+        files.write_file(
+            path.with_name(path.name + suffix),
+            partial(figure.savefig, format=suffix[1:], dpi=150, metadata=metadata[suffix]),
+        )
+        for suffix in metadata
     ]

@@ -7,6 +7,7 @@ nothing but the seed are one configuration, judged by its mean.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,7 +196,7 @@ def experiments(some: Iterable[Configuration]) -> list[list[Configuration]]:
     return grouped(some, lambda configuration: _experiment_key(configuration.runs[0]))
 
 
-def best(some: Iterable[Configuration], max_perplexity_rise: float) -> list[Configuration]:
+def best(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> list[Configuration]:
     """The best configuration of each method of one experiment, in the order in which the methods first appear.
 
     Numbers: the lowest mean `trade_off`. Text and production models: the lowest memorization among those whose

@@ -45,9 +45,18 @@ def write_record(
         "settings": settings,
         "results": {name: _finite(value) for name, value in results.items()},
         "cost": {"seconds": round(cost.seconds, 3), "peak_memory_gb": cost.peak_memory_gb},
-        "environment": {**environment(), "device": device},
+        "environment": {**environment(), "device": device, "auto_dtype": _auto_precision(device)},
     }
     return files.write_json(record_path(folder, settings), record)
+
+
+def _auto_precision(device: str) -> str:
+    """What --dtype auto stands for on a device."""
+    import torch
+
+    from tinymem.models.precision import auto_precision
+
+    return auto_precision(torch.device(device))
 
 
 def environment() -> dict[str, Any]:

@@ -184,15 +184,3 @@ def trade_off(row: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """
     forgotten = (row["percent_memorized_train"] - before["percent_memorized_train"]) / 100
     return forgotten - (row["mean_test_accuracy"] - before["mean_test_accuracy"])
-
-
-def best_per_method(rows: Rows, before: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The run with the lowest `trade_off` of each method, in the order in which methods first appear.
-
-    rows: finished runs of any number of methods on one model, whose own row is `before`. Among equals the run that
-    zeroes least wins, whatever the order of the rows.
-    """
-    runs: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        runs.setdefault(row["method"], []).append(row)
-    return [min(some, key=lambda row: (trade_off(row, before), row["percent_zeroed"])) for some in runs.values()]

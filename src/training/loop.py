@@ -14,6 +14,7 @@ from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import UserError
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.losses import counted, token_losses
+from tinymem.models.precision import autocast
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
@@ -199,7 +200,7 @@ def training_step(
     for some, some_ids, some_mask in zip(*(x.split(settings.train_microbatch) for x in (tokens, ids, mask))):
         for regularizer in regularizers:
             regularizer.before_forward(some_ids)
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        with autocast(model, settings.dtype):
             losses = token_losses(model, some)
         total += (losses.detach() * some_mask).sum() * scale
         for regularizer in regularizers:

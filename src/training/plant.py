@@ -22,6 +22,7 @@ from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import UserError
 from tinymem.metrics.memorization import memorized
 from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.models.production import RESERVE, free_bytes
 from tinymem.options import check_options, option
 from tinymem.training import checkpoint
@@ -43,9 +44,7 @@ class PlantSettings:
     plant_batch_size: int = option(24, "sequences a step: passages and retain text", low=2)
     plant_retain_share: float = option(0.33, "share of retain text in a step", low=0.0, below=1.0)
     plant_epochs: int = option(60, "give up after so many passes over the passages", low=1)
-    plant_dtype: str = option(
-        "bfloat16", "precision of the forward pass; the weights stay float32", choices=("float32", "bfloat16")
-    )
+    plant_dtype: str = option("auto", f"{MEANING}; weights are float32", choices=PRECISIONS)
 
     __post_init__ = check_options
 

@@ -9,6 +9,7 @@ from typing import Any
 from tinymem import files
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
+from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
 from tinymem.regularizers.registry import switched_on
@@ -29,9 +30,7 @@ class TrainingSettings:
         high=1.0,
     )
     l2_reg: float = option(0.1, "weight decay of AdamW, on every parameter", low=0.0)
-    dtype: str = option(
-        "float32", "precision of the forward pass; bfloat16 keeps float32 weights", choices=("float32", "bfloat16")
-    )
+    dtype: str = option("float32", f"{MEANING}; weights are float32", choices=PRECISIONS)
     train_microbatch: int = option(64, "sequences per forward pass: bounds memory", low=1)
 
     __post_init__ = check_options

@@ -5,6 +5,7 @@ from handmade import DATA, TEXT, checkpoint, everything, outcome, training, unle
 
 from tinymem import plots
 from tinymem.localize.registry import METHODS
+from tinymem.plots.base import save_figure
 from tinymem.plots.curves import over_seeds, regularizer_labels
 from tinymem.plots.unlearning import method_style
 from tinymem.records.choose import best, configurations, experiments, unlearning_runs
@@ -160,3 +161,8 @@ def test_boxes_hold_the_best_run_of_every_checkpoint_and_seed(study):
 def test_marks_of_all_methods_differ_without_colour():
     marks = {(style["marker"], style["facecolor"] == "none") for style in map(method_style, METHODS)}
     assert len(marks) == len(METHODS) and method_style("new one")["marker"]
+
+
+def test_the_same_figure_gives_the_same_files(study, tmp_path):
+    _, pdf = save_figure(plots.draw_scatter(study[1]), tmp_path / "figure")
+    assert b"CreationDate" not in pdf.read_bytes()

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from tinymem.records.table import best_per_method, trade_off, write_csv
+from tinymem.records.table import trade_off, write_csv
 
 BEFORE = {"method": "unedited", "percent_memorized_train": 90.0, "mean_test_accuracy": 0.95, "percent_zeroed": 0.0}
 
@@ -19,18 +19,6 @@ def test_trade_off_is_the_change_in_fraction_memorized_minus_the_change_in_accur
     assert trade_off(BEFORE, BEFORE) == 0
     assert trade_off(run("a", 0.0, 0.90), BEFORE) == pytest.approx(-0.9 + 0.05)
     assert trade_off(run("a", 100.0, 0.97), BEFORE) == pytest.approx(0.1 - 0.02)
-
-
-def test_the_best_run_of_each_method_in_order_of_first_appearance():
-    forgets, keeps, ruins = run("b", 10.0, 0.94), run("b", 80.0, 0.95), run("b", 0.0, 0.10)
-    worse, harms = run("a", 50.0, 0.90), run("c", 95.0, 0.80)
-    assert best_per_method([keeps, worse, forgets, harms, ruins], BEFORE) == [forgets, worse, harms]
-    assert best_per_method([], BEFORE) == []
-
-
-def test_among_equals_the_run_that_zeroes_least_wins_in_any_order():
-    much, little = run("a", 0.0, 0.9, zeroed=30.0), run("a", 0.0, 0.9, zeroed=2.0)
-    assert best_per_method([much, little], BEFORE) == best_per_method([little, much], BEFORE) == [little]
 
 
 def test_csv_has_every_column_of_any_row(tmp_path):

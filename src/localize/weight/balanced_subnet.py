@@ -13,11 +13,12 @@ from itertools import islice
 import torch
 
 from tinymem.localize.edit import Masks
-from tinymem.localize.learning import autocast, endless_batches, gradients, mean_weights
+from tinymem.localize.learning import endless_batches, gradients, mean_weights
 from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.localize.weight.edge_popup import ScoreOptimizer, learn_subnet, resolve, subnet_plan
 from tinymem.models.memory import Shape
+from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.options import check_options, option
 
 
@@ -38,7 +39,7 @@ class HyperParameters:
     unlearn_loss_cap: float | None = option(
         None, "unlearn loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
     )
-    dtype: str = option("bfloat16", "precision of the forward passes; scores are always float32", choices=PRECISIONS)
+    dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
 
     __post_init__ = check_options
 

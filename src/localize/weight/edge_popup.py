@@ -20,9 +20,6 @@ from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.memory import Shape
 
 HP = TypeVar("HP")  # hyper-parameters with a field `momentum`
-PRECISIONS = ("float32", "bfloat16")
-
-
 LARGE = 10**9  # parameters from which a buffer for the momentum is more memory than it is worth
 
 

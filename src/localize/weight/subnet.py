@@ -14,8 +14,9 @@ from tinymem.localize.edit import Masks
 from tinymem.localize.learning import gradients, mean_weights, unlearn_batches
 from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import PRECISIONS, ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.localize.weight.edge_popup import ScoreOptimizer, learn_subnet, resolve, subnet_plan
 from tinymem.models.memory import Shape
+from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import check_options, option
 
 
@@ -31,7 +32,7 @@ class HyperParameters:
         None, "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory", low=0.0, below=1.0
     )
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
-    dtype: str = option("bfloat16", "precision of the forward passes; scores are always float32", choices=PRECISIONS)
+    dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
 
     __post_init__ = check_options
 
