@@ -121,16 +121,16 @@ UNLEARNING: dict[str, Grid] = {
     "zero_out": {"ratio": _NEURONS},
     "activations": {"ratio": _NEURONS},
     "integrated_gradients": {"ratio": _NEURONS},
-    "slimming": {"ratio": _NEURONS, "epochs": (1, 20)},
+    "slimming": {"ratio": (0.01, 0.02, 0.03, 0.05, 0.1), "epochs": (1,)},  # it stops after ten steps in any case
     "hard_concrete": {"ratio": _NEURONS, "epochs": (20,)},
-    "greedy": {"ratio": (0.01, 0.05), "greedy_k": (10,)},  # ten weights a step: one alone would take ten times as long
+    "greedy": {"ratio": (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05), "greedy_k": (10,)},  # one a step takes hours
     "durable": {"ratio": _WEIGHTS},
     "durable_agg": {"ratio": _WEIGHTS},
-    "obs": {"ratio": (0.001, 0.01, 0.02, 0.025, 0.03, 0.05, 0.1)},
-    "subnet": {"ratio": (0.3, 0.1, 0.05), "epochs": (1, 2, 3, 10)},
+    "obs": {"ratio": (0.001, 0.01, 0.02, 0.0225, 0.025, 0.03, 0.05, 0.1)},
+    "subnet": {"ratio": (0.3, 0.25, 0.2, 0.1, 0.05), "epochs": (1, 2, 3, 10)},
     "balanced_subnet": {
         "ratio": (0.3,),
-        "rest": ({"epochs": 10}, {"epochs": 3, "unlearn_loss_cap": 3.0}, {"epochs": 10, "unlearn_loss_cap": 3.0}),
+        "rest": ({"epochs": 3, "unlearn_loss_cap": 3.0}, {"epochs": 10}, {"epochs": 10, "unlearn_loss_cap": 3.0}),
     },
 }
 # The same path from planting to report within a minute; nothing is published from it.
