@@ -122,7 +122,7 @@ UNLEARNING: dict[str, Grid] = {
     "activations": {"ratio": _NEURONS},
     "integrated_gradients": {"ratio": _NEURONS},
     "slimming": {"ratio": (0.01, 0.02, 0.03, 0.05, 0.1), "epochs": (1,)},  # it stops after ten steps in any case
-    "hard_concrete": {"ratio": _NEURONS, "epochs": (20,)},
+    "hard_concrete": {"ratio": (0.01, 0.03, 0.04, 0.05, 0.1), "epochs": (20,)},
     "greedy": {"ratio": (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05), "greedy_k": (10,)},  # one a step takes hours
     "durable": {"ratio": _WEIGHTS},
     "durable_agg": {"ratio": _WEIGHTS},
