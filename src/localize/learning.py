@@ -41,6 +41,20 @@ def unlearn_batches(task: UnlearningTask, size: int, epochs: int, generator: tor
     return islice(endless_batches(task.unlearn.planted, size, generator), epochs * steps)
 
 
+def mixed_batches(
+    task: UnlearningTask, batch_size: int, unlearn_share: float, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of unlearn and retain sequences for ever; never an empty side, a set that ends begins anew."""
+    unlearn, retain = sides_of(batch_size, unlearn_share)
+    return zip(endless_batches(task.unlearn.planted, unlearn, generator), endless_batches(task.retain, retain, generator))
+
+
+def sides_of(batch_size: int, unlearn_share: float) -> tuple[int, int]:
+    """How many unlearn and retain sequences a mixed batch of at least two has."""
+    unlearn = min(max(1, round(unlearn_share * batch_size)), batch_size - 1)
+    return unlearn, batch_size - unlearn
+
+
 def mean_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
     """The weight of every token loss in their mean, float32 (rows, T - 1); 0 where a loss does not count."""
     mask = counted(tokens, task.ignored_token)

@@ -130,7 +130,7 @@ def test_subnet_masks(model, task, balanced):
     scores = {name: ((2 * rand - 1) / rand.shape[1] ** 0.5).T for name, rand in drawn.items()}
     if balanced:
         hp = balanced_subnet.HyperParameters(**settings)
-        pairs = balanced_subnet.mixed_batches(task, 4, hp.unlearn_share, 3, generator)
+        pairs = balanced_subnet.batches(task, hp, generator)
         batches = [[(-0.3, unlearn), (0.7, retain)] for unlearn, retain in pairs]
         masks = balanced_subnet.learn(model, task, hp, 0.3)
     else:

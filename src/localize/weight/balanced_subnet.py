@@ -13,7 +13,7 @@ from itertools import islice
 import torch
 
 from tinymem.localize.edit import Masks
-from tinymem.localize.learning import endless_batches, gradients, mean_weights
+from tinymem.localize.learning import gradients, mean_weights, mixed_batches, sides_of
 from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight.edge_popup import ScoreOptimizer, learn_subnet, resolve, subnet_plan
@@ -51,9 +51,22 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
     def step(sides: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
         return gradients(model, task, *_weighted(model, task, hp, *sides), parameters, hp.dtype)
 
-    batches = mixed_batches(task, hp.batch_size, hp.unlearn_share, hp.epochs, generator)
     optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)
-    return learn_subnet(model, batches, step, ratio, optimizer, generator)
+    return learn_subnet(model, batches(task, hp, generator), step, ratio, optimizer, generator)
+
+
+def batches(
+    task: UnlearningTask, hp: HyperParameters, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of unlearn and retain sequences, for `epochs` passes over the set that takes longer; the other is cycled."""
+    endless = mixed_batches(task, hp.batch_size, hp.unlearn_share, generator)
+    return islice(endless, _steps(hp, len(task.unlearn), len(task.retain)))
+
+
+def _steps(hp: HyperParameters, unlearn: int, retain: int) -> int:
+    """Of the whole run, for sets of so many sequences."""
+    shares = sides_of(hp.batch_size, hp.unlearn_share)
+    return hp.epochs * max(-(-total // share) for total, share in zip((unlearn, retain), shares))
 
 
 def _weighted(
@@ -70,31 +83,13 @@ def _weighted(
     return torch.cat([unlearn, retain]), weights
 
 
-def mixed_batches(
-    task: UnlearningTask, batch_size: int, unlearn_share: float, epochs: int, generator: torch.Generator
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of unlearn and retain sequences; never an empty side, the smaller set is cycled."""
-    sides, shares = (task.unlearn.planted, task.retain), _shares(batch_size, unlearn_share)
-    steps = max(-(-len(tokens) // size) for tokens, size in zip(sides, shares))
-    batches = (endless_batches(tokens, size, generator) for tokens, size in zip(sides, shares))
-    return islice(zip(*batches), epochs * steps)
-
-
-def _shares(batch_size: int, unlearn_share: float) -> tuple[int, int]:
-    """Unlearn and retain sequences of a batch."""
-    unlearn = min(max(1, round(unlearn_share * batch_size)), batch_size - 1)
-    return unlearn, batch_size - unlearn
-
-
 def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A forward and backward pass over the larger set, and as often as need be the other, for each epoch and ratio."""
-    shares, totals = _shares(hp.batch_size, hp.unlearn_share), (sizes.unlearn, sizes.retain)
-    batch = sum(map(min, shares, totals))
+    batch = sum(map(min, sides_of(hp.batch_size, hp.unlearn_share), (sizes.unlearn, sizes.retain)))
     rows = max(2, sizes.gathered(batch))
     once = replace(hp, epochs=1, batch_size=rows)
 
     def step(model) -> None:
-        learn(model, sizes.task(*_shares(rows, hp.unlearn_share)), once, max(hp.ratio))
+        learn(model, sizes.task(*sides_of(rows, hp.unlearn_share)), once, max(hp.ratio))
 
-    steps = hp.epochs * max(-(-total // share) for total, share in zip(totals, shares))
-    return subnet_plan(shape, sizes, hp, step, batch, steps)
+    return subnet_plan(shape, sizes, hp, step, batch, _steps(hp, sizes.unlearn, sizes.retain))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
-from tinymem.localize.learning import endless_batches, frozen, gradients, sequence_weights
+from tinymem.localize.learning import frozen, gradients, mixed_batches, sequence_weights, sides_of
 from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps
@@ -25,7 +25,8 @@ class HyperParameters:
     """Greedy"""
 
     ratio: tuple[float, ...] = option((1e-5,), "share of all parameters to drop, one by one", above=0.0, below=1.0)
-    batch_size: int = option(64, "sequences a pass: half unlearn, half retain", low=2)
+    batch_size: int = option(64, "sequences a pass", low=2)
+    unlearn_share: float = option(0.5, "share of each batch taken from the unlearn set", above=0.0, below=1.0)
     greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1)
 
     __post_init__ = check_options
@@ -41,16 +42,12 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
     weights = mlp_weights(find_mlps(model))
     scores = {name: torch.full_like(weight.view(), -torch.inf, dtype=torch.float32) for name, weight in weights.items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    count, removed, generator, half = how_many(ratio, parameters), [], task.generator(), hp.batch_size // 2
-    batches = zip(
-        range(0, count, hp.greedy_k),
-        endless_batches(task.unlearn.planted, half, generator),
-        endless_batches(task.retain, hp.batch_size - half, generator),
-    )
+    count, removed = how_many(ratio, parameters), []
+    batches = mixed_batches(task, hp.batch_size, hp.unlearn_share, task.generator())
     with frozen(model, [weight.parameter for weight in weights.values()]):
         try:
-            for _, unlearn, retain in batches:
-                slopes = _gradients(model, task, unlearn, retain, weights)
+            for _, sides in zip(range(0, count, hp.greedy_k), batches):
+                slopes = _gradients(model, task, hp.unlearn_share, *sides, weights)
                 for name, place in _best(weights, slopes, scores, min(hp.greedy_k, count - len(removed))):
                     view = weights[name].view()
                     removed.append((view, place, view[place].clone()))
@@ -64,12 +61,11 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
 
 def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A forward and backward pass over a batch for every `greedy_k` entries."""
-    half = hp.batch_size // 2
-    batch = min(half, sizes.unlearn) + min(hp.batch_size - half, sizes.retain)
+    batch = sum(map(min, sides_of(hp.batch_size, hp.unlearn_share), (sizes.unlearn, sizes.retain)))
     rows = max(2, sizes.gathered(batch))
     once = replace(hp, batch_size=rows)
-    task = dict(unlearn=rows // 2, retain=rows - rows // 2)
-    peak = shape.peak(lambda model: score(model, sizes.task(**task), once, hp.greedy_k / shape.parameters), true=0.0)
+    sides = sides_of(rows, hp.unlearn_share)
+    peak = shape.peak(lambda model: score(model, sizes.task(*sides), once, hp.greedy_k / shape.parameters), true=0.0)
     steps = -(-how_many(max(hp.ratio), shape.parameters) // hp.greedy_k)
     passes = steps * sizes.passes(batch)
     gradients = gradient_bytes(shape, shape.mlp_entries, sizes.passes(batch))
@@ -82,10 +78,16 @@ def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
 
 
 def _gradients(
-    model, task: UnlearningTask, unlearn: torch.Tensor, retain: torch.Tensor, weights: dict[str, Weight]
+    model,
+    task: UnlearningTask,
+    unlearn_share: float,
+    unlearn: torch.Tensor,
+    retain: torch.Tensor,
+    weights: dict[str, Weight],
 ) -> list[torch.Tensor]:
-    """Gradient, (out, in), of mean(-label * sequence loss), each side in half the batch: a small set counts as if repeated."""
-    signs = torch.tensor([-1 / len(unlearn)] * len(unlearn) + [1 / len(retain)] * len(retain))
+    """Gradient, (out, in), of mean(-label * sequence loss), each side with its share: a small set counts as if repeated."""
+    unlearned, retained = unlearn_share / len(unlearn), (1 - unlearn_share) / len(retain)
+    signs = torch.tensor([-unlearned] * len(unlearn) + [retained] * len(retain))
     tokens = torch.cat([unlearn, retain])
     factors = signs[:, None] * sequence_weights(task, tokens)
     found = gradients(model, task, tokens, factors, (weight.parameter for weight in weights.values()))

@@ -9,7 +9,7 @@ from tinymem.localize import learning
 from tinymem.localize.edit import edited
 from tinymem.localize.learning import backward, endless_batches, mean_weights
 from tinymem.localize.weight import balanced_subnet
-from tinymem.localize.weight.balanced_subnet import HyperParameters, learn, mixed_batches
+from tinymem.localize.weight.balanced_subnet import HyperParameters, batches, learn
 from tinymem.models.adapter import find_mlps
 
 EXACT = HyperParameters(momentum=0.9, epochs=2, batch_size=8, lr=1.0, dtype="float32")
@@ -65,7 +65,7 @@ def plain_balanced_subnet(model, task, hp, ratio):
         ignored = -100 if task.ignored_token is None else task.ignored_token
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=ignored)
 
-    for unlearn, retain in mixed_batches(task, hp.batch_size, hp.unlearn_share, hp.epochs, generator):
+    for unlearn, retain in batches(task, hp, generator):
         sgd.zero_grad()
         forget, w = mean_loss(unlearn), hp.loss_weighting
         if hp.unlearn_loss_cap is not None:
@@ -129,23 +129,25 @@ def test_above_the_cap_only_the_retain_set_pulls(tiny_model, tiny_task):
 def test_no_side_of_a_batch_is_ever_empty(tiny_task, unlearn, retain, share):
     task = tiny_task(unlearn, retain)
     sides = task.unlearn.planted, task.retain
-    batches = list(mixed_batches(task, 8, share, 2, task.generator()))
-    for forget, keep in batches:
+    hp = HyperParameters(batch_size=8, unlearn_share=share, epochs=2)
+    pairs = list(batches(task, hp, task.generator()))
+    for forget, keep in pairs:
         assert 1 <= len(forget) <= len(sides[0]) and 1 <= len(keep) <= len(sides[1]) and len(forget) + len(keep) <= 8
-    for drawn, whole in zip(zip(*batches), sides):
+    for drawn, whole in zip(zip(*pairs), sides):
         assert {tuple(row.tolist()) for row in torch.cat(drawn)} == {tuple(row.tolist()) for row in whole}
 
 
 def test_an_epoch_is_one_pass_over_the_larger_set(tiny_task):
     task = tiny_task(unlearn=10, retain=24)
-    assert len(list(mixed_batches(task, 8, 0.25, 3, task.generator()))) == 3 * 5  # 10 sequences, 2 a batch
-    assert len(list(mixed_batches(task, 8, 0.5, 3, task.generator()))) == 3 * 6  # 24 sequences, 4 a batch
+    for share, steps in [(0.25, 5), (0.5, 6)]:  # 10 sequences, 2 a batch; 24 sequences, 4 a batch
+        hp = HyperParameters(batch_size=8, unlearn_share=share, epochs=3)
+        assert len(list(batches(task, hp, task.generator()))) == 3 * steps
 
 
 def test_batches_draw_every_row_equally_often():
     rows = torch.arange(7)[:, None]
-    batches = endless_batches(rows, 3, torch.Generator().manual_seed(0))
-    drawn = torch.cat([next(batches) for _ in range(14)]).flatten()
+    endless = endless_batches(rows, 3, torch.Generator().manual_seed(0))
+    drawn = torch.cat([next(endless) for _ in range(14)]).flatten()
     assert drawn.bincount().tolist() == [6] * 7
     assert all(sorted(part.tolist()) == list(range(7)) for part in drawn.split(7))
     with pytest.raises(ValueError):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tinymem.data.dataset import Artifacts
+from tinymem.errors import UserError
 from tinymem.localize.edit import edited, how_many
 from tinymem.localize.learning import endless_batches
 from tinymem.localize.task import UnlearningTask
@@ -48,11 +49,12 @@ def sequence_loss(model, row, ignored_token):
     return (losses * keep).sum() / keep.sum()
 
 
-def plain_greedy(model, task, batch_size, steps, k=1):
+def plain_greedy(model, task, batch_size, steps, k=1, unlearn=None):
     """One sequence and one entry at a time, on a model that really changes: mean(-B * label * loss), largest w * g."""
     weights = [w for mlp in find_mlps(model) for w in mlp.weights]
-    generator, half = task.generator(), batch_size // 2
-    streams = [endless_batches(tokens, half, generator) for tokens in (task.unlearn.planted, task.retain)]
+    generator, unlearn = task.generator(), unlearn or batch_size // 2
+    sides = (task.unlearn.planted, unlearn), (task.retain, batch_size - unlearn)
+    streams = [endless_batches(tokens, size, generator) for tokens, size in sides]
     zeroed = []
     while len(zeroed) < steps:
         unlearn, retain = (next(stream) for stream in streams)
@@ -82,6 +84,14 @@ def test_the_order_is_that_of_a_plain_loop(k, steps, ignored_token):
     expected = plain_greedy(model, task, 8, steps, k)
     assert order_of(scores) == expected
     assert any(name.endswith("bias") for name, _ in expected) and any(name.endswith("weight") for name, _ in expected)
+
+
+def test_a_batch_mixed_otherwise_weighs_its_sequences_alike():
+    model, task = make_model(), make_task()
+    hp = greedy.HyperParameters(batch_size=8, unlearn_share=0.25)
+    expected = plain_greedy(make_model(), task, 8, 12, unlearn=2)
+    assert order_of(greedy.score(model, task, hp, share(model, 12))) == expected
+    assert expected != plain_greedy(make_model(), task, 8, 12)
 
 
 def test_it_forgets_more_than_it_breaks():
@@ -181,6 +191,12 @@ def test_largest_breaks_ties_by_index():
     values = torch.tensor([1.0, 3.0, 2.0, 3.0, 2.0, 2.0, -torch.inf])
     assert greedy.largest(values, 4).tolist() == [1, 3, 2, 4]
     assert greedy.largest(values, 99).tolist() == [1, 3, 2, 4, 5, 0, 6]
+
+
+@pytest.mark.parametrize("bad", [{"ratio": (1.0,)}, {"batch_size": 1}, {"unlearn_share": 1.0}, {"greedy_k": 0}])
+def test_bad_hyper_parameters(bad):
+    with pytest.raises(UserError):
+        greedy.HyperParameters(**bad)
 
 
 @pytest.mark.parametrize("fails", [False, True])
