@@ -49,7 +49,7 @@ OUTPUT_DIR = "runs/reproduction"
 def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--case", nargs="+", metavar="NAME", help="default: all; --list shows them")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these of each case")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these of the cases that have them")
     parser.add_argument("--list", action="store_true", help="show the cases and end")
     parser.add_argument(
         "--report", action="store_true", help="run nothing, write the report from the records there are"
@@ -69,7 +69,13 @@ def chosen(arguments) -> list[Case]:
         if name not in known:
             raise UserError(f"--case {name}: must be one of {', '.join(known)}; --everything has more")
     named = [known[name] for name in dict.fromkeys(arguments.case or known)]
-    return [case.only(arguments.seeds) for case in named] if arguments.seeds else named
+    if not arguments.seeds:
+        return named
+    there = {seed for case in named for seed in case.seeds}
+    for seed in arguments.seeds:
+        if seed not in there:
+            raise UserError(f"--seeds {seed}: must be one of {', '.join(map(str, sorted(there)))}")
+    return [case for case in (case.only(arguments.seeds) for case in named) if case.seeds]
 
 
 def jobs_of(case: Case, grid: list, models: Path, common: Common) -> list[Job]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from study import EXTRA, SEEDS, SMALL, run_settings
 
-from tinymem.errors import UserError
 from tinymem.sweeps.grid import Grid
 from tinymem.training.settings import RunSettings, may_change
 
@@ -50,11 +49,8 @@ class Case:
         return {"artifact": self.artifact, "data_name": self.data_name, "n_layers": self.n_layers}
 
     def only(self, seeds: Collection[int]) -> Case:
-        """The case with these of its seeds. UserError when it has none of them."""
-        kept = tuple(seed for seed in self.seeds if seed in seeds)
-        if not kept:
-            raise UserError(f"--seeds: {self.name} has {', '.join(map(str, self.seeds))}")
-        return replace(self, seeds=kept)
+        """The case with these of its seeds."""
+        return replace(self, seeds=tuple(seed for seed in self.seeds if seed in seeds))
 
     def settings(self, seed: int, epoch: int) -> RunSettings:
         """Of the training that ends at this published epoch: the study's sizes, which are the defaults."""

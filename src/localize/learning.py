@@ -46,7 +46,9 @@ def mixed_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of unlearn and retain sequences for ever; never an empty side, a set that ends begins anew."""
     unlearn, retain = sides_of(batch_size, unlearn_share)
-    return zip(endless_batches(task.unlearn.planted, unlearn, generator), endless_batches(task.retain, retain, generator))
+    return zip(
+        endless_batches(task.unlearn.planted, unlearn, generator), endless_batches(task.retain, retain, generator)
+    )
 
 
 def sides_of(batch_size: int, unlearn_share: float) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from small import ROOT
 sys.path.append(str(ROOT / "experiments"))
 
 import as_published
+import reproduce
 import reproduction
 import reproduction_report as report
 from reproduction import Case
@@ -18,6 +19,7 @@ from reproduction import Case
 from tinymem.data.build import build_dataset
 from tinymem.data.dataset import Artifacts
 from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
 from tinymem.records.choose import Configuration, Run
 from tinymem.records.table import load_records
 
@@ -96,6 +98,17 @@ def test_cases_have_published_numbers_for_each_epoch():
         assert {int(row["epoch"]) for row in case.published} == set(case.epochs), case.name
     names = {case.name for case in reproduction.everything()}
     assert names > {case.name for case in reproduction.LAPTOP}
+
+
+def test_seeds_choose_the_cases_that_have_them():
+    def chosen(*seeds, case=None):
+        flags = SimpleNamespace(small=False, everything=False, case=case, seeds=list(seeds))
+        return {case.name: case.seeds for case in reproduce.chosen(flags)}
+
+    assert chosen(1, 3) == {"backdoor_increment_2layers": (1, 3)}
+    assert chosen(0).keys() == {case.name for case in reproduction.LAPTOP} and set(chosen(0).values()) == {(0,)}
+    with pytest.raises(UserError, match="--seeds 3: must be one of 0"):
+        chosen(0, 3, case=["backdoor_mult_2layers"])
 
 
 def test_full_size_is_the_study_s():
