@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from tinymem.localize.edit import Masks, neuron_masks, weight_masks
@@ -48,110 +49,27 @@ class Method:
         return self.drop(find_mlps(model), self.score(model, task, hp, ratio), ratio)
 
 
+def _method(module: ModuleType, alias: str, level: str, **own: Any) -> Method:
+    """A method named like its module, made of what the module defines: HyperParameters, cost, score or learn, estimate."""
+    parts = {part: getattr(module, part, None) for part in ("cost", "score", "learn", "estimate")}
+    drop = neuron_masks if level == "neuron" else weight_masks
+    name = module.__name__.rpartition(".")[2]
+    return Method(name, alias, level, module.HyperParameters, **{**parts, "drop": drop, **own})
+
+
 # The study's order: neuron level, then weight level.
 _METHODS = (
-    Method(
-        "zero_out",
-        "zero",
-        "neuron",
-        zero_out.HyperParameters,
-        cost=zero_out.cost,
-        score=zero_out.score,
-        drop=neuron_masks,
-        estimate=zero_out.estimate,
-    ),
-    Method(
-        "activations",
-        "act",
-        "neuron",
-        activations.HyperParameters,
-        cost=activations.cost,
-        score=activations.score,
-        drop=neuron_masks,
-    ),
-    Method(
-        "integrated_gradients",
-        "ig",
-        "neuron",
-        integrated_gradients.HyperParameters,
-        cost=integrated_gradients.cost,
-        score=integrated_gradients.score,
-        drop=neuron_masks,
-    ),
-    Method(
-        "slimming",
-        "slim",
-        "neuron",
-        slimming.HyperParameters,
-        cost=slimming.cost,
-        score=slimming.score,
-        drop=neuron_masks,
-    ),
-    Method(
-        "hard_concrete",
-        "hc",
-        "neuron",
-        hard_concrete.HyperParameters,
-        cost=hard_concrete.cost,
-        score=hard_concrete.score,
-        drop=neuron_masks,
-    ),
-    Method(
-        "greedy",
-        "greedy",
-        "weight",
-        greedy.HyperParameters,
-        cost=greedy.cost,
-        score=greedy.score,
-        drop=greedy.drop,
-        nested=True,
-    ),
-    Method(
-        "durable",
-        "durable",
-        "weight",
-        durable.HyperParameters,
-        cost=durable.cost,
-        score=durable.score,
-        drop=weight_masks,
-    ),
-    Method(
-        "durable_agg",
-        "durable_agg",
-        "weight",
-        durable_agg.HyperParameters,
-        cost=durable_agg.cost,
-        score=durable_agg.score,
-        drop=durable_agg.drop,
-    ),
-    Method(
-        "obs",
-        "obs",
-        "weight",
-        obs.HyperParameters,
-        cost=obs.cost,
-        score=obs.score,
-        drop=weight_masks,
-        estimate=obs.estimate,
-    ),
-    Method(
-        "subnet",
-        "random",
-        "weight",
-        subnet.HyperParameters,
-        cost=subnet.cost,
-        learn=subnet.learn,
-        resolve=edge_popup.resolve,
-    ),
-    Method(
-        "balanced_subnet",
-        "random_greedy",
-        "weight",
-        balanced_subnet.HyperParameters,
-        cost=balanced_subnet.cost,
-        learn=balanced_subnet.learn,
-        resolve=edge_popup.resolve,
-    ),
+    _method(zero_out, "zero", "neuron"),
+    _method(activations, "act", "neuron"),
+    _method(integrated_gradients, "ig", "neuron"),
+    _method(slimming, "slim", "neuron"),
+    _method(hard_concrete, "hc", "neuron"),
+    _method(greedy, "greedy", "weight", drop=greedy.drop, nested=True),
+    _method(durable, "durable", "weight"),
+    _method(durable_agg, "durable_agg", "weight", drop=durable_agg.drop),
+    _method(obs, "obs", "weight"),
+    _method(subnet, "random", "weight", resolve=edge_popup.resolve),
+    _method(balanced_subnet, "random_greedy", "weight", resolve=edge_popup.resolve),
 )
 
 METHODS = {method.name: method for method in _METHODS}
