@@ -13,13 +13,12 @@ from reproduction import Case, Row, recount_identity, trained_epochs
 
 from tinymem import files
 from tinymem.localize.registry import METHODS
-from tinymem.plots import Panel, plot_side_by_side
+from tinymem.plots import Panel, plot_side_by_side, plot_trade_offs
 from tinymem.records.choose import Configuration, configurations, unlearning_runs
 from tinymem.records.record import find_record
 from tinymem.records.table import load_records, markdown, named_records
 
 DIFFERENCES = "DIFFERENCES.md"  # written by hand, beside the records; becomes a part of the report
-SHOWN = ("epochs", "unlearn_loss_cap")  # hyper-parameters that are shown beside the ratio
 NAMES = {"Second-Order (OBS)": "obs", "BalancedSubnet": "balanced_subnet"}  # published names that are not ours
 
 
@@ -79,6 +78,7 @@ class Unlearned:
     method: str
     published: Mapping[str, float]
     ours: Configuration
+    every: Sequence[Configuration]  # among them `ours`
 
     def memorized(self) -> Spread:
         return over_seeds(self.ours, "percent_memorized_test")
@@ -91,22 +91,45 @@ class Unlearned:
         """Memorization no higher at no more accuracy lost."""
         return shortfall(self.ours, self.published) == 0
 
+    @property
+    def point(self) -> tuple[float, float]:
+        """Published: accuracy lost, memorized."""
+        return self.published["lost"], self.published["memorized"]
+
+    def points_by_seed(self) -> dict[str, list[tuple[float, float]]]:
+        """The same of all our runs."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for run in sorted((run for some in self.every for run in some.runs), key=lambda run: run.row["seed"]):
+            point = -100 * run.row["change_accuracy"], run.row["percent_memorized_test"]
+            found.setdefault(f"seed {run.row['seed']}", []).append(point)
+        return found
+
     def cells(self) -> list[str]:
         published = self.published
-        settings = self.ours.hyper_parameters
         difference = self.memorized().mean - published["memorized"]
         return [
             self.method,
             f"{published['ratio']:g} %",
             f"{published['memorized']:.1f}",
             f"{published['lost']:.2f}",
-            f"{100 * settings['ratio']:g} %" + "".join(f", {n} {settings[n]:g}" for n in SHOWN if settings.get(n)),
+            setting(self.method, self.ours.hyper_parameters),
             self.memorized().text(1),
             self.lost().text(2),
             f"{difference:+.1f}",
             "yes" if self.as_good else "**no**",
             f"{self.ours.mean('seconds'):.0f}",
         ]
+
+
+def setting(method: str, hyper_parameters: Mapping[str, Any]) -> str:
+    """The ratio, the epochs, and whatever is not the default."""
+    usual = METHODS[method].resolve(METHODS[method].hyper_parameters(), 0)
+    others = {
+        name: value
+        for name, value in hyper_parameters.items()
+        if name != "ratio" and (name == "epochs" or value != getattr(usual, name))
+    }
+    return f"{100 * hyper_parameters['ratio']:g} %" + "".join(f", {name} {value:g}" for name, value in others.items())
 
 
 def over_seeds(configuration: Configuration, name: str, factor: float = 1.0) -> Spread:
@@ -169,7 +192,7 @@ def compare_unlearning(case: Case, folder: Path) -> list[Unlearned]:
             "lost": before - float(rows[method]["mean_test_accuracy_percent"]),
         }
         rivals = [configuration for configuration in every if configuration.method == method]
-        found.append(Unlearned(method, published, best(rivals, published)))
+        found.append(Unlearned(method, published, best(rivals, published), rivals))
     return found
 
 
@@ -223,6 +246,8 @@ def write_report(cases: Iterable[Case], results: Path) -> None:
         markdown(TRAINING_HEAD, (row.cells() for row in trained_rows)),
     ]
     for case, rows in unlearned:
+        trade_offs = f"trade_off_{case.name}"
+        plot_trade_offs({row.method: (row.point, row.points_by_seed()) for row in rows}, folder / trade_offs)
         parts += [
             f"## Unlearning: {case.title}, epoch {case.unlearned}",
             "The published best ratio, and our run that comes closest: the best of those as good, else the one that "
@@ -231,6 +256,8 @@ def write_report(cases: Iterable[Case], results: Path) -> None:
             "triggers that the study's code counts, ours of all. What was tried stands in "
             "[reproduction.py](../experiments/reproduction.py); the loss cap is an addition of ours.",
             markdown(UNLEARNING_HEAD, (row.cells() for row in rows)),
+            "All runs, of every setting and seed, around the published point; in the shaded corner they are as good:",
+            f"![all runs around the published points](reproduction/{trade_offs}.png)",
         ]
     differences = folder / DIFFERENCES
     if differences.exists():

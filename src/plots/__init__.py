@@ -8,7 +8,7 @@ from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizer
 from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
 from tinymem.plots.planted import plot_shown_and_held_out
-from tinymem.plots.side_by_side import Panel, plot_side_by_side
+from tinymem.plots.side_by_side import Panel, plot_side_by_side, plot_trade_offs
 from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, plot_unlearning
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "plot_mitigations",
     "plot_shown_and_held_out",
     "plot_side_by_side",
+    "plot_trade_offs",
     "plot_training",
     "plot_unlearning",
     "save_figure",

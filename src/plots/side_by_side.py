@@ -1,12 +1,12 @@
-"""Two sources of the same numbers side by side, such as published ones and ours."""
+"""Two sources of the same numbers, published ones and ours: side by side, or one point among many runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinymem.plots.base import new_grid, save_figure, set_title
+from tinymem.plots.base import STYLES, common_legend, new_grid, save_figure, set_title
 
 SOURCES = (("published", "white", 0.16), ("ours", "0.25", -0.16))  # name, colour of the mark, place above the line
 
@@ -43,4 +43,35 @@ def plot_side_by_side(panels: Sequence[Panel], path: str | Path) -> list[Path]:
         axis.margins(x=0.08)
         set_title(axis, panel.title)
     grid[0, 0].legend(fontsize=8, loc="best")
+    return save_figure(figure, path)
+
+
+Point = tuple[float, float]
+
+
+def plot_trade_offs(methods: Mapping[str, tuple[Point, Mapping[str, Sequence[Point]]]], path: str | Path) -> list[Path]:
+    """A panel a method: what was published among all runs of ours. Left and down is better.
+
+    methods: name -> (published, {series, such as a seed: ours}); points are (accuracy lost in points of percent,
+    % memorized). Whatever lies in the shaded corner is at least as good as published.
+    """
+    figure, grid = new_grid(-(-len(methods) // 4), 4, 2.7, 2.3)
+    names = sorted({name for _, ours in methods.values() for name in ours})
+    styles = {name: {"marker": marker, "color": f"C{i}"} for i, (name, (marker, _)) in enumerate(zip(names, STYLES))}
+    for axis, (method, (published, ours)) in zip(grid.flat, methods.items()):
+        axis.plot(*published, "D", markersize=8, color="white", markeredgecolor="0.1", label="published")
+        for name, points in ours.items():
+            axis.scatter(*zip(*points), **styles[name], s=16, alpha=0.8, label=name, zorder=3)
+        axis.set_xscale("symlog", linthresh=0.1)
+        axis.set(ylim=(-4, 104), xlim=(min(-0.1, axis.get_xlim()[0]), 100))
+        axis.set_xticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+        axis.axvspan(axis.get_xlim()[0], published[0], ymax=(published[1] + 4) / 108, color="0.9", zorder=0)
+        set_title(axis, method)
+    for axis in list(grid.flat)[len(methods) :]:
+        axis.set_visible(False)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("% memorized")
+    for axis in grid[-1]:
+        axis.set_xlabel("accuracy lost, points")
+    common_legend(figure, grid.flat)
     return save_figure(figure, path)

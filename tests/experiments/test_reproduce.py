@@ -20,6 +20,7 @@ from tinymem.data.build import build_dataset
 from tinymem.data.dataset import Artifacts
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
+from tinymem.plots import plot_trade_offs
 from tinymem.records.choose import Configuration, Run
 from tinymem.records.table import load_records
 
@@ -84,6 +85,23 @@ def test_the_run_that_comes_closest_to_published_is_shown():
     assert report.shortfall(as_good, published) == 0 and report.shortfall(trade, published) == pytest.approx(0.7)
     strict = {"memorized": 5.0, "lost": 0.1}  # 15 + 0.1 points missing, or 0.9
     assert report.shortfall(as_good, strict) == pytest.approx(15.1) and report.best([trade, as_good], strict) is trade
+
+
+def test_all_runs_stand_around_the_published_point(tmp_path):
+    mild, strong = configuration(0.01, [90.0, 80.0], [0.97, 0.96]), configuration(0.05, [5.0], [0.94])
+    row = report.Unlearned("obs", {"ratio": 5, "memorized": 48.7, "lost": 1.06}, mild, [mild, strong])
+    assert row.point == (1.06, 48.7)
+    points = row.points_by_seed()
+    assert points.keys() == {"seed 0", "seed 1"}
+    assert points["seed 0"] == [(0.0, 90.0), (pytest.approx(3.0), 5.0)] and points["seed 1"] == [(pytest.approx(1), 80)]
+    written = plot_trade_offs({"obs": (row.point, points)}, tmp_path / "figure")
+    assert [path.suffix for path in written] == [".png", ".pdf"] and written[0].stat().st_size > 10_000
+
+
+def test_a_setting_names_the_epochs_and_what_is_not_the_default():
+    assert report.setting("greedy", {"ratio": 0.002, "batch_size": 64, "greedy_k": 10}) == "0.2 %, greedy_k 10"
+    own = {"ratio": 0.3, "epochs": 3, "momentum": 0.9, "unlearn_loss_cap": 3.0, "dtype": "auto"}
+    assert report.setting("balanced_subnet", own) == "30 %, epochs 3, unlearn_loss_cap 3"
 
 
 def test_every_published_method_is_one_of_ours_and_is_unlearned():
