@@ -47,7 +47,7 @@ bench: install
 	$(BIN)/python benchmarks/run.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 format: install
 	$(BIN)/python -m black .

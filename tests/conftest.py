@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores; torch would take them all in each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from small import SMALL_BACKDOOR, small_settings, train_small
