@@ -192,12 +192,13 @@ def _greedy(device: torch.device, sizes: Sizes) -> Case:
     task, steps = new_task(BATCH, BATCH), 4
     sides = (task.unlearn.planted[: BATCH // 2].to(device), task.retain[: BATCH // 2].to(device))
     ratio = steps / sum(parameter.numel() for parameter in ours.parameters())
+    hp = greedy.HyperParameters(ratio=(ratio,), batch_size=BATCH, unlearn_share=0.5)
     return Case(
         work=f"Greedy, {steps} steps of {BATCH} sequences, {LAYERS} layers",
         variants={
             "recipe": partial(weight.greedy_step, eager, *sides),
             "stock": partial(weight.greedy_step, sdpa, *sides),
-            "ours": partial(greedy.score, ours, task, greedy.HyperParameters(ratio=(ratio,), batch_size=BATCH), ratio),
+            "ours": partial(greedy.score, ours, task, hp, ratio),
         },
         shares={"recipe": 1 / steps, "stock": 1 / steps},
         flops=steps * mask_flops(BATCH, LAYERS),

@@ -54,7 +54,7 @@ COMMANDS = (
     "--localization_method durable durable_agg --ratio 1e-5 1e-4 --no_save_model",
     "--localization_method slimming hard_concrete --ratio 0.001 0.01 --epochs 4 --no_save_model",
     "--localization_method integrated_gradients --ratio 0.001 0.01 --ig_steps 1 --no_save_model",
-    "--localization_method greedy --ratio 1e-7 --greedy_k 5 --batch_size 32 --no_save_model",
+    "--localization_method greedy --ratio 1e-7 --greedy_k 5 --unlearn_share 0.5 --batch_size 32 --no_save_model",
     "--localization_method obs --ratio 1e-5 1e-4 --num_grads 16 --block_size 10 --no_save_model",
 )
 LEFT_OUT = ("zero_out",)  # one forward pass for each neuron and passage: days

@@ -153,7 +153,7 @@ def test_greedy_takes_the_same_entries(model, task):
     """Batches as large as the sets, so that both sides see all sequences in every step."""
     task = replace(task, retain=task.retain[:5])
     ratio = 3.2 / sum(parameter.numel() for parameter in model.parameters())
-    ours = greedy.score(model, task, greedy.HyperParameters(ratio=(ratio,), batch_size=10), ratio)
+    ours = greedy.score(model, task, greedy.HyperParameters(ratio=(ratio,), batch_size=10, unlearn_share=0.5), ratio)
     stock = stock_copy(model, "eager")
     theirs = [weight.greedy_step(stock, task.unlearn.planted, task.retain) for _ in range(3)]
     for rank, (name, place) in enumerate(theirs):

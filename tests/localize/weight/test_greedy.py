@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import ModelSettings, new_model
 
 PAD = 0
+Halves = partial(greedy.HyperParameters, unlearn_share=0.5)
 
 
 def make_model():
@@ -79,7 +81,7 @@ def test_the_order_is_that_of_a_plain_loop(k, steps, ignored_token):
     with torch.no_grad():
         for mlp in find_mlps(model):
             mlp.biases[0].parameter.normal_()  # so that biases compete
-    hp = greedy.HyperParameters(batch_size=8, greedy_k=k)
+    hp = Halves(batch_size=8, greedy_k=k)
     scores = greedy.score(model, task, hp, share(model, steps))
     expected = plain_greedy(model, task, 8, steps, k)
     assert order_of(scores) == expected
@@ -97,7 +99,7 @@ def test_a_batch_mixed_otherwise_weighs_its_sequences_alike():
 def test_it_forgets_more_than_it_breaks():
     model, task = make_model(), make_task()
     before = [task.mean_loss(model, tokens) for tokens in (task.unlearn.planted, task.retain)]
-    scores = greedy.score(model, task, greedy.HyperParameters(), share(model, 20))
+    scores = greedy.score(model, task, Halves(), share(model, 20))
     with edited(model, greedy.drop(find_mlps(model), scores, share(model, 20))):
         after = [task.mean_loss(model, tokens) for tokens in (task.unlearn.planted, task.retain)]
     assert after[0] - before[0] > max(0.0, after[1] - before[1])
@@ -135,7 +137,7 @@ def test_the_rank_survives_float32_in_large_models():
 
 
 def test_each_side_counts_half_however_small():
-    model, hp = make_model(), greedy.HyperParameters(batch_size=8)
+    model, hp = make_model(), Halves(batch_size=8)
     one = make_task(unlearn=1, retain=4)
     four = dataclasses.replace(one, unlearn=one.unlearn.select(torch.zeros(4, dtype=torch.long)))
     alone, repeated = (order_of(greedy.score(model, task, hp, share(model, 3))) for task in (one, four))
