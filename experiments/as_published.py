@@ -1,11 +1,14 @@
-"""How many test triggers of a backdoored model count as memorized: all of them, and as the study's code counts them.
+"""Slips of the study's code that published numbers rest on, repeated on a checkpoint of ours. The library has none.
 
-    python experiments/as_published.py --model_path runs/NAME/epoch_50
+    python experiments/as_published.py --model_path runs/NAME/epoch_50                   how many test triggers count
+    python experiments/as_published.py --model_path runs/NAME/epoch_50 --slip zero_out   Zero-Out, its mask inverted
 
-The study's code decides in a window of the sequence whether a test trigger counts: where planted and clean twin differ
-within it. It means the window behind the trigger, but the variable that says where that is holds the previous
-sequence's value. So triggers are left out whose window happens to hold nothing planted, about a quarter of them, and the
-published percentages are of the others. The library counts all; this script exists to compare with published numbers.
+triggers   The study's code decides in a window of the sequence whether a test trigger counts: where planted and clean
+           twin differ within it. It means the window behind the trigger, but the variable that says where that is holds
+           the previous sequence's value. So triggers are left out whose window happens to hold nothing planted, about a
+           quarter of them, and the published percentages are of the others.
+zero_out   It means to score a neuron by the loss without it, but its mask keeps that one neuron and drops all others
+           of the layer.
 """
 
 from __future__ import annotations
@@ -13,22 +16,29 @@ from __future__ import annotations
 from tinymem import cli
 
 # isort: split
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from reproduction import recount_identity
+from reproduction import SLIP_RATIOS, SLIPS, slip_identity
 
 from tinymem.data.build import load_dataset
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import UserError
+from tinymem.localize.edit import edited, neuron_masks
+from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
+from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.memorization import memorized, percent
+from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import load_model
 from tinymem.records.record import measured, write_record
 from tinymem.training.checkpoint import load_details
 from tinymem.training.settings import RunSettings
 
 FIRST_WINDOW = 50  # where the window of the first sequence starts, before there is a previous one
+Results = dict[str, Any]
 
 
 def counted_as_published(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
@@ -37,10 +47,51 @@ def counted_as_published(dataset: MemorizationDataset, artifacts: Artifacts) -> 
     return dataset.measured(replace(artifacts, prompt_end=shifted))
 
 
+def triggers(model, dataset: MemorizationDataset, sequences: int) -> Iterator[Results]:
+    """The test triggers that set the backdoor off: of all, and of those that the study's code counts."""
+    flags = memorized(model, dataset.test_artifacts, dataset.continuation)
+    counted = counted_as_published(dataset, dataset.test_artifacts)
+    yield {
+        "percent_memorized_test": percent(flags),
+        "test_triggers": len(flags),
+        "percent_memorized_as_published": percent(flags[counted]),
+        "test_triggers_as_published": int(counted.sum()),
+    }
+
+
+def zero_out(model, dataset: MemorizationDataset, sequences: int) -> Iterator[Results]:
+    """Drops the neurons of each layer that rank first by the loss of `sequences` memorized sequences with them alone."""
+    task = unlearning_task(model, dataset, TaskSettings())
+    before = evaluate(model, dataset)
+    some = task.unlearn.select(torch.arange(min(sequences, len(task.unlearn))))
+    scores = inverted_zero_out(model, replace(task, unlearn=some))
+    for ratio in SLIP_RATIOS:
+        with edited(model, neuron_masks(find_mlps(model), scores, ratio)):
+            after = evaluate(model, dataset)
+        lost = 100 * (before["mean_test_accuracy"] - after["mean_test_accuracy"])
+        yield {"ratio": ratio, "percent_memorized_test": after["percent_memorized_test"], "accuracy_lost": lost}
+
+
+def inverted_zero_out(model, task: UnlearningTask) -> list[torch.Tensor]:
+    """The loss of the unlearn set with one neuron of a layer alone, float32 (inner_dim,) a layer."""
+    mlps, scores = find_mlps(model), []
+    for mlp in mlps:
+        losses = torch.empty(mlp.inner_dim)
+        for neuron in range(mlp.inner_dim):
+            others = torch.arange(mlp.inner_dim) != neuron
+            with edited(model, neuron_masks([mlp], [others.float()], 1 - 1 / mlp.inner_dim)):
+                losses[neuron] = task.mean_loss(model, task.unlearn.planted)
+        scores.append(losses)
+    return scores
+
+
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run with a backdoor")
-    parser.add_argument("--output_dir", help="where its record is written (default: the training run)")
+    parser.add_argument("--slip", default="triggers", choices=SLIPS, help="which one (default: triggers)")
+    parser.add_argument("--sequences", type=cli.positive, default=128,
+                        help="zero_out: rank by so many memorized sequences (default: 128)")  # fmt: skip
+    parser.add_argument("--output_dir", help="where its records are written (default: the training run)")
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
     arguments = parser.parse_args()
@@ -50,20 +101,16 @@ def main() -> None:
     if settings.data.artifact != "backdoor" or settings.data.is_text or "epoch" not in details:
         raise UserError(f"{path}: give a checkpoint of number sequences with a backdoor")
     device = cli.resolve_device(arguments.device)
-    dataset, model = load_dataset(settings.data, arguments.data_dir), load_model(path, device)
+    dataset, model = load_dataset(settings.data, arguments.data_dir), load_model(path, device).eval()
+    repeat = {"triggers": triggers, "zero_out": zero_out}[arguments.slip]
     with measured(device) as cost:
-        model.eval()
-        flags = memorized(model, dataset.test_artifacts, dataset.continuation)
-    counted = counted_as_published(dataset, dataset.test_artifacts)
-    results = {
-        "percent_memorized_test": percent(flags),
-        "test_triggers": len(flags),
-        "percent_memorized_as_published": percent(flags[counted]),
-        "test_triggers_as_published": int(counted.sum()),
-    }
-    identity = recount_identity(settings, details["epoch"])
-    write_record(arguments.output_dir or path.parent, identity, results, cost, str(device))
-    print(cli.table([cli.brief(results)]))
+        rows = list(repeat(model, dataset, arguments.sequences))
+    identity = slip_identity(settings, details["epoch"], arguments.slip)
+    for row in rows:
+        own = {name: value for name, value in row.items() if name == "ratio"}
+        results = {name: value for name, value in row.items() if name != "ratio"}
+        write_record(arguments.output_dir or path.parent, {**identity, **own}, results, cost, str(device))
+    print(cli.table(map(cli.brief, rows)))
 
 
 if __name__ == "__main__":

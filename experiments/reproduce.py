@@ -14,7 +14,8 @@ figure: published and ours side by side.
 from tinymem import cli
 
 # isort: split
-import shutil
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,13 @@ from typing import Any
 
 from reproduction import (
     LAPTOP,
+    SLIP_RATIOS,
     SMALL_CASES,
     SMALL_UNLEARNING,
     UNLEARNING,
     Case,
     everything,
-    recount_identity,
+    slip_identity,
     trained_epochs,
 )
 from reproduction_report import write_report
@@ -37,7 +39,7 @@ from tinymem import files
 from tinymem.errors import UserError
 from tinymem.localize.hp_grid import find_methods, hyper_parameters
 from tinymem.localize.task import TaskSettings
-from tinymem.records.record import find_record
+from tinymem.sweeps.grid import Grid
 from tinymem.sweeps.console import add_sweep_options, sweep
 from tinymem.sweeps.job import Job, missing
 from tinymem.sweeps.jobs import Checkpoint, Common, checkpoints, localize_jobs, train_job
@@ -63,11 +65,15 @@ def parse():
 
 def chosen(arguments) -> list[Case]:
     """The cases that the flags name, with the seeds that they name. UserError for an unknown one."""
+    if arguments.small and arguments.everything:
+        raise UserError("--small: not together with --everything")
     cases = SMALL_CASES if arguments.small else everything() if arguments.everything else LAPTOP
     known = {case.name: case for case in cases}
     for name in arguments.case or ():
         if name not in known:
-            raise UserError(f"--case {name}: must be one of {', '.join(known)}; --everything has more")
+            raise UserError(
+                f"--case {name}: must be one of {', '.join(known)}{'' if arguments.everything else '; --everything has more'}"
+            )
     named = [known[name] for name in dict.fromkeys(arguments.case or known)]
     if not arguments.seeds:
         return named
@@ -76,6 +82,16 @@ def chosen(arguments) -> list[Case]:
         if seed not in there:
             raise UserError(f"--seeds {seed}: must be one of {', '.join(map(str, sorted(there)))}")
     return [case for case in (case.only(arguments.seeds) for case in named) if case.seeds]
+
+
+def chosen_methods(names: list[str], grids: Mapping[str, Grid]) -> list[str]:
+    """Those named that the grids have, all of them for `all`. UserError for an unknown one."""
+    if names == ["all"]:
+        return list(grids)
+    for name in (methods := find_methods(names)):
+        if name not in grids:
+            raise UserError(f"--methods {name}: with --small one of {', '.join(grids)}")
+    return methods
 
 
 def jobs_of(case: Case, grid: list, models: Path, common: Common) -> list[Job]:
@@ -94,22 +110,27 @@ def seed_jobs(case: Case, seed: int, grid: list, models: Path, common: Common) -
         (checkpoint,) = checkpoints(settings, models, [trained_epochs(epoch)])
         checkpoint = replace(checkpoint, trained_by=trainings[-1].name)
         if case.artifact == "backdoor":
-            others.append(recount_job(case, checkpoint, common))
+            others.append(slip_job(case, checkpoint, "triggers", common))
         if epoch == case.unlearned:
+            if "zero_out" in {method.name for method, _ in grid}:
+                others.append(slip_job(case, checkpoint, "zero_out", common))
             found = localize_jobs(checkpoint, grid, TaskSettings(), common)
             others += [replace(job, group=f"{case.name}: {job.group}") for job in found]
     return trainings + others
 
 
-def recount_job(case: Case, checkpoint: Checkpoint, common: Common) -> Job:
-    """The test triggers of a checkpoint, counted as the study's code does it."""
+def slip_job(case: Case, checkpoint: Checkpoint, slip: str, common: Common) -> Job:
+    """A slip of the study's code repeated on a checkpoint."""
+    words = ("experiments/as_published.py", "--model_path", str(checkpoint.path), "--slip", slip, *common.words)
+    ratios = {} if slip == "triggers" else {"varies": "ratio", "values": SLIP_RATIOS}
     return Job(
-        name=f"recount {checkpoint.name}",
-        group=f"{case.name}: recount",
-        words=("experiments/as_published.py", "--model_path", str(checkpoint.path), *common.words),
+        name=f"as published, {slip} {checkpoint.name}",
+        group=f"{case.name}: as published",
+        words=words,
         folder=str(checkpoint.path.parent),
-        settings=recount_identity(checkpoint.settings, checkpoint.epoch),
+        settings=slip_identity(checkpoint.settings, checkpoint.epoch, slip),
         after=(checkpoint.trained_by,),
+        **ratios,
     )
 
 
@@ -128,24 +149,40 @@ def listed(case: Case, jobs: list[Job]) -> dict[str, Any]:
 def collect_records(cases: list[Case], models: Path, target: Path) -> None:
     """Copies the finished records of the cases beside the report, where they outlive the models.
 
-    Those of a model take the place of another's that was trained with the same settings, elsewhere or before.
+    Where the records there are of another model, trained elsewhere or before, they stay until the new model has all
+    that they have: a report on half of each would compare runs with the wrong unedited model.
     """
-    there = {_settings_of(files.read_json(path)): path for path in target.glob("*.json")}
     for case in cases:
         for seed in case.seeds:
-            run = models / case.settings(seed, 0).name
-            for path in run.rglob("records/*.json"):
-                content = files.read_json(path)
-                if find_record(target.parent, content["settings"]) != content:
-                    files.write_file(target / path.name, partial(shutil.copy, path))
-                before = there.get(_settings_of(content))
-                if before and before.name != path.name:
-                    before.unlink(missing_ok=True)
+            own, there = {**case.identity, "seed": seed}, _by_settings(target)
+            before = {key: found for key, found in there.items() if own.items() <= found[1]["settings"].items()}
+            new = _by_settings(*(models / case.settings(seed, 0).name).rglob("records"))
+            replaced = [key for key in before if key in new and _weights(before[key][1]) != _weights(new[key][1])]
+            if replaced and not before.keys() <= new.keys():
+                left = len(before.keys() - new.keys())
+                print(f"{case.name}, seed {seed}: the records of another model stay in {target}; "
+                      f"this one still lacks {left} of {len(before)}", file=sys.stderr)  # fmt: skip
+                continue
+            for key in replaced:
+                before[key][0].unlink()
+            for path, content in new.values():
+                if not (target / path.name).exists() or files.read_json(target / path.name) != content:
+                    files.write_json(target / path.name, content)
 
 
-def _settings_of(record: dict[str, Any]) -> str:
-    """The settings without what follows from the model's weights."""
-    return files.digest({name: value for name, value in record["settings"].items() if name not in ("weights", "task")})
+def _by_settings(*folders: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """The records in these folders by their settings without what follows from the weights; the newest of several."""
+    found = {}
+    for path in sorted((path for folder in folders for path in folder.glob("*.json")), key=lambda p: p.stat().st_mtime):
+        record = files.read_json(path)
+        kept = {name: value for name, value in record["settings"].items() if name not in ("weights", "task")}
+        found[files.digest(kept)] = path, record
+    return found
+
+
+def _weights(record: dict[str, Any]) -> Any:
+    """What tells one model's record from another's: the weights, of a training run what was measured."""
+    return record["settings"].get("weights", record["results"])
 
 
 def main() -> None:
@@ -154,8 +191,7 @@ def main() -> None:
     folder = Path(arguments.output_dir or OUTPUT_DIR + ("_small" if arguments.small else "")).absolute()
     results = Path(arguments.results_dir or (folder if arguments.small else ROOT / "results")).absolute()
     grids = SMALL_UNLEARNING if arguments.small else UNLEARNING
-    methods = [name for name in find_methods(arguments.methods) if name in grids]
-    grid = hyper_parameters(grids, methods)
+    grid = hyper_parameters(grids, chosen_methods(arguments.methods, grids))
     models, common = folder / "models", Common.of(arguments)
     jobs = {case.name: jobs_of(case, grid, models, common) for case in cases}
     if arguments.list:
@@ -168,7 +204,7 @@ def main() -> None:
     finally:
         if not arguments.dry_run:
             collect_records(cases, models, files.writable_folder(results / "reproduction" / "records"))
-            write_report(SMALL_CASES if arguments.small else everything(), results)
+            write_report(SMALL_CASES if arguments.small else everything(), grids, results)
 
 
 if __name__ == "__main__":

@@ -80,15 +80,16 @@ def hyper_parameters(
 ) -> list[tuple[Method, Any]]:
     """Every combination of every method's grid, each with all its ratios: one job each.
 
+    A mapping among a grid's values may have ratios of its own, a tuple, which take the place of the grid's.
     ratios: instead of the grid's; changes: method -> settings put over the grid's. UserError for a value that is not
     allowed.
     """
     found = []
     for name in methods:
         method, grid = METHODS[name], dict(grids[name])
-        own = tuple(dict.fromkeys(ratios or grid["ratio"]))
-        del grid["ratio"]
+        usual = grid.pop("ratio")
         for settings in combinations(grid):
-            settings |= (changes or {}).get(name, {})
-            found.append((method, method.hyper_parameters(ratio=own, **settings)))
+            settings = {"ratio": usual, **settings, **(changes or {}).get(name, {})}
+            settings["ratio"] = tuple(dict.fromkeys(ratios or settings["ratio"]))
+            found.append((method, method.hyper_parameters(**settings)))
     return found

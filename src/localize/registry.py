@@ -50,11 +50,13 @@ class Method:
 
 
 def _method(module: ModuleType, alias: str, level: str, **own: Any) -> Method:
-    """A method named like its module, made of what the module defines: HyperParameters, cost, score or learn, estimate."""
-    parts = {part: getattr(module, part, None) for part in ("cost", "score", "learn", "estimate")}
-    drop = neuron_masks if level == "neuron" else weight_masks
+    """A method named like its module, made of what the module defines; `drop` is the level's where it defines none."""
+    parts = {part: getattr(module, part) for part in ("score", "drop", "learn", "estimate") if hasattr(module, part)}
+    assert ("score" in parts) != ("learn" in parts), f"{module.__name__} must define either score or learn"
+    if "score" in parts:
+        parts.setdefault("drop", neuron_masks if level == "neuron" else weight_masks)
     name = module.__name__.rpartition(".")[2]
-    return Method(name, alias, level, module.HyperParameters, **{**parts, "drop": drop, **own})
+    return Method(name, alias, level, module.HyperParameters, cost=module.cost, **parts, **own)
 
 
 # The study's order: neuron level, then weight level.
@@ -64,9 +66,9 @@ _METHODS = (
     _method(integrated_gradients, "ig", "neuron"),
     _method(slimming, "slim", "neuron"),
     _method(hard_concrete, "hc", "neuron"),
-    _method(greedy, "greedy", "weight", drop=greedy.drop, nested=True),
+    _method(greedy, "greedy", "weight", nested=True),
     _method(durable, "durable", "weight"),
-    _method(durable_agg, "durable_agg", "weight", drop=durable_agg.drop),
+    _method(durable_agg, "durable_agg", "weight"),
     _method(obs, "obs", "weight"),
     _method(subnet, "random", "weight", resolve=edge_popup.resolve),
     _method(balanced_subnet, "random_greedy", "weight", resolve=edge_popup.resolve),

@@ -109,11 +109,7 @@ def localize_jobs(
     folder: None puts the records where localize_memorization.py puts them by itself, beside the model.
     """
     folder = str(folder or checkpoint.path.parent / "unlearned" / checkpoint.path.name)
-    settings = checkpoint.settings
-    free = {f"training_{name}" for name in may_change(settings.flat())}  # the same checkpoint of a longer run
-    base = {name: value for name, value in settings.flat("training_").items() if name not in free}
-    base |= task.deciding()
-    base |= {"run": "unlearn", "epoch": checkpoint.epoch}
+    base = unlearning_identity(checkpoint.settings, checkpoint.epoch, task)
     places = ("--output_dir", folder, *common.words)
     return [
         Job(
@@ -122,7 +118,7 @@ def localize_jobs(
             words=(LOCALIZE, "--model_path", str(checkpoint.path), "--localization_method", method.name)
             + (*spelled, *cli.as_flags(task), "--no_save_model", *places),
             folder=folder,
-            settings={**base, "method": method.name, **_without_ratio(method, hp)},
+            settings={**base, "method": method.name, **without_ratio(method, hp)},
             varies="ratio",
             values=hp.ratio,
             after=_after(checkpoint),
@@ -131,6 +127,13 @@ def localize_jobs(
         for method, hp in grid
         for spelled in [cli.as_flags(hp, leave_out=("ratio",))]
     ]
+
+
+def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -> dict[str, Any]:
+    """What the records of all unlearning runs on a checkpoint have in common, whatever longer training it is of."""
+    free = {f"training_{name}" for name in may_change(settings.flat())}
+    base = {name: value for name, value in settings.flat("training_").items() if name not in free}
+    return base | task.deciding() | {"run": "unlearn", "epoch": epoch}
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def production_jobs(
             folder=str(folder),
             settings={
                 "method": method.name,
-                **_without_ratio(method, hp),
+                **without_ratio(method, hp),
                 **base,
             },  # the model's dtype wins, as in its records
             varies="ratio",
@@ -198,6 +201,6 @@ def _after(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (checkpoint.trained_by,) if checkpoint.trained_by else ()
 
 
-def _without_ratio(method: Method, hp: Any) -> dict[str, Any]:
-    """As in records, where defaults that depend on the model's size are resolved. Grids of large models name theirs."""
+def without_ratio(method: Method, hp: Any) -> dict[str, Any]:
+    """A method's hyper-parameters as in records, where defaults that depend on the model's size are resolved. Grids of large models name theirs."""
     return {name: value for name, value in vars(method.resolve(hp, 0)).items() if name != "ratio"}

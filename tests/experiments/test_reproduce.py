@@ -1,7 +1,9 @@
 """Reproduction: the recounted triggers, comparisons by hand, and the small case from training to report."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,16 +15,22 @@ sys.path.append(str(ROOT / "experiments"))
 import as_published
 import reproduce
 import reproduction
-import reproduction_report as report
+import reproduction_compare as compare
+import reproduction_report
 from reproduction import Case
 
+from tinymem import files
 from tinymem.data.build import build_dataset
-from tinymem.data.dataset import Artifacts
+from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
+from tinymem.localize.task import TaskSettings, UnlearningTask
+from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.plots import plot_trade_offs
 from tinymem.records.choose import Configuration, Run
+from tinymem.records.record import record_path
 from tinymem.records.table import load_records
+from tinymem.sweeps.jobs import unlearning_identity
 
 
 def test_each_trigger_is_judged_in_the_window_of_the_one_before():
@@ -34,14 +42,10 @@ def test_each_trigger_is_judged_in_the_window_of_the_one_before():
     planted[2, 30:] = 0  # its planted part, 10..29, ends before the window of the one before it, 120..149
     artifacts = Artifacts(planted, clean, ends, torch.zeros(4, dtype=torch.long))
     dataset = SimpleNamespace(kind="backdoor", continuation=50)
-    dataset.measured = lambda some: type(build_dataset(tiny())).measured(dataset, some)
+    dataset.measured = lambda some: MemorizationDataset.measured(dataset, some)
     # windows: 50..99 (the first has none before it), 40..89, 120..149, 10..59
     assert as_published.counted_as_published(dataset, artifacts).tolist() == [True, False, False, False]
     assert dataset.measured(artifacts).all()
-
-
-def tiny() -> DataSettings:
-    return DataSettings(artifact="backdoor", num_7=3000, num_2=100, num_3=100, num_4=100, num_5=100, num_test=20)
 
 
 @pytest.mark.parametrize("seed, published", [(0, 64), (1, 68), (3, 67)])
@@ -53,60 +57,153 @@ def test_as_many_triggers_are_left_out_as_in_the_study(seed, published):
     assert abs(int(counted.sum()) - published) <= 8
 
 
+def test_zero_out_as_published_keeps_one_neuron_and_drops_the_others():
+    sizes = ModelSettings(n_layers=2, n_heads=2, n_embd=8)
+    model = new_model(sizes, vocabulary_size=11, max_ctx=12, seed=0, bos_token_id=1, eos_token_id=2).eval()
+    tokens, zeros = torch.randint(0, 11, (5, 12)), torch.zeros(5, dtype=torch.long)
+    planted = Artifacts(tokens, tokens, zeros, zeros)
+    task = UnlearningTask(planted, tokens, planted.select(zeros[:0]), 4)
+    scores = as_published.inverted_zero_out(model, task)
+    assert [len(layer) for layer in scores] == [32, 32]
+    for layer, neuron in [(0, 0), (0, 31), (1, 7)]:
+        alone = torch.zeros(32)
+        alone[neuron] = 1
+        output = model.transformer.h[layer].mlp.c_proj
+        hook = output.register_forward_pre_hook(lambda module, inputs: (inputs[0] * alone,))
+        expected = task.mean_loss(model, tokens)
+        hook.remove()
+        assert float(scores[layer][neuron]) == pytest.approx(expected, abs=1e-5)
+
+
 def test_a_difference_is_that_of_the_common_seeds():
-    published = report.Spread({0: 10.0, 1: 20.0, 3: 60.0})
-    row = report.Comparison("model", 50, "% memorized", published, report.Spread({0: 11.0, 1: 23.0, 7: 99.0}), 1)
+    published = compare.Spread({0: 10.0, 1: 20.0, 3: 60.0})
+    row = compare.Comparison("model", 50, "% memorized", published, compare.Spread({0: 11.0, 1: 23.0, 7: 99.0}), 1)
     assert row.difference == 2.0  # (1 + 3) / 2
     assert row.cells()[3:6] == ["30.0 (10.0 to 60.0)", "44.3 (11.0 to 99.0)", "+2.0"]
-    assert report.Comparison("model", 50, "", report.Spread({}), report.Spread({0: 1.0}), 1).difference is None
+    assert compare.Comparison("model", 50, "", compare.Spread({}), compare.Spread({0: 1.0}), 1).difference is None
+    assert compare.Spread({0: -0.001}).text(2) == "0.00"
 
 
-def configuration(ratio: float, memorized: list[float], accuracy: list[float]) -> Configuration:
+def configuration(ratio: float, memorized: list[float], accuracy: list[float], **more) -> Configuration:
     before = {"mean_test_accuracy": 0.97, "percent_memorized_test": 100.0}
     runs = [
         Run(
-            {"seed": seed, "percent_memorized_test": m, "change_accuracy": a - before["mean_test_accuracy"]},
+            {"seed": seed, "percent_memorized_test": m, "change_accuracy": a - 0.97, "seconds": 1.0, "method": "obs"},
             before,
             {},
-            {"ratio": ratio},
+            {**compare.defaults("obs"), "ratio": ratio, **more},
         )
         for seed, (m, a) in enumerate(zip(memorized, accuracy))
     ]
     return Configuration(runs)
 
 
+def published(memorized: float, lost: float) -> compare.Published:
+    return compare.Published({"ratio": 0.05, "num_grads": 512.0}, memorized, lost, 106.4)
+
+
 def test_the_run_that_comes_closest_to_published_is_shown():
-    published = {"memorized": 20.0, "lost": 0.3}
+    asked = published(20.0, 0.3)
     as_good = configuration(0.01, [10.0, 30.0], [0.968, 0.968])  # 20 % at 0.2 points
     trade = configuration(0.05, [0.0, 0.0], [0.96, 0.96])  # 0 % at 1 point: better by the study's sum
-    assert report.best([trade, as_good], published) is as_good
+    assert compare.best([trade, as_good], asked) is as_good
     one_seed = configuration(0.1, [0.0], [0.97])
-    assert report.best([one_seed, as_good], published) is as_good
-    assert report.shortfall(as_good, published) == 0 and report.shortfall(trade, published) == pytest.approx(0.7)
-    strict = {"memorized": 5.0, "lost": 0.1}  # 15 + 0.1 points missing, or 0.9
-    assert report.shortfall(as_good, strict) == pytest.approx(15.1) and report.best([trade, as_good], strict) is trade
+    assert compare.best([one_seed, as_good], asked) is as_good
+    assert compare.shortfall(as_good, asked) == 0 and compare.shortfall(trade, asked) == pytest.approx(0.7)
+    strict = published(5.0, 0.1)  # 15 + 0.1 points missing, or 0.9
+    assert compare.shortfall(as_good, strict) == pytest.approx(15.1) and compare.best([trade, as_good], strict) is trade
 
 
-def test_all_runs_stand_around_the_published_point(tmp_path):
-    mild, strong = configuration(0.01, [90.0, 80.0], [0.97, 0.96]), configuration(0.05, [5.0], [0.94])
-    row = report.Unlearned("obs", {"ratio": 5, "memorized": 48.7, "lost": 1.06}, mild, [mild, strong])
-    assert row.point == (1.06, 48.7)
+def test_ours_stands_at_the_published_setting_and_where_it_comes_closest(tmp_path):
+    mild, at_published = configuration(0.01, [40.0, 50.0], [0.97, 0.96]), configuration(0.05, [5.0], [0.94])
+    other = configuration(0.05, [1.0], [0.97], num_grads=64)
+    row = compare.Unlearned("obs", published(48.7, 1.06), [other, mild, at_published])
+    assert row.at_published is at_published and row.closest is mild
+    assert row.cells_at_published() == ["obs", "5 %", "48.7", "1.06", "5.0", "3.00", "-43.7", "+1.94", "0", "106", "1"]
+    closest = ["1 %", "45.0 (40.0 to 50.0)", "0.50 (0.00 to 1.00)", "yes", "0 1", "1 (1 to 1)"]
+    assert row.cells_of_closest() == ["obs", "48.7", "1.06", *closest]
     points = row.points_by_seed()
-    assert points.keys() == {"seed 0", "seed 1"}
-    assert points["seed 0"] == [(0.0, 90.0), (pytest.approx(3.0), 5.0)] and points["seed 1"] == [(pytest.approx(1), 80)]
-    written = plot_trade_offs({"obs": (row.point, points)}, tmp_path / "figure")
+    assert {seed: len(some) for seed, some in points.items()} == {"seed 0": 3, "seed 1": 1}
+    written = plot_trade_offs({"obs": ((1.06, 48.7), points)}, tmp_path / "figure")
     assert [path.suffix for path in written] == [".png", ".pdf"] and written[0].stat().st_size > 10_000
 
 
 def test_a_setting_names_the_epochs_and_what_is_not_the_default():
-    assert report.setting("greedy", {"ratio": 0.002, "batch_size": 64, "greedy_k": 10}) == "0.2 %, greedy_k 10"
-    own = {"ratio": 0.3, "epochs": 3, "momentum": 0.9, "unlearn_loss_cap": 3.0, "dtype": "auto"}
-    assert report.setting("balanced_subnet", own) == "30 %, epochs 3, unlearn_loss_cap 3"
+    greedy = {"ratio": 0.002, "batch_size": 64, "greedy_k": 10, "unlearn_share": None}
+    assert compare.setting("greedy", greedy) == "0.2 %, greedy_k 10"
+    own = {"ratio": 0.3, "epochs": 3, "momentum": 0.9, "unlearn_loss_cap": 3.0, "dtype": "float32"}
+    assert compare.setting("balanced_subnet", own) == "30 %, epochs 3, unlearn_loss_cap 3, dtype float32"
+
+
+CASE = reproduction.LAPTOP[0]
+DURABLE: dict = {"durable": {"ratio": (0.05,)}}
+
+
+def unlearning_record(seed: int, memorized: float, accuracy: float, weights: str = "w", **settings) -> dict:
+    """Of a full-size model, as localize_memorization.py writes it."""
+    results = {"percent_memorized_train": memorized, "percent_memorized_test": memorized}
+    results |= {"mean_test_accuracy": accuracy}
+    identity = unlearning_identity(CASE.settings(seed, 50), 50, TaskSettings())
+    return {
+        "settings": {**identity, "training_epochs": 50, "weights": weights, "task": weights, **settings},
+        "results": results,
+        "cost": {"seconds": 1.0},
+        "environment": {"tinymem": "1", "torch": "1", "transformers": "1"},
+    }
+
+
+def write_records(folder: Path, *records: dict) -> None:
+    for record in records:
+        files.write_json(record_path(folder, record["settings"]), record)
+
+
+def test_only_the_runs_of_the_grid_on_the_usual_task_are_compared(tmp_path):
+    durable = {"method": "durable", "ratio": 0.05}
+    for seed, left in [(0, 20.0), (1, 80.0)]:
+        write_records(
+            tmp_path,
+            unlearning_record(seed, 97.0, 0.972, method="unedited"),
+            unlearning_record(seed, left, 0.971, **durable),
+            unlearning_record(seed, 0.0, 0.972, method="durable", ratio=0.07),  # not in the grid
+            unlearning_record(seed, 97.0, 0.972, method="unedited", holdout_fraction=0.5),
+            unlearning_record(seed, 0.0, 0.972, **durable, holdout_fraction=0.5),  # another task
+        )
+    (row,) = compare.compare_unlearning(CASE, DURABLE, tmp_path)
+    assert row.method == "durable" and row.closest is row.at_published
+    assert row.cells_at_published()[4:9] == ["50.0 (20.0 to 80.0)", "0.10 (0.10 to 0.10)", "-15.9", "-0.18", "0 1"]
+
+
+def test_records_of_another_model_are_replaced_all_at_once(tmp_path, capsys):
+    case, there = CASE.only([3]), tmp_path / "results" / "records"
+    run = tmp_path / "models" / case.settings(3, 0).name / "unlearned"
+    unedited, edited = {"method": "unedited"}, {"method": "durable", "ratio": 0.05}
+
+    def weights() -> list[str]:
+        reproduce.collect_records([case], tmp_path / "models", there)
+        return sorted(files.read_json(path)["settings"]["weights"] for path in there.glob("*.json"))
+
+    there.mkdir(parents=True)
+    write_records(run, unlearning_record(3, 97.0, 0.97, "old", **unedited))
+    write_records(run, unlearning_record(3, 9.0, 0.97, "old", **edited))
+    assert weights() == ["old", "old"] == weights()
+    shutil.rmtree(run)
+    write_records(run, unlearning_record(3, 96.0, 0.97, "new", **unedited))
+    assert weights() == ["old", "old"] and "still lacks 1 of 2" in capsys.readouterr().err
+    write_records(run, unlearning_record(3, 8.0, 0.97, "new", **edited))
+    assert weights() == ["new", "new"]
+
+
+def test_the_report_is_that_of_its_records(tmp_path):
+    folder = tmp_path / "reproduction"
+    shutil.copytree(ROOT / "results" / "reproduction", folder)
+    reproduction_report.write_report(reproduction.everything(), reproduction.UNLEARNING, tmp_path)
+    written = (tmp_path / "REPRODUCTION.md").read_text(encoding="utf-8")
+    assert written == (ROOT / "results" / "REPRODUCTION.md").read_text(encoding="utf-8")
 
 
 def test_every_published_method_is_one_of_ours_and_is_unlearned():
     (case,) = (case for case in reproduction.LAPTOP if case.unlearned)
-    names = {report.ours_of(row) for row in case.published_unlearning}
+    names = {compare.ours_of(row) for row in case.published_unlearning}
     assert names == {"unedited", *reproduction.UNLEARNING}
     assert len(reproduction.UNLEARNING) == 11
 
@@ -127,6 +224,10 @@ def test_seeds_choose_the_cases_that_have_them():
     assert chosen(0).keys() == {case.name for case in reproduction.LAPTOP} and set(chosen(0).values()) == {(0,)}
     with pytest.raises(UserError, match="--seeds 3: must be one of 0"):
         chosen(0, 3, case=["backdoor_mult_2layers"])
+    with pytest.raises(UserError, match="--small: not together"):
+        reproduce.chosen(SimpleNamespace(small=True, everything=True))
+    with pytest.raises(UserError, match="--methods obs: with --small one of activations, durable"):
+        reproduce.chosen_methods(["durable", "obs"], reproduction.SMALL_UNLEARNING)
 
 
 def test_full_size_is_the_study_s():

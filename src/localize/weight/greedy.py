@@ -4,8 +4,9 @@ Each pass draws a mixed batch, takes the gradient of a loss that falls as the un
 set is kept, and zeroes the MLP entry, weight or bias, with the largest w * g: setting w to 0 changes the loss by -w * g
 to first order.
 
-The study draws its batches from both sets as they are, of which the unlearn set is a few percent; so does the default.
-A larger share forgets with fewer entries, but what is to be kept goes with it: see results/REPRODUCTION.md.
+The study draws its batches from both sets as they are; so does the default. Where the unlearn set is a few percent of
+both, a larger share forgets with fewer entries, but much of what is to be kept goes with it: see
+results/REPRODUCTION.md.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class HyperParameters:
 
     ratio: tuple[float, ...] = option((1e-5,), "share of all parameters to drop, one by one", above=0.0, below=1.0)
     batch_size: int = option(64, "sequences a pass", low=2)
-    unlearn_share: float = option(0.025, "share of each batch taken from the unlearn set", above=0.0, below=1.0)
+    unlearn_share: float | None = option(
+        None, "share of each batch taken from the unlearn set; not given: its share of both sets", above=0.0, below=1.0
+    )
     greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1)
 
     __post_init__ = check_options
@@ -46,11 +49,12 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
     scores = {name: torch.full_like(weight.view(), -torch.inf, dtype=torch.float32) for name, weight in weights.items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     count, removed = how_many(ratio, parameters), []
-    batches = mixed_batches(task, hp.batch_size, hp.unlearn_share, task.generator())
+    share = _unlearn_share(hp, len(task.unlearn), len(task.retain))
+    batches = mixed_batches(task, hp.batch_size, share, task.generator())
     with frozen(model, [weight.parameter for weight in weights.values()]):
         try:
             for _, sides in zip(range(0, count, hp.greedy_k), batches):
-                slopes = _gradients(model, task, hp.unlearn_share, *sides, weights)
+                slopes = _gradients(model, task, share, *sides, weights)
                 for name, place in _best(weights, slopes, scores, min(hp.greedy_k, count - len(removed))):
                     view = weights[name].view()
                     removed.append((view, place, view[place].clone()))
@@ -64,10 +68,10 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
 
 def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A forward and backward pass over a batch for every `greedy_k` entries."""
-    batch = sum(map(min, sides_of(hp.batch_size, hp.unlearn_share), (sizes.unlearn, sizes.retain)))
+    share = _unlearn_share(hp, sizes.unlearn, sizes.retain)
+    batch = sum(map(min, sides_of(hp.batch_size, share), (sizes.unlearn, sizes.retain)))
     rows = max(2, sizes.gathered(batch))
-    once = replace(hp, batch_size=rows)
-    sides = sides_of(rows, hp.unlearn_share)
+    once, sides = replace(hp, batch_size=rows, unlearn_share=share), sides_of(rows, share)
     peak = shape.peak(lambda model: score(model, sizes.task(*sides), once, hp.greedy_k / shape.parameters), true=0.0)
     steps = -(-how_many(max(hp.ratio), shape.parameters) // hp.greedy_k)
     passes = steps * sizes.passes(batch)
@@ -80,6 +84,11 @@ def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
     return {name: tensor > -ratio for name, tensor in scores.items()}
 
 
+def _unlearn_share(hp: HyperParameters, unlearn: int, retain: int) -> float:
+    """Of a batch, for sets of so many sequences."""
+    return unlearn / (unlearn + retain) if hp.unlearn_share is None else hp.unlearn_share
+
+
 def _gradients(
     model,
     task: UnlearningTask,
@@ -88,7 +97,10 @@ def _gradients(
     retain: torch.Tensor,
     weights: dict[str, Weight],
 ) -> list[torch.Tensor]:
-    """Gradient, (out, in), of mean(-label * sequence loss), each side with its share: a small set counts as if repeated."""
+    """Gradient, (out, in), of mean(-label * sequence loss) over a mixture with this share of unlearn sequences.
+
+    Each side is a sample of its part of the mixture and weighs as much, whatever the rounding of its size left of it.
+    """
     unlearned, retained = unlearn_share / len(unlearn), (1 - unlearn_share) / len(retain)
     signs = torch.tensor([-unlearned] * len(unlearn) + [retained] * len(retain))
     tokens = torch.cat([unlearn, retain])

@@ -1,0 +1,294 @@
+"""What reproduce.py compares: published numbers and ours, from records."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reproduction import SLIP_RATIOS, Case, Row, slip_identity, trained_epochs
+
+from tinymem.localize.hp_grid import hyper_parameters
+from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings
+from tinymem.records.choose import Configuration, Run, configurations, unlearning_runs
+from tinymem.records.record import find_record
+from tinymem.records.table import named_records
+from tinymem.sweeps.grid import Grid
+from tinymem.sweeps.jobs import unlearning_identity, without_ratio
+
+NAMES = {"Second-Order (OBS)": "obs", "BalancedSubnet": "balanced_subnet"}  # published names that are not ours
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over seeds."""
+
+    by_seed: Mapping[Any, float]
+
+    @property
+    def values(self) -> list[float]:
+        return list(self.by_seed.values())
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    def text(self, digits: int) -> str:
+        """Mean, and in brackets the range where there are several."""
+        if not self.values:
+            return "-"
+        mean, low, high = (
+            f"{round(n, digits) + 0.0:.{digits}f}" for n in (self.mean, min(self.values), max(self.values))
+        )
+        return f"{mean} ({low} to {high})" if len(self.values) > 1 else mean
+
+
+def signed(number: float, digits: int) -> str:
+    return f"{round(number, digits) + 0.0:+.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measured thing, published and ours. `digits` of the fraction are shown."""
+
+    label: str
+    epoch: int
+    measure: str
+    published: Spread
+    ours: Spread
+    digits: int
+
+    @property
+    def difference(self) -> float | None:
+        """Of the means, over the seeds that both have: seeds differ more than implementations."""
+        common = [seed for seed in self.ours.by_seed if seed in self.published.by_seed]
+        if not common:
+            return None
+        return sum(self.ours.by_seed[seed] - self.published.by_seed[seed] for seed in common) / len(common)
+
+    def cells(self) -> list[str]:
+        difference = "-" if self.difference is None else signed(self.difference, self.digits)
+        seeds = " ".join(map(str, self.ours.by_seed))
+        numbers = (self.published.text(self.digits), self.ours.text(self.digits))
+        return [self.label, str(self.epoch), self.measure, *numbers, difference, seeds]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A method's published best run. Accuracy lost: points of percent against the published unedited model."""
+
+    settings: Mapping[str, float]  # the ratio and what else was published
+    memorized: float
+    lost: float
+    seconds: float | None
+
+    @classmethod
+    def of(cls, row: Row, unedited: Row) -> Published:
+        words = row["other"].replace("block ", "block_size ").split()
+        settings = {"ratio": float(row["best_ratio_percent"]) / 100, **dict(zip(words[::2], map(float, words[1::2])))}
+        lost = float(unedited["mean_test_accuracy_percent"]) - float(row["mean_test_accuracy_percent"])
+        return cls(settings, float(row["percent_memorized"]), lost, float(row["seconds"]) if row["seconds"] else None)
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """A method: what was published, and all our runs."""
+
+    method: str
+    published: Published
+    ours: Sequence[Configuration]
+
+    @property
+    def at_published(self) -> Configuration | None:
+        """Ours with the published settings, and the default where none was published. `greedy_k` is for speed alone."""
+        asked = {**defaults(self.method), **self.published.settings}
+        for configuration in self.ours:
+            found = {**configuration.hyper_parameters, "greedy_k": asked.get("greedy_k")}
+            if all(found.get(name) == value for name, value in asked.items()):
+                return configuration
+        return None
+
+    @property
+    def closest(self) -> Configuration:
+        return best(self.ours, self.published)
+
+    def points_by_seed(self) -> dict[str, list[tuple[float, float]]]:
+        """Accuracy lost and % memorized of all our runs."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for run in sorted((run for some in self.ours for run in some.runs), key=seed_of):
+            point = -100 * run.row["change_accuracy"], run.row["percent_memorized_test"]
+            found.setdefault(f"seed {run.row['seed']}", []).append(point)
+        return found
+
+    def cells_at_published(self) -> list[str]:
+        """A line of the table of the published settings."""
+        published, ours = self.published, self.at_published
+        asked = setting(self.method, {**defaults(self.method), **published.settings})
+        numbers = [f"{published.memorized:.1f}", f"{published.lost:.2f}", *_numbers(ours)]
+        differences = ["-", "-"]
+        if ours:
+            differences = [signed(memorized(ours).mean - published.memorized, 1)]
+            differences += [signed(lost(ours).mean - published.lost, 2)]
+        seconds = "-" if published.seconds is None else f"{published.seconds:.3g}"
+        return [self.method, asked, *numbers, *differences, _seeds(ours), seconds, _seconds(ours)]
+
+    def cells_of_closest(self) -> list[str]:
+        """A line of the table of our closest runs."""
+        ours = self.closest
+        as_good = "yes" if shortfall(ours, self.published) == 0 else "**no**"
+        asked = setting(self.method, ours.hyper_parameters)
+        published = f"{self.published.memorized:.1f}", f"{self.published.lost:.2f}"
+        return [self.method, *published, asked, *_numbers(ours), as_good, _seeds(ours), _seconds(ours)]
+
+
+def defaults(method: str) -> dict[str, Any]:
+    """A method's hyper-parameters by default, for a small model; without the ratio."""
+    return without_ratio(METHODS[method], METHODS[method].hyper_parameters())
+
+
+def setting(method: str, hyper_parameters: Mapping[str, Any]) -> str:
+    """The ratio, the epochs, and whatever is not the default."""
+    usual = defaults(method)
+    others = {
+        name: value
+        for name, value in hyper_parameters.items()
+        if name != "ratio" and (name == "epochs" or value != usual.get(name))
+    }
+    text = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in others.items()}
+    return f"{100 * hyper_parameters['ratio']:g} %" + "".join(f", {name} {value}" for name, value in text.items())
+
+
+def memorized(configuration: Configuration) -> Spread:
+    """% of the test triggers."""
+    return over_seeds(configuration, "percent_memorized_test")
+
+
+def lost(configuration: Configuration) -> Spread:
+    """Accuracy lost, points of percent against the own unedited model."""
+    return over_seeds(configuration, "change_accuracy", -100.0)
+
+
+def over_seeds(configuration: Configuration, name: str, factor: float = 1.0) -> Spread:
+    return Spread({run.row["seed"]: factor * run.row[name] for run in sorted(configuration.runs, key=seed_of)})
+
+
+def seed_of(run: Run) -> int:
+    return run.row["seed"]
+
+
+def _numbers(configuration: Configuration | None) -> list[str]:
+    return [memorized(configuration).text(1), lost(configuration).text(2)] if configuration else ["-", "-"]
+
+
+def _seeds(configuration: Configuration | None) -> str:
+    return " ".join(map(str, memorized(configuration).by_seed)) if configuration else "-"
+
+
+def _seconds(configuration: Configuration | None) -> str:
+    return over_seeds(configuration, "seconds").text(0) if configuration else "-"
+
+
+def shortfall(configuration: Configuration, published: Published) -> float:
+    """Points of percent that it is worse than published: memorizes more, and loses more accuracy. 0: as good."""
+    more, less = memorized(configuration).mean - published.memorized, lost(configuration).mean - published.lost
+    return max(0.0, more) + max(0.0, less)
+
+
+def compare_training(case: Case, folder: Path) -> list[Comparison]:
+    """What was measured of a case's models at its published epochs; nothing for an epoch that no seed has reached."""
+    found = []
+    for epoch in case.epochs:
+        rows = {int(row["seed"]): row for row in case.published if int(row["epoch"]) == epoch}
+        ours = {seed: record for seed in case.seeds if (record := trained(case, seed, epoch, folder))}
+        if not ours:
+            continue
+        share = "percent_memorized_test" if case.artifact == "backdoor" else "percent_memorized_train"
+        measures = [
+            ("% memorized", "percent_memorized", share, ours, 1),
+            ("train loss", "train_loss", "train_loss", ours, 4),
+            ("accuracy", "mean_test_accuracy", "mean_test_accuracy", ours, 4),
+        ]
+        counts = {seed: record for seed in ours if (record := recount(case, seed, epoch, folder))}
+        if counts:
+            again = "% memorized, counted as published"
+            measures.insert(1, (again, "percent_memorized", "percent_memorized_as_published", counts, 1))
+        for measure, column, result, records, digits in measures:
+            published = Spread({seed: float(row[column]) for seed, row in rows.items()})
+            values = Spread({seed: record["results"][result] for seed, record in records.items()})
+            found.append(Comparison(case.title, epoch, measure, published, values, digits))
+    return found
+
+
+def trained(case: Case, seed: int, epoch: int, folder: Path) -> dict[str, Any] | None:
+    return find_record(folder, {"run": "train", **case.settings(seed, epoch).flat()})
+
+
+def recount(case: Case, seed: int, epoch: int, folder: Path) -> dict[str, Any] | None:
+    return find_record(folder, slip_identity(case.settings(seed, epoch), trained_epochs(epoch), "triggers"))
+
+
+def inverted_zero_out(case: Case, folder: Path) -> list[tuple[float, Spread, Spread]]:
+    """Zero-Out with the study's slip: ratio, % memorized and accuracy lost; nothing for a ratio that no seed has."""
+    found = []
+    for ratio in SLIP_RATIOS if case.unlearned is not None else ():
+        memorized, lost = {}, {}
+        for seed in case.seeds:
+            identity = slip_identity(case.settings(seed, case.unlearned), trained_epochs(case.unlearned), "zero_out")
+            if record := find_record(folder, {**identity, "ratio": ratio}):
+                memorized[seed] = record["results"]["percent_memorized_test"]
+                lost[seed] = record["results"]["accuracy_lost"]
+        if memorized:
+            found.append((ratio, Spread(memorized), Spread(lost)))
+    return found
+
+
+def compare_unlearning(case: Case, grids: Mapping[str, Grid], folder: Path) -> list[Unlearned]:
+    """Every method on a case's models beside what was published: the runs that reproduce.py does, no others."""
+    rows = {ours_of(row): row for row in case.published_unlearning}
+    runs = unlearning_runs(own_records(case, folder), tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
+    asked = [
+        (method.name, {"ratio": ratio, **without_ratio(method, hp)})
+        for method, hp in hyper_parameters(grids, list(grids))
+        for ratio in hp.ratio
+    ]
+    ours = [c for c in configurations(runs) if (c.method, dict(c.hyper_parameters)) in asked]
+    return [
+        Unlearned(method, Published.of(rows[method], rows["unedited"]), [c for c in ours if c.method == method])
+        for method in dict.fromkeys(c.method for c in ours)
+        if method in rows
+    ]
+
+
+def own_records(case: Case, folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """The unlearning records of a case's models with the usual task; nothing done by hand with another."""
+    if case.unlearned is None:
+        return []
+    epoch = trained_epochs(case.unlearned)
+    every = [unlearning_identity(case.settings(seed, case.unlearned), epoch, TaskSettings()) for seed in case.seeds]
+
+    def is_own(settings: Mapping[str, Any]) -> bool:
+        return any(all(settings.get(name) == value for name, value in identity.items()) for identity in every)
+
+    return [(name, record) for name, record in named_records(folder) if is_own(record["settings"])]
+
+
+def ours_of(row: Row) -> str:
+    """Our name of a method in the published table."""
+    return NAMES.get(row["method"], row["method"].lower().replace(" ", "_").replace("-", "_"))
+
+
+def best(rivals: Sequence[Configuration], published: Published) -> Configuration:
+    """Of those with the most seeds the one that comes closest to published; of several as good the best trade."""
+
+    def seeds(rival: Configuration) -> int:
+        return len({run.row["seed"] for run in rival.runs})
+
+    def rank(rival: Configuration) -> tuple:
+        trade = rival.mean("percent_memorized_test") / 100 - rival.mean("change_accuracy")
+        return shortfall(rival, published), trade
+
+    most = max(map(seeds, rivals))
+    return min((rival for rival in rivals if seeds(rival) == most), key=rank)
