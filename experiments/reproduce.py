@@ -4,11 +4,11 @@
     python experiments/reproduce.py --case backdoor_increment_2layers    one of them
     python experiments/reproduce.py --limit 1                            the next command only; all of them in time
     python experiments/reproduce.py --report                             run nothing, write the report anew
-    python experiments/reproduce.py --everything                         every published model, seed and epoch: on a GPU
+    python experiments/reproduce.py --everything                         all published number models: on a GPU
 
 Runs the ordinary scripts; interrupted, or started again, it does only what is missing. At its end, however it ends, the
 finished records are copied to results/reproduction/records and results/REPRODUCTION.md is written from them, with a
-figure: published and ours side by side.
+figures: published and ours side by side.
 """
 
 from tinymem import cli

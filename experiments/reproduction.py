@@ -73,7 +73,11 @@ class Case:
 
 
 def trained_epochs(published: int) -> int:
-    """How many passes a model has made at a published epoch: the study's epoch 0 is measured after the first."""
+    """How many passes a model of ours has made at a published epoch.
+
+    The study counts from 0 and measures its epoch 0 after the first pass, so that its epoch 50 is the 51st. Ours is the
+    50th, as the checkpoints are called; the curves are flat there.
+    """
     return max(1, published)
 
 
@@ -99,7 +103,10 @@ LAPTOP = (
 
 
 def everything() -> tuple[Case, ...]:
-    """Every model with published numbers, over all seeds and epochs that have them: for a GPU."""
+    """Every model of number sequences with published numbers, over all seeds and epochs that have them: for a GPU.
+
+    The published numbers of text and production models, and of unlearning at epoch 200, are not compared.
+    """
     groups: dict[tuple[str, str, int], list[Row]] = {}
     for row in read_published("tinymem_training.csv"):
         groups.setdefault((row["task"], row["data_name"], int(row["n_layers"])), []).append(row)

@@ -1,4 +1,4 @@
-"""Models that really memorize, trained once a session."""
+"""Models that really memorize, trained once a session (`make test` has several: one a worker)."""
 
 import os
 

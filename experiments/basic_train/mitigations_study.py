@@ -27,7 +27,7 @@ FULL = dict(epochs=50, checkpoint_every=10, truncation_window=10000)
 # are the study's. The cap is no part of the study: it stops BalancedSubnet from raising the loss without end.
 SMALL_UNLEARNING = (
     "zero_out activations integrated_gradients slimming hard_concrete --ratio 0.01 0.05 0.1",
-    "greedy --ratio 1e-5 1e-4 --unlearn_share 0.5",
+    "greedy --ratio 1e-5 1e-4 --unlearn_share 0.5",  # so few entries forget something only so
     "durable durable_agg obs --ratio 0.01 0.05 0.1",
     "subnet --ratio 0.05 0.3",
     "balanced_subnet --ratio 0.3",
@@ -35,7 +35,7 @@ SMALL_UNLEARNING = (
 )
 FULL_UNLEARNING = (
     "zero_out activations integrated_gradients slimming hard_concrete --ratio 0.001 0.01 0.05 0.1",
-    "greedy --ratio 1e-5 1e-4 1e-3 --unlearn_share 0.5",
+    "greedy --ratio 1e-5 1e-4 1e-3",
     "durable durable_agg obs --ratio 1e-5 1e-4 0.001 0.01 0.05 0.1",
     "subnet balanced_subnet --ratio 0.01 0.05 0.1 0.25 0.3 --epochs 10",
     "balanced_subnet --ratio 0.01 0.05 0.1 0.25 0.3 --epochs 10 --unlearn_loss_cap 3",

@@ -27,7 +27,7 @@ def plot_side_by_side(panels: Sequence[Panel], path: str | Path) -> list[Path]:
     """Panels in rows of two; those of a row have the same lines, which only the left one names."""
     tallest = max(len(panel.lines) for panel in panels)
     figure, grid = new_grid(-(-len(panels) // 2), 2, 4.6, 1.1 + 0.3 * tallest)
-    for axis, panel in zip(grid.flat, panels):
+    for place_in_grid, (axis, panel) in enumerate(zip(grid.flat, panels)):
         for number, (_, *both) in enumerate(panel.lines):
             for (name, colour, offset), values in zip(SOURCES, both):
                 if not values:
@@ -36,8 +36,7 @@ def plot_side_by_side(panels: Sequence[Panel], path: str | Path) -> list[Path]:
                 axis.hlines(place, min(values), max(values), color="0.45", linewidth=1.5, zorder=1)
                 axis.plot(sum(values) / len(values), place, "o" if name == "ours" else "D", markersize=5.5,
                           color=colour, markeredgecolor="0.1", label=name if number == 0 else None)  # fmt: skip
-        left = axis is grid[:, 0][[axis in row for row in grid].index(True)]
-        labels = [label if left else "" for label, *_ in panel.lines]
+        labels = [label if place_in_grid % 2 == 0 else "" for label, *_ in panel.lines]
         axis.set_yticks([-number for number in range(len(labels))], labels, fontsize=8)
         axis.set(xlabel=panel.axis, ylim=(-len(labels) + 0.4, 0.6))
         axis.margins(x=0.08)
@@ -56,6 +55,7 @@ def plot_trade_offs(methods: Mapping[str, tuple[Point, Mapping[str, Sequence[Poi
     % memorized). Whatever lies in the shaded corner is at least as good as published.
     """
     figure, grid = new_grid(-(-len(methods) // 4), 4, 2.7, 2.3)
+    bottom, top = -4, 104
     names = sorted({name for _, ours in methods.values() for name in ours})
     styles = {name: {"marker": marker, "color": f"C{i}"} for i, (name, (marker, _)) in enumerate(zip(names, STYLES))}
     for axis, (method, (published, ours)) in zip(grid.flat, methods.items()):
@@ -63,9 +63,9 @@ def plot_trade_offs(methods: Mapping[str, tuple[Point, Mapping[str, Sequence[Poi
         for name, points in ours.items():
             axis.scatter(*zip(*points), **styles[name], s=16, alpha=0.8, label=name, zorder=3)
         axis.set_xscale("symlog", linthresh=0.1)
-        axis.set(ylim=(-4, 104), xlim=(min(-0.1, axis.get_xlim()[0]), 100))
+        axis.set(ylim=(bottom, top), xlim=(min(-0.1, axis.get_xlim()[0]), 100))
         axis.set_xticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
-        axis.axvspan(axis.get_xlim()[0], published[0], ymax=(published[1] + 4) / 108, color="0.9", zorder=0)
+        axis.axvspan(axis.get_xlim()[0], published[0], ymax=(published[1] - bottom) / (top - bottom), color="0.9", zorder=0)
         set_title(axis, method)
     for axis in list(grid.flat)[len(methods) :]:
         axis.set_visible(False)
