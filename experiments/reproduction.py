@@ -125,9 +125,14 @@ UNLEARNING: dict[str, Grid] = {
     "zero_out": {"ratio": _NEURONS},
     "activations": {"ratio": _NEURONS},
     "integrated_gradients": {"ratio": _NEURONS},
-    "slimming": {  # with lr 0.1 it stops after ten steps, whatever the epochs
+    "slimming": {
         "ratio": (0.01, 0.02, 0.03, 0.05, 0.1),
-        "rest": ({"epochs": 1}, {"epochs": 1, "lambda_l1": 100.0}, {"epochs": 20, "lr": 0.01}),
+        "rest": (
+            {"epochs": 1},  # stops after ten steps
+            *({"epochs": 1, "stop_loss": stop, "ratio": (0.02, 0.05)} for stop in (0.15, 0.25)),  # nine, eight
+            {"epochs": 1, "lambda_l1": 100.0, "ratio": (0.02, 0.05)},
+            {"epochs": 20, "lr": 0.01, "ratio": (0.02, 0.05)},
+        ),
     },
     "hard_concrete": {"ratio": (0.01, 0.03, 0.04, 0.05, 0.1), "epochs": (20,)},
     "greedy": {
