@@ -62,6 +62,10 @@ def triggers(model, dataset: MemorizationDataset, sequences: int) -> Iterator[Re
 def zero_out(model, dataset: MemorizationDataset, sequences: int) -> Iterator[Results]:
     """Drops the neurons of each layer that rank first by the loss of `sequences` memorized sequences with them alone."""
     task = unlearning_task(model, dataset, TaskSettings())
+    if not len(task.unlearn):
+        raise UserError(
+            "--slip zero_out: this model has memorized nothing, so that there is no loss to rank neurons by"
+        )
     before = evaluate(model, dataset)
     some = task.unlearn.select(torch.arange(min(sequences, len(task.unlearn))))
     scores = inverted_zero_out(model, replace(task, unlearn=some))

@@ -65,7 +65,9 @@ def plot_trade_offs(methods: Mapping[str, tuple[Point, Mapping[str, Sequence[Poi
         axis.set_xscale("symlog", linthresh=0.1)
         axis.set(ylim=(bottom, top), xlim=(min(-0.1, axis.get_xlim()[0]), 100))
         axis.set_xticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
-        axis.axvspan(axis.get_xlim()[0], published[0], ymax=(published[1] - bottom) / (top - bottom), color="0.9", zorder=0)
+        axis.axvspan(
+            axis.get_xlim()[0], published[0], ymax=(published[1] - bottom) / (top - bottom), color="0.9", zorder=0
+        )
         set_title(axis, method)
     for axis in list(grid.flat)[len(methods) :]:
         axis.set_visible(False)

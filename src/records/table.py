@@ -89,7 +89,7 @@ def tidy_table(records: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]]) -
     columns: dict[str, dict[str, None]] = {part: {} for part in PARTS}
     rows = []
     for name, record in records:
-        if record["settings"].get("run") in ("train", "finetune"):
+        if record["settings"].get("run") in ("train", "finetune", "as_published"):
             settings = {training.get(key, key): value for key, value in record["settings"].items()}
             record = {**record, "settings": settings}
         row = {"record": name, "versions": versions(record)}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import ROOT
+from small import ROOT, in_process
 
 sys.path.append(str(ROOT / "experiments"))
 
@@ -25,6 +25,7 @@ from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.localize.task import TaskSettings, UnlearningTask
+from tinymem.metrics.memorization import memorized
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.plots import plot_trade_offs
 from tinymem.records.choose import Configuration, Run
@@ -73,6 +74,23 @@ def test_zero_out_as_published_keeps_one_neuron_and_drops_the_others():
         expected = task.mean_loss(model, tokens)
         hook.remove()
         assert float(scores[layer][neuron]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_slips_are_repeated_on_a_checkpoint(tmp_path, memorizing_backdoor, capsys):
+    common = ["--model_path", memorizing_backdoor.checkpoint, "--data_dir", tmp_path, "--output_dir", tmp_path]
+    in_process("experiments/as_published.py", *common)
+    in_process("experiments/as_published.py", *common, "--slip", "zero_out", "--sequences", 3)
+    settings, records = memorizing_backdoor.settings, load_records(tmp_path)
+    epoch = settings.training.epochs
+    (counted,) = (r for r in records if r["settings"] == reproduction.slip_identity(settings, epoch, "triggers"))
+    flags = memorized(
+        memorizing_backdoor.model, memorizing_backdoor.dataset.test_artifacts, memorizing_backdoor.dataset.continuation
+    )
+    assert counted["results"]["test_triggers"] == len(flags)
+    assert counted["results"]["percent_memorized_test"] == pytest.approx(100 * float(flags.float().mean()))
+    dropped = [r for r in records if r["settings"]["slip"] == "zero_out"]
+    assert sorted(r["settings"]["ratio"] for r in dropped) == list(reproduction.SLIP_RATIOS)
+    assert all(0 <= r["results"]["percent_memorized_test"] <= 100 for r in dropped)
 
 
 def test_a_difference_is_that_of_the_common_seeds():
