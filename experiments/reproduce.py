@@ -71,9 +71,8 @@ def chosen(arguments) -> list[Case]:
     known = {case.name: case for case in cases}
     for name in arguments.case or ():
         if name not in known:
-            raise UserError(
-                f"--case {name}: must be one of {', '.join(known)}{'' if arguments.everything else '; --everything has more'}"
-            )
+            more = "" if arguments.everything else "; --everything has more"
+            raise UserError(f"--case {name}: must be one of {', '.join(known)}{more}")
     named = [known[name] for name in dict.fromkeys(arguments.case or known)]
     if not arguments.seeds:
         return named
@@ -152,9 +151,10 @@ def collect_records(cases: list[Case], models: Path, target: Path) -> None:
     Where the records there are of another model, trained elsewhere or before, they stay until the new model has all
     that they have: a report on half of each would compare runs with the wrong unedited model.
     """
+    there = _by_settings(target)
     for case in cases:
         for seed in case.seeds:
-            own, there = {**case.identity, "seed": seed}, _by_settings(target)
+            own = {**case.identity, "seed": seed}
             before = {key: found for key, found in there.items() if own.items() <= found[1]["settings"].items()}
             new = _by_settings(*(models / case.settings(seed, 0).name).rglob("records"))
             replaced = [key for key in before if key in new and _weights(before[key][1]) != _weights(new[key][1])]
@@ -165,8 +165,8 @@ def collect_records(cases: list[Case], models: Path, target: Path) -> None:
                 continue
             for key in replaced:
                 before[key][0].unlink()
-            for path, content in new.values():
-                if not (target / path.name).exists() or files.read_json(target / path.name) != content:
+            for key, (path, content) in new.items():
+                if key not in before or before[key][1] != content:
                     files.write_json(target / path.name, content)
 
 

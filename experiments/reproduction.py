@@ -12,7 +12,7 @@ from typing import Any
 from study import EXTRA, SEEDS, SMALL, run_settings
 
 from tinymem.sweeps.grid import Grid
-from tinymem.training.settings import RunSettings, may_change
+from tinymem.training.settings import RunSettings
 
 SLIPS, SLIP_RATIOS = ("triggers", "zero_out"), (0.01, 0.05, 0.1)  # of as_published.py; ratios of zero_out
 PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
@@ -83,9 +83,7 @@ def trained_epochs(published: int) -> int:
 
 def slip_identity(settings: RunSettings, epoch: int, slip: str) -> dict[str, Any]:
     """Settings of the records of as_published.py for a checkpoint, whatever longer training it is of; without ratio."""
-    flat = settings.flat()
-    kept = {name: value for name, value in flat.items() if name not in may_change(flat)}
-    return {"run": "as_published", "slip": slip, **kept, "epoch": epoch}
+    return {"run": "as_published", "slip": slip, **settings.identity(), "epoch": epoch}
 
 
 def read_published(name: str) -> list[Row]:

@@ -36,6 +36,10 @@ class Spread:
     def mean(self) -> float:
         return sum(self.values) / len(self.values)
 
+    @property
+    def seeds(self) -> str:
+        return " ".join(map(str, self.by_seed))
+
     def text(self, digits: int) -> str:
         """Mean, and in brackets the range where there are several."""
         if not self.values:
@@ -71,9 +75,8 @@ class Comparison:
 
     def cells(self) -> list[str]:
         difference = "-" if self.difference is None else signed(self.difference, self.digits)
-        seeds = " ".join(map(str, self.ours.by_seed))
         numbers = (self.published.text(self.digits), self.ours.text(self.digits))
-        return [self.label, str(self.epoch), self.measure, *numbers, difference, seeds]
+        return [self.label, str(self.epoch), self.measure, *numbers, difference, self.ours.seeds]
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ def _numbers(configuration: Configuration | None) -> list[str]:
 
 
 def _seeds(configuration: Configuration | None) -> str:
-    return " ".join(map(str, memorized(configuration).by_seed)) if configuration else "-"
+    return memorized(configuration).seeds if configuration else "-"
 
 
 def _seconds(configuration: Configuration | None) -> str:

@@ -105,7 +105,7 @@ def zero_out_with_the_slip(case: Case, folder: Path) -> list[str]:
     if not rows:
         return []
     head = ("ratio", "memorized %", "accuracy lost", "our seeds")
-    lines = [(f"{100 * r:g} %", m.text(1), lost.text(2), " ".join(map(str, m.by_seed))) for r, m, lost in rows]
+    lines = [(f"{100 * r:g} %", m.text(1), lost.text(2), m.seeds) for r, m, lost in rows]
     return [
         "### Zero-Out as published",
         "With its mask inverted, as in the study's code ([as_published.py](../experiments/as_published.py)):",

@@ -19,7 +19,7 @@ from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.sweeps.job import Job
 from tinymem.training.checkpoint import load_details
 from tinymem.training.finetune import FinetuneSettings
-from tinymem.training.settings import RunSettings, may_change
+from tinymem.training.settings import RunSettings
 
 TRAIN, FINETUNE = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCALIZE, PRODUCTION = "src/localize/localize_memorization.py", "src/localize/prod_grad.py"
@@ -131,9 +131,7 @@ def localize_jobs(
 
 def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -> dict[str, Any]:
     """What the records of all unlearning runs on a checkpoint have in common, whatever longer training it is of."""
-    free = {f"training_{name}" for name in may_change(settings.flat())}
-    base = {name: value for name, value in settings.flat("training_").items() if name not in free}
-    return base | task.deciding() | {"run": "unlearn", "epoch": epoch}
+    return settings.identity("training_") | task.deciding() | {"run": "unlearn", "epoch": epoch}
 
 
 @dataclass(frozen=True)
@@ -202,5 +200,8 @@ def _after(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def without_ratio(method: Method, hp: Any) -> dict[str, Any]:
-    """A method's hyper-parameters as in records, where defaults that depend on the model's size are resolved. Grids of large models name theirs."""
+    """A method's hyper-parameters as in records, where defaults that depend on the model's size are resolved.
+
+    Grids of large models name theirs.
+    """
     return {name: value for name, value in vars(method.resolve(hp, 0)).items() if name != "ratio"}

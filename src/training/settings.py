@@ -57,11 +57,14 @@ class RunSettings:
     @property
     def name(self) -> str:
         """Names a run's folder: readable, with a hash of all settings that make it another run."""
-        flat = self.flat()
-        identity = {name: value for name, value in flat.items() if name not in may_change(flat)}
         data = self.data
         shown = f"{data.data_name}_{data.artifact}_{self.model.n_layers}layers_seed{data.seed}"
-        return f"{shown}_{files.digest(identity)[:8]}"
+        return f"{shown}_{files.digest(self.identity())[:8]}"
+
+    def identity(self, training_prefix: str = "") -> dict[str, Any]:
+        """The settings of `flat` that make it another run; those that a longer training may change are left out."""
+        free = {training_prefix + name for name in may_change(self.flat())}
+        return {name: value for name, value in self.flat(training_prefix).items() if name not in free}
 
     def flat(self, training_prefix: str = "") -> dict[str, Any]:
         """One level, field name -> value: as written into records. Of the data only what its kind looks at.
