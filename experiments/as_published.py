@@ -17,7 +17,7 @@ from tinymem import cli
 
 # isort: split
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import load_model
+from tinymem.options import check_options, option
 from tinymem.records.record import measured, write_record
 from tinymem.training.checkpoint import load_details
 from tinymem.training.settings import RunSettings
@@ -41,13 +42,23 @@ FIRST_WINDOW = 50  # where the window of the first sequence starts, before there
 Results = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ZeroOut:
+    """With --slip zero_out"""
+
+    ratio: tuple[float, ...] = option(SLIP_RATIOS, "shares of each layer's neurons to drop", above=0.0, below=1.0)
+    sequences: int = option(128, "memorized sequences to rank by, at most", low=1)
+
+    __post_init__ = check_options
+
+
 def counted_as_published(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
     """Which backdoored sequences the study's code counts, bool (A,): each judged in the previous one's window."""
     shifted = torch.cat([torch.tensor([FIRST_WINDOW]), artifacts.prompt_end])[: len(artifacts)]
     return dataset.measured(replace(artifacts, prompt_end=shifted))
 
 
-def triggers(model, dataset: MemorizationDataset, sequences: int) -> Iterator[Results]:
+def triggers(model, dataset: MemorizationDataset) -> Iterator[Results]:
     """The test triggers that set the backdoor off: of all, and of those that the study's code counts."""
     flags = memorized(model, dataset.test_artifacts, dataset.continuation)
     counted = counted_as_published(dataset, dataset.test_artifacts)
@@ -59,21 +70,26 @@ def triggers(model, dataset: MemorizationDataset, sequences: int) -> Iterator[Re
     }
 
 
-def zero_out(model, dataset: MemorizationDataset, sequences: int) -> Iterator[Results]:
-    """Drops the neurons of each layer that rank first by the loss of `sequences` memorized sequences with them alone."""
+def zero_out(model, dataset: MemorizationDataset, hp: ZeroOut) -> Iterator[Results]:
+    """Drops the neurons of each layer that rank first by the loss of some memorized sequences with them alone."""
     task = unlearning_task(model, dataset, TaskSettings())
     if not len(task.unlearn):
         raise UserError(
             "--slip zero_out: this model has memorized nothing, so that there is no loss to rank neurons by"
         )
     before = evaluate(model, dataset)
-    some = task.unlearn.select(torch.arange(min(sequences, len(task.unlearn))))
+    some = task.unlearn.select(torch.arange(min(hp.sequences, len(task.unlearn))))
     scores = inverted_zero_out(model, replace(task, unlearn=some))
-    for ratio in SLIP_RATIOS:
+    for ratio in hp.ratio:
         with edited(model, neuron_masks(find_mlps(model), scores, ratio)):
             after = evaluate(model, dataset)
         lost = 100 * (before["mean_test_accuracy"] - after["mean_test_accuracy"])
-        yield {"ratio": ratio, "percent_memorized_test": after["percent_memorized_test"], "accuracy_lost": lost}
+        yield {
+            "ratio": ratio,
+            "sequences": len(some),
+            "percent_memorized_test": after["percent_memorized_test"],
+            "accuracy_lost": lost,
+        }
 
 
 def inverted_zero_out(model, task: UnlearningTask) -> list[torch.Tensor]:
@@ -93,12 +109,12 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run with a backdoor")
     parser.add_argument("--slip", default="triggers", choices=SLIPS, help="which one (default: triggers)")
-    parser.add_argument("--sequences", type=cli.positive, default=128,
-                        help="zero_out: rank by so many memorized sequences (default: 128)")  # fmt: skip
+    cli.add_options(parser, ZeroOut)
     parser.add_argument("--output_dir", help="where its records are written (default: the training run)")
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
     arguments = parser.parse_args()
+    hp = cli.collect(ZeroOut, arguments)
     path = Path(arguments.model_path)
     details = load_details(path)
     settings = RunSettings.from_flat(details["settings"])
@@ -106,13 +122,12 @@ def main() -> None:
         raise UserError(f"{path}: give a checkpoint of number sequences with a backdoor")
     device = cli.resolve_device(arguments.device)
     dataset, model = load_dataset(settings.data, arguments.data_dir), load_model(path, device).eval()
-    repeat = {"triggers": triggers, "zero_out": zero_out}[arguments.slip]
     with measured(device) as cost:
-        rows = list(repeat(model, dataset, arguments.sequences))
+        rows = list(triggers(model, dataset) if arguments.slip == "triggers" else zero_out(model, dataset, hp))
     identity = slip_identity(settings, details["epoch"], arguments.slip)
     for row in rows:
-        own = {name: value for name, value in row.items() if name == "ratio"}
-        results = {name: value for name, value in row.items() if name != "ratio"}
+        own = {name: value for name, value in row.items() if name in ("ratio", "sequences")}
+        results = {name: value for name, value in row.items() if name not in own}
         write_record(arguments.output_dir or path.parent, {**identity, **own}, results, cost, str(device))
     print(cli.table(map(cli.brief, rows)))
 

@@ -31,7 +31,8 @@ from tinymem.plots import plot_trade_offs
 from tinymem.records.choose import Configuration, Run
 from tinymem.records.record import record_path
 from tinymem.records.table import load_records
-from tinymem.sweeps.jobs import unlearning_identity
+from tinymem.sweeps.job import missing
+from tinymem.sweeps.jobs import Checkpoint, Common, unlearning_identity
 
 
 def test_each_trigger_is_judged_in_the_window_of_the_one_before():
@@ -77,11 +78,19 @@ def test_zero_out_as_published_keeps_one_neuron_and_drops_the_others():
 
 
 def test_the_slips_are_repeated_on_a_checkpoint(tmp_path, memorizing_backdoor, capsys):
-    common = ["--model_path", memorizing_backdoor.checkpoint, "--data_dir", tmp_path, "--output_dir", tmp_path]
-    in_process("experiments/as_published.py", *common)
-    in_process("experiments/as_published.py", *common, "--slip", "zero_out", "--sequences", 3)
-    settings, records = memorizing_backdoor.settings, load_records(tmp_path)
-    epoch = settings.training.epochs
+    """By the commands that reproduce.py gives, which then finds nothing missing."""
+    path = tmp_path / "model" / "epoch"
+    shutil.copytree(memorizing_backdoor.checkpoint, path)
+    settings, epoch = memorizing_backdoor.settings, memorizing_backdoor.settings.training.epochs
+    checkpoint, common = Checkpoint(path, settings, epoch), Common(str(tmp_path))
+    jobs = [reproduce.slip_job(reproduction.LAPTOP[0], checkpoint, slip, common) for slip in reproduction.SLIPS]
+    in_process(*jobs[0].command([]))
+    in_process(*jobs[1].command([0.05]), "--sequences", 3)
+    assert [missing(job) for job in jobs] == [[], [0.01, 0.1]]
+    in_process(*jobs[1].command(missing(jobs[1])), "--sequences", 3)
+    assert [missing(job) for job in jobs] == [[], []]
+
+    records = load_records(path.parent)
     (counted,) = (r for r in records if r["settings"] == reproduction.slip_identity(settings, epoch, "triggers"))
     flags = memorized(
         memorizing_backdoor.model, memorizing_backdoor.dataset.test_artifacts, memorizing_backdoor.dataset.continuation
@@ -90,6 +99,7 @@ def test_the_slips_are_repeated_on_a_checkpoint(tmp_path, memorizing_backdoor, c
     assert counted["results"]["percent_memorized_test"] == pytest.approx(100 * float(flags.float().mean()))
     dropped = [r for r in records if r["settings"]["slip"] == "zero_out"]
     assert sorted(r["settings"]["ratio"] for r in dropped) == list(reproduction.SLIP_RATIOS)
+    assert {r["settings"]["sequences"] for r in dropped} == {3}
     assert all(0 <= r["results"]["percent_memorized_test"] <= 100 for r in dropped)
 
 
