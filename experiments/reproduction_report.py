@@ -70,6 +70,7 @@ def report(
         "[reproduction/records](reproduction/records). Means over the seeds, in brackets their range; differences over "
         "the seeds that both have. Published: the files in [published](published).",
         "![published and ours side by side](reproduction/figure.png)",
+        "Unlearned models in the figure are those at the published settings, else where ours comes closest.",
         "## Training",
         "Backdoors: % memorized of the test triggers, all of them, and counted as the study's code does "
         "([as_published.py](../experiments/as_published.py)). Noise: of the noised training sequences. Accuracy: mean "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,8 @@ def plot_trade_offs(methods: Mapping[str, tuple[Point, Mapping[str, Sequence[Poi
     styles = {name: {"marker": marker, "color": f"C{i}"} for i, (name, (marker, _)) in enumerate(zip(names, STYLES))}
     for axis, (method, (published, ours)) in zip(grid.flat, methods.items()):
         axis.plot(*published, "D", markersize=8, color="white", markeredgecolor="0.1", label="published")
-        for name, points in ours.items():
+        for name in names:  # all of them everywhere, so that the legend has them in this order
+            points = ours.get(name) or [(math.nan, math.nan)]
             axis.scatter(*zip(*points), **styles[name], s=16, alpha=0.8, label=name, zorder=3)
         axis.set_xscale("symlog", linthresh=0.1)
         axis.set(ylim=(bottom, top), xlim=(min(-0.1, axis.get_xlim()[0]), 100))
