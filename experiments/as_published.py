@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reproduction import SLIP_RATIOS, SLIPS, slip_identity
+from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, SLIPS, slip_identity
 
 from tinymem.data.build import load_dataset
 from tinymem.data.dataset import Artifacts, MemorizationDataset
@@ -47,7 +47,7 @@ class ZeroOut:
     """With --slip zero_out"""
 
     ratio: tuple[float, ...] = option(SLIP_RATIOS, "shares of each layer's neurons to drop", above=0.0, below=1.0)
-    sequences: int = option(128, "memorized sequences to rank by, at most", low=1)
+    sequences: int = option(SLIP_SEQUENCES, "memorized sequences to rank by, at most", low=1)
 
     __post_init__ = check_options
 
@@ -86,7 +86,7 @@ def zero_out(model, dataset: MemorizationDataset, hp: ZeroOut) -> Iterator[Resul
         lost = 100 * (before["mean_test_accuracy"] - after["mean_test_accuracy"])
         yield {
             "ratio": ratio,
-            "sequences": len(some),
+            "sequences": hp.sequences,
             "percent_memorized_test": after["percent_memorized_test"],
             "accuracy_lost": lost,
         }
@@ -124,11 +124,11 @@ def main() -> None:
     dataset, model = load_dataset(settings.data, arguments.data_dir), load_model(path, device).eval()
     with measured(device) as cost:
         rows = list(triggers(model, dataset) if arguments.slip == "triggers" else zero_out(model, dataset, hp))
-    identity = slip_identity(settings, details["epoch"], arguments.slip)
     for row in rows:
         own = {name: value for name, value in row.items() if name in ("ratio", "sequences")}
         results = {name: value for name, value in row.items() if name not in own}
-        write_record(arguments.output_dir or path.parent, {**identity, **own}, results, cost, str(device))
+        identity = slip_identity(settings, details["epoch"], arguments.slip, **own)
+        write_record(arguments.output_dir or path.parent, identity, results, cost, str(device))
     print(cli.table(map(cli.brief, rows)))
 
 

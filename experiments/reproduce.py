@@ -24,6 +24,7 @@ from typing import Any
 from reproduction import (
     LAPTOP,
     SLIP_RATIOS,
+    SLIP_SEQUENCES,
     SMALL_CASES,
     SMALL_UNLEARNING,
     UNLEARNING,
@@ -121,13 +122,15 @@ def seed_jobs(case: Case, seed: int, grid: list, models: Path, common: Common) -
 def slip_job(case: Case, checkpoint: Checkpoint, slip: str, common: Common) -> Job:
     """A slip of the study's code repeated on a checkpoint."""
     words = ("experiments/as_published.py", "--model_path", str(checkpoint.path), "--slip", slip, *common.words)
-    ratios = {} if slip == "triggers" else {"varies": "ratio", "values": SLIP_RATIOS}
+    own, ratios = {}, {}
+    if slip == "zero_out":
+        own, ratios = {"sequences": SLIP_SEQUENCES}, {"varies": "ratio", "values": SLIP_RATIOS}
     return Job(
         name=f"as published, {slip} {checkpoint.name}",
         group=f"{case.name}: as published",
         words=words,
         folder=str(checkpoint.path.parent),
-        settings=slip_identity(checkpoint.settings, checkpoint.epoch, slip),
+        settings=slip_identity(checkpoint.settings, checkpoint.epoch, slip, **own),
         after=(checkpoint.trained_by,),
         **ratios,
     )

@@ -14,7 +14,8 @@ from study import EXTRA, SEEDS, SMALL, run_settings
 from tinymem.sweeps.grid import Grid
 from tinymem.training.settings import RunSettings
 
-SLIPS, SLIP_RATIOS = ("triggers", "zero_out"), (0.01, 0.05, 0.1)  # of as_published.py; ratios of zero_out
+# as_published.py: which there are; the ratios of zero_out, and how many memorized sequences rank its neurons
+SLIPS, SLIP_RATIOS, SLIP_SEQUENCES = ("triggers", "zero_out"), (0.01, 0.05, 0.1), 128
 PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
 Row = dict[str, str]
 
@@ -81,9 +82,9 @@ def trained_epochs(published: int) -> int:
     return max(1, published)
 
 
-def slip_identity(settings: RunSettings, epoch: int, slip: str) -> dict[str, Any]:
+def slip_identity(settings: RunSettings, epoch: int, slip: str, **own: float) -> dict[str, Any]:
     """Settings of the records of as_published.py for a checkpoint, whatever longer training it is of; without ratio."""
-    return {"run": "as_published", "slip": slip, **settings.identity(), "epoch": epoch}
+    return {"run": "as_published", "slip": slip, **settings.identity(), "epoch": epoch, **own}
 
 
 def read_published(name: str) -> list[Row]:
@@ -120,7 +121,7 @@ def everything() -> tuple[Case, ...]:
 # Subnet, chosen to pass by the published point.
 _NEURONS, _WEIGHTS = (0.01, 0.05, 0.1), (0.001, 0.01, 0.05, 0.1)
 UNLEARNING: dict[str, Grid] = {
-    "zero_out": {"ratio": _NEURONS},
+    "zero_out": {"ratio": (*_NEURONS, 0.004, 0.006, 0.008)},  # two to four neurons a layer
     "activations": {"ratio": _NEURONS},
     "integrated_gradients": {"ratio": _NEURONS},
     "slimming": {
@@ -132,7 +133,7 @@ UNLEARNING: dict[str, Grid] = {
             {"epochs": 20, "lr": 0.01, "ratio": (0.02, 0.05)},
         ),
     },
-    "hard_concrete": {"ratio": (0.01, 0.03, 0.04, 0.05, 0.1), "epochs": (20,)},
+    "hard_concrete": {"ratio": (0.01, 0.03, 0.04, 0.045, 0.05, 0.055, 0.1), "epochs": (20,)},
     "greedy": {
         "ratio": (0.001, 0.002, 0.005, 0.006, 0.007, 0.008, 0.01, 0.05),
         "greedy_k": (10,),  # one a step takes hours

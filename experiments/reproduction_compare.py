@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reproduction import SLIP_RATIOS, Case, Row, slip_identity, trained_epochs
+from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, Case, Row, slip_identity, trained_epochs
 
 from tinymem.localize.hp_grid import hyper_parameters
 from tinymem.localize.registry import METHODS
@@ -214,7 +214,7 @@ def compare_training(case: Case, folder: Path) -> list[Comparison]:
             ("train loss", "train_loss", "train_loss", ours, 4),
             ("accuracy", "mean_test_accuracy", "mean_test_accuracy", ours, 4),
         ]
-        counts = {seed: record for seed in ours if (record := recount(case, seed, epoch, folder))}
+        counts = {seed: record for seed in ours if (record := repeated(case, seed, epoch, folder, "triggers"))}
         if counts:
             again = "% memorized, counted as published"
             measures.insert(1, (again, "percent_memorized", "percent_memorized_as_published", counts, 1))
@@ -229,22 +229,25 @@ def trained(case: Case, seed: int, epoch: int, folder: Path) -> dict[str, Any] |
     return find_record(folder, {"run": "train", **case.settings(seed, epoch).flat()})
 
 
-def recount(case: Case, seed: int, epoch: int, folder: Path) -> dict[str, Any] | None:
-    return find_record(folder, slip_identity(case.settings(seed, epoch), trained_epochs(epoch), "triggers"))
+def repeated(case: Case, seed: int, epoch: int, folder: Path, slip: str, **own: float) -> dict[str, Any] | None:
+    """What as_published.py recorded of a slip."""
+    return find_record(folder, slip_identity(case.settings(seed, epoch), trained_epochs(epoch), slip, **own))
 
 
 def inverted_zero_out(case: Case, folder: Path) -> list[tuple[float, Spread, Spread]]:
     """Zero-Out with the study's slip: ratio, % memorized and accuracy lost; nothing for a ratio that no seed has."""
     found = []
-    for ratio in SLIP_RATIOS if case.unlearned is not None else ():
-        memorized, lost = {}, {}
-        for seed in case.seeds:
-            identity = slip_identity(case.settings(seed, case.unlearned), trained_epochs(case.unlearned), "zero_out")
-            if record := find_record(folder, {**identity, "ratio": ratio}):
-                memorized[seed] = record["results"]["percent_memorized_test"]
-                lost[seed] = record["results"]["accuracy_lost"]
-        if memorized:
-            found.append((ratio, Spread(memorized), Spread(lost)))
+    for ratio in SLIP_RATIOS:
+        own = {"ratio": ratio, "sequences": SLIP_SEQUENCES}
+        records = {
+            seed: record
+            for seed in case.seeds
+            if (record := repeated(case, seed, case.unlearned, folder, "zero_out", **own))
+        }
+        measures = ("percent_memorized_test", "accuracy_lost")
+        if records:
+            spreads = (Spread({seed: record["results"][name] for seed, record in records.items()}) for name in measures)
+            found.append((ratio, *spreads))
     return found
 
 

@@ -85,9 +85,10 @@ def test_the_slips_are_repeated_on_a_checkpoint(tmp_path, memorizing_backdoor, c
     checkpoint, common = Checkpoint(path, settings, epoch), Common(str(tmp_path))
     jobs = [reproduce.slip_job(reproduction.LAPTOP[0], checkpoint, slip, common) for slip in reproduction.SLIPS]
     in_process(*jobs[0].command([]))
-    in_process(*jobs[1].command([0.05]), "--sequences", 3)
+    in_process(*jobs[1].command([0.05]))
     assert [missing(job) for job in jobs] == [[], [0.01, 0.1]]
-    in_process(*jobs[1].command(missing(jobs[1])), "--sequences", 3)
+    in_process(*jobs[1].command(missing(jobs[1])))
+    in_process(*jobs[1].command([0.05]), "--sequences", 3)  # another run
     assert [missing(job) for job in jobs] == [[], []]
 
     records = load_records(path.parent)
@@ -97,10 +98,16 @@ def test_the_slips_are_repeated_on_a_checkpoint(tmp_path, memorizing_backdoor, c
     )
     assert counted["results"]["test_triggers"] == len(flags)
     assert counted["results"]["percent_memorized_test"] == pytest.approx(100 * float(flags.float().mean()))
-    dropped = [r for r in records if r["settings"]["slip"] == "zero_out"]
-    assert sorted(r["settings"]["ratio"] for r in dropped) == list(reproduction.SLIP_RATIOS)
-    assert {r["settings"]["sequences"] for r in dropped} == {3}
-    assert all(0 <= r["results"]["percent_memorized_test"] <= 100 for r in dropped)
+    dropped = {
+        r["settings"]["ratio"]: r["results"]["percent_memorized_test"]
+        for r in records
+        if r["settings"]["slip"] == "zero_out" and r["settings"]["sequences"] == reproduction.SLIP_SEQUENCES
+    }
+    case = SimpleNamespace(seeds=(settings.data.seed,), unlearned=epoch, settings=lambda seed, epoch: settings)
+    table = compare.inverted_zero_out(case, path.parent)
+    assert [ratio for ratio, *_ in table] == list(reproduction.SLIP_RATIOS) == sorted(dropped)
+    for ratio, share, lost in table:
+        assert share.values == [dropped[ratio]] and 0 <= dropped[ratio] <= 100 and len(lost.values) == 1
 
 
 def test_a_difference_is_that_of_the_common_seeds():
