@@ -133,7 +133,7 @@ UNLEARNING: dict[str, Grid] = {
             {"epochs": 20, "lr": 0.01, "ratio": (0.02, 0.05)},
         ),
     },
-    "hard_concrete": {"ratio": (0.01, 0.03, 0.04, 0.045, 0.05, 0.055, 0.1), "epochs": (20,)},
+    "hard_concrete": {"ratio": (0.01, 0.03, 0.04, 0.045, 0.05, 0.053, 0.055, 0.1), "epochs": (20,)},
     "greedy": {
         "ratio": (0.001, 0.002, 0.005, 0.006, 0.007, 0.008, 0.01, 0.05),
         "greedy_k": (10,),  # one a step takes hours
