@@ -7,7 +7,7 @@
     python experiments/reproduce.py --everything                         all published number models: on a GPU
 
 Runs the ordinary scripts; interrupted, or started again, it does only what is missing. At its end, however it ends, the
-finished records are copied to results/reproduction/records and results/REPRODUCTION.md is written from them, with a
+finished records are copied to results/reproduction/records and results/REPRODUCTION.md is written from them, with
 figures: published and ours side by side.
 """
 

@@ -83,7 +83,7 @@ def trained_epochs(published: int) -> int:
 
 
 def slip_identity(settings: RunSettings, epoch: int, slip: str, **own: float) -> dict[str, Any]:
-    """Settings of the records of as_published.py for a checkpoint, whatever longer training it is of; without ratio."""
+    """Settings of the records of as_published.py for a checkpoint, whatever longer training it is of. own: zero_out's."""
     return {"run": "as_published", "slip": slip, **settings.identity(), "epoch": epoch, **own}
 
 
@@ -92,7 +92,7 @@ def read_published(name: str) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-# What two cores do in some nights: an epoch of two layers is about a minute.
+# What two cores do in some nights: an epoch of two layers is one to two minutes.
 LAPTOP = (
     Case("backdoor", "increment", 2, SEEDS, (0, 50), unlearned=50),
     Case("backdoor", "mult", 2, SEEDS[:1], (0, 50)),
