@@ -125,7 +125,7 @@ def main() -> None:
     with measured(device) as cost:
         rows = list(triggers(model, dataset) if arguments.slip == "triggers" else zero_out(model, dataset, hp))
     for row in rows:
-        own = {name: value for name, value in row.items() if name in ("ratio", "sequences")}
+        own = {name: value for name, value in row.items() if name in vars(hp)}
         results = {name: value for name, value in row.items() if name not in own}
         identity = slip_identity(settings, details["epoch"], arguments.slip, **own)
         write_record(arguments.output_dir or path.parent, identity, results, cost, str(device))

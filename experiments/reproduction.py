@@ -117,8 +117,8 @@ def everything() -> tuple[Case, ...]:
     return tuple(replace(case, unlearned=unlearned.get(case.name)) for case in cases)
 
 
-# The published best settings first, then others; of ours are the loss cap of BalancedSubnet and the smaller batches of
-# Subnet, chosen to pass by the published point.
+# Published best settings and others. Of ours are the loss cap of BalancedSubnet and, chosen to pass by the published
+# point, the smaller batches of Subnet and the ratios in between of Zero-Out, Hard Concrete and OBS.
 _NEURONS, _WEIGHTS = (0.01, 0.05, 0.1), (0.001, 0.01, 0.05, 0.1)
 UNLEARNING: dict[str, Grid] = {
     "zero_out": {"ratio": (*_NEURONS, 0.004, 0.006, 0.008)},  # two to four neurons a layer
