@@ -25,7 +25,7 @@ from tinymem.models.channel_gate import is_gated
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.records.record import find_record, measured, write_record
-from tinymem.training.checkpoint import load_details
+from tinymem.training.checkpoint import load_trained, place_beside
 from tinymem.training.console import prepared_run, train_visibly
 from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset
 from tinymem.training.settings import RunSettings, check_same_run
@@ -42,7 +42,9 @@ def parse() -> argparse.Namespace:
         )  # fmt: skip
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
-    cli.add_common_options(parser, "MODEL_PATH/../finetuned/epoch_N_FT_DATA")
+    cli.add_common_options(
+        parser, "MODEL_PATH/../finetuned/epoch_N_FT_DATA; for a model outside its training run, under runs/NAME"
+    )
     return parser.parse_args()
 
 
@@ -59,9 +61,7 @@ def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
 
 def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
     """Settings and epoch of a checkpoint. UserError when a flag contradicts it or it is no longer as trained."""
-    details = load_details(path)
-    if "epoch" not in details or "finetuning" in details:
-        raise UserError(f"{path}: this model was edited or fine-tuned already; give a checkpoint of a training run")
+    details = load_trained(path)
     asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
     check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
     return RunSettings.from_flat(details["settings"]), details["epoch"]
@@ -76,7 +76,7 @@ def main() -> None:
     model = load_model(path, cli.resolve_device(arguments.device))
     identity = {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(finetuning)}
     identity |= {"weights": weights_fingerprint(model)}
-    folder = arguments.output_dir or path.parent / "finetuned" / f"epoch_{epoch}_{finetuning.ft_data}"
+    folder = arguments.output_dir or place_beside(path) / "finetuned" / f"epoch_{epoch}_{finetuning.ft_data}"
     with prepared_run(folder, identity, arguments.force) as run:
         if find_record(run, identity):
             print(f"{run}: finished before (--force does it again)", file=sys.stderr)

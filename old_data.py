@@ -25,7 +25,7 @@ def parse() -> tuple:
     parser = cli.Parser(__doc__)
     cli.add_data_options(parser)
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
-    parser.add_argument("--examples", type=int, default=1, help="examples of each kind (default: 1)")
+    parser.add_argument("--examples", type=cli.not_negative, default=1, help="artifacts to show (default: 1)")
     arguments = parser.parse_args()
     return arguments, resolve_corpus(cli.collect(DataSettings, arguments))
 

@@ -46,7 +46,7 @@ def main() -> None:
     rows = measure(device, arguments.quick)
     print(cli.table(rows))
     if output:
-        versions = {**environment(), "device": str(device)}
+        versions = environment(str(device))
         print(f"\nwritten: {files.write_json(f'{output}.json', {'environment': versions, 'rows': rows})}")
         print(*(f"written: {path}" for path in draw(rows, output)), sep="\n")
 

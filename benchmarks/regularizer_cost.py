@@ -80,7 +80,7 @@ def main() -> None:
     allocator.keep_freed_memory()
     rows = [row for dtype in DTYPES for row in measure(dtype, repeats, device)]
     settings = {"n_layers": LAYERS, "batch_size": BATCH, "max_ctx": CONTEXT, "repeats": repeats}
-    versions = {**environment(), "device": str(device)}
+    versions = environment(str(device))
     files.write_json(arguments.output, {"settings": settings, "environment": versions, "rows": rows})
     print(cli.table(rows))
     print(f"\nwritten: {arguments.output}")

@@ -70,7 +70,7 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
     bandwidth = timing.seconds(copy := timing.copying(device)[0], device)
     bandwidth = timing.copying(device)[1] / min(bandwidth, *(timing.seconds(copy, device) for _ in range(3)))
     rows, settings = [], {"quick": quick, **dataclasses.asdict(sizes)}
-    results = {"settings": settings, "environment": {**environment(), "device": str(device)}, "rows": rows}
+    results = {"settings": settings, "environment": environment(str(device)), "rows": rows}
     # A GPU's memory comes from CUDA's caching allocator, which is nothing that we set.
     elsewhere = Elsewhere(quick) if device.type == "cpu" else contextlib.nullcontext()
     with elsewhere as other, cli.progress_bar(total=len(chosen), unit="case") as bar:

@@ -35,8 +35,8 @@ from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import load_model
 from tinymem.options import check_options, option
 from tinymem.records.record import measured, write_record
-from tinymem.training.checkpoint import load_details
-from tinymem.training.settings import RunSettings
+from tinymem.sweeps.jobs import find_checkpoint
+from tinymem.training.checkpoint import place_beside
 
 FIRST_WINDOW = 50  # where the window of the first sequence starts, before there is a previous one
 Results = dict[str, Any]
@@ -110,15 +110,20 @@ def main() -> None:
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run with a backdoor")
     parser.add_argument("--slip", default="triggers", choices=SLIPS, help="which one (default: triggers)")
     cli.add_options(parser, ZeroOut)
-    parser.add_argument("--output_dir", help="where its records are written (default: the training run)")
+    parser.add_argument(
+        "--output_dir",
+        help="where its records are written (default: the training run; for a model outside it, runs/NAME)",
+    )
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
     arguments = parser.parse_args()
-    hp = cli.collect(ZeroOut, arguments)
+    hp, own = cli.collect(ZeroOut, arguments), cli.given(ZeroOut, arguments)
+    if own and arguments.slip != "zero_out":
+        raise UserError(f"--{next(iter(own))}: only with --slip zero_out")
     path = Path(arguments.model_path)
-    details = load_details(path)
-    settings = RunSettings.from_flat(details["settings"])
-    if settings.data.artifact != "backdoor" or settings.data.is_text or "epoch" not in details:
+    checkpoint = find_checkpoint(path)
+    settings = checkpoint.settings
+    if settings.data.artifact != "backdoor" or settings.data.is_text:
         raise UserError(f"{path}: give a checkpoint of number sequences with a backdoor")
     device = cli.resolve_device(arguments.device)
     dataset, model = load_dataset(settings.data, arguments.data_dir), load_model(path, device).eval()
@@ -127,8 +132,8 @@ def main() -> None:
     for row in rows:
         own = {name: value for name, value in row.items() if name in vars(hp)}
         results = {name: value for name, value in row.items() if name not in own}
-        identity = slip_identity(settings, details["epoch"], arguments.slip, **own)
-        write_record(arguments.output_dir or path.parent, identity, results, cost, str(device))
+        identity = slip_identity(settings, checkpoint.epoch, arguments.slip, **own)
+        write_record(arguments.output_dir or place_beside(path), identity, results, cost, str(device))
     print(cli.table(map(cli.brief, rows)))
 
 

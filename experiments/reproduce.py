@@ -57,7 +57,7 @@ def parse():
     parser.add_argument(
         "--report", action="store_true", help="run nothing, write the report from the records there are"
     )
-    parser.add_argument("--everything", action="store_true", help="not only what two cores can do in some nights")
+    parser.add_argument("--everything", action="store_true", help="all number models with published numbers: on a GPU")
     parser.add_argument("--methods", nargs="+", default=["all"], metavar="METHOD", help="unlearn with these (all)")
     parser.add_argument("--results_dir", help="where the report is written (default: results; small: OUTPUT_DIR)")
     add_sweep_options(parser, f"{OUTPUT_DIR}; small: {OUTPUT_DIR}_small")
@@ -102,7 +102,7 @@ def jobs_of(case: Case, grid: list, models: Path, common: Common) -> list[Job]:
 def seed_jobs(case: Case, seed: int, grid: list, models: Path, common: Common) -> list[Job]:
     """Of one model: the training from one published epoch to the next, and what is done with the checkpoints."""
     trainings, others = [], []
-    for epoch in case.epochs:
+    for epoch in case.epochs_of(seed):
         settings = case.settings(seed, epoch)
         job = train_job(settings, models, common)
         after = tuple(before.name for before in trainings[-1:])
@@ -115,21 +115,22 @@ def seed_jobs(case: Case, seed: int, grid: list, models: Path, common: Common) -
             if "zero_out" in {method.name for method, _ in grid}:
                 others.append(slip_job(case, checkpoint, "zero_out", common))
             found = localize_jobs(checkpoint, grid, TaskSettings(), common)
-            others += [replace(job, group=f"{case.name}: {job.group}") for job in found]
+            others += [replace(one, group=f"{case.name}: {one.group}") for one in found]
     return trainings + others
 
 
 def slip_job(case: Case, checkpoint: Checkpoint, slip: str, common: Common) -> Job:
     """A slip of the study's code repeated on a checkpoint."""
-    words = ("experiments/as_published.py", "--model_path", str(checkpoint.path), "--slip", slip, *common.words)
+    folder = str(checkpoint.path.parent)
+    words = ("experiments/as_published.py", "--model_path", str(checkpoint.path), "--slip", slip)
     own, ratios = {}, {}
     if slip == "zero_out":
         own, ratios = {"sequences": SLIP_SEQUENCES}, {"varies": "ratio", "values": SLIP_RATIOS}
     return Job(
         name=f"as published, {slip} {checkpoint.name}",
         group=f"{case.name}: as published",
-        words=words,
-        folder=str(checkpoint.path.parent),
+        words=(*words, "--output_dir", folder, *common.words),
+        folder=folder,
         settings=slip_identity(checkpoint.settings, checkpoint.epoch, slip, **own),
         after=(checkpoint.trained_by,),
         **ratios,
@@ -190,6 +191,8 @@ def _weights(record: dict[str, Any]) -> Any:
 
 def main() -> None:
     arguments = parse()
+    if arguments.report and arguments.dry_run:
+        raise UserError("--report: runs nothing, so not together with --dry_run")
     cases, site = chosen(arguments), find_site(arguments.site)
     folder = Path(arguments.output_dir or OUTPUT_DIR + ("_small" if arguments.small else "")).absolute()
     results = Path(arguments.results_dir or (folder if arguments.small else ROOT / "results")).absolute()

@@ -27,6 +27,7 @@ class Case:
     epochs      published ones; what they are is in results/published/tinymem_training.csv
     unlearned   the epoch whose checkpoint every method unlearns, if any; its rows in tinymem_unlearning.csv
     changed     settings that are not the study's
+    last        seed -> its last epoch, where that is not the last of `epochs`
     """
 
     artifact: str
@@ -36,6 +37,7 @@ class Case:
     epochs: tuple[int, ...]
     unlearned: int | None = None
     changed: Mapping[str, Any] = field(default_factory=dict)
+    last: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -53,6 +55,9 @@ class Case:
     def only(self, seeds: Collection[int]) -> Case:
         """The case with these of its seeds."""
         return replace(self, seeds=tuple(seed for seed in self.seeds if seed in seeds))
+
+    def epochs_of(self, seed: int) -> tuple[int, ...]:
+        return tuple(epoch for epoch in self.epochs if epoch <= self.last.get(seed, epoch))
 
     def settings(self, seed: int, epoch: int) -> RunSettings:
         """Of the training that ends at this published epoch: the study's sizes, which are the defaults."""
@@ -92,7 +97,7 @@ def read_published(name: str) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-# What two cores do in some nights: an epoch of two layers is one to two minutes.
+# What two cores do in some nights: an epoch of two layers is one to two and a half minutes.
 LAPTOP = (
     Case("backdoor", "increment", 2, SEEDS, (0, 50), unlearned=50),
     Case("backdoor", "mult", 2, SEEDS[:1], (0, 50)),
@@ -102,7 +107,7 @@ LAPTOP = (
 
 
 def everything() -> tuple[Case, ...]:
-    """Every model of number sequences with published numbers, over all seeds and epochs that have them: for a GPU.
+    """Every model of number sequences with published numbers, each seed to its last epoch that has them: for a GPU.
 
     The published numbers of text and production models, and of unlearning at epoch 200, are not compared.
     """
@@ -110,10 +115,11 @@ def everything() -> tuple[Case, ...]:
     for row in read_published("tinymem_training.csv"):
         groups.setdefault((row["task"], row["data_name"], int(row["n_layers"])), []).append(row)
     unlearned = {case.name: case.unlearned for case in LAPTOP}
-    cases = [
-        Case(*identity, *(tuple(sorted({int(row[name]) for row in rows})) for name in ("seed", "epoch")))
-        for identity, rows in groups.items()
-    ]
+    cases = []
+    for identity, rows in groups.items():
+        seeds, epochs = (tuple(sorted({int(row[name]) for row in rows})) for name in ("seed", "epoch"))
+        last = {seed: max(int(row["epoch"]) for row in rows if int(row["seed"]) == seed) for seed in seeds}
+        cases.append(Case(*identity, seeds, epochs, last=last))
     return tuple(replace(case, unlearned=unlearned.get(case.name)) for case in cases)
 
 

@@ -106,7 +106,7 @@ class Unlearned:
 
     @property
     def at_published(self) -> Configuration | None:
-        """Ours with the published settings, and the default where none was published. `greedy_k` is for speed alone."""
+        """Ours with the published settings, and the default where none was published; with any `greedy_k`."""
         asked = {**defaults(self.method), **self.published.settings}
         for configuration in self.ours:
             found = {**configuration.hyper_parameters, "greedy_k": asked.get("greedy_k")}
@@ -129,14 +129,14 @@ class Unlearned:
     def cells_at_published(self) -> list[str]:
         """A line of the table of the published settings."""
         published, ours = self.published, self.at_published
-        asked = setting(self.method, {**defaults(self.method), **published.settings})
+        asked = ours.hyper_parameters if ours else {**defaults(self.method), **published.settings}
         numbers = [f"{published.memorized:.1f}", f"{published.lost:.2f}", *_numbers(ours)]
         differences = ["-", "-"]
         if ours:
             differences = [signed(memorized(ours).mean - published.memorized, 1)]
             differences += [signed(lost(ours).mean - published.lost, 2)]
         seconds = "-" if published.seconds is None else f"{published.seconds:.3g}"
-        return [self.method, asked, *numbers, *differences, _seeds(ours), seconds, _seconds(ours)]
+        return [self.method, setting(self.method, asked), *numbers, *differences, _seeds(ours), seconds, _seconds(ours)]
 
     def cells_of_closest(self) -> list[str]:
         """A line of the table of our closest runs."""
@@ -287,14 +287,17 @@ def ours_of(row: Row) -> str:
 
 
 def best(rivals: Sequence[Configuration], published: Published) -> Configuration:
-    """Of those with the most seeds the one that comes closest to published; of several as good the best trade."""
+    """The one that comes closest to published; of several as good one with the most seeds, then the best trade.
+
+    One lucky seed does not count where others have more.
+    """
 
     def seeds(rival: Configuration) -> int:
         return len({run.row["seed"] for run in rival.runs})
 
     def rank(rival: Configuration) -> tuple:
         trade = rival.mean("percent_memorized_test") / 100 - rival.mean("change_accuracy")
-        return shortfall(rival, published), trade
+        return shortfall(rival, published), -seeds(rival), trade
 
-    most = max(map(seeds, rivals))
-    return min((rival for rival in rivals if seeds(rival) == most), key=rank)
+    several = [rival for rival in rivals if seeds(rival) > 1]
+    return min(several or rivals, key=rank)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,8 @@ def _provider(site: Site) -> Any:
 def _visible_gpus() -> list[str]:
     """The GPUs of this machine that we may use, without loading torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+        names = map(str.strip, os.environ["CUDA_VISIBLE_DEVICES"].split(","))
+        return list(takewhile(lambda name: name and not name.startswith("-"), names))  # CUDA reads no further
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):

@@ -71,12 +71,13 @@ def find(folder: Path, source: Source) -> Path | None:
 
 def fetch(url: str, path: Path) -> Path:
     """Downloads a file. UserError when that fails."""
+    from http.client import HTTPException
     from urllib.request import urlopen
 
     try:
         with urlopen(url, timeout=SECONDS) as answer:
             path.write_bytes(answer.read())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"{url}: cannot be fetched ({reason}); fetch it elsewhere and use --from FOLDER, or name a mirror with --url"

@@ -18,11 +18,10 @@ import torch
 
 from tinymem import allocator, files
 from tinymem.data.corpus import find_corpus
-from tinymem.data.production import check_ids, text_rows
+from tinymem.data.production import check_ids, check_length, text_rows
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
 from tinymem.errors import UserError
-from tinymem.localize.console import enough_memory
 from tinymem.localize.task import default_microbatch
 from tinymem.metrics.scan import find_memorized
 from tinymem.models.fingerprint import weights_fingerprint
@@ -47,9 +46,15 @@ class ScanSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.length < self.prompt_tokens + self.continuation_tokens:
-            needed = self.prompt_tokens + self.continuation_tokens
-            raise UserError(f"--length {self.length}: prompt and continuation need {needed} tokens")
+        if self.tokens is None and self.length < self.needed:
+            raise UserError(f"--length {self.length}: prompt and continuation need {self.needed} tokens")
+        if self.tokens is not None and self.corpus is not None:
+            raise UserError("--tokens, --corpus: give one of them")
+
+    @property
+    def needed(self) -> int:
+        """The tokens that are looked at."""
+        return self.prompt_tokens + self.continuation_tokens
 
 
 def parse():
@@ -68,14 +73,10 @@ def parse():
 
 def load_rows(settings: ScanSettings, config, tokenizer) -> tuple[torch.Tensor, str]:
     """The rows to look through, int32 (rows, T), and the name of where they come from. config: the model's."""
-    vocabulary_size, longest = config.vocab_size, getattr(config, "max_position_embeddings", None)
-    needed = settings.prompt_tokens + settings.continuation_tokens
-    if longest is not None and needed > longest:
-        raise UserError(
-            f"--prompt_tokens, --continuation_tokens: {needed} together, this model takes at most {longest}"
-        )
+    check_length("--prompt_tokens, --continuation_tokens", settings.needed, config)
     if settings.tokens is not None:
-        rows, name = read_token_set(settings.tokens, vocabulary_size, needed).tokens, Path(settings.tokens).name
+        rows = read_token_set(settings.tokens, config.vocab_size, settings.needed).tokens
+        name = Path(settings.tokens).name
     elif tokenizer is None:
         raise UserError(
             "--corpus: this model's folder has no tokenizer to read text with; give token ids with --tokens"
@@ -85,7 +86,7 @@ def load_rows(settings: ScanSettings, config, tokenizer) -> tuple[torch.Tensor, 
         rows, name = text_rows(tokenizer, corpus.documents(), settings.length, settings.max_rows), corpus.name
         if not len(rows):
             raise UserError(f"--corpus: {name!r} is too short for a row of {settings.length} tokens; give more text")
-        check_ids("--corpus", vocabulary_size, rows)
+        check_ids("--corpus", config.vocab_size, rows)
     return rows[: settings.max_rows], name
 
 
@@ -109,7 +110,7 @@ def main() -> None:
     }  # fmt: skip
     progress = arguments.output.with_name(f".{arguments.output.stem}.progress.json")
     batch_size = arguments.batch_size or default_microbatch(model, rows.shape[1])
-    with cli.progress_bar(total=len(rows), unit="row") as bar, enough_memory("find_memorized"):
+    with cli.progress_bar(total=len(rows), unit="row") as bar:
 
         def show(done: int, found: int) -> None:
             bar.set_postfix_str(f"{found} memorized", refresh=False)

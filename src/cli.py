@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
 from tinymem.data.settings import DataSettings
-from tinymem.errors import UserError
+from tinymem.errors import UserError, out_of_memory
 from tinymem.options import allowed_text, field_types
 
 Settings = TypeVar("Settings")
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None], program: str = "") -> None:
-    """Runs a script's main function: a UserError becomes one line on stderr and exit code 2.
+    """Runs a script's main function: a UserError or a lack of memory becomes one line on stderr and exit code 2.
 
     program: what messages call it, the script's file name by default.
     """
@@ -45,14 +45,25 @@ def run(main: Callable[[], None], program: str = "") -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         main()
-    except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+    except Exception as error:
+        if isinstance(error, UserError):
+            message = str(error)
+        elif out_of_memory(error):
+            message = f"out of memory ({first_line(error)}); try fewer sequences at a time (see --help)"
+        else:
+            raise
+        print(f"{program}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our table went away (`| head`)
         sys.exit(1)
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def parse_bool(text: str) -> bool:
@@ -162,12 +173,11 @@ def resolve_device(name: str):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.ones(1, device=name).item()  # the meta device fails here
+        probe = torch.ones(1, device=name)
+        probe.item()  # the meta device fails here
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"--device {name}: not available here ({str(error).splitlines()[0]}); try auto or cpu"
-        ) from None
-    return torch.device(name)
+        raise UserError(f"--device {name}: not available here ({first_line(error)}); try auto or cpu") from None
+    return probe.device  # with its number: cuda is cuda:0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception that means: the user can mend this; and what running out of memory looks like."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     Scripts print it without a traceback and exit with code 2; library users catch it like any other exception.
     """
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is what Python, numpy or torch raise when there is no memory left."""
+    if isinstance(error, RuntimeError):  # torch's own type is one, but is not always used
+        texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in texts)
+    return isinstance(error, MemoryError)

@@ -109,6 +109,25 @@ def test_bad_input_is_one_line_and_exit_code_2(words, named, tmp_path):
     assert left == {"file"}
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_one_line_and_exit_code_2(error, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main, "script")
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.startswith("script: error: out of memory (") and message.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback():
+    def main():
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError):
+        cli.run(main, "script")
+
+
 def test_a_table():
     rows = [dict(name="a", value=1.5, big=123456.0), dict(name="b", value=None)]
     assert cli.table(rows).splitlines() == [

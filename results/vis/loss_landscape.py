@@ -26,6 +26,7 @@ import torch
 from tinymem import allocator, files, plots
 from tinymem.data.build import load_dataset
 from tinymem.data.dataset import MemorizationDataset
+from tinymem.data.production import check_length
 from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.metrics.evaluate import memorization_row
@@ -57,7 +58,7 @@ def parse():
     cli.add_options(parser, LandscapeSettings)
     cli.add_options(parser, LoadSettings, "With --model_name")
     group = parser.add_argument_group("Common")
-    group.add_argument("--batch_size", type=int, default=32, help="sequences per forward pass (default: 32)")
+    group.add_argument("--batch_size", type=cli.positive, default=32, help="sequences per forward pass (default: 32)")
     group.add_argument("--output_dir", help="where the figure goes (default: runs/landscapes/MODEL)")
     group.add_argument("--grid_dir", default="runs/landscapes/grids", help="losses as they come (default: %(default)s)")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
@@ -65,8 +66,6 @@ def parse():
     arguments = parser.parse_args()
     if arguments.model_path and arguments.model_name:
         raise UserError("--model_path and --model_name: give one of them")
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch_size {arguments.batch_size}: must be >= 1")
     if arguments.model_name and not arguments.tokens:
         raise UserError("--model_name: needs --tokens FILE, the sequences that the loss is taken over")
     return arguments
@@ -122,11 +121,8 @@ def training_data(path: Path, data_dir: str) -> MemorizationDataset:
 def token_file(path: str, model) -> torch.Tensor:
     """The sequences of a file. UserError for those that the model cannot take."""
     config = model.config.get_text_config()
-    tokens, longest = read_token_set(path, config.vocab_size, length=2).tokens, config.max_position_embeddings
-    if tokens.shape[1] > longest:
-        raise UserError(
-            f"--tokens {path}: its sequences have {tokens.shape[1]} tokens, this model takes at most {longest}"
-        )
+    tokens = read_token_set(path, config.vocab_size, length=2).tokens
+    check_length(f"--tokens {path}", tokens.shape[1], config)
     return tokens
 
 
@@ -188,7 +184,11 @@ def summary(label: str, panel: dict[str, Any]) -> dict[str, Any]:
     """A line of the table: the loss of the model itself, and how far it rises and falls on the grid."""
     middle, known = len(panel["losses"]) // 2, [loss for line in panel["losses"] for loss in line if loss is not None]
     row = {"model": label, "memorized %": panel.get("percent_memorized_train")}
-    row |= {"loss": panel["losses"][middle][middle], "lowest": min(known), "highest": max(known)}
+    row |= {
+        "loss": panel["losses"][middle][middle],
+        "lowest": min(known, default=None),
+        "highest": max(known, default=None),
+    }
     return {**row, "seconds": panel["seconds"]}
 
 

@@ -29,7 +29,7 @@ class PassageSettings:
     )
     plant_sequences: int = option(128, "passages to plant", low=1)
     plant_tokens: int = option(80, "tokens of a passage", low=2)
-    plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0)
+    plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=2**40)
 
     __post_init__ = check_options
 

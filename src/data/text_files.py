@@ -66,6 +66,10 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
             raise UserError(f"--text_column {column}: {path} line {number} has only {', '.join(row) or 'nothing'}")
         if not isinstance(row[column], str):
             raise UserError(f"--text_column {column}: {path} line {number} holds no text there")
+        try:
+            row[column].encode()
+        except UnicodeEncodeError:  # JSON can spell half of a pair
+            raise UserError(f"{path}: line {number} holds a lone surrogate, which is no character") from None
         texts.append(row[column])
     return texts
 
@@ -79,8 +83,8 @@ def _read_parquet(path: Path, column: str) -> list[str]:
         if column not in file.schema_arrow.names:
             raise UserError(f"--text_column {column}: {path} has only {', '.join(file.schema_arrow.names)}")
         texts = file.read(columns=[column]).column(column)
-    except (pyarrow.ArrowException, OSError) as error:
+        if not (pyarrow.types.is_string(texts.type) or pyarrow.types.is_large_string(texts.type)):
+            raise UserError(f"--text_column {column}: {path} holds {texts.type} there, not text")
+        return [text for text in texts.to_pylist() if text is not None]
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-    if not (pyarrow.types.is_string(texts.type) or pyarrow.types.is_large_string(texts.type)):
-        raise UserError(f"--text_column {column}: {path} holds {texts.type} there, not text")
-    return [text for text in texts.to_pylist() if text is not None]

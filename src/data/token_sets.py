@@ -79,9 +79,9 @@ def check_tokens(tensor: Any, where: str | Path, vocabulary_size: int | None = N
     values = tensor.long()  # torch has no min of uint16 and uint32
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest >= (2**31 if vocabulary_size is None else vocabulary_size):
-        wrong = lowest if lowest < 0 else highest
+        wrong, size = lowest if lowest < 0 else highest, "" if vocabulary_size is None else f" of {vocabulary_size}"
         raise UserError(
-            f"{where}: token id {wrong} is outside the model's vocabulary of {vocabulary_size}; these sequences are "
+            f"{where}: token id {wrong} is outside the model's vocabulary{size}; these sequences are "
             "another tokenizer's"
         )
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.errors import UserError
+from tinymem.errors import UserError, out_of_memory
 from tinymem.localize.registry import Method
 from tinymem.localize.unlearn import Subject, unedited, unlearn
 from tinymem.records.table import flat_row
@@ -70,16 +70,14 @@ def print_table(records: Sequence[dict]) -> None:
 @contextmanager
 def enough_memory(what: str):
     """Turns running out of memory within the block into a UserError that names the flags which help."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except Exception as error:
+        if not out_of_memory(error):
             raise
         raise UserError(
-            f"{what}: out of memory ({str(error).splitlines()[0]}); try --microbatch 1, --dtype bfloat16, --momentum 0 (of "
-            "methods that have it) or --device_map auto over several GPUs"
+            f"{what}: out of memory ({cli.first_line(error)}); try --microbatch 1, --dtype bfloat16, --momentum 0 (of "
+            "methods that have it) or, for a production model, --device_map auto over several GPUs"
         ) from None
 
 

@@ -24,7 +24,10 @@ def top(scores: torch.Tensor, count: int) -> torch.Tensor:
     flat = scores.detach().flatten()
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # half precision has no kthvalue
     flat = flat.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    threshold = flat.kthvalue(flat.numel() - count + 1).values
+    if flat.is_cuda:  # there kthvalue has one block of threads for all of a tensor
+        threshold = flat.topk(count, sorted=False).values.min()
+    else:
+        threshold = flat.kthvalue(flat.numel() - count + 1).values
     chosen = flat > threshold
     ties = (flat == threshold).nonzero().flatten()
     chosen[ties[: count - int(chosen.sum())]] = True

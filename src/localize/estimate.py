@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tinymem.records.record import gpus_in_use
+
 
 def seconds_of(work: Callable[[], Any]) -> float:
     """Seconds of one call, after another that warms up. Waits for the GPUs."""
@@ -20,5 +22,5 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def _finish() -> None:
-    for device in range(torch.cuda.device_count()):
-        torch.cuda.synchronize(device)
+    for gpu in gpus_in_use():
+        torch.cuda.synchronize(gpu)

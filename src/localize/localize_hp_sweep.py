@@ -2,7 +2,7 @@
 
     python src/localize/localize_hp_sweep.py --model_path runs/NAME/epoch_50 --small       22 runs, minutes
     python src/localize/localize_hp_sweep.py --model_path runs/NAME/epoch_50 --methods balanced_subnet --dry_run
-    python src/localize/localize_hp_sweep.py --model_name EleutherAI/pythia-2.8b-deduped --step 143000 \\
+    python src/localize/localize_hp_sweep.py --model_name EleutherAI/pythia-2.8b-deduped-v0 --step 143000 \\
         --memorized FILE --random FILE --dtype bfloat16 --site my_cluster.toml
 
 One process handles all ratios of a setting: it loads the model and ranks once. Started again, it does only what is
@@ -28,6 +28,7 @@ from tinymem.localize.task import TaskSettings
 from tinymem.models.production import LoadSettings
 from tinymem.sweeps.console import add_sweep_options, sweep
 from tinymem.sweeps.jobs import PRODUCTION_HELD_OUT, Common, Production, find_checkpoint, localize_jobs, production_jobs
+from tinymem.training.checkpoint import unlearned_folder
 
 
 def parse():
@@ -40,7 +41,7 @@ def parse():
     cli.add_options(parser, LoadSettings, "With --model_name: model")
     cli.add_options(parser, ProductionSettings, "With --model_name: data")
     parser.add_argument("--whole_node", action="store_true", help="with --model_name: a cluster's node for each run")
-    add_sweep_options(parser, "MODEL_PATH/../unlearned/epoch_N, or runs/production/MODEL_NAME_STEP")
+    add_sweep_options(parser, "that of localize_memorization.py, or runs/production/MODEL_NAME_STEP")
     arguments = parser.parse_args()
     if bool(arguments.model_path) == bool(arguments.model_name):
         raise UserError("--model_path, --model_name: exactly one of them is needed")
@@ -57,6 +58,7 @@ def main() -> None:
     folder, common = arguments.output_dir and Path(arguments.output_dir).absolute(), Common.of(arguments)
     if arguments.model_path:
         checkpoint = find_checkpoint(Path(arguments.model_path).absolute())
+        folder = folder or unlearned_folder(checkpoint.path).absolute()
         jobs = localize_jobs(checkpoint, grid, cli.collect(TaskSettings, arguments), common, folder)
     else:
         loading, data = cli.collect(LoadSettings, arguments), cli.collect(ProductionSettings, arguments)

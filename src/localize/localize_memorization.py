@@ -24,7 +24,7 @@ from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.tinymem import ModelSettings, load_model
-from tinymem.training.checkpoint import load_details, place_beside
+from tinymem.training.checkpoint import load_trained, place_beside, unlearned_folder
 from tinymem.training.settings import RunSettings, check_same_run
 
 
@@ -44,9 +44,7 @@ def parse():
 def load_subject(arguments) -> Subject:
     """Model, data and task. UserError when a flag contradicts the checkpoint."""
     path = Path(arguments.model_path)
-    details = load_details(path)
-    if "epoch" not in details:
-        raise UserError(f"{path}: this model was edited already; give a checkpoint of a training run")
+    details = load_trained(path)
     asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
     check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
     settings = RunSettings.from_flat(details["settings"])
@@ -56,7 +54,7 @@ def load_subject(arguments) -> Subject:
     check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
     origin = {**settings.flat(training_prefix="training_"), "epoch": details["epoch"]}
-    folder = files.writable_folder(arguments.output_dir or place_beside(path) / "unlearned" / path.name)
+    folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
     return Subject(
         model=model,
         task=task,

@@ -1,6 +1,6 @@
 """Unlearn what a production language model has memorized: Pythia, Llama, OLMo, Qwen ... from the hub or a folder.
 
-    python src/localize/prod_grad.py --model_name EleutherAI/pythia-2.8b-deduped --step 36000 --dtype bfloat16 \\
+    python src/localize/prod_grad.py --model_name EleutherAI/pythia-2.8b-deduped-v0 --step 36000 --dtype bfloat16 \\
         --memorized pythia_mem_data/pythia-2.8b-deduped-v0.safetensors --random pythia_mem_data/pile_random_batch.safetensors \\
         --localization_method balanced_subnet --ratio 0.01 0.05
 

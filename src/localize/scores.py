@@ -51,7 +51,7 @@ def ranked(
     key = {"format": FORMAT, **key, "method": method.name, **settings, "ratio": ratio if method.nested else None}
     path = folder / f"{method.name}_{files.digest(key)}.safetensors"
     if path.exists() and not fresh:
-        return _read(path)
+        return _read(path, model.device)
     if method.estimate is not None:
         on_estimate(method.estimate(model, task, hp))
     with measured(model.device) as cost:
@@ -70,11 +70,11 @@ def _write(path: Path, scores: AnyScores, cost: Cost) -> None:
     files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def _read(path: Path) -> tuple[AnyScores, Cost]:
+def _read(path: Path, device: torch.device) -> tuple[AnyScores, Cost]:
     from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt", device=str(device)) as file:
             about = json.loads(file.metadata()["scores"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         scores = [tensors[str(layer)] for layer in range(len(tensors))] if about["by_layer"] else tensors

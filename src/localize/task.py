@@ -32,7 +32,7 @@ class TaskSettings:
         0.0, "share of the unlearn set never shown to the method, measured apart", low=0.0, below=1.0
     )
     max_retain: int = option(100000, "at most this many retain sequences", low=1)
-    unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0)
+    unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0, high=2**40)
     microbatch: int | None = option(
         None,
         "sequences per forward pass: bounds memory, does not change results; not given: from the model's size, "
@@ -62,6 +62,7 @@ class UnlearningTask:
     seed           of everything random in a method
     microbatch     sequences per forward pass
     gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
+    shown      those of `unlearn` that can be told from their clean twin, by which forgetting is measured; None: all
     """
 
     unlearn: Artifacts
@@ -72,6 +73,7 @@ class UnlearningTask:
     seed: int = 0
     microbatch: int = 64
     gradient_checkpointing: bool = False
+    shown: Artifacts | None = None
 
     def generator(self) -> torch.Generator:
         """A fresh generator on the CPU, so that every device draws the same numbers."""
@@ -116,6 +118,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         retain = retain[chosen[: settings.max_retain].sort().values]
     return UnlearningTask(
         unlearn=artifacts.select(shown),
+        shown=_countable(dataset, artifacts.select(shown), settings.unlearn_set_name),
         retain=dataset.sequences[retain],
         held_out=_countable(dataset, artifacts.select(held_out), settings.unlearn_set_name),
         continuation=dataset.continuation,
@@ -126,9 +129,9 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     )
 
 
-def _countable(dataset: MemorizationDataset, held_out: Artifacts, name: str) -> Artifacts:
+def _countable(dataset: MemorizationDataset, artifacts: Artifacts, name: str) -> Artifacts:
     """Of artifacts those that can be told from their clean twin; sequences of a whole task have none and all count."""
-    return held_out if name in dataset.tasks else held_out.select(dataset.measured(held_out))
+    return artifacts if name in dataset.tasks else artifacts.select(dataset.measured(artifacts))
 
 
 def default_microbatch(model, length: int, gradient_checkpointing: bool = False) -> int:

@@ -45,7 +45,8 @@ class Subject:
         """What is measured, together with how much is left of what the method saw and of what it never saw."""
         check = remembering(self.model, self.task.continuation, self.task.microbatch)
         row = self.measure(self.model, check=check)
-        shown, held_out = (percent(check(artifacts)) for artifacts in (self.task.unlearn, self.task.held_out))
+        seen = self.task.unlearn if self.task.shown is None else self.task.shown
+        shown, held_out = (percent(check(artifacts)) for artifacts in (seen, self.task.held_out))
         return {**row, "percent_memorized_shown": shown, "percent_memorized_held_out": held_out}
 
 

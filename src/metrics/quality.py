@@ -58,7 +58,7 @@ def quality(model, tokens: torch.Tensor, pad: int, pad_counts: bool, batch_size:
     parts = []
     for batch in tokens.split(batch_size):
         with torch.inference_mode():
-            losses, hits = (values.double().cpu() for values in losses_and_hits(model, batch))
+            losses, hits = (values.cpu().double() for values in losses_and_hits(model, batch))
         real = counted(batch, pad).double()
         mask = torch.ones_like(real) if pad_counts else real
         sums = (losses * mask, hits * mask, mask, hits * real, real)

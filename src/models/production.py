@@ -161,12 +161,18 @@ def free_bytes(device: str | torch.device, device_map: str | None = None) -> int
     """Memory that is free on the device; with a device map on all GPUs together, or the CPU's where there is none."""
     device = torch.device(device)
     if device_map and torch.cuda.is_available():
-        return sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+        return sum(map(_free_on_gpu, range(torch.cuda.device_count())))
     if device.type == "cuda" and not device_map:
-        return torch.cuda.mem_get_info(device)[0]
+        return _free_on_gpu(device)
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def _free_on_gpu(device: int | torch.device) -> int:
+    """With what torch keeps of freed memory for itself."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def _check_memory(

@@ -32,6 +32,7 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
     """
     numbers = on_numbers(rows[0])
     quality, sign = ("mean_test_accuracy", 1) if numbers else ("perplexity", -1)
+    rows = [row for row in rows if row[MEMORIZED] is not None and row[quality] is not None]  # an edit may ruin a model
     figure, (axis,) = new_figure(1, 6.0, 4.2)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for method, (marker, _) in zip(methods, STYLES * (1 + len(methods) // len(STYLES))):

@@ -100,7 +100,9 @@ def show_best(arguments: argparse.Namespace) -> Table:
         print(f"{title}\n{cli.table(shown)}")
         missing = {configuration.method for configuration in group} - {row["method"] for row in rows}
         if missing:
-            print(f"perplexity rose by more than {limit:g} % in every run of {', '.join(sorted(missing))}")
+            print(
+                f"perplexity rose by more than {limit:g} % on average in every setting of {', '.join(sorted(missing))}"
+            )
         print()
         summaries += rows
     print("mean ± 95 % interval over n seeds (Student's t; none for a single seed)")
@@ -128,7 +130,11 @@ def _varied(group: Sequence[Configuration]) -> dict[str, set[str]]:
 
 def show_pareto(arguments: argparse.Namespace) -> Table:
     fronts = pareto(load_runs(arguments.folder))
-    columns = [name for name in ("method", "ratio", *OUTCOMES) if any(run.row.get(name) for f in fronts for run in f)]
+    columns = [
+        name
+        for name in ("method", "ratio", *OUTCOMES)
+        if any(run.row.get(name) is not None for f in fronts for run in f)
+    ]
     for title, front in zip(titles([front[0].checkpoint for front in fronts], seeds=True), fronts):
         print(f"{title}\n{cli.table((cli.brief(run.row) for run in front), cli.brief(dict.fromkeys(columns)))}\n")
     return None, [dict(run.row) for front in fronts for run in front]

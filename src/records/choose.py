@@ -130,6 +130,11 @@ def unlearning_runs(
     ):
         if names:
             warn(f"left out, {reason}: {len(names)} of {len(unlearn)} runs, the first is {names[0]}")
+    models = grouped(runs.values(), lambda run: key_of({**run.checkpoint, "weights": None, "task": None}))
+    again = sum(len({run.checkpoint.get("weights") for run in some}) > 1 for some in models)
+    if again:
+        warn(f"{again} models were trained more than once with the same seed (column `weights`): each training counts "
+             "as a seed of its own")  # fmt: skip
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
     return sorted(runs.values(), key=lambda run: (place.get(run.method, len(place)), run.method))
 

@@ -45,7 +45,7 @@ def write_record(
         "settings": settings,
         "results": {name: _finite(value) for name, value in results.items()},
         "cost": {"seconds": round(cost.seconds, 3), "peak_memory_gb": cost.peak_memory_gb},
-        "environment": {**environment(), "device": device, "auto_dtype": _auto_precision(device)},
+        "environment": {**environment(device), "auto_dtype": _auto_precision(device)},
     }
     return files.write_json(record_path(folder, settings), record)
 
@@ -59,8 +59,8 @@ def _auto_precision(device: str) -> str:
     return auto_precision(torch.device(device))
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine, as written into every record."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions and machine, as written into every record. `device`: where it is worked."""
     import torch
 
     return {
@@ -68,7 +68,22 @@ def environment() -> dict[str, Any]:
         **{name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
+        "device": device,
+        "processor": _processor(device),
     }
+
+
+def _processor(device: str) -> str:
+    """The name of a GPU, or of this machine's CPU."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:  # Linux; platform.processor() is often empty there
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 @contextmanager
@@ -79,7 +94,7 @@ def measured(device) -> Iterator[Cost]:
     cost = Cost()
     on_gpu = device.type == "cuda"
     if on_gpu:
-        for gpu in _gpus_in_use():
+        for gpu in gpus_in_use():
             torch.cuda.synchronize(gpu)
             torch.cuda.reset_peak_memory_stats(gpu)
     else:
@@ -89,7 +104,7 @@ def measured(device) -> Iterator[Cost]:
     try:
         yield cost
     finally:
-        gpus = _gpus_in_use() if on_gpu else []
+        gpus = gpus_in_use() if on_gpu else []
         for gpu in gpus:
             torch.cuda.synchronize(gpu)
         cost.seconds = time.perf_counter() - start
@@ -97,7 +112,7 @@ def measured(device) -> Iterator[Cost]:
         cost.peak_memory_gb = round(peak / 1e9, 3)
 
 
-def _gpus_in_use() -> list[int]:
+def gpus_in_use() -> list[int]:
     """The GPUs on which this process holds memory: a model may be spread over several. Others are left untouched."""
     import torch
 

@@ -25,7 +25,7 @@ def find_records(folder: str | Path) -> list[Path]:
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if os.path.basename(place) == "records":
+        if os.path.basename(os.path.abspath(place)) == "records":  # the folder given may end in a slash, or be "."
             found += [os.path.join(place, name) for name in names if name.endswith(".json") and name[0] != "."]
     return list(map(Path, sorted(found)))
 

@@ -11,13 +11,12 @@ from typing import Any
 from tinymem import cli
 from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
-from tinymem.errors import UserError
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings
 from tinymem.models.production import LoadSettings
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.sweeps.job import Job
-from tinymem.training.checkpoint import load_details
+from tinymem.training.checkpoint import load_trained
 from tinymem.training.finetune import FinetuneSettings
 from tinymem.training.settings import RunSettings
 
@@ -81,9 +80,7 @@ def checkpoints(settings: RunSettings, models: Path, epochs: Sequence[int]) -> l
 
 def find_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint that is there. UserError when this is none of a training run."""
-    details = load_details(path)
-    if "epoch" not in details or "finetuning" in details:
-        raise UserError(f"{path}: this model was edited or fine-tuned; give a checkpoint of a training run")
+    details = load_trained(path)
     return Checkpoint(path, RunSettings.from_flat(details["settings"]), details["epoch"])
 
 
@@ -106,7 +103,7 @@ def localize_jobs(
 ) -> list[Job]:
     """One job for each method with its hyper-parameters, for all their ratios, on a TinyMem checkpoint.
 
-    folder: None puts the records where localize_memorization.py puts them by itself, beside the model.
+    folder: of the records; None: beside the model in its training run, where localize_memorization.py puts them.
     """
     folder = str(folder or checkpoint.path.parent / "unlearned" / checkpoint.path.name)
     base = unlearning_identity(checkpoint.settings, checkpoint.epoch, task)

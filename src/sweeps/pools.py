@@ -1,9 +1,9 @@
-"""Pools of workers: threads of this process, or whatever a Parsl configuration reaches."""
+"""The pool of workers: whatever a Parsl configuration reaches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,33 +12,6 @@ from tinymem.sweeps.attempt import Place, Running, attempt
 from tinymem.sweeps.job import Job
 
 NODE = "node"  # label of the Parsl executor whose workers have a whole node
-
-
-@dataclass
-class ThreadPool:
-    """Runs on this machine without Parsl, `workers` at a time."""
-
-    place: Place
-    executor: ThreadPoolExecutor
-    running: Running = field(default_factory=Running)
-
-    def submit(self, job: Job) -> Future:
-        return self.executor.submit(attempt, job, self.place, self.running)
-
-    def stop(self) -> None:
-        self.running.stop()
-
-
-@contextmanager
-def thread_pool(place: Place, workers: int) -> Iterator[ThreadPool]:
-    """A pool of threads. When the block ends, every run has ended."""
-    with ThreadPoolExecutor(workers) as executor:
-        pool = ThreadPool(place, executor)
-        try:
-            yield pool
-        except BaseException:
-            pool.stop()
-            raise
 
 
 @dataclass

@@ -52,7 +52,7 @@ def save_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
     """Writes everything that training needs to go on, as one safetensors file."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.contiguous().clone() for name, tensor in _state(model, optimizer, regularizers).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _state(model, optimizer, regularizers).items()}
     metadata = {"progress": json.dumps(vars(progress))}
     files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
@@ -151,12 +151,25 @@ def load_details(folder: str | Path) -> dict[str, Any]:
     return files.read_json(path, required=("settings",))
 
 
+def load_trained(folder: str | Path) -> dict[str, Any]:
+    """The tinymem.json of a checkpoint of a training run. UserError for a model that was edited or fine-tuned."""
+    details = load_details(folder)
+    if "epoch" not in details or "finetuning" in details:
+        raise UserError(f"{folder}: this model was edited or fine-tuned; give a checkpoint of a training run")
+    return details
+
+
 def place_beside(folder: Path) -> Path:
     """Where that goes which is made from a model: beside a checkpoint in its training run, else under runs/.
 
     A model without training state was copied or published, and what stands around it belongs to others.
     """
     return folder.parent if (folder / STATE).exists() else Path("runs") / folder.name
+
+
+def unlearned_folder(model: Path) -> Path:
+    """Where the unlearning runs on a model go: records, edited models."""
+    return place_beside(model) / "unlearned" / model.name
 
 
 def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:

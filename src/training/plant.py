@@ -138,8 +138,8 @@ def plant(
 
     started = time.monotonic() - progress.seconds
     after_step = save_now_and_then(save, should_stop)
+    model.eval()  # no dropout: its masks would come from a generator that no state keeps
     while progress.epoch < settings.plant_epochs:
-        model.train()
         batches = epoch_batches(dataset, settings, seed, progress.epoch)
         for number in range(progress.step, len(batches)):
             done = progress.epoch * len(batches) + number
@@ -154,7 +154,6 @@ def plant(
             on_step(progress, loss)
             after_step()
         progress.epoch, progress.step = progress.epoch + 1, 0
-        model.eval()
         if enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent):
             progress.seconds = time.monotonic() - started
             return progress

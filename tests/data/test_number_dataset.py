@@ -203,6 +203,7 @@ def test_a_damaged_cache_names_the_file_and_the_remedy(tmp_path):
         (dict(artifact="backdoor", num_7=60, seed=300), "trigger 400"),
         (dict(data_name="sorting"), "--data_name sorting: must be one of increment"),
         (dict(num_7=0), "--num_7 0: must be >= 1"),
+        (dict(data_name="exponential", num_7=40, num_2=2, num_noise=5, num_test=1), "--num_test 1: all test sequences"),
     ],
 )
 def test_settings_that_cannot_be_met(change, message):

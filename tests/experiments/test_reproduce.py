@@ -90,6 +90,9 @@ def test_the_slips_are_repeated_on_a_checkpoint(tmp_path, memorizing_backdoor, c
     in_process(*jobs[1].command(missing(jobs[1])))
     in_process(*jobs[1].command([0.05]), "--sequences", 3)  # another run
     assert [missing(job) for job in jobs] == [[], []]
+    with pytest.raises(SystemExit):
+        in_process(*jobs[0].command([]), "--ratio", 0.1)
+    assert "--ratio: only with --slip zero_out" in capsys.readouterr().err
 
     records = load_records(path.parent)
     (counted,) = (r for r in records if r["settings"] == reproduction.slip_identity(settings, epoch, "triggers"))
@@ -143,7 +146,12 @@ def test_the_run_that_comes_closest_to_published_is_shown():
     trade = configuration(0.05, [0.0, 0.0], [0.96, 0.96])  # 0 % at 1 point: better by the study's sum
     assert compare.best([trade, as_good], asked) is as_good
     one_seed = configuration(0.1, [0.0], [0.97])
-    assert compare.best([one_seed, as_good], asked) is as_good
+    assert compare.best([one_seed, as_good], asked) is as_good and compare.best([one_seed], asked) is one_seed
+    more_seeds = configuration(0.2, [40.0] * 3, [0.967] * 3)  # as good too
+    assert compare.best([as_good, more_seeds], asked) is more_seeds
+    near = configuration(0.3, [60.0] * 2, [0.97] * 2)
+    far = configuration(0.4, [90.0] * 3, [0.97] * 3)
+    assert compare.best([far, near], asked) is near  # more seeds do not make it closer
     assert compare.shortfall(as_good, asked) == 0 and compare.shortfall(trade, asked) == pytest.approx(0.7)
     strict = published(5.0, 0.1)  # 15 + 0.1 points missing, or 0.9
     assert compare.shortfall(as_good, strict) == pytest.approx(15.1) and compare.best([trade, as_good], strict) is trade
@@ -246,6 +254,9 @@ def test_every_published_method_is_one_of_ours_and_is_unlearned():
 def test_cases_have_published_numbers_for_each_epoch():
     for case in (*reproduction.LAPTOP, *reproduction.everything()):
         assert {int(row["epoch"]) for row in case.published} == set(case.epochs), case.name
+        for seed in case.seeds:
+            numbered = {int(row["epoch"]) for row in case.published if int(row["seed"]) == seed}
+            assert max(case.epochs_of(seed)) == max(numbered), case.name
     names = {case.name for case in reproduction.everything()}
     assert names > {case.name for case in reproduction.LAPTOP}
 

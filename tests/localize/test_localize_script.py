@@ -1,6 +1,8 @@
 """The localize script end to end, on a model that really memorizes."""
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
-from tinymem.metrics.memorization import memorized
+from tinymem.localize.unlearn import Subject
+from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import load_model
 from tinymem.records.table import load_records
@@ -127,3 +130,16 @@ def test_unlearn_held_out_and_retain_sets_are_disjoint(memorizing_backdoor, name
     if name == "mem":
         assert memorized(model, task.unlearn, task.continuation).all()
     assert isinstance(task.unlearn, Artifacts) and task.unlearn.prompt_end.dtype == torch.long
+
+
+def test_artifacts_like_their_clean_twin_are_unlearned_but_not_measured(memorizing_noise):
+    model, dataset = memorizing_noise.model, memorizing_noise.dataset
+    clean = dataset.artifacts.clean.clone()
+    clean[:2] = dataset.artifacts.planted[:2]
+    dataset = replace(dataset, artifacts=replace(dataset.artifacts, clean=clean))
+    task = unlearning_task(model, dataset, TaskSettings(unlearn_set_name="noise"))
+    told = int(dataset.measured(dataset.artifacts).sum())
+    assert len(task.unlearn) == len(dataset.artifacts) > len(task.shown) == told > 0
+    subject = Subject(model, task, lambda model, check: {}, {}, Path(), Path())
+    expected = percent(memorized(model, dataset.artifacts, dataset.continuation)[dataset.measured(dataset.artifacts)])
+    assert subject.metrics()["percent_memorized_shown"] == expected

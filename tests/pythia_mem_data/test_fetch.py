@@ -88,4 +88,5 @@ def test_wrong_content(folder, capsys, content, message):
 def test_no_server_and_an_empty_folder(tmp_path, capsys):
     error = refused(capsys, SCRIPT, "--url", "http://127.0.0.1:9", "--output_dir", tmp_path)
     assert "cannot be fetched" in error and "--from FOLDER" in error
+    assert "cannot be fetched" in refused(capsys, SCRIPT, "--url", "http://a b", "--output_dir", tmp_path)
     assert "none of MemPi's files" in refused(capsys, SCRIPT, "--from", tmp_path, "--output_dir", tmp_path)

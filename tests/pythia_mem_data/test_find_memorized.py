@@ -37,10 +37,11 @@ def test_the_planted_sequences_are_found(memorizing_noise, tmp_path, capsys):
         (["--output", "{folder}/new.safetensors", "--length", 19], "prompt and continuation need 20 tokens"),
         (["--output", "{folder}/new.safetensors", "--corpus", "{folder}/a.jsonl"], "has no tokenizer"),
         (["--output", "{folder}/new.safetensors", "--tokens", "{folder}/past.pt"], "token id 14 is outside"),
+        (["--output", "{folder}/new.safetensors", "--tokens", "a.pt", "--corpus", "b"], "--tokens, --corpus: give one"),
         (["--output", "{folder}/new.safetensors", "--batch_size", -1], "'-1' is not a whole number >= 1"),
         (
             ["--output", "{folder}/new.safetensors", "--length", 90, "--continuation_tokens", 80],
-            "90 together, this model takes at most",
+            "90 tokens a sequence; this model takes at most",
         ),
     ],
 )

@@ -137,6 +137,18 @@ def test_a_run_in_two_folders_counts_once_and_unmeasured_runs_are_left_out(tmp_p
     assert len(said) == 1 and "no memorization or quality measured" in said[0] and "2 of 6 runs" in said[0]
 
 
+def test_a_seed_that_was_trained_twice_is_said(tmp_path):
+    runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
+    unlearning(tmp_path, checkpoint(), runs)
+    unlearning(tmp_path, checkpoint(1), runs)
+    said = []
+    loaded(tmp_path, warn=said.append)
+    assert not said
+    unlearning(tmp_path, {**checkpoint(), "weights": "others"}, runs)
+    loaded(tmp_path, warn=said.append)
+    assert len(said) == 1 and said[0].startswith("1 models were trained more than once with the same seed")
+
+
 def test_methods_come_in_the_order_asked_for(tmp_path):
     runs = {(name,): outcome(9.0) for name in ("subnet", "obs", "unedited", "zero_out")}
     unlearning(tmp_path, checkpoint(), runs)

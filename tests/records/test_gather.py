@@ -89,7 +89,14 @@ def test_best_and_pareto_print_and_write_their_tables(tmp_path, capsys):
     front = pandas.read_parquet(tmp_path / "front.parquet")
     assert front["method"].value_counts().to_dict() == {"unedited": 7, "slimming": 8, "durable": 4, "obs": 3}
     assert command("best", tmp_path / "runs", "--max_perplexity_rise", 4) == 0
-    assert "perplexity rose by more than 4 % in every run of obs" in capsys.readouterr().out
+    assert "perplexity rose by more than 4 % on average in every setting of obs" in capsys.readouterr().out
+
+
+def test_a_folder_of_records_may_be_given_itself(tmp_path, monkeypatch):
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(9.0)})
+    monkeypatch.chdir(tmp_path / "records")
+    for folder in (tmp_path, tmp_path / "records", f"{tmp_path}/records/", "."):
+        assert len(find_records(folder)) == len(gather(folder)[1]) == 1
 
 
 def test_records_of_mixed_versions_are_said_and_kept_apart(tmp_path, capsys):

@@ -18,6 +18,7 @@ def test_a_record_is_found_by_its_settings(tmp_path):
     assert record["results"] == {"loss": None, "accuracy": 0.5}
     assert record["cost"] == {"seconds": 1.235, "peak_memory_gb": 2.0}
     assert record["environment"]["torch"] == torch.__version__ and record["environment"]["device"] == "cpu"
+    assert record["environment"]["processor"]
     assert find_record(tmp_path, {**SETTINGS, "ratio": 0.2}) is None
     assert load_records(tmp_path) == [record]
 

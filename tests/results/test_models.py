@@ -10,7 +10,7 @@ from tinymem.metrics.evaluate import evaluate
 from tinymem.models.tinymem import load_model
 from tinymem.records.record import record_path
 from tinymem.records.table import load_records
-from tinymem.training.checkpoint import STATE, load_details, place_beside
+from tinymem.training.checkpoint import STATE, load_details, place_beside, unlearned_folder
 from tinymem.training.settings import RunSettings
 
 MODELS = ROOT / "results" / "models"
@@ -51,4 +51,5 @@ def test_it_is_small_and_nothing_is_written_beside_it(name, memorizing_backdoor)
     files = [path for path in (MODELS / name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2e6 and STATE not in {path.name for path in files}
     assert place_beside(MODELS / name) == Path("runs") / name
+    assert unlearned_folder(MODELS / name) == Path("runs") / name / "unlearned" / name
     assert place_beside(memorizing_backdoor.checkpoint) == memorizing_backdoor.checkpoint.parent

@@ -7,9 +7,9 @@ import threading
 from pathlib import Path
 
 import pytest
+from threads import thread_pool
 
 from tinymem.sweeps.engine import run_jobs, survey
-from tinymem.sweeps.pools import thread_pool
 
 
 def run(small, jobs, retries=1, workers=2, **more):

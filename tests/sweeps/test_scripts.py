@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small import ROOT, in_process, script, start
@@ -63,6 +64,14 @@ def test_plans(run_script, tmp_path, name, small, commands, runs):
     code, output, _ = run_script(name, *folders, "--limit", 3)
     assert code == 0 and len(output.splitlines()) == 5 and f"of the grid's {runs} runs 0 are done" in output
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_beside_a_model_that_came_with_the_repository(run_script, tmp_path):
+    model = ROOT / "results" / "models" / "increment_backdoor_2layers"
+    words = ["--model_path", model, "--small", "--methods", "durable", "--data_dir", tmp_path, "--dry_run"]
+    code, output, _ = run_script(HP_SWEEP, *words)
+    expected = Path("runs").absolute() / model.name / "unlearned" / model.name
+    assert code == 0 and f"--output_dir {expected} " in output
 
 
 def test_only(run_script, tmp_path):

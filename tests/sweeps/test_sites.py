@@ -114,8 +114,9 @@ def test_an_interface_that_is_not_there(sites, tmp_path):
 def test_gpus_of_this_machine_get_a_worker_each(sites, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert sites._visible_gpus() == ["2", "3"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert sites._visible_gpus() == []
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert sites._visible_gpus() == []
     (executor,) = sites._parsl_config(sites.SITES["local_processes"], tmp_path, 2, ["2", "3"], [True]).executors
     assert executor.available_accelerators == ["2", "3"] and executor.label == "worker"
     assert executor.address == "127.0.0.1" and not executor.encrypted

@@ -75,6 +75,14 @@ def test_an_interruption_changes_nothing(dataset, planted, tmp_path, stop_after)
     assert_same(weights(planted[0]), weights(again))
 
 
+def test_no_dropout_is_drawn(dataset, tmp_path):
+    """Its masks would come from a generator that no saved state holds."""
+    model = new_llama()
+    with pytest.raises(Stopped):
+        plant(model, dataset, SETTINGS, tmp_path / "state", should_stop=lambda: True)
+    assert not model.training
+
+
 def test_too_few_epochs_are_an_error_and_no_work_is_lost(dataset, planted, tmp_path):
     few = PlantSettings(**{**vars(SETTINGS), "plant_epochs": 2})
     with pytest.raises(UserError, match="--plant_epochs 2: fewer than 95 % of the passages are memorized; raise it"):

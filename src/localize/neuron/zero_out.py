@@ -85,7 +85,7 @@ def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     def first_layer(model) -> None:
         with frozen(model), torch.no_grad():
             sequence = sizes.task(1).unlearn.planted
-            # Planned for without closed forms, which take no more.
+            # Planned for without closed forms: their images are a few percent of a large float32 model's weights.
             _rise_in_loss(model, find_mlps(model)[0], sequence, None, rows, {0: False}, at_most=rows)
 
     batches = sum(1 + -(-mlp.inner_dim // rows) for mlp in shape.mlps)

@@ -61,9 +61,9 @@ class _Scored:
     def leave_out(self) -> None:
         """Sets the weights that the subnet leaves out to zero and keeps them: a copy of all would take more memory."""
         flat = self.matrix.parameter.detach().view(-1)
-        self.places = self.matrix.view(self.mask()).flatten().nonzero().flatten().int()
-        self.values = flat[self.places]
-        flat[self.places] = 0
+        places = self.matrix.view(self.mask()).flatten().nonzero().flatten().int()
+        self.places, self.values = places, flat[places]  # both or, where memory runs out, none
+        flat[places] = 0
 
     def put_back(self) -> None:
         """Undoes `leave_out`; harmless where there is nothing to undo."""

@@ -50,7 +50,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
 def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
     """Seconds that `score` will take."""
     weights = list(mlp_weights(find_mlps(model)).values())
-    return seconds_for_diagonals(model, task, _sequences(task, hp), weights, hp.block_size, hp.damp)
+    return seconds_for_diagonals(model, task, _sequences(task, hp), weights, hp.block_size)
 
 
 def _sequences(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
