@@ -12,7 +12,6 @@ from tinymem import cli
 
 # isort: split
 import statistics
-import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path

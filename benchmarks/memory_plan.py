@@ -23,7 +23,6 @@ from tinymem import allocator, files
 from tinymem.errors import UserError
 from tinymem.localize.plan import GB, Plan, Sizes, plan
 from tinymem.localize.registry import METHODS, Method
-from tinymem.models.adapter import find_mlps
 from tinymem.models.memory import known_config, known_shapes, shape_of
 from tinymem.records.record import environment, measured
 
@@ -68,10 +67,8 @@ def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
     task = sizes.task(sizes.unlearn, sizes.retain)
     if method.name == "zero_out":
         method.estimate(model, task, hp)
-    elif method.learn:
-        method.learn(model, task, hp, max(hp.ratio))
     else:
-        method.drop(find_mlps(model), method.score(model, task, hp, max(hp.ratio)), max(hp.ratio))
+        method.masks(model, task, hp, max(hp.ratio))
 
 
 def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:
@@ -187,7 +184,7 @@ def main() -> None:
         rows += measure(name, list(methods), dtype, kept, arguments.together)
         new = {tuple(row[key] for key in KEY) for row in rows}
         old = [row for row in before if tuple(row[key] for key in KEY) not in new]
-        files.write_json(output, {"environment": environment(), "rows": old + rows})
+        files.write_json(output, {"environment": environment("cpu"), "rows": old + rows})
     print(cli.table(rows))
 
 

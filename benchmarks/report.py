@@ -37,9 +37,10 @@ python benchmarks/regularizer_cost.py     # what each regularizer adds to a trai
 The *recipe* is the study's, written anew in [recipe/](recipe): stock GPT-2 with eager attention in float32, a
 DataLoader over Python lists, generation without a cache to measure memorization, loops over neurons and positions,
 sequential Fisher updates, full sorts. *Stock* is the best that transformers offers: fused (`sdpa`) attention, fused
-AdamW, generation with a cache, in the precision of ours. All take turns in one run; shown are medians, in seconds for
-one unit of work. The recipe runs as it comes in a process of its own; *same allocator* means in a process that keeps
-freed memory, as the library's scripts do (`src/allocator.py`). tests/benchmarks checks that both compute the same.
+AdamW, generation with a cache, in the precision of ours (Subnet, BalancedSubnet: in float32). All take turns in one run;
+shown are medians, in seconds for one unit of work. The recipe runs as it comes in a process of its own; *same allocator*
+means in a process that keeps freed memory, as the library's scripts do (`src/allocator.py`). tests/benchmarks checks
+that both compute the same.
 """
 
 

@@ -88,7 +88,7 @@ def report(
             "### The settings that come closest",
             "As good: memorization no higher at no more accuracy lost. Shown is the best of those as good, else the "
             "one that lacks the fewest points, of the settings in [reproduction.py](../experiments/reproduction.py) "
-            "that ran on two seeds or more.",
+            "that ran on two seeds or more, where there are any.",
             markdown(CLOSEST_HEAD, (row.cells_of_closest() for row in rows)),
             *zero_out_with_the_slip(case, folder),
             "All our runs around the published point; in the shaded corner they are as good:",

@@ -35,8 +35,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None], program: str = "") -> None:
-    """Runs a script's main function: a UserError or a lack of memory becomes one line on stderr and exit code 2.
+    """Runs a script's main function: a UserError becomes one line on stderr and exit code 2.
 
+    So does a lack of memory, with exit code 1: at another time there may be enough.
     program: what messages call it, the script's file name by default.
     """
     program = program or sys.argv[0].rsplit("/", 1)[-1]
@@ -45,19 +46,19 @@ def run(main: Callable[[], None], program: str = "") -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         main()
-    except Exception as error:
-        if isinstance(error, UserError):
-            message = str(error)
-        elif out_of_memory(error):
-            message = f"out of memory ({first_line(error)}); try fewer sequences at a time (see --help)"
-        else:
-            raise
-        print(f"{program}: error: {message}", file=sys.stderr)
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our table went away (`| head`)
+        sys.exit(1)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        print(f"{program}: error: out of memory ({first_line(error)}); try fewer sequences at a time (see --help)",
+              file=sys.stderr)  # fmt: skip
         sys.exit(1)
 
 

@@ -11,6 +11,6 @@ class UserError(Exception):
 def out_of_memory(error: Exception) -> bool:
     """Whether this is what Python, numpy or torch raise when there is no memory left."""
     if isinstance(error, RuntimeError):  # torch's own type is one, but is not always used
-        texts = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+        texts = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # cuBLAS, cuSOLVER
         return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in texts)
     return isinstance(error, MemoryError)

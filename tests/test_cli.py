@@ -1,8 +1,8 @@
 """What every script has in common: instant help, errors in one line, flags built from dataclasses."""
 
+import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 
 import pytest
@@ -65,16 +65,17 @@ def test_every_bound_has_words():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_is_instant_and_does_not_load_torch(name):
     watch = "import sys; sys.argv[1:] = ['--help']; import runpy, atexit; "
-    watch += "atexit.register(lambda: print('torch.nn' in sys.modules, 'numpy.linalg' in sys.modules)); "
+    watch += "import time; heavy = ('torch.nn', 'numpy.linalg'); "
+    watch += "atexit.register(lambda: print([name for name in heavy if name in sys.modules], time.process_time())); "
     watch += (
         f"sys.path.insert(0, {str((ROOT / name).parent)!r}); runpy.run_path({str(ROOT / name)!r}, run_name='__main__')"
     )
     fastest = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", watch], capture_output=True, text=True, check=True)
-        fastest = min(fastest, time.perf_counter() - start)
-    assert done.stdout.splitlines()[-1] == "False False"
+        loaded, seconds = done.stdout.splitlines()[-1].rsplit(" ", 1)
+        fastest = min(fastest, float(seconds))  # of this process alone: the cores may be busy
+    assert loaded == "[]"
     assert "default" in done.stdout and fastest < 1.0  # measured alone it is under 0.4 s
 
 
@@ -110,14 +111,23 @@ def test_bad_input_is_one_line_and_exit_code_2(words, named, tmp_path):
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
-def test_too_little_memory_is_one_line_and_exit_code_2(error, capsys):
+def test_too_little_memory_is_one_line_and_exit_code_1(error, capsys):
     def main():
         raise error
 
     with pytest.raises(SystemExit) as stopped:
         cli.run(main, "script")
     message = capsys.readouterr().err
-    assert stopped.value.code == 2 and message.startswith("script: error: out of memory (") and message.count("\n") == 1
+    assert stopped.value.code == 1 and message.startswith("script: error: out of memory (") and message.count("\n") == 1
+
+
+def test_a_reader_that_went_away_is_no_error(capsys):
+    def main():
+        raise BrokenPipeError
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main, "script")
+    assert stopped.value.code == 1 and capsys.readouterr().err == ""
 
 
 def test_other_errors_keep_their_traceback():
@@ -126,6 +136,16 @@ def test_other_errors_keep_their_traceback():
 
     with pytest.raises(RuntimeError):
         cli.run(main, "script")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_asks(number):
+    before = signal.getsignal(number)
+    with cli.interruptible() as asked:
+        assert not asked()
+        signal.raise_signal(number)
+        assert asked() and signal.getsignal(number) is before  # a second one ends the process
+    assert signal.getsignal(number) is before
 
 
 def test_a_table():

@@ -73,9 +73,8 @@ def test_a_file_that_another_holder_removed_is_no_lock(tmp_path, monkeypatch):
 
 def test_without_locks_everybody_has_one(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "fcntl", None)
-    for _ in range(2):
-        with locks.locked(tmp_path / "a.lock"):
-            pass
+    with locks.locked(tmp_path / "a.lock"), locks.locked(tmp_path / "a.lock"):
+        pass
 
 
 def test_a_folder_in_the_way(tmp_path):

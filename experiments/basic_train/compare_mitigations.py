@@ -137,7 +137,7 @@ def as_row(family: str, method: str, setting: str, row: Mapping[str, Any], plain
     return {"family": family, "method": method, "setting": setting, **metrics, **seconds}
 
 
-def write_results(study: Study, rows: list[dict[str, Any]], seconds: float) -> None:
+def write_results(study: Study, rows: list[dict[str, Any]], seconds: float, device: str) -> None:
     """table.csv, table.md, figure.png, figure.pdf, summary.json."""
     output, shown = study.output_dir, list(map(readable, rows))
     write_csv(output / "table.csv", rows)
@@ -146,7 +146,7 @@ def write_results(study: Study, rows: list[dict[str, Any]], seconds: float) -> N
     files.write_file(output / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     plots.plot_mitigations(rows, output / "figure")
     settings = {**study.plain.flat(), "ft_epochs": study.ft_epochs}
-    summary = {"settings": settings, "seconds_total": seconds, "environment": environment(), "rows": rows}
+    summary = {"settings": settings, "seconds_total": seconds, "environment": environment(device), "rows": rows}
     files.write_json(output / "summary.json", summary)
 
 
@@ -186,11 +186,11 @@ def counted_seconds(folder: Path) -> Iterator[dict[str, float]]:
 def main() -> None:
     arguments = parse()
     study = make_study(arguments)
-    cli.resolve_device(arguments.device)  # an error now rather than in a script after this one
+    device = cli.resolve_device(arguments.device)  # an error now rather than in a script after this one
     with counted_seconds(study.run_dir) as spent:
         do_everything(study, ["--device", arguments.device, "--data_dir", arguments.data_dir])
     rows = compare(study)
-    write_results(study, rows, spent["seconds"])
+    write_results(study, rows, spent["seconds"], str(device))
     print("\n" + cli.table(map(readable, rows)))
     print(f"\n{spent['seconds']:.0f} s in all; table, figure and summary: {study.output_dir}")
 

@@ -51,7 +51,7 @@ def ranked(
     key = {"format": FORMAT, **key, "method": method.name, **settings, "ratio": ratio if method.nested else None}
     path = folder / f"{method.name}_{files.digest(key)}.safetensors"
     if path.exists() and not fresh:
-        return _read(path, model.device)
+        return _read(path, model)
     if method.estimate is not None:
         on_estimate(method.estimate(model, task, hp))
     with measured(model.device) as cost:
@@ -70,14 +70,17 @@ def _write(path: Path, scores: AnyScores, cost: Cost) -> None:
     files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def _read(path: Path, device: torch.device) -> tuple[AnyScores, Cost]:
+def _read(path: Path, model) -> tuple[AnyScores, Cost]:
+    """On the model's device; of a model that is spread over several on the CPU."""
     from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["scores"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        scores = [tensors[str(layer)] for layer in range(len(tensors))] if about["by_layer"] else tensors
-        return scores, Cost(**about["cost"])
+        cost = Cost(**about["cost"])
     except Exception as error:  # safetensors raises its own type for every kind of damage
         raise UserError(f"{path}: these cached scores are damaged ({error}); delete the file and run again") from None
+    if getattr(model, "hf_device_map", None) is None:
+        tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+    return [tensors[str(layer)] for layer in range(len(tensors))] if about["by_layer"] else tensors, cost

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tinymem.errors import UserError
+from tinymem.errors import UserError, out_of_memory
 from tinymem.models.channel_gate import restore_gate
 
 # Buffers (causal masks, rotary frequencies) that earlier versions of transformers kept with the weights.
@@ -68,11 +68,11 @@ def read_model(folder: Path, config, dtype: torch.dtype, safetensors: bool = Tru
             output_loading_info=True,
             **settings,
         )
-    except torch.OutOfMemoryError:  # a RuntimeError that says nothing against the folder
-        raise
     except UnpicklingError:
         raise UserError(f"{folder}: its weights are a pickle of more than tensors, which could run code") from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if out_of_memory(error):  # which says nothing against the folder
+            raise
         raise _cannot_open(folder, error) from None
     names = [str(name) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[key]]
     wrong = sorted(name for name in names if not name.endswith(OLD_BUFFERS))

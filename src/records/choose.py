@@ -133,8 +133,8 @@ def unlearning_runs(
     models = grouped(runs.values(), lambda run: key_of({**run.checkpoint, "weights": None, "task": None}))
     again = sum(len({run.checkpoint.get("weights") for run in some}) > 1 for some in models)
     if again:
-        warn(f"{again} models were trained more than once with the same seed (column `weights`): each training counts "
-             "as a seed of its own")  # fmt: skip
+        warn(f"trained more than once with the same seed (column `weights`): {again} of {len(models)} models; each training "
+             "counts as a seed of its own")  # fmt: skip
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
     return sorted(runs.values(), key=lambda run: (place.get(run.method, len(place)), run.method))
 

@@ -59,7 +59,7 @@ def _auto_precision(device: str) -> str:
     return auto_precision(torch.device(device))
 
 
-def environment(device: str = "cpu") -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """Versions and machine, as written into every record. `device`: where it is worked."""
     import torch
 

@@ -30,7 +30,7 @@ from tinymem.training.checkpoint import Progress
 from tinymem.training.loop import epoch_permutation, new_optimizer, save_now_and_then, training_step
 from tinymem.training.settings import TrainingSettings
 
-FORMAT = 2  # raise it when the same settings come to plant otherwise: older planted models are then left alone
+FORMAT = 3  # raise it when the same settings come to plant otherwise: older planted models are then left alone
 WARM_UP = 10  # steps: Adam's first ones, of full size in every weight, would cost more quality than all the others
 CHECKED_AT_ONCE = 16  # passages
 

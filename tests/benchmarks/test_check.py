@@ -6,7 +6,10 @@ import sys
 import check
 import pytest
 import report
+import run
 import timing
+import torch
+from case import QUICK, Case
 
 from tinymem.errors import UserError
 
@@ -111,3 +114,14 @@ def test_timers_take_turns_and_warm_up_does_not_count():
 
 def test_a_spent_budget_ends_the_rounds_after_the_first_that_counts():
     assert len(timing.rounds({"a": lambda: 1.0}, repeats=5, budget=0.0)) == 1
+
+
+def test_a_row_by_hand(monkeypatch):
+    monkeypatch.setattr(timing, "seconds", lambda work, device: work())
+    monkeypatch.setattr(timing, "matrix_product", lambda device, dtype: (lambda: 2.0, 8.0))  # 4 operations a second
+    variants = {"recipe": lambda: 3.0, "stock": lambda: 1.0, "ours": lambda: 2.0}
+    case = Case("work", variants, shares={"recipe": 0.5}, elsewhere=(), flops=4.0, tokens=10)
+    row = run.measure_case("name", case, None, QUICK, torch.device("cpu"), 1.0)
+    names = ("recipe_seconds", "ours_seconds", "ratio", "share_of_limit")
+    assert [row[name] for name in names] == [6.0, 2.0, 3.0, 0.5]
+    assert row["tokens_per_second"] == {"recipe": 2, "stock": 10, "ours": 5}

@@ -2,12 +2,11 @@
 
 import csv
 import json
-import runpy
 import sys
 from pathlib import Path
 
 import pytest
-from small import SMALL_BACKDOOR, SMALL_DATA
+from small import SMALL_BACKDOOR, SMALL_DATA, in_process
 
 from tinymem.localize.registry import METHODS
 from tinymem.records.table import load_records
@@ -26,15 +25,6 @@ UNLEARNING = (
 )
 
 
-def in_this_process(path: str, *arguments: object) -> dict:
-    """Runs a script of the repository as __main__; returns its globals."""
-    before, sys.argv = sys.argv, [str(ROOT / path), *map(str, arguments)]
-    try:
-        return runpy.run_path(sys.argv[0], run_name="__main__")
-    finally:
-        sys.argv = before
-
-
 @pytest.fixture
 def compare(monkeypatch, tmp_path):
     """compare(*more flags): the script at tiny sizes."""
@@ -46,7 +36,7 @@ def compare(monkeypatch, tmp_path):
 
     def run(command: list) -> None:
         commands.append([str(word) for word in command])
-        in_this_process(*command)
+        in_process(*command)
 
     monkeypatch.setattr(compare_mitigations, "run", run)
     monkeypatch.setattr(mitigations_study, "SMALL_UNLEARNING", UNLEARNING)
@@ -103,7 +93,7 @@ def test_bad_inputs_are_one_line_and_exit_2_before_any_work(flags, named, tmp_pa
     monkeypatch.syspath_prepend(str(FOLDER))
     with pytest.raises(SystemExit) as stopped:
         path = "experiments/basic_train/compare_mitigations.py"
-        in_this_process(path, "--run_dir", tmp_path / "runs", "--output_dir", tmp_path / "out", *flags)
+        in_process(path, "--run_dir", tmp_path / "runs", "--output_dir", tmp_path / "out", *flags)
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and named in message and message.count("\n") == 1
     assert not load_records(tmp_path)

@@ -147,7 +147,7 @@ def test_the_run_that_comes_closest_to_published_is_shown():
     assert compare.best([trade, as_good], asked) is as_good
     one_seed = configuration(0.1, [0.0], [0.97])
     assert compare.best([one_seed, as_good], asked) is as_good and compare.best([one_seed], asked) is one_seed
-    more_seeds = configuration(0.2, [40.0] * 3, [0.967] * 3)  # as good too
+    more_seeds = configuration(0.2, [15.0] * 3, [0.968] * 3)  # as good too
     assert compare.best([as_good, more_seeds], asked) is more_seeds
     near = configuration(0.3, [60.0] * 2, [0.97] * 2)
     far = configuration(0.4, [90.0] * 3, [0.97] * 3)

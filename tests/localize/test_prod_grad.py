@@ -180,9 +180,9 @@ def test_bad_input_is_one_line_and_exit_2(place, dry_run, change, message, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_too_little_memory_says_how_much_is_missing(place, capsys, monkeypatch):
+def test_too_little_memory_says_how_much_is_missing(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tinymem.models.production.free_bytes", lambda device, device_map: 100_000)
     with pytest.raises(SystemExit) as stopped:
-        in_process(SCRIPT, *words(place, "--localization_method", "activations"))
+        in_process(SCRIPT, *words(place, "--localization_method", "activations", "--output_dir", tmp_path))
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and "GB more than there is; --dtype bfloat16 helps" in error

@@ -18,7 +18,6 @@ from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models import losses
-from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.table import load_records
 
@@ -93,10 +92,7 @@ def test_every_method_with_and_without_the_chunked_output_layer(make_dataset, mo
         model = text_model(dataset)
         before = snapshot(model)
         assert losses.chunked(model) == (threshold < VOCABULARY)
-        if method.learn:
-            masks = method.learn(model, task, hp, ratio)
-        else:
-            masks = method.drop(find_mlps(model), method.score(model, task, hp, ratio), ratio)
+        masks = method.masks(model, task, hp, ratio)
         assert snapshot(model) == before
         with edited(model, masks):
             found.append((masks, evaluate(model, dataset)["perplexity"]))

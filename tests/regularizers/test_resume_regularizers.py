@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from tinymem.errors import UserError
 from tinymem.regularizers.registry import build_regularizers, switched_on
+from tinymem.training.checkpoint import STATE, latest_state
 from tinymem.training.console import prepared_run
 from tinymem.training.loop import Stopped, train
 
@@ -45,6 +46,22 @@ def test_resumed_runs_are_bit_identical(choice, make_model, tiny_dataset, tiny_s
         assert torch.equal(tensor, resumed[name]), name
     weights = [load_file(tmp_path / part / "epoch_2" / "model.safetensors") for part in ("straight", "stopped")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_without_its_state_a_run_goes_on_from_the_last_checkpoint(make_model, tiny_dataset, tiny_settings, tmp_path):
+    straight = session(make_model, tiny_dataset, tiny_settings, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        session(make_model, tiny_dataset, tiny_settings, tmp_path / "lost", stop_after=7)  # in the second epoch
+    (tmp_path / "lost" / STATE).unlink()
+    resumed = session(make_model, tiny_dataset, tiny_settings, tmp_path / "lost")
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in straight.items())
+
+
+def test_the_last_checkpoint_is_the_one_with_the_highest_number(tmp_path):
+    for n in (9, 10):
+        (tmp_path / f"epoch_{n}").mkdir()
+        (tmp_path / f"epoch_{n}" / STATE).touch()
+    assert latest_state(tmp_path) == tmp_path / "epoch_10" / STATE
 
 
 @pytest.mark.parametrize("choice", [name for name in CHOICES if name not in ("none", "all")])

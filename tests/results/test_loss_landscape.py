@@ -67,7 +67,7 @@ def test_interrupted_it_goes_on_with_the_same_numbers(survey, memorizing_backdoo
 
 
 def test_killed_it_goes_on(memorizing_backdoor, tmp_path):
-    words = ["--model_path", memorizing_backdoor.checkpoint, "--edited", "--points", 7, "--num_sequences", 50]
+    words = ["--model_path", memorizing_backdoor.checkpoint, "--edited", "--points", 21, "--num_sequences", 50]
     words += ["--data_dir", tmp_path / "data", "--output_dir", tmp_path]
     slowly = [*words, "--batch_size", 1, "--grid_dir", tmp_path / "grids"]
     process, waited = start(SCRIPT, *slowly), time.monotonic()
@@ -78,12 +78,12 @@ def test_killed_it_goes_on(memorizing_backdoor, tmp_path):
     process.communicate()
     (grid,) = tmp_path.glob("grids/*.json")
     before = json.loads(grid.read_text())["losses"]
-    assert 0 < len(before) < 49
-    in_process(SCRIPT, *slowly)
+    assert 0 < len(before) < 441
+    in_process(SCRIPT, *words, "--grid_dir", tmp_path / "grids")
     after = json.loads(grid.read_text())["losses"]
     in_process(SCRIPT, *words, "--grid_dir", tmp_path / "undisturbed")
     (grid,) = tmp_path.glob("undisturbed/*.json")
-    assert len(after) == 49 and after[: len(before)] == before
+    assert len(after) == 441 and after[: len(before)] == before
     assert after == pytest.approx(json.loads(grid.read_text())["losses"], rel=1e-5)  # another batch size
 
 
@@ -111,7 +111,7 @@ def test_any_causal_lm_and_a_file_of_tokens(tmp_path, capsys):
         (["--edited", "well"], "--edited well: write LABEL=FOLDER"),
         (["--edited", "original=x"], "none of them original"),
         (["--model_name", "x"], "--model_path and --model_name"),
-        (["--batch_size", 0], "--batch_size 0"),
+        (["--batch_size", 0], "--batch_size: '0' is not a whole number >= 1"),
         (["--num_sequences", 5000], "--num_sequences 5000: there are only"),
         (["--edited", "other=results/models/increment_backdoor_2layers"], "other shapes"),
     ],

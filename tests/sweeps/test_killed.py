@@ -66,7 +66,7 @@ def test_the_driver_is_killed(small, driver, wait_for, processes_with):
     for _ in range(2):
         before = len(small.log())
         process = driver("--max_workers", "2")
-        wait_for(lambda: len(small.log()) >= before + 3)
+        wait_for(lambda: len(small.log()) >= before + 2)
         os.kill(process.pid, signal.SIGKILL)
         finish(process)
         wait_for(lambda: not processes_with(str(small.out)))
@@ -74,7 +74,8 @@ def test_the_driver_is_killed(small, driver, wait_for, processes_with):
     assert code == 0, errors
     check_whole(small, extra=4)
     assert not small.failed.exists() or not list(small.failed.iterdir())
-    assert finish(driver())[0] == 0 and " 8 " in output
+    code, output, _ = finish(driver())  # finds everything done
+    assert code == 0 and " 8 " in output
 
 
 def test_ctrl_c(small, driver, wait_for, processes_with):

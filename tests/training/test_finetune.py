@@ -130,4 +130,4 @@ def test_a_finetuned_model_is_not_finetuned_again(checkpoint, tmp_path, capsys):
     finetune(checkpoint, "--ft_data", "extra", "--ft_epochs", "1", "--output_dir", tmp_path)
     with pytest.raises(SystemExit):
         finetune(tmp_path / "epoch_1", "--ft_data", "extra")
-    assert "fine-tuned already" in capsys.readouterr().err
+    assert "edited or fine-tuned" in capsys.readouterr().err

@@ -80,3 +80,10 @@ def test_bfloat16_trains_float32_weights(tmp_path):
     assert progress.rows[0]["train_loss"] < math.log(14)
     assert all(value.dtype == torch.float32 for value in model.state_dict().values())
     assert not torch.equal(before["transformer.wte.weight"], model.transformer.wte.weight)
+
+
+def test_a_run_cannot_be_made_shorter(tmp_path):
+    dataset = build_dataset(SETTINGS.data)
+    train(fresh(), dataset, replace(SETTINGS.training, epochs=2), 0, tmp_path, {})
+    with pytest.raises(UserError, match="is past epoch 1, in epoch 3"):
+        train(fresh(), dataset, replace(SETTINGS.training, epochs=1), 0, tmp_path, {})

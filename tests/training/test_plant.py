@@ -77,7 +77,7 @@ def test_an_interruption_changes_nothing(dataset, planted, tmp_path, stop_after)
 
 def test_no_dropout_is_drawn(dataset, tmp_path):
     """Its masks would come from a generator that no saved state holds."""
-    model = new_llama()
+    model = new_llama().train()
     with pytest.raises(Stopped):
         plant(model, dataset, SETTINGS, tmp_path / "state", should_stop=lambda: True)
     assert not model.training

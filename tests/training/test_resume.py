@@ -59,7 +59,7 @@ def test_killed_again_and_again(undisturbed, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     run = tmp_path / "run"
-    command = [*COMMAND, "--output_dir", run, "--data_dir", tmp_path / "data"]
+    command = [*COMMAND, "--epochs", 20, "--output_dir", run, "--data_dir", tmp_path / "data"]  # time to interrupt it
     process = start(*command)
     while process.poll() is None and not (run / "epoch_2").exists():
         time.sleep(0.001)

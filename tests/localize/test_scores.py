@@ -1,0 +1,20 @@
+"""Cached scores: found again for the same model and task, and for no other."""
+
+from dataclasses import replace
+
+from tinymem.localize.scores import task_fingerprint
+
+
+def test_the_fingerprint_sees_what_changes_scores_and_nothing_else(tiny_task):
+    task = tiny_task()
+    unlearn = task.unlearn
+    others = [
+        replace(task, seed=1),
+        replace(task, continuation=5),
+        replace(task, ignored_token=3),
+        replace(task, retain=task.retain[1:]),
+        replace(task, unlearn=replace(unlearn, planted=unlearn.planted.flip(0))),
+        replace(task, unlearn=replace(unlearn, prompt_end=unlearn.prompt_end + 1)),
+    ]
+    assert len({task_fingerprint(each) for each in (task, *others)}) == 7
+    assert task_fingerprint(replace(task, microbatch=3, gradient_checkpointing=True)) == task_fingerprint(task)
