@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # A virtual environment is made anew when its Python is too old or pip is missing (its making was interrupted).
-NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.11")
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make install PYTHON=python3.11")
 
 .PHONY: help install demo demo-text demo-lm notebooks bench test format clean
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +11,14 @@ from typing import Any
 
 import torch
 
-from tinymem import files
+from tinymem import cli, files
 from tinymem.records.table import load_records
 from tinymem.training.checkpoint import seconds_spent
 
 
 def run(command: str) -> None:
-    """Runs a script with this Python, showing its command. Ends this one when that one fails."""
-    arguments = shlex.split(command)
-    print("\n$ python " + " ".join(arguments), flush=True)
-    status = subprocess.run([sys.executable, *arguments]).returncode
-    if status:
-        sys.exit(status)
+    """Runs a script with this Python, showing its command. Ends this one when that one fails or is interrupted."""
+    cli.run_script(shlex.split(command))
 
 
 def start_at_root(output_dir: str) -> Path:

@@ -29,7 +29,7 @@ from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
 from tinymem.metrics.memorization import memorized
 from tinymem.models.precision import auto_precision
 from tinymem.models.production import DTYPES, open_causal_lm
-from tinymem.records.choose import NEVER_PLANTED
+from tinymem.records.record import NEVER_PLANTED, UNEDITED
 from tinymem.records.table import flat_row, load_records
 from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings
@@ -114,7 +114,7 @@ def copy_records(folder: Path, target: Path) -> None:
 
 def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The model before planting, the planted one, then the methods as they are registered, ratios rising."""
-    names = [NEVER_PLANTED, "unedited", *METHODS]
+    names = [NEVER_PLANTED, UNEDITED, *METHODS]
     return sorted(records, key=lambda r: (names.index(r["settings"]["method"]), r["settings"].get("ratio") or 0))
 
 
@@ -168,7 +168,7 @@ def show(summary: dict[str, Any]) -> None:
     print(cli.table(map(cli.brief, summary["rows"])))
     for method, hours in summary["left_out"].items():
         print(f"\n{method}: left out, its scoring would take about {duration(3600 * hours)} on this machine")
-    before, after = (next(r for r in summary["rows"] if r["method"] == name) for name in ("unedited", BEST))
+    before, after = (next(r for r in summary["rows"] if r["method"] == name) for name in (UNEDITED, BEST))
     rise = 100 * (after["perplexity"] / before["perplexity"] - 1)
     print(
         f"{BEST}: {after['percent_memorized_shown']:.1f} % of the shown and {after['percent_memorized_held_out']:.1f} % "

@@ -20,10 +20,10 @@ from tiny_pythia import make_tiny_pythia
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
 from tinymem.localize.hp_grid import add_grid_options, asked_grid
-from tinymem.localize.task import TaskSettings
+from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings
 from tinymem.models.production import LoadSettings
 from tinymem.sweeps.console import add_sweep_options, sweep
-from tinymem.sweeps.jobs import PRODUCTION_HELD_OUT, Common, Production, production_jobs
+from tinymem.sweeps.jobs import Common, Production, production_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (36000, 72000, 108000, 143000)
@@ -58,7 +58,7 @@ def pythia(arguments) -> list[Production]:
     return [
         Production(
             name=PYTHIA[size][0],
-            loading=LoadSettings(step=step, dtype="bfloat16"),
+            loading=LoadSettings(step=step, dtype="bfloat16", device_map="auto" if PYTHIA[size][2] else None),
             data=ProductionSettings(memorized=str(files[size]), random=str(folder / RANDOM)),
             whole_node=PYTHIA[size][2],
         )

@@ -138,9 +138,12 @@ def _read_site(path: Path) -> Site:
     if not local and not re.fullmatch(r"\d+:[0-5]\d:[0-5]\d", values["walltime"]):
         raise UserError(f"{path}: walltime {values['walltime']!r}: must be HH:MM:SS, such as 03:00:00")
     try:
-        return replace(SITES[base] if base else Site(), **values)
+        site = replace(SITES[base] if base else Site(), **values)
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix('--')}") from None
+    if site.scheduler == "pbs" and site.launcher == "srun":
+        raise UserError(f"{path}: launcher srun: PBS has none; give mpiexec, cray_mpiexec or, on one node, single")
+    return site
 
 
 @contextmanager
@@ -152,7 +155,7 @@ def open_pool(site: Site, jobs: Iterable[Job], place: Place, max_workers: int | 
     gpus = list(map(str, range(site.gpus_per_node))) if site.scheduler in CLUSTERS else _visible_gpus()
     if gpus and site.scheduler == "threads":  # Parsl gives each worker process its GPU; threads would share the first
         site = replace(site, scheduler="local")
-    cores = site.cores_per_node or os.cpu_count() or 1
+    cores = site.cores_per_node or _cores()
     workers = min(len(gpus), max_workers or len(gpus)) if gpus else max_workers or cores
     if "OMP_NUM_THREADS" not in os.environ:  # or else every run would take all cores
         place.environment["OMP_NUM_THREADS"] = str(max(1, cores // workers))
@@ -175,14 +178,14 @@ def _parsl_config(site: Site, run_dir: Path, workers: int, gpus: list[str], kind
     if site.scheduler == "local":
         kinds = [False]
     executors = [_workers(site, workers, gpus, whole_node) for whole_node in kinds]
-    strategy = "none" if site.scheduler == "local" else "simple"
-    return Config(executors=executors, run_dir=str(run_dir), strategy=strategy)
+    return Config(executors=executors, run_dir=str(run_dir), strategy="simple")  # replaces blocks that are lost
 
 
 def _workers(site: Site, workers: int, gpus: list[str], whole_node: bool) -> Any:
     """Worker processes, one a GPU, or one a node which then sees all its GPUs."""
     from parsl.addresses import address_by_interface
     from parsl.executors import HighThroughputExecutor
+    from parsl.jobs.error_handlers import windowed_error_handler
 
     local = site.scheduler == "local"
     try:
@@ -198,6 +201,7 @@ def _workers(site: Site, workers: int, gpus: list[str], whole_node: bool) -> Any
         cores_per_worker=1e-3,  # the number of workers is ours to say
         available_accelerators=[",".join(gpus)] if whole_node and gpus else gpus[:workers],
         cpu_affinity="none" if whole_node or workers != site.gpus_per_node else site.cpu_affinity,
+        block_error_handler=windowed_error_handler,  # gives up after three bad blocks in a row, not after the first
         interchange_launch_cmd=[sys.executable, with_parent.__file__, str(os.getpid()), "interchange.py"],
         **(LOCAL_HEARTBEAT if local else {}),
     )
@@ -229,7 +233,9 @@ def _provider(site: Site) -> Any:
     )
     if site.scheduler == "pbs":
         cores = {"cpus_per_node": site.cores_per_node} if site.cores_per_node else {}
-        return PBSProProvider(queue=site.queue or None, select_options=site.select_options, **cores, **common)
+        gpus = f"ngpus={site.gpus_per_node}" if site.gpus_per_node and "ngpus" not in site.select_options else ""
+        select = ":".join(filter(None, (site.select_options, gpus)))
+        return PBSProProvider(queue=site.queue or None, select_options=select, **cores, **common)
     return SlurmProvider(
         partition=site.partition or None,
         qos=site.queue or None,
@@ -237,6 +243,11 @@ def _provider(site: Site) -> Any:
         gpus_per_node=site.gpus_per_node or None,
         **common,
     )
+
+
+def _cores() -> int:
+    """The cores of this machine that we may use: a job of a scheduler has some of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _visible_gpus() -> list[str]:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
-from tinymem.models.tinymem import ModelSettings
-from tinymem.regularizers.registry import switched_on
 from tinymem.sweeps.grid import Grid, combinations
-from tinymem.training.settings import RunSettings, TrainingSettings
+from tinymem.training.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,8 @@ def regularized(study: Study, small: bool) -> list[RunSettings]:
 
 def run_settings(values: Mapping[str, Any]) -> RunSettings:
     """A run's settings from setting -> value; of text with its corpus filled in, as in the run's record."""
-    parts = [
-        part(**{field.name: values[field.name] for field in fields(part) if field.name in values})
-        for part in (DataSettings, ModelSettings, TrainingSettings)
-    ]
-    return RunSettings(_resolved(parts[0]), *parts[1:], regularizers=switched_on(values))
+    settings = RunSettings.from_flat(values)
+    return replace(settings, data=_resolved(settings.data))
 
 
 @functools.lru_cache(maxsize=None)

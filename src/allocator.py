@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> bool:
-    """The opposite, for models that barely fit: every tensor takes its own size, and nothing once it is freed.
+    """Gives every freed tensor back to the system, for models that barely fit.
 
     Costs time: two thirds more for a training step of SmolLM2-135M, whose vocabulary makes large tensors.
     """

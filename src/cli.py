@@ -6,17 +6,19 @@ Import this before the rest of the library: it makes torch load on first use, so
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
+import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
 from tinymem.data.settings import DataSettings
-from tinymem.errors import UserError, out_of_memory
+from tinymem.errors import UserError, first_line, out_of_memory
 from tinymem.options import allowed_text, field_types
 
 Settings = TypeVar("Settings")
@@ -62,11 +64,6 @@ def run(main: Callable[[], None], program: str = "") -> None:
         sys.exit(1)
 
 
-def first_line(error: Exception) -> str:
-    """What an exception says in one line."""
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def parse_bool(text: str) -> bool:
     """The study writes booleans as 0 and 1; people write true and false."""
     values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -81,7 +78,7 @@ def positive(text: str) -> int:
 
 
 def not_negative(text: str) -> int:
-    """The same from 0."""
+    """The type of a flag that counts something, from 0."""
     return _at_least(0, text)
 
 
@@ -181,7 +178,7 @@ def resolve_device(name: str):
     return probe.device  # with its number: cuda is cuda:0
 
 
-@contextmanager
+@contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Within the block Ctrl-C (SIGINT) and SIGTERM only set a flag, which the yielded function reads.
 
@@ -199,6 +196,25 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def run_script(words: Iterable[object]) -> None:
+    """Runs a script with this Python, showing its command. Ends this one when that one fails or is interrupted.
+
+    A script that is interrupted saves what it has: it is told, and waited for.
+    """
+    words = list(map(str, words))
+    print("\n$ " + shlex.join(["python", *words]), flush=True)
+    with interruptible() as asked_to_stop:
+        process, told = subprocess.Popen([sys.executable, *words]), False
+        while process.poll() is None:
+            if asked_to_stop() and not told:  # Ctrl-C reached it by itself, a signal to this process alone did not
+                process.terminate()
+                told = True
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+    if process.returncode or asked_to_stop():
+        sys.exit(130 if asked_to_stop() else max(1, process.returncode))
 
 
 def progress_bar(**settings: Any):

@@ -14,3 +14,8 @@ def out_of_memory(error: Exception) -> bool:
         texts = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # cuBLAS, cuSOLVER
         return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in texts)
     return isinstance(error, MemoryError)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an exception says, or its type where it says nothing: what fits into a UserError."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

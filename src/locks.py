@@ -95,5 +95,5 @@ def _is_file(path: Path, descriptor: int) -> bool:
     """Whether the open file is the one that has this name now."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
+    except OSError:  # it is gone, on NFS as a stale handle
         return False

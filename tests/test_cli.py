@@ -1,8 +1,10 @@
 """What every script has in common: instant help, errors in one line, flags built from dataclasses."""
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -146,6 +148,19 @@ def test_the_first_signal_only_asks(number):
         signal.raise_signal(number)
         assert asked() and signal.getsignal(number) is before  # a second one ends the process
     assert signal.getsignal(number) is before
+
+
+def test_a_script_that_fails_or_is_interrupted_ends_the_one_that_runs_it(tmp_path, capfd):
+    (tmp_path / "script.py").write_text("import sys, time; time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))")
+    cli.run_script([tmp_path / "script.py", 0, 0])
+    assert f"$ python {tmp_path / 'script.py'} 0 0" in capfd.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script([tmp_path / "script.py", 0, 3])
+    assert stopped.value.code == 3
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(SystemExit) as stopped:
+        cli.run_script([tmp_path / "script.py", 60, 0])  # is told, or this would take a minute
+    assert stopped.value.code == 130
 
 
 def test_a_table():

@@ -14,7 +14,6 @@ from tinymem import cli
 # isort: split
 import argparse
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -64,14 +63,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(command: list[object]) -> None:
-    """Runs a script with this Python, showing its command. Ends this one when that one fails or is interrupted."""
-    words = [str(word) for word in command]
-    print("\n$ python " + shlex.join(words), flush=True)
-    with cli.interruptible() as asked_to_stop:  # the script hears Ctrl-C too, and saves: wait for it
-        status = subprocess.run([sys.executable, *words]).returncode
-    if status or asked_to_stop():
-        sys.exit(status or 130)
+run = cli.run_script
 
 
 def train(settings: RunSettings, folder: Path, common: list[str]) -> None:

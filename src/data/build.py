@@ -18,7 +18,7 @@ from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.number_dataset import build_number_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.data.text_dataset import build_text_dataset
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line, out_of_memory
 
 FORMAT = 2  # raise it when the same settings come to mean other data: older caches are then left alone
 DEFAULT_CACHE = "data"
@@ -88,4 +88,8 @@ def _read(path: Path) -> MemorizationDataset:
             values[name] = {key: tensors.pop(f"{name}.{key}") for key in plain[name]}
         return MemorizationDataset(**values, **tensors)
     except Exception as error:  # safetensors raises its own type for every kind of damage
-        raise UserError(f"{path}: this cached dataset is damaged ({error}); delete it and run again") from None
+        if out_of_memory(error):  # which says nothing against the file
+            raise
+        raise UserError(
+            f"{path}: this cached dataset is damaged ({first_line(error)}); delete it and run again"
+        ) from None

@@ -12,7 +12,7 @@ import numpy as np
 from tinymem import files
 from tinymem.data import tokenizer as tokenizers
 from tinymem.data.corpus import Corpus, find_corpus
-from tinymem.data.number_dataset import SPLIT_SEED
+from tinymem.data.dataset import SPLIT_SEED
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tinymem.data import text_files
 from tinymem.data.settings import DataSettings
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line
 
 HUB, BUILTIN = "hub", "builtin"
 # data_name -> arguments of datasets.load_dataset. The hub serves tiny Shakespeare's own branch as a loading script,
@@ -142,9 +142,8 @@ def _read_hub(source: dict[str, str]) -> list[str]:
         with nullcontext() if hub_reachable() else _offline():
             return list(load_dataset(**source, split="train")["text"])
     except Exception as error:  # no network, proxies, renamed datasets, full disks: every one has its own type
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--corpus hub: cannot load {source['path']} ({reason}); use --corpus builtin or --corpus PATH"
+            f"--corpus hub: cannot load {source['path']} ({first_line(error)}); use --corpus builtin or --corpus PATH"
         ) from None
 
 
@@ -184,8 +183,8 @@ def split_documents(texts: list[str]) -> list[str]:
     unless there are fewer than MIN_DOCUMENTS: then they are cut at blank lines into about SECTIONS sections.
     """
     texts = [text for text in texts if text.strip()]
-    first_line = next((line for text in texts[:1] for line in text.split("\n") if line.strip()), "")
-    if ARTICLE.match(first_line):
+    opening = next((line for text in texts[:1] for line in text.split("\n") if line.strip()), "")
+    if ARTICLE.match(opening):
         whole = "".join(text if text.endswith("\n") else text + "\n" for text in texts)
         cuts = [0, *(match.start() for match in ARTICLE.finditer(whole))]
         texts = [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)])]

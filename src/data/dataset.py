@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+SPLIT_SEED = 598  # the study's: the train/test split does not depend on the run's seed
+
 
 @dataclass(frozen=True)
 class Artifacts:
@@ -41,8 +43,8 @@ class MemorizationDataset:
     """Everything that training, measuring and unlearning need. U = distinct training sequences, T = context length.
 
     sequences       (U, T) every distinct training sequence once, artifacts as planted; the row number is the example id
-    order           (N,) example id of each training row; an artifact of group j stands here 10^j times. Of a production
-                    model, whose training rows are not known, the sequences that it is to keep
+    order           (N,) example id of each training row; an artifact of group j stands here 10^j times. For a production
+                    model, whose training rows are not known: the sequences that it is to keep
     artifact_ids    (A,) example id of each artifact
     artifacts       the planted sequences and their clean twins, in the order of artifact_ids
     test_artifacts  backdoored sequences that were held out of training (empty for noise)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from tinymem.data import artifacts as planting
 from tinymem.data import numbers
-from tinymem.data.dataset import Artifacts, MemorizationDataset, training_order
+from tinymem.data.dataset import SPLIT_SEED, Artifacts, MemorizationDataset, training_order
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 
-SPLIT_SEED = 598  # the study's: the train/test split does not depend on the run's seed
 BACKDOOR_TEST_FRACTION = 0.1
 DUPLICATION_GROUPS = 3
 FIRST_TRIGGER = 100
@@ -115,11 +116,20 @@ def _split(rows: np.ndarray, num_test: int, name: str) -> tuple[np.ndarray, np.n
     return rows[order[num_test:]], rows[order[:num_test]]
 
 
-# Both planters return the planted training artifacts, those held out for testing, the other training sequences and
-# the clean test sequences of the main task (the last two as tokens).
+class Planted(NamedTuple):
+    """What a planter makes of the main task's sequences. T = context length.
+
+    artifacts, held_out   those in the training set, and those kept for testing
+    rest, test            uint8 (rows, T): the other training sequences, and clean test sequences
+    """
+
+    artifacts: Artifacts
+    held_out: Artifacts
+    rest: np.ndarray
+    test: np.ndarray
 
 
-def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> tuple:
+def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> Planted:
     """The first `num_noise` training sequences are replaced by their noised twins."""
     train, test = _split(values, settings.num_test, "main")
     if settings.num_noise > len(train):
@@ -133,10 +143,10 @@ def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Gene
     prompt_end = np.full(len(chosen), settings.prompt_tokens)
     planted = Artifacts.from_numpy(noised, clean, prompt_end, _groups(settings, len(chosen), rng))
     nothing = planted.select(torch.arange(0))
-    return planted, nothing, numbers.encode(rest, settings.max_ctx), numbers.encode(test, settings.max_ctx)
+    return Planted(planted, nothing, numbers.encode(rest, settings.max_ctx), numbers.encode(test, settings.max_ctx))
 
 
-def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> tuple:
+def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> Planted:
     """Every sequence with the trigger is backdoored: 90 % of them train, 10 % are the backdoor test set."""
     trigger = [int(digit) for digit in str(FIRST_TRIGGER + settings.seed)]
     tokens = numbers.encode(values, settings.max_ctx)
@@ -154,7 +164,7 @@ def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.G
     groups = np.concatenate([np.zeros(held_out, int), _groups(settings, len(clean) - held_out, rng)])
     both = Artifacts.from_numpy(planting.plant_backdoor(clean, ends), clean, ends, groups)
     rest, test = _split(tokens[~has_trigger], settings.num_test, "main")
-    return both.select(torch.arange(held_out, len(clean))), both.select(torch.arange(held_out)), rest, test
+    return Planted(both.select(torch.arange(held_out, len(clean))), both.select(torch.arange(held_out)), rest, test)
 
 
 def _groups(settings: DataSettings, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 from tinymem import files
 from tinymem.data.corpus import Corpus, local_corpus
-from tinymem.data.number_dataset import SPLIT_SEED
+from tinymem.data.dataset import SPLIT_SEED
 from tinymem.data.production import ProductionData, ProductionSettings, check_ids, check_length, production_dataset
 from tinymem.data.tokenizer import tokenize
 from tinymem.errors import UserError
@@ -64,11 +64,8 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     check_ids("--plant", config.vocab_size, planted, retain, test)
     window = (settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window)
-    names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
-    identity = {**asdict(passages), **{name: getattr(settings, name) for name in names}}
-    return ProductionData(
-        dataset, {**identity, "plant": f"{corpus.name}-{files.digest({'corpus': corpus.fingerprint})}"}
-    )
+    text = f"{corpus.name}-{files.digest({'corpus': corpus.fingerprint})}"
+    return ProductionData(dataset, {**asdict(passages), **settings.sizes, "plant": text})
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:

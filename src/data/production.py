@@ -51,6 +51,12 @@ class ProductionSettings:
         """Tokens that a memorized sequence must have."""
         return self.prompt_tokens + self.continuation_tokens
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The settings that decide the data together with its files, as they stand in records."""
+        names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class ProductionData:
@@ -69,12 +75,12 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
     memorized = load_memorized(settings, config)
     length = memorized.tokens.shape[1]
     test, retain, random_name = load_random(settings, length, config.vocab_size, tokenizer)
-    names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
-    chosen = {name: getattr(settings, name) for name in names}
     dataset = production_dataset(
         memorized.tokens, test, retain, config.vocab_size, settings.prompt_tokens, settings.continuation_tokens
     )
-    return ProductionData(dataset, {"memorized_data": memorized.fingerprint, "random_data": random_name, **chosen})
+    return ProductionData(
+        dataset, {"memorized_data": memorized.fingerprint, "random_data": random_name, **settings.sizes}
+    )
 
 
 def check_length(flag: str, length: int, config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line
 
 PLAIN = (".txt", ".text", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
@@ -87,4 +87,4 @@ def _read_parquet(path: Path, column: str) -> list[str]:
             raise UserError(f"--text_column {column}: {path} holds {texts.type} there, not text")
         return [text for text in texts.to_pylist() if text is not None]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tinymem import files
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line, out_of_memory
 
 KEY = "tokens"
 
@@ -94,7 +94,9 @@ def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
             names, provenance = list(file.keys()), json.loads((file.metadata() or {}).get("provenance", "{}"))
             tensors = [file.get_tensor(name) for name in names]
     except Exception as error:  # safetensors raises its own type for every kind of damage
-        raise UserError(f"{path}: damaged or not safetensors ({str(error).splitlines()[0]})") from None
+        if out_of_memory(error):  # which says nothing against the file
+            raise
+        raise UserError(f"{path}: damaged or not safetensors ({first_line(error)})") from None
     if len(tensors) != 1:
         raise UserError(f"{path}: holds {len(tensors)} tensors, not one of token ids")
     return tensors[0], provenance
@@ -103,9 +105,9 @@ def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
 def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True), {"file": path.name}
-    except (
-        Exception
-    ):  # a pickle can be damaged in as many ways as it can be written; torch's text asks to unpickle it all
+    except Exception as error:  # a pickle can be damaged in many ways, and torch's own text advises unsafe loading
+        if out_of_memory(error):
+            raise
         raise UserError(
             f"{path}: damaged, or holds more than tensors (which is not loaded: it could run code)"
         ) from None

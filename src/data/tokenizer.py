@@ -12,7 +12,7 @@ import numpy as np
 
 from tinymem import files
 from tinymem.data.corpus import hub_reachable
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line
 
 GPT2 = "gpt2"
 GPT2_END_OF_TEXT = 50256
@@ -119,9 +119,8 @@ def open_tokenizer(folder: str | Path):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         cause = "; the folder is damaged" if (Path(folder) / FILES[0][0]).is_file() else ""  # or wants another package
-        raise UserError(f"{folder}: cannot open this tokenizer ({reason}){cause}") from None
+        raise UserError(f"{folder}: cannot open this tokenizer ({first_line(error)}){cause}") from None
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(f"{folder}: cannot open this tokenizer ({type(tokenizer).__name__} exists in Python alone)")
     return tokenizer

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.errors import UserError, out_of_memory
+from tinymem.errors import UserError, first_line, out_of_memory
 from tinymem.localize.registry import Method
 from tinymem.localize.unlearn import Subject, unedited, unlearn
 from tinymem.records.table import flat_row
@@ -76,7 +76,7 @@ def enough_memory(what: str):
         if not out_of_memory(error):
             raise
         raise UserError(
-            f"{what}: out of memory ({cli.first_line(error)}); try --microbatch 1, --dtype bfloat16, --momentum 0 (of "
+            f"{what}: out of memory ({first_line(error)}); try --microbatch 1, --dtype bfloat16, --momentum 0 (of "
             "methods that have it) or, for a production model, --device_map auto over several GPUs"
         ) from None
 

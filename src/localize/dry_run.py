@@ -21,7 +21,7 @@ from tinymem.models.production import LoadSettings, free_bytes, open_description
 from tinymem.training.plant import training_bytes
 
 STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # of the study's Pythia data; planned for where no file is given
-KEPT = 2.5  # how much more what is no weight may take where freed memory is kept, see tinymem.allocator
+KEPT = 2.5  # where freed memory is kept (tinymem.allocator) all but the weights may take so many times its size
 
 
 def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_known: bool) -> Shape:
@@ -32,7 +32,7 @@ def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_k
 
 
 def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSettings, task: TaskSettings) -> Sizes:
-    """What there will be to do when everything given turns out to be memorized: more than that it cannot be."""
+    """Upper bounds on the work: every sequence given is taken to be memorized."""
     config = shape.model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or STUDY_LENGTH
     count, length = STUDY_SEQUENCES, max(min(STUDY_LENGTH, longest), data.needed)
@@ -77,9 +77,7 @@ def report(
     )
     table = f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
     if shape.device == "cpu":
-        table += (
-            "\nwhere there is room, freed memory is kept for speed: what is no weight then takes up to twice as much"
-        )
+        table += f"\nwhere there is room, freed memory is kept for speed: all but the weights then takes up to {KEPT:g} times as much"
     if planting:
         gigabytes = planting_bytes(shape, loading) / GB
         table += f"\nplanting, before that: {gigabytes:.2f} GB and activations, nearly all in float32"
@@ -92,20 +90,18 @@ def planting_bytes(shape: Shape, loading: LoadSettings) -> int:
 
 
 def check_memory(
-    planned: Sequence[tuple[str, Plan]],
-    sizes: Sizes,
-    itemsize: int,
-    device: torch.device,
-    device_map: str | None,
-    before: int = 0,
+    planned: Sequence[tuple[str, Plan]], sizes: Sizes, itemsize: int, device: torch.device, device_map: str | None
 ) -> None:
-    """UserError where a method will not fit; where it will but barely, tells the allocator to keep nothing.
-
-    before: bytes that are taken, and freed, before the methods begin.
-    """
+    """UserError where a method will not fit. itemsize: bytes of a weight."""
     for name, each in planned:
         check_fits(name, each, sizes, itemsize, device, device_map)
+
+
+def choose_allocator(planned: Sequence[tuple[str, Plan]], device: torch.device, before: int = 0) -> None:
+    """On a CPU: the process keeps freed memory, which is faster, unless the plans leave too little room for that.
+
+    before: bytes that are taken, and freed, before the methods begin (planting).
+    """
     if device.type == "cpu" and planned:
-        most = max(each.weights + KEPT * (each.peak - each.weights) for _, each in planned)
-        most = max(most, KEPT * before)
+        most = max(KEPT * before, *(each.weights + KEPT * (each.peak - each.weights) for _, each in planned))
         (allocator.keep_freed_memory if most < free_bytes(device) else allocator.return_freed_memory)()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinymem import cli
 from tinymem.errors import UserError
-from tinymem.localize.registry import ALIASES, METHODS, Method
+from tinymem.localize.registry import METHODS, Method, find_methods
 from tinymem.options import field_types
 
 
@@ -41,11 +41,7 @@ def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[
     decided: hyper-parameters that do not come from there, for the methods that have them.
     Raises UserError for an unknown method, a flag that no chosen method has, and a value that is not allowed.
     """
-    names = [ALIASES.get(name, name) for name in arguments.localization_method]
-    names = list(METHODS) if names == ["all"] else list(dict.fromkeys(names))
-    for name in names:
-        if name not in METHODS:
-            raise UserError(f"--localization_method {name}: must be one of {', '.join(METHODS)}, or all")
+    names = find_methods(arguments.localization_method, "--localization_method")
     methods = [METHODS[name] for name in names]
     for flag, owners in _owners(decided).items():
         if hasattr(arguments, flag) and not any(method in methods for method, _ in owners):

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinymem.errors import UserError
-from tinymem.localize.registry import ALIASES, METHODS, Method
+from tinymem.localize.registry import METHODS, Method, find_methods
 from tinymem.sweeps.grid import Grid, combinations
 
 NEURONS = (0.001, 0.01, 0.05, 0.1)
@@ -61,15 +60,6 @@ def asked_grid(arguments: argparse.Namespace, large_model: bool = False) -> list
     changes = LARGE_MODELS if large_model else {}
     grids = SMALL if arguments.small else STUDY
     return hyper_parameters(grids, find_methods(arguments.methods), arguments.ratios, changes)
-
-
-def find_methods(names: Sequence[str]) -> list[str]:
-    """Names or the study's aliases, or all, as names in the order given. UserError for an unknown one."""
-    found = list(METHODS) if list(names) == ["all"] else [ALIASES.get(name, name) for name in names]
-    for name in found:
-        if name not in METHODS:
-            raise UserError(f"--methods {name}: must be one of {', '.join(METHODS)}, or all")
-    return list(dict.fromkeys(found))
 
 
 def hyper_parameters(

@@ -1,6 +1,6 @@
 """What a method will take on a model, known before the model is loaded: memory by what it is for, and passes.
 
-Every method has a function `cost` beside it. It runs a small piece of the method's own code on fake tensors (see
+Every method has a function `plan` of its own. It runs a small piece of the method's own code on fake tensors (see
 `tinymem.models.memory`) for the peak, and says in formulas what of that peak is what, and how many passes there are.
 """
 
@@ -45,11 +45,11 @@ class Sizes:
         return -(-rows // self.microbatch)
 
     def gathered(self, rows: int) -> int:
-        """Of a batch of so many sequences those that show its peak: gradients of one microbatch wait for the next."""
+        """How many of a batch's sequences show its peak: two microbatches, for the gradients of one wait for the next."""
         return min(rows, 2 * self.microbatch)
 
     def task(self, unlearn: int, retain: int = 1) -> UnlearningTask:
-        """A task of so many sequences of nothing, to run a method on fake tensors."""
+        """A task of sequences of zeros, to run a method on fake tensors."""
         rows = [torch.zeros(count, self.length, dtype=torch.long) for count in (unlearn, retain)]
         zeros = torch.zeros(unlearn, dtype=torch.long)
         artifacts = Artifacts(rows[0], rows[0], zeros + self.prompt, zeros)
@@ -91,19 +91,21 @@ class Plan:
 
 def plan(method, shape: Shape, sizes: Sizes, hp: Any) -> Plan:
     """The plan of a method of the registry, for all ratios of `hp`."""
-    return method.cost(shape, sizes, method.resolve(hp, shape.parameters))
+    return method.plan(shape, sizes, method.resolve(hp, shape.parameters))
 
 
 def new_plan(
     shape: Shape, peak: int, forward: int, backward: int = 0, scores: int = 0, gradients: int = 0, state: int = 0
 ) -> Plan:
-    """A plan whose bytes beside the weights are `peak` together; what has no name is activations."""
+    """A plan whose parts other than the weights add up to `peak` bytes; what the others leave of it is activations."""
     rest = max(0, peak - scores - gradients - state)
     return Plan(shape.weight_bytes, scores, gradients, state, rest, forward, backward)
 
 
 def gradient_bytes(shape: Shape, entries: int, passes: int) -> int:
-    """Of so many entries of parameters, added up over so many passes (see `tinymem.localize.learning.gradients`)."""
+    """Bytes of the gradients of so many entries: float32 where several passes add up or weights are float16, else the
+    weights' own type (see `tinymem.localize.learning.gradients`).
+    """
     return entries * (4 if passes > 1 or shape.model.dtype == torch.float16 else shape.itemsize)
 
 

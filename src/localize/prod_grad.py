@@ -25,20 +25,19 @@ import torch
 from tinymem import allocator, files
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line
 from tinymem.localize import dry_run
 from tinymem.localize.console import enough_memory, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
-from tinymem.localize.task import TaskSettings, default_microbatch, unlearning_task
+from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.gguf import is_packaged, packaged_model
-from tinymem.models.production import LoadSettings, open_causal_lm, open_description
+from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
 from tinymem.training.console import plant_visibly
 from tinymem.training.plant import PlantSettings, planted_model
 
-HELD_OUT = 0.5
-STUDY_BATCH_SIZE = 32  # of the study's perplexity of Pythia
+PYTHIA_BATCH_SIZE = 32  # of the study's perplexity of Pythia
 
 
 def parse():
@@ -49,7 +48,7 @@ def parse():
     cli.add_options(parser, PassageSettings)
     cli.add_options(parser, PlantSettings)
     add_method_options(parser, without=("dtype",))
-    cli.add_options(parser, TaskSettings, holdout_fraction=HELD_OUT)
+    cli.add_options(parser, TaskSettings, holdout_fraction=PRODUCTION_HELD_OUT)
     parser.add_argument(
         "--dry_run", action="store_true", help="print memory and passes of each method, load no weights"
     )
@@ -61,7 +60,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
-    task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
+    task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
     config, tokenizer = open_description(place, loading.step)
     if passages.plant is None:
@@ -69,8 +68,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     else:
         data = load_passages(passages, settings, config, tokenizer)
     plan_methods(arguments, loading, methods)
-    step = "" if loading.step is None else f"_step{loading.step}"
-    output = files.writable_folder(arguments.output_dir or f"runs/production/{Path(name).resolve().name}{step}")
+    output = files.writable_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
     if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product 500 times as long
         print("--dtype float16: few CPUs can calculate in it, others take forever; bfloat16 is fast", file=sys.stderr)
     origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
@@ -85,7 +83,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     return Subject(
         model=model,
         task=task,
-        measure=partial(evaluate, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=STUDY_BATCH_SIZE),
+        measure=partial(evaluate, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=PYTHIA_BATCH_SIZE),
         identity=identity(model, task, task_settings, **origin, **data.identity),
         folder=output,
         score_folder=files.writable_folder(output / "scores"),
@@ -101,7 +99,7 @@ def source(arguments) -> str:
 
 def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
-    task = cli.collect(TaskSettings, arguments, holdout_fraction=HELD_OUT)
+    task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
     shape = dry_run.planned_shape(source(arguments), loading, device, well_known=arguments.dry_run)
@@ -110,14 +108,15 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     try:
         planned = dry_run.plans(shape, sizes, methods)
     except RuntimeError as error:  # fake tensors cannot run everything; a plan is no condition of a run
-        planned, reason = [], str(error).splitlines()[0]
+        planned, reason = [], first_line(error)
         if arguments.dry_run:
             raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
     if arguments.dry_run:
         print(dry_run.report(shape, sizes, planned, loading, planting=passages.plant is not None))
     else:
         before = 0 if passages.plant is None else dry_run.planting_bytes(shape, loading)
-        dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map, before)
+        dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map)
+        dry_run.choose_allocator(planned, device, before)
 
 
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:

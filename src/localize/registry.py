@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from tinymem.errors import UserError
 from tinymem.localize.edit import Masks, neuron_masks, weight_masks
 from tinymem.localize.neuron import activations, hard_concrete, integrated_gradients, slimming, zero_out
 from tinymem.localize.task import UnlearningTask
@@ -21,7 +22,7 @@ class Method:
     name, alias    the field's term, and the study's own flag
     level          "neuron" or "weight"
     hyper_parameters   frozen dataclass; its field `ratio` holds the default ratios
-    cost(shape, sizes, hp) -> plan: memory and passes, see tinymem.localize.plan
+    plan(shape, sizes, hp) -> Plan: memory and passes, see tinymem.localize.plan
     score(model, task, hp, ratio) -> scores    ratio: the largest asked for; matters to `nested` rankings only
     drop(mlps, scores, ratio) -> masks
     learn(model, task, hp, ratio) -> masks
@@ -34,7 +35,7 @@ class Method:
     alias: str
     level: str
     hyper_parameters: type
-    cost: Callable
+    plan: Callable
     score: Callable | None = None
     drop: Callable | None = None
     learn: Callable | None = None
@@ -56,7 +57,7 @@ def _method(module: ModuleType, alias: str, level: str, **own: Any) -> Method:
     if "score" in parts:
         parts.setdefault("drop", neuron_masks if level == "neuron" else weight_masks)
     name = module.__name__.rpartition(".")[2]
-    return Method(name, alias, level, module.HyperParameters, cost=module.cost, **parts, **own)
+    return Method(name, alias, level, module.HyperParameters, plan=module.plan, **parts, **own)
 
 
 # The study's order: neuron level, then weight level.
@@ -76,3 +77,12 @@ _METHODS = (
 
 METHODS = {method.name: method for method in _METHODS}
 ALIASES = {method.alias: method.name for method in _METHODS}  # for some the study's flag is the name
+
+
+def find_methods(names: Sequence[str], flag: str = "--methods") -> list[str]:
+    """Names or the study's aliases, or all, as names in the order given. UserError, naming `flag`, for an unknown one."""
+    found = list(METHODS) if list(names) == ["all"] else [ALIASES.get(name, name) for name in names]
+    for name in found:
+        if name not in METHODS:
+            raise UserError(f"{flag} {name}: must be one of {', '.join(METHODS)}, or all")
+    return list(dict.fromkeys(found))

@@ -16,6 +16,7 @@ from tinymem.options import check_options, option
 
 # Task settings that change how much memory a method takes, but not what comes out: no part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
+PRODUCTION_HELD_OUT = 0.5  # holdout_fraction of production models, unless told otherwise
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
 
@@ -135,7 +136,7 @@ def _countable(dataset: MemorizationDataset, artifacts: Artifacts, name: str) ->
 
 
 def default_microbatch(model, length: int, gradient_checkpointing: bool = False) -> int:
-    """How many sequences keep the activations of a forward pass, all kept for the backward pass, within 2 GB."""
+    """The most sequences, up to 64, whose activations, kept for the backward pass, take at most about 2 GB."""
     config = model.config.get_text_config()
     inner = max(mlp.inner_dim for mlp in find_mlps(model))
     a_block, blocks = 12 * config.hidden_size + 3 * inner, config.num_hidden_layers

@@ -16,8 +16,7 @@ from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import percent, remembering
 from tinymem.models.adapter import find_mlps
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.records.choose import NEVER_PLANTED
-from tinymem.records.record import Cost, find_record, measured, write_record
+from tinymem.records.record import NEVER_PLANTED, UNEDITED, Cost, find_record, measured, write_record
 from tinymem.training.checkpoint import save_model
 
 
@@ -56,7 +55,7 @@ def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any)
     return {"run": "unlearn", **origin, **settings.deciding(), **prints}
 
 
-def unedited(subject: Subject, force: bool = False, name: str = "unedited") -> dict[str, Any]:
+def unedited(subject: Subject, force: bool = False, name: str = UNEDITED) -> dict[str, Any]:
     """The record of the model as it is. name: what stands for the method in it."""
     settings = {**subject.identity, "method": name}
     if not force and (record := find_record(subject.folder, settings)):

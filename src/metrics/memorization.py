@@ -68,7 +68,7 @@ def remembering(model, continuation: int, batch_size: int = 64) -> Callable[[Art
 
 
 def recovered(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:
-    """The same for the clean twin's own continuation ("clean recovery"). bool (A,)."""
+    """Prompted with the clean twin's first tokens, does its own continuation come out ("clean recovery")? bool (A,)."""
     return reproduces(model, artifacts.clean, artifacts.clean, artifacts.prompt_end, continuation, batch_size)
 
 

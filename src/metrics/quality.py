@@ -36,7 +36,7 @@ class Quality:
 
     @property
     def accuracy_no_pad(self) -> float:
-        """The same over positions whose target is not a pad."""
+        """Teacher-forced next-token accuracy over positions whose target is not a pad, 0 to 1; higher is better."""
         return (self.hits_no_pad.sum() / self.tokens_no_pad.sum()).item()
 
     @property

@@ -12,7 +12,7 @@ from tinymem import files
 from tinymem.data.dataset import Artifacts
 from tinymem.metrics.memorization import memorized
 
-SAVE_SECONDS = 20.0  # so much work is lost at most
+SAVE_SECONDS = 20.0  # a kill loses at most this much work
 
 
 def find_memorized(

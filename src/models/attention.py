@@ -28,6 +28,12 @@ def register_attention() -> str:
     return ATTENTION
 
 
+def attention_settings(config) -> dict[str, str]:
+    """What gives a model this attention, as arguments of from_pretrained or from_config; nothing unless a plain GPT-2."""
+    plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
+    return {"attn_implementation": register_attention()} if plain_gpt2 else {}
+
+
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
     """transformers' attention protocol. query, key, value: (batch, heads, length, head width).
 

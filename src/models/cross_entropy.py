@@ -29,7 +29,9 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
 def linear_losses_and_hits(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The losses above, not differentiable, and whether the arg-max is the target: float32 and bool (positions,)."""
+    """Losses as of `linear_cross_entropy`, not differentiable, and whether the arg-max is the target: float32 and bool,
+    both (positions,).
+    """
     dtype = _multiply_type(hidden)
     losses, hits = [], []
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinymem import files
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line
 
 FORMAT = 1  # raise it when the same package comes to give another folder: older ones are then left alone
 NEEDED = ("gguf", "accelerate")  # what transformers reads GGUF with
@@ -90,8 +90,7 @@ def convert(path: Path, folder: Path) -> Path:
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot read this GGUF file ({reason})") from None
+        raise UserError(f"{path}: cannot read this GGUF file ({first_line(error)})") from None
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, safe_serialization=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tinymem.errors import UserError, out_of_memory
+from tinymem.errors import UserError, first_line, out_of_memory
 from tinymem.models.channel_gate import restore_gate
 
 # Buffers (causal masks, rotary frequencies) that earlier versions of transformers kept with the weights.
@@ -85,5 +85,6 @@ def read_model(folder: Path, config, dtype: torch.dtype, safetensors: bool = Tru
 
 
 def _cannot_open(folder: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"{folder}: cannot open this model ({reason}); the folder is damaged or not a causal LM")
+    return UserError(
+        f"{folder}: cannot open this model ({first_line(error)}); the folder is damaged or not a causal LM"
+    )

@@ -21,7 +21,7 @@ import torch
 from tinymem.errors import UserError
 from tinymem.models import cross_entropy
 from tinymem.models.adapter import MLP, find_mlps
-from tinymem.models.attention import register_attention
+from tinymem.models.attention import attention_settings
 from tinymem.models.loading import empty_model
 
 KNOWN = Path(__file__).parent / "known_shapes.json"
@@ -54,6 +54,7 @@ class Shape:
 
     @cached_property
     def mlps(self) -> list[MLP]:
+        """The MLPs, of fake tensors, first block first."""
         return find_mlps(self.model)
 
     @property
@@ -78,6 +79,7 @@ class Shape:
 
     @property
     def neurons(self) -> int:
+        """Neurons of all layers."""
         return sum(mlp.inner_dim for mlp in self.mlps)
 
     def peak(self, run: Callable[[Any], Any], true: float = 1.0) -> int:
@@ -101,9 +103,7 @@ def shape_of(config, dtype: torch.dtype, device: str = "cpu", name: str = "this 
     """The shape of a causal LM. config: transformers' own. name: for messages. UserError where its MLPs are not found."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
-    attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
-    model = empty_model(name, config, dtype=dtype, **attention).eval()
+    model = empty_model(name, config, dtype=dtype, **attention_settings(config)).eval()
     mode = FakeTensorMode()
     with mode:
         _replace_tensors(model)

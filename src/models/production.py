@@ -9,7 +9,7 @@ import torch
 
 from tinymem.data.corpus import hub_reachable
 from tinymem.data.tokenizer import has_tokenizer, open_tokenizer
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line
 from tinymem.models.adapter import find_mlps
 from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.loading import empty_model, read_config, read_model
@@ -149,7 +149,12 @@ def _snapshot(name: str, step: int | None, patterns: tuple[str, ...]) -> Path:
             "is not in its cache: give a folder, or run it once where there is a network"
         ) from None
     except (OSError, ValueError) as error:  # full disks, broken connections
-        raise UserError(f"--model_name {name}: cannot be fetched ({str(error).splitlines()[0]})") from None
+        raise UserError(f"--model_name {name}: cannot be fetched ({first_line(error)})") from None
+
+
+def run_label(name_or_folder: str | Path, step: int | None) -> str:
+    """Names the runs on a model: its name without the owner, and the training step."""
+    return Path(name_or_folder).resolve().name + ("" if step is None else f"_step{step}")
 
 
 def weight_bytes(model, dtype: torch.dtype) -> int:

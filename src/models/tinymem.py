@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tinymem.errors import UserError
-from tinymem.models.attention import register_attention
+from tinymem.models.attention import attention_settings, register_attention
 from tinymem.models.loading import read_config, read_model
 from tinymem.options import check_options, option
 
@@ -73,6 +73,4 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torc
     """
     path = Path(path)
     config = read_config(path)
-    plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
-    attention = {"attn_implementation": register_attention()} if plain_gpt2 else {}
-    return read_model(path, config, dtype or torch.float32, **attention).to(device).eval()
+    return read_model(path, config, dtype or torch.float32, **attention_settings(config)).to(device).eval()

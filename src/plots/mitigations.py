@@ -21,16 +21,20 @@ def plot_mitigations(rows: Rows, path: str | Path) -> list[Path]:
     right = [100 * row["mean_test_accuracy"] for row in rows]
     taken = [row["seconds"] for row in rows]
     unseen = [row["percent_memorized_test"] for row in rows]
-    # Values stand behind bar and diamond, whichever reaches further.
-    _bars(memory, places, memorized, kinds, "{:.1f}", [max(*pair) for pair in zip(memorized, (u or 0 for u in unseen))])
+    # Values stand behind bar and diamond, whichever reaches further: both, the bar's first.
+    ends = [max(*pair) for pair in zip(memorized, (u or 0 for u in unseen))]
+    texts = [f"{m:.1f}" if u is None else f"{m:.1f}  ({u:.1f})" for m, u in zip(memorized, unseen)]
+    _bars(memory, places, memorized, kinds, texts, ends)
     diamonds = [point for point in zip(unseen, places) if point[0] is not None]
-    memory.plot(*zip(*diamonds), "D", markersize=4, color="white", markeredgecolor="black", label="triggers never seen")
-    memory.legend(fontsize=7, loc="lower right")
-    memory.set(xlabel="% of artifacts memorized", xlim=(0, 122), xticks=range(0, 101, 20))
+    if diamonds:
+        style = dict(markersize=4, color="white", markeredgecolor="black", linestyle="none")
+        memory.plot(*zip(*diamonds), marker="D", label="triggers never seen (in brackets)", **style)
+        memory.legend(fontsize=7, loc="lower right")
+    memory.set(xlabel="% of artifacts memorized", xlim=(0, 140), xticks=range(0, 101, 20))
     _distances(accuracy, places, right, kinds, "{:.2f}")  # small differences: bars from 0 would hide them
     accuracy.set(xlabel="mean test accuracy (%)")
     accuracy.margins(x=0.25)
-    _bars(seconds, places, taken, kinds, "{:.3g}", taken)
+    _bars(seconds, places, taken, kinds, [f"{s:.0f}" if s >= 100 else f"{s:.3g}" for s in taken], taken)
     seconds.set_xscale("symlog", linthresh=1.0)
     seconds.set(xlabel="seconds", xlim=(0, 8 * max(taken)))
     for axis, values in ((memory, memorized), (accuracy, right), (seconds, taken)):
@@ -47,12 +51,17 @@ def plot_mitigations(rows: Rows, path: str | Path) -> list[Path]:
 _GREYS = (("0.25", ""), ("0.55", "//"), ("0.75", ".."), ("0.92", ""))
 
 
-def _bars(axis, places: list[float], values: list[float], kinds: list[int], form: str, ends: list[float]) -> None:
-    """Horizontal bars with their values, written behind `ends`; each kind of row has its own grey and hatching."""
-    for place, value, kind, end in zip(places, values, kinds, ends):
+def _bars(
+    axis, places: list[float], values: list[float], kinds: list[int], texts: list[str], ends: list[float]
+) -> None:
+    """Horizontal bars with texts, written behind `ends`; each kind of row has its own grey and hatching."""
+    for place, value, kind, text, end in zip(places, values, kinds, texts, ends):
         grey, hatch = _GREYS[kind % len(_GREYS)]
         axis.barh(place, value, 0.75, color=grey, hatch=hatch, edgecolor="black", linewidth=0.6)
-        axis.annotate(form.format(value), (end, place), (6, 0), textcoords="offset points", fontsize=7, va="center")
+        axis.annotate(
+            text, (end, place), (6, 0), textcoords="offset points", fontsize=7, va="center",
+            bbox=dict(facecolor="white", edgecolor="none", pad=0.5),
+        )  # fmt: skip
 
 
 def _distances(axis, places: list[float], values: list[float], kinds: list[int], form: str) -> None:

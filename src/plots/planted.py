@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinymem.plots.base import Rows, new_figure, plain_numbers, save_figure
+from tinymem.records.record import NEVER_PLANTED, UNEDITED
 
-REFERENCES = ("never_planted", "unedited")
+REFERENCES = (NEVER_PLANTED, UNEDITED)
 SHAPES = "os^Dv<>PXpd"  # one a method
 RUINED = 1000.0  # times the lowest perplexity: from here on a model is no language model, however much higher it goes
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
+from tinymem.plots.base import Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
 from tinymem.records.choose import (
     HEADLINE,
     UNEDITED,
@@ -31,23 +31,27 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
     Quality is mean test accuracy of number models, else perplexity on an axis that is turned round.
     """
     numbers = on_numbers(rows[0])
-    quality, sign = ("mean_test_accuracy", 1) if numbers else ("perplexity", -1)
+    quality = "mean_test_accuracy" if numbers else "perplexity"
     rows = [row for row in rows if row[MEMORIZED] is not None and row[quality] is not None]  # an edit may ruin a model
-    figure, (axis,) = new_figure(1, 6.0, 4.2)
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for method, (marker, _) in zip(methods, STYLES * (1 + len(methods) // len(STYLES))):
-        points = [(row[MEMORIZED], row[quality]) for row in rows if row["method"] == method]
-        size = 90 if method == UNEDITED else 32
-        axis.scatter(*zip(*points), marker="*" if method == UNEDITED else marker, s=size, label=method, alpha=0.85)
-    front = [(memorized, sign * q) for memorized, q in pareto_front([(r[MEMORIZED], sign * r[quality]) for r in rows])]
-    axis.plot(*zip(*front), color="black", linewidth=0.8, linestyle=":", drawstyle="steps-post", label="Pareto front")
-    axis.set(xlabel="% memorized", ylabel=quality.replace("_", " "))
+    figure, (axis,) = new_figure(1, 7.4, 4.2)
+    for some in grouped(rows, lambda row: row["method"]):
+        method, points = some[0]["method"], [(row[MEMORIZED], row[quality]) for row in some]
+        axis.scatter(*zip(*points), label=method.replace("_", " "), **method_style(method))
+    _front_and_axes(axis, [(row[MEMORIZED], row[quality]) for row in rows], numbers)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return save_figure(figure, path)
+
+
+def _front_and_axes(axis, marks: Sequence[tuple[float, float]], numbers: bool) -> None:
+    """The Pareto front of the marks (memorized, quality), and the axes; perplexity is logarithmic and turned round."""
+    sign = 1 if numbers else -1
+    front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in marks])]
+    axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
+    axis.set(xlabel="% memorized", ylabel="mean test accuracy" if numbers else "perplexity (lower is better)")
     if not numbers:
         axis.set_yscale("log")
         plain_numbers(axis.yaxis)
         axis.invert_yaxis()
-    axis.legend(fontsize=7, ncols=2)
-    return save_figure(figure, path)
 
 
 def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layers"):
@@ -61,15 +65,7 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layer
     def draw(axis, some: Sequence[Configuration]) -> None:
         numbers = some[0].on_numbers
         quality = "mean_test_accuracy" if numbers else "perplexity"
-        marks = _marks(axis, some, MEMORIZED, quality)
-        sign = 1 if numbers else -1
-        front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in marks])]
-        axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
-        axis.set(xlabel="% memorized", ylabel="mean test accuracy" if numbers else "perplexity (lower is better)")
-        if not numbers:
-            axis.set_yscale("log")
-            plain_numbers(axis.yaxis)
-            axis.invert_yaxis()
+        _front_and_axes(axis, _marks(axis, some, MEMORIZED, quality), numbers)
 
     return _panels(configurations, column, draw)
 
@@ -149,7 +145,7 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
 
 
 def method_style(method: str) -> dict[str, Any]:
-    """The mark of a method, the same in all figures: hollow for the neuron level, filled for the weight level."""
+    """The mark of a method, the same in all figures of this module: hollow for the neuron level, filled for the weight level."""
     if method == UNEDITED:
         return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
     levels = _levels()

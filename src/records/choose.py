@@ -6,7 +6,6 @@ nothing but the seed are one configuration, judged by its mean.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
 from tinymem.records.interval import mean_and_interval
-from tinymem.records.table import flat_row, trade_off, versions
+from tinymem.records.record import NEVER_PLANTED, UNEDITED
+from tinymem.records.table import flat_row, scalar, trade_off, versions
 
 SEEDS = ("seed", "unlearn_seed", "weights", "task")  # the settings that differ between the seeds of one experiment
-UNEDITED = "unedited"
-NEVER_PLANTED = "never_planted"  # a planted model before its planting: a reference that no method can be compared with
 MEASURED = ("percent_memorized_train", "percent_memorized_shown", "percent_memorized_held_out")
 MEASURED += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad")
 MEASURED += ("perplexity", "perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
@@ -159,7 +157,7 @@ class _Unedited:
 
     @staticmethod
     def _values(record: Mapping[str, Any], names: Sequence[str]) -> tuple:
-        return (versions(record), *(_hashable(record["settings"][name]) for name in names))
+        return (versions(record), *(scalar(record["settings"][name]) for name in names))
 
 
 def _run(name: str, record: Mapping[str, Any], unedited: Mapping[str, Any]) -> Run | None:
@@ -239,7 +237,7 @@ def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> lis
 def differing(some: Sequence[Mapping[str, Any]]) -> list[str]:
     """The settings that do not have the same value in all of these."""
     names = dict.fromkeys(name for settings in some for name in settings)
-    return [name for name in names if len({_hashable(settings.get(name)) for settings in some}) > 1]
+    return [name for name in names if len({scalar(settings.get(name)) for settings in some}) > 1]
 
 
 def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
@@ -275,11 +273,7 @@ def _experiment_key(run: Run) -> tuple:
 
 def key_of(values: Mapping[str, Any]) -> tuple:
     """Settings as something that can be compared and looked up, whatever their order."""
-    return tuple((name, _hashable(values[name])) for name in sorted(values))
-
-
-def _hashable(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (list, dict)) else value
+    return tuple((name, scalar(values[name])) for name in sorted(values))
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:

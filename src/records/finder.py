@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinymem import files
-from tinymem.records.record import PARTS
+from tinymem.records.record import read_record
 from tinymem.records.table import flat_row, load_records
 
 
@@ -33,4 +32,4 @@ def records_in(folder: str | Path) -> list[dict[str, Any]]:
 
 @functools.lru_cache(maxsize=None)
 def _read(path: str, changed: int) -> dict[str, Any]:
-    return files.read_json(path, required=PARTS)
+    return read_record(Path(path))

@@ -13,9 +13,12 @@ from typing import Any
 
 from tinymem import files
 from tinymem.allocator import release_freed_memory
+from tinymem.errors import UserError
 
 PARTS = ("settings", "results", "cost", "environment")
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
+UNEDITED = "unedited"  # stands for the method in the record of a model before any edit
+NEVER_PLANTED = "never_planted"  # the same before memories were planted in it: a reference, not a rival of methods
 
 
 @dataclass
@@ -31,10 +34,19 @@ def record_path(folder: str | Path, settings: dict[str, Any]) -> Path:
     return Path(folder) / "records" / f"{files.digest(settings)}.json"
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """One record. UserError, with the name of the file, when it is damaged."""
+    record = files.read_json(path, required=PARTS)
+    for part in PARTS:
+        if not isinstance(record[part], dict):
+            raise UserError(f"{path}: this file is damaged ({part} is no object); delete it and run again")
+    return record
+
+
 def find_record(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a finished run, or None. UserError when the file is damaged."""
     path = record_path(folder, settings)
-    return files.read_json(path, required=PARTS) if path.exists() else None
+    return read_record(path) if path.exists() else None
 
 
 def write_record(

@@ -14,7 +14,7 @@ from typing import Any
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.records.record import PARTS
+from tinymem.records.record import PARTS, read_record
 
 Rows = Sequence[Mapping[str, Any]]
 TABLE_FORMATS = (".csv", ".parquet")
@@ -36,15 +36,6 @@ def load_records(folder: str | Path) -> list[dict[str, Any]]:
     UserError for a damaged record, with the name of its file.
     """
     return [read_record(path) for path in find_records(folder)]
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """One record. UserError, with the name of the file, when it is damaged."""
-    record = files.read_json(path, required=PARTS)
-    for part in PARTS:
-        if not isinstance(record[part], dict):
-            raise UserError(f"{path}: this file is damaged ({part} is no object); delete it and run again")
-    return record
 
 
 def flat_row(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -93,7 +84,7 @@ def tidy_table(records: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]]) -
             settings = {training.get(key, key): value for key, value in record["settings"].items()}
             record = {**record, "settings": settings}
         row = {"record": name, "versions": versions(record)}
-        row |= {sys.intern(key): _cell(value) for key, value in flat_row(record).items()}  # one copy of every name
+        row |= {sys.intern(key): scalar(value) for key, value in flat_row(record).items()}  # one copy of every name
         rows.append(row)
         for part in PARTS:
             columns[part].update(dict.fromkeys(record[part]))
@@ -108,7 +99,8 @@ def _training_names() -> dict[str, str]:
     return {field.name: f"training_{field.name}" for field in dataclasses.fields(TrainingSettings)}
 
 
-def _cell(value: Any) -> Any:
+def scalar(value: Any) -> Any:
+    """A list or mapping as JSON text, fit for a cell of a table or a key of a dictionary; other values as they are."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 

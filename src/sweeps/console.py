@@ -31,7 +31,8 @@ def add_sweep_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
     group.add_argument("--dry_run", action="store_true", help="print what would be run, and how much; do nothing")
     group.add_argument("--output_dir", help=f"where everything is written (default: {output_dir})")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda ... of each run (default: auto)")
+    group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"),
+                       help="of each run; CUDA_VISIBLE_DEVICES says which GPUs may be used (default: auto)")  # fmt: skip
 
 
 def sweep(

@@ -183,7 +183,9 @@ def _outcome(future: Future, progress: Progress, place: Place) -> Outcome:
     except CancelledError:
         return Outcome(STOPPED)
     except Exception as error:  # each kind of pool raises its own
-        message = f"the worker was lost ({type(error).__name__}: {error})".splitlines()[0]
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ... ".join(dict.fromkeys(said[:1] + said[-1:]))  # Parsl's first line says where, the last one why
+        message = f"the worker was lost ({type(error).__name__}: {reason})"
         try:
             command = progress.job.command(progress.missing)
             lines = "".join(traceback.format_exception(error)).splitlines()

@@ -13,7 +13,8 @@ from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings
-from tinymem.models.production import LoadSettings
+from tinymem.models.production import LoadSettings, run_label
+from tinymem.records.record import UNEDITED
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.sweeps.job import Job
 from tinymem.training.checkpoint import load_trained
@@ -22,8 +23,6 @@ from tinymem.training.settings import RunSettings
 
 TRAIN, FINETUNE = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCALIZE, PRODUCTION = "src/localize/localize_memorization.py", "src/localize/prod_grad.py"
-
-PRODUCTION_HELD_OUT = 0.5  # share of the memorized sequences that methods do not see, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Common:
 
     @property
     def words(self) -> tuple[str, ...]:
+        """The flags as words of a command line."""
         return "--data_dir", self.data_dir, "--device", self.device
 
 
@@ -54,6 +54,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
+        """RUN/epoch_N, unique among the checkpoints of a sweep."""
         return f"{self.path.parent.name}/{self.path.name}"
 
 
@@ -119,7 +120,7 @@ def localize_jobs(
             varies="ratio",
             values=hp.ratio,
             after=_after(checkpoint),
-            nothing_to_do={**base, "method": "unedited"} if task.unlearn_set_name == "mem" else None,
+            nothing_to_do={**base, "method": UNEDITED} if task.unlearn_set_name == "mem" else None,
         )
         for method, hp in grid
         for spelled in [cli.as_flags(hp, leave_out=("ratio",))]
@@ -146,7 +147,7 @@ class Production:
     @property
     def label(self) -> str:
         """Names its folder, as prod_grad.py does by itself."""
-        return Path(self.name).name + ("" if self.loading.step is None else f"_step{self.loading.step}")
+        return run_label(self.name, self.loading.step)
 
 
 def production_jobs(
@@ -159,7 +160,7 @@ def production_jobs(
     name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
     data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
     base = {"run": "unlearn", "model_name": name, "step": model.loading.step, "dtype": model.loading.dtype}
-    base |= {n: getattr(data, n) for n in ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")}
+    base |= data.sizes
     base |= task.deciding()
     if data.memorized and Path(data.memorized).exists():
         base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
@@ -179,7 +180,7 @@ def production_jobs(
             },  # the model's dtype wins, as in its records
             varies="ratio",
             values=hp.ratio,
-            nothing_to_do={**base, "method": "unedited"} if task.unlearn_set_name == "mem" else None,
+            nothing_to_do={**base, "method": UNEDITED} if task.unlearn_set_name == "mem" else None,
             whole_node=model.whole_node,
         )
         for method, hp in grid

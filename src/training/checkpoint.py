@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tinymem import files
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line, out_of_memory
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
 
@@ -71,8 +71,11 @@ def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
                 tensor.copy_(file.get_tensor(name))
             return Progress(**json.loads(file.metadata()["progress"]))
     except Exception as error:  # safetensors raises its own type for every kind of damage
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged ({reason}); delete it to go on from the last whole checkpoint") from None
+        if out_of_memory(error):  # which says nothing against the file
+            raise
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); delete it to go on from the last whole checkpoint"
+        ) from None
 
 
 def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:
@@ -160,7 +163,7 @@ def load_trained(folder: str | Path) -> dict[str, Any]:
 
 
 def place_beside(folder: Path) -> Path:
-    """Where that goes which is made from a model: beside a checkpoint in its training run, else under runs/.
+    """The folder for what is made from a model: its training run's for a checkpoint, else runs/NAME.
 
     A model without training state was copied or published, and what stands around it belongs to others.
     """

@@ -39,11 +39,13 @@ CHECKED_AT_ONCE = 16  # passages
 class PlantSettings:
     """Planting"""
 
-    plant_percent: float = option(95.0, "stop when so many percent are memorized", above=0.0, high=100.0)
+    plant_percent: float = option(
+        95.0, "stop as soon as this percentage of the passages is memorized", above=0.0, high=100.0
+    )
     plant_lr: float = option(3e-4, "learning rate of AdamW", above=0.0)
     plant_batch_size: int = option(24, "sequences a step: passages and retain text", low=2)
     plant_retain_share: float = option(0.33, "share of retain text in a step", low=0.0, below=1.0)
-    plant_epochs: int = option(60, "give up after so many passes over the passages", low=1)
+    plant_epochs: int = option(60, "give up after this many passes over the passages", low=1)
     plant_dtype: str = option("auto", f"{MEANING}; weights are float32", choices=PRECISIONS)
 
     __post_init__ = check_options

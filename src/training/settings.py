@@ -109,7 +109,7 @@ def check_same_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any]
 
 
 def check_whole_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """The same where `asked` is complete: what only the folder's run has, such as a regularizer, is refused too."""
+    """UserError unless a folder's run has exactly the settings `asked`: one that only it has is refused too."""
     check_same_run(place, held, {**dict.fromkeys(held), **asked})
 
 

@@ -94,6 +94,15 @@ def test_polaris(sites, tmp_path):
     assert "export PATH=" in provider.worker_init and "conda activate" in provider.worker_init
 
 
+def test_a_pbs_cluster_asks_for_its_gpus(sites, tmp_path):
+    changes = {"account": '"a"', "scheduler": '"pbs"'}
+    with pytest.raises(UserError, match="site.toml: launcher srun: PBS has none"):
+        sites.find_site(written(tmp_path, "cluster.toml", **changes))
+    site = sites.find_site(written(tmp_path, "cluster.toml", **changes, launcher='"mpiexec"'))
+    (executor,) = sites._parsl_config(site, tmp_path, 4, list("0123"), [False]).executors
+    assert executor.provider.select_options == "ngpus=4"
+
+
 def test_perlmutter_gives_large_models_a_node(sites, tmp_path):
     site = replace(sites.find_site(written(tmp_path, "perlmutter.toml", account='"mine"')), interface="")
     shared, whole = sites._parsl_config(site, tmp_path, 4, list("0123"), [False, True]).executors
@@ -125,7 +134,7 @@ def test_gpus_of_this_machine_get_a_worker_each(sites, tmp_path, monkeypatch):
 def test_threads_of_a_run(sites, small, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sites, "_cores", lambda: 8)
     with sites.open_pool(sites.SITES["local"], [], small.place, 3):
         pass
     assert small.place.environment == {"OMP_NUM_THREADS": "2"}

@@ -51,7 +51,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     return [(total / count).abs() * mlp.output.view().float().norm(dim=0) for mlp, total in zip(mlps, sums)]
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """One forward pass over the unlearn set."""
     rows = min(sizes.unlearn, sizes.microbatch)
     peak = shape.peak(lambda model: score(model, sizes.task(rows), hp, 0.1))

@@ -88,7 +88,7 @@ def learn_gates(
                 optimizer.step()
 
 
-def gates_cost(score: Callable, shape: Shape, sizes: Sizes, hp: GateSettings) -> Plan:
+def gates_plan(score: Callable, shape: Shape, sizes: Sizes, hp: GateSettings) -> Plan:
     """One forward and backward pass for each microbatch of each step, at most; Adam keeps two numbers a neuron."""
     batch = min(hp.batch_size, sizes.unlearn)
     passes = hp.epochs * -(-sizes.unlearn // batch) * sizes.passes(batch)

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from tinymem.localize.neuron.gates import gates_cost, joined, learn_gates
+from tinymem.localize.neuron.gates import gates_plan, joined, learn_gates
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.options import check_options, option
@@ -58,7 +58,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     return [log_alpha.detach().sigmoid() for log_alpha in log_alphas]
 
 
-cost = partial(gates_cost, score)
+plan = partial(gates_plan, score)
 
 
 def sample_gates(log_alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -81,7 +81,7 @@ def _division(length: int, count: int, steps: int, microbatch: int) -> tuple[int
     return max(1, microbatch * length // (length + count * scales)), scales
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A forward pass, then for each layer one from it upwards and one backward down to it; the first keeps the most."""
     count = sizes.length - sizes.prompt
     sequences, scales = _division(sizes.length, count, hp.ig_steps, sizes.microbatch)

@@ -16,7 +16,7 @@ from functools import partial
 
 import torch
 
-from tinymem.localize.neuron.gates import gates_cost, joined, learn_gates
+from tinymem.localize.neuron.gates import gates_plan, joined, learn_gates
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.options import check_options, option
@@ -53,4 +53,4 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
     return [coefficient.detach() for coefficient in coefficients]
 
 
-cost = partial(gates_cost, score)
+plan = partial(gates_plan, score)

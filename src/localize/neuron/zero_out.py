@@ -74,7 +74,7 @@ def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
     return len(task.unlearn) * (len(mlps) * forward + batches * (first + last) / 2)
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A pass for each sequence and layer, and one for each batch of neurons: through all layers above, half a pass.
 
     At most: where a closed form serves (see `rank_one`), the last layer takes none for its neurons, and each layer two

@@ -1,1 +1,1 @@
-"""Weight-level methods, one file each."""
+"""Weight-level methods, one file each; they share edge_popup.py and block_fisher.py."""

@@ -16,7 +16,7 @@ from tinymem.localize.edit import Masks
 from tinymem.localize.learning import gradients, mean_weights, mixed_batches, sides_of
 from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve, subnet_plan
 from tinymem.models.memory import Shape
 from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.options import check_options, option
@@ -30,9 +30,7 @@ class HyperParameters:
     epochs: int = option(3, "passes over the larger of unlearn and retain set", low=1)
     batch_size: int = option(64, "sequences a step", low=2)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
-    momentum: float | None = option(
-        None, "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory", low=0.0, below=1.0
-    )
+    momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0)
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
     loss_weighting: float = option(0.7, "w: minimises -(1 - w) * unlearn loss + w * retain loss", low=0.0, high=1.0)
     unlearn_share: float = option(0.25, "share of each batch taken from the unlearn set", above=0.0, below=1.0)
@@ -58,13 +56,13 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
 def batches(
     task: UnlearningTask, hp: HyperParameters, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Of unlearn and retain sequences, for `epochs` passes over the set that takes longer; the other is cycled."""
+    """(unlearn, retain) token ids, for `epochs` passes over the set that needs more steps; the other one is cycled."""
     endless = mixed_batches(task, hp.batch_size, hp.unlearn_share, generator)
     return islice(endless, _steps(hp, len(task.unlearn), len(task.retain)))
 
 
 def _steps(hp: HyperParameters, unlearn: int, retain: int) -> int:
-    """Of the whole run, for sets of so many sequences."""
+    """SGD steps of the whole run, for sets of these sizes."""
     shares = sides_of(hp.batch_size, hp.unlearn_share)
     return hp.epochs * max(-(-total // share) for total, share in zip((unlearn, retain), shares))
 
@@ -83,7 +81,7 @@ def _weighted(
     return torch.cat([unlearn, retain]), weights
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A forward and backward pass over the larger set, and as often as need be the other, for each epoch and ratio."""
     batch = sum(map(min, sides_of(hp.batch_size, hp.unlearn_share), (sizes.unlearn, sizes.retain)))
     rows = max(2, sizes.gathered(batch))

@@ -48,7 +48,7 @@ def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.
     return [totals.pop(0).float().abs_().nan_to_num_(nan=0.0, posinf=0.0) for _ in parameters]
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """One forward and backward pass over the unlearn set, or dropping, whichever has the higher peak."""
 
     def run(model) -> None:

@@ -80,7 +80,7 @@ def kth_largest(tensors: list[torch.Tensor], k: int) -> float:
     return torch.tensor(low, dtype=torch.int32).view(torch.float32).item()
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """One forward and backward pass over the unlearn set; dropping needs the scores, the masks and a few bools."""
     rows = sizes.gathered(sizes.unlearn)
     scoring = shape.peak(lambda model: score(model, sizes.task(rows), hp, max(hp.ratio)))

@@ -20,6 +20,7 @@ from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.memory import Shape
 
 HP = TypeVar("HP")  # hyper-parameters with a field `momentum`
+MOMENTUM_HELP = "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory"
 LARGE = 10**9  # parameters from which a buffer for the momentum is more memory than it is worth
 
 

@@ -66,7 +66,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
     return scores
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A forward and backward pass over a batch for every `greedy_k` entries."""
     share = _unlearn_share(hp, sizes.unlearn, sizes.retain)
     batch = sum(map(min, sides_of(hp.batch_size, share), (sizes.unlearn, sizes.retain)))
@@ -85,7 +85,7 @@ def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
 
 
 def _unlearn_share(hp: HyperParameters, unlearn: int, retain: int) -> float:
-    """Of a batch, for sets of so many sequences."""
+    """The share of a batch taken from the unlearn set: the flag's, or the set's share of both sets together."""
     return unlearn / (unlearn + retain) if hp.unlearn_share is None else hp.unlearn_share
 
 

@@ -25,7 +25,9 @@ class HyperParameters:
     """Second-Order Unlearning"""
 
     ratio: tuple[float, ...] = option((0.01,), "share of each MLP tensor to drop", above=0.0, below=1.0)
-    num_grads: int = option(512, "gradients in the Fisher matrix: of so many unlearn sequences, or of all", low=1)
+    num_grads: int = option(
+        512, "unlearn sequences whose gradients make up the Fisher matrix; all where there are fewer", low=1
+    )
     block_size: int = option(50, "consecutive weights per block of the Fisher matrix", low=1)
     damp: float = option(1e-7, "added to the diagonal of the Fisher matrix", above=0.0)
 
@@ -58,7 +60,7 @@ def _sequences(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
     return tokens[torch.randperm(len(tokens), generator=task.generator())[: hp.num_grads].sort().values]
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A forward and backward pass over the chosen sequences for each part of F that fits into memory."""
     count, weights = min(hp.num_grads, sizes.unlearn), list(mlp_weights(shape.mlps).values())
     found: tuple[int, int] = (0, 0)

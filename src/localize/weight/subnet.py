@@ -14,7 +14,7 @@ from tinymem.localize.edit import Masks
 from tinymem.localize.learning import gradients, mean_weights, unlearn_batches
 from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve, subnet_plan
 from tinymem.models.memory import Shape
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import check_options, option
@@ -28,9 +28,7 @@ class HyperParameters:
     epochs: int = option(10, "passes over the unlearn set", low=1)
     batch_size: int = option(64, "sequences a step", low=1)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
-    momentum: float | None = option(
-        None, "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory", low=0.0, below=1.0
-    )
+    momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0)
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
     dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
 
@@ -49,7 +47,7 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
     return learn_subnet(model, batches, step, ratio, optimizer, generator)
 
 
-def cost(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
+def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """A forward and backward pass over the unlearn set for each epoch and ratio."""
     batch = min(hp.batch_size, sizes.unlearn)
     rows = sizes.gathered(batch)
