@@ -19,7 +19,7 @@ from tiny_pythia import make_tiny_pythia
 
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
-from tinymem.localize.hp_grid import add_grid_options, asked_grid
+from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings
 from tinymem.models.production import LoadSettings
 from tinymem.sweeps.console import add_sweep_options, sweep

@@ -38,7 +38,7 @@ from sites import find_site, open_pool
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.localize.hp_grid import hyper_parameters
+from tinymem.sweeps.hp_grid import hyper_parameters
 from tinymem.localize.registry import find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.sweeps.grid import Grid

@@ -10,7 +10,7 @@ from typing import Any
 
 from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, Case, Row, slip_identity, trained_epochs
 
-from tinymem.localize.hp_grid import hyper_parameters
+from tinymem.sweeps.hp_grid import hyper_parameters
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.records.choose import Configuration, Run, configurations, unlearning_runs

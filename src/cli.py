@@ -154,16 +154,6 @@ def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any)
     return cls(**{**defaults, **given(cls, arguments)})
 
 
-def as_flags(*parts: Any, leave_out: Iterable[str] = ()) -> list[str]:
-    """The inverse of `collect`: settings dataclasses as flags, of all that are not defaults."""
-    return [
-        f"--{field.name}={getattr(part, field.name)}"
-        for part in parts
-        for field in dataclasses.fields(part)
-        if field.name not in leave_out and getattr(part, field.name) != field.default
-    ]
-
-
 def resolve_device(name: str):
     """`auto` takes the GPU when there is one. UserError for a device that this machine does not have."""
     import torch

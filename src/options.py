@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, get_type_hints
 
 from tinymem.errors import UserError
@@ -82,3 +83,13 @@ def field_types(cls: type) -> dict[str, type]:
         optional = type(None) in getattr(hint, "__args__", ())
         types[name] = members[0] if optional else hint
     return types
+
+
+def as_flags(*parts: Any, leave_out: Iterable[str] = ()) -> list[str]:
+    """Settings dataclasses as flags, of all that are not defaults: the inverse of `tinymem.cli.collect`."""
+    return [
+        f"--{field.name}={getattr(part, field.name)}"
+        for part in parts
+        for field in dataclasses.fields(part)
+        if field.name not in leave_out and getattr(part, field.name) != field.default
+    ]

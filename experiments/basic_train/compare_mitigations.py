@@ -28,6 +28,7 @@ from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.models.tinymem import ModelSettings
+from tinymem.options import as_flags
 from tinymem.records.choose import Configuration, best, configurations, grouped, unlearning_runs
 from tinymem.records.finder import rows_with
 from tinymem.records.record import environment, find_record
@@ -68,7 +69,7 @@ run = cli.run_script
 
 def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
     """Trains one model; the command names the settings that are not the script's defaults."""
-    run(["memorization_in_toy_models.py", *cli.as_flags(*settings.parts), "--output_dir", folder, *common])
+    run(["memorization_in_toy_models.py", *as_flags(*settings.parts), "--output_dir", folder, *common])
 
 
 def do_everything(study: Study, common: list[str]) -> None:

@@ -10,8 +10,12 @@ from typing import Any
 
 from tinymem import cli, plots
 from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.localize.dry_run import KEPT, planting_bytes
+from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
 from tinymem.localize.registry import Method
 from tinymem.localize.unlearn import Subject, unedited, unlearn
+from tinymem.models.memory import Shape
+from tinymem.models.production import LoadSettings
 from tinymem.records.table import flat_row
 
 COLUMNS = ("method", "ratio", "percent_memorized_train", "percent_memorized_test", "percent_memorized_shown")
@@ -65,6 +69,28 @@ def print_table(records: Sequence[dict]) -> None:
     rows = [flat_row(record) for record in records]
     columns = [name for name in (*COLUMNS, *accuracies) if any(row.get(name) is not None for row in rows)]
     print(cli.table(map(cli.brief, rows), cli.brief(dict.fromkeys(columns))))
+
+
+def plan_report(
+    shape: Shape,
+    sizes: Sizes,
+    planned: Sequence[tuple[str, Plan]],
+    loading: LoadSettings,
+    planting: bool = False,
+) -> str:
+    """The plans as a table, with what they are for. planting: memories are planted first, which has a peak of its own."""
+    head = (
+        f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
+        f"weights in {loading.dtype}\n{sizes.unlearn} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "
+        f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
+    )
+    table = f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
+    if shape.device == "cpu":
+        table += f"\nwhere there is room, freed memory is kept for speed: all but the weights then takes up to {KEPT:g} times as much"
+    if planting:
+        gigabytes = planting_bytes(shape, loading) / GB
+        table += f"\nplanting, before that: {gigabytes:.2f} GB and activations, nearly all in float32"
+    return table
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from tinymem import allocator, cli
+from tinymem import allocator
 from tinymem.data.passages import PassageSettings, check_passages
 from tinymem.data.production import ProductionSettings, check_length, load_memorized
 from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
-from tinymem.localize.plan import GB, Plan, Sizes, check_fits, plan, plan_rows
+from tinymem.localize.plan import Plan, Sizes, check_fits, plan
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
 from tinymem.models.memory import Shape, known_config, shape_of
@@ -60,28 +60,6 @@ def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSetti
 def plans(shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]]) -> list[tuple[str, Plan]]:
     """The name and the plan of each method."""
     return [(method.name, plan(method, shape, sizes, hp)) for method, hp in methods]
-
-
-def report(
-    shape: Shape,
-    sizes: Sizes,
-    planned: Sequence[tuple[str, Plan]],
-    loading: LoadSettings,
-    planting: bool = False,
-) -> str:
-    """The plans as a table, with what they are for. planting: memories are planted first, which has a peak of its own."""
-    head = (
-        f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
-        f"weights in {loading.dtype}\n{sizes.unlearn} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "
-        f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
-    )
-    table = f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
-    if shape.device == "cpu":
-        table += f"\nwhere there is room, freed memory is kept for speed: all but the weights then takes up to {KEPT:g} times as much"
-    if planting:
-        gigabytes = planting_bytes(shape, loading) / GB
-        table += f"\nplanting, before that: {gigabytes:.2f} GB and activations, nearly all in float32"
-    return table
 
 
 def planting_bytes(shape: Shape, loading: LoadSettings) -> int:

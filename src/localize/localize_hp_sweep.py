@@ -6,7 +6,7 @@
         --memorized FILE --random FILE --dtype bfloat16 --site my_cluster.toml
 
 One process handles all ratios of a setting: it loads the model and ranks once. Started again, it does only what is
-missing. The grid is in src/localize/hp_grid.py, how to describe a cluster in experiments/README.md.
+missing. The grid is in src/sweeps/hp_grid.py, how to describe a cluster in experiments/README.md.
 """
 
 from tinymem import cli
@@ -23,7 +23,7 @@ from sites import find_site, open_pool
 
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
-from tinymem.localize.hp_grid import add_grid_options, asked_grid
+from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings
 from tinymem.models.production import LoadSettings
 from tinymem.sweeps.console import add_sweep_options, sweep

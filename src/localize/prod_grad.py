@@ -27,7 +27,7 @@ from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
 from tinymem.errors import UserError, first_line
 from tinymem.localize import dry_run
-from tinymem.localize.console import enough_memory, run_methods
+from tinymem.localize.console import enough_memory, plan_report, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
@@ -112,7 +112,7 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
         if arguments.dry_run:
             raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
     if arguments.dry_run:
-        print(dry_run.report(shape, sizes, planned, loading, planting=passages.plant is not None))
+        print(plan_report(shape, sizes, planned, loading, planting=passages.plant is not None))
     else:
         before = 0 if passages.plant is None else dry_run.planting_bytes(shape, loading)
         dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map)

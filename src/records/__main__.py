@@ -29,7 +29,8 @@ from tinymem.records.choose import (
     titles,
     unlearning_runs,
 )
-from tinymem.records.table import check_table_path, gather, mixed_versions, named_records, versions, write_table
+from tinymem.records.gather import gather
+from tinymem.records.table import check_table_path, mixed_versions, named_records, versions, write_table
 
 PROGRAM = "python -m tinymem.records"
 COMMANDS = {

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,44 +67,9 @@ def mixed_versions(found: Iterable[str]) -> str | None:
     return f"records of {len(counts)} versions, kept apart (column `versions`): {each}"
 
 
-def tidy_table(records: Iterable[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> tuple[list[str], list[dict]]:
-    """(columns, rows): one row a record, whatever wrote it. A row has only the columns that its record has.
-
-    records: (name of the record, record). A column has one meaning in all rows: the settings of a model's training are
-    training_NAME everywhere, so that `epochs`, `lr` and `batch_size` are those of an unlearning method. Lists are text.
-    The columns of each part of a record stand side by side.
-    """
-    training = _training_names()
-    columns: dict[str, dict[str, None]] = {part: {} for part in PARTS}
-    rows = []
-    for name, record in records:
-        if record["settings"].get("run") in ("train", "finetune", "as_published"):
-            settings = {training.get(key, key): value for key, value in record["settings"].items()}
-            record = {**record, "settings": settings}
-        row = {"record": name, "versions": versions(record)}
-        row |= {sys.intern(key): scalar(value) for key, value in flat_row(record).items()}  # one copy of every name
-        rows.append(row)
-        for part in PARTS:
-            columns[part].update(dict.fromkeys(record[part]))
-    by_part = (name for part in PARTS for name in columns[part])
-    return list(dict.fromkeys(["record", "versions", *by_part, *(name for row in rows for name in row)])), rows
-
-
-def _training_names() -> dict[str, str]:
-    """NAME -> training_NAME for the settings of a model's training."""
-    from tinymem.training.settings import TrainingSettings
-
-    return {field.name: f"training_{field.name}" for field in dataclasses.fields(TrainingSettings)}
-
-
 def scalar(value: Any) -> Any:
     """A list or mapping as JSON text, fit for a cell of a table or a key of a dictionary; other values as they are."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value
-
-
-def gather(folder: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """The tidy table (columns, rows) of all records under a folder. UserError when there is none or one is damaged."""
-    return tidy_table(named_records(folder))
 
 
 def named_records(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:

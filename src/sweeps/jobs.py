@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinymem import cli
 from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings
 from tinymem.models.production import LoadSettings, run_label
+from tinymem.options import as_flags
 from tinymem.records.record import UNEDITED
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.sweeps.job import Job
@@ -67,7 +67,7 @@ def train_job(settings: RunSettings, models: Path, common: Common) -> Job:
     return Job(
         name=f"train {settings.name}",
         group=f"{settings.data.data_name} {settings.data.artifact} {regularized}".strip(),
-        words=(TRAIN, *cli.as_flags(*settings.parts), "--output_dir", str(folder), *common.words),
+        words=(TRAIN, *as_flags(*settings.parts), "--output_dir", str(folder), *common.words),
         folder=str(folder),
         settings={"run": "train", **settings.flat()},
     )
@@ -114,7 +114,7 @@ def localize_jobs(
             name=" ".join((method.name, checkpoint.name, *spelled)),
             group=method.name,
             words=(LOCALIZE, "--model_path", str(checkpoint.path), "--localization_method", method.name)
-            + (*spelled, *cli.as_flags(task), "--no_save_model", *places),
+            + (*spelled, *as_flags(task), "--no_save_model", *places),
             folder=folder,
             settings={**base, "method": method.name, **without_ratio(method, hp)},
             varies="ratio",
@@ -123,7 +123,7 @@ def localize_jobs(
             nothing_to_do={**base, "method": UNEDITED} if task.unlearn_set_name == "mem" else None,
         )
         for method, hp in grid
-        for spelled in [cli.as_flags(hp, leave_out=("ratio",))]
+        for spelled in [as_flags(hp, leave_out=("ratio",))]
     ]
 
 
@@ -164,8 +164,8 @@ def production_jobs(
     base |= task.deciding()
     if data.memorized and Path(data.memorized).exists():
         base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
-    flags = (*cli.as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")
-    flags += (*cli.as_flags(task, leave_out=("holdout_fraction",)), "--no_save_model", "--output_dir", str(folder))
+    flags = (*as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")
+    flags += (*as_flags(task, leave_out=("holdout_fraction",)), "--no_save_model", "--output_dir", str(folder))
     return [
         Job(
             name=" ".join((method.name, model.label, *spelled)),
@@ -184,7 +184,7 @@ def production_jobs(
             whole_node=model.whole_node,
         )
         for method, hp in grid
-        for spelled in [cli.as_flags(hp, leave_out=("ratio", "dtype"))]
+        for spelled in [as_flags(hp, leave_out=("ratio", "dtype"))]
     ]
 
 

@@ -15,7 +15,8 @@ from tinymem import files
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
-from tinymem.records.table import find_records, flat_row, gather, mixed_versions, write_table
+from tinymem.records.gather import gather
+from tinymem.records.table import find_records, flat_row, mixed_versions, write_table
 from tinymem.regularizers.registry import REGULARIZERS
 
 

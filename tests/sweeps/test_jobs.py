@@ -9,12 +9,13 @@ from small import ROOT, SMALL_DATA, in_process
 from tinymem import cli
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
-from tinymem.localize import hp_grid
+from tinymem.options import as_flags
+from tinymem.sweeps import hp_grid
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.regularizers.registry import switched_on
-from tinymem.sweeps import jobs
+from tinymem.sweeps import hp_grid, jobs
 from tinymem.sweeps.grid import combinations
 from tinymem.sweeps.job import missing
 from tinymem.training.finetune import FinetuneSettings
@@ -47,8 +48,8 @@ def test_as_flags_is_the_inverse_of_collect():
     settings = TrainingSettings(epochs=7, lr=1.0000000000000002e-3, dtype="bfloat16")
     parser = cli.Parser("test")
     cli.add_options(parser, TrainingSettings)
-    assert cli.collect(TrainingSettings, parser.parse_args(cli.as_flags(settings))) == settings
-    assert cli.as_flags(settings, leave_out=("epochs", "lr")) == ["--dtype=bfloat16"]
+    assert cli.collect(TrainingSettings, parser.parse_args(as_flags(settings))) == settings
+    assert as_flags(settings, leave_out=("epochs", "lr")) == ["--dtype=bfloat16"]
 
 
 @pytest.mark.parametrize("grids", [hp_grid.STUDY, hp_grid.SMALL])
