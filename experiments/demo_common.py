@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tinymem import cli, files
+from tinymem.records.record import UNEDITED
 from tinymem.records.table import load_records
 from tinymem.training.checkpoint import seconds_spent
 
@@ -42,7 +43,7 @@ def spent_before(run: Path, unlearned: Path) -> float:
 def before_and_after(unlearned: Path, method: str) -> dict[str, dict[str, Any]]:
     """The results of the unedited model and of a method's last run, "before" and "after", from the folder of records."""
     results = {record["settings"]["method"]: record["results"] for record in load_records(unlearned)}
-    return {"before": results["unedited"], "after": results[method]}
+    return {"before": results[UNEDITED], "after": results[method]}
 
 
 def continuation(model, prompt: torch.Tensor, count: int) -> torch.Tensor:

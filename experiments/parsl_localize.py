@@ -16,8 +16,8 @@ from functools import partial
 from study import models
 from sweeping import chosen, main
 
-from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.localize.task import TaskSettings
+from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import checkpoints, localize_jobs, train_job
 
 

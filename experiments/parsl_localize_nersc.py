@@ -19,10 +19,10 @@ from tiny_pythia import make_tiny_pythia
 
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
-from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings
 from tinymem.models.production import LoadSettings
 from tinymem.sweeps.console import add_sweep_options, sweep
+from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import Common, Production, production_jobs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,13 +58,18 @@ def pythia(arguments) -> list[Production]:
     return [
         Production(
             name=PYTHIA[size][0],
-            loading=LoadSettings(step=step, dtype="bfloat16", device_map="auto" if PYTHIA[size][2] else None),
+            loading=LoadSettings(step=step, dtype="bfloat16", device_map=_device_map(size, arguments.device)),
             data=ProductionSettings(memorized=str(files[size]), random=str(folder / RANDOM)),
             whole_node=PYTHIA[size][2],
         )
         for size in arguments.models
         for step in arguments.steps
     ]
+
+
+def _device_map(size: str, device: str) -> str | None:
+    """A model that takes a node is spread over its GPUs."""
+    return "auto" if PYTHIA[size][2] and device != "cpu" else None
 
 
 def main() -> None:

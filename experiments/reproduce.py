@@ -38,11 +38,11 @@ from sites import find_site, open_pool
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.sweeps.hp_grid import hyper_parameters
 from tinymem.localize.registry import find_methods
 from tinymem.localize.task import TaskSettings
-from tinymem.sweeps.grid import Grid
 from tinymem.sweeps.console import add_sweep_options, sweep
+from tinymem.sweeps.grid import Grid
+from tinymem.sweeps.hp_grid import hyper_parameters
 from tinymem.sweeps.job import Job, missing
 from tinymem.sweeps.jobs import Checkpoint, Common, checkpoints, localize_jobs, train_job
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, Case, Row, slip_identity, trained_epochs
 
-from tinymem.sweeps.hp_grid import hyper_parameters
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.records.choose import Configuration, Run, configurations, unlearning_runs
 from tinymem.records.record import find_record
 from tinymem.records.table import named_records
 from tinymem.sweeps.grid import Grid
+from tinymem.sweeps.hp_grid import hyper_parameters
 from tinymem.sweeps.jobs import unlearning_identity, without_ratio
 
 NAMES = {"Second-Order (OBS)": "obs", "BalancedSubnet": "balanced_subnet"}  # published names that are not ours

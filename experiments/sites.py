@@ -50,7 +50,7 @@ class Site:
     partition: str = option("", "Slurm: partition")
     constraint: str = option("", "Slurm: kind of node")
     scheduler_options: str = option("", "further #SBATCH or #PBS lines")
-    select_options: str = option("", "PBS: added to the select statement")
+    select_options: str = option("", "PBS: added to the select statement; empty: ngpus=gpus_per_node")
     launcher: str = option(
         "srun", "what starts one manager a node", choices=("single", "srun", "mpiexec", "cray_mpiexec")
     )
@@ -233,8 +233,7 @@ def _provider(site: Site) -> Any:
     )
     if site.scheduler == "pbs":
         cores = {"cpus_per_node": site.cores_per_node} if site.cores_per_node else {}
-        gpus = f"ngpus={site.gpus_per_node}" if site.gpus_per_node and "ngpus" not in site.select_options else ""
-        select = ":".join(filter(None, (site.select_options, gpus)))
+        select = site.select_options or (f"ngpus={site.gpus_per_node}" if site.gpus_per_node else "")
         return PBSProProvider(queue=site.queue or None, select_options=select, **cores, **common)
     return SlurmProvider(
         partition=site.partition or None,

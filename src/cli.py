@@ -189,22 +189,31 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def run_script(words: Iterable[object]) -> None:
-    """Runs a script with this Python, showing its command. Ends this one when that one fails or is interrupted.
+    """Runs a script with this Python, showing its command. Ends this one when that one fails.
 
-    A script that is interrupted saves what it has: it is told, and waited for.
+    Interrupted (Ctrl-C, SIGTERM), it tells the script, waits until that has saved what it has, and raises
+    KeyboardInterrupt; interrupted again it kills the script.
     """
     words = list(map(str, words))
     print("\n$ " + shlex.join(["python", *words]), flush=True)
+    # In a session of its own the script is told once, by us: a second signal would end it while it saves.
+    process, told = subprocess.Popen([sys.executable, *words], start_new_session=True), False
     with interruptible() as asked_to_stop:
-        process, told = subprocess.Popen([sys.executable, *words]), False
-        while process.poll() is None:
-            if asked_to_stop() and not told:  # Ctrl-C reached it by itself, a signal to this process alone did not
-                process.terminate()
-                told = True
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.2)
-    if process.returncode or asked_to_stop():
-        sys.exit(130 if asked_to_stop() else max(1, process.returncode))
+        try:
+            while process.poll() is None:
+                if asked_to_stop() and not told:
+                    process.send_signal(signal.SIGINT)
+                    told = True
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    if asked_to_stop():
+        raise KeyboardInterrupt
+    if process.returncode:
+        sys.exit(max(1, process.returncode))
 
 
 def progress_bar(**settings: Any):

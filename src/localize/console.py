@@ -86,7 +86,8 @@ def plan_report(
     )
     table = f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
     if shape.device == "cpu":
-        table += f"\nwhere there is room, freed memory is kept for speed: all but the weights then takes up to {KEPT:g} times as much"
+        table += "\nwhere there is room, freed memory is kept for speed: all but the weights then takes up to "
+        table += f"{KEPT:g} times as much"
     if planting:
         gigabytes = planting_bytes(shape, loading) / GB
         table += f"\nplanting, before that: {gigabytes:.2f} GB and activations, nearly all in float32"

@@ -23,10 +23,10 @@ from sites import find_site, open_pool
 
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
-from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings
 from tinymem.models.production import LoadSettings
 from tinymem.sweeps.console import add_sweep_options, sweep
+from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import Common, Production, find_checkpoint, localize_jobs, production_jobs
 from tinymem.training.checkpoint import unlearned_folder
 

@@ -145,7 +145,7 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
 
 
 def method_style(method: str) -> dict[str, Any]:
-    """The mark of a method, the same in all figures of this module: hollow for the neuron level, filled for the weight level."""
+    """The mark of a method in all figures of this module: hollow for the neuron level, filled for the weight level."""
     if method == UNEDITED:
         return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
     levels = _levels()

@@ -1,7 +1,8 @@
 """Sweeps: a grid is data, a job is one command of an ordinary script, done means that its records are there.
 
-grid -> jobs    `grid.combinations` gives every combination; `jobs` turns each into a command and says what settings its
-                records will have. Ratios share a job: one process loads the model and ranks once for all of them.
+grid -> jobs    `hp_grid` has the methods' grids, `grid.combinations` gives every combination, `jobs` turns each into a
+                command and says what settings its records will have. Ratios share a job: one process loads the model
+                and ranks once for all of them.
 done            decided without loading a model: by records whose settings contain the job's. Only what is missing runs.
 attempt         runs one command in a process of its own, wherever that is: under a lock that every other sweep sees,
                 looking once more for its records first. A failure leaves a record in failed/.

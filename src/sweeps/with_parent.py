@@ -1,6 +1,7 @@
 """`python with_parent.py PID COMMAND ...` becomes COMMAND, which is ended (SIGTERM) when its parent PID has ended.
 
-So a killed worker's run ends with it, and a killed driver's helpers do: none goes on unseen. On Linux; elsewhere COMMAND just runs to its end. It has a session of its own: Ctrl-C in a terminal goes to every process of a session's
+So a killed worker's run ends with it, and a killed driver's helpers do: none goes on unseen. On Linux; elsewhere
+COMMAND just runs to its end. It has a session of its own: Ctrl-C in a terminal goes to every process of a session's
 foreground group, and a helper that it ends leaves its driver waiting for an answer that never comes. Nothing of the
 package is imported, so this takes milliseconds.
 """

@@ -4,8 +4,8 @@ import pytest
 from handmade import TEXT, checkpoint, everything, outcome, unlearning
 
 from tinymem import files
-from tinymem.records.table import find_records, named_records
 from tinymem.records.choose import best, configurations, experiments, pareto, pareto_front, titles, unlearning_runs
+from tinymem.records.table import find_records, named_records
 
 
 def loaded(folder, **options) -> list:

@@ -9,11 +9,10 @@ from small import ROOT, SMALL_DATA, in_process
 from tinymem import cli
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
-from tinymem.options import as_flags
-from tinymem.sweeps import hp_grid
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
+from tinymem.options import as_flags
 from tinymem.regularizers.registry import switched_on
 from tinymem.sweeps import hp_grid, jobs
 from tinymem.sweeps.grid import combinations
