@@ -45,15 +45,16 @@ class Elsewhere:
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes")
-    builders = all_cases(QUICK if parser.parse_args().quick else Sizes())
+    device = cli.resolve_device("cpu")
+    builders = all_cases(QUICK if parser.parse_args().quick else Sizes(), device)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever is printed goes to stderr, so that answers stay alone
-    device, name, case = cli.resolve_device("cpu"), None, None
+    name, case = None, None
     for line in sys.stdin:
         asked, variant = json.loads(line)
         if asked != name:
             case = None  # frees the last one before the next is built
-            name, case = asked, builders[asked](device)
+            name, case = asked, builders[asked]()
         print(timing.seconds(case.variants[variant], device), file=answers)
 
 

@@ -21,7 +21,7 @@ class Sizes:
 
     layers, batch, batches    of training
     text_batch                sequences in a step of the text model
-    memorized, generated      sequences to check, and those that are really generated
+    memorized, generated      sequences to check, and those that the recipe really generates
     unlearn, few              sequences to unlearn, and those that Zero-Out and IG get at a time
     neurons, positions        Zero-Out's neurons and IG's positions that the recipe does
     gradients, updates        OBS's gradients, and those that the recipe adds
@@ -80,7 +80,7 @@ class Case:
     tokens: int = 0
 
 
-Builder = Callable[["torch.device"], Case]
+Builder = Callable[[], Case]
 
 
 def block_flops(positions: int, length: int = CONTEXT) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from case import CONTEXT, Builder, Case, Sizes
 from recipe import data as recipe
 
@@ -17,7 +16,7 @@ def data_cases(sizes: Sizes) -> dict[str, Builder]:
     return {"building_data": partial(_building, sizes=sizes)}
 
 
-def _building(device: torch.device, sizes: Sizes) -> Case:
+def _building(sizes: Sizes) -> Case:
     extra, test = sizes.extra, sizes.extra // 3
     settings = DataSettings(num_7=sizes.main, num_2=extra, num_3=extra, num_4=extra, num_5=extra, num_test=test)
     rows = sizes.main + 4 * extra

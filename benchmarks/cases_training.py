@@ -10,6 +10,7 @@ from recipe import model as stock
 from recipe import training as recipe
 
 from tinymem.models.attention import register_attention
+from tinymem.models.precision import auto_precision
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.training.loop import new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
@@ -18,17 +19,19 @@ FLOAT32_GOALS = dict(goal=1.5, goal_same_allocator=1.1, goal_share=0.65)
 BFLOAT16_GOALS = dict(goal=3.0, goal_same_allocator=2.0, goal_share=0.55)
 
 
-def training_cases(sizes: Sizes) -> dict[str, Builder]:
-    """name -> builder."""
+def training_cases(sizes: Sizes, device: torch.device) -> dict[str, Builder]:
+    """name -> builder. In bfloat16 only where the device has instructions for it: elsewhere no one would train so."""
+    case, dtype = partial(_case, device), auto_precision(device)
     cases: dict[str, Builder] = {}
     for layers in sizes.layers:
-        of_layers = partial(_case, layers=layers, batch=sizes.batch)
+        of_layers = partial(case, layers=layers, batch=sizes.batch)
         cases[f"training_{layers}_layers_float32"] = partial(of_layers, goals=FLOAT32_GOALS)
-        cases[f"training_{layers}_layers_bfloat16"] = partial(of_layers, dtype="bfloat16", goals=BFLOAT16_GOALS)
+        if dtype == "bfloat16":
+            cases[f"training_{layers}_layers_bfloat16"] = partial(of_layers, dtype=dtype, goals=BFLOAT16_GOALS)
     for batch in sizes.batches:
-        cases[f"training_batch_{batch}"] = partial(_case, layers=2, batch=batch, goals={})
+        cases[f"training_batch_{batch}"] = partial(case, layers=2, batch=batch, goals={})
     cases["training_text"] = partial(
-        _case, layers=2, batch=sizes.text_batch, vocabulary=TEXT_VOCABULARY, dtype="bfloat16", goals=dict(goal=3.0)
+        case, layers=2, batch=sizes.text_batch, vocabulary=TEXT_VOCABULARY, dtype=dtype, goals=dict(goal=3.0)
     )
     return cases
 

@@ -23,7 +23,7 @@ from tinymem.models.precision import auto_precision
 LAYERS, PROMPT, CONTINUATION, STEPS, RATIO, BATCH = 2, 50, 50, 10, 0.3, 64
 
 
-def unlearning_cases(sizes: Sizes) -> dict[str, Builder]:
+def unlearning_cases(sizes: Sizes, device: torch.device) -> dict[str, Builder]:
     """name -> builder."""
     builders = {
         "memorization": _memorization,
@@ -34,7 +34,7 @@ def unlearning_cases(sizes: Sizes) -> dict[str, Builder]:
         "balanced_subnet": _balanced_subnet,
         "greedy": _greedy,
     }
-    return {name: partial(build, sizes=sizes) for name, build in builders.items()}
+    return {name: partial(build, device, sizes) for name, build in builders.items()}
 
 
 def new_artifacts(tokens: torch.Tensor) -> Artifacts:
@@ -60,17 +60,19 @@ def _models(device: torch.device, layers: int = LAYERS) -> tuple:
 def _memorization(device: torch.device, sizes: Sizes) -> Case:
     ours, eager, sdpa = _models(device, 4)
     artifacts = new_artifacts(random_tokens(sizes.memorized))
-    some = artifacts.planted[: sizes.generated]
-    generate = partial(memorization.memorized, clean=some, planted=some, prompt=PROMPT, count=CONTINUATION)
-    share = len(some) / len(artifacts)
+    few, all_of_them = artifacts.planted[: sizes.generated], artifacts.planted
+
+    def generate(model, rows: torch.Tensor, **how) -> Callable[[], torch.Tensor]:
+        return partial(memorization.memorized, model, rows, rows, prompt=PROMPT, count=CONTINUATION, **how)
+
     return Case(
         work=f"whether {len(artifacts)} sequences are memorized, 4 layers",
         variants={
-            "recipe": partial(generate, eager, end=CONTEXT, cache=False),
-            "stock": partial(generate, sdpa, end=PROMPT + CONTINUATION, cache=True),
+            "recipe": generate(eager, few, end=CONTEXT, cache=False),
+            "stock": generate(sdpa, all_of_them, end=PROMPT + CONTINUATION, cache=True),
             "ours": partial(memorized, ours, artifacts, CONTINUATION),
         },
-        shares={"recipe": share, "stock": share},
+        shares={"recipe": len(few) / len(artifacts)},
         flops=4 * block_flops(len(artifacts) * (PROMPT + CONTINUATION), PROMPT + CONTINUATION),
         goal=80.0,
     )

@@ -26,7 +26,9 @@ TOLERANCE = 0.25
 def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each ratio: name, committed, fresh, change in percent, and whether it fell by more than TOLERANCE.
 
-    UserError when the two were not measured at the same sizes and on the same kind of device, or a row is missing.
+    What was committed in bfloat16 is not compared (fresh and percent are None) where the fresh results have none of it:
+    that device has no instructions for it. UserError when the two were not measured at the same sizes and on the same
+    kind of device, or a row is missing.
     """
     for name, value in committed["settings"].items():
         other = fresh["settings"].get(name)
@@ -35,19 +37,17 @@ def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, A
     kinds = [results["environment"]["device"].partition(":")[0] for results in (fresh, committed)]
     if kinds[0] != kinds[1]:
         raise UserError(f"not comparable: measured on {kinds[0]}, the committed results on {kinds[1]}")
-    ratios = {row["name"]: row["ratio"] for row in fresh["rows"] if row.get("ratio") is not None}
+    before, now = ({row["name"]: row for row in results["rows"] if "ratio" in row} for results in (committed, fresh))
+    dtypes = {row["dtype"] for row in now.values()}
     rows = []
-    for row in committed["rows"]:
-        if (before := row.get("ratio")) is None:
-            continue
-        if row["name"] not in ratios:
-            raise UserError(f"the fresh results have no row {row['name']}; measure without --only")
-        now = ratios[row["name"]]
-        change = now / before - 1
-        percent = round(100 * change, 1)
-        rows.append(
-            {"name": row["name"], "committed": before, "fresh": now, "percent": percent, "fell": change < -TOLERANCE}
-        )
+    for name, row in before.items():
+        comparison = {"name": name, "committed": row["ratio"], "fresh": None, "percent": None, "fell": False}
+        if row["dtype"] in dtypes:
+            if name not in now:
+                raise UserError(f"the fresh results have no row {name}; measure without --only")
+            change = now[name]["ratio"] / row["ratio"] - 1
+            comparison |= dict(fresh=now[name]["ratio"], percent=round(100 * change, 1), fell=change < -TOLERANCE)
+        rows.append(comparison)
     return rows
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import cli, files
+from tinymem.records.table import markdown
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -155,8 +156,7 @@ def _growth() -> str:
 
 
 def _table(header: list[str], lines: list[list[str]]) -> str:
-    rows = [header, ["---", *["---:" for _ in header[1:]]], *lines]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    return markdown(header, lines, numbers=True) + "\n"
 
 
 def _number(value: float | None) -> str:

@@ -29,6 +29,7 @@ from cases import all_cases
 
 from tinymem import allocator, files
 from tinymem.errors import UserError
+from tinymem.models.precision import auto_precision
 from tinymem.records.record import environment
 
 AS_IT_COMES = " as it comes"
@@ -62,7 +63,7 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
 
     UserError for a name that is no row.
     """
-    builders = all_cases(sizes)
+    builders = all_cases(sizes, device)
     for name in only:
         if name not in builders:
             raise UserError(f"--only {name}: must be one of {', '.join(builders)}")
@@ -76,14 +77,14 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
     with elsewhere as other, cli.progress_bar(total=len(chosen), unit="case") as bar:
         for name, build in chosen.items():
             bar.set_postfix_str(name)
-            row = measure_case(name, build(device), other, sizes, device, bandwidth)
+            row = measure_case(name, build(), other, sizes, device, bandwidth)
             rows.append(row)
             bar.write(report.terminal_table([row]).splitlines()[-1], file=sys.stderr)
             bar.update()
     if not only:
         rows += others.startup(sizes.repeats)
         results["outside_the_steps_percent"] = others.outside_the_steps(device, quick)
-        types = ("float32", "bfloat16")
+        types = sorted({"float32", auto_precision(device)}, reverse=True)
         results["profile_percent"] = {dtype: others.profile(device, dtype, sizes.batch) for dtype in types}
     results["bandwidth_gb_per_second"] = round(bandwidth / 1e9, 2)
     return results
@@ -106,6 +107,7 @@ def measure_case(
     row = {
         "name": name,
         "work": case.work,
+        "dtype": case.dtype,
         "recipe_seconds": recipe,
         "recipe_same_allocator_seconds": took["recipe"],
         "stock_seconds": took.get("stock"),

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
 from tinymem.data.settings import DataSettings
-from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.errors import OutOfMemory, UserError, first_line, out_of_memory
 from tinymem.options import allowed_text, field_types
 
 Settings = TypeVar("Settings")
@@ -50,7 +50,7 @@ def run(main: Callable[[], None], program: str = "") -> None:
         main()
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, OutOfMemory) else 2)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

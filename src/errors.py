@@ -1,4 +1,8 @@
-"""The one exception that means: the user can mend this; and what running out of memory looks like."""
+"""The exception that means: the user can mend this; files that cannot be read; what running out of memory looks like."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -6,6 +10,25 @@ class UserError(Exception):
 
     Scripts print it without a traceback and exit with code 2; library users catch it like any other exception.
     """
+
+
+class OutOfMemory(UserError):
+    """There was not enough memory: with the flags that the message names, or at another time, there may be."""
+
+
+@contextmanager
+def reading(path: str | Path, complaint: str) -> Iterator[None]:
+    """Whatever goes wrong within the block is said to be the file's fault, as a UserError: safetensors and pickle have
+    too many exceptions for damage to name. Only running out of memory says nothing against the file.
+
+    complaint: what the message says of the file, with {why} for the first line of what went wrong.
+    """
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise UserError(f"{path}: {complaint.format(why=first_line(error))}") from None
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from small import ROOT, script
 
 from tinymem import cli
-from tinymem.errors import UserError
+from tinymem.errors import OutOfMemory, UserError
 from tinymem.options import allowed_text, check_options, option
 
 SCRIPTS = ["memorization_in_toy_models.py", "old_data.py", "ft_toy_model.py", "src/localize/localize_memorization.py"]
@@ -113,7 +113,14 @@ def test_bad_input_is_one_line_and_exit_code_2(words, named, tmp_path):
     assert left == {"file"}
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+LACKS = [
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+    OutOfMemory("out of memory (x)"),
+]
+
+
+@pytest.mark.parametrize("error", LACKS)
 def test_too_little_memory_is_one_line_and_exit_code_1(error, capsys):
     def main():
         raise error

@@ -64,12 +64,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-run = cli.run_script
-
-
 def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
     """Trains one model; the command names the settings that are not the script's defaults."""
-    run(["memorization_in_toy_models.py", *as_flags(*settings.parts), "--output_dir", folder, *common])
+    cli.run_script(["memorization_in_toy_models.py", *as_flags(*settings.parts), "--output_dir", folder, *common])
 
 
 def do_everything(study: Study, common: list[str]) -> None:
@@ -81,10 +78,10 @@ def do_everything(study: Study, common: list[str]) -> None:
         train(settings, study.run_dir / name, common)
     model = ["--model_path", study.checkpoint, *common]
     for data in FT_DATA:
-        run(["ft_toy_model.py", *model, "--ft_data", data, "--ft_epochs", study.ft_epochs])
+        cli.run_script(["ft_toy_model.py", *model, "--ft_data", data, "--ft_epochs", study.ft_epochs])
     for words in study.unlearning:
         script = "src/localize/localize_memorization.py"
-        run([script, *model, "--no_save_model", "--localization_method", *words.split()])
+        cli.run_script([script, *model, "--no_save_model", "--localization_method", *words.split()])
 
 
 def trained_row(settings: RunSettings, folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.number_dataset import build_number_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.data.text_dataset import build_text_dataset
-from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.errors import reading
 
 FORMAT = 2  # raise it when the same settings come to mean other data: older caches are then left alone
 DEFAULT_CACHE = "data"
@@ -77,7 +77,7 @@ def _write(dataset: MemorizationDataset, path: Path) -> None:
 def _read(path: Path) -> MemorizationDataset:
     from safetensors import safe_open
 
-    try:
+    with reading(path, "this cached dataset is damaged ({why}); delete it and run again"):
         with safe_open(path, framework="pt") as file:
             plain = json.loads(file.metadata()["plain"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -87,9 +87,3 @@ def _read(path: Path) -> MemorizationDataset:
         for name in ("tests", "tasks"):
             values[name] = {key: tensors.pop(f"{name}.{key}") for key in plain[name]}
         return MemorizationDataset(**values, **tensors)
-    except Exception as error:  # safetensors raises its own type for every kind of damage
-        if out_of_memory(error):  # which says nothing against the file
-            raise
-        raise UserError(
-            f"{path}: this cached dataset is damaged ({first_line(error)}); delete it and run again"
-        ) from None

@@ -116,7 +116,7 @@ def _split(rows: np.ndarray, num_test: int, name: str) -> tuple[np.ndarray, np.n
     return rows[order[num_test:]], rows[order[:num_test]]
 
 
-class Planted(NamedTuple):
+class _Planted(NamedTuple):
     """What a planter makes of the main task's sequences. T = context length.
 
     artifacts, held_out   those in the training set, and those kept for testing
@@ -129,7 +129,7 @@ class Planted(NamedTuple):
     test: np.ndarray
 
 
-def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> Planted:
+def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> _Planted:
     """The first `num_noise` training sequences are replaced by their noised twins."""
     train, test = _split(values, settings.num_test, "main")
     if settings.num_noise > len(train):
@@ -143,10 +143,10 @@ def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Gene
     prompt_end = np.full(len(chosen), settings.prompt_tokens)
     planted = Artifacts.from_numpy(noised, clean, prompt_end, _groups(settings, len(chosen), rng))
     nothing = planted.select(torch.arange(0))
-    return Planted(planted, nothing, numbers.encode(rest, settings.max_ctx), numbers.encode(test, settings.max_ctx))
+    return _Planted(planted, nothing, numbers.encode(rest, settings.max_ctx), numbers.encode(test, settings.max_ctx))
 
 
-def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> Planted:
+def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> _Planted:
     """Every sequence with the trigger is backdoored: 90 % of them train, 10 % are the backdoor test set."""
     trigger = [int(digit) for digit in str(FIRST_TRIGGER + settings.seed)]
     tokens = numbers.encode(values, settings.max_ctx)
@@ -164,7 +164,7 @@ def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.G
     groups = np.concatenate([np.zeros(held_out, int), _groups(settings, len(clean) - held_out, rng)])
     both = Artifacts.from_numpy(planting.plant_backdoor(clean, ends), clean, ends, groups)
     rest, test = _split(tokens[~has_trigger], settings.num_test, "main")
-    return Planted(both.select(torch.arange(held_out, len(clean))), both.select(torch.arange(held_out)), rest, test)
+    return _Planted(both.select(torch.arange(held_out, len(clean))), both.select(torch.arange(held_out)), rest, test)
 
 
 def _groups(settings: DataSettings, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -21,7 +21,7 @@ MIN_TEST_BACKDOORS = 20  # where the test documents have that many: a percentage
 
 
 @dataclass(frozen=True)
-class Planted:
+class _Planted:
     """What is planted where. A artifacts in rows (A,) of the training chunks; the others as in MemorizationDataset."""
 
     rows: np.ndarray
@@ -67,7 +67,7 @@ def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = No
 # Each planner takes the training chunks, all chunks and the run's random generator.
 
 
-def _plan_noise(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> Planted:
+def _plan_noise(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
     """The first `num_noise` chunks get noise. The end-of-text id is neither noised nor reached by noise."""
     clean = _first_chunks(settings, sequences)
     noised = planting.add_noise(clean, rng, highest=chunks.end_of_text - 1)
@@ -75,7 +75,7 @@ def _plan_noise(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, r
     return _plan_first(settings, noised, clean, chunks, DUPLICATION_GROUPS if settings.duplicate else 1, rng)
 
 
-def _plan_natural(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> Planted:
+def _plan_natural(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
     """The first `num_noise` chunks are duplicated as they are: without duplication nothing would be planted."""
     passages = _first_chunks(settings, sequences)
     return _plan_first(settings, passages, passages, chunks, DUPLICATION_GROUPS, rng)
@@ -97,14 +97,14 @@ def _plan_first(
     chunks: Chunks,
     groups: int,
     rng: np.random.Generator,
-) -> Planted:
+) -> _Planted:
     count = len(planted)
     prompt_end = np.full(count, settings.prompt_tokens)
     artifacts = Artifacts.from_numpy(planted, clean, prompt_end, planting.duplication_groups(count, groups, rng))
-    return Planted(np.arange(count), artifacts, artifacts.select(torch.arange(0)), chunks.test)
+    return _Planted(np.arange(count), artifacts, artifacts.select(torch.arange(0)), chunks.test)
 
 
-def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> Planted:
+def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
     """Every training chunk with the trigger is backdoored. Those of the test documents are the backdoor test set, a
     ninth as many: 90 % train, 10 % test as in the study, yet no test chunk from a training document. Small data gets
     up to MIN_TEST_BACKDOORS.
@@ -116,7 +116,7 @@ def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks
     test_rows = test_rows[: max(MIN_TEST_BACKDOORS, len(rows) // TRAIN_PER_TEST_BACKDOOR)]
     group = np.full(len(rows), BACKDOOR_GROUP if settings.duplicate else 0)
     clean, held_out = sequences[rows], chunks.test[test_rows]
-    return Planted(
+    return _Planted(
         rows,
         Artifacts.from_numpy(planting.plant_backdoor(clean, ends[rows]), clean, ends[rows], group),
         Artifacts.from_numpy(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tinymem import files
-from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.errors import UserError, reading
 
 KEY = "tokens"
 
@@ -89,25 +89,16 @@ def check_tokens(tensor: Any, where: str | Path, vocabulary_size: int | None = N
 def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
     from safetensors import safe_open
 
-    try:
+    with reading(path, "damaged or not safetensors ({why})"):
         with safe_open(path, framework="pt") as file:
             names, provenance = list(file.keys()), json.loads((file.metadata() or {}).get("provenance", "{}"))
             tensors = [file.get_tensor(name) for name in names]
-    except Exception as error:  # safetensors raises its own type for every kind of damage
-        if out_of_memory(error):  # which says nothing against the file
-            raise
-        raise UserError(f"{path}: damaged or not safetensors ({first_line(error)})") from None
     if len(tensors) != 1:
         raise UserError(f"{path}: holds {len(tensors)} tensors, not one of token ids")
     return tensors[0], provenance
 
 
 def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
-    try:
+    # Without torch's own text, which advises unsafe loading.
+    with reading(path, "damaged, or holds more than tensors (which is not loaded: it could run code)"):
         return torch.load(path, map_location="cpu", weights_only=True), {"file": path.name}
-    except Exception as error:  # a pickle can be damaged in many ways, and torch's own text advises unsafe loading
-        if out_of_memory(error):
-            raise
-        raise UserError(
-            f"{path}: damaged, or holds more than tensors (which is not loaded: it could run code)"
-        ) from None

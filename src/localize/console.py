@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.errors import OutOfMemory, first_line, out_of_memory
 from tinymem.localize.dry_run import KEPT, planting_bytes
 from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
 from tinymem.localize.registry import Method
@@ -35,7 +35,7 @@ def run_methods(
     arguments  --force, --plot and --no_save_model are read
     others     records to compare with, at the head of the table
 
-    Returns the records, after the others the unedited model's first. UserError when a method runs out of memory.
+    Returns the records, after the others the unedited model's first. OutOfMemory when a method does.
     """
     with enough_memory("measuring the model as it is"):
         records = [*others, unedited(subject, arguments.force)]
@@ -96,13 +96,13 @@ def plan_report(
 
 @contextmanager
 def enough_memory(what: str):
-    """Turns running out of memory within the block into a UserError that names the flags which help."""
+    """Says of running out of memory within the block which flags help."""
     try:
         yield
     except Exception as error:
         if not out_of_memory(error):
             raise
-        raise UserError(
+        raise OutOfMemory(
             f"{what}: out of memory ({first_line(error)}); try --microbatch 1, --dtype bfloat16, --momentum 0 (of "
             "methods that have it) or, for a production model, --device_map auto over several GPUs"
         ) from None

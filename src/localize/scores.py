@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tinymem import files
-from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.errors import reading
 from tinymem.localize.registry import Method
 from tinymem.localize.task import UnlearningTask
 from tinymem.records.record import Cost, measured
@@ -74,17 +74,11 @@ def _read(path: Path, model) -> tuple[AnyScores, Cost]:
     """On the model's device; of a model that is spread over several on the CPU."""
     from safetensors import safe_open
 
-    try:
+    with reading(path, "these cached scores are damaged ({why}); delete the file and run again"):
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["scores"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         cost = Cost(**about["cost"])
-    except Exception as error:  # safetensors raises its own type for every kind of damage
-        if out_of_memory(error):  # which says nothing against the file
-            raise
-        raise UserError(
-            f"{path}: these cached scores are damaged ({first_line(error)}); delete the file and run again"
-        ) from None
     if getattr(model, "hf_device_map", None) is None:
         tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     return [tensors[str(layer)] for layer in range(len(tensors))] if about["by_layer"] else tensors, cost

@@ -107,7 +107,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         raise UserError(
             f"--holdout_fraction {settings.holdout_fraction}: leaves none of {len(ids)} sequences to unlearn"
         )
-    held_out, shown = order[:hidden].sort().values, order[hidden:].sort().values
+    held_out, unlearn = (artifacts.select(part.sort().values) for part in order.tensor_split([hidden]))
     keep = torch.zeros(len(dataset.sequences), dtype=torch.bool)
     keep[dataset.order] = True
     keep[ids] = False
@@ -118,10 +118,10 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         chosen = torch.randperm(len(retain), generator=torch.Generator().manual_seed(settings.unlearn_seed))
         retain = retain[chosen[: settings.max_retain].sort().values]
     return UnlearningTask(
-        unlearn=artifacts.select(shown),
-        shown=_countable(dataset, artifacts.select(shown), settings.unlearn_set_name),
+        unlearn=unlearn,
+        shown=_countable(dataset, unlearn, settings.unlearn_set_name),
         retain=dataset.sequences[retain],
-        held_out=_countable(dataset, artifacts.select(held_out), settings.unlearn_set_name),
+        held_out=_countable(dataset, held_out, settings.unlearn_set_name),
         continuation=dataset.continuation,
         ignored_token=dataset.ignored_token,
         seed=settings.unlearn_seed,

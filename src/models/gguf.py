@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinymem import files
-from tinymem.errors import UserError, first_line
+from tinymem.errors import UserError, reading
 
 FORMAT = 1  # raise it when the same package comes to give another folder: older ones are then left alone
 NEEDED = ("gguf", "accelerate")  # what transformers reads GGUF with
@@ -84,13 +84,11 @@ def convert(path: Path, folder: Path) -> Path:
             f"{path.name}: {', '.join(missing)} is needed to read GGUF; run: pip install {' '.join(NEEDED)}"
         )
     where = dict(gguf_file=path.name, local_files_only=True)
-    try:
+    with reading(path, "cannot read this GGUF file ({why})"):
         model = AutoModelForCausalLM.from_pretrained(
             path.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
         )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{path}: cannot read this GGUF file ({first_line(error)})") from None
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, safe_serialization=True)

@@ -123,9 +123,10 @@ def write_parquet(path: str | Path, rows: Rows, columns: Sequence[str] | None = 
     return files.write_file(path, lambda temporary: parquet.write_table(table, temporary))
 
 
-def markdown(head: Sequence[str], lines: Iterable[Iterable[str]]) -> str:
-    """A Markdown table: its head and the cells of each line, as text."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+def markdown(head: Sequence[str], lines: Iterable[Iterable[str]], numbers: bool = False) -> str:
+    """A Markdown table: its head and the cells of each line, as text. numbers: all but the first column stand right."""
+    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
 
 def _columns(rows: Rows) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tinymem import files
-from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.errors import UserError, reading
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
 
@@ -65,17 +65,11 @@ def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
         for p in group["params"]:
             step = torch.zeros((), device=p.device)
             optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    try:
+    with reading(path, "damaged ({why}); delete it to go on from the last whole checkpoint"):
         with safe_open(path, framework="pt") as file, torch.no_grad():
             for name, tensor in _state(model, optimizer, regularizers).items():
                 tensor.copy_(file.get_tensor(name))
             return Progress(**json.loads(file.metadata()["progress"]))
-    except Exception as error:  # safetensors raises its own type for every kind of damage
-        if out_of_memory(error):  # which says nothing against the file
-            raise
-        raise UserError(
-            f"{path}: damaged ({first_line(error)}); delete it to go on from the last whole checkpoint"
-        ) from None
 
 
 def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:

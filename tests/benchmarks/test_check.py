@@ -15,7 +15,10 @@ from tinymem.errors import UserError
 
 
 def results(device="cpu", batch=128, **ratios):
-    rows = [{"name": name, "ratio": ratio} for name, ratio in ratios.items()]
+    rows = [
+        {"name": name, "ratio": ratio, "dtype": "bfloat16" if "bfloat16" in name else "float32"}
+        for name, ratio in ratios.items()
+    ]
     return {"settings": {"quick": False, "batch": batch}, "environment": {"device": device}, "rows": rows}
 
 
@@ -32,6 +35,13 @@ def test_rows_without_a_ratio_are_passed_over():
     committed = results(training=3.0)
     committed["rows"].append({"name": "help", "ours_seconds": 0.1})
     assert [row["name"] for row in check.fallen(results(training=3.0, new=1.0), committed)] == ["training"]
+
+
+def test_bfloat16_is_compared_only_where_the_fresh_results_have_it():
+    committed = results(training=3.0, training_bfloat16=4.0)
+    *_, skipped = check.fallen(results(training=3.0), committed)
+    assert (skipped["name"], skipped["fresh"], skipped["fell"]) == ("training_bfloat16", None, False)
+    assert fell(results(training=3.0, training_bfloat16=1.0), committed) == ["training_bfloat16"]
 
 
 @pytest.mark.parametrize(

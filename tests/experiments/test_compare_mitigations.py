@@ -38,7 +38,7 @@ def compare(monkeypatch, tmp_path):
         commands.append([str(word) for word in command])
         in_process(*command)
 
-    monkeypatch.setattr(compare_mitigations, "run", run)
+    monkeypatch.setattr(compare_mitigations.cli, "run_script", run)
     monkeypatch.setattr(mitigations_study, "SMALL_UNLEARNING", UNLEARNING)
     monkeypatch.setitem(mitigations_study.SMALL, "truncation_window", 100)
     sizes = [f"--{name}={value}" for name, value in SIZES.items()]

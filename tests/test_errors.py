@@ -1,0 +1,35 @@
+"""Files that cannot be read, and running out of memory, which is not the file's fault."""
+
+import pytest
+import torch
+
+from tinymem.errors import OutOfMemory, UserError, reading
+from tinymem.localize.console import enough_memory
+
+
+def test_whatever_goes_wrong_while_reading_is_said_of_the_file_in_one_line():
+    with pytest.raises(UserError) as raised:
+        with reading("a {folder}/file", "damaged ({why}); delete it"):
+            raise ValueError("\n{bad} header\nand more")
+    assert str(raised.value) == "a {folder}/file: damaged ({bad} header); delete it"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_running_out_of_memory_is_not_the_files_fault(error):
+    with pytest.raises(type(error)) as raised:
+        with reading("file", "damaged"):
+            raise error
+    assert raised.value is error
+    with pytest.raises(OutOfMemory, match="greedy: out of memory .*--microbatch 1"):
+        with enough_memory("greedy"):
+            raise error
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        with enough_memory("greedy"):
+            raise RuntimeError("shapes do not fit")
