@@ -51,7 +51,8 @@ def chosen(
             raise UserError(
                 f"--only {text}: must be NAME=VALUE with a setting of the models: {', '.join(sorted(known))}"
             )
+        values = list(dict.fromkeys(str(settings.flat().get(name)) for settings, _ in found))
+        if value not in values:
+            raise UserError(f"--only {text}: in this grid {name} is {', '.join(values)}")
         found = [pair for pair in found if str(pair[0].flat().get(name)) == value]
-        if not found:
-            raise UserError(f"--only {text}: no model of this grid has this")
     return found

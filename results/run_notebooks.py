@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tinymem import files
-from tinymem.errors import UserError
+from tinymem.errors import UserError, first_line, reading
 
 FOLDER = Path(__file__).resolve().parent
 NOTEBOOKS = [FOLDER / "Visualization_Notebook.ipynb", FOLDER / "pythia_unlearning_results.ipynb"]
@@ -41,9 +41,10 @@ def execute(path: Path, output: Path) -> None:
     """Runs a notebook in its own folder. UserError, with the last line of the traceback, when a cell fails."""
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    notebook = nbformat.read(path, as_version=4)
+    with reading(path, "not a notebook ({why})"):
+        notebook = nbformat.read(path, as_version=4)
     place = {"metadata": {"path": str(path.parent)}}
     try:
         options = dict(timeout=CELL_SECONDS, record_timing=False, coalesce_streams=True, resources=place)
@@ -51,6 +52,8 @@ def execute(path: Path, output: Path) -> None:
     except CellExecutionError as error:
         print(error.traceback, file=sys.stderr)
         raise UserError(f"{path}: a cell failed with {error.ename}: {error.evalue}") from None
+    except (CellTimeoutError, DeadKernelError) as error:
+        raise UserError(f"{path}: a cell did not end ({first_line(error)})") from None
     files.write_file(output, lambda temporary: nbformat.write(notebook, temporary))
 
 

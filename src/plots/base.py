@@ -41,10 +41,12 @@ def set_title(axis, title: str) -> None:
 
 
 def common_legend(figure, axes: Iterable) -> None:
-    """One legend for all panels, below them, as wide as they are; every label once, in the order of appearance."""
+    """One legend for all panels, below them, as wide as they are; every label once, in the order of the panel that has
+    most of them."""
+    entries = [axis.get_legend_handles_labels() for axis in axes]
     handles = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels()):
+    for some in sorted(entries, key=lambda entry: -len(entry[1])):
+        for handle, label in zip(*some):
             handles.setdefault(label, handle)
     inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # of one entry: its sample, then 8-point letters
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))

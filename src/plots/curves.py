@@ -39,7 +39,8 @@ def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
         if points:
             label = name.removeprefix("percent_").removeprefix("accuracy_").replace("_", " ")
             axis.plot(*zip(*points), marker=marker, linestyle=line, markersize=3.5, label=label)
-    axis.legend(fontsize=7)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)  # below the panel
 
 
 def draw_by_size(curves: Sequence[Curve]):

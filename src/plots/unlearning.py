@@ -181,7 +181,10 @@ def draw_boxes(configurations: Sequence[Configuration]):
         _boxes(memory, methods, some, lambda run: percent_difference(run, MEMORIZED))
         _boxes(quality, methods, some, lambda run: percent_difference(run, quality_name(run)))
         memory.set(xlabel="memorization, % difference", title=name)
-        quality.set(xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference", title=f"{len(some)} best runs")
+        quality.set(
+            xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference",
+            title=f"{len(some)} best run{'s' * (len(some) > 1)}",
+        )
         memory.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods], fontsize=8)
         quality.set_yticks(range(len(methods)), [""] * len(methods))
     return figure

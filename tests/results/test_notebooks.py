@@ -85,6 +85,10 @@ def test_bad_input(tmp_path, capsys, quiet):
     with pytest.raises(SystemExit) as end:
         in_process(SCRIPT, tmp_path / "missing.ipynb")
     assert end.value.code == 2 and "no such notebook" in capsys.readouterr().err
+    (tmp_path / "text.ipynb").write_text("no JSON")
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, tmp_path / "text.ipynb")
+    assert end.value.code == 2 and "text.ipynb: not a notebook" in capsys.readouterr().err
     cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": "1 / 0"}
     notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}
     (tmp_path / "broken.ipynb").write_text(json.dumps(notebook))

@@ -84,7 +84,7 @@ def test_only(run_script, tmp_path):
     code, _, errors = run_script(*words, "layers=2")
     assert code == 2 and "--only layers=2: must be NAME=VALUE" in errors
     code, _, errors = run_script(*words, "n_layers=3")
-    assert code == 2 and "no model of this grid has this" in errors
+    assert code == 2 and "--only n_layers=3: in this grid n_layers is 2, 4, 8, 16" in errors
 
 
 @pytest.mark.parametrize(
