@@ -35,7 +35,7 @@ SMALL: dict[str, Grid] = {
     "integrated_gradients": {"ratio": (0.01, 0.05), "ig_steps": (1,)},
     "slimming": {"ratio": (0.01, 0.05), "epochs": (10,)},
     "hard_concrete": {"ratio": (0.01, 0.05), "epochs": (10,)},
-    "greedy": {"ratio": (1e-4, 1e-3), "greedy_k": (8,)},
+    "greedy": {"ratio": (0.001, 0.01), "greedy_k": (80,)},
     "obs": {"ratio": (0.01, 0.05), "num_grads": (64,)},
     "subnet": {"ratio": (0.05, 0.3), "epochs": (10,)},
     "balanced_subnet": {"ratio": (0.05, 0.3), "epochs": (3,)},
