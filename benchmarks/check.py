@@ -26,9 +26,9 @@ TOLERANCE = 0.25
 def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, Any]]:
     """One row for each ratio: name, committed, fresh, change in percent, and whether it fell by more than TOLERANCE.
 
-    What was committed in bfloat16 is not compared (fresh and percent are None) where the fresh results have none of it:
-    that device has no instructions for it. UserError when the two were not measured at the same sizes and on the same
-    kind of device, or a row is missing.
+    What was measured in different precisions, since one of the devices has no instructions for bfloat16, is not compared:
+    fresh and percent are None. UserError when the two were not measured at the same sizes and on the same kind of
+    device, or a row is missing.
     """
     for name, value in committed["settings"].items():
         other = fresh["settings"].get(name)
@@ -38,13 +38,15 @@ def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, A
     if kinds[0] != kinds[1]:
         raise UserError(f"not comparable: measured on {kinds[0]}, the committed results on {kinds[1]}")
     before, now = ({row["name"]: row for row in results["rows"] if "ratio" in row} for results in (committed, fresh))
-    dtypes = {row["dtype"] for row in now.values()}
+    if any("dtype" not in row for row in (*before.values(), *now.values())):
+        raise UserError("not comparable: measured by an older run.py, which did not write down precisions")
+    dtypes = {"float32", fresh["environment"]["auto_dtype"]}
     rows = []
     for name, row in before.items():
         comparison = {"name": name, "committed": row["ratio"], "fresh": None, "percent": None, "fell": False}
-        if row["dtype"] in dtypes:
-            if name not in now:
-                raise UserError(f"the fresh results have no row {name}; measure without --only")
+        if name not in now and row["dtype"] in dtypes:
+            raise UserError(f"the fresh results have no row {name}; measure without --only")
+        if name in now and now[name]["dtype"] == row["dtype"]:
             change = now[name]["ratio"] / row["ratio"] - 1
             comparison |= dict(fresh=now[name]["ratio"], percent=round(100 * change, 1), fell=change < -TOLERANCE)
         rows.append(comparison)
@@ -61,6 +63,8 @@ def main() -> None:
     fresh = read(arguments.fresh) if arguments.fresh else measure_now(arguments.device, committed["settings"]["quick"])
     rows = fallen(fresh, committed)
     print(cli.table(rows))
+    if any(row["fresh"] is None for row in rows):
+        print("\nnot compared where no fresh figure stands: bfloat16 on one of the two devices only")
     slower = [row["name"] for row in rows if row["fell"]]
     if slower:
         print(f"\nfell by more than {TOLERANCE:.0%}: {', '.join(slower)}", file=sys.stderr)

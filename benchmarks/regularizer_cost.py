@@ -21,6 +21,7 @@ import timing
 import torch
 
 from tinymem import allocator, files
+from tinymem.models.precision import auto_precision
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.record import environment
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, switched_on
@@ -28,7 +29,6 @@ from tinymem.training.loop import new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
 
 LAYERS, BATCH, CONTEXT, VOCABULARY = 2, 128, 150, 14
-DTYPES = ("bfloat16", "float32")
 WARM_UP = 2
 PLAIN = "none"
 
@@ -77,8 +77,9 @@ def main() -> None:
     parser.add_argument("--output", default=Path(__file__).with_suffix(".json"), help="default: beside this script")
     arguments = parser.parse_args()
     device, repeats = cli.resolve_device(arguments.device), 3 if arguments.quick else 21
+    precisions = sorted({auto_precision(device), "float32"})  # bfloat16 only where there are instructions for it
     allocator.keep_freed_memory()
-    rows = [row for dtype in DTYPES for row in measure(dtype, repeats, device)]
+    rows = [row for dtype in precisions for row in measure(dtype, repeats, device)]
     settings = {"n_layers": LAYERS, "batch_size": BATCH, "max_ctx": CONTEXT, "repeats": repeats}
     versions = environment(str(device))
     files.write_json(arguments.output, {"settings": settings, "environment": versions, "rows": rows})

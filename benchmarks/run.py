@@ -70,8 +70,9 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
     chosen = {name: builders[name] for name in only or builders}
     bandwidth = timing.seconds(copy := timing.copying(device)[0], device)
     bandwidth = timing.copying(device)[1] / min(bandwidth, *(timing.seconds(copy, device) for _ in range(3)))
+    about = {**environment(str(device)), "auto_dtype": auto_precision(device)}
     rows, settings = [], {"quick": quick, **dataclasses.asdict(sizes)}
-    results = {"settings": settings, "environment": environment(str(device)), "rows": rows}
+    results = {"settings": settings, "environment": about, "rows": rows}
     # A GPU's memory comes from CUDA's caching allocator, which is nothing that we set.
     elsewhere = Elsewhere(quick) if device.type == "cpu" else contextlib.nullcontext()
     with elsewhere as other, cli.progress_bar(total=len(chosen), unit="case") as bar:
@@ -84,7 +85,7 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
     if not only:
         rows += others.startup(sizes.repeats)
         results["outside_the_steps_percent"] = others.outside_the_steps(device, quick)
-        types = sorted({"float32", auto_precision(device)}, reverse=True)
+        types = sorted({"float32", about["auto_dtype"]}, reverse=True)
         results["profile_percent"] = {dtype: others.profile(device, dtype, sizes.batch) for dtype in types}
     results["bandwidth_gb_per_second"] = round(bandwidth / 1e9, 2)
     return results

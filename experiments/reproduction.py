@@ -97,7 +97,7 @@ def read_published(name: str) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-# What two cores do in some nights: an epoch of two layers is one to two and a half minutes.
+# What two cores do in some nights: an epoch of two layers is one to two and a half minutes on both, up to four on one.
 LAPTOP = (
     Case("backdoor", "increment", 2, SEEDS, (0, 50), unlearned=50),
     Case("backdoor", "mult", 2, SEEDS[:1], (0, 50)),
@@ -123,8 +123,9 @@ def everything() -> tuple[Case, ...]:
     return tuple(replace(case, unlearned=unlearned.get(case.name)) for case in cases)
 
 
-# Published best settings and others. Of ours are the loss cap of BalancedSubnet and, chosen to pass by the published
-# point, the smaller batches of Subnet and the ratios in between of Zero-Out, Hard Concrete and OBS.
+# Published best settings and others. Of ours are the loss cap of BalancedSubnet, Greedy's batches of halves and,
+# chosen after first results to pass by the published point, the ratios in between of Zero-Out, Slimming, Hard Concrete,
+# Greedy and OBS, all but the first of Slimming's other settings, and Subnet's fewer epochs and smaller batches.
 _NEURONS, _WEIGHTS = (0.01, 0.05, 0.1), (0.001, 0.01, 0.05, 0.1)
 UNLEARNING: dict[str, Grid] = {
     "zero_out": {"ratio": (*_NEURONS, 0.004, 0.006, 0.008)},  # two to four neurons a layer

@@ -51,8 +51,10 @@ def chosen(
             raise UserError(
                 f"--only {text}: must be NAME=VALUE with a setting of the models: {', '.join(sorted(known))}"
             )
-        values = list(dict.fromkeys(str(settings.flat().get(name)) for settings, _ in found))
+        values = list(
+            dict.fromkeys(str(row[name]) for row in (settings.flat() for settings, _ in found) if name in row)
+        )
         if value not in values:
-            raise UserError(f"--only {text}: in this grid {name} is {', '.join(values)}")
+            raise UserError(f"--only {text}: of the models that are left {name} is {', '.join(values) or 'no setting'}")
         found = [pair for pair in found if str(pair[0].flat().get(name)) == value]
     return found

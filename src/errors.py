@@ -4,28 +4,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+Kinds = type[Exception] | tuple[type[Exception], ...]
+
 
 class UserError(Exception):
     """A wrong setting, file or folder. The message is one line: what was given, what is allowed, what to do.
 
-    Scripts print it without a traceback and exit with code 2; library users catch it like any other exception.
+    Scripts print it without a traceback and exit with code 2 (OutOfMemory: 1, since at another time there may be enough);
+    library users catch it like any other exception.
     """
 
 
 class OutOfMemory(UserError):
-    """There was not enough memory: with the flags that the message names, or at another time, there may be."""
+    """There is not enough memory, or was not: with the flags that the message names, or at another time, there may be."""
 
 
 @contextmanager
-def reading(path: str | Path, complaint: str) -> Iterator[None]:
-    """Whatever goes wrong within the block is said to be the file's fault, as a UserError: safetensors and pickle have
-    too many exceptions for damage to name. Only running out of memory says nothing against the file.
+def reading(path: str | Path, complaint: str, kinds: Kinds = Exception) -> Iterator[None]:
+    """Turns what goes wrong within the block into a UserError about the file.
 
-    complaint: what the message says of the file, with {why} for the first line of what went wrong.
+    A file that cannot be read at all is said to be that. Of `kinds`, all exceptions by default, since safetensors and
+    pickle have too many for damage to name, all others are put down to what the file holds; but running out of memory
+    says nothing against it.
+
+    complaint: what the message says of such a file, with {why} for the first line of what went wrong.
     """
     try:
         yield
-    except Exception as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+    except kinds as error:
         if out_of_memory(error):
             raise
         raise UserError(f"{path}: {complaint.format(why=first_line(error))}") from None

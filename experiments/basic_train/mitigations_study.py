@@ -27,7 +27,7 @@ FULL = dict(epochs=50, checkpoint_every=10, truncation_window=10000)
 # are the study's. The cap is no part of the study: it stops BalancedSubnet from raising the loss without end.
 SMALL_UNLEARNING = (
     "zero_out activations integrated_gradients slimming hard_concrete --ratio 0.01 0.05 0.1",
-    "greedy --ratio 0.005 0.01 0.02 --greedy_k 40",  # one a pass would take hours
+    "greedy --ratio 0.005 0.01 0.02 --greedy_k 40",  # one a pass would take an hour
     "durable durable_agg obs --ratio 0.01 0.05 0.1",
     "subnet --ratio 0.05 0.3",
     "balanced_subnet --ratio 0.3",

@@ -12,7 +12,7 @@ import numpy as np
 
 from tinymem import files
 from tinymem.data.corpus import hub_reachable
-from tinymem.errors import UserError, first_line
+from tinymem.errors import UserError, first_line, reading
 
 GPT2 = "gpt2"
 GPT2_END_OF_TEXT = 50256
@@ -77,10 +77,8 @@ def cached_tokenizer(path: Path | None, train: Callable[[], object]):
     if not path.exists():
         trained = train()
         files.write_file(path, lambda temporary: trained.backend_tokenizer.save(str(temporary)))
-    try:
+    with reading(path, "this cached tokenizer is damaged ({why}); delete it and run again"):
         return _wrap(Tokenizer.from_file(str(path)))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise UserError(f"{path}: this cached tokenizer is damaged ({error}); delete it and run again") from None
 
 
 def _wrap(tokenizer):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tinymem.data.dataset import Artifacts
-from tinymem.errors import UserError
+from tinymem.errors import OutOfMemory
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.memory import Shape
 from tinymem.models.production import RESERVE, free_bytes
@@ -126,7 +126,7 @@ def plan_rows(plans: Iterable[tuple[str, Plan]]) -> list[dict[str, Any]]:
 def check_fits(
     name: str, planned: Plan, sizes: Sizes, itemsize: int, device: str | torch.device, device_map: str | None = None
 ) -> None:
-    """UserError where a plan takes more memory than is free: how much is missing, and which flags help.
+    """OutOfMemory where a plan takes more memory than is free: how much is missing, and which flags help.
 
     name: of the method. itemsize: bytes of a weight.
     """
@@ -153,6 +153,6 @@ def check_fits(
         advice = f"{', '.join(ways)} together help"
     else:
         advice = "take --device_map auto over several GPUs, a smaller model or a larger machine"
-    raise UserError(
+    raise OutOfMemory(
         f"{name}: takes {planned.peak / GB:.1f} GB at its peak, {missing / GB:.1f} GB more than is free; {advice}"
     )

@@ -9,7 +9,7 @@ import torch
 
 from tinymem.data.corpus import hub_reachable
 from tinymem.data.tokenizer import has_tokenizer, open_tokenizer
-from tinymem.errors import UserError, first_line
+from tinymem.errors import OutOfMemory, UserError, first_line
 from tinymem.models.adapter import find_mlps
 from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.loading import empty_model, read_config, read_model
@@ -189,9 +189,9 @@ def _check_memory(
     half = dtype_is_free and dtype == "float32" and needed / 2 <= room
     spread = device_map is None and torch.cuda.device_count() > 1
     ways = ["--dtype bfloat16"] * half + ["--device_map auto"] * spread
-    raise UserError(
+    raise OutOfMemory(
         f"--model_name {name}: its weights take {needed / 1e9:.1f} GB in {dtype}, {(needed - room) / 1e9:.1f} GB more than "
-        f"there is; {' or '.join(ways) + ' helps' if ways else 'take a smaller model or a larger machine'}"
+        f"is free; {' or '.join(ways) + ' helps' if ways else 'take a smaller model or a larger machine'}"
     )
 
 

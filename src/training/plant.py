@@ -19,7 +19,7 @@ import torch
 
 from tinymem import files
 from tinymem.data.dataset import MemorizationDataset
-from tinymem.errors import UserError
+from tinymem.errors import OutOfMemory, UserError
 from tinymem.metrics.memorization import memorized
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.precision import MEANING, PRECISIONS
@@ -102,11 +102,11 @@ def training_bytes(model, dtype: torch.dtype) -> int:
 
 
 def check_trainable(model, dtype: torch.dtype) -> None:
-    """UserError where the memory that is free does not hold what planting takes beside the weights."""
+    """OutOfMemory where the memory that is free does not hold what planting takes beside the weights."""
     needed = training_bytes(model, dtype)
     room = (1 - RESERVE) * free_bytes(model.device, getattr(model, "hf_device_map", None))
     if needed > room:
-        raise UserError(
+        raise OutOfMemory(
             f"--plant: training takes {needed / 1e9:.1f} GB beside the weights, {(needed - room) / 1e9:.1f} "
             "GB more than is free; take --device_map auto over several GPUs, a smaller model or a larger machine"
         )

@@ -14,12 +14,16 @@ from case import QUICK, Case
 from tinymem.errors import UserError
 
 
-def results(device="cpu", batch=128, **ratios):
+def results(device="cpu", batch=128, auto_dtype="float32", **ratios):
     rows = [
         {"name": name, "ratio": ratio, "dtype": "bfloat16" if "bfloat16" in name else "float32"}
         for name, ratio in ratios.items()
     ]
-    return {"settings": {"quick": False, "batch": batch}, "environment": {"device": device}, "rows": rows}
+    return {
+        "settings": {"quick": False, "batch": batch},
+        "environment": {"device": device, "auto_dtype": auto_dtype},
+        "rows": rows,
+    }
 
 
 def fell(fresh, committed):
@@ -41,7 +45,19 @@ def test_bfloat16_is_compared_only_where_the_fresh_results_have_it():
     committed = results(training=3.0, training_bfloat16=4.0)
     *_, skipped = check.fallen(results(training=3.0), committed)
     assert (skipped["name"], skipped["fresh"], skipped["fell"]) == ("training_bfloat16", None, False)
-    assert fell(results(training=3.0, training_bfloat16=1.0), committed) == ["training_bfloat16"]
+    narrow = results(training=3.0, training_bfloat16=1.0, auto_dtype="bfloat16")
+    assert fell(narrow, committed) == ["training_bfloat16"]
+    with pytest.raises(UserError, match="no row training_bfloat16"):
+        check.fallen(results(training=3.0, auto_dtype="bfloat16"), committed)
+
+
+def test_the_same_row_in_another_precision_is_not_compared():
+    fresh = results(subnet=1.0)
+    fresh["rows"][0]["dtype"] = "bfloat16"
+    assert [(row["fresh"], row["fell"]) for row in check.fallen(fresh, results(subnet=3.0))] == [(None, False)]
+    del fresh["rows"][0]["dtype"]
+    with pytest.raises(UserError, match="older run.py"):
+        check.fallen(fresh, results(subnet=3.0))
 
 
 @pytest.mark.parametrize(

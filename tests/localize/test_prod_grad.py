@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPT
 
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.data.tokenizer import train_tokenizer
+from tinymem.localize import dry_run  # noqa: F401 (imports free_bytes before a test replaces it)
 from tinymem.localize.registry import METHODS
 from tinymem.models.adapter import find_mlps
 from tinymem.models.production import open_causal_lm
@@ -185,4 +186,4 @@ def test_too_little_memory_says_how_much_is_missing(place, tmp_path, capsys, mon
     with pytest.raises(SystemExit) as stopped:
         in_process(SCRIPT, *words(place, "--localization_method", "activations", "--output_dir", tmp_path))
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and "GB more than there is; --dtype bfloat16 helps" in error
+    assert stopped.value.code == 1 and "GB more than is free; --dtype bfloat16 helps" in error

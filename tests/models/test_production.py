@@ -118,7 +118,7 @@ def test_too_little_memory_is_seen_before_loading(folder, monkeypatch, share, wa
     needed = weight_bytes(open_causal_lm(folder)[0], torch.float32)
     monkeypatch.setattr(production, "free_bytes", lambda device, device_map: share * needed)
     monkeypatch.setattr(production, "read_model", None)
-    with pytest.raises(UserError, match=f"more than there is; .*{way}"):
+    with pytest.raises(UserError, match=f"more than is free; .*{way}"):
         open_causal_lm(folder)
 
 

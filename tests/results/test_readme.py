@@ -1,16 +1,27 @@
-"""The README's tables show what the committed results say, so that measuring anew cannot leave old numbers behind."""
+"""The README's tables of demos and speed show what the committed results say: none of them holds old numbers.
+
+What counts is what git holds or is about to: a demo or a benchmark that was run here has other results, rightly.
+"""
 
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from small import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+def committed(path: str) -> str:
+    """What git's index holds, or the file itself where this is no checkout."""
+    found = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, capture_output=True)
+    return (ROOT / path).read_text(encoding="utf-8") if found.returncode else found.stdout.decode()
+
+
+README = committed("README.md")
 
 
 def read(path: str) -> Any:
-    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+    return json.loads(committed(path))
 
 
 def table_after(head: str) -> list[list[str]]:
@@ -84,7 +95,8 @@ def test_speed():
         row = rows[SPEED[what]]
         for figure, name in zip(figures, ("ratio", "ratio_same_allocator"), strict=False):
             assert figure == (f"{row[name]:.0f}x" if row[name] >= 10 else f"{row[name]:.1f}x")
-        assert figures[2] in ("", f"{100 * (row['share_of_limit'] or 0):.0f} %")
+        no_limit = row["name"] in ("obs", "building_data")  # unknown, and far away
+        assert figures[2] == ("" if no_limit else f"{100 * row['share_of_limit']:.0f} %")
     steps = [rows[SPEED[line.split("|")[1].strip()]] for line in lines[:3]]
     stock = [f"{row['stock_seconds'] / row['ours_seconds']:.1f}x" for row in steps]
     assert f"Against stock transformers the first three are {stock[0]}, {stock[1]} and {stock[2]}" in README
