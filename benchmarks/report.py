@@ -40,8 +40,8 @@ DataLoader over Python lists, generation without a cache to measure memorization
 sequential Fisher updates, full sorts. *Stock* is the best that transformers offers: fused (`sdpa`) attention, fused
 AdamW, generation with a cache, in the precision of ours (Subnet, BalancedSubnet: in float32). All take turns in one run;
 shown are medians, in seconds for one unit of work. The recipe runs as it comes in a process of its own; *same allocator*
-means in a process that keeps freed memory, as the library's scripts do (`src/allocator.py`). tests/benchmarks checks
-that both compute the same.
+means in a process that keeps freed memory, as the library's scripts do (`src/allocator.py`). bfloat16 is measured where
+the device has instructions for it. tests/benchmarks checks that both compute the same.
 """
 
 

@@ -97,3 +97,21 @@ def test_bad_inputs_are_one_line_and_exit_2_before_any_work(flags, named, tmp_pa
     message = capsys.readouterr().err
     assert stopped.value.code == 2 and named in message and message.count("\n") == 1
     assert not load_records(tmp_path)
+
+
+def test_the_committed_table_shows_settings_that_the_script_tries(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from mitigations_study import SMALL_UNLEARNING
+
+    tried: dict[str, set[str]] = {}
+    for words in SMALL_UNLEARNING:
+        methods, _, rest = words.partition(" --ratio ")
+        for method in methods.split():
+            ratios = rest.partition(" --")[0].split()
+            tried.setdefault(method, set()).update(f"ratio {float(ratio):g}" for ratio in ratios)
+    summary = json.loads((ROOT / "results" / "compare_mitigations" / "summary.json").read_text(encoding="utf-8"))
+    shown = [
+        (row["method"].partition(",")[0], row["setting"]) for row in summary["rows"] if row["family"] == "unlearning"
+    ]
+    assert {method for method, _ in shown} == set(METHODS) == set(tried)
+    assert all(setting in tried[method] for method, setting in shown)

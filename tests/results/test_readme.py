@@ -100,3 +100,8 @@ def test_speed():
     steps = [rows[SPEED[line.split("|")[1].strip()]] for line in lines[:3]]
     stock = [f"{row['stock_seconds'] / row['ours_seconds']:.1f}x" for row in steps]
     assert f"Against stock transformers the first three are {stock[0]}, {stock[1]} and {stock[2]}" in README
+
+
+def test_comparison():
+    seconds = read("results/compare_mitigations/summary.json")["seconds_total"]
+    assert f"in {seconds / 60:.0f} minutes on one core" in README.replace("\n", " ")
