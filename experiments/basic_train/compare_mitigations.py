@@ -1,6 +1,6 @@
 """All seventeen mitigations on one model: three regularizers, three fine-tunings, eleven unlearning methods.
 
-    python experiments/basic_train/compare_mitigations.py           small settings, under 30 minutes on two cores
+    python experiments/basic_train/compare_mitigations.py           small settings, about half an hour on one core
     python experiments/basic_train/compare_mitigations.py --full    the study's data, 50 epochs: half a day; on a GPU less
 
 Trains a model without and with each regularizer, fine-tunes the plain one, unlearns it with every method at several
