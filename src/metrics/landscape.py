@@ -80,8 +80,8 @@ def filter_normalised(model, direction: Direction) -> Direction:
     for name, parameter in model.named_parameters():
         if name in direction:
             dims = (0,) if id(parameter) in stored_in_out else tuple(range(1, parameter.dim()))
-            lengths = parameter.detach().float().norm(dim=dims, keepdim=True)
-            own = direction[name].norm(dim=dims, keepdim=True)
+            lengths = torch.linalg.vector_norm(parameter.detach().float(), dim=dims, keepdim=True)
+            own = torch.linalg.vector_norm(direction[name], dim=dims, keepdim=True)
             scaled[name] = direction[name] * (lengths / own.clamp(min=torch.finfo(torch.float32).tiny))
     return scaled
 

@@ -48,7 +48,10 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
             with on_neurons(mlps, tokens.shape[1], partial(add, chosen)):
                 model(tokens.to(model.device).long(), use_cache=False, logits_to_keep=1)
     count = max(positions.sum().item(), 1)
-    return [(total / count).abs() * mlp.output.view().float().norm(dim=0) for mlp, total in zip(mlps, sums)]
+    return [
+        (total / count).abs() * torch.linalg.vector_norm(mlp.output.view().float(), dim=0)
+        for mlp, total in zip(mlps, sums)
+    ]
 
 
 def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:

@@ -119,7 +119,7 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
         values = neurons[:, length:]
         places = positions[:, :count, None].to(neurons.device)
         expected = neurons.gather(1, places.expand(-1, -1, neurons.shape[2]))
-        if (values[:, :count] - expected).norm() > 0.05 * expected.norm():
+        if torch.dist(values[:, :count], expected) > 0.05 * torch.linalg.vector_norm(expected):
             raise UserError(f"{type(model).__name__}: no integrated gradients, as it takes no mask or position ids")
         scaled = (values * factors.to(values)).requires_grad_()
         return torch.cat([neurons[:, :length], scaled], 1)
