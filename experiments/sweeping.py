@@ -46,15 +46,14 @@ def chosen(
     found = [(settings, study.epochs) for study in (SMALL if arguments.small else FULL) for settings in models(study)]
     for text in arguments.only:
         name, _, value = text.partition("=")
-        known = {name for settings, _ in found for name in settings.flat()}
+        rows = [settings.flat() for settings, _ in found]
+        known = {setting for row in rows for setting in row}
         if name not in known:
             raise UserError(
                 f"--only {text}: must be NAME=VALUE with a setting of the models: {', '.join(sorted(known))}"
             )
-        values = list(
-            dict.fromkeys(str(row[name]) for row in (settings.flat() for settings, _ in found) if name in row)
-        )
+        values = list(dict.fromkeys(str(row[name]) for row in rows if name in row))
         if value not in values:
-            raise UserError(f"--only {text}: of the models that are left {name} is {', '.join(values) or 'no setting'}")
-        found = [pair for pair in found if str(pair[0].flat().get(name)) == value]
+            raise UserError(f"--only {text}: of the models that are left {name} is {', '.join(values)}")
+        found = [pair for pair, row in zip(found, rows) if str(row.get(name)) == value]
     return found

@@ -87,17 +87,15 @@ SPEED = {
 
 def test_speed():
     rows = {row["name"]: row for row in read("benchmarks/results.json")["rows"]}
-    _, _, chapter = README.partition("## Speed")
-    lines = chapter[chapter.index("|") :].split("\n\n")[0].splitlines()[2:]
+    lines = table_after("| recipe / ours")
     assert len(lines) == len(SPEED)
-    for line in lines:
-        what, *figures = (cell.strip() for cell in line.strip("|").split("|"))
+    for what, *figures in lines:
         row = rows[SPEED[what]]
         for figure, name in zip(figures, ("ratio", "ratio_same_allocator"), strict=False):
             assert figure == (f"{row[name]:.0f}x" if row[name] >= 10 else f"{row[name]:.1f}x")
         no_limit = row["name"] in ("obs", "building_data")  # unknown, and far away
         assert figures[2] == ("" if no_limit else f"{100 * row['share_of_limit']:.0f} %")
-    steps = [rows[SPEED[line.split("|")[1].strip()]] for line in lines[:3]]
+    steps = [rows[SPEED[what]] for what, *_ in lines[:3]]
     stock = [f"{row['stock_seconds'] / row['ours_seconds']:.1f}x" for row in steps]
     assert f"Against stock transformers the first three are {stock[0]}, {stock[1]} and {stock[2]}" in README
 
