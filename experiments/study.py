@@ -92,4 +92,6 @@ def _corpus(data_name: str) -> str | None:
 
 
 def _resolved(data: DataSettings) -> DataSettings:
-    return data if data.corpus or not data.is_text else replace(data, corpus=_corpus(data.data_name))
+    if data.is_text and data.corpus is None:
+        data = replace(data, corpus=_corpus(data.data_name))
+    return resolve_corpus(data)

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tinymem.data import text_files
-from tinymem.data.settings import DataSettings
+from tinymem.data.settings import BUILTIN, HUB, DataSettings
 from tinymem.errors import UserError, first_line
 
-HUB, BUILTIN = "hub", "builtin"
 # data_name -> arguments of datasets.load_dataset. The hub serves tiny Shakespeare's own branch as a loading script,
 # which nothing runs any more, and this one as Parquet.
 HUB_SOURCES = {
@@ -64,10 +63,14 @@ class Corpus:
 
 
 def resolve_corpus(settings: DataSettings) -> DataSettings:
-    """Settings with `corpus` filled in, so that a run's identity says which text it saw. Numbers stay as they are.
+    """Settings with `corpus` filled in, and of a path the SHA-256 of its files, so that a run's identity says which text
+    it saw. Numbers stay as they are.
 
-    Without network the builtin corpus is chosen, with a log message that says so.
+    Without network the builtin corpus is chosen, with a log message that says so. UserError when there is no such file,
+    or one with another SHA-256 than in the settings.
     """
+    if settings.is_text and settings.corpus_path:
+        return replace(settings, corpus_sha256=_checked_sha256(settings))
     if not settings.is_text or settings.corpus is not None:
         return settings
     source = HUB_SOURCES[_kind(settings)]
@@ -82,12 +85,17 @@ def resolve_corpus(settings: DataSettings) -> DataSettings:
 
 
 def find_corpus(settings: DataSettings) -> Corpus:
-    """The corpus of these text settings, not yet read. UserError when there is no such file or package."""
-    corpus = resolve_corpus(settings).corpus
+    """The corpus of these text settings, not yet read.
+
+    UserError when there is no such file or package, or files with another SHA-256 than in the settings.
+    """
+    corpus = settings.corpus or resolve_corpus(settings).corpus
     kind = _kind(settings)
     if corpus == HUB:
         source = HUB_SOURCES[kind]
         return Corpus(source["path"].split("/")[1], tuple(source.items()), lambda: _read_hub(source))
+    if settings.corpus_sha256 is not None:
+        _checked_sha256(settings)
     return local_corpus(corpus, BUILTIN_SOURCES[kind], settings.text_column)
 
 
@@ -107,6 +115,17 @@ def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag:
         lambda: [text for path in paths for text in text_files.read_texts(path, text_column)],
         flag,
     )
+
+
+def _checked_sha256(settings: DataSettings) -> str:
+    """The SHA-256 of the corpus at a path. UserError when the settings have another."""
+    found, wanted = text_files.sha256(text_files.corpus_files(settings.corpus_path)), settings.corpus_sha256
+    if wanted not in (None, found):
+        raise UserError(
+            f"--corpus {settings.corpus}: this is another text (SHA-256 {found}, not {wanted}); put the old one back, or "
+            "train anew"
+        )
+    return found
 
 
 def _kind(settings: DataSettings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tinymem.errors import UserError
@@ -14,7 +15,8 @@ NUMBER_TASKS = tuple(
 TEXT_TASKS = ("wiki_fast", "wiki", "shakespeare")  # `wiki` is the same data as `wiki_fast`, the study's name for it
 ARTIFACTS = ("noise", "backdoor", "natural")
 NUMBER_FIELDS = ("num_7", "num_2", "num_3", "num_4", "num_5", "length")  # what only numbers, and only text, look at
-TEXT_FIELDS = ("corpus", "text_column", "num_chunks", "train_tokenizer", "vocab_size")
+TEXT_FIELDS = ("corpus", "corpus_sha256", "text_column", "num_chunks", "train_tokenizer", "vocab_size")
+HUB, BUILTIN = "hub", "builtin"  # every other --corpus is a path
 MIN_VOCABULARY = 300  # 256 bytes, one end-of-text token and at least some merges
 
 
@@ -50,6 +52,11 @@ class DataSettings:
         "text: hub (Hugging Face), builtin (from installed packages), or a path: a text file, .jsonl, .parquet, or a "
         "folder of them; not given: hub, or builtin where the hub cannot be reached",
     )
+    corpus_sha256: str | None = option(
+        None,
+        "text: SHA-256 of the files of --corpus PATH, one after the other; filled in by itself, so that a run on an "
+        "edited text is another run; given: a corpus with another one is refused",
+    )
     text_column: str = option("text", "text: which column of a .jsonl or .parquet corpus")
     num_chunks: int | None = option(None, "text: training chunks of max_ctx tokens; not given: all there are", low=1)
     train_tokenizer: bool = option(False, "text: train a byte-level BPE on the corpus instead of GPT-2's 50257 tokens")
@@ -59,13 +66,22 @@ class DataSettings:
         check_options(self)
         if self.artifact == "natural" and not self.is_text:
             raise UserError(f"--artifact natural: needs text; --data_name is {self.data_name}")
+        if self.corpus_sha256 is not None and self.corpus_path is None:
+            raise UserError(f"--corpus_sha256: is that of the files of --corpus PATH; --corpus is {self.corpus}")
 
     @property
     def is_text(self) -> bool:
         """Whether this is text and not number sequences."""
         return self.data_name in TEXT_TASKS
 
+    @property
+    def corpus_path(self) -> Path | None:
+        """Where text of the user's own is; None for the hub, the builtin corpus, and one still to be chosen."""
+        return None if self.corpus in (None, HUB, BUILTIN) else Path(self.corpus)
+
     def applicable(self) -> dict[str, Any]:
         """The settings that this kind of data looks at: those of the other kind do not change it."""
         ignored = NUMBER_FIELDS if self.is_text else TEXT_FIELDS
+        if self.corpus_sha256 is None:  # no file of the user's own
+            ignored += ("corpus_sha256",)
         return {name: value for name, value in asdict(self).items() if name not in ignored}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -27,6 +29,25 @@ def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{flag} {path}: unknown kind of file; it must end in {known}")
     return [path]
+
+
+def sha256(paths: list[Path]) -> str:
+    """SHA-256 of these files, one after the other: for a single one what sha256sum prints."""
+    return _sha256(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(versions: tuple[tuple[Path, int, int], ...]) -> str:
+    """Of files with size and time of change, so that they are read once as long as they stay the same."""
+    total = hashlib.sha256()
+    for path, _, _ in versions:
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return total.hexdigest()
 
 
 def read_texts(path: Path, column: str) -> list[str]:

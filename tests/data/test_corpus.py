@@ -127,6 +127,37 @@ def test_the_fingerprint_follows_the_content(tmp_path):
     assert find_corpus(settings(path)).fingerprint != before
 
 
+def test_an_edited_text_is_another_corpus(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"abc")
+    resolved = resolve_corpus(settings(path))
+    assert resolved.corpus_sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2
+    assert (
+        resolve_corpus(resolved) == resolved
+        and find_corpus(resolved).fingerprint == find_corpus(settings(path)).fingerprint
+    )
+    path.write_bytes(b"abd")
+    assert resolve_corpus(settings(path)).applicable() != resolved.applicable()
+    for read in (resolve_corpus, find_corpus):
+        with pytest.raises(UserError, match=f"--corpus {path}: this is another text .SHA-256 a52d159f.*, not ba7816bf"):
+            read(resolved)
+
+
+def test_the_sha256_of_a_folder_is_that_of_its_files_one_after_the_other(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a")
+    (tmp_path / "b.txt").write_bytes(b"bc")
+    (tmp_path / "c.bin").write_bytes(b"no text")
+    assert resolve_corpus(settings(tmp_path)).corpus_sha256.startswith("ba7816bf8f01cfea")
+
+
+def test_only_files_have_a_sha256():
+    assert resolve_corpus(settings("builtin")).corpus_sha256 is None
+    assert "corpus_sha256" not in settings("builtin").applicable()  # runs from before there was one keep their names
+    for corpus_of in (None, "hub", "builtin"):
+        with pytest.raises(UserError, match="--corpus_sha256: is that of the files of --corpus PATH"):
+            settings(corpus_of, corpus_sha256="ab")
+
+
 def test_builtin_packages():
     for package in corpus.BUILTIN_FILES:
         if importlib.util.find_spec(package) is None:

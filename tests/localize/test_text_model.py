@@ -186,6 +186,21 @@ def test_another_vocabulary(trained, capsys, tmp_path, script):
     assert "this model has 325 tokens, the data 320" in refused(capsys, script, *given)
 
 
+def test_an_edited_text_is_not_taken_for_the_old_one(capsys, tmp_path):
+    path, run = tmp_path / "corpus.txt", tmp_path / "run"
+    path.write_text("".join(f"section {number} of words\n\n" for number in range(600)))
+    flags = {**DATA, **MODEL, "corpus": path, "artifact": "natural", "num_noise": 2, "num_chunks": 20, "epochs": 1}
+    flags |= {"data_dir": tmp_path / "data", "output_dir": run, "device": "cpu"}
+    train = [TRAIN, *(f"--{name}={value}" for name, value in flags.items())]
+    in_process(*train)
+    capsys.readouterr()
+    path.write_text(path.read_text().replace("section 7 ", "section 8 "))
+    assert "with --corpus_sha256" in refused(capsys, *train)
+    model = ["--model_path", run / "epoch_1", "--data_dir", tmp_path / "data", "--device", "cpu"]
+    for script in ([LOCALIZE, "--localization_method", "durable"], [FINETUNE, "--ft_data", "extra"]):
+        assert "this is another text" in refused(capsys, *script, *model)
+
+
 @pytest.mark.parametrize(
     "content, more, named",
     [
