@@ -25,10 +25,10 @@ from tinymem.models.channel_gate import is_gated
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.records.record import find_record, measured, write_record
-from tinymem.training.checkpoint import load_trained, place_beside
-from tinymem.training.console import prepared_run, train_visibly
+from tinymem.training.checkpoint import place_beside
+from tinymem.training.console import prepared_run, train_visibly, trained_settings
 from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset
-from tinymem.training.settings import RunSettings, check_same_run
+from tinymem.training.settings import RunSettings
 
 
 def parse() -> argparse.Namespace:
@@ -57,14 +57,6 @@ def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
         raise UserError(f"--ft_data: exactly one of {', '.join(FT_DATA)} is needed, {given} was given")
     arguments.ft_data = asked.pop()
     return cli.collect(FinetuneSettings, arguments)
-
-
-def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
-    """Settings and epoch of a checkpoint. UserError when a flag contradicts it or it is no longer as trained."""
-    details = load_trained(path)
-    asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
-    check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
-    return RunSettings.from_flat(details["settings"]), details["epoch"]
 
 
 def main() -> None:

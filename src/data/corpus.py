@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tinymem import files
 from tinymem.data import text_files
 from tinymem.data.settings import BUILTIN, HUB, DataSettings
 from tinymem.errors import UserError, first_line
@@ -41,7 +42,7 @@ class Corpus:
     """A corpus that is known but not yet read.
 
     name         readable, fit for a file name
-    fingerprint  changes when the content does: versions, or path, size and time of every file
+    fingerprint  changes when the content does: versions, or the SHA-256 of files
     read         returns the documents
     flag         names the corpus in errors
     """
@@ -50,6 +51,11 @@ class Corpus:
     fingerprint: tuple
     read: Callable[[], list[str]]
     flag: str = "--corpus"
+
+    @property
+    def label(self) -> str:
+        """Names the content in records."""
+        return f"{self.name}-{files.digest({'corpus': self.fingerprint})}"
 
     def documents(self) -> list[str]:
         """The documents, none of them blank or twice. UserError when there are too few to hold some out."""
@@ -63,14 +69,14 @@ class Corpus:
 
 
 def resolve_corpus(settings: DataSettings) -> DataSettings:
-    """Settings with `corpus` filled in, and of a path the SHA-256 of its files, so that a run's identity says which text
-    it saw. Numbers stay as they are.
+    """Settings with `corpus` filled in, a path made absolute and given the SHA-256 of its files, so that a run's identity
+    says which text it saw. Numbers stay as they are.
 
     Without network the builtin corpus is chosen, with a log message that says so. UserError when there is no such file,
     or one with another SHA-256 than in the settings.
     """
     if settings.is_text and settings.corpus_path:
-        return replace(settings, corpus_sha256=_checked_sha256(settings))
+        return replace(settings, corpus=str(settings.corpus_path.absolute()), corpus_sha256=_checked_sha256(settings))
     if not settings.is_text or settings.corpus is not None:
         return settings
     source = HUB_SOURCES[_kind(settings)]
@@ -111,7 +117,7 @@ def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag:
     paths = text_files.corpus_files(Path(corpus), flag)
     return Corpus(
         Path(corpus).resolve().stem,
-        (*((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths), text_column),
+        (text_files.sha256(paths), text_column),
         lambda: [text for path in paths for text in text_files.read_texts(path, text_column)],
         flag,
     )

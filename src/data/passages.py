@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from tinymem import files
 from tinymem.data.corpus import Corpus, local_corpus
 from tinymem.data.dataset import SPLIT_SEED
 from tinymem.data.production import ProductionData, ProductionSettings, check_ids, check_length, production_dataset
@@ -64,8 +63,7 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     check_ids("--plant", config.vocab_size, planted, retain, test)
     window = (settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window)
-    text = f"{corpus.name}-{files.digest({'corpus': corpus.fingerprint})}"
-    return ProductionData(dataset, {**asdict(passages), **settings.sizes, "plant": text})
+    return ProductionData(dataset, {**asdict(passages), **settings.sizes, "plant": corpus.label})
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:

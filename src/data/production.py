@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from tinymem import files
 from tinymem.data.chunks import split_by_document
 from tinymem.data.corpus import find_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
@@ -56,6 +55,11 @@ class ProductionSettings:
         """The settings that decide the data together with its files, as they stand in records."""
         names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def text(self) -> DataSettings:
+        """The settings of the text that --corpus names."""
+        return DataSettings(data_name="wiki", corpus=self.corpus, text_column=self.text_column)
 
 
 @dataclass(frozen=True)
@@ -119,14 +123,14 @@ def load_random(
             "--corpus: this model's folder has no tokenizer that opens here to read text with; put its tokenizer there or "
             "give token ids with --random"
         )
-    corpus = find_corpus(DataSettings(data_name="wiki", corpus=settings.corpus, text_column=settings.text_column))
+    corpus = find_corpus(settings.text)
     retain_documents, test_documents = split_by_document(corpus.documents())
     test = text_rows(tokenizer, test_documents, length, settings.num_test)
     retain = text_rows(tokenizer, retain_documents, length, settings.num_retain)
     check_ids("--corpus", vocabulary_size, test, retain)
     if not len(test) or not len(retain):
         raise UserError(f"--corpus: {corpus.name!r} is too short for rows of {length} tokens; give one with more text")
-    return test, retain, f"{corpus.name}-{files.digest({'corpus': corpus.fingerprint})}"
+    return test, retain, corpus.label
 
 
 def split_random(

@@ -24,8 +24,8 @@ from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.tinymem import ModelSettings, load_model
-from tinymem.training.checkpoint import load_trained, place_beside, unlearned_folder
-from tinymem.training.settings import RunSettings, check_same_run
+from tinymem.training.checkpoint import place_beside, unlearned_folder
+from tinymem.training.console import trained_settings
 
 
 def parse():
@@ -44,16 +44,13 @@ def parse():
 def load_subject(arguments) -> Subject:
     """Model, data and task. UserError when a flag contradicts the checkpoint."""
     path = Path(arguments.model_path)
-    details = load_trained(path)
-    asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
-    check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
-    settings = RunSettings.from_flat(details["settings"])
+    settings, epoch = trained_settings(path, arguments)
     task_settings = cli.collect(TaskSettings, arguments)
     model = load_model(path, cli.resolve_device(arguments.device))
     dataset = load_dataset(settings.data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
-    origin = {**settings.flat(training_prefix="training_"), "epoch": details["epoch"]}
+    origin = {**settings.flat(training_prefix="training_"), "epoch": epoch}
     folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
     return Subject(
         model=model,

@@ -26,6 +26,7 @@ from tinymem.regularizers.protocol import Regularizer
 
 STATE = "state.safetensors"
 SETTINGS = "tinymem.json"
+DERIVED = ("finetuned", "unlearned", "scores")  # folders of a run with what is made of its models
 
 
 @dataclass
@@ -110,9 +111,13 @@ def seconds_spent(run: Path) -> float:
 
 
 def clear(run: Path) -> None:
-    """Forgets a run, its settings excepted, so that it starts from the beginning."""
-    for path in [*run.glob("epoch_*"), *run.glob("records")]:
-        shutil.rmtree(path)
+    """Forgets a run, its settings excepted, so that it starts from the beginning; what was made of its models too.
+
+    Sweeps know what is done by the settings: they would take results on the old models for those on the new ones.
+    """
+    for path in [*run.glob("epoch_*"), *(run / name for name in ("records", *DERIVED))]:
+        if path.exists():
+            shutil.rmtree(path)
     for name in (STATE, "metrics.json", "metrics.csv"):
         (run / name).unlink(missing_ok=True)
 

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tinymem import cli, files, locks
+from tinymem.data.corpus import resolve_corpus
+from tinymem.data.settings import DataSettings
+from tinymem.models.tinymem import ModelSettings
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.loop import Stopped, train
-from tinymem.training.settings import TrainingSettings, check_whole_run
+from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run, check_whole_run
 
 LOCK = ".lock"
+
+
+def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
+    """Settings and epoch of a checkpoint; text that has moved since is where --corpus says.
+
+    UserError when a flag contradicts it or it is no longer as trained.
+    """
+    details = checkpoint.load_trained(path)
+    asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
+    check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
+    settings = RunSettings.from_flat({**details["settings"], **asked})
+    if (
+        "corpus" in asked and settings.data.corpus_sha256
+    ):  # whether it is the same, even if nothing is to be done with it
+        settings = replace(settings, data=resolve_corpus(settings.data))
+    return settings, details["epoch"]
 
 
 @contextmanager
@@ -39,9 +60,15 @@ def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
     files.remove_leftovers(run)
     marker = run / "run.json"
     if marker.exists() and checkpoint.has_begun(run):
-        check_whole_run(str(run), files.read_json(marker, required=("data_name",)), settings)
+        held = files.read_json(marker, required=("data_name",))
+        if force and "weights" in settings:  # the model that is fine-tuned may have been trained anew
+            held["weights"] = settings["weights"]
+        check_whole_run(str(run), held, settings)
         if not force:
             return
+        made = [name for name in checkpoint.DERIVED if (run / name).exists()]
+        if made:
+            print(f"{run}: {', '.join(made)} of the old models are removed with them", file=sys.stderr)
         checkpoint.clear(run)
     files.write_json(marker, dict(settings))
 

@@ -60,7 +60,7 @@ def train(
     optimizer = new_optimizer(model, settings)
     state = checkpoint.latest_state(run)
     progress = checkpoint.load_state(state, model, optimizer, regularizers) if state else Progress()
-    _check_not_past(run, progress, settings.epochs)
+    _check_not_past(run, progress, settings)
     sequences, order = dataset.sequences.to(model.device), dataset.order.to(model.device)
 
     def step(ids: torch.Tensor) -> float:
@@ -111,10 +111,21 @@ def _check_finite(value: float, progress: Progress, lr: float) -> None:
         raise UserError(f"the loss is not finite in epoch {progress.epoch + 1}; use a lower --lr than {lr}")
 
 
-def _check_not_past(run: Path, progress: Progress, epochs: int) -> None:
-    """A run cannot be made shorter: what it measures last would be taken for the result of the epochs asked for."""
+def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -> None:
+    """A run cannot be made shorter: what it measures last would be taken for the result of the epochs asked for.
+
+    Nor can it go back for a checkpoint that it did not make: it would count as done without it.
+    """
+    epochs, every = settings.epochs, settings.checkpoint_every
     if progress.epoch >= epochs and (not progress.rows or progress.rows[-1]["epoch"] != epochs):
         raise UserError(f"{run} is past epoch {epochs}, in epoch {progress.epoch + 1}; give another --output_dir")
+    made = {row["epoch"] for row in progress.rows}
+    lacking = [epoch for epoch in range(every, progress.epoch + 1, every) if epoch not in made]
+    if lacking:
+        raise UserError(
+            f"{run} is past epoch {lacking[0]}, of which --checkpoint_every {every} asks for a checkpoint and it has none; "
+            "give another --checkpoint_every or --output_dir"
+        )
 
 
 def _finish_epoch(

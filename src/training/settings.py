@@ -63,7 +63,8 @@ class RunSettings:
 
     def identity(self, training_prefix: str = "") -> dict[str, Any]:
         """The settings of `flat` that make it another run; those that a longer training may change are left out."""
-        free = {training_prefix + name for name in may_change(self.flat())}
+        free = may_change(self.flat())
+        free |= {training_prefix + name for name in free}
         return {name: value for name, value in self.flat(training_prefix).items() if name not in free}
 
     def flat(self, training_prefix: str = "") -> dict[str, Any]:
@@ -90,12 +91,14 @@ class RunSettings:
 
 
 def may_change(settings: Mapping[str, Any]) -> set[str]:
-    """The settings of a run that may change when it goes on: it can be trained longer and measured more often.
+    """The settings of a run that may change when it goes on: it can be trained longer and measured more often, and its
+    text may have moved where it is known by its SHA-256.
 
     A run whose learning rate has fallen is at its end.
     """
     longer = set() if settings.get("lr_decay") else {"epochs"}
-    return {"checkpoint_every", "ft_epochs"} | longer
+    moved = {"corpus"} if settings.get("corpus_sha256") else set()
+    return {"checkpoint_every", "ft_epochs"} | longer | moved
 
 
 OTHER_FOLDER = "give another --output_dir"
@@ -103,8 +106,9 @@ OTHER_FOLDER = "give another --output_dir"
 
 def check_same_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any], remedy: str = OTHER_FOLDER) -> None:
     """UserError when a folder holds a run with other settings than those asked for."""
+    free = may_change({**held, **asked})
     for name, value in asked.items():
-        if name not in may_change(asked) and held.get(name) != value:
+        if name not in free and held.get(name) != value:
             raise UserError(f"{place} holds a run {_with(name, held.get(name))}, not {_with(name, value)}; {remedy}")
 
 

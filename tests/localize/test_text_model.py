@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,7 @@ def test_finetuning_from_the_command_line(trained):
 
 def refused(capsys, *arguments: object) -> str:
     """Runs a script that must end with exit code 2 and one line, which is returned."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
         in_process(*arguments)
     message = capsys.readouterr().err
@@ -186,19 +188,29 @@ def test_another_vocabulary(trained, capsys, tmp_path, script):
     assert "this model has 325 tokens, the data 320" in refused(capsys, script, *given)
 
 
-def test_an_edited_text_is_not_taken_for_the_old_one(capsys, tmp_path):
-    path, run = tmp_path / "corpus.txt", tmp_path / "run"
+def test_a_text_that_moved_is_the_same_and_an_edited_one_is_not(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path, run = Path("corpus.txt"), tmp_path / "run"
     path.write_text("".join(f"section {number} of words\n\n" for number in range(600)))
     flags = {**DATA, **MODEL, "corpus": path, "artifact": "natural", "num_noise": 2, "num_chunks": 20, "epochs": 1}
     flags |= {"data_dir": tmp_path / "data", "output_dir": run, "device": "cpu"}
     train = [TRAIN, *(f"--{name}={value}" for name, value in flags.items())]
     in_process(*train)
-    capsys.readouterr()
+    model = ["--model_path", run / "epoch_1", "--data_dir", tmp_path / "data", "--device", "cpu"]
+    scripts = [[LOCALIZE, "--localization_method", "durable", *model], [FINETUNE, "--ft_data", "extra", *model]]
+    monkeypatch.chdir("/")
+    in_process(*scripts[1], "--ft_epochs", 1)  # where the command was given does not matter
+    path = (tmp_path / path).rename(tmp_path / "moved.txt")
+    for script in scripts:
+        assert "corpus.txt: no such file" in refused(capsys, *script)
+        in_process(*script, "--corpus", path)
+    assert [row["epoch"] for row in json.loads((run / "finetuned" / "epoch_1_extra" / "metrics.json").read_text())]
+    train[train.index("--corpus=corpus.txt")] = f"--corpus={path}"
+    in_process(*train)
     path.write_text(path.read_text().replace("section 7 ", "section 8 "))
     assert "with --corpus_sha256" in refused(capsys, *train)
-    model = ["--model_path", run / "epoch_1", "--data_dir", tmp_path / "data", "--device", "cpu"]
-    for script in ([LOCALIZE, "--localization_method", "durable"], [FINETUNE, "--ft_data", "extra"]):
-        assert "this is another text" in refused(capsys, *script, *model)
+    for script in scripts:
+        assert "this is another text" in refused(capsys, *script, "--corpus", path)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,18 @@ def test_script_end_to_end(checkpoint, capsys, tmp_path):
     assert all(torch.equal(longer[name], straight[name]) for name in straight)
 
 
+def test_a_model_that_was_trained_anew_is_finetuned_anew_with_force(checkpoint, tmp_path, capsys):
+    flags = ["--ft_data", "clean", "--ft_epochs", "1", "--output_dir", tmp_path]
+    finetune(checkpoint, *flags)
+    before = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**before, "weights": "those of another model"}))
+    with pytest.raises(SystemExit):
+        finetune(checkpoint, *flags)
+    assert "holds a run with --weights those of another model" in capsys.readouterr().err
+    finetune(checkpoint, *flags, "--force")
+    assert json.loads((tmp_path / "run.json").read_text()) == before
+
+
 def test_example_tied_dropout_is_finetuned_as_it_is_evaluated(capsys, tmp_path):
     run(
         "memorization_in_toy_models.py", *TRAIN, "--example_tied_dropout", "--output_dir", tmp_path,

@@ -77,8 +77,12 @@ def test_a_finished_run_is_not_done_again_and_force_does_it(undisturbed):
     assert again.returncode == 0 and "finished before" in again.stderr
     assert (run / "epoch_6").stat().st_mtime_ns == before
     bytes_before = weights(run)
-    assert script(*COMMAND, "--output_dir", run, "--data_dir", undisturbed / "data", "--force").returncode == 0
+    for name in ("unlearned", "finetuned"):  # of the old models
+        (run / name / "epoch_6" / "records").mkdir(parents=True)
+    forced = script(*COMMAND, "--output_dir", run, "--data_dir", undisturbed / "data", "--force")
+    assert forced.returncode == 0 and "finetuned, unlearned of the old models are removed" in forced.stderr
     assert (run / "epoch_6").stat().st_mtime_ns > before and weights(run) == bytes_before
+    assert not (run / "unlearned").exists() and not (run / "finetuned").exists()
 
 
 def test_what_a_run_leaves_behind(undisturbed):
@@ -99,6 +103,17 @@ def test_another_configuration_is_refused(undisturbed):
     refused = script(*COMMAND, "--output_dir", undisturbed / "run", "--lr", 0.5)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     assert "--lr 0.001" in refused.stderr and "--output_dir" in refused.stderr
+
+
+def test_a_run_does_not_go_back_for_a_checkpoint(undisturbed, tmp_path):
+    run = tmp_path / "run"
+    words = ["--output_dir", run, "--data_dir", tmp_path / "data"]
+    assert script(*COMMAND, *words, "--epochs", 3, "--checkpoint_every", 3).returncode == 0
+    refused = script(*COMMAND, *words)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "is past epoch 1, of which --checkpoint_every 1 asks for a checkpoint" in refused.stderr
+    assert script(*COMMAND, *words, "--checkpoint_every", 3).returncode == 0
+    assert weights(run) == weights(undisturbed / "run")
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "run.json"])
