@@ -37,21 +37,23 @@ RANDOM = "pile_random_batch.safetensors"
 
 def parse():
     parser = cli.Parser(__doc__)
-    parser.add_argument("--models", nargs="+", choices=PYTHIA, default=list(PYTHIA), help="default: both")
-    parser.add_argument("--steps", nargs="+", type=int, choices=STEPS, default=STEPS, metavar="N",
+    parser.add_argument("--models", nargs="+", choices=PYTHIA, help="default: both")
+    parser.add_argument("--steps", nargs="+", type=int, choices=STEPS, metavar="N",
                         help=f"of {' '.join(map(str, STEPS))} (default: all)")  # fmt: skip
-    parser.add_argument(
-        "--memorized_dir", default="pythia_mem_data", help="where the sequences are (default: pythia_mem_data)"
-    )
+    parser.add_argument("--memorized_dir", help="where the sequences are (default: pythia_mem_data)")
     add_grid_options(parser)
     add_sweep_options(parser, "runs/pythia; small: runs/pythia_small")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for name in ("models", "steps", "memorized_dir"):
+        if arguments.small and getattr(arguments, name) is not None:
+            raise UserError(f"--{name}: not together with --small, which has a model of its own")
+    return arguments
 
 
 def pythia(arguments) -> list[Production]:
     """The models of the study. UserError when the sequences are not there, unless nothing is going to be run."""
-    folder = Path(arguments.memorized_dir).absolute()
-    files = {size: folder / PYTHIA[size][1] for size in arguments.models}
+    folder = Path(arguments.memorized_dir or "pythia_mem_data").absolute()
+    files = {size: folder / PYTHIA[size][1] for size in arguments.models or PYTHIA}
     for path in (*files.values(), folder / RANDOM):
         if not path.exists() and not arguments.dry_run:
             raise UserError(f"{path}: not there; fetch it as pythia_mem_data/README.md says, or give --memorized_dir")
@@ -62,8 +64,8 @@ def pythia(arguments) -> list[Production]:
             data=ProductionSettings(memorized=str(files[size]), random=str(folder / RANDOM)),
             whole_node=PYTHIA[size][2],
         )
-        for size in arguments.models
-        for step in arguments.steps
+        for size in files
+        for step in arguments.steps or STEPS
     ]
 
 

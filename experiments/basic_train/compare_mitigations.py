@@ -36,6 +36,7 @@ from tinymem.records.table import flat_row, load_records, markdown, named_record
 from tinymem.training.finetune import FT_DATA
 from tinymem.training.settings import RunSettings, TrainingSettings
 
+ROOT = Path(__file__).resolve().parents[2]
 PLAIN, REGULARIZERS, FINETUNING, UNLEARNING = "no mitigation", "regularizers", "fine-tuning", "unlearning"
 METRICS = ("percent_memorized_train", "percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy")
 METRICS += ("perplexity", "percent_zeroed")
@@ -66,7 +67,9 @@ def parse() -> argparse.Namespace:
 
 def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
     """Trains one model; the command names the settings that are not the script's defaults."""
-    cli.run_script(["memorization_in_toy_models.py", *as_flags(*settings.parts), "--output_dir", folder, *common])
+    cli.run_script(
+        [ROOT / "memorization_in_toy_models.py", *as_flags(*settings.parts), "--output_dir", folder, *common]
+    )
 
 
 def do_everything(study: Study, common: list[str]) -> None:
@@ -78,9 +81,9 @@ def do_everything(study: Study, common: list[str]) -> None:
         train(settings, study.run_dir / name, common)
     model = ["--model_path", study.checkpoint, *common]
     for data in FT_DATA:
-        cli.run_script(["ft_toy_model.py", *model, "--ft_data", data, "--ft_epochs", study.ft_epochs])
+        cli.run_script([ROOT / "ft_toy_model.py", *model, "--ft_data", data, "--ft_epochs", study.ft_epochs])
     for words in study.unlearning:
-        script = "src/localize/localize_memorization.py"
+        script = ROOT / "src/localize/localize_memorization.py"
         cli.run_script([script, *model, "--no_save_model", "--localization_method", *words.split()])
 
 
@@ -98,10 +101,10 @@ def compare(study: Study) -> list[dict[str, Any]]:
         _, *others = vars(regularizer).items()  # the first one switches it on
         rows.append(as_row(REGULARIZERS, name, ", ".join(f"{key} {value}" for key, value in others), row, plain))
     epoch = {"epoch": plain["epochs"]}
-    identity = {"run": "finetune", **study.plain.flat(), **epoch, "ft_epochs": study.ft_epochs}
+    identity = {"run": "finetune", **study.plain.identity(), **epoch, "ft_epochs": study.ft_epochs}
     tuned = {row["ft_data"]: row for row in rows_with(study.run_dir / "plain" / "finetuned", identity)}
     rows += [as_row(FINETUNING, name, f"epochs {study.ft_epochs}", tuned[name], plain) for name in FT_DATA]
-    identity = {"run": "unlearn", **study.plain.flat(training_prefix="training_"), **epoch}
+    identity = {"run": "unlearn", **study.plain.identity("training_"), **epoch}
     unlearned = best_unlearned(study.run_dir / "plain" / "unlearned", identity)
     return rows + [as_row(UNLEARNING, name, f"ratio {row['ratio']:g}", row, plain) for name, row in unlearned.items()]
 
@@ -165,10 +168,12 @@ def counted_seconds(folder: Path) -> Iterator[dict[str, float]]:
     """
     path, start, finished = folder / "seconds.json", time.monotonic(), len(load_records(folder))
     spent = files.read_json(path) if path.exists() else {"seconds": 0.0}
+    interrupted = True
     try:
         yield spent
+        interrupted = False
     finally:
-        if len(load_records(folder)) > finished:
+        if interrupted or len(load_records(folder)) > finished:
             spent["seconds"] = round(spent["seconds"] + time.monotonic() - start, 1)
             files.write_json(path, spent)
 

@@ -45,9 +45,14 @@ def parse():
     arguments = parser.parse_args()
     if bool(arguments.model_path) == bool(arguments.model_name):
         raise UserError("--model_path, --model_name: exactly one of them is needed")
-    others = cli.given(LoadSettings, arguments) | cli.given(ProductionSettings, arguments)
+    others = [*cli.given(LoadSettings, arguments), *cli.given(ProductionSettings, arguments)]
+    others += ["whole_node"] * arguments.whole_node
     if arguments.model_path and others:
-        raise UserError(f"--{next(iter(others))}: only with --model_name; a checkpoint has its own settings")
+        raise UserError(f"--{others[0]}: only with --model_name; a checkpoint has its own settings")
+    for name in ("memorized", "random"):
+        path = getattr(arguments, name, None)
+        if path and not Path(path).exists() and not arguments.dry_run:
+            raise UserError(f"--{name} {path}: no such file")
     return arguments
 
 

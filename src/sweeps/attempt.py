@@ -22,6 +22,7 @@ from tinymem.sweeps.job import Job, missing
 
 DONE, SKIPPED, BUSY, FAILED, STOPPED = "done", "skipped", "busy", "failed", "stopped"
 BAD_INPUT = 2  # the exit code of a script that refuses its input: it would refuse it again
+LOCKS = ".locks"
 TAIL_LINES = 60
 STOP_SECONDS = 60.0
 
@@ -31,7 +32,7 @@ class Place:
     """Where a sweep works.
 
     root          the repository, where its scripts are
-    folder        locks/ and failed/ are kept here
+    folder        failed/ is kept here
     environment   variables set for every run
     """
 
@@ -87,12 +88,12 @@ class Running:
 def attempt(job: Job, place: Place, running: Running | None = None) -> Outcome:
     """Runs what is missing of a job, unless another process is at it. Never raises for anything that a run does.
 
-    The run inherits the job's lock: should this process be killed and the run live on, nobody starts it again.
+    The lock is beside the job's records, where every other sweep sees it. The run inherits it: should this process be killed and the run live on, nobody starts it again.
     """
     running = running or Running()
     if running.stopped:
         return Outcome(STOPPED)
-    lock = Path(place.folder) / "locks" / f"{job.digest}.lock"
+    lock = Path(job.folder) / LOCKS / f"{job.digest}.lock"
     try:
         descriptor = locks.try_lock(lock)
         if descriptor is None:

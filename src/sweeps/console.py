@@ -44,7 +44,7 @@ def sweep(
 ) -> None:
     """Runs what is missing of the jobs, or says what that is, and exits with 1 when something is missing after it.
 
-    folder: of this sweep, for its locks and failures; root: of the repository; open_pool(jobs, place): the workers.
+    folder: of this sweep, for its failures; root: of the repository; open_pool(jobs, place): the workers.
     """
     surveyed = survey(jobs)
     todo = [progress for progress in surveyed.values() if progress.left][: arguments.limit]
@@ -54,12 +54,13 @@ def sweep(
     place = Place(str(root), str(files.writable_folder(folder).absolute()))
     chosen = {name: progress for name, progress in surveyed.items() if not progress.left or progress in todo}
     result = _run(chosen, todo, place, arguments.retries, open_pool) if todo else Sweep(chosen)
-    _print_result(result, folder)
+    everything = {**surveyed, **result.jobs}  # those beyond --limit too
+    _print_result(everything, folder)
     if result.ended:
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {result.ended}", file=sys.stderr)
     if result.stopped:
         sys.exit(130)
-    sys.exit(1 if any(progress.left for progress in result.jobs.values()) else 0)
+    sys.exit(1 if any(progress.left for progress in everything.values()) else 0)
 
 
 def _print_plan(surveyed: list[Progress], todo: list[Progress]) -> None:
@@ -83,10 +84,10 @@ def _run(chosen: dict[str, Progress], todo: list[Progress], place: Place, retrie
             return run_jobs(chosen, pool, place, retries, should_stop, on_end)
 
 
-def _print_result(result: Sweep, folder: Path) -> None:
+def _print_result(jobs: dict[str, Progress], folder: Path) -> None:
     """One line a group, then where to look."""
     groups: dict[str, dict[str, Any]] = {}
-    for progress in result.jobs.values():
+    for progress in jobs.values():
         for name in (progress.job.group, "all"):
             row = groups.setdefault(name, dict.fromkeys(("group", "runs", "done", "skipped", "failed", "not run"), 0))
             row["group"] = name
@@ -97,7 +98,7 @@ def _print_result(result: Sweep, folder: Path) -> None:
     groups["all"] = groups.pop("all")
     print(cli.table(groups.values()))
     where = f"; failures: {folder}/failed" if groups["all"]["failed"] else ""
-    print(f"\nrecords: {_common([progress.job.folder for progress in result.jobs.values()])}{where}")
+    print(f"\nrecords: {_common([progress.job.folder for progress in jobs.values()])}{where}")
 
 
 def _common(folders: list[str]) -> str:

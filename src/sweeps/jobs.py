@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tinymem.data.corpus import find_corpus, resolve_corpus
 from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.localize.registry import Method
@@ -94,7 +95,7 @@ def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: C
         words=(FINETUNE, "--model_path", str(checkpoint.path), "--ft_data", finetuning.ft_data)
         + ("--ft_epochs", str(finetuning.ft_epochs), "--output_dir", str(folder), *common.words),
         folder=str(folder),
-        settings={"run": "finetune", **checkpoint.settings.flat(), "epoch": checkpoint.epoch, **asdict(finetuning)},
+        settings={"run": "finetune", **checkpoint.settings.identity(), "epoch": checkpoint.epoch, **asdict(finetuning)},
         after=_after(checkpoint),
     )
 
@@ -155,7 +156,8 @@ def production_jobs(
 ) -> list[Job]:
     """One job for each method with its hyper-parameters, for all their ratios, on a production model.
 
-    Records are known by the memorized sequences in them too, where their file is there. UserError when it is damaged.
+    Records are known by the memorized sequences and the other text in them too; what is read where nothing is named is
+    decided here, once for all. UserError for a file that is damaged. One that is not there yet names nothing.
     """
     name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
     data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
@@ -164,6 +166,11 @@ def production_jobs(
     base |= task.deciding()
     if data.memorized and Path(data.memorized).exists():
         base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
+    if data.random is None:
+        data = replace(data, corpus=resolve_corpus(data.text).corpus)
+        base["random_data"] = find_corpus(data.text).label
+    elif Path(data.random).exists():
+        base["random_data"] = read_token_set(data.random).fingerprint
     flags = (*as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")
     flags += (*as_flags(task, leave_out=("holdout_fraction",)), "--no_save_model", "--output_dir", str(folder))
     return [

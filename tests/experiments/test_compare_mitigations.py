@@ -78,6 +78,8 @@ def test_all_seventeen_are_compared_and_nothing_is_done_twice(compare, tmp_path,
     assert state() == before and len(load_records(tmp_path / "run_dir")) == 4 + 3 + 1 + len(METHODS) + 2
     assert (tmp_path / "output_dir" / "table.csv").read_bytes() == table
     assert json.loads((tmp_path / "output_dir" / "summary.json").read_text())["seconds_total"] == seconds > 0
+    compare("--checkpoint_every=12")  # what was made of the same models is found again
+    assert (tmp_path / "output_dir" / "table.csv").read_bytes() == table
 
 
 @pytest.mark.parametrize(

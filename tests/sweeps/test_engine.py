@@ -36,7 +36,7 @@ def test_only_what_is_missing_is_run(small):
     assert sorted(small.log()[3:]) == ["a 3", "a 4", "c 0"]
     assert (sweep.jobs["a"].runs, sweep.jobs["a"].before, sweep.jobs["a"].left) == (4, 2, 0)
     assert small.results()["a", 3][1]["square"] == 9
-    assert not list((Path(small.place.folder) / "locks").iterdir())
+    assert not list((small.out / ".locks").iterdir())
 
 
 def test_a_failure_is_kept_and_retried_so_often(small):

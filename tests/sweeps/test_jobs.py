@@ -8,6 +8,7 @@ from small import ROOT, SMALL_DATA, in_process
 
 from tinymem import cli
 from tinymem.data.settings import DataSettings
+from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
@@ -95,6 +96,10 @@ def test_jobs_know_the_records_of_the_real_scripts(common, tmp_path):
         do(job)
         assert missing(job) == []
     assert missing(balanced) == [0.05, 0.1] and Path(slimming.folder) == tmp_path / RUN.name / "unlearned" / "epoch_2"
+    longer = replace(RUN, training=replace(RUN.training, epochs=4, checkpoint_every=2))
+    (same,) = jobs.checkpoints(longer, tmp_path, [2])  # of a training that is to go on, or has gone on since
+    assert missing(jobs.finetune_job(same, FinetuneSettings("extra", 1), common)) == []
+    assert missing(jobs.finetune_job(same, FinetuneSettings("extra", 2), common)) == [None]
     found = jobs.localize_jobs(jobs.find_checkpoint(checkpoint.path), grid, task, common)
     assert [missing(job) for job in found] == [[], [0.05, 0.1]]
     other = [replace(task, unlearn_seed=1), replace(task, holdout_fraction=0.5)]
@@ -126,7 +131,15 @@ def test_production_jobs_know_their_records(common, tmp_path, monkeypatch):
     assert missing(job) == [0.1, 0.2]
     do(job)
     assert missing(job) == []
-    (other,) = jobs.production_jobs(
-        replace(first, data=replace(first.data, num_test=3)), grid, task, common, tmp_path / "out"
-    )
-    assert missing(other) == [0.1, 0.2]
+    tokens = read_token_set(first.data.random).tokens
+    write_token_set(tmp_path / "other.safetensors", TokenSet(tokens.flip(0), {}))
+    write_token_set(tmp_path / "same.safetensors", TokenSet(tokens, {}))
+    for changed, done in [
+        ({"num_test": 3}, False),
+        ({"random": str(tmp_path / "other.safetensors")}, False),
+        ({"random": str(tmp_path / "same.safetensors")}, True),
+        ({"random": None, "corpus": "builtin"}, False),
+    ]:
+        model = replace(first, data=replace(first.data, **changed))
+        (other,) = jobs.production_jobs(model, grid, task, common, tmp_path / "out")
+        assert missing(other) == ([] if done else [0.1, 0.2]), changed

@@ -95,6 +95,10 @@ def test_only(run_script, tmp_path):
         ([HP_SWEEP], "--model_path, --model_name: exactly one"),
         ([HP_SWEEP, "--model_path", "{tmp}"], "not a TinyMem checkpoint"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--dtype", "bfloat16"], "--dtype: only with --model_name"),
+        ([HP_SWEEP, "--model_path", "{tmp}", "--whole_node"], "--whole_node: only with --model_name"),
+        ([HP_SWEEP, "--model_name", "{tmp}", "--memorized", "{tmp}/m.pt"], "--memorized {tmp}/m.pt: no such file"),
+        ([HP_SWEEP, "--model_name", "{tmp}", "--random", "{tmp}/r.pt"], "--random {tmp}/r.pt: no such file"),
+        ([NERSC, "--small", "--models", "2.8b"], "--models: not together with --small"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--methods", "magic"], "--methods magic: must be one of zero_out"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--ratios", "1.5"], "--ratio 1.5: must be in (0.0, 1.0)"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--site", "summit"], "--site summit: must be one of local"),
@@ -119,6 +123,15 @@ def test_bad_input_is_one_line_and_exit_2_before_work(run_script, tmp_path, word
 @pytest.fixture
 def checkpoint(memorizing_backdoor, tmp_path):
     return shutil.copytree(memorizing_backdoor.checkpoint, tmp_path / "run" / "epoch_6")
+
+
+def test_what_a_limit_leaves_is_missing(run_script, checkpoint, tmp_path):
+    words = [HP_SWEEP, "--model_path", checkpoint, "--small", "--methods", "durable", "activations", "--ratios", 0.1]
+    words += ["--data_dir", tmp_path / "data", "--device", "cpu", "--output_dir", tmp_path / "out", "--limit", 1]
+    code, output, _ = run_script(*words)
+    assert code == 1 and output.splitlines()[-3].split() == ["all", "2", "1", "0", "0", "1"]
+    assert run_script(*words)[0] == 0
+    assert not list((tmp_path / "out" / ".locks").iterdir())
 
 
 def outcomes(folder) -> list:
