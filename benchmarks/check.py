@@ -27,16 +27,9 @@ def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, A
     """One row for each ratio: name, committed, fresh, change in percent, and whether it fell by more than TOLERANCE.
 
     What was measured in different precisions, since one of the devices has no instructions for bfloat16, is not compared:
-    fresh and percent are None. UserError when the two were not measured at the same sizes and on the same kind of
-    device, or a row is missing.
+    fresh and percent are None. UserError when the two are not comparable, or a row is missing.
     """
-    for name, value in committed["settings"].items():
-        other = fresh["settings"].get(name)
-        if other != value:
-            raise UserError(f"not comparable: {name} is {other} in the fresh results, {value} in the committed ones")
-    kinds = [results["environment"]["device"].partition(":")[0] for results in (fresh, committed)]
-    if kinds[0] != kinds[1]:
-        raise UserError(f"not comparable: measured on {kinds[0]}, the committed results on {kinds[1]}")
+    check_comparable(fresh["settings"], fresh["environment"]["device"], committed)
     before, now = ({row["name"]: row for row in results["rows"] if "ratio" in row} for results in (committed, fresh))
     if any("dtype" not in row for row in (*before.values(), *now.values())):
         raise UserError("not comparable: measured by an older run.py, which did not write down precisions")
@@ -53,6 +46,17 @@ def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, A
     return rows
 
 
+def check_comparable(settings: dict[str, Any], device: str, committed: dict[str, Any]) -> None:
+    """UserError unless results with these settings on this device are of the sizes and kind of device of the committed."""
+    kinds = [name.partition(":")[0] for name in (device, committed["environment"]["device"])]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"not comparable: measured on {kinds[0]}, the committed results on {kinds[1]}")
+    for name, value in committed["settings"].items():
+        other = settings.get(name)
+        if other != value:
+            raise UserError(f"not comparable: {name} is {other} in the fresh results, {value} in the committed ones")
+
+
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("fresh", nargs="?", help="results to check (default: measure now)")
@@ -60,7 +64,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="where to measure: auto, cpu, cuda ... (default: auto)")
     arguments = parser.parse_args()
     committed = read(arguments.committed)
-    fresh = read(arguments.fresh) if arguments.fresh else measure_now(arguments.device, committed["settings"]["quick"])
+    fresh = read(arguments.fresh) if arguments.fresh else measure_now(arguments.device, committed)
     rows = fallen(fresh, committed)
     print(cli.table(rows))
     if any(row["fresh"] is None for row in rows):
@@ -76,16 +80,22 @@ def read(path) -> dict[str, Any]:
     return files.read_json(path, required=("settings", "environment", "rows"))
 
 
-def measure_now(device: str, quick: bool) -> dict[str, Any]:
-    """Fresh results at the sizes of the committed ones."""
+def measure_now(device_name: str, committed: dict[str, Any]) -> dict[str, Any]:
+    """Fresh results at the sizes of the committed ones. UserError, before any work, where they cannot be compared."""
     import run
-    from case import QUICK, Sizes
 
     from tinymem import allocator
 
+    device, quick = cli.resolve_device(device_name), committed["settings"]["quick"]
+    sizes = run.sizes_on(device, quick)
+    check_comparable(as_read(run.settings_of(sizes, quick)), str(device), committed)
     allocator.keep_freed_memory()
-    results = run.measure(cli.resolve_device(device), QUICK if quick else Sizes(), quick)
-    return json.loads(json.dumps(results))  # as read from a file: lists for tuples
+    return as_read(run.measure(device, sizes, quick))
+
+
+def as_read(content: dict[str, Any]) -> dict[str, Any]:
+    """As from a file: lists for tuples."""
+    return json.loads(json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def main() -> None:
         "--shape", nargs="+", metavar="NAME", help="only these models (default: Pythia 70M, 160M, 410M)"
     )
     parser.add_argument(
-        "--methods", nargs="+", metavar="METHOD", help="only these methods (default: the feasible ones)"
+        "--methods", nargs="+", metavar="METHOD", help="with --shape: only these methods (default: all)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32; with --table bfloat16")
     parser.add_argument("--table", action="store_true", help="print the plans of large models as Markdown and end")
@@ -168,6 +168,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.table:
         return print(table(arguments.dtype or "bfloat16"))
+    if (arguments.methods or arguments.keep) and not arguments.shape:
+        raise UserError("--methods, --keep: only with --shape")
     dtype = arguments.dtype or "float32"
     for name in arguments.shape or ():
         if name != SMALL and known_config(name) is None:

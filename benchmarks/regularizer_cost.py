@@ -74,7 +74,7 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 21: seconds, but noisy")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--output", default=Path(__file__).with_suffix(".json"), help="default: beside this script")
+    parser.add_argument("--output", help="results file (default: beside this script; with --quick none)")
     arguments = parser.parse_args()
     device, repeats = cli.resolve_device(arguments.device), 3 if arguments.quick else 21
     precisions = sorted({auto_precision(device), "float32"})  # bfloat16 only where there are instructions for it
@@ -82,9 +82,11 @@ def main() -> None:
     rows = [row for dtype in precisions for row in measure(dtype, repeats, device)]
     settings = {"n_layers": LAYERS, "batch_size": BATCH, "max_ctx": CONTEXT, "repeats": repeats}
     versions = environment(str(device))
-    files.write_json(arguments.output, {"settings": settings, "environment": versions, "rows": rows})
     print(cli.table(rows))
-    print(f"\nwritten: {arguments.output}")
+    if arguments.output or not arguments.quick:
+        output = Path(arguments.output or Path(__file__).with_suffix(".json"))
+        files.write_json(output, {"settings": settings, "environment": versions, "rows": rows})
+        print(f"\nwritten: {output}")
 
 
 if __name__ == "__main__":

@@ -42,9 +42,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these rows only; implies no README.md")
     parser.add_argument("--output", help="results file (default: benchmarks/results.json; with --quick or --only none)")
     arguments = parser.parse_args()
-    device, sizes = cli.resolve_device(arguments.device), QUICK if arguments.quick else Sizes()
-    if device.type == "cuda" and not arguments.quick:
-        sizes = dataclasses.replace(sizes, layers=(2, 4, 8, 16))
+    device = cli.resolve_device(arguments.device)
+    sizes = sizes_on(device, arguments.quick)
     whole = not (arguments.quick or arguments.only)
     if whole or arguments.output:
         files.writable_folder(Path(arguments.output or report.RESULTS).parent)
@@ -56,6 +55,18 @@ def main() -> None:
         print(f"\nwritten: {path}")
     if whole:
         print(f"written: {report.write(results, path.with_name('README.md'))}")
+
+
+def sizes_on(device: torch.device, quick: bool) -> Sizes:
+    """What is measured there; a GPU takes deeper models too."""
+    if quick:
+        return QUICK
+    return Sizes(layers=(2, 4, 8, 16)) if device.type == "cuda" else Sizes()
+
+
+def settings_of(sizes: Sizes, quick: bool) -> dict[str, Any]:
+    """The settings as they stand in results.json."""
+    return {"quick": quick, **dataclasses.asdict(sizes)}
 
 
 def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -71,8 +82,8 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
     bandwidth = timing.seconds(copy := timing.copying(device)[0], device)
     bandwidth = timing.copying(device)[1] / min(bandwidth, *(timing.seconds(copy, device) for _ in range(3)))
     about = {**environment(str(device)), "auto_dtype": auto_precision(device)}
-    rows, settings = [], {"quick": quick, **dataclasses.asdict(sizes)}
-    results = {"settings": settings, "environment": about, "rows": rows}
+    rows = []
+    results = {"settings": settings_of(sizes, quick), "environment": about, "rows": rows}
     # A GPU's memory comes from CUDA's caching allocator, which is nothing that we set.
     elsewhere = Elsewhere(quick) if device.type == "cpu" else contextlib.nullcontext()
     with elsewhere as other, cli.progress_bar(total=len(chosen), unit="case") as bar:

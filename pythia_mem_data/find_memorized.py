@@ -124,6 +124,9 @@ def main() -> None:
     if len(found):
         write_token_set(arguments.output, TokenSet(rows[found].unique(dim=0), about))
         print(f"written to {arguments.output}")
+    elif arguments.output.exists():  # with --force: what is in it was found in another model or text
+        arguments.output.unlink()
+        print(f"removed: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -146,6 +146,13 @@ def test_planned_peaks_are_measured_ones(tmp_path):
     assert [row["method"] for row in rows] == methods and all(0.85 < row["ratio"] < 1.15 for row in rows), rows
 
 
+@pytest.mark.parametrize("flags", [["--methods", "durable"], ["--keep"]])
+def test_flags_that_go_with_shapes(flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        in_process("benchmarks/memory_plan.py", *flags)
+    assert stopped.value.code == 2 and "only with --shape" in capsys.readouterr().err
+
+
 def test_gradient_checkpointing_saves_activations_only():
     shape = shape_of(known_config("pythia-70m"), torch.float32)
     sizes = Sizes(unlearn=16, retain=16, length=80, prompt=32, microbatch=8)
