@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinymem import files
+from tinymem import files, locks
 from tinymem.errors import UserError, reading
 
 FORMAT = 1  # raise it when the same package comes to give another folder: older ones are then left alone
@@ -58,8 +58,10 @@ def packaged_model(name: str, cache_dir: str | Path = "data") -> Path:
     key = files.digest({"format": FORMAT, "version": version, "file": path.name, "bytes": path.stat().st_size})
     folder = Path(cache_dir) / "models" / f"{name}_{version}_{key[:8]}"
     if not folder.exists():
-        logger.info("unpacking %s into %s, once", path.name, folder)
-        convert(path, folder)
+        with locks.locked(folder.with_name(f".{folder.name}.lock")):  # the workers of a sweep start at once
+            if not folder.exists():
+                logger.info("unpacking %s into %s, once", path.name, folder)
+                convert(path, folder)
     return folder
 
 
