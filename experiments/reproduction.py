@@ -156,6 +156,7 @@ UNLEARNING: dict[str, Grid] = {
             {"epochs": 3},
             {"epochs": 10},
             *({"epochs": 1, "batch_size": n} for n in (64, 48, 46)),
+            *({"epochs": 1, "batch_size": n, "ratio": (0.3,)} for n in (42, 38)),
         ),
     },
     "balanced_subnet": {
