@@ -54,8 +54,8 @@ class DataSettings:
     )
     corpus_sha256: str | None = option(
         None,
-        "text: SHA-256 of the files of --corpus PATH, one after the other; filled in by itself, so that a run on an "
-        "edited text is another run; given: a corpus with another one is refused",
+        "text: SHA-256 of the file of --corpus PATH (several: of their SHA-256s); filled in by itself, so that a run on "
+        "an edited text is another run; given: a corpus with another one is refused",
     )
     text_column: str = option("text", "text: which column of a .jsonl or .parquet corpus")
     num_chunks: int | None = option(None, "text: training chunks of max_ctx tokens; not given: all there are", low=1)

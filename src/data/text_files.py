@@ -32,21 +32,24 @@ def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
 
 
 def sha256(paths: list[Path]) -> str:
-    """SHA-256 of these files, one after the other: for a single one what sha256sum prints."""
-    return _sha256(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+    """SHA-256 of a file, as sha256sum prints it; of several that of their SHA-256s in hexadecimal, one after the other.
+
+    Not of one long text: where a file ends a document ends.
+    """
+    each = [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=8)
-def _sha256(versions: tuple[tuple[Path, int, int], ...]) -> str:
-    """Of files with size and time of change, so that they are read once as long as they stay the same."""
+@functools.lru_cache(maxsize=None)
+def _sha256(path: Path, size: int, time: int) -> str:
+    """Of one file, with size and time of its last change, so that it is read once as long as it stays the same."""
     total = hashlib.sha256()
-    for path, _, _ in versions:
-        try:
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    total.update(block)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return total.hexdigest()
 
 

@@ -88,7 +88,8 @@ class Running:
 def attempt(job: Job, place: Place, running: Running | None = None) -> Outcome:
     """Runs what is missing of a job, unless another process is at it. Never raises for anything that a run does.
 
-    The lock is beside the job's records, where every other sweep sees it. The run inherits it: should this process be killed and the run live on, nobody starts it again.
+    The lock is beside the job's records, where every other sweep sees it. The run inherits it: should this process be
+    killed and the run live on, nobody starts it again.
     """
     running = running or Running()
     if running.stopped:

@@ -31,9 +31,7 @@ def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSett
     asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
     check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
     settings = RunSettings.from_flat({**details["settings"], **asked})
-    if (
-        "corpus" in asked and settings.data.corpus_sha256
-    ):  # whether it is the same, even if nothing is to be done with it
+    if "corpus" in asked and settings.data.corpus_sha256:  # checked even if the text is not needed any more
         settings = replace(settings, data=resolve_corpus(settings.data))
     return settings, details["epoch"]
 

@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import json
 import logging
@@ -143,11 +144,17 @@ def test_an_edited_text_is_another_corpus(tmp_path):
             read(resolved)
 
 
-def test_the_sha256_of_a_folder_is_that_of_its_files_one_after_the_other(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"a")
-    (tmp_path / "b.txt").write_bytes(b"bc")
-    (tmp_path / "c.bin").write_bytes(b"no text")
-    assert resolve_corpus(settings(tmp_path)).corpus_sha256.startswith("ba7816bf8f01cfea")
+def test_the_sha256_of_a_folder_follows_its_files(tmp_path):
+    def sha256_of(*contents: bytes) -> str:
+        for number, content in enumerate(contents):
+            (tmp_path / f"{number}.txt").write_bytes(content)
+        return resolve_corpus(settings(tmp_path)).corpus_sha256
+
+    (tmp_path / "image.bin").write_bytes(b"no text")
+    alone, *split = sha256_of(b"abc"), sha256_of(b"a", b"bc"), sha256_of(b"ab", b"c")
+    assert alone.startswith("ba7816bf8f01cfea") and len({alone, *split}) == 3  # where a file ends a document ends
+    parts = (hashlib.sha256(content).hexdigest() for content in (b"ab", b"c"))
+    assert split[1] == hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def test_only_files_have_a_sha256():
