@@ -18,7 +18,6 @@ from pathlib import Path
 from tinymem import allocator, files, plots
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
-from tinymem.data.settings import DataSettings
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.models.channel_gate import is_gated

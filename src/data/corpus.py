@@ -75,10 +75,10 @@ def resolve_corpus(settings: DataSettings) -> DataSettings:
     Without network the builtin corpus is chosen, with a log message that says so. UserError when there is no such file,
     or one with another SHA-256 than in the settings.
     """
-    if settings.is_text and settings.corpus_path:
-        return replace(settings, corpus=str(settings.corpus_path.absolute()), corpus_sha256=_checked_sha256(settings))
-    if not settings.is_text or settings.corpus is not None:
+    if not settings.is_text or settings.corpus in (HUB, BUILTIN):
         return settings
+    if settings.corpus is not None:
+        return replace(settings, corpus=str(settings.corpus_path.absolute()), corpus_sha256=_checked_sha256(settings))
     source = HUB_SOURCES[_kind(settings)]
     if hub_reachable() or _in_hub_cache(source):
         return replace(settings, corpus=HUB)

@@ -15,7 +15,6 @@ from pathlib import Path
 from tinymem import allocator, files
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
-from tinymem.data.settings import DataSettings
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.localize.console import run_methods

@@ -167,8 +167,9 @@ def production_jobs(
     if data.memorized and Path(data.memorized).exists():
         base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
     if data.random is None:
-        data = replace(data, corpus=resolve_corpus(data.text).corpus)
-        base["random_data"] = find_corpus(data.text).label
+        text = resolve_corpus(data.text)
+        data = replace(data, corpus=text.corpus)
+        base["random_data"] = find_corpus(text).label
     elif Path(data.random).exists():
         base["random_data"] = read_token_set(data.random).fingerprint
     flags = (*as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import threading
-from pathlib import Path
 
 import pytest
 from threads import thread_pool
