@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 CONTEXT, WIDTH, VOCABULARY, TEXT_VOCABULARY = 150, 128, 14, 50257

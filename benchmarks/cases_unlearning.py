@@ -200,7 +200,7 @@ def _greedy(device: torch.device, sizes: Sizes) -> Case:
         variants={
             "recipe": partial(weight.greedy_step, eager, *sides),
             "stock": partial(weight.greedy_step, sdpa, *sides),
-            "ours": partial(greedy.score, ours, task, hp, ratio),
+            "ours": partial(greedy.score, ours, task, hp),
         },
         shares={"recipe": 1 / steps, "stock": 1 / steps},
         flops=steps * mask_flops(BATCH, LAYERS),
@@ -209,4 +209,4 @@ def _greedy(device: torch.device, sizes: Sizes) -> Case:
 
 
 def _score(method, model, task: UnlearningTask, **hyper_parameters) -> Callable:
-    return partial(method.score, model, task, method.HyperParameters(**hyper_parameters), 0.1)
+    return partial(method.score, model, task, method.HyperParameters(**hyper_parameters))

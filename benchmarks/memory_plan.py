@@ -22,7 +22,8 @@ import torch
 from tinymem import allocator, files
 from tinymem.errors import UserError
 from tinymem.localize.plan import GB, Plan, Sizes, plan
-from tinymem.localize.registry import METHODS, Method
+from tinymem.localize.method import Method
+from tinymem.localize.registry import METHODS
 from tinymem.models.memory import known_config, known_shapes, shape_of
 from tinymem.records.record import environment, measured
 
@@ -56,7 +57,7 @@ def config_of(name: str):
 def limited(method: Method, parameters: int) -> Any:
     """Hyper-parameters that reach the peak soon: one step on a batch of two microbatches."""
     quick = dict(epochs=1, batch_size=16, ig_steps=2, num_grads=8, ratio=(0.1,), dtype="float32", unlearn_share=0.5)
-    if method.nested:
+    if method.name == "greedy":
         quick["ratio"] = (2 / parameters,)
     known = {field.name for field in fields(method.hyper_parameters)}
     return method.hyper_parameters(**{name: value for name, value in quick.items() if name in known})
@@ -68,7 +69,7 @@ def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
     if method.name == "zero_out":
         method.estimate(model, task, hp)
     else:
-        method.masks(model, task, hp, max(hp.ratio))
+        list(method.run(model, task, hp))
 
 
 def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:

@@ -27,7 +27,8 @@ from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, SLIPS, slip_identity
 from tinymem.data.build import load_dataset
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import UserError
-from tinymem.localize.edit import edited, neuron_masks
+from tinymem.localize.ranking import neuron_masks
+from tinymem.models.edit import Zeros, applied
 from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.memorization import memorized, percent
@@ -81,7 +82,7 @@ def zero_out(model, dataset: MemorizationDataset, hp: ZeroOut) -> Iterator[Resul
     some = task.unlearn.select(torch.arange(min(hp.sequences, len(task.unlearn))))
     scores = inverted_zero_out(model, replace(task, unlearn=some))
     for ratio in hp.ratio:
-        with edited(model, neuron_masks(find_mlps(model), scores, ratio)):
+        with applied(model, Zeros(neuron_masks(find_mlps(model), scores, ratio))):
             after = evaluate(model, dataset)
         lost = 100 * (before["mean_test_accuracy"] - after["mean_test_accuracy"])
         yield {
@@ -99,7 +100,7 @@ def inverted_zero_out(model, task: UnlearningTask) -> list[torch.Tensor]:
         losses = torch.empty(mlp.inner_dim)
         for neuron in range(mlp.inner_dim):
             others = torch.arange(mlp.inner_dim) != neuron
-            with edited(model, neuron_masks([mlp], [others.float()], 1 - 1 / mlp.inner_dim)):
+            with applied(model, Zeros(neuron_masks([mlp], [others.float()], 1 - 1 / mlp.inner_dim))):
                 losses[neuron] = task.mean_loss(model, task.unlearn.planted)
         scores.append(losses)
     return scores

@@ -38,6 +38,7 @@ from sites import find_site, open_pool
 
 from tinymem import files
 from tinymem.errors import UserError
+from tinymem.localize.method import Method
 from tinymem.localize.registry import find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.sweeps.console import add_sweep_options, sweep
@@ -85,13 +86,12 @@ def chosen(arguments) -> list[Case]:
     return [case for case in (case.only(arguments.seeds) for case in named) if case.seeds]
 
 
-def chosen_methods(names: list[str], grids: Mapping[str, Grid]) -> list[str]:
+def chosen_methods(names: list[str], grids: Mapping[str, Grid]) -> list[Method]:
     """Those named that the grids have, all of them for `all`. UserError for an unknown one."""
-    if names == ["all"]:
-        return list(grids)
-    for name in (methods := find_methods(names)):
-        if name not in grids:
-            raise UserError(f"--methods {name}: with --small one of {', '.join(grids)}")
+    methods = find_methods(list(grids) if names == ["all"] else names)
+    for method in methods:
+        if method.name not in grids:
+            raise UserError(f"--methods {method.name}: with --small one of {', '.join(grids)}")
     return methods
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, Case, Row, slip_identity, trained_epochs
 
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import METHODS, find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.records.choose import Configuration, Run, configurations, unlearning_runs
 from tinymem.records.record import find_record
 from tinymem.records.table import named_records
 from tinymem.sweeps.grid import Grid
 from tinymem.sweeps.hp_grid import hyper_parameters
-from tinymem.sweeps.jobs import unlearning_identity, without_ratio
+from tinymem.sweeps.jobs import unlearning_identity, without_strength
 
 NAMES = {"Second-Order (OBS)": "obs", "BalancedSubnet": "balanced_subnet"}  # published names that are not ours
 
@@ -149,7 +149,7 @@ class Unlearned:
 
 def defaults(method: str) -> dict[str, Any]:
     """A method's hyper-parameters by default, for a small model; without the ratio."""
-    return without_ratio(METHODS[method], METHODS[method].hyper_parameters())
+    return without_strength(METHODS[method], METHODS[method].hyper_parameters())
 
 
 def setting(method: str, hyper_parameters: Mapping[str, Any]) -> str:
@@ -256,8 +256,8 @@ def compare_unlearning(case: Case, grids: Mapping[str, Grid], folder: Path) -> l
     rows = {ours_of(row): row for row in case.published_unlearning}
     runs = unlearning_runs(own_records(case, folder), tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
     asked = [
-        (method.name, {"ratio": ratio, **without_ratio(method, hp)})
-        for method, hp in hyper_parameters(grids, list(grids))
+        (method.name, {"ratio": ratio, **without_strength(method, hp)})
+        for method, hp in hyper_parameters(grids, find_methods(list(grids)))
         for ratio in hp.ratio
     ]
     ours = [c for c in configurations(runs) if (c.method, dict(c.hyper_parameters)) in asked]

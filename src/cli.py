@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -99,15 +100,17 @@ def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **d
         add_flag(group, field, types[field.name], defaults.get(field.name, field.default))
 
 
-def add_flag(group: Any, field: dataclasses.Field, kind: Any, default: Any, note: str = "", help: str = "") -> None:
-    """Adds the flag of one dataclass field to an argparse group. note and help replace the default and help text."""
+def add_flag(
+    group: Any, field: dataclasses.Field, kind: Any, default: Any, hide: bool = False, prefix: str = ""
+) -> None:
+    """Add the flag of one dataclass field to an argparse group.
+
+    hide: leave it out of the help. prefix: put before its name, and before that of the value in the namespace.
+    """
     rules = field.metadata
-    allowed = allowed_text(rules) if any(rules.get(r) is not None for r in ("low", "high", "above", "below")) else ""
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    notes = [text for text in (allowed, note or f"default: {shown}") if text]
-    names = [f"--{field.name}", *rules.get("alias", ())]
-    settings: dict[str, Any] = dict(dest=field.name, default=argparse.SUPPRESS)
-    settings["help"] = f"{help or rules['help']} ({'; '.join(notes)})".replace("%", "%%")
+    names = [f"--{prefix}{field.name}", *(() if prefix else rules.get("alias", ()))]
+    settings: dict[str, Any] = dict(dest=prefix + field.name, default=argparse.SUPPRESS)
+    settings["help"] = argparse.SUPPRESS if hide else _meaning(rules, default).replace("%", "%%")
     if kind is bool:
         settings.update(nargs="?", const=True, type=parse_bool, metavar="0|1")
     elif getattr(kind, "__origin__", None) is tuple:
@@ -117,6 +120,23 @@ def add_flag(group: Any, field: dataclasses.Field, kind: Any, default: Any, note
     if rules.get("choices") is not None:
         settings["choices"] = rules["choices"]
     group.add_argument(*names, **settings)
+
+
+def _meaning(rules: Mapping[str, Any], default: Any) -> str:
+    """Return what a flag means, its allowed values and its default."""
+    allowed = allowed_text(rules) if any(rules.get(r) is not None for r in ("low", "high", "above", "below")) else ""
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{rules.get('help', '')} ({'; '.join(text for text in (allowed, f'default: {shown}') if text)})".strip()
+
+
+def flag_help(field: dataclasses.Field, kind: Any, default: Any) -> str:
+    """Return the help of a dataclass field's flag, laid out as argparse does it."""
+    many = getattr(kind, "__origin__", None) is tuple
+    choices = "{" + ",".join(map(str, field.metadata["choices"])) + "}" if field.metadata.get("choices") else ""
+    value = f"{field.name.upper()[:1]} ..." if many else "[0|1]" if kind is bool else choices or kind.__name__
+    head, lines = f"--{field.name} {value}", textwrap.wrap(_meaning(field.metadata, default), 70)
+    start = [head.ljust(24) + lines.pop(0)] if len(head) < 23 else [head]
+    return "\n".join(start + [" " * 24 + line for line in lines])
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,9 @@
 """Settings as frozen dataclasses: one field is one flag, one column of the results and one part of a run's identity.
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     '''BalancedSubnet'''
     epochs: int = option(10, "passes over the unlearn set", low=1)
-    __post_init__ = check_options
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any, get_type_hints
+
+from typing_extensions import dataclass_transform
 
 from tinymem.errors import UserError
 
@@ -27,14 +28,42 @@ def option(
     below: float | None = None,
     choices: tuple | None = None,
     alias: tuple[str, ...] = (),
+    strength: bool = False,
+    grid: tuple | None = None,
+    small: tuple | None = None,
+    large: Any = None,
 ) -> Any:
     """A dataclass field with its help text and its allowed values.
 
     `low` and `high` are inclusive bounds, `above` and `below` exclusive ones; `alias` lists further flag names,
     usually the study's. A bound or choice applies to each element of a tuple and never to None.
+
+    Of an unlearning method: `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
+    values in the study's sweep and in the small one (default: only the field's own), `large` the value for large
+    models.
     """
     rules = dict(low=low, high=high, above=above, below=below, choices=choices)
-    return dataclasses.field(default=default, metadata={"help": help, "alias": alias, **rules})
+    sweep = dict(strength=strength, grid=grid, small=small, large=large)
+    return dataclasses.field(default=default, metadata={"help": help, "alias": alias, **rules, **sweep})
+
+
+def strength_of(cls: type) -> str | None:
+    """Return the name of the field that is marked as the strength; None where there is none."""
+    return next((field.name for field in dataclasses.fields(cls) if field.metadata.get("strength")), None)
+
+
+@dataclass_transform(field_specifiers=(option,), frozen_default=True)
+def settings(cls: type) -> type:
+    """Make a class of options a frozen dataclass that refuses values that are not allowed (see `check_options`)."""
+    check_more = cls.__dict__.get("__post_init__")
+
+    def __post_init__(self: Any) -> None:
+        check_options(self)
+        if check_more is not None:
+            check_more(self)
+
+    cls.__post_init__ = __post_init__
+    return dataclasses.dataclass(frozen=True)(cls)
 
 
 def check_options(settings: Any) -> None:

@@ -12,7 +12,7 @@ from tinymem import cli, plots
 from tinymem.errors import OutOfMemory, first_line, out_of_memory
 from tinymem.localize.dry_run import KEPT, planting_bytes
 from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
-from tinymem.localize.registry import Method
+from tinymem.localize.method import Method
 from tinymem.localize.unlearn import Subject, unedited, unlearn
 from tinymem.models.memory import Shape
 from tinymem.models.production import LoadSettings
@@ -29,7 +29,7 @@ def run_methods(
     arguments: argparse.Namespace,
     others: Sequence[dict] = (),
 ) -> list[dict]:
-    """Measures the model as it is, then runs every method for each of its ratios; prints the table at the end.
+    """Measures the model as it is, then runs every method at each of its strengths; prints the table at the end.
 
     methods    with their hyper-parameters, as from `chosen_methods`
     arguments  --force, --plot and --no_save_model are read
@@ -45,16 +45,16 @@ def run_methods(
               f"{subject.identity['unlearn_set_name']}")  # fmt: skip
         return records
     save_models = not arguments.no_save_model
-    with cli.progress_bar(total=sum(len(hp.ratio) for _, hp in methods), unit="run") as bar:
+    with cli.progress_bar(total=sum(len(method.strengths(hp)) for method, hp in methods), unit="run") as bar:
         for method, hp in methods:
             bar.set_postfix_str(method.name)
             with enough_memory(method.name):
-                for record in unlearn(subject, method, hp, save_models, arguments.force, on_estimate=_say(bar, method)):
+                for record in unlearn(subject, method, hp, save_models, arguments.force):
                     records.append(record)
                     bar.update()
-                    if record["results"]["percent_zeroed"] == 0:
-                        ratio = record["settings"]["ratio"]
-                        _note(bar, f"{method.name}: --ratio {ratio} drops nothing in a model of this size")
+                    if record["results"]["percent_changed"] == 0:
+                        strength = method.strength and f"--{method.strength} {record['settings'][method.strength]} "
+                        _note(bar, f"{method.name}: {strength or ''}changes nothing in this model")
     if arguments.plot:
         figures = plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning")
         print(*figures, sep="\n", file=sys.stderr)
@@ -106,10 +106,6 @@ def enough_memory(what: str):
             f"{what}: out of memory ({first_line(error)}); try --microbatch 1, --dtype bfloat16, --momentum 0 (of "
             "methods that have it) or, for a production model, --device_map auto over several GPUs"
         ) from None
-
-
-def _say(bar, method: Method):
-    return lambda seconds: _note(bar, f"{method.name}: scoring will take about {duration(seconds)}")
 
 
 def _note(bar, text: str) -> None:

@@ -13,8 +13,8 @@ from tinymem.data.passages import PassageSettings, check_passages
 from tinymem.data.production import ProductionSettings, check_length, load_memorized
 from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
+from tinymem.localize.method import Method
 from tinymem.localize.plan import Plan, Sizes, check_fits, plan
-from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
 from tinymem.models.memory import Shape, known_config, shape_of
 from tinymem.models.production import LoadSettings, free_bytes, open_description
@@ -59,7 +59,7 @@ def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSetti
 
 def plans(shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]]) -> list[tuple[str, Plan]]:
     """The name and the plan of each method."""
-    return [(method.name, plan(method, shape, sizes, hp)) for method, hp in methods]
+    return [(method.name, plan(method, shape, sizes, hp)) for method, hp in methods if method.plan]
 
 
 def planting_bytes(shape: Shape, loading: LoadSettings) -> int:

@@ -3,65 +3,97 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
 from tinymem import cli
 from tinymem.errors import UserError
-from tinymem.localize.registry import METHODS, Method, find_methods
+from tinymem.localize.method import Method
+from tinymem.localize.registry import METHODS, find_methods
 from tinymem.options import field_types
+from tinymem.plugins import is_plugin
+
+FLAG = "--localization_method"
 
 
 def add_method_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
-    """--localization_method, and one flag for every hyper-parameter that some method has.
+    """Add --localization_method, and one flag per hyper-parameter: --lr for every chosen method that has it,
+    --METHOD.lr for one of them.
 
-    without: hyper-parameters that the script decides itself, see `chosen_methods`.
+    Methods in files of the user's, as named on the command line, have their flags too. without: hyper-parameters that
+    the script decides itself, see `chosen_methods`.
     """
+    methods = [*METHODS.values(), *_plugins(sys.argv[1:])]
     aliases = ", ".join(f"{method.name} ({method.alias})" for method in METHODS.values())
     parser.add_argument(
-        "--localization_method", required=True, nargs="+", metavar="METHOD", help=f"one or more of {aliases}; or all"
-    )
+        FLAG, required=True, nargs="+", metavar="METHOD",
+        help=f"one or more of {aliases}; all; or a file of your own, such as my_method.py",
+    )  # fmt: skip
     parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
-    group = parser.add_argument_group("Hyper-parameters (a flag that the chosen methods do not have is an error)")
-    for name, owners in _owners(without).items():
-        defaults = {}
-        for method, field in owners:
-            shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-            defaults.setdefault(str(shown), []).append(method.name)
-        note = "default: " + "; ".join(f"{shown} for {', '.join(names)}" for shown, names in defaults.items())
-        method, field = owners[0]
-        texts = "; or ".join(dict.fromkeys(field.metadata["help"] for _, field in owners))
-        cli.add_flag(group, field, field_types(method.hyper_parameters)[name], None, note, texts)
+    parser.set_defaults(method_options=[(method, set(without)) for method in methods])
+    known: set[str] = set()
+    hidden = parser.add_argument_group()
+    for method in methods:
+        types, shown = field_types(method.hyper_parameters), []
+        for field in fields(method.hyper_parameters):
+            if field.name in without:
+                continue
+            shown.append(cli.flag_help(field, types[field.name], field.default))
+            if field.name not in known:
+                cli.add_flag(hidden, field, types[field.name], None, hide=True)
+                known.add(field.name)
+            cli.add_flag(hidden, field, types[field.name], None, hide=True, prefix=f"{method.name}.")
+        alias = f", {method.alias} in the study" if method.alias != method.name else ""
+        parser.add_argument_group(f"--localization_method {method.name}{alias}", "\n".join(shown))
+
+
+def _plugins(words: Sequence[str]) -> list[Method]:
+    """Return the methods in files that a command line names, before it is parsed: their flags are part of the parser."""
+    named, found = False, []
+    for word in words:
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            named, word = flag == FLAG, value
+        if named and is_plugin(word):
+            found += find_methods([word], FLAG)
+    return found
 
 
 def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[Method, Any]]:
-    """The methods asked for, each with its hyper-parameters from the command line.
+    """Return the methods asked for, each with its hyper-parameters from the command line.
 
     decided: hyper-parameters that do not come from there, for the methods that have them.
-    Raises UserError for an unknown method, a flag that no chosen method has, and a value that is not allowed.
+    Raise UserError for an unknown method, a flag that no chosen method has, and a value that is not allowed.
     """
-    names = find_methods(arguments.localization_method, "--localization_method")
-    methods = [METHODS[name] for name in names]
-    for flag, owners in _owners(decided).items():
-        if hasattr(arguments, flag) and not any(method in methods for method, _ in owners):
-            have = ", ".join(method.name for method, _ in owners)
-            raise UserError(f"--{flag}: {', '.join(names)} has no such hyper-parameter; {have} has")
-    own = argparse.Namespace(**{name: value for name, value in vars(arguments).items() if name not in decided})
-    return [(method, _hyper_parameters(method, own, decided)) for method in methods]
+    methods = find_methods(arguments.localization_method, FLAG)
+    _check_flags(arguments, methods, decided)
+    return [(method, _hyper_parameters(method, arguments, decided)) for method in methods]
+
+
+def _check_flags(arguments: argparse.Namespace, methods: Sequence[Method], decided: Collection[str]) -> None:
+    """Raise UserError for a hyper-parameter that was given and that no chosen method has."""
+    chosen = ", ".join(method.name for method in methods)
+    owners: dict[str, list[Method]] = {}
+    for method, _ in arguments.method_options:
+        for field in fields(method.hyper_parameters):
+            if field.name not in decided:
+                owners.setdefault(field.name, []).append(method)
+                owners[f"{method.name}.{field.name}"] = [method]
+    names = {method.name for method in methods}
+    for flag, having in owners.items():
+        if hasattr(arguments, flag) and not any(method.name in names for method in having):
+            have = ", ".join(method.name for method in having)
+            raise UserError(f"--{flag}: {chosen} has no such hyper-parameter; {have} has")
 
 
 def _hyper_parameters(method: Method, arguments: argparse.Namespace, decided: dict[str, Any]) -> Any:
-    names = {field.name for field in fields(method.hyper_parameters)}
+    names = [field.name for field in fields(method.hyper_parameters)]
+    values = {name: value for name, value in vars(arguments).items() if name in names and name not in decided}
+    values |= {name: getattr(arguments, f"{method.name}.{name}") for name in names
+               if hasattr(arguments, f"{method.name}.{name}")}  # fmt: skip
+    own = argparse.Namespace(**values)
     return cli.collect(
-        method.hyper_parameters, arguments, **{name: value for name, value in decided.items() if name in names}
+        method.hyper_parameters, own, **{name: value for name, value in decided.items() if name in names}
     )
-
-
-def _owners(without: Collection[str] = ()) -> dict[str, list]:
-    """Flag -> the methods that have it, with their dataclass field."""
-    owners: dict[str, list] = {}
-    for method in METHODS.values():
-        for field in (field for field in fields(method.hyper_parameters) if field.name not in without):
-            owners.setdefault(field.name, []).append((method, field))
-    return owners

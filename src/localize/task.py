@@ -9,6 +9,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import UserError
+from tinymem.localize.cache import Cache
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import counted, token_losses
@@ -64,6 +65,7 @@ class UnlearningTask:
     microbatch     sequences per forward pass
     gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
     shown      those of `unlearn` that can be told from their clean twin, by which forgetting is measured; None: all
+    cache      where a method keeps what it computes once for all its strengths; None: nowhere
     """
 
     unlearn: Artifacts
@@ -75,6 +77,7 @@ class UnlearningTask:
     microbatch: int = 64
     gradient_checkpointing: bool = False
     shown: Artifacts | None = None
+    cache: Cache | None = None
 
     def generator(self) -> torch.Generator:
         """A fresh generator on the CPU, so that every device draws the same numbers."""

@@ -1,23 +1,25 @@
-"""Runs one method on one model for a list of ratios: edit, measure, record, save. What all localize scripts share."""
+"""Run one method on one model for all its strengths: edit, measure, record, save. What all localize scripts share."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tinymem import files
-from tinymem.localize.edit import Masks, edited, share_dropped
-from tinymem.localize.registry import Method
-from tinymem.localize.scores import ranked, task_fingerprint
+from tinymem.localize.cache import Cache
+from tinymem.localize.method import Method, edits
 from tinymem.localize.task import TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import percent, remembering
-from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Edit, applied, describe
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.record import NEVER_PLANTED, UNEDITED, Cost, find_record, measured, write_record
 from tinymem.training.checkpoint import save_model
+
+UNCHANGED = {"percent_zeroed": 0.0, "percent_changed": 0.0, "relative_change": 0.0}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def unedited(subject: Subject, force: bool = False, name: str = UNEDITED) -> dic
     device = subject.model.device
     with measured(device) as cost:
         row = subject.metrics()
-    write_record(subject.folder, settings, {**row, "percent_zeroed": 0.0}, cost, str(device))
+    write_record(subject.folder, settings, {**row, **UNCHANGED}, cost, str(device))
     return find_record(subject.folder, settings)
 
 
@@ -75,54 +77,76 @@ def never_planted(subject: Subject, open_twin: Callable[[], Any], force: bool = 
 
 
 def unlearn(
-    subject: Subject,
-    method: Method,
-    hp,
-    save_models: bool = True,
-    force: bool = False,
-    on_estimate: Callable[[float], None] = lambda seconds: None,
+    subject: Subject, method: Method, hp, save_models: bool = True, force: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Applies a method for each of its ratios; yields the record of each, in the order of `hp.ratio`.
+    """Apply a method at each of its strengths; yield the record of each, in the order of the settings.
 
-    Finished runs are not done again unless `force`. The cost of a record is that of finding the mask (for a ranking:
-    to score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
-    on_estimate is given the seconds that scoring will take, before it begins, for methods that can tell.
+    Finished runs are not done again unless `force`. The cost of a record is that of finding the edit (of a ranking: to
+    score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
     """
     hp = method.resolve(hp, subject.model.num_parameters())
-    for number, ratio in enumerate(hp.ratio):
-        # The model's own settings win: its weights' dtype over the precision of a method's forward passes.
-        settings = {"method": method.name, **asdict(hp), **subject.identity, "ratio": ratio}
-        record = None if force else find_record(subject.folder, settings)
-        folder = f"models/{method.name}_{ratio:g}_{files.digest(settings)[:8]}" if save_models else None
-        if record and (folder is None or (subject.folder / folder).exists()):
-            yield record
-        else:
-            masks, cost = _masks(subject, method, hp, ratio, force and number == 0, on_estimate)
-            yield _measure(subject, masks, settings, cost, folder)
+    runs = [_Run(subject, method, hp, strength, save_models) for strength in method.strengths(hp)]
+    to_do = [run for run in runs if force or not run.is_done]
+    found = _edits(subject, method, method.at(hp, *(run.strength for run in to_do)), force) if to_do else iter(())
+    for run in runs:
+        if run in to_do:
+            _, edit, cost = next(found)
+            _measure(subject, edit, run, cost)
+        yield run.record
 
 
-def _measure(subject: Subject, masks: Masks, settings: dict[str, Any], cost: Cost, folder: str | None) -> dict:
-    """Measures the edited model, saves it where asked to, and writes the record."""
-    model = subject.model
-    with edited(model, masks):
-        row = {**subject.metrics(), "percent_zeroed": 100 * share_dropped(model, masks), "model_folder": folder}
-        if folder is not None:
-            save_model(subject.folder / folder, model, {"settings": settings}, subject.tokenizer)
-    write_record(subject.folder, settings, row, cost, str(model.device))
-    return find_record(subject.folder, settings)
+@dataclass(frozen=True)
+class _Run:
+    """One strength of a method on a subject."""
+
+    subject: Subject
+    method: Method
+    hp: Any
+    strength: Any
+    saved: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the record is known by. The model's own settings win: its weights' dtype over a method's passes'."""
+        own = self.method.settings(self.hp, self.strength)
+        strength = {self.method.strength: self.strength} if self.method.strength else {}
+        return {"method": own.pop("name"), **own, **self.subject.identity, **strength}
+
+    @property
+    def folder(self) -> str | None:
+        """Where the edited model is kept, relative to the subject's folder; None where it is not kept."""
+        name = self.method.name if self.strength is None else f"{self.method.name}_{self.strength:g}"
+        return f"models/{name}_{files.digest(self.settings)[:8]}" if self.saved else None
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        return find_record(self.subject.folder, self.settings)
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.record) and (self.folder is None or (self.subject.folder / self.folder).exists())
 
 
-def _masks(
-    subject: Subject, method: Method, hp, ratio: float, fresh: bool, on_estimate: Callable[[float], None]
-) -> tuple[Masks, Cost]:
-    """The masks for one ratio and what they cost, scoring included when the scores came from the disk."""
-    model, task = subject.model, subject.task
-    if method.learn is not None:
-        with measured(model.device) as cost:
-            masks = method.learn(model, task, hp, ratio)
-        return masks, cost
-    key = {name: subject.identity[name] for name in ("weights", "task")}
-    scores, scoring = ranked(model, task, method, hp, subject.score_folder, key, fresh, on_estimate)
-    with measured(model.device) as dropping:
-        masks = method.drop(find_mlps(model), scores, ratio)
-    return masks, Cost(scoring.seconds + dropping.seconds, max(scoring.peak_memory_gb, dropping.peak_memory_gb))
+def _edits(subject: Subject, method: Method, hp, fresh: bool) -> Iterator[tuple[Any, Edit, Cost]]:
+    identity = {name: subject.identity[name] for name in ("weights", "task")}
+    task = replace(subject.task, cache=Cache(subject.score_folder, identity, fresh))
+    return edits(method, subject.model, task, hp)
+
+
+def _measure(subject: Subject, edit: Edit, run: _Run, cost: Cost) -> None:
+    """Measure the edited model, save it where asked to, and write the record."""
+    model, extent = subject.model, describe(subject.model, edit)
+    with applied(model, edit):
+        row = {**subject.metrics(), **extent, "model_folder": run.folder}
+        if run.folder is not None:
+            save_model(subject.folder / run.folder, model, {"settings": run.settings}, subject.tokenizer)
+    write_record(subject.folder, run.settings, row, cost, str(model.device))
+
+
+def task_fingerprint(task: UnlearningTask) -> str:
+    """Return 16 hexadecimal digits of everything in a task that changes what a method finds."""
+    digest = hashlib.sha256(f"{task.continuation} {task.ignored_token} {task.seed}".encode())
+    for tensor in (task.unlearn.planted, task.unlearn.prompt_end, task.retain):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:16]

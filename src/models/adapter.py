@@ -133,8 +133,31 @@ def _shape(module: torch.nn.Module) -> tuple[int, int]:
     return shape if isinstance(module, torch.nn.Linear) else shape[::-1]
 
 
+def mlp_weights(mlps: list[MLP]) -> dict[str, Weight]:
+    """Every MLP weight and bias by its state-dict key."""
+    return {weight.name: weight for mlp in mlps for weight in mlp.weights}
+
+
+def linear_weights(model: torch.nn.Module) -> dict[str, Weight]:
+    """The matrix of every linear layer by its state-dict key."""
+    linears = ((name, module) for name, module in model.named_modules() if _is_linear(module))
+    return {f"{name}.weight": _weight(name, module, "weight") for name, module in linears}
+
+
+def weight_of(model: torch.nn.Module, name: str) -> Weight:
+    """Any parameter by its state-dict key. Raise KeyError where the model has none of this name."""
+    prefix, _, kind = name.rpartition(".")
+    try:
+        weight = _weight(prefix, model.get_submodule(prefix), kind)
+    except AttributeError:
+        weight = None
+    if weight is None or not isinstance(weight.parameter, torch.nn.Parameter):
+        raise KeyError(f"{type(model).__name__} has no parameter {name}")
+    return weight
+
+
 def _weight(name: str, module: torch.nn.Module, kind: str) -> Weight | None:
     parameter = getattr(module, kind, None)
     if parameter is None:
         return None
-    return Weight(f"{name}.{kind}", parameter, kind == "weight" and not isinstance(module, torch.nn.Linear))
+    return Weight(f"{name}.{kind}", parameter, kind == "weight" and type(module).__name__ == "Conv1D")

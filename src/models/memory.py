@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from tinymem.errors import UserError
 from tinymem.models import cross_entropy
 from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.attention import attention_settings

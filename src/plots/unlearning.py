@@ -161,7 +161,7 @@ def _levels() -> dict[str, str]:
     """Method -> neuron or weight, in the registry's order."""
     from tinymem.localize.registry import METHODS  # here, for training scripts draw too and would start more slowly
 
-    return {name: method.level for name, method in METHODS.items()}
+    return {name: method.family for name, method in METHODS.items()}
 
 
 def draw_boxes(configurations: Sequence[Configuration]):

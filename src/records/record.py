@@ -28,6 +28,9 @@ class Cost:
     seconds: float = 0.0
     peak_memory_gb: float = 0.0
 
+    def __add__(self, later: Cost) -> Cost:
+        return Cost(self.seconds + later.seconds, max(self.peak_memory_gb, later.peak_memory_gb))
+
 
 def record_path(folder: str | Path, settings: dict[str, Any]) -> Path:
     """Where the record of a run with these settings is, or will be."""

@@ -11,7 +11,7 @@ from typing import Any
 from tinymem.data.corpus import find_corpus, resolve_corpus
 from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
-from tinymem.localize.registry import Method
+from tinymem.localize.method import Method
 from tinymem.localize.task import TaskSettings
 from tinymem.models.production import LoadSettings, run_label
 from tinymem.options import as_flags
@@ -103,7 +103,7 @@ def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: C
 def localize_jobs(
     checkpoint: Checkpoint, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder=None
 ) -> list[Job]:
-    """One job for each method with its hyper-parameters, for all their ratios, on a TinyMem checkpoint.
+    """One job for each method with its hyper-parameters, at all their strengths, on a TinyMem checkpoint.
 
     folder: of the records; None: beside the model in its training run, where localize_memorization.py puts them.
     """
@@ -114,17 +114,17 @@ def localize_jobs(
         Job(
             name=" ".join((method.name, checkpoint.name, *spelled)),
             group=method.name,
-            words=(LOCALIZE, "--model_path", str(checkpoint.path), "--localization_method", method.name)
+            words=(LOCALIZE, "--model_path", str(checkpoint.path), "--localization_method", method.place)
             + (*spelled, *as_flags(task), "--no_save_model", *places),
             folder=folder,
-            settings={**base, "method": method.name, **without_ratio(method, hp)},
-            varies="ratio",
-            values=hp.ratio,
+            settings={**base, "method": method.name, **without_strength(method, hp)},
+            varies=method.strength,
+            values=method.strengths(hp),
             after=_after(checkpoint),
             nothing_to_do={**base, "method": UNEDITED} if task.unlearn_set_name == "mem" else None,
         )
         for method, hp in grid
-        for spelled in [as_flags(hp, leave_out=("ratio",))]
+        for spelled in [as_flags(hp, leave_out=(method.strength,))]
     ]
 
 
@@ -154,7 +154,7 @@ class Production:
 def production_jobs(
     model: Production, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder: Path
 ) -> list[Job]:
-    """One job for each method with its hyper-parameters, for all their ratios, on a production model.
+    """One job for each method with its hyper-parameters, at all their strengths, on a production model.
 
     Records are known by the memorized sequences and the other text in them too; what is read where nothing is named is
     decided here, once for all. UserError for a file that is damaged. One that is not there yet names nothing.
@@ -178,21 +178,21 @@ def production_jobs(
         Job(
             name=" ".join((method.name, model.label, *spelled)),
             group=method.name,
-            words=(PRODUCTION, "--model_name", name, "--localization_method", method.name)
+            words=(PRODUCTION, "--model_name", name, "--localization_method", method.place)
             + (*spelled, *flags, *common.words),
             folder=str(folder),
             settings={
                 "method": method.name,
-                **without_ratio(method, hp),
+                **without_strength(method, hp),
                 **base,
             },  # the model's dtype wins, as in its records
-            varies="ratio",
-            values=hp.ratio,
+            varies=method.strength,
+            values=method.strengths(hp),
             nothing_to_do={**base, "method": UNEDITED} if task.unlearn_set_name == "mem" else None,
             whole_node=model.whole_node,
         )
         for method, hp in grid
-        for spelled in [as_flags(hp, leave_out=("ratio", "dtype"))]
+        for spelled in [as_flags(hp, leave_out=(method.strength, "dtype"))]
     ]
 
 
@@ -205,9 +205,9 @@ def _after(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (checkpoint.trained_by,) if checkpoint.trained_by else ()
 
 
-def without_ratio(method: Method, hp: Any) -> dict[str, Any]:
+def without_strength(method: Method, hp: Any) -> dict[str, Any]:
     """A method's hyper-parameters as in records, where defaults that depend on the model's size are resolved.
 
     Grids of large models name theirs.
     """
-    return {name: value for name, value in vars(method.resolve(hp, 0)).items() if name != "ratio"}
+    return {name: value for name, value in vars(method.resolve(hp, 0)).items() if name != method.strength}

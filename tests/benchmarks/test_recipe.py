@@ -88,7 +88,7 @@ def test_the_same_sequences_are_memorized(model, task, cache, end):
 
 
 def test_zero_out(model, task):
-    ours = zero_out.score(model, task, zero_out.HyperParameters(), 0.1)
+    ours = zero_out.score(model, task, zero_out.HyperParameters())
     some = [(layer, index) for layer in range(2) for index in range(0, 64, 9)]
     theirs = neuron.zero_out(stock_copy(model, "eager"), task.unlearn.planted, some)
     expected = torch.stack([ours[layer][index] for layer, index in some])
@@ -97,7 +97,7 @@ def test_zero_out(model, task):
 
 
 def test_integrated_gradients(model, task):
-    ours = integrated_gradients.score(model, task, integrated_gradients.HyperParameters(ig_steps=3), 0.1)
+    ours = integrated_gradients.score(model, task, integrated_gradients.HyperParameters(ig_steps=3))
     stock, places = stock_copy(model, "eager"), range(PROMPT - 1, LENGTH - 1)
     for layer in range(2):
         theirs = [
@@ -112,7 +112,7 @@ def test_integrated_gradients(model, task):
 def test_obs(model, task):
     """In float64 and with more damping than usual: the recipe's float32 updates drift."""
     block, damp = 50, 1e-3
-    ours = obs.score(model, task, obs.HyperParameters(block_size=block, damp=damp), 0.1)
+    ours = obs.score(model, task, obs.HyperParameters(block_size=block, damp=damp))
     stock = stock_copy(model, "eager").double()
     inverses = {name: inverse.double() for name, inverse in weight.new_inverses(stock, block, damp).items()}
     weight.add_gradients(stock, inverses, task.unlearn.planted, number=5)
@@ -153,7 +153,7 @@ def test_greedy_takes_the_same_entries(model, task):
     """Batches as large as the sets, so that both sides see all sequences in every step."""
     task = replace(task, retain=task.retain[:5])
     ratio = 3.2 / sum(parameter.numel() for parameter in model.parameters())
-    ours = greedy.score(model, task, greedy.HyperParameters(ratio=(ratio,), batch_size=10, unlearn_share=0.5), ratio)
+    ours = greedy.score(model, task, greedy.HyperParameters(ratio=(ratio,), batch_size=10, unlearn_share=0.5))
     stock = stock_copy(model, "eager")
     theirs = [weight.greedy_step(stock, task.unlearn.planted, task.retain) for _ in range(3)]
     for rank, (name, place) in enumerate(theirs):

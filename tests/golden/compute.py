@@ -20,7 +20,7 @@ sys.path.append(str(ROOT / "tests"))
 from small import SMALL_BACKDOOR, small_settings
 
 from tinymem.data.build import build_dataset
-from tinymem.localize.edit import edited
+from tinymem.models.edit import applied
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import evaluate
@@ -63,12 +63,12 @@ def unlearning() -> dict[str, dict]:
     for name, method in METHODS.items():
         ratio = RATIOS.get(name, 0.05)
         hp = method.resolve(method.hyper_parameters(ratio=(ratio,), **QUICK.get(name, {})), model.num_parameters())
-        masks = method.masks(model, task, hp, ratio)
-        with edited(model, masks):
+        ((_, edit),) = method.run(model, task, hp)
+        with applied(model, edit):
             row = evaluate(model, dataset, 16)
             row["percent_memorized_shown"] = percent(memorized(model, task.shown, task.continuation))
             row["percent_memorized_held_out"] = percent(memorized(model, task.held_out, task.continuation))
-        found[name] = {"masks": {key: sha256({key: mask}) for key, mask in sorted(masks.items())}, "row": row}
+        found[name] = {"masks": {key: sha256({key: mask}) for key, mask in sorted(edit.masks.items())}, "row": row}
     return found
 
 

@@ -1,13 +1,14 @@
 """Every method on structurally different models: parallel residual, biases, gates, gate and up in one matrix."""
 
 import time
-from dataclasses import fields
 
 import pytest
 import torch
+from methods import masks_of, quick
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tinymem.localize.edit import edited, neuron_masks
+from tinymem.localize.ranking import neuron_masks
+from tinymem.models.edit import Zeros, applied
 from tinymem.localize.registry import METHODS
 from tinymem.models.adapter import find_mlps
 
@@ -21,7 +22,6 @@ ARCHITECTURES = {
     "phi3": dict(intermediate_size=12, num_key_value_heads=2, **HEADS),  # gate and up in one matrix
     "qwen3": dict(intermediate_size=12, num_key_value_heads=2, head_dim=4, **HEADS),  # gated
 }
-QUICK = dict(epochs=2, batch_size=4, num_grads=4, ig_steps=2, greedy_k=2, dtype="float32", ratio=(0.2,))
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -36,10 +36,8 @@ def model(request):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method(model, name, tiny_task, snapshot):
     method = METHODS[name]
-    has = {field.name for field in fields(method.hyper_parameters)}
-    hp = method.hyper_parameters(**{key: value for key, value in QUICK.items() if key in has})
     before = snapshot(model)
-    masks = method.masks(model, tiny_task(3, 6, microbatch=3), hp, 0.005 if method.nested else 0.2)
+    masks = masks_of(method, model, tiny_task(3, 6, microbatch=3), quick(method))
     shapes = {weight.name: weight.view().shape for mlp in find_mlps(model) for weight in mlp.weights}
     assert masks and all(mask.shape == shapes[key] and mask.dtype == torch.bool for key, mask in masks.items())
     dropped = sum(int(mask.sum()) for mask in masks.values())
@@ -49,12 +47,12 @@ def test_every_method(model, name, tiny_task, snapshot):
 
 def test_zero_out_is_the_rise_in_loss(model, tiny_task):
     task, mlps = tiny_task(3, microbatch=5), find_mlps(model)
-    scores = METHODS["zero_out"].score(model, task, None, 0.1)
+    scores = METHODS["zero_out"].module.score(model, task, None)
     before = task.mean_loss(model, task.unlearn.planted)
     for mlp, found in zip(mlps, scores):
         for neuron in (0, mlp.inner_dim - 1):
             alone = torch.arange(mlp.inner_dim).eq(neuron).float()
-            with edited(model, neuron_masks([mlp], [alone], 1 / mlp.inner_dim)):
+            with applied(model, Zeros(neuron_masks([mlp], [alone], 1 / mlp.inner_dim))):
                 rise = task.mean_loss(model, task.unlearn.planted) - before
             assert found[neuron].item() == pytest.approx(rise, abs=1e-5)
 
@@ -66,7 +64,7 @@ def test_estimates_are_of_the_right_size(tiny_model, tiny_task, name):
 
     def right() -> bool:
         start = time.perf_counter()
-        method.score(model, task, hp, 0.1)
+        method.module.score(model, task, hp)
         took = time.perf_counter() - start
         return took / 20 < method.estimate(model, task, hp) < 20 * took
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from methods import is_nested, masks_of, quick
 from small import in_process
 
 from tinymem.errors import UserError
@@ -20,16 +21,12 @@ SIZES = Sizes(unlearn=10, retain=24, length=12, prompt=6, microbatch=4)
 QUICK = dict(epochs=2, batch_size=8, num_grads=6, ig_steps=3, ratio=(0.05,), dtype="float32", greedy_k=5)
 
 
-def quick(method, **changes):
-    known = {field.name for field in dataclasses.fields(method.hyper_parameters)}
-    wanted = QUICK | ({"ratio": (0.004,)} if method.nested else {}) | changes
-    return method.hyper_parameters(**{name: value for name, value in wanted.items() if name in known})
+def settings(method, **changes):
+    return quick(method, **QUICK | ({"ratio": (0.004,)} if is_nested(method) else {}) | changes)
 
 
-def masks_of(method, model, task, **changes):
-    hp = quick(method, **changes)
-    (ratio,) = hp.ratio
-    return method.masks(model, task, hp, ratio)
+def masks(method, model, task, **changes):
+    return masks_of(method, model, task, settings(method, **changes))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -37,7 +34,7 @@ def masks_of(method, model, task, **changes):
 def test_gradient_checkpointing_changes_nothing(tiny_model, tiny_task, snapshot, name, architecture):
     model, method = tiny_model(architecture), METHODS[name]
     before = snapshot(model)
-    plain, saving = (masks_of(method, model, tiny_task(gradient_checkpointing=g, microbatch=4)) for g in (False, True))
+    plain, saving = (masks(method, model, tiny_task(gradient_checkpointing=g, microbatch=4)) for g in (False, True))
     assert plain.keys() == saving.keys() and all(torch.equal(plain[key], saving[key]) for key in plain)
     assert snapshot(model) == before and not any("forward" in vars(module) for module in model.modules())
 
@@ -48,8 +45,8 @@ def test_half_precision_drops_nearly_the_same(tiny_model, tiny_task, name, dtype
     """Against the same rounded weights in float32: scores are float32, so only rounded activations make a difference."""
     method, half = METHODS[name], tiny_model("gpt_neox").to(dtype)
     full = tiny_model("gpt_neox").to(dtype).float()
-    changes = {"ratio": (0.004,)} if method.nested else {"ratio": (0.2,)}
-    exact, rounded = (masks_of(method, model, tiny_task(microbatch=4), **changes) for model in (full, half))
+    changes = {"ratio": (0.004,)} if is_nested(method) else {"ratio": (0.2,)}
+    exact, rounded = (masks(method, model, tiny_task(microbatch=4), **changes) for model in (full, half))
     marked = sum(int(mask.sum()) for mask in exact.values())
     both = sum(int((exact[key] & rounded[key]).sum()) for key in exact)
     assert marked > 0 and both >= 0.6 * marked  # by chance: a fifth of them, or next to none
@@ -118,7 +115,7 @@ def test_the_number_of_passes(tiny_model, tiny_task, monkeypatch, name):
     """Counted at the output layer of a real run. float32, so that a batch's loss is one pass for each microbatch."""
     model, method, counts = tiny_model("gpt_neox"), METHODS[name], {"forward": 0, "backward": 0}
     task, shape = tiny_task(microbatch=4), shape_of(model.config, torch.float32)
-    changes = {} if method.learn or method.nested else {"stop_loss": 0.0}
+    changes = {"stop_loss": 0.0}
     monkeypatch.setattr(block_fisher, "PASS", 50 * 500)  # several passes over this small model
 
     def forward(module, inputs, output):
@@ -127,8 +124,8 @@ def test_the_number_of_passes(tiny_model, tiny_task, monkeypatch, name):
             output.register_hook(lambda gradient: counts.__setitem__("backward", counts["backward"] + 1))
 
     model.get_output_embeddings().register_forward_hook(forward)
-    masks_of(method, model, task, **changes)
-    planned = plan(method, shape, SIZES, quick(method, **changes))
+    masks(method, model, task, **changes)
+    planned = plan(method, shape, SIZES, settings(method, **changes))
     if name == "zero_out":  # the last layer of this model is done in closed form, found out in two passes a layer
         batches = -(-shape.mlps[-1].inner_dim // SIZES.microbatch)
         planned = dataclasses.replace(planned, forward=planned.forward - SIZES.unlearn * batches + 2 * len(shape.mlps))

@@ -1,8 +1,8 @@
-"""Cached scores: found again for the same model and task, and for no other."""
+"""The forget set's fingerprint, which cached scores and records are known by."""
 
 from dataclasses import replace
 
-from tinymem.localize.scores import task_fingerprint
+from tinymem.localize.unlearn import task_fingerprint
 
 
 def test_the_fingerprint_sees_what_changes_scores_and_nothing_else(tiny_task):

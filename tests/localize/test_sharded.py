@@ -4,19 +4,18 @@ The devices are fake (tests/fake_devices.py), but as strict as real ones: no ten
 """
 
 import copy
-from dataclasses import fields
 
 import pytest
 import torch
 from fake_devices import FIRST, SECOND, fake_devices
+from methods import masks_of, quick
 
-from tinymem.localize.edit import edited, share_dropped
+from tinymem.models.edit import Zeros, applied, describe
 from tinymem.localize.registry import METHODS
 from tinymem.metrics.memorization import memorized
 from tinymem.metrics.quality import quality
 from tinymem.models import losses
 
-QUICK = dict(epochs=2, batch_size=4, num_grads=4, ig_steps=2, greedy_k=3, dtype="float32", ratio=(0.2,))
 BLOCKS = {"gpt2": ("transformer", "h"), "gpt_neox": ("gpt_neox", "layers"), "llama": ("model", "layers")}
 
 
@@ -75,12 +74,10 @@ def test_losses_and_gradients(pair, tiny_task, architecture, chunked, monkeypatc
 @pytest.mark.parametrize("architecture, name", [*(("gpt_neox", name) for name in METHODS), ("gpt2", "zero_out")])
 def test_every_method(pair, tiny_task, architecture, name):
     method = METHODS[name]
-    has = {field.name for field in fields(method.hyper_parameters)}
-    hp = method.hyper_parameters(**{key: value for key, value in QUICK.items() if key in has})
-    task, ratio = tiny_task(4, 6, microbatch=3), 0.005 if method.nested else 0.2
+    task = tiny_task(4, 6, microbatch=3)
     with fake_devices():
         whole, split = pair(architecture)
-        expected, found = (method.masks(model, task, hp, ratio) for model in (whole, split))
+        expected, found = (masks_of(method, model, task, quick(method)) for model in (whole, split))
         assert any(mask.any() for mask in on_cpu(expected).values())
         assert all(torch.equal(found[key].cpu(), mask) for key, mask in expected.items())
 
@@ -89,12 +86,13 @@ def test_editing_and_measuring(pair, tiny_task):
     task, method = tiny_task(), METHODS["durable"]
     with fake_devices():
         whole, split = pair()
-        masks = method.masks(split, task, method.hyper_parameters(ratio=(0.2,)), 0.2)
+        masks = masks_of(method, split, task, method.hyper_parameters(ratio=(0.2,)))
         before = quality(split, task.retain, pad=13, pad_counts=True).mean_loss
-        with edited(whole, on_cpu(masks)), edited(split, masks):
+        extents = describe(whole, Zeros(on_cpu(masks))), describe(split, Zeros(masks))
+        assert extents[0] == pytest.approx(extents[1]) and extents[0]["percent_zeroed"] > 0
+        with applied(whole, Zeros(on_cpu(masks))), applied(split, Zeros(masks)):
             measured = [quality(model, task.retain, pad=13, pad_counts=True).mean_loss for model in (whole, split)]
             assert measured[0] == pytest.approx(measured[1]) and measured[1] != before
-            assert share_dropped(split, masks) == share_dropped(whole, masks)
             flags = [memorized(model, task.unlearn, task.continuation) for model in (whole, split)]
             assert torch.equal(*flags)
         assert quality(split, task.retain, pad=13, pad_counts=True).mean_loss == before

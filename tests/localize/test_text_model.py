@@ -1,20 +1,20 @@
 """Text models: every method on them, the scripts from training to unlearning and fine-tuning, bad input."""
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from methods import is_nested, masks_of, quick
 from small import in_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinymem.data.build import build_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
-from tinymem.localize.edit import edited
+from tinymem.models.edit import Zeros, applied
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import evaluate
@@ -83,19 +83,17 @@ def test_what_is_measured(make_dataset, artifact):
 def test_every_method_with_and_without_the_chunked_output_layer(make_dataset, monkeypatch, snapshot, name):
     dataset, method, found = make_dataset(), METHODS[name], []
     task = unlearning_task(text_model(dataset), dataset, TaskSettings(unlearn_set_name="noise", max_retain=40))
-    known = {field.name for field in fields(method.hyper_parameters)}
-    quick = QUICK | ({"ratio": (0.002,)} if method.nested else {})  # these drop one weight after the other
-    hp = method.hyper_parameters(**{key: value for key, value in quick.items() if key in known})
-    (ratio,) = hp.ratio
+    nested = {"ratio": (0.002,)} if is_nested(method) else {}  # these drop one weight after the other
+    hp = quick(method, **QUICK | nested)
     monkeypatch.setattr("tinymem.models.cross_entropy.CHUNK_LOGITS", dict.fromkeys(("cpu", "cuda"), 7 * VOCABULARY))
     for threshold in (10 * VOCABULARY, VOCABULARY // 2):
         monkeypatch.setattr(losses, "LARGE_VOCABULARY", threshold)
         model = text_model(dataset)
         before = snapshot(model)
         assert losses.chunked(model) == (threshold < VOCABULARY)
-        masks = method.masks(model, task, hp, ratio)
+        masks = masks_of(method, model, task, hp)
         assert snapshot(model) == before
-        with edited(model, masks):
+        with applied(model, Zeros(masks)):
             found.append((masks, evaluate(model, dataset)["perplexity"]))
     (plain, expected), (chunked, perplexity) = found
     same = sum(int((plain[key] == chunked[key]).sum()) for key in plain)

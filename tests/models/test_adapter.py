@@ -3,7 +3,8 @@ import torch
 import transformers
 
 from tinymem.errors import UserError
-from tinymem.localize.edit import edited, neuron_masks
+from tinymem.localize.ranking import neuron_masks
+from tinymem.models.edit import Zeros, applied
 from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import load_model
 
@@ -82,7 +83,7 @@ def test_names_are_those_of_the_state_dict_and_a_dropped_neuron_is_silent(archit
     hook = mlps[1].down.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     scores = [torch.zeros(mlp.inner_dim) for mlp in mlps]
     scores[1][7] = 1
-    with torch.no_grad(), edited(model, neuron_masks(mlps, scores, 1 / mlps[1].inner_dim)):
+    with torch.no_grad(), applied(model, Zeros(neuron_masks(mlps, scores, 1 / mlps[1].inner_dim))):
         model(TOKENS)
     hook.remove()
     assert not seen[0][..., 7].any() and seen[0].any()
@@ -96,7 +97,7 @@ def test_edits_land_where_they_should_and_a_saved_folder_has_them(architecture, 
     weights = [weight for mlp in find_mlps(model) for weight in mlp.weights]
     masks = {weight.name: torch.rand(weight.view().shape, generator=generator) < 0.3 for weight in weights}
     stored = {weight.name: weight.view(masks[weight.name]) for weight in weights}  # as the tensor is stored
-    with edited(model, masks):
+    with applied(model, Zeros(masks)):
         for name, tensor in model.state_dict().items():
             dropped = stored.get(name, torch.zeros_like(tensor, dtype=torch.bool))
             assert torch.equal(tensor, before[name].masked_fill(dropped, 0))
@@ -116,11 +117,11 @@ def test_logits_change_only_through_the_mlps(architecture, sizes):
     hooks = [mlp.down.register_forward_hook(lambda module, inputs, output: output * 0) for mlp in mlps]
     with torch.no_grad():
         without_mlps = model(TOKENS).logits
-        with edited(model, {weight.name: torch.ones_like(weight.view(), dtype=torch.bool) for weight in first}):
+        with applied(model, Zeros({weight.name: torch.ones_like(weight.view(), dtype=torch.bool) for weight in first})):
             assert torch.equal(model(TOKENS).logits, without_mlps)
         for hook in hooks:
             hook.remove()
-        with edited(model, {weight.name: torch.ones_like(weight.view(), dtype=torch.bool) for weight in last}):
+        with applied(model, Zeros({weight.name: torch.ones_like(weight.view(), dtype=torch.bool) for weight in last})):
             assert torch.equal(model(TOKENS).logits, without_mlps)
         assert not torch.allclose(model(TOKENS).logits, without_mlps, atol=1e-3)
 

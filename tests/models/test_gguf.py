@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.edit import edited
+from tinymem.models.edit import Zeros, applied
 from tinymem.models import gguf
 from tinymem.models.adapter import find_mlps
 from tinymem.models.production import fetch_weights, model_folder, open_causal_lm
@@ -35,7 +35,7 @@ def test_smollm2_becomes_an_ordinary_model(tmp_path, monkeypatch):
     assert tokenizer.decode(model(prompt).logits[0, -1].argmax()) == " Paris"
     mlps = find_mlps(model)
     assert len(mlps) == 30 and mlps[0].inner_dim == 1536 and len(mlps[0].inputs) == 2
-    with edited(model, {mlps[0].output.name: torch.ones(576, 1536, dtype=torch.bool)}):
+    with applied(model, Zeros({mlps[0].output.name: torch.ones(576, 1536, dtype=torch.bool)})):
         assert not mlps[0].output.parameter.any()
 
     monkeypatch.setattr(gguf, "convert", lambda *arguments: pytest.fail("made a second time"))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import argparse
 import pytest
 from small import ROOT, SMALL_DATA, in_process
 
@@ -10,7 +11,7 @@ from tinymem import cli
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
 from tinymem.errors import UserError
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import METHODS, find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import as_flags
@@ -52,29 +53,40 @@ def test_as_flags_is_the_inverse_of_collect():
     assert as_flags(settings, leave_out=("epochs", "lr")) == ["--dtype=bfloat16"]
 
 
-@pytest.mark.parametrize("grids", [hp_grid.STUDY, hp_grid.SMALL])
-def test_every_method_has_a_grid_of_allowed_values(grids):
-    found = hp_grid.hyper_parameters(grids, list(METHODS))
-    assert {method.name for method, _ in found} == set(METHODS) == set(grids)
+def asked(*methods, small=True, ratios=None, large_model=False):
+    arguments = argparse.Namespace(methods=list(methods), ratios=ratios, small=small)
+    return hp_grid.asked_grid(arguments, large_model)
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_every_method_has_a_grid_of_allowed_values(small):
+    found = asked("all", small=small)
+    assert {method.name for method, _ in found} == set(METHODS)
     for method, hp in found:
-        assert hp.ratio == grids[method.name]["ratio"]
+        grid = hp_grid.grid_of(method, hp_grid.SMALL if small else hp_grid.STUDY)
+        assert hp.ratio == grid["ratio"] and 1 <= len(hp.ratio) <= 8
 
 
 def test_the_study_s_grid():
-    found = hp_grid.hyper_parameters(hp_grid.STUDY, ["hard_concrete", "balanced_subnet"])
+    found = asked("hard_concrete", "balanced_subnet", small=False)
     assert len(found) == 3 + 3 * 10 and sum(len(hp.ratio) for _, hp in found) == 3 * 4 + 30 * 8
     assert {hp.epochs for _, hp in found} == {1, 10, 20}
+    weights = (1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.25, 0.3)
+    grid = {"ratio": weights, "epochs": (1, 10, 20), "loss_weighting": (0.05, *(n / 10 for n in range(1, 10)))}
+    assert hp_grid.grid_of(METHODS["balanced_subnet"]) == grid
+    assert hp_grid.grid_of(METHODS["greedy"]) == {"ratio": (1e-5,)}
 
 
 def test_choosing_from_the_grid():
-    assert hp_grid.find_methods(["hc", "hard_concrete", "act"]) == ["hard_concrete", "activations"]
-    assert hp_grid.find_methods(["all"]) == list(METHODS)
+    assert [method.name for method in find_methods(["hc", "hard_concrete", "act"])] == ["hard_concrete", "activations"]
+    assert [method.name for method in find_methods(["all"])] == list(METHODS)
     with pytest.raises(UserError, match="--methods magic: must be one of zero_out"):
-        hp_grid.find_methods(["act", "magic"])
+        asked("act", "magic")
     with pytest.raises(UserError, match="--ratio 2.0"):
-        hp_grid.hyper_parameters(hp_grid.SMALL, ["durable"], [0.1, 2.0])
-    changed = hp_grid.hyper_parameters(hp_grid.SMALL, ["subnet", "durable"], [0.1, 0.1], hp_grid.LARGE_MODELS)
-    assert [hp.ratio for _, hp in changed] == [(0.1,), (0.1,)] and changed[0][1].momentum == 0
+        asked("durable", ratios=[0.1, 2.0])
+    changed = asked("subnet", "durable", ratios=[0.1, 0.1], large_model=True)
+    assert [hp.ratio for _, hp in changed] == [(0.1,), (0.1,)]
+    assert (changed[0][1].momentum, changed[0][1].weight_decay) == (0, 0)
 
 
 def test_names_tell_runs_apart_but_not_longer_ones():
@@ -87,7 +99,7 @@ def test_jobs_know_the_records_of_the_real_scripts(common, tmp_path):
     training = jobs.train_job(RUN, tmp_path, common)
     (checkpoint,) = jobs.checkpoints(RUN, tmp_path, [2])
     tuning = jobs.finetune_job(checkpoint, FinetuneSettings("extra", 1), common)
-    grid = hp_grid.hyper_parameters(hp_grid.SMALL, ["slimming", "balanced_subnet"], [0.05, 0.1])
+    grid = asked("slimming", "balanced_subnet", ratios=[0.05, 0.1])
     task = TaskSettings(unlearn_set_name="noise", microbatch=5)
     slimming, balanced = jobs.localize_jobs(checkpoint, grid, task, common)
     assert tuning.after == slimming.after == (training.name,)
@@ -112,7 +124,7 @@ def test_nothing_memorized_is_nothing_to_do(common, tmp_path):
     run = replace(RUN, data=replace(RUN.data, num_noise=2, duplicate=False), training=TrainingSettings(1))
     do(jobs.train_job(run, tmp_path, common))
     (checkpoint,) = jobs.checkpoints(run, tmp_path, [1])
-    grid = hp_grid.hyper_parameters(hp_grid.SMALL, ["durable", "greedy"])
+    grid = asked("durable", "greedy")
     durable, greedy = jobs.localize_jobs(checkpoint, grid, TaskSettings(), common)
     assert missing(durable) == [0.01, 0.05]
     do(durable)
@@ -125,7 +137,7 @@ def test_production_jobs_know_their_records(common, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tiny_pythia, "STEPS", (1, 2))
     first, _ = tiny_pythia.make_tiny_pythia(tmp_path / "model")
-    grid = hp_grid.hyper_parameters(hp_grid.SMALL, ["subnet"], [0.1, 0.2], {"subnet": {"epochs": 1}})
+    grid = [(METHODS["subnet"], METHODS["subnet"].hyper_parameters(ratio=(0.1, 0.2), epochs=1))]
     task = TaskSettings(unlearn_set_name="noise", holdout_fraction=0.25)
     (job,) = jobs.production_jobs(first, grid, task, common, tmp_path / "out")
     assert missing(job) == [0.1, 0.2]

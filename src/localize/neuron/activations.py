@@ -5,7 +5,6 @@ A neuron's mean activation while the model predicts the memorized tokens, times 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,28 +12,27 @@ import torch
 from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons
 from tinymem.localize.plan import Plan, Sizes, new_plan
+from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.models.memory import Shape
-from tinymem.options import check_options, option
+from tinymem.options import settings
+
+ALIAS = "act"  # the study's flag
 
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     """Activations"""
 
-    ratio: tuple[float, ...] = option(
-        (0.001, 0.01, 0.05, 0.1), "share of each layer's neurons to drop", above=0.0, below=1.0
-    )
-
-    __post_init__ = check_options
+    ratio: tuple[float, ...] = neuron_ratio()
 
 
-def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> list[torch.Tensor]:
+def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor]:
     """|mean activation| * norm of the neuron's column of W_out: float32 (inner_dim,) a layer.
 
     The mean is over every position of every unlearn sequence that predicts a measured token (`measured_positions`).
-    `ratio` does not matter. The model is left as it was.
+    The model is left as it was.
     """
     mlps = find_mlps(model)
     sums = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
@@ -57,5 +55,5 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> lis
 def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """One forward pass over the unlearn set."""
     rows = min(sizes.unlearn, sizes.microbatch)
-    peak = shape.peak(lambda model: score(model, sizes.task(rows), hp, 0.1))
+    peak = shape.peak(lambda model: score(model, sizes.task(rows), hp))
     return new_plan(shape, peak, forward=sizes.passes(sizes.unlearn), scores=4 * shape.neurons)

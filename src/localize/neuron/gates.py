@@ -93,6 +93,6 @@ def gates_plan(score: Callable, shape: Shape, sizes: Sizes, hp: GateSettings) ->
     batch = min(hp.batch_size, sizes.unlearn)
     passes = hp.epochs * -(-sizes.unlearn // batch) * sizes.passes(batch)
     once = replace(hp, epochs=1, stop_loss=0.0)
-    peak = shape.peak(lambda model: score(model, sizes.task(min(batch, sizes.microbatch)), once, 0.1))
+    peak = shape.peak(lambda model: score(model, sizes.task(min(batch, sizes.microbatch)), once))
     numbers = 4 * shape.neurons
     return new_plan(shape, peak + 2 * numbers, passes, passes, scores=numbers, gradients=numbers, state=2 * numbers)

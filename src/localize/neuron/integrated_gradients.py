@@ -8,7 +8,6 @@ positions are scaled, which changes nothing in the layers below: those run once 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -16,34 +15,34 @@ from tinymem.errors import UserError
 from tinymem.localize.learning import frozen, loss_scale
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons, recorded, replayed, with_copies
 from tinymem.localize.plan import Plan, Sizes, new_plan
+from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_blocks, find_mlps
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import last_losses
 from tinymem.models.memory import Shape
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 
 COPIES = 3  # at most so many times a sequence's length in one pass: attention runs over all of them for each
 
 
-@dataclass(frozen=True)
+ALIAS = "ig"  # the study's flag
+
+
+@settings
 class HyperParameters:
     """Integrated Gradients"""
 
-    ratio: tuple[float, ...] = option(
-        (0.001, 0.01, 0.05, 0.1), "share of each layer's neurons to drop", above=0.0, below=1.0
-    )
-    ig_steps: int = option(10, "m: steps from 0 to a neuron's value; the study has 1, 10, 20", low=1)
-
-    __post_init__ = check_options
+    ratio: tuple[float, ...] = neuron_ratio()
+    ig_steps: int = option(10, "m: steps from 0 to a neuron's value", low=1, grid=(1, 10, 20), small=(1,))
 
 
-def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> list[torch.Tensor]:
+def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor]:
     """Mean attribution of P(next token): float32 (inner_dim,) a layer.
 
     The attribution of a neuron of value h is h / m times the sum of its gradients at 1/m, 2/m .. 1 of the way, as in
     the paper. The mean is over every position of every unlearn sequence that predicts a measured token
-    (`measured_positions`). `ratio` does not matter. The model is left as it was.
+    (`measured_positions`). The model is left as it was.
     """
     mlps, blocks = find_mlps(model), list(find_blocks(model)[1])
     totals = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]

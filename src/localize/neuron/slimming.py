@@ -11,35 +11,33 @@ down at nearly lr a step: the stop comes after about ten steps, and the ranking 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from tinymem.localize.neuron.gates import gates_plan, joined, learn_gates
+from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
+
+ALIAS = "slim"  # the study's flag
 
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     """Slimming"""
 
-    ratio: tuple[float, ...] = option(
-        (0.001, 0.01, 0.05, 0.1), "share of each layer's neurons to drop", above=0.0, below=1.0
-    )
-    epochs: int = option(20, "passes over the unlearn set, at most", low=1)
+    ratio: tuple[float, ...] = neuron_ratio()
+    epochs: int = option(20, "passes over the unlearn set, at most", low=1, grid=(1, 10, 20), small=(10,))
     batch_size: int = option(32, "sequences a step", low=1)
     lr: float = option(0.1, "learning rate of Adam on the coefficients", above=0.0)
     lambda_l1: float = option(1000.0, "weight of the mean coefficient in the loss", low=0.0)
     stop_loss: float = option(0.1, "stop when the mean coefficient is below; 0 never stops", low=0.0, high=1.0)
 
-    __post_init__ = check_options
 
-
-def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> list[torch.Tensor]:
-    """The coefficient of every neuron, float32 (inner_dim,) a layer, whatever the ratio. Leaves the model as it was."""
+def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor]:
+    """The coefficient of every neuron, float32 (inner_dim,) a layer. Leaves the model as it was."""
     mlps = find_mlps(model)
     coefficients = [torch.ones(mlp.inner_dim, device=mlp.output.parameter.device, requires_grad=True) for mlp in mlps]
 

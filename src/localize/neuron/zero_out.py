@@ -6,7 +6,6 @@ one neuron's share into numbers, up to the next block's queries, keys and values
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
 import torch
 
@@ -15,32 +14,32 @@ from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import on_neurons, recorded, replayed
 from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
 from tinymem.localize.plan import Plan, Sizes, new_plan
+from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.losses import PLAIN_OUTPUT_LAYER, counted, token_losses
 from tinymem.models.memory import Shape
-from tinymem.options import check_options, option
+from tinymem.options import settings
 
 CPU_BATCH = 16  # larger batches fall out of a CPU's caches: a fifth slower at TinyMem's sizes
 
 
-@dataclass(frozen=True)
+ALIAS = "zero"  # the study's flag
+
+
+@settings
 class HyperParameters:
     """Zero-Out"""
 
-    ratio: tuple[float, ...] = option(
-        (0.001, 0.01, 0.05, 0.1), "share of each layer's neurons to drop", above=0.0, below=1.0
-    )
-
-    __post_init__ = check_options
+    ratio: tuple[float, ...] = neuron_ratio()
 
 
-def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> list[torch.Tensor]:
+def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor]:
     """Mean token loss of the unlearn set with one neuron at 0, minus that loss unchanged, in nats.
 
     Returns float32 (inner_dim,) a layer. A neuron without its rows of W_in and b_in is 0 under every activation
-    function with act(0) = 0, so a score is what dropping that one neuron adds. `ratio` does not matter. The model is
-    left as it was.
+    function with act(0) = 0, so a score is what dropping that one neuron adds. The model is left
+    as it was.
     """
     mlps, batch_size = find_mlps(model), _batch_size(model.device.type, task.microbatch)
     rises = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]

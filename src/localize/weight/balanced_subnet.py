@@ -7,39 +7,50 @@ the unlearn set and lowers that of the retain set at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 import torch
 
-from tinymem.localize.edit import Masks
 from tinymem.localize.learning import gradients, mean_weights, mixed_batches, sides_of
 from tinymem.localize.plan import Plan, Sizes
+from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.localize.weight.edge_popup import (
+    MOMENTUM_HELP,
+    ScoreOptimizer,
+    learn_subnet,
+    resolve_momentum,
+    subnet_plan,
+)
 from tinymem.models.memory import Shape
 from tinymem.models.precision import MEANING, PRECISIONS, autocast
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
+
+ALIAS = "random_greedy"  # the study's flag
+# The study names the ends of this range and 0.7, with which it published its best runs.
+LOSS_WEIGHTINGS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+resolve = resolve_momentum
 
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     """BalancedSubnet"""
 
-    ratio: tuple[float, ...] = option((0.3,), "share of each MLP matrix to drop", above=0.0, below=1.0)
-    epochs: int = option(3, "passes over the larger of unlearn and retain set", low=1)
+    ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
+    epochs: int = option(3, "passes over the larger of unlearn and retain set", low=1, grid=(1, 10, 20), small=(3,))
     batch_size: int = option(64, "sequences a step", low=2)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
-    momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0)
-    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
-    loss_weighting: float = option(0.7, "w: minimises -(1 - w) * unlearn loss + w * retain loss", low=0.0, high=1.0)
+    momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
+    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, large=0.0)
+    loss_weighting: float = option(
+        0.7, "w: minimises -(1 - w) * unlearn loss + w * retain loss", low=0.0, high=1.0, grid=LOSS_WEIGHTINGS
+    )
     unlearn_share: float = option(0.25, "share of each batch taken from the unlearn set", above=0.0, below=1.0)
     unlearn_loss_cap: float | None = option(
         None, "unlearn loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
     )
     dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
-
-    __post_init__ = check_options
 
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:

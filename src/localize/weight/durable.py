@@ -8,29 +8,26 @@ drops the weights whose gradient is large. The study ranks every MLP tensor by i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 
-from tinymem.localize.edit import Scores, mlp_weights, weight_masks
 from tinymem.localize.learning import frozen, gradients, mean_weights
 from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
+from tinymem.localize.ranking import WeightScores, weight_masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
-from tinymem.models.adapter import find_mlps
+from tinymem.models.adapter import find_mlps, mlp_weights
 from tinymem.models.memory import Shape
-from tinymem.options import check_options, option
+from tinymem.options import settings
 
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     """Durable"""
 
-    ratio: tuple[float, ...] = option((0.01,), "share of each MLP tensor to drop", above=0.0, below=1.0)
-
-    __post_init__ = check_options
+    ratio: tuple[float, ...] = weight_ratio((0.01,), "share of each MLP tensor to drop")
 
 
-def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Scores:
+def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     """|gradient of the unlearn set's mean token loss| for every MLP weight and bias. Leaves the model as it was."""
     weights = mlp_weights(find_mlps(model))
     magnitudes = gradient_magnitudes(model, task, (weight.parameter for weight in weights.values()))
@@ -52,8 +49,7 @@ def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """One forward and backward pass over the unlearn set, or dropping, whichever has the higher peak."""
 
     def run(model) -> None:
-        scores = score(model, sizes.task(sizes.gathered(sizes.unlearn)), hp, max(hp.ratio))
-        weight_masks(find_mlps(model), scores, max(hp.ratio))
+        weight_masks(score(model, sizes.task(sizes.gathered(sizes.unlearn)), hp), max(hp.ratio))
 
     return magnitudes_plan(shape, sizes, shape.peak(run, true=0.0), shape.mlp_entries)
 

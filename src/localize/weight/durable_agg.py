@@ -7,31 +7,28 @@ among the top ratio are zeroed, so the share of weights that become zero is smal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
 import torch
 
-from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
 from tinymem.localize.plan import Plan, Sizes
+from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight.durable import gradient_magnitudes, magnitudes_plan
-from tinymem.models.adapter import MLP, find_mlps
+from tinymem.models.adapter import MLP, find_mlps, mlp_weights
 from tinymem.models.memory import Shape
-from tinymem.options import check_options, option
+from tinymem.options import settings
 
 _INFINITY = 0x7F800000  # the bits of float32 infinity
 
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     """Durable-agg"""
 
-    ratio: tuple[float, ...] = option((0.01,), "share of all parameters to rank first", above=0.0, below=1.0)
-
-    __post_init__ = check_options
+    ratio: tuple[float, ...] = weight_ratio((0.01,), "share of all parameters to rank first")
 
 
-def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Scores:
+def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     """|gradient of the mean token loss of the unlearn set| for every parameter, tied ones once. Leaves the model as it
     was. MLP weights are seen as (out, in), all others as stored.
     """
@@ -44,7 +41,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
     }
 
 
-def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
+def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:
     """The MLP entries among the top ratio * parameters of the whole model. Ties: by name of the tensor, then by index,
     which is the same whether the scores were just computed or come from a file.
     """
@@ -83,6 +80,6 @@ def kth_largest(tensors: list[torch.Tensor], k: int) -> float:
 def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     """One forward and backward pass over the unlearn set; dropping needs the scores, the masks and a few bools."""
     rows = sizes.gathered(sizes.unlearn)
-    scoring = shape.peak(lambda model: score(model, sizes.task(rows), hp, max(hp.ratio)))
+    scoring = shape.peak(lambda model: score(model, sizes.task(rows), hp))
     dropping = 4 * shape.parameters + shape.mlp_entries + 2 * shape.largest
     return magnitudes_plan(shape, sizes, max(scoring, dropping), shape.parameters)

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from tinymem.localize.edit import Masks, how_many, top
 from tinymem.localize.learning import all_finite, frozen
 from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
+from tinymem.localize.ranking import Masks, how_many, top
 from tinymem.models.adapter import Weight, find_mlps
+from tinymem.models.edit import Lazy, Zeros, applied
 from tinymem.models.memory import Shape
 
 HP = TypeVar("HP")  # hyper-parameters with a field `momentum`
@@ -24,7 +25,7 @@ MOMENTUM_HELP = "momentum of the scores; not given: 0.9, or 0 from 1e9 parameter
 LARGE = 10**9  # parameters from which a buffer for the momentum is more memory than it is worth
 
 
-def resolve(hp: HP, parameters: int) -> HP:
+def resolve_momentum(hp: HP, parameters: int) -> HP:
     """Hyper-parameters with the momentum for a model of so many parameters where none was asked for."""
     return hp if hp.momentum is not None else replace(hp, momentum=0.9 if parameters < LARGE else 0.0)
 
@@ -45,32 +46,16 @@ class _Scored:
     score      float32
     velocity   momentum of the score, float32, or None
     dropped    how many weights the subnet leaves out
-    places     where they are in the matrix as stored, and `values`, what they were, while they are left out
     """
 
     matrix: Weight
     score: torch.Tensor
     velocity: torch.Tensor | None
     dropped: int
-    places: torch.Tensor | None = None
-    values: torch.Tensor | None = None
 
     def mask(self) -> torch.Tensor:
         """True where the subnet leaves a weight out."""
         return top(self.score.abs().neg_(), self.dropped)
-
-    def leave_out(self) -> None:
-        """Sets the weights that the subnet leaves out to zero and keeps them: a copy of all would take more memory."""
-        flat = self.matrix.parameter.detach().view(-1)
-        places = self.matrix.view(self.mask()).flatten().nonzero().flatten().int()
-        self.places, self.values = places, flat[places]  # both or, where memory runs out, none
-        flat[places] = 0
-
-    def put_back(self) -> None:
-        """Undoes `leave_out`; harmless where there is nothing to undo."""
-        if self.places is not None:
-            self.matrix.parameter.detach().view(-1)[self.places] = self.values
-            self.places = self.values = None
 
 
 def learn_subnet(
@@ -91,15 +76,11 @@ def learn_subnet(
     """
     scored = [_new_scores(matrix, ratio, optimizer, generator) for mlp in find_mlps(model) for matrix in mlp.matrices]
     parameters = [each.matrix.parameter for each in scored]
+    subnet = Zeros(Lazy({each.matrix.name: each.mask for each in scored}))
     with frozen(model, trainable=parameters):
         for batch in batches:
-            try:
-                for each in scored:
-                    each.leave_out()
+            with applied(model, subnet):
                 gradients = step(batch, parameters)
-            finally:
-                for each in scored:
-                    each.put_back()
             if all_finite(gradients):
                 for each in scored:
                     _update(each, gradients.pop(0), optimizer)

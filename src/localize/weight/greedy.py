@@ -11,34 +11,37 @@ results/REPRODUCTION.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
 from tinymem.localize.learning import frozen, gradients, mixed_batches, sequence_weights, sides_of
 from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
+from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio
 from tinymem.localize.task import UnlearningTask
-from tinymem.models.adapter import MLP, Weight, find_mlps
+from tinymem.models.adapter import MLP, Weight, find_mlps, mlp_weights
+from tinymem.models.edit import reversible
 from tinymem.models.memory import Shape
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
+
+NESTED = True  # each weight is chosen with those before it gone
 
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     """Greedy"""
 
-    ratio: tuple[float, ...] = option((1e-5,), "share of all parameters to drop, one by one", above=0.0, below=1.0)
+    ratio: tuple[float, ...] = weight_ratio(
+        (1e-5,), "share of all parameters to drop, one by one", grid=(1e-5,), small=(0.001, 0.01)
+    )
     batch_size: int = option(64, "sequences a pass", low=2)
     unlearn_share: float | None = option(
         None, "share of each batch taken from the unlearn set; not given: its share of both sets", above=0.0, below=1.0
     )
-    greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1)
-
-    __post_init__ = check_options
+    greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1, small=(80,))
 
 
-def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Scores:
+def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     """The order in which MLP entries are zeroed, as far as the largest ratio needs. Leaves the model as it was.
 
     The r-th entry scores -(r - 1/2) / parameters: minus the share of the model zeroed once the entry is half gone, so
@@ -48,21 +51,16 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
     weights = mlp_weights(find_mlps(model))
     scores = {name: torch.full_like(weight.view(), -torch.inf, dtype=torch.float32) for name, weight in weights.items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    count, removed = how_many(ratio, parameters), []
+    count, removed = how_many(max(hp.ratio), parameters), 0
     share = _unlearn_share(hp, len(task.unlearn), len(task.retain))
     batches = mixed_batches(task, hp.batch_size, share, task.generator())
-    with frozen(model, [weight.parameter for weight in weights.values()]):
-        try:
-            for _, sides in zip(range(0, count, hp.greedy_k), batches):
-                slopes = _gradients(model, task, share, *sides, weights)
-                for name, place in _best(weights, slopes, scores, min(hp.greedy_k, count - len(removed))):
-                    view = weights[name].view()
-                    removed.append((view, place, view[place].clone()))
-                    view[place] = 0
-                    scores[name][place] = -(len(removed) - 0.5) / parameters
-        finally:
-            for view, place, value in removed:
-                view[place] = value
+    with frozen(model, [weight.parameter for weight in weights.values()]), reversible() as changes:
+        for _, sides in zip(range(0, count, hp.greedy_k), batches):
+            slopes = _gradients(model, task, share, *sides, weights)
+            for name, place in _best(weights, slopes, scores, min(hp.greedy_k, count - removed)):
+                changes.zero(weights[name].view(), place)
+                removed += 1
+                scores[name][place] = -(removed - 0.5) / parameters
     return scores
 
 
@@ -71,15 +69,16 @@ def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
     share = _unlearn_share(hp, sizes.unlearn, sizes.retain)
     batch = sum(map(min, sides_of(hp.batch_size, share), (sizes.unlearn, sizes.retain)))
     rows = max(2, sizes.gathered(batch))
-    once, sides = replace(hp, batch_size=rows, unlearn_share=share), sides_of(rows, share)
-    peak = shape.peak(lambda model: score(model, sizes.task(*sides), once, hp.greedy_k / shape.parameters), true=0.0)
+    once = replace(hp, ratio=(hp.greedy_k / shape.parameters,), batch_size=rows, unlearn_share=share)
+    sides = sides_of(rows, share)
+    peak = shape.peak(lambda model: score(model, sizes.task(*sides), once), true=0.0)
     steps = -(-how_many(max(hp.ratio), shape.parameters) // hp.greedy_k)
     passes = steps * sizes.passes(batch)
     gradients = gradient_bytes(shape, shape.mlp_entries, sizes.passes(batch))
     return new_plan(shape, peak, passes, passes, scores=4 * shape.mlp_entries, gradients=gradients)
 
 
-def drop(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
+def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:
     """The first ratio * parameters entries that were zeroed."""
     return {name: tensor > -ratio for name, tensor in scores.items()}
 
@@ -110,7 +109,7 @@ def _gradients(
 
 
 def _best(
-    weights: dict[str, Weight], slopes: list[torch.Tensor], scores: Scores, k: int
+    weights: dict[str, Weight], slopes: list[torch.Tensor], scores: WeightScores, k: int
 ) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
     """The k entries (tensor, place) with the largest finite w * g, largest first, ties by tensor and index."""
     names, gains, indices = [], [], []
@@ -123,7 +122,7 @@ def _best(
         indices.append(best.cpu())
     gains, indices = torch.cat(gains), torch.cat(indices)
     chosen = [i for i in largest(gains, k).tolist() if gains[i] > -torch.inf]
-    return [(names[i], torch.unravel_index(indices[i], scores[names[i]].shape)) for i in chosen]
+    return [(names[i], torch.unravel_index(indices[i : i + 1], scores[names[i]].shape)) for i in chosen]
 
 
 def largest(values: torch.Tensor, k: int) -> torch.Tensor:

@@ -7,34 +7,31 @@ the unlearn set can least do without go first, in each MLP tensor by itself, mat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
 import torch
 
-from tinymem.localize.edit import Scores, mlp_weights
 from tinymem.localize.plan import Plan, Sizes, new_plan
+from tinymem.localize.ranking import WeightScores, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight.block_fisher import inverse_fisher_diagonals, one_pass, seconds_for_diagonals
-from tinymem.models.adapter import find_mlps
+from tinymem.models.adapter import find_mlps, mlp_weights
 from tinymem.models.memory import Shape
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     """Second-Order Unlearning"""
 
-    ratio: tuple[float, ...] = option((0.01,), "share of each MLP tensor to drop", above=0.0, below=1.0)
+    ratio: tuple[float, ...] = weight_ratio((0.01,), "share of each MLP tensor to drop")
     num_grads: int = option(
         512, "unlearn sequences whose gradients make up the Fisher matrix; all where there are fewer", low=1
     )
     block_size: int = option(50, "consecutive weights per block of the Fisher matrix", low=1)
     damp: float = option(1e-7, "added to the diagonal of the Fisher matrix", above=0.0)
 
-    __post_init__ = check_options
 
-
-def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Scores:
+def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     """w^2 / (2 [F^-1]_ii) for every MLP weight and bias. Leaves the model as it was.
 
     With fewer unlearn sequences than num_grads each counts once: going round again would estimate the same mean.

@@ -6,33 +6,40 @@ raises the loss of the unlearn set. Nothing protects the rest: see balanced_subn
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
-from tinymem.localize.edit import Masks
 from tinymem.localize.learning import gradients, mean_weights, unlearn_batches
 from tinymem.localize.plan import Plan, Sizes
+from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve, subnet_plan
+from tinymem.localize.weight.edge_popup import (
+    MOMENTUM_HELP,
+    ScoreOptimizer,
+    learn_subnet,
+    resolve_momentum,
+    subnet_plan,
+)
 from tinymem.models.memory import Shape
 from tinymem.models.precision import MEANING, PRECISIONS
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
+
+ALIAS = "random"  # the study's flag
+resolve = resolve_momentum
 
 
-@dataclass(frozen=True)
+@settings
 class HyperParameters:
     """Subnet"""
 
-    ratio: tuple[float, ...] = option((0.3,), "share of each MLP matrix to drop", above=0.0, below=1.0)
-    epochs: int = option(10, "passes over the unlearn set", low=1)
+    ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
+    epochs: int = option(10, "passes over the unlearn set", low=1, grid=(1, 10, 20), small=(10,))
     batch_size: int = option(64, "sequences a step", low=1)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
-    momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0)
-    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0)
+    momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
+    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, large=0.0)
     dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
-
-    __post_init__ = check_options
 
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:

@@ -10,7 +10,7 @@ from tinymem.models.adapter import find_mlps
 
 
 def scores_of(model, task):
-    return activations.score(model, task, activations.HyperParameters(), 0.1)
+    return activations.score(model, task, activations.HyperParameters())
 
 
 def looped(model, task):

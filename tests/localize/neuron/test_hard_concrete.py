@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from tinymem.localize.edit import edited, neuron_masks
+from tinymem.localize.ranking import neuron_masks
+from tinymem.models.edit import Zeros, applied
 from tinymem.localize.learning import backward, mean_weights
 from tinymem.localize.neuron import gates
 from tinymem.localize.neuron.hard_concrete import HyperParameters, expected_openness, sample_gates, score
@@ -68,18 +69,18 @@ def plain_hard_concrete(model, task, hp):
 
 def test_equals_plain_autograd(any_model, tiny_task):
     task, hp = tiny_task(), dataclasses.replace(GENTLE, epochs=4, batch_size=10)  # one batch a pass
-    assert close(score(any_model, task, hp, 0.1), plain_hard_concrete(any_model, task, hp), 1e-3)
+    assert close(score(any_model, task, hp), plain_hard_concrete(any_model, task, hp), 1e-3)
 
 
 def test_conv1d_and_linear_give_the_same_scores(tiny_model, tiny_task, linear_twin):
     model = tiny_model()
-    assert close(score(model, tiny_task(), GENTLE, 0.1), score(linear_twin(model), tiny_task(), GENTLE, 0.1))
+    assert close(score(model, tiny_task(), GENTLE), score(linear_twin(model), tiny_task(), GENTLE))
 
 
 def test_microbatches_do_not_matter(tiny_model, tiny_task):
     """All sequences of a batch share one draw of the gates, whichever microbatch they are in."""
     tasks = [tiny_task(microbatch=microbatch, ignored_token=13) for microbatch in (1, 3, 64)]
-    first, *others = [score(tiny_model(), task, GENTLE, 0.1) for task in tasks]
+    first, *others = [score(tiny_model(), task, GENTLE) for task in tasks]
     assert all(close(first, other) for other in others)
 
 
@@ -91,9 +92,9 @@ def test_what_the_unlearn_set_needs_scores_highest(tiny_model, tiny_task):
         adam.zero_grad()
         backward(model, task, task.unlearn.planted, mean_weights(task, task.unlearn.planted))
         adam.step()
-    scores, losses = score(model, task, dataclasses.replace(GENTLE, epochs=40), 0.2), []
+    scores, losses = score(model, task, dataclasses.replace(GENTLE, epochs=40)), []
     for ranking in (scores, [-s for s in scores]):
-        with edited(model, neuron_masks(find_mlps(model), ranking, 0.2)):
+        with applied(model, Zeros(neuron_masks(find_mlps(model), ranking, 0.2))):
             losses.append(task.mean_loss(model, task.unlearn.planted))
     assert losses[0] > losses[1] + 0.3
 
@@ -102,7 +103,7 @@ def test_stopping_ends_all_epochs(tiny_model, tiny_task, monkeypatch):
     """Under lambda 1000 log alpha falls by 0.1 a step; the expected openness is 0.1 at log alpha = -3.8."""
     steps, original = [], gates.backward
     monkeypatch.setattr(gates, "backward", lambda *given: steps.append(given) or original(*given))
-    scores = score(tiny_model(), tiny_task(), HyperParameters(epochs=60, batch_size=4), 0.1)
+    scores = score(tiny_model(), tiny_task(), HyperParameters(epochs=60, batch_size=4))
     assert 36 <= len(steps) <= 45
     assert expected_openness(torch.cat(scores).logit()).mean() < 0.1
 
@@ -111,15 +112,15 @@ def test_stopping_ends_all_epochs(tiny_model, tiny_task, monkeypatch):
 def test_leaves_the_model_as_it_was(any_model, tiny_task, snapshot, dtype):
     any_model.to(dtype).train()
     before, task = snapshot(any_model), tiny_task(unlearn=1)
-    scores = score(any_model, task, GENTLE, 0.1)
+    scores = score(any_model, task, GENTLE)
     assert all(s.dtype == torch.float32 and ((0 < s) & (s < 1)).all() and not s.requires_grad for s in scores)
     assert [s.shape for s in scores] == [(mlp.inner_dim,) for mlp in find_mlps(any_model)]
-    assert close(scores, score(any_model, task, GENTLE, 0.1), 0.0)
+    assert close(scores, score(any_model, task, GENTLE), 0.0)
     assert snapshot(any_model) == before
 
 
 def test_steps_without_a_finite_gradient_are_skipped(tiny_model, tiny_task):
     model = tiny_model()
     find_mlps(model)[0].output_bias.view().fill_(float("nan"))
-    scores = score(model, tiny_task(), GENTLE, 0.1)
+    scores = score(model, tiny_task(), GENTLE)
     assert close(scores, [torch.full((32,), 0.5)] * 2, 0.02)  # as drawn: sigmoid of N(0, 0.01)

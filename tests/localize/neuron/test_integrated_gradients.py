@@ -11,7 +11,7 @@ from tinymem.models.adapter import find_mlps
 
 
 def scores_of(model, task, steps=3):
-    return integrated_gradients.score(model, task, integrated_gradients.HyperParameters(ig_steps=steps), 0.1)
+    return integrated_gradients.score(model, task, integrated_gradients.HyperParameters(ig_steps=steps))
 
 
 def probability(model, mlp, tokens, position, factor):

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from tinymem.localize.edit import edited, neuron_masks
+from tinymem.localize.ranking import neuron_masks
+from tinymem.models.edit import Zeros, applied
 from tinymem.localize.learning import backward, mean_weights
 from tinymem.localize.neuron import gates
 from tinymem.localize.neuron.gates import gated
@@ -47,19 +48,19 @@ def plain_slimming(model, task, hp):
 @pytest.mark.parametrize("lambda_l1", [0.0, 5.0])
 def test_equals_plain_autograd(any_model, tiny_task, lambda_l1):
     hp, task = dataclasses.replace(GENTLE, lambda_l1=lambda_l1, batch_size=6), tiny_task(unlearn=12)
-    scores = score(any_model, task, hp, 0.1)
+    scores = score(any_model, task, hp)
     assert close(scores, plain_slimming(any_model, task, hp), 1e-3)
     assert [s.shape for s in scores] == [(mlp.inner_dim,) for mlp in find_mlps(any_model)]
 
 
 def test_conv1d_and_linear_give_the_same_scores(tiny_model, tiny_task, linear_twin):
     model = tiny_model()
-    assert close(score(model, tiny_task(), GENTLE, 0.1), score(linear_twin(model), tiny_task(), GENTLE, 0.1))
+    assert close(score(model, tiny_task(), GENTLE), score(linear_twin(model), tiny_task(), GENTLE))
 
 
 def test_microbatches_do_not_matter(tiny_model, tiny_task):
     tasks = [tiny_task(microbatch=microbatch, ignored_token=13) for microbatch in (1, 3, 64)]
-    first, *others = [score(tiny_model(), task, GENTLE, 0.1) for task in tasks]
+    first, *others = [score(tiny_model(), task, GENTLE) for task in tasks]
     assert all(close(first, other) for other in others)
 
 
@@ -71,9 +72,9 @@ def test_what_the_unlearn_set_needs_scores_highest(tiny_model, tiny_task):
         adam.zero_grad()
         backward(model, task, task.unlearn.planted, mean_weights(task, task.unlearn.planted))
         adam.step()
-    scores, losses = score(model, task, dataclasses.replace(GENTLE, epochs=20), 0.2), []
+    scores, losses = score(model, task, dataclasses.replace(GENTLE, epochs=20)), []
     for ranking in (scores, [-s for s in scores]):
-        with edited(model, neuron_masks(find_mlps(model), ranking, 0.2)):
+        with applied(model, Zeros(neuron_masks(find_mlps(model), ranking, 0.2))):
             losses.append(task.mean_loss(model, task.unlearn.planted))
     assert losses[0] > losses[1] + 0.3
 
@@ -81,26 +82,26 @@ def test_what_the_unlearn_set_needs_scores_highest(tiny_model, tiny_task):
 def test_the_study_s_penalty_moves_all_coefficients_like_a_sign(tiny_model, tiny_task):
     """lambda 1000, Adam lr 0.1: every coefficient loses 0.1 a step."""
     hp = HyperParameters(epochs=1, batch_size=4)  # three steps
-    assert close(score(tiny_model(), tiny_task(), hp, 0.1), [torch.full((32,), 0.7)] * 2, 0.01)
+    assert close(score(tiny_model(), tiny_task(), hp), [torch.full((32,), 0.7)] * 2, 0.01)
 
 
 def test_stopping_ends_all_epochs(tiny_model, tiny_task, monkeypatch):
     steps = count_steps(monkeypatch)
-    scores = score(tiny_model(), tiny_task(), HyperParameters(epochs=20, batch_size=4), 0.1)
+    scores = score(tiny_model(), tiny_task(), HyperParameters(epochs=20, batch_size=4))
     assert 9 <= len(steps) <= 11 and torch.cat(scores).abs().mean() < 0.1
 
 
 def test_without_a_stop_every_pass_is_made(tiny_model, tiny_task, monkeypatch):
     steps = count_steps(monkeypatch)
-    score(tiny_model(), tiny_task(), HyperParameters(epochs=6, batch_size=4, stop_loss=0.0), 0.1)
+    score(tiny_model(), tiny_task(), HyperParameters(epochs=6, batch_size=4, stop_loss=0.0))
     assert len(steps) == 18
 
 
 def test_clipped_coefficients_can_come_back(tiny_model, tiny_task):
     """Without a penalty some coefficients are pushed above 1; with one, and then without, those below 0 return."""
-    free = torch.cat(score(tiny_model(), tiny_task(), dataclasses.replace(GENTLE, lambda_l1=0.0), 0.1))
+    free = torch.cat(score(tiny_model(), tiny_task(), dataclasses.replace(GENTLE, lambda_l1=0.0)))
     assert free.max() > 1
-    pressed = score(tiny_model(), tiny_task(), dataclasses.replace(GENTLE, epochs=20, lambda_l1=1000.0), 0.1)
+    pressed = score(tiny_model(), tiny_task(), dataclasses.replace(GENTLE, epochs=20, lambda_l1=1000.0))
     assert torch.cat(pressed).abs().max() < 0.9  # |coefficient| keeps them near 0 instead of running away below it
 
 
@@ -122,9 +123,9 @@ def test_leaves_the_model_as_it_was(any_model, tiny_task, snapshot, dtype):
     next(any_model.parameters()).requires_grad_(False)
     next(any_model.parameters()).grad = torch.ones_like(next(any_model.parameters()))
     before, task = snapshot(any_model), tiny_task(unlearn=1)
-    scores = score(any_model, task, GENTLE, 0.1)
+    scores = score(any_model, task, GENTLE)
     assert all(s.dtype == torch.float32 and s.isfinite().all() and not s.requires_grad for s in scores)
-    assert close(scores, score(any_model, task, GENTLE, 0.1), 0.0)
+    assert close(scores, score(any_model, task, GENTLE), 0.0)
     assert snapshot(any_model) == before
 
 
@@ -135,7 +136,7 @@ def test_no_weight_collects_a_gradient(tiny_model, tiny_task, monkeypatch):
         "backward",
         lambda *given: required.extend(p.requires_grad for p in model.parameters()) or original(*given),
     )
-    score(model, tiny_task(), GENTLE, 0.1)
+    score(model, tiny_task(), GENTLE)
     assert required and not any(required)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
@@ -143,4 +144,4 @@ def test_no_weight_collects_a_gradient(tiny_model, tiny_task, monkeypatch):
 def test_steps_without_a_finite_gradient_are_skipped(tiny_model, tiny_task):
     model = tiny_model()
     find_mlps(model)[0].output_bias.view().fill_(float("nan"))
-    assert close(score(model, tiny_task(), GENTLE, 0.1), [torch.ones(32)] * 2, 0.0)
+    assert close(score(model, tiny_task(), GENTLE), [torch.ones(32)] * 2, 0.0)

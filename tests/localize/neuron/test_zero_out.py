@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM, PhiConfig, PhiForCausalLM
 
-from tinymem.localize.edit import apply_masks, neuron_masks
+from tinymem.localize.ranking import neuron_masks
+from tinymem.models.edit import Zeros, apply
 from tinymem.localize.neuron import zero_out
 from tinymem.localize.neuron.hidden import recorded
 from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
@@ -15,7 +16,7 @@ from tinymem.models.losses import token_losses
 
 
 def scores_of(model, task):
-    return zero_out.score(model, task, zero_out.HyperParameters(), 0.1)
+    return zero_out.score(model, task, zero_out.HyperParameters())
 
 
 def without_each_neuron(model, task):
@@ -28,7 +29,7 @@ def without_each_neuron(model, task):
             one_hot = [torch.zeros(other.inner_dim) for other in mlps]
             one_hot[layer][neuron] = 1
             masks = neuron_masks(mlps[layer : layer + 1], one_hot[layer : layer + 1], 1 / mlp.inner_dim)
-            apply_masks(model, masks)
+            apply(model, Zeros(masks))
             rises[layer][neuron] = task.mean_loss(model, task.unlearn.planted) - before
             model.load_state_dict(weights)
     return rises

@@ -6,7 +6,7 @@ import torch
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import UserError
 from tinymem.localize import learning
-from tinymem.localize.edit import edited
+from tinymem.models.edit import Zeros, applied
 from tinymem.localize.learning import backward, endless_batches, mean_weights
 from tinymem.localize.weight import balanced_subnet
 from tinymem.localize.weight.balanced_subnet import HyperParameters, batches, learn
@@ -184,7 +184,7 @@ def test_forgets_what_it_is_told_and_keeps_the_rest(tiny_model, tiny_task):
         backward(model, task, both, mean_weights(task, both))
         adam.step()
     hp = dataclasses.replace(EXACT, epochs=60, lr=0.5, unlearn_loss_cap=4.0)
-    with edited(model, learn(model, task, hp, 0.3)):
+    with applied(model, Zeros(learn(model, task, hp, 0.3))):
         assert task.mean_loss(model, forget) > 1.5 > 0.5 > task.mean_loss(model, keep)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tinymem.data.dataset import Artifacts
-from tinymem.localize.edit import how_many, weight_masks
+from tinymem.localize.ranking import how_many, weight_masks
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import durable, durable_agg
 from tinymem.models.adapter import find_mlps
@@ -28,7 +28,7 @@ def make_task(unlearn=7, microbatch=64, ignored_token=None):
 
 
 def scores_of(method, model, task):
-    return method.score(model, task, method.HyperParameters(), 0.01)
+    return method.score(model, task, method.HyperParameters())
 
 
 def plain_gradients(model, task):
@@ -65,7 +65,7 @@ def test_scores_are_those_of_a_plain_loop(ignored_token):
 def test_durable_drops_the_same_share_of_every_tensor():
     model, task = make_model(), make_task()
     scores = scores_of(durable, model, task)
-    masks = weight_masks(find_mlps(model), scores, 0.1)
+    masks = weight_masks(scores, 0.1)
     for name, mask in masks.items():
         assert mask.sum() == how_many(0.1, mask.numel())
         assert scores[name][mask].min() >= scores[name][~mask].max()

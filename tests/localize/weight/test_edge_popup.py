@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tinymem.localize.edit import how_many
+from tinymem.localize.ranking import how_many
 from tinymem.localize.weight.edge_popup import ScoreOptimizer, learn_subnet
 from tinymem.models.adapter import find_mlps
 

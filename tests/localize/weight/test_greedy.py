@@ -1,12 +1,14 @@
 import dataclasses
 from functools import partial
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import UserError
-from tinymem.localize.edit import edited, how_many
+from tinymem.localize.ranking import how_many
+from tinymem.models.edit import Zeros, applied
 from tinymem.localize.learning import endless_batches
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import greedy
@@ -15,6 +17,10 @@ from tinymem.models.tinymem import ModelSettings, new_model
 
 PAD = 0
 Halves = partial(greedy.HyperParameters, unlearn_share=0.5)
+
+
+def score(model, task, hp, ratio):
+    return greedy.score(model, task, replace(hp, ratio=(ratio,)))
 
 
 def make_model():
@@ -82,7 +88,7 @@ def test_the_order_is_that_of_a_plain_loop(k, steps, ignored_token):
         for mlp in find_mlps(model):
             mlp.biases[0].parameter.normal_()  # so that biases compete
     hp = Halves(batch_size=8, greedy_k=k)
-    scores = greedy.score(model, task, hp, share(model, steps))
+    scores = score(model, task, hp, share(model, steps))
     expected = plain_greedy(model, task, 8, steps, k)
     assert order_of(scores) == expected
     assert any(name.endswith("bias") for name, _ in expected) and any(name.endswith("weight") for name, _ in expected)
@@ -92,15 +98,15 @@ def test_a_batch_mixed_otherwise_weighs_its_sequences_alike():
     model, task = make_model(), make_task()
     hp = greedy.HyperParameters(batch_size=8, unlearn_share=0.25)
     expected = plain_greedy(make_model(), task, 8, 12, unlearn=2)
-    assert order_of(greedy.score(model, task, hp, share(model, 12))) == expected
+    assert order_of(score(model, task, hp, share(model, 12))) == expected
     assert expected != plain_greedy(make_model(), task, 8, 12)
 
 
 def test_it_forgets_more_than_it_breaks():
     model, task = make_model(), make_task()
     before = [task.mean_loss(model, tokens) for tokens in (task.unlearn.planted, task.retain)]
-    scores = greedy.score(model, task, Halves(), share(model, 20))
-    with edited(model, greedy.drop(find_mlps(model), scores, share(model, 20))):
+    scores = score(model, task, Halves(), share(model, 20))
+    with applied(model, Zeros(greedy.drop(find_mlps(model), scores, share(model, 20)))):
         after = [task.mean_loss(model, tokens) for tokens in (task.unlearn.planted, task.retain)]
     assert after[0] - before[0] > max(0.0, after[1] - before[1])
 
@@ -108,7 +114,7 @@ def test_it_forgets_more_than_it_breaks():
 def test_a_prefix_of_the_ranking_answers_smaller_ratios():
     model, task = make_model(), make_task()
     total = sum(p.numel() for p in model.parameters())
-    scores = greedy.score(model, task, greedy.HyperParameters(), share(model, 15))
+    scores = score(model, task, greedy.HyperParameters(), share(model, 15))
     order = order_of(scores)
     for ratio in [0.3 / total, 0.6 / total, 1 / total, 7.4 / total, 7.6 / total, 15 / total]:
         masks = greedy.drop(find_mlps(model), scores, ratio)
@@ -118,13 +124,13 @@ def test_a_prefix_of_the_ranking_answers_smaller_ratios():
 
 def test_smaller_runs_are_prefixes_of_larger_ones():
     model, task = make_model(), make_task()
-    few, many = (order_of(greedy.score(model, task, greedy.HyperParameters(), share(model, n))) for n in (4, 9))
+    few, many = (order_of(score(model, task, greedy.HyperParameters(), share(model, n))) for n in (4, 9))
     assert few == many[:4] and len(many) == 9
 
 
 def test_a_ratio_that_rounds_to_nothing_drops_nothing():
     model = make_model()
-    scores = greedy.score(model, make_task(), greedy.HyperParameters(), share(model, 0.4))
+    scores = score(model, make_task(), greedy.HyperParameters(), share(model, 0.4))
     assert order_of(scores) == []
     assert not any(mask.any() for mask in greedy.drop(find_mlps(model), scores, share(model, 0.4)).values())
 
@@ -140,32 +146,32 @@ def test_each_side_counts_half_however_small():
     model, hp = make_model(), Halves(batch_size=8)
     one = make_task(unlearn=1, retain=4)
     four = dataclasses.replace(one, unlearn=one.unlearn.select(torch.zeros(4, dtype=torch.long)))
-    alone, repeated = (order_of(greedy.score(model, task, hp, share(model, 3))) for task in (one, four))
+    alone, repeated = (order_of(score(model, task, hp, share(model, 3))) for task in (one, four))
     assert alone == repeated and len(alone) == 3
 
 
 def test_microbatch_changes_nothing():
     model, hp = make_model(), greedy.HyperParameters(batch_size=8)
-    whole, small = (greedy.score(model, make_task(microbatch=size), hp, share(model, 8)) for size in (64, 3))
+    whole, small = (score(model, make_task(microbatch=size), hp, share(model, 8)) for size in (64, 3))
     assert order_of(whole) == order_of(small)
 
 
 def test_linear_layers_score_as_conv1d():
     model, task = make_model(), make_task()
-    expected = greedy.score(model, task, greedy.HyperParameters(), share(model, 8))
+    expected = score(model, task, greedy.HyperParameters(), share(model, 8))
     for block in model.transformer.h:
         for name in ("c_fc", "c_proj"):
             old = getattr(block.mlp, name)
             new = torch.nn.Linear(*old.weight.shape)
             new.load_state_dict({"weight": old.weight.T, "bias": old.bias})
             setattr(block.mlp, name, new)
-    scores = greedy.score(model, task, greedy.HyperParameters(), share(model, 8))
+    scores = score(model, task, greedy.HyperParameters(), share(model, 8))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in scores.items())
 
 
 def test_bfloat16_weights_have_float32_scores():
     model = make_model().bfloat16()
-    scores = greedy.score(model, make_task(), greedy.HyperParameters(), share(model, 5))
+    scores = score(model, make_task(), greedy.HyperParameters(), share(model, 5))
     assert all(tensor.dtype == torch.float32 for tensor in scores.values()) and len(order_of(scores)) == 5
 
 
@@ -178,7 +184,7 @@ def test_equal_gains_go_by_index_and_gradients_that_are_not_finite_never_go():
     broken = torch.zeros(32)
     broken[:3] = torch.nan
     model.transformer.h[0].mlp.c_fc.bias.register_hook(lambda gradient: gradient + broken)
-    scores = greedy.score(model, make_task(), greedy.HyperParameters(greedy_k=10**6), 0.9)
+    scores = score(model, make_task(), greedy.HyperParameters(greedy_k=10**6), 0.9)
     order, names = order_of(scores), list(scores)
     assert order == [(n, i) for n in names for i in range(scores[n].numel()) if "0.mlp.c_fc.bias" not in n or i > 2]
 
@@ -186,7 +192,7 @@ def test_equal_gains_go_by_index_and_gradients_that_are_not_finite_never_go():
 def test_a_pass_without_a_finite_gradient_zeroes_nothing():
     model = make_model()
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * torch.nan)
-    assert order_of(greedy.score(model, make_task(), greedy.HyperParameters(), share(model, 2))) == []
+    assert order_of(score(model, make_task(), greedy.HyperParameters(), share(model, 2))) == []
 
 
 def test_largest_breaks_ties_by_index():
@@ -211,9 +217,9 @@ def test_the_model_is_left_as_it_was(fails):
     hook = model.lm_head.register_forward_hook(lambda *_: answers.pop())
     if fails:
         with pytest.raises(IndexError):
-            greedy.score(model, make_task(), greedy.HyperParameters(), share(model, 9))
+            score(model, make_task(), greedy.HyperParameters(), share(model, 9))
     else:
-        greedy.score(model, make_task(), greedy.HyperParameters(), share(model, 9))
+        score(model, make_task(), greedy.HyperParameters(), share(model, 9))
     hook.remove()
     assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
     assert all(module.training for module in model.modules())

@@ -3,7 +3,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import UserError
-from tinymem.localize.edit import how_many, weight_masks
+from tinymem.localize.ranking import how_many, weight_masks
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import block_fisher, obs
 from tinymem.models.adapter import find_mlps
@@ -25,7 +25,7 @@ def make_task(unlearn=9, microbatch=64, ignored_token=None):
 
 
 def scores_of(model, task, **hyper_parameters):
-    return obs.score(model, task, obs.HyperParameters(**hyper_parameters), 0.01)
+    return obs.score(model, task, obs.HyperParameters(**hyper_parameters))
 
 
 def plain_gradients(model, task):
@@ -177,7 +177,7 @@ def test_gradients_that_are_not_finite_count_as_zero():
 def test_equal_scores_are_dropped_by_index():
     model, task = make_model(), make_task()
     scores = {name: torch.ones_like(t) for name, t in scores_of(model, task).items()}
-    for mask in weight_masks(find_mlps(model), scores, 0.1).values():
+    for mask in weight_masks(scores, 0.1).values():
         count = how_many(0.1, mask.numel())
         assert mask.sum() == count and mask.flatten()[:count].all()
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from tinymem.localize.edit import edited
+from tinymem.models.edit import Zeros, applied
 from tinymem.localize.weight import subnet
 from tinymem.localize.weight.subnet import HyperParameters, learn
 from tinymem.models.adapter import find_mlps
@@ -16,7 +16,7 @@ def same(masks, others):
 
 
 def unlearn_loss(model, task, masks):
-    with edited(model, masks):
+    with applied(model, Zeros(masks)):
         return task.mean_loss(model, task.unlearn.planted)
 
 

@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from tinymem.localize.edit import apply_masks, edited, how_many, neuron_masks, share_dropped, top, weight_masks
+from tinymem.localize.ranking import how_many, neuron_masks, top, weight_masks
+from tinymem.models.edit import Zeros, applied, apply, describe
 from tinymem.models.adapter import find_mlps
 
 
@@ -68,7 +69,7 @@ def test_neuron_masks_drop_whole_neurons_and_nothing_else(any_model):
     scores = random_scores(mlps)
     masks = neuron_masks(mlps, scores, 0.25)
     assert set(masks) == {w.name for mlp in mlps for w in (*mlp.inputs, *mlp.biases)}
-    apply_masks(any_model, masks)
+    apply(any_model, Zeros(masks))
     for name, tensor in any_model.state_dict().items():
         changed = tensor != before[name]
         assert not changed.any() or name in masks
@@ -84,7 +85,7 @@ def test_dropped_neurons_are_silent(any_model):
     scores = random_scores(mlps)
     for mlp in mlps:
         mlp.down.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    with edited(any_model, neuron_masks(mlps, scores, 0.25)), torch.no_grad():
+    with applied(any_model, Zeros(neuron_masks(mlps, scores, 0.25))), torch.no_grad():
         any_model(torch.arange(12)[None])
     for mlp, hidden, layer_scores in zip(mlps, seen, scores):
         assert (hidden[..., top(layer_scores, mlp.inner_dim // 4)] == 0).all()
@@ -99,13 +100,13 @@ def test_neuron_masks_need_scores_for_every_layer(tiny_model):
 def test_a_ratio_that_rounds_to_no_neuron_drops_none(tiny_model):
     model = tiny_model()
     masks = neuron_masks(find_mlps(model), random_scores(find_mlps(model)), 0.001)
-    assert share_dropped(model, masks) == 0
+    assert describe(model, Zeros(masks))["percent_zeroed"] == 0
 
 
 def test_weight_masks_take_the_same_share_of_every_tensor(any_model):
     mlps = find_mlps(any_model)
     scores = {w.name: torch.rand(w.view().shape) for mlp in mlps for w in mlp.weights}
-    masks = weight_masks(mlps, scores, 0.3)
+    masks = weight_masks(scores, 0.3)
     assert {name: int(mask.sum()) for name, mask in masks.items()} == {
         name: round(0.3 * tensor.numel()) for name, tensor in scores.items()
     }
@@ -117,45 +118,7 @@ def test_orientation(tiny_model, linear_twin):
     linear = linear_twin(conv)
     scores = {w.name: torch.rand(w.view().shape) for mlp in find_mlps(conv) for w in mlp.weights}
     for model in (conv, linear):
-        apply_masks(model, weight_masks(find_mlps(model), scores, 0.5))
+        apply(model, Zeros(weight_masks(scores, 0.5)))
     for stored, shown in zip(find_mlps(conv), find_mlps(linear)):
         assert all(torch.equal(a.view(), b.parameter) for a, b in zip(stored.weights, shown.weights))
     assert torch.allclose(conv(tokens).logits, linear(tokens).logits, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("fails", [False, True])
-def test_edited_restores_every_bit(any_model, snapshot, dtype, fails):
-    any_model.to(dtype)
-    mlps = find_mlps(any_model)
-    mlps[0].output.view()[0, :3] = torch.tensor([float("nan"), -0.0, float("inf")])
-    before = snapshot(any_model)
-    masks = weight_masks(mlps, {w.name: torch.rand(w.view().shape) for w in mlps[0].weights}, 0.5)
-    masks[mlps[0].output.name][0, :3] = True
-    try:
-        with edited(any_model, masks) as model:
-            assert all((w.view()[masks[w.name]] == 0).all() for w in mlps[0].weights)
-            assert model is any_model
-            if fails:
-                raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        pass
-    assert snapshot(any_model) == before
-
-
-@pytest.mark.parametrize("name", ["transformer.wte.weight", "nonsense"])
-def test_only_mlp_weights_can_be_edited(tiny_model, snapshot, name):
-    model = tiny_model()
-    before = snapshot(model)
-    masks = {find_mlps(model)[0].output.name: torch.ones(8, 32, dtype=torch.bool), name: torch.ones(14, 8).bool()}
-    with pytest.raises(KeyError), edited(model, masks):
-        pass
-    with pytest.raises(KeyError):
-        apply_masks(model, masks)
-    assert snapshot(model) == before
-
-
-def test_share_dropped(tiny_model):
-    model = tiny_model()
-    masks = {find_mlps(model)[0].output.name: torch.ones(8, 32, dtype=torch.bool)}
-    assert share_dropped(model, masks) == 256 / sum(p.numel() for p in model.parameters())

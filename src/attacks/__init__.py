@@ -1,0 +1,1 @@
+"""Attacks on edited models, one file each: is a memory gone, or only hidden?"""

@@ -1,0 +1,78 @@
+"""Tensors that a method computes once per model, data and hyper-parameters, kept on disk and reused for every strength."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import files
+from tinymem.errors import reading
+from tinymem.records.record import Cost, measured
+
+FORMAT = 2  # raise it when a method comes to give other scores: older files are then left alone
+
+Tensors = list["torch.Tensor"] | dict[str, "torch.Tensor"]
+
+
+@dataclass
+class Cache:
+    """Where one run of a method keeps what it prepares, and what that cost.
+
+    folder    beside the model
+    identity  what decides the tensors besides method and hyper-parameters: fingerprints of weights and forget set
+    fresh     compute again what is there
+    cost      of everything that the run prepared, also where it came from the disk
+    spent     seconds that were really spent on it in this run
+    """
+
+    folder: Path
+    identity: Mapping[str, Any]
+    fresh: bool = False
+    cost: Cost = field(default_factory=Cost)
+    spent: float = 0.0
+
+    def tensors(self, name: str, settings: Mapping[str, Any], model, compute: Callable[[], Tensors]) -> Tensors:
+        """Return the tensors of this name and these settings, from the disk or computed and kept.
+
+        Tensors from the disk are on the model's device; those of a model that is spread over several are on the CPU.
+        Raise UserError for a damaged file.
+        """
+        key = {"format": FORMAT, **self.identity, "method": name, **settings}
+        path = self.folder / f"{name}_{files.digest(key)}.safetensors"
+        if path.exists() and not self.fresh:
+            tensors, cost = _read(path, model)
+        else:
+            with measured(model.device) as cost:
+                tensors = compute()
+            _write(path, tensors, cost)
+            self.spent += cost.seconds
+        self.cost = self.cost + cost
+        return tensors
+
+
+def _write(path: Path, tensors: Tensors, cost: Cost) -> None:
+    from safetensors.torch import save_file
+
+    by_layer = isinstance(tensors, list)
+    named = {str(layer): tensor for layer, tensor in enumerate(tensors)} if by_layer else tensors
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    metadata = {"scores": json.dumps({"by_layer": by_layer, "cost": vars(cost)})}
+    files.write_file(path, lambda temporary: save_file(stored, temporary, metadata=metadata))
+
+
+def _read(path: Path, model) -> tuple[Tensors, Cost]:
+    from safetensors import safe_open
+
+    with reading(path, "these cached scores are damaged ({why}); delete the file and run again"):
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["scores"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        cost = Cost(**about["cost"])
+    if getattr(model, "hf_device_map", None) is None:
+        tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+    return [tensors[str(layer)] for layer in range(len(tensors))] if about["by_layer"] else tensors, cost

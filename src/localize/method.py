@@ -1,0 +1,195 @@
+"""What an unlearning method is, and the adaptors that make one of a plain function.
+
+A method is a module with a frozen dataclass `HyperParameters` and one of
+
+    score(model, task, hp) -> scores            a ranking of neurons or weights; the highest are set to zero
+    learn(model, task, hp, strength) -> masks   a mask for each strength
+    attack(model, task, hp, strength) -> Edit   of an attack: what it does to the (edited) model, for each strength
+    run(model, task, hp) -> (strength, Edit)    anything else, as an iterator
+
+It may also define ALIAS (the study's flag), `drop(mlps, scores, strength) -> masks`, `resolve(hp, parameters) -> hp`
+with the defaults that depend on a model's size, and `plan` (memory and passes). Every function leaves the model as it
+was. The file's name is the method's name, its folder the method's family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tinymem.errors import UserError
+from tinymem.localize.ranking import Scores, drop_top
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Edit, Zeros
+from tinymem.options import strength_of
+from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin
+from tinymem.records.record import Cost, measured
+
+Strength = float | int | None
+Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Edit]]]
+PARTS = ("score", "learn", "attack", "run")
+
+
+@dataclass(frozen=True)
+class Method:
+    """An unlearning method.
+
+    name, alias    the field's term, and the study's own flag
+    family         the folder that it stands in (neuron, weight ...); "own" for a file of the user's
+    hyper_parameters   frozen dataclass of its settings
+    run(model, task, hp) -> iterator of (strength, Edit), in the order of the settings' strengths
+    cumulative     whether a strength costs all that the strengths before it cost (steps of one training)
+    resolve(hp, parameters) -> hp with the defaults that depend on the model's size
+    plan, estimate  see tinymem.localize.plan
+    code           digest of a plugin's file: it names the method's version in records
+    module         where the method is defined
+    """
+
+    name: str
+    alias: str
+    family: str
+    hyper_parameters: type
+    run: Run
+    cumulative: bool
+    resolve: Callable[[Any, int], Any]
+    plan: Callable | None
+    estimate: Callable | None
+    code: str | None
+    module: ModuleType
+
+    @property
+    def strength(self) -> str | None:
+        """The setting that is cheap to vary, such as ratio or steps; None for a method without one."""
+        return strength_of(self.hyper_parameters)
+
+    @property
+    def place(self) -> str:
+        """What a command line names it by: a plugin's file, else its name."""
+        return str(Path(self.module.__file__).resolve()) if self.code else self.name
+
+    def strengths(self, hp: Any) -> tuple[Strength, ...]:
+        """Return the strengths that settings ask for; (None,) for a method without any."""
+        return getattr(hp, self.strength) if self.strength else (None,)
+
+    def at(self, hp: Any, *strengths: Strength) -> Any:
+        """Return the settings with these strengths only."""
+        return dataclasses.replace(hp, **{self.strength: strengths}) if self.strength else hp
+
+    def settings(self, hp: Any, strength: Strength) -> dict[str, Any]:
+        """Return what a record says of the method: its name, its settings, and one strength."""
+        about = {"name": self.name, **({"code": self.code} if self.code else {}), **dataclasses.asdict(hp)}
+        return {**about, self.strength: strength} if self.strength else about
+
+
+def method_of(module: ModuleType) -> Method:
+    """Return the method that a module defines. Raise UserError where it defines none, or more than one."""
+    package, _, name = module.__name__.rpartition(".")
+    defined = [part for part in PARTS if callable(getattr(module, part, None))]
+    settings = getattr(module, "HyperParameters", None)
+    if len(defined) != 1 or not dataclasses.is_dataclass(settings):
+        raise UserError(
+            f"{module.__file__}: no method; it must define a dataclass HyperParameters and one of {', '.join(PARTS)}"
+        )
+    own = not package.startswith("tinymem.")
+    code = code_digest(module) if own else None
+    adaptors = {"score": ranking, "learn": learned_mask, "attack": direct, "run": lambda module, name, code: module.run}
+    return Method(
+        name=name,
+        alias=getattr(module, "ALIAS", name),
+        family=PACKAGE if own else package.rpartition(".")[2],
+        hyper_parameters=settings,
+        run=adaptors[defined[0]](module, name, code),
+        cumulative=getattr(module, "CUMULATIVE", False),
+        resolve=getattr(module, "resolve", lambda hp, parameters: hp),
+        plan=getattr(module, "plan", None),
+        estimate=getattr(module, "estimate", None),
+        code=code,
+        module=module,
+    )
+
+
+def find(names: Sequence[str], known: Mapping[str, Method], flag: str) -> list[Method]:
+    """Return methods by name, the study's alias, or `all`; a file or dotted module is loaded and stands for its own.
+
+    In the order given, each once. Raise UserError, naming `flag`, for an unknown one.
+    """
+    if list(names) == ["all"]:
+        return list(known.values())
+    return list({method.name: method for method in (_find(name, known, flag) for name in names)}.values())
+
+
+def _find(name: str, known: Mapping[str, Method], flag: str) -> Method:
+    by_name = {method.alias: method for method in known.values()} | dict(known)
+    if name in by_name:
+        return by_name[name]
+    if not is_plugin(name):
+        raise UserError(f"{flag} {name}: must be one of {', '.join(known)}, all, or a file such as my_file.py")
+    method = method_of(load_plugin(name, flag))
+    if method.name in by_name:
+        raise UserError(f"{flag} {name}: {method.name} is the name of another one; rename the file")
+    return method
+
+
+def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
+    """Rank once, then set the highest scores to zero for every strength. The scores are kept in the task's cache.
+
+    A module that says NESTED builds its ranking one weight after the other, as far as the largest strength needs.
+    """
+    drop, nested = getattr(module, "drop", drop_top), getattr(module, "NESTED", False)
+
+    def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
+        strength = strength_of(type(hp))
+        settings = {key: value for key, value in dataclasses.asdict(hp).items() if key != strength}
+        settings |= {strength: max(getattr(hp, strength)) if nested else None} | ({"code": code} if code else {})
+
+        def score() -> Scores:
+            return module.score(model, task, hp)
+
+        scores = score() if task.cache is None else task.cache.tensors(name, settings, model, score)
+        for value in getattr(hp, strength):
+            yield value, Zeros(drop(find_mlps(model), scores, value))
+
+    return run
+
+
+def learned_mask(module: ModuleType, name: str, code: str | None = None) -> Run:
+    """Learn a mask for every strength, each from scratch."""
+
+    def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
+        for value in getattr(hp, strength_of(type(hp))):
+            yield value, Zeros(module.learn(model, task, hp, value))
+
+    return run
+
+
+def direct(module: ModuleType, name: str, code: str | None = None) -> Run:
+    """Make the edit of every strength from scratch."""
+
+    def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
+        strength = strength_of(type(hp))
+        for value in getattr(hp, strength) if strength else (None,):
+            yield value, module.attack(model, task, hp, value)
+
+    return run
+
+
+def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit, Cost]]:
+    """Yield every strength of a method with its edit and what it cost to find that from nothing.
+
+    What a method prepares for all strengths (task.cache) counts for each of them, also where it came from the disk.
+    """
+    steps, total = method.run(model, task, hp), Cost()
+    while True:
+        before = task.cache.spent if task.cache else 0.0
+        with measured(model.device) as cost:
+            step = next(steps, None)
+        if step is None:
+            return
+        cost.seconds -= (task.cache.spent if task.cache else 0.0) - before
+        total = total + cost if method.cumulative else cost
+        yield *step, (task.cache.cost + total if task.cache else total)

@@ -1,0 +1,208 @@
+"""What a method or an attack does to weights, as a value: applied within a block, then taken back bit for bit.
+
+This is the only code that changes the weights of a model and puts them back. Edits name weights by their state-dict
+keys. They nest: an attack is applied on top of the edit that it attacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from tinymem.models.adapter import Weight, weight_of
+
+Masks = Mapping[str, "torch.Tensor"]
+
+
+class Changes:
+    """Changes weights in place and remembers what they were."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[torch.Tensor, object, torch.Tensor]] = []
+
+    def zero(self, tensor: torch.Tensor, places) -> None:
+        """Set entries to zero. Keep these entries only. places: integer tensor, or a tuple of one per dimension."""
+        tensor = tensor.detach()
+        self._before.append((tensor, places, tensor[places]))  # an index of tensors copies
+        tensor[places] = 0
+
+    def replace(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Set a whole tensor. Keep a copy of it. Raise ValueError for another shape, before anything changes."""
+        if tensor.shape != value.shape:
+            raise ValueError(f"a weight of shape {tuple(tensor.shape)} cannot become one of {tuple(value.shape)}")
+        self.keep(tensor)
+        tensor.detach().copy_(value)
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Keep a copy of a tensor that the caller is about to train in place."""
+        self._before.append((tensor.detach(), ..., tensor.detach().clone()))
+
+    def undo(self) -> None:
+        """Put everything back, newest first."""
+        while self._before:
+            tensor, places, values = self._before.pop()
+            tensor[places] = values
+
+
+class Edit(Protocol):
+    """What may be done to the weights of a model."""
+
+    def apply(self, model, changes: Changes) -> None:
+        """Change the weights of a model."""
+
+    def extent(self, model) -> Extent:
+        """Return how much `apply` would change in this model, as it is now."""
+
+
+@dataclass
+class Extent:
+    """How much an edit changes: entries set to zero, entries whose value differs, squared norm of the difference."""
+
+    zeroed: int = 0
+    changed: int = 0
+    squared: float = 0.0
+
+    def add(self, difference: torch.Tensor, zeroed: int) -> None:
+        """Count one tensor. difference: new minus old values, of any shape."""
+        self.zeroed += zeroed
+        self.changed += int(difference.count_nonzero())
+        self.squared += _norm(difference) ** 2
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Sets entries to zero.
+
+    masks: state-dict key -> bool, (out, in) for the matrix of a linear layer however it is stored, else shaped as
+    stored; True marks an entry to set to zero. A lazy mapping holds one mask at a time.
+    """
+
+    masks: Masks
+
+    def apply(self, model, changes: Changes) -> None:
+        for weight, mask in self._stored(model):
+            tensor = weight.parameter.detach()
+            if not tensor.is_contiguous():
+                changes.zero(tensor, mask.nonzero(as_tuple=True))
+                continue
+            places = mask.flatten().nonzero().flatten()
+            changes.zero(tensor.view(-1), places.int() if tensor.numel() < 2**31 else places)  # half the memory
+
+    def extent(self, model) -> Extent:
+        extent = Extent()
+        for weight, mask in self._stored(model):
+            extent.add(weight.parameter.detach()[mask], int(mask.sum()))
+        return extent
+
+    def _stored(self, model) -> Iterator[tuple[Weight, torch.Tensor]]:
+        """Every weight with its mask, shaped as stored and on its device. Raise KeyError for an unknown name."""
+        for weight in [weight_of(model, name) for name in self.masks]:  # all names before the first change
+            mask = self.masks[weight.name]
+            if mask.shape != weight.view().shape:
+                raise ValueError(f"{weight.name}: a mask of {tuple(mask.shape)} for {tuple(weight.view().shape)}")
+            yield weight, weight.view(mask.to(weight.parameter.device))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Gives parameters new values.
+
+    values: state-dict key -> tensor shaped as stored, of any type: it is rounded to the parameter's. A lazy mapping,
+    such as `stored`, keeps large models on disk.
+    """
+
+    values: Mapping[str, torch.Tensor]
+
+    def apply(self, model, changes: Changes) -> None:
+        parameters = {name: weight_of(model, name).parameter for name in self.values}
+        for name, parameter in parameters.items():
+            changes.replace(parameter, self.values[name])
+
+    def extent(self, model) -> Extent:
+        extent = Extent()
+        for name in self.values:
+            old = weight_of(model, name).parameter.detach()
+            new = self.values[name].to(old)
+            extent.add(new.float() - old.float(), int(((new == 0) & (old != 0)).sum()))
+        return extent
+
+
+class Lazy(Mapping):
+    """Tensors that are made each time they are asked for, so that no more than one is held at a time."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], torch.Tensor]]):
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def stored(path: str | Path) -> Lazy:
+    """Return the tensors of a safetensors file, each read when it is asked for."""
+    from safetensors import safe_open
+
+    file = safe_open(path, framework="pt")
+    return Lazy({name: partial(file.get_tensor, name) for name in file.keys()})
+
+
+@contextmanager
+def reversible() -> Iterator[Changes]:
+    """Undo on leaving, also after an error, whatever the block changes through the yielded object."""
+    changes = Changes()
+    try:
+        yield changes
+    finally:
+        changes.undo()
+
+
+def apply(model, *edits: Edit) -> None:
+    """Apply edits for good."""
+    for edit in edits:
+        edit.apply(model, Changes())
+
+
+@contextmanager
+def applied(model, *edits: Edit) -> Iterator:
+    """Yield the model with the edits applied one after the other. Put back every bit on leaving, also after an error.
+
+    Raise KeyError for a weight that the model does not have.
+    """
+    with reversible() as changes:
+        for edit in edits:
+            edit.apply(model, changes)
+        yield model
+
+
+def describe(model, edit: Edit) -> dict[str, float]:
+    """Return how large an edit of this model is, before it is applied.
+
+    percent_zeroed    entries set to zero, in percent of all parameters (tied ones count once)
+    percent_changed   entries whose value changes
+    relative_change   norm of the change over the norm of all parameters
+    """
+    extent, total, squared = edit.extent(model), 0, 0.0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        squared += _norm(parameter.detach()) ** 2
+    return {
+        "percent_zeroed": 100 * (extent.zeroed / total),
+        "percent_changed": 100 * (extent.changed / total),
+        "relative_change": math.sqrt(extent.squared / squared) if squared else 0.0,
+    }
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float32).item()  # without a float32 copy

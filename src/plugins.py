@@ -1,0 +1,58 @@
+"""Code of the user's own: a file or a dotted module that defines what a registered module defines."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from tinymem.errors import UserError, first_line
+
+PACKAGE = "own"  # modules from files are called own.NAME
+
+
+def is_plugin(name: str) -> bool:
+    """Return whether a name is a file or a dotted module, and not the name of something registered."""
+    return name.endswith(".py") or "/" in name or "." in name
+
+
+@cache
+def load_plugin(place: str, flag: str) -> ModuleType:
+    """Import a file (path/to/my_method.py) or a dotted module (my_package.my_method). The code in it runs.
+
+    flag: for messages. Raise UserError, in one line, where it is missing or fails to import.
+    """
+    path = Path(place)
+    if not place.endswith(".py"):
+        return _imported(place, flag, lambda: importlib.import_module(place))
+    if not path.is_file():
+        raise UserError(f"{flag} {place}: no such file")
+    name = f"{PACKAGE}.{path.stem}"
+    if not path.stem.isidentifier():
+        raise UserError(f"{flag} {place}: the file's name must be a Python name, such as my_method.py")
+
+    def run() -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their types up here
+        spec.loader.exec_module(module)
+        return module
+
+    return _imported(place, flag, run)
+
+
+def code_digest(module: ModuleType) -> str | None:
+    """Return 16 hexadecimal digits of a plugin's file, which name its version in records; None without a file."""
+    path = getattr(module, "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else None
+
+
+def _imported(place: str, flag: str, run) -> ModuleType:
+    try:
+        return run()
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"{flag} {place}: cannot be imported ({type(error).__name__}: {first_line(error)})") from error
