@@ -20,7 +20,8 @@ from tinymem.data.build import load_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.training import checkpoint
-from tinymem.training.loop import SAVE_SECONDS, measured_row, new_optimizer, training_step
+from tinymem.training.fit import SAVE_SECONDS
+from tinymem.training.loop import measured_row, new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parent.parent

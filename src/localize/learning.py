@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
@@ -17,6 +16,8 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import counted, token_losses
 from tinymem.models.precision import autocast
+from tinymem.models.trainable import frozen as frozen  # part of what the methods share, as is sides_of
+from tinymem.training.step import sides_of as sides_of
 
 
 def endless_batches(tokens: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -49,12 +50,6 @@ def mixed_batches(
     return zip(
         endless_batches(task.unlearn.planted, unlearn, generator), endless_batches(task.retain, retain, generator)
     )
-
-
-def sides_of(batch_size: int, unlearn_share: float) -> tuple[int, int]:
-    """How many unlearn and retain sequences a mixed batch of at least two has."""
-    unlearn = min(max(1, round(unlearn_share * batch_size)), batch_size - 1)
-    return unlearn, batch_size - unlearn
 
 
 def mean_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
@@ -137,23 +132,3 @@ def loss_scale(model, weights: torch.Tensor) -> float:
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether there is no NaN and no infinity in any of them."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-@contextmanager
-def frozen(model, trainable: Iterable[torch.nn.Parameter] = ()) -> Iterator[None]:
-    """Within the block the model is in evaluation mode and only the `trainable` parameters collect gradients.
-
-    Modes, `requires_grad` and gradients are put back on leaving, also after an error.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    model.eval().requires_grad_(False)
-    for parameter in trainable:
-        parameter.requires_grad_(True).grad = None
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, required, gradient in before:
-            parameter.requires_grad_(required).grad = gradient

@@ -17,7 +17,7 @@ PLAIN_OUTPUT_LAYER = frozenset("gpt2 gpt_neo gpt_neox llama mistral olmo olmo2 q
 
 
 def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each next token in nats, float32 (rows, length - 1). Differentiable.
+    """Negative log-likelihood of each next token in nats, (rows, length - 1), float32 or finer. Differentiable.
 
     tokens: integer (rows, length), any integer type, on any device. The result is on model.device, as are those below,
     also where the layers of the model lie on several devices.
@@ -28,6 +28,14 @@ def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
         hidden, weight = _output_layer(model, input_ids=tokens)
         return _chunked_losses(hidden[:, :-1], weight, targets)
     return _cross_entropy(model(tokens, use_cache=False).logits[:, :-1], targets)
+
+
+def next_token_logits(model, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the logits of each next token, (rows, length - 1, vocabulary), float32 or finer. Differentiable.
+
+    tokens: as of `token_losses`. Holds them all at once: use `token_losses` where the losses are enough.
+    """
+    return _wide(model(tokens.to(model.device).long(), use_cache=False).logits[:, :-1]).to(model.device)
 
 
 def last_losses(model, targets: torch.Tensor, **inputs) -> torch.Tensor:
@@ -103,8 +111,13 @@ def _chunked_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.T
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     flat = targets.flatten().to(logits.device)
-    losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), flat, reduction="none")
+    losses = torch.nn.functional.cross_entropy(_wide(logits).flatten(0, 1), flat, reduction="none")
     return losses.view(targets.shape).to(targets.device)
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in float32; float64, in which gradients can be checked, stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def counted(tokens: torch.Tensor, ignored_token: int | None) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""The training loop, its checkpoints, and how an interrupted run goes on."""
+"""The training loop, what runs on it, its checkpoints, and how an interrupted run resumes."""

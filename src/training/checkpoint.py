@@ -26,6 +26,7 @@ from tinymem.regularizers.protocol import Regularizer
 
 STATE = "state.safetensors"
 SETTINGS = "tinymem.json"
+DAMAGED = "damaged ({why}); delete it to go on from the last whole checkpoint"
 DERIVED = ("finetuned", "unlearned", "scores")  # folders of a run with what is made of its models
 
 
@@ -66,11 +67,18 @@ def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
         for p in group["params"]:
             step = torch.zeros((), device=p.device)
             optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    with reading(path, "damaged ({why}); delete it to go on from the last whole checkpoint"):
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            for name, tensor in _state(model, optimizer, regularizers).items():
-                tensor.copy_(file.get_tensor(name))
-            return Progress(**json.loads(file.metadata()["progress"]))
+    with reading(path, DAMAGED), safe_open(path, framework="pt") as file, torch.no_grad():
+        for name, tensor in _state(model, optimizer, regularizers).items():
+            tensor.copy_(file.get_tensor(name))
+    return read_progress(path)
+
+
+def read_progress(path: Path) -> Progress:
+    """Return where a saved state stands, without its tensors. UserError for a damaged or foreign file."""
+    from safetensors import safe_open
+
+    with reading(path, DAMAGED), safe_open(path, framework="pt") as file:
+        return Progress(**json.loads(file.metadata()["progress"]))
 
 
 def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:
@@ -101,13 +109,8 @@ def has_begun(run: Path) -> bool:
 
 def seconds_spent(run: Path) -> float:
     """What a run, finished or not, has taken so far over all its sessions; 0 where there is none."""
-    from safetensors import safe_open
-
     state = latest_state(run)
-    if state is None:
-        return 0.0
-    with safe_open(state, framework="pt") as file:
-        return json.loads(file.metadata()["progress"])["seconds"]
+    return read_progress(state).seconds if state else 0.0
 
 
 def clear(run: Path) -> None:

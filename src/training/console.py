@@ -16,7 +16,8 @@ from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
-from tinymem.training.loop import Stopped, train
+from tinymem.training.fit import Stopped
+from tinymem.training.loop import train
 from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run, check_whole_run
 
 LOCK = ".lock"

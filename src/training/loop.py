@@ -1,13 +1,11 @@
-"""Trains a model on a dataset. Killed at any moment and started again it ends with the same bytes, on a CPU.
-
-On a GPU it ends with the same numbers up to rounding: the backward pass of attention adds up in an order of its own.
-"""
+"""Trains a model on a dataset: measured epochs, checkpoints, and a run folder to resume from."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,15 @@ import torch
 from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import UserError
 from tinymem.metrics.evaluate import evaluate
-from tinymem.models.losses import counted, token_losses
-from tinymem.models.precision import autocast
+from tinymem.models.losses import counted
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
+from tinymem.training.fit import epoch_permutation, fit
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.step import Side, descend, next_token_loss
 
 BETAS = (0.9, 0.98)
-SAVE_SECONDS = 60.0  # a kill loses at most this much work
-
-
-class Stopped(Exception):
-    """Training was asked to stop; its state is saved."""
 
 
 def train(
@@ -63,11 +57,12 @@ def train(
     _check_not_past(run, progress, settings)
     sequences, order = dataset.sequences.to(model.device), dataset.order.to(model.device)
 
-    def step(ids: torch.Tensor) -> float:
-        optimizer.param_groups[0]["lr"] = learning_rate(settings, progress, math.ceil(len(order) / settings.batch_size))
-        loss = training_step(model, optimizer, sequences[ids], ids, settings, regularizers, dataset.ignored_token)
-        _check_finite(loss, progress, settings.lr)  # before such a state is saved
-        return loss
+    def step(ids: torch.Tensor) -> list[float]:
+        tokens, ignored = sequences[ids], dataset.ignored_token
+        return [training_step(model, optimizer, tokens, ids, settings, regularizers, ignored)]
+
+    def batches(epoch: int) -> Sequence[torch.Tensor]:
+        return order[epoch_permutation(len(order), seed, epoch).to(order.device)].split(settings.batch_size)
 
     def save(path: Path = run / checkpoint.STATE) -> None:
         checkpoint.save_state(path, model, optimizer, regularizers, progress)
@@ -84,10 +79,9 @@ def train(
     if measure_first and not progress.rows:
         measure()
         on_row(progress.rows[-1])
-    after_step = save_now_and_then(save, should_stop)
-    while progress.epoch < settings.epochs:
-        shuffled = order[epoch_permutation(len(order), seed, progress.epoch).to(order.device)]
-        train_loss = _finish_epoch(step, shuffled.split(settings.batch_size), progress, started, on_step, after_step)
+    rate = partial(learning_rate, settings, steps=math.ceil(len(order) / settings.batch_size))
+    calls = dict(on_step=on_step, should_stop=should_stop)
+    for train_loss in fit(model, optimizer, step, batches, settings.epochs, progress, rate, save, **calls):
         if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
             measure(train_loss)
             folder, details = run / f"epoch_{progress.epoch}", {**details, "epoch": progress.epoch}
@@ -128,50 +122,6 @@ def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -
         )
 
 
-def _finish_epoch(
-    step: Callable[[torch.Tensor], float],
-    batches: Sequence[torch.Tensor],
-    progress: Progress,
-    started: float,
-    on_step: Callable[[Progress, float], None],
-    after_step: Callable[[], None],
-) -> float:
-    """Does the steps of an epoch that are still to do, and counts it as finished. Returns its mean training loss.
-
-    started: when the run would have started, had it never been interrupted.
-    """
-    for ids in batches[progress.step :]:
-        before = time.monotonic()
-        loss = step(ids)
-        now = time.monotonic()
-        progress.step += 1
-        progress.loss_sum += loss
-        progress.step_seconds += now - before
-        progress.seconds = now - started
-        on_step(progress, loss)
-        after_step()
-    mean = progress.loss_sum / len(batches)
-    progress.epoch_seconds.append(round(progress.step_seconds, 3))
-    progress.epoch, progress.step, progress.loss_sum, progress.step_seconds = progress.epoch + 1, 0, 0.0, 0.0
-    return mean
-
-
-def save_now_and_then(save: Callable[[], None], should_stop: Callable[[], bool]) -> Callable[[], None]:
-    """A function to call after every step: saves every SAVE_SECONDS, and before it raises Stopped when asked to."""
-    saved = time.monotonic()
-
-    def after_step() -> None:
-        nonlocal saved
-        stop = should_stop()
-        if stop or time.monotonic() - saved > SAVE_SECONDS:
-            save()
-            saved = time.monotonic()
-        if stop:
-            raise Stopped
-
-    return after_step
-
-
 def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
     """AdamW with weight decay on every parameter that is trained, as in the study (section 3.1)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -187,11 +137,6 @@ def learning_rate(settings: TrainingSettings, progress: Progress, steps: int) ->
     return settings.lr * min(1.0, left / settings.lr_decay) if settings.lr_decay else settings.lr
 
 
-def epoch_permutation(count: int, seed: int, epoch: int) -> torch.Tensor:
-    """The data order of one epoch, drawn anew from seed and epoch so that there is no generator to save."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
-
-
 def training_step(
     model,
     optimizer: torch.optim.Optimizer,
@@ -201,26 +146,8 @@ def training_step(
     regularizers: Sequence[Regularizer],
     ignored_token: int | None,
 ) -> float:
-    """One optimizer step on tokens (rows, T) with example ids (rows,). Returns the plain mean token loss in nats.
-
-    The batch goes through the model in microbatches whose gradients add up.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    mask = counted(tokens, ignored_token)
-    for regularizer in regularizers:
-        mask = regularizer.positions(tokens, mask)
-    scale = 1.0 / mask.sum().clamp(min=1)
-    total = torch.zeros((), device=tokens.device)
-    for some, some_ids, some_mask in zip(*(x.split(settings.train_microbatch) for x in (tokens, ids, mask))):
-        for regularizer in regularizers:
-            regularizer.before_forward(some_ids)
-        with autocast(model, settings.dtype):
-            losses = token_losses(model, some)
-        total += (losses.detach() * some_mask).sum() * scale
-        for regularizer in regularizers:
-            losses = regularizer.token_losses(losses, some_mask)
-        ((losses * some_mask).sum() * scale).backward()
-    for regularizer in regularizers:
-        regularizer.after_backward()
-    optimizer.step()
-    return total.item()
+    """One optimizer step on tokens (rows, T) with example ids (rows,). Returns the plain mean token loss in nats."""
+    side = Side(tokens, ids, counted(tokens, ignored_token))
+    microbatch, precision = settings.train_microbatch, settings.dtype
+    (loss,) = descend(model, optimizer, next_token_loss, (side,), microbatch, precision, regularizers=regularizers)
+    return loss

@@ -24,10 +24,12 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.models.production import RESERVE, free_bytes
+from tinymem.models.trainable import all_but_embeddings, train_only
 from tinymem.options import check_options, option
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
-from tinymem.training.loop import epoch_permutation, new_optimizer, save_now_and_then, training_step
+from tinymem.training.fit import epoch_permutation, fit, warmed_up
+from tinymem.training.loop import new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
 
 FORMAT = 3  # raise it when the same settings come to plant otherwise: older planted models are then left alone
@@ -138,52 +140,29 @@ def plant(
     def save() -> None:
         checkpoint.save_state(state, model, optimizer, (), progress)
 
-    started = time.monotonic() - progress.seconds
-    after_step = save_now_and_then(save, should_stop)
+    def batches(epoch: int) -> list[torch.Tensor]:
+        return epoch_batches(dataset, settings, seed, epoch)
+
+    def step(tokens: torch.Tensor) -> list[float]:
+        ids = torch.arange(len(tokens))
+        return [training_step(model, optimizer, tokens.to(model.device), ids, training, (), None)]
+
+    def rate(progress: Progress) -> float:
+        return warmed_up(training.lr, progress.epoch * steps + progress.step, WARM_UP)
+
+    started, steps = time.monotonic() - progress.seconds, len(batches(0))
     model.eval()  # no dropout: its masks would come from a generator that no state keeps
-    while progress.epoch < settings.plant_epochs:
-        batches = epoch_batches(dataset, settings, seed, progress.epoch)
-        for number in range(progress.step, len(batches)):
-            done = progress.epoch * len(batches) + number
-            optimizer.param_groups[0]["lr"] = training.lr * min(1.0, (done + 1) / WARM_UP)
-            tokens = batches[number]
-            loss = training_step(
-                model, optimizer, tokens.to(model.device), torch.arange(len(tokens)), training, (), None
-            )
-            if not math.isfinite(loss):
-                raise UserError(f"--plant_lr {settings.plant_lr}: the loss is not finite; use a lower one")
-            progress.step, progress.seconds = number + 1, time.monotonic() - started
-            on_step(progress, loss)
-            after_step()
-        progress.epoch, progress.step = progress.epoch + 1, 0
-        if enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent):
-            progress.seconds = time.monotonic() - started
-            return progress
+    calls = dict(lr_flag="--plant_lr", on_step=on_step, should_stop=should_stop)
+    for _ in fit(model, optimizer, step, batches, settings.plant_epochs, progress, rate, save, **calls):
+        enough = enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent)
         progress.seconds = time.monotonic() - started
+        if enough:
+            return progress
     save()
     raise UserError(
         f"--plant_epochs {settings.plant_epochs}: fewer than {settings.plant_percent:g} % of the passages are memorized; "
         "raise it (what is done is kept), or raise --plant_lr"
     )
-
-
-def all_but_embeddings(model) -> list[torch.nn.Parameter]:
-    """What planting trains: everything but the embeddings and the output layer.
-
-    The output layer, which the embeddings often are, gets a gradient in every row at every step, and Adam makes each
-    as large as the others: tokens that no passage has would soon be ruled out, at the cost of all other text.
-    """
-    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    tables.extend(model.get_output_embeddings().parameters())
-    left_alone = set(map(id, tables))
-    return [p for p in model.parameters() if id(p) not in left_alone]
-
-
-def train_only(model, parameters: list[torch.nn.Parameter]) -> None:
-    """Lets only these parameters collect gradients."""
-    model.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
 
 
 def rounded(model, dtype: torch.dtype):

@@ -10,7 +10,8 @@ from tinymem.errors import UserError
 from tinymem.regularizers.registry import build_regularizers, switched_on
 from tinymem.training.checkpoint import STATE, latest_state
 from tinymem.training.console import prepared_run
-from tinymem.training.loop import Stopped, train
+from tinymem.training.fit import Stopped
+from tinymem.training.loop import train
 
 CHOICES = {
     "none": {},

@@ -10,7 +10,8 @@ from tinymem.data.build import build_dataset
 from tinymem.errors import UserError
 from tinymem.models.tinymem import new_model
 from tinymem.training.checkpoint import Progress
-from tinymem.training.loop import epoch_permutation, learning_rate, new_optimizer, train, training_step
+from tinymem.training.fit import epoch_permutation
+from tinymem.training.loop import learning_rate, new_optimizer, train, training_step
 from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run
 
 SETTINGS = small_settings()

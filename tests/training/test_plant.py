@@ -8,7 +8,7 @@ from tinymem.errors import UserError
 from tinymem.metrics.memorization import memorized
 from tinymem.models.tinymem import load_model
 from tinymem.training import checkpoint, plant as planting
-from tinymem.training.loop import Stopped
+from tinymem.training.fit import Stopped
 from tinymem.training.plant import PlantSettings, enough_memorized, epoch_batches, plant, planted_model
 
 VOCABULARY, LENGTH, PROMPT, CONTINUATION = 40, 12, 4, 6
@@ -124,7 +124,7 @@ def test_the_planted_model_is_kept_and_found_again(dataset, planted, tmp_path):
     assert [path.name for path in (tmp_path / "models").iterdir()] == [first.name]
     again = planted_model(new_llama(), None, dataset, SETTINGS, tmp_path, on_step=lambda *_: pytest.fail("a step"))
     assert again == first
-    other = PlantSettings(**{**vars(SETTINGS), "plant_lr": 2e-2})
+    other = PlantSettings(**{**vars(SETTINGS), "plant_lr": 5e-3})
     assert planted_model(new_llama(), None, dataset, other, tmp_path) != first
 
 

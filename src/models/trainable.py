@@ -1,0 +1,48 @@
+"""Which parameters of a model collect gradients, and a model that is the same afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def all_but_embeddings(model) -> list[torch.nn.Parameter]:
+    """Return every parameter but those of the embeddings and the output layer.
+
+    The output layer, which the embeddings often are, gets a gradient in every row at every step, and Adam makes each
+    as large as the others: tokens that no sequence has would soon be ruled out, at the cost of all other text.
+    """
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    tables.extend(model.get_output_embeddings().parameters())
+    left_alone = set(map(id, tables))
+    return [p for p in model.parameters() if id(p) not in left_alone]
+
+
+def train_only(model, parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Let only these parameters collect gradients."""
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+
+@contextmanager
+def frozen(model, trainable: Iterable[torch.nn.Parameter] = ()) -> Iterator[None]:
+    """Within the block the model is in evaluation mode and only the `trainable` parameters collect gradients.
+
+    Modes, `requires_grad` and gradients are put back on leaving, also after an error.
+    """
+    trainable = list(trainable)
+    modes = [(module, module.training) for module in model.modules()]
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    train_only(model.eval(), trainable)
+    for parameter in trainable:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required).grad = gradient

@@ -1,0 +1,101 @@
+"""The one training loop. Killed at any moment and started again it ends with the same bytes, on a CPU.
+
+On a GPU it ends with the same numbers up to rounding: the backward pass of attention adds up in an order of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from tinymem.errors import UserError
+from tinymem.training.checkpoint import Progress
+
+SAVE_SECONDS = 60.0  # a kill loses at most this much work
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+def fit(
+    model,
+    optimizer: torch.optim.Optimizer,
+    step: Callable[[Any], Sequence[float]],
+    batches: Callable[[int], Sequence[Any]],
+    epochs: int,
+    progress: Progress,
+    rate: Callable[[Progress], float],
+    save: Callable[[], None],
+    lr_flag: str = "--lr",
+    on_step: Callable[..., None] = lambda progress, *losses: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[float]:
+    """Train in place from `progress` on, and yield the mean loss of each epoch when it is finished.
+
+    step(batch)      does one step and returns its losses, which add up to what is minimized (`tinymem.training.step`)
+    batches(epoch)   the batches of an epoch, equally many in each. As a function of the epoch alone, like the learning
+                     rate of the position alone, they leave no generator and no scheduler to save
+    progress         where training stands; kept up to date
+    rate(progress)   the learning rate of the next step
+    save()           saves the state; called every SAVE_SECONDS, and before Stopped is raised
+    lr_flag          the flag to lower where the loss does not stay finite
+    on_step(progress, *losses)   called after every step
+    should_stop()    asked after every step; True saves the state and raises Stopped
+
+    Raises UserError when a loss or a weight is not finite; weights that are not are neither saved nor handed out. Whoever
+    iterates may measure and save the model, or stop iterating, between two epochs.
+    """
+    started = time.monotonic() - progress.seconds
+    saved = time.monotonic()
+
+    def check(finite: bool, what: str) -> None:
+        if not finite:
+            number, lr = progress.epoch * count + progress.step, optimizer.defaults["lr"]
+            raise UserError(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}")
+
+    while progress.epoch < epochs:
+        count = len(todo := batches(progress.epoch))
+        for batch in todo[progress.step :]:
+            before = time.monotonic()
+            for group in optimizer.param_groups:
+                group["lr"] = rate(progress)
+            losses = step(batch)
+            now = time.monotonic()
+            progress.step += 1
+            check(math.isfinite(sum(losses)), "the loss is")
+            progress.loss_sum += sum(losses)
+            progress.step_seconds += now - before
+            progress.seconds = now - started
+            on_step(progress, *losses)
+            stop = should_stop()
+            if stop or now - saved > SAVE_SECONDS:
+                check(all_finite(model), "a weight is")
+                save()
+                saved = time.monotonic()
+            if stop:
+                raise Stopped
+        check(all_finite(model), "a weight is")
+        mean = progress.loss_sum / count
+        progress.epoch_seconds.append(round(progress.step_seconds, 3))
+        progress.epoch, progress.step, progress.loss_sum, progress.step_seconds = progress.epoch + 1, 0, 0.0, 0.0
+        yield mean
+
+
+def all_finite(model) -> bool:
+    """Return whether no parameter that is trained has a NaN or an infinity."""
+    return all(bool(p.detach().isfinite().all()) for p in model.parameters() if p.requires_grad)
+
+
+def warmed_up(lr: float, done: int, steps: int) -> float:
+    """Return the learning rate after `done` steps: it rises linearly over the first `steps`, then stays."""
+    return lr * min(1.0, (done + 1) / max(1, steps))
+
+
+def epoch_permutation(count: int, seed: int, epoch: int) -> torch.Tensor:
+    """Return the order of `count` rows in an epoch, drawn from seed and epoch alone: no generator is to be saved."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))

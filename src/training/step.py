@@ -1,0 +1,191 @@
+"""One step of gradient descent: what a loss sees, and how its gradient adds up over microbatches.
+
+A loss is a plain function of the model and the sides of a batch, such as the forget and the retain rows. It returns one
+value per predicted token or one per row, and a step minimizes their mean: a batch cut into microbatches therefore gives
+the same gradient as the whole, whatever the loss does within a row.
+
+    def gradient_difference(model, forget, retain):
+        return -forget.losses(model), retain.losses(model)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice, repeat
+
+import torch
+
+from tinymem.models.adapter import find_blocks
+from tinymem.models.checkpointing import checkpointed
+from tinymem.models.losses import counted, next_token_logits, token_losses
+from tinymem.models.precision import autocast
+from tinymem.regularizers.protocol import Regularizer
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Sequences of one kind: a whole set, those of a batch, or those of a microbatch. R rows of T tokens.
+
+    tokens   integer (R, T)
+    ids      int64 (R,): the row of each in the whole set; in training the example id
+    mask     the loss mask, bool (R, T - 1): which predicted tokens count
+    whole    the set that the rows were selected from, or None
+    """
+
+    tokens: torch.Tensor
+    ids: torch.Tensor
+    mask: torch.Tensor
+    whole: Side | None = None
+
+    @classmethod
+    def of(cls, tokens: torch.Tensor, ignored_token: int | None = None) -> Side:
+        """Return a whole set in which every predicted token counts that is not `ignored_token`."""
+        return cls(tokens, torch.arange(len(tokens)), counted(tokens, ignored_token))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, ids: torch.Tensor) -> Side:
+        """Return these rows of a whole set, on the device of `ids`."""
+        rows = ids.to(self.tokens.device)
+        return Side(self.tokens[rows].to(ids.device), ids, self.mask[rows].to(ids.device), whole=self)
+
+    def to(self, device: torch.device) -> Side:
+        """Return the same rows on a device."""
+        return replace(self, tokens=self.tokens.to(device), ids=self.ids.to(device), mask=self.mask.to(device))
+
+    def split(self, size: int) -> list[Side]:
+        """Return the rows as parts of at most `size` rows."""
+        parts = zip(*(values.split(size) for values in (self.tokens, self.ids, self.mask)))
+        return [replace(self, tokens=tokens, ids=ids, mask=mask) for tokens, ids, mask in parts]
+
+    def losses(self, model) -> torch.Tensor:
+        """Return the loss of every predicted token in nats, (R, T - 1), in float32 or finer. Differentiable."""
+        return token_losses(model, self.tokens)
+
+    def logits(self, model) -> torch.Tensor:
+        """Return the logits of every predicted token, (R, T - 1, vocabulary), in float32 or finer. Differentiable."""
+        return next_token_logits(model, self.tokens)
+
+    def activations(self, model, layer: int) -> torch.Tensor:
+        """Return what block `layer` (from 0) puts out where each token is predicted from, (R, T - 1, width), in float32
+        or finer. Differentiable.
+        """
+        outputs = []
+        block = find_blocks(model)[1][layer]
+        hook = block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        try:
+            model.base_model(self.tokens.to(model.device).long(), use_cache=False)
+        finally:
+            hook.remove()
+        (output,) = outputs
+        hidden = (output[0] if isinstance(output, tuple) else output)[:, :-1].to(model.device)
+        return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+
+    def row_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over each row's counted tokens, (R,). values: (R, T - 1)."""
+        return (values * self.mask).sum(1)
+
+    def row_means(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean over each row's counted tokens, (R,); 0 for a row without any. values: (R, T - 1)."""
+        return self.row_sums(values) / self.mask.sum(1).clamp(min=1)
+
+
+# loss(model, *sides) -> values of the first side, or a tuple: one tensor for each side. Of each what is minimized is the
+# mean, over all counted tokens of the batch for values (R, T - 1), over its rows for values (R,); the means add up.
+Loss = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+
+
+def next_token_loss(model, side: Side) -> torch.Tensor:
+    """Return the loss of plain training, planting and fine-tuning."""
+    return side.losses(model)
+
+
+def descend(
+    model,
+    optimizer: torch.optim.Optimizer,
+    loss: Loss,
+    sides: Sequence[Side],
+    microbatch: int,
+    precision: str = "float32",
+    gradient_checkpointing: bool = False,
+    regularizers: Sequence[Regularizer] = (),
+) -> list[float]:
+    """Do one optimizer step on the mean of a loss. Return the means, one for each side, without the regularizers' part.
+
+    microbatch              rows per call of the loss, of all sides together (at least one of each)
+    precision               of the forward pass, one of PRECISIONS
+    gradient_checkpointing  run blocks again in the backward pass; the model must be in evaluation mode
+    regularizers            hooks; those about sequences are called only where the batch has a single side. To train some
+                            entries of the weights alone, zero the others' gradients in `after_backward` (with
+                            weight decay 0, Adam then leaves them as they are)
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with checkpointed(model, gradient_checkpointing):
+        means = backward(model, loss, sides, microbatch, precision, regularizers if len(sides) == 1 else ())
+    for regularizer in regularizers:
+        regularizer.after_backward()
+    optimizer.step()
+    return means.tolist()
+
+
+def backward(
+    model,
+    loss: Loss,
+    sides: Sequence[Side],
+    microbatch: int,
+    precision: str = "float32",
+    hooks: Sequence[Regularizer] = (),
+) -> torch.Tensor:
+    """Add the gradient of the mean of a loss, a microbatch at a time. Return the means, (sides,), as `descend` does."""
+    for hook in hooks:
+        sides = [replace(side, mask=hook.positions(side.tokens, side.mask)) for side in sides]
+    scales = [(1.0 / len(side), 1.0 / side.mask.sum().clamp(min=1)) for side in sides]  # per row, per token
+    totals = [torch.zeros((), device=side.tokens.device) for side in sides]
+    for parts, needed in microbatches(sides, microbatch):
+        for hook in hooks:
+            hook.before_forward(parts[0].ids)
+        with autocast(model, precision):
+            values = loss(model, *parts)
+        terms = []
+        for i, value in enumerate(values if isinstance(values, tuple) else (values,)):
+            part, scale = parts[i], scales[i][_level(value, parts[i])]
+            if needed[i]:
+                totals[i] += _sum(value.detach(), part) * scale
+                for hook in hooks:
+                    value = hook.token_losses(value, part.mask)
+                terms.append(_sum(value, part) * scale)
+        if terms:  # a loss need not speak of the side that this part is there for
+            sum(terms).backward()
+    return torch.stack(totals)
+
+
+def microbatches(sides: Sequence[Side], rows: int) -> Iterator[tuple[tuple[Side, ...], tuple[bool, ...]]]:
+    """Yield parts of all sides, in step, and which of them are needed.
+
+    Every side has its share of `rows`. Models cannot run on no rows: where one side has no rows left, its first part
+    stands in, and what the loss says about it is not needed.
+    """
+    whole = sum(map(len, sides))
+    split = [side.split(max(1, rows * len(side) // whole)) for side in sides]
+    padded = [chain(zip(parts, repeat(True)), repeat((parts[0], False))) for parts in split]
+    for each in islice(zip(*padded), max(map(len, split))):
+        yield tuple(zip(*each))
+
+
+def sides_of(batch_size: int, forget_share: float) -> tuple[int, int]:
+    """Return how many forget and retain rows a batch of at least two has: at least one of each."""
+    forget = min(max(1, round(forget_share * batch_size)), batch_size - 1)
+    return forget, batch_size - forget
+
+
+def _level(values: torch.Tensor, part: Side) -> int:
+    """Return 0 for values per row, 1 for values per token."""
+    if values.shape not in (part.mask.shape[:1], part.mask.shape):
+        raise ValueError(f"a loss returned values {tuple(values.shape)}, not one per row or token of {len(part)} rows")
+    return values.dim() - 1
+
+
+def _sum(values: torch.Tensor, part: Side) -> torch.Tensor:
+    return (values * part.mask).sum() if values.dim() == 2 else values.sum()

@@ -1,0 +1,377 @@
+"""One loop: losses on several sides, microbatches, objectives, interruptions and losses that do not stay finite."""
+
+import copy
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tinymem.errors import UserError
+from tinymem.models.tinymem import ModelSettings, new_model
+from tinymem.regularizers.protocol import Regularizer
+from tinymem.training.checkpoint import Progress, read_progress
+from tinymem.training.fit import Stopped, fit, warmed_up
+from tinymem.training.objective import ObjectiveSettings, rows_of_step, train_objective
+from tinymem.training.step import Side, backward, descend, microbatches, next_token_loss, sides_of
+
+VOCABULARY, LENGTH, PAD = 14, 12, 13
+SETTINGS = ObjectiveSettings(steps=(2, 5, 9), batch_size=8, lr=3e-3, warm_up=3, dtype="float32")
+
+
+def fresh(layers: int = 1):
+    specials = dict(bos_token_id=10, eos_token_id=11, pad_token_id=PAD)
+    return new_model(ModelSettings(layers, 2, 16), VOCABULARY, LENGTH, seed=0, **specials).eval()
+
+
+def rows(count: int, seed: int) -> Side:
+    """Random rows of unequal length, padded on the right."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 10, (count, LENGTH), generator=generator)
+    lengths = torch.randint(4, LENGTH + 1, (count, 1), generator=generator)
+    return Side.of(tokens.where(torch.arange(LENGTH) < lengths, torch.tensor(PAD)), ignored_token=PAD)
+
+
+FORGET, RETAIN = rows(6, 1), rows(20, 2)
+
+
+def gradient_difference(model, reference, forget, retain):
+    return -forget.row_means(forget.losses(model)), 2.0 * retain.row_means(retain.losses(model))
+
+
+def npo(model, reference, forget, retain, beta=0.1):
+    gap = forget.row_sums(forget.losses(model)) - reference.row_sums(forget)
+    return -2 / beta * torch.nn.functional.logsigmoid(beta * gap), retain.losses(model)
+
+
+def simnpo(model, reference, forget, retain, beta=4.5):
+    means = forget.row_means(forget.losses(model))
+    return -2 / beta * torch.nn.functional.logsigmoid(beta * means), retain.losses(model)
+
+
+def undial(model, reference, forget, retain, beta=5.0):
+    with torch.no_grad():
+        logits = forget.logits(reference.model)
+        true = torch.nn.functional.one_hot(forget.tokens[:, 1:].long(), logits.shape[-1])
+    return -((logits - beta * true).softmax(-1) * forget.logits(model).log_softmax(-1)).sum(-1)
+
+
+def ascent_and_kl(model, reference, forget, retain):
+    with torch.no_grad():
+        before = retain.logits(reference.model).log_softmax(-1)
+    after = retain.logits(model).log_softmax(-1)
+    return -forget.losses(model), (before.exp() * (before - after)).sum(-1)
+
+
+def rmu(model, reference, forget, retain):
+    with torch.no_grad():
+        before = retain.activations(reference.model, 0)
+    retained = (retain.activations(model, 0) - before).square().mean(-1)
+    return (forget.activations(model, 0) - 2.0).square().mean(-1), retained
+
+
+OBJECTIVES = [gradient_difference, npo, simnpo, undial, ascent_and_kl, rmu]
+
+
+class Before:
+    """A reference made without train_objective."""
+
+    def __init__(self, model):
+        self.model = copy.deepcopy(model)
+
+    @torch.no_grad()
+    def row_sums(self, side):
+        return side.row_sums(side.losses(self.model))
+
+
+def gradients(loss, microbatch: int, sides):
+    model = fresh().double()
+    reference = Before(model)
+    with torch.no_grad():  # a step away from the reference, where no gradient is 0
+        for i, parameter in enumerate(model.parameters()):
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    means = backward(model, lambda model, *sides: loss(model, reference, *sides), sides, microbatch)
+    return means, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("loss", OBJECTIVES)
+@pytest.mark.parametrize("forget_rows", [6, 1])
+def test_the_gradient_of_microbatches_is_that_of_the_whole_batch(loss, forget_rows):
+    sides = FORGET.select(torch.arange(forget_rows)), RETAIN.select(torch.arange(7))
+    means, whole = gradients(loss, 99, sides)
+    assert whole.abs().max() > 1e-3
+    for microbatch in (1, 4, 5):
+        other_means, split = gradients(loss, microbatch, sides)
+        torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(other_means, means)
+
+
+def test_a_value_per_token_is_averaged_over_tokens_and_one_per_row_over_rows():
+    side, model = FORGET.select(torch.arange(6)), fresh().double()
+    losses, counts = side.losses(model).detach(), side.mask.sum(1)
+    assert losses.dtype == torch.float64 and len(set(counts.tolist())) > 1
+    by_token = (losses * side.mask).sum() / side.mask.sum()
+    by_row = torch.stack([losses[i][side.mask[i]].mean() for i in range(6)]).mean()
+    assert not torch.isclose(by_token, by_row)
+    per_row = lambda model, side: side.row_means(side.losses(model))  # noqa: E731
+    for loss, expected in ((next_token_loss, by_token), (per_row, by_row)):
+        assert backward(model, loss, [side], 4).item() == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(ValueError, match=r"values \(\), not one per row or token"):
+        backward(model, lambda model, side: side.losses(model).mean(), [side], 4)
+
+
+def test_the_gradient_agrees_with_finite_differences():
+    model, sides = fresh().double(), [FORGET.select(torch.arange(3)), RETAIN.select(torch.arange(4))]
+    loss = lambda model, forget, retain: npo(model, Before(fresh().double()), forget, retain)  # noqa: E731
+    with torch.no_grad():
+        model.transformer.wte.weight.mul_(1.1)
+    backward(model, loss, sides, 2)
+    weight, h = model.transformer.h[0].mlp.c_fc.weight, 1e-5
+    for place in ((0, 0), (3, 7), (15, 60)):
+        value, totals = weight[place].item(), []
+        for moved in (value + h, value - h):
+            with torch.no_grad():
+                weight[place] = moved
+                forget, retain = loss(model, *sides)
+                totals.append(forget.mean() + (retain * sides[1].mask).sum() / sides[1].mask.sum())
+                weight[place] = value
+        assert weight.grad[place].item() == pytest.approx(((totals[0] - totals[1]) / (2 * h)).item(), rel=1e-5)
+
+
+def test_microbatches_keep_their_size_and_hold_every_row_once():
+    sides = [FORGET.select(torch.arange(6)), RETAIN.select(torch.arange(18))]
+    for size in (2, 4, 7, 24):
+        seen = [[], []]
+        for parts, needed in microbatches(sides, size):
+            assert 2 <= sum(map(len, parts)) <= size and all(map(len, parts))
+            for ids, part, wanted in zip(seen, parts, needed):
+                ids += part.ids.tolist() if wanted else []
+        assert seen == [list(range(6)), list(range(18))]
+
+
+def train(model, loss=gradient_difference, settings=SETTINGS, **options):
+    return train_objective(model, loss, FORGET, RETAIN, settings, **options)
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def trained(loss=gradient_difference, settings=SETTINGS, **options):
+    """Steps -> weights."""
+    model = fresh()
+    return {steps: weights(model) for steps, _ in train(model, loss, settings, **options)}
+
+
+def mean_loss(model, side: Side) -> float:
+    with torch.no_grad():
+        return (side.row_sums(side.losses(model)).sum() / side.mask.sum()).item()
+
+
+def test_gradient_difference_forgets_and_retains():
+    model, losses = fresh(2), []
+    memorize = lambda model, reference, forget, retain: (forget.losses(model), retain.losses(model))  # noqa: E731
+    for _ in train(model, memorize, replace(SETTINGS, steps=(150,), batch_size=26, forget_share=6 / 26)):
+        pass
+    before = mean_loss(model, FORGET), mean_loss(model, RETAIN)
+    assert max(before) < 0.5
+    settings = replace(SETTINGS, steps=(40,), batch_size=26, forget_share=6 / 26, lr=1e-3)
+    for _ in train(model, settings=settings, on_step=lambda progress, *both: losses.append(both)):
+        pass
+    after = mean_loss(model, FORGET), mean_loss(model, RETAIN)
+    assert after[0] > before[0] + 3 and abs(after[1] - before[1]) < 0.2
+    assert len(losses) == 40 and all(forget < 0 < retain for forget, retain in losses)  # both parts are told
+
+
+@pytest.mark.parametrize("loss", OBJECTIVES)
+def test_every_strength_is_that_of_a_run_of_its_own(loss):
+    together = trained(loss)
+    assert list(together) == [2, 5, 9] and not torch.equal(together[2], together[9])
+    for steps, expected in together.items():
+        assert torch.equal(trained(loss, replace(SETTINGS, steps=(steps,)))[steps], expected)
+
+
+def test_seed_and_checkpointing():
+    plain = trained(npo)[9]
+    assert not torch.equal(trained(npo, seed=1)[9], plain)
+    torch.testing.assert_close(trained(npo, gradient_checkpointing=True)[9], plain)
+    torch.testing.assert_close(trained(rmu, gradient_checkpointing=True)[9], trained(rmu)[9])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("loss", [npo, undial])
+def test_interrupted_anywhere_and_resumed_gives_the_same_bits(loss, killed, tmp_path, monkeypatch):
+    """Asked to stop, it saves; killed within a step, it resumes from what was saved after the step before."""
+    monkeypatch.setattr("tinymem.training.fit.SAVE_SECONDS", -1.0 if killed else 1e9)
+    straight, state, found, moments, done = trained(loss), tmp_path / "state", {}, random.Random(0), []
+
+    def session(length: int | None) -> None:
+        """Steps that are found already are not asked for again."""
+        steps, model = [], fresh()
+
+        def on_step(progress, *losses):
+            steps.append(progress.epoch)
+            if killed and len(steps) == length:
+                raise Killed
+
+        missing = replace(SETTINGS, steps=tuple(s for s in SETTINGS.steps if s not in found))
+        stop = lambda: not killed and len(steps) == length  # noqa: E731
+        try:
+            for number, _ in train(model, loss, missing, state=state, on_step=on_step, should_stop=stop):
+                found[number] = weights(model)
+        finally:
+            done.append(steps)
+
+    for length in (moments.randint(2, 3), 3, 2):
+        with pytest.raises((Stopped, Killed)):
+            session(length)
+    assert read_progress(state).epoch > 2 and 9 not in found
+    session(None)
+    assert [steps[0] for steps in done[1:]] == [steps[-1] + (not killed) for steps in done[:-1]]
+    assert found.keys() == straight.keys() and all(torch.equal(found[n], straight[n]) for n in found)
+    assert not state.exists()
+
+
+def test_a_state_past_the_first_step_asked_for_is_left_alone(tmp_path):
+    state, steps = tmp_path / "state", []
+    calls = dict(on_step=lambda progress, *_: steps.append(1), should_stop=lambda: len(steps) == 7)
+    with pytest.raises(Stopped):
+        trained(state=state, **calls)
+    again = trained(state=state)
+    assert all(torch.equal(again[n], expected) for n, expected in trained().items())
+
+
+def test_what_collects_gradients_and_the_mode_are_put_back():
+    model = fresh().train()
+    model.transformer.wpe.weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    for _ in train(model, settings=replace(SETTINGS, trained="all_but_embeddings", weight_decay=0.1)):
+        assert not model.training
+    assert model.training and model.transformer.wte.weight.requires_grad
+    assert not model.transformer.wpe.weight.requires_grad and model.transformer.wte.weight.grad is None
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    assert same == {"transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight"}
+
+
+def test_some_entries_alone_are_changed_by_a_hook():
+    model = fresh()
+    masks = [torch.rand(p.shape, generator=torch.Generator().manual_seed(0)) < 0.3 for p in model.parameters()]
+
+    def keep_the_rest():
+        for parameter, mask in zip(model.parameters(), masks, strict=True):
+            parameter.grad.mul_(mask)
+
+    before = weights(model)
+    for _ in train(model, regularizers=[Regularizer(after_backward=keep_the_rest)]):
+        pass
+    changed = weights(model) != before
+    allowed = torch.cat([mask.flatten() for mask in masks])
+    assert changed[allowed].float().mean() > 0.9 and not changed[~allowed].any()
+
+
+def test_without_retain_set_all_rows_are_forget_rows():
+    model, sizes = fresh(), []
+
+    def ascent(model, reference, forget, retain):
+        assert retain is None
+        sizes.append(len(forget))
+        return -forget.losses(model)
+
+    before = mean_loss(model, FORGET)
+    assert [n for n, _ in train_objective(model, ascent, FORGET, None, SETTINGS)] == [2, 5, 9]
+    assert set(sizes) == {6} and mean_loss(model, FORGET) > before
+
+
+def test_a_reference_asked_for_too_late_is_refused():
+    calls = []
+
+    def late(model, reference, forget, retain):
+        calls.append(1)
+        return forget.losses(model) if len(calls) < 4 else forget.row_means(forget.losses(reference.model))
+
+    with pytest.raises(RuntimeError, match="in every call"):
+        trained(late)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_flag_and_keeps_the_last_good_state(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinymem.training.fit.SAVE_SECONDS", -1.0)  # after every step
+    state, calls = tmp_path / "state", []
+
+    def breaks(model, reference, forget, retain):
+        calls.append(1)
+        return (forget.losses(model) * (torch.nan if len(calls) == 5 else 1), retain.losses(model))
+
+    with pytest.raises(UserError, match=r"--my_lr 0.003: the loss is not finite in step 4; use a lower --my_lr"):
+        trained(breaks, state=state, lr_flag="--my_lr")
+    progress = read_progress(state)
+    assert (progress.epoch, progress.step) == (2, 1)  # three steps are done
+    kept = trained(lambda model, reference, forget, retain: (forget.losses(model), retain.losses(model)))
+    resumed = trained(
+        lambda model, reference, forget, retain: (forget.losses(model), retain.losses(model)),
+        replace(SETTINGS, steps=(5, 9)),
+        state=state,
+    )
+    assert torch.equal(resumed[9], kept[9])
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_handed_out():
+    """The loss of the last step was finite; what that step did to the weights is not."""
+    model, saved = fresh(), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+
+    def step(number):
+        if number == 1:
+            model.transformer.wte.weight.data[0, 0] = torch.inf
+        return [1.0]
+
+    calls = dict(save=lambda: saved.append(1), should_stop=lambda: False)
+    epochs = fit(model, optimizer, step, lambda epoch: [epoch], 2, Progress(), lambda progress: 0.1, **calls)
+    assert next(epochs) == 1.0
+    with pytest.raises(UserError, match="--lr 0.1: a weight is not finite in step 2; use a lower --lr"):
+        next(epochs)
+    assert not saved
+
+
+def test_plain_training_is_the_same_step_whatever_the_number_of_sides_of_other_losses():
+    """A batch of both kinds at once is the weighted mean of two sides: the sides are no more than a way to write it."""
+    side = rows(8, 5)
+    halves = side.select(torch.arange(4)), side.select(torch.arange(4, 8))
+    shares = [half.mask.sum() / side.mask.sum() for half in halves]
+    found = []
+    for sides, loss in (
+        ([side], next_token_loss),
+        (halves, lambda model, a, b: (shares[0] * a.losses(model), shares[1] * b.losses(model))),
+    ):
+        model = fresh().double()
+        total = sum(descend(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, sides, 3))
+        found.append((total, weights(model)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-6, atol=1e-9)
+
+
+def test_rows_of_steps_go_through_the_set_again_and_again():
+    drawn = torch.cat([rows_of_step(7, 3, seed=4, step=step) for step in range(14)])
+    passes = drawn.split(7)
+    assert len(passes) == 6 and all(sorted(each.tolist()) == list(range(7)) for each in passes)
+    assert not passes[0].equal(passes[1])
+    assert sorted(rows_of_step(7, 99, seed=0, step=2).tolist()) == list(range(7))  # a pass a step
+    with pytest.raises(ValueError, match="no sequences"):
+        rows_of_step(0, 3, 0, 0)
+
+
+def test_shares_and_warm_up():
+    assert [sides_of(8, share) for share in (0.5, 0.01, 0.99)] == [(4, 4), (1, 7), (7, 1)]
+    assert [warmed_up(1.0, done, 4) for done in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert warmed_up(1.0, 0, 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(steps=(5, 0)), dict(batch_size=1), dict(forget_share=1.0), dict(trained="none")]
+)
+def test_settings_that_are_not_allowed(wrong):
+    with pytest.raises(UserError, match=f"--{next(iter(wrong))}"):
+        ObjectiveSettings(**wrong)
