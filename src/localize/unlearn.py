@@ -12,8 +12,7 @@ from tinymem.localize.edit import Masks, edited, share_dropped
 from tinymem.localize.registry import Method
 from tinymem.localize.scores import ranked, task_fingerprint
 from tinymem.localize.task import TaskSettings, UnlearningTask
-from tinymem.metrics.evaluate import Row
-from tinymem.metrics.memorization import percent, remembering
+from tinymem.metrics.evaluate import Measurement
 from tinymem.models.adapter import find_mlps
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.record import NEVER_PLANTED, UNEDITED, Cost, find_record, measured, write_record
@@ -25,7 +24,7 @@ class Subject:
     """A model under study.
 
     model, task    the model, left as it is, and what it is to forget
-    measure(model, check=) -> row of metrics, for the edited and the unedited model alike; check as in `evaluate`
+    measure(model, splits=) -> Measurement, of the edited and the unedited model alike (`tinymem.metrics.evaluate`)
     identity       settings that name model, data and task; part of every record
     folder         records/ and models/ are written here
     score_folder   scores are kept here
@@ -34,19 +33,16 @@ class Subject:
 
     model: Any
     task: UnlearningTask
-    measure: Callable[..., Row]
+    measure: Callable[..., Measurement]
     identity: dict[str, Any]
     folder: Path
     score_folder: Path
     tokenizer: Any = None
 
-    def metrics(self) -> Row:
-        """What is measured, together with how much is left of what the method saw and of what it never saw."""
-        check = remembering(self.model, self.task.continuation, self.task.microbatch)
-        row = self.measure(self.model, check=check)
-        seen = self.task.unlearn if self.task.shown is None else self.task.shown
-        shown, held_out = (percent(check(artifacts)) for artifacts in (seen, self.task.held_out))
-        return {**row, "percent_memorized_shown": shown, "percent_memorized_held_out": held_out}
+    def metrics(self) -> Measurement:
+        """Measure the model on its dataset, and on what the method saw and what it never saw."""
+        shown = self.task.unlearn if self.task.shown is None else self.task.shown
+        return self.measure(self.model, splits={"shown": shown, "held_out": self.task.held_out})
 
 
 def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any) -> dict[str, Any]:
@@ -62,8 +58,10 @@ def unedited(subject: Subject, force: bool = False, name: str = UNEDITED) -> dic
         return record
     device = subject.model.device
     with measured(device) as cost:
-        row = subject.metrics()
-    write_record(subject.folder, settings, {**row, "percent_zeroed": 0.0}, cost, str(device))
+        found = subject.metrics()
+    write_record(
+        subject.folder, settings, {**found.row, "percent_zeroed": 0.0}, cost, str(device), values=found.tensors()
+    )
     return find_record(subject.folder, settings)
 
 
@@ -105,10 +103,11 @@ def _measure(subject: Subject, masks: Masks, settings: dict[str, Any], cost: Cos
     """Measures the edited model, saves it where asked to, and writes the record."""
     model = subject.model
     with edited(model, masks):
-        row = {**subject.metrics(), "percent_zeroed": 100 * share_dropped(model, masks), "model_folder": folder}
+        found = subject.metrics()
+        row = {**found.row, "percent_zeroed": 100 * share_dropped(model, masks), "model_folder": folder}
         if folder is not None:
             save_model(subject.folder / folder, model, {"settings": settings}, subject.tokenizer)
-    write_record(subject.folder, settings, row, cost, str(model.device))
+    write_record(subject.folder, settings, row, cost, str(model.device), values=found.tensors())
     return find_record(subject.folder, settings)
 
 
