@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
+from tinymem.errors import UserError
 from tinymem.metrics.metric import ALL_TESTS, PLANTED, Metric, Values, as_values
 from tinymem.metrics.probe import STUDY_BATCH_SIZE, Probe
 from tinymem.metrics.registry import chosen
@@ -17,7 +18,7 @@ Row = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured: by column the number of the table (None: nothing to measure), and the values it was made of."""
+    """What was measured: by column the figure (None: nothing to measure), and the values of the examples behind it."""
 
     row: Row
     values: dict[str, Values]
@@ -54,18 +55,18 @@ def measure(
     needs = {need for metric in wanted for need in metric.needs}
     probe = Probe.of(model, dataset, batch_size, needs=needs, study_batch_size=study_batch_size)
     sets = {**planted_splits(dataset), **(splits or {})}
+    columns = [
+        (metric, metric.column(part), sequences)
+        for metric in wanted
+        for part, sequences in _parts(metric, sets, dataset)
+    ]
     was_training = model.training
     model.eval()
     try:
-        values = {
-            metric.column(part): as_values(metric.values(probe, sequences))
-            for metric in wanted
-            for part, sequences in _parts(metric, sets, dataset)
-        }
+        values = {column: _values(metric, probe, sequences) for metric, column, sequences in columns}
     finally:
         model.train(was_training)
-    summaries = {metric.column(part): metric.summary for metric in wanted for part, _ in _parts(metric, sets, dataset)}
-    return Measurement({column: summaries[column](found) for column, found in values.items()}, values)
+    return Measurement({column: metric.summary(values[column]) for metric, column, _ in columns}, values)
 
 
 def evaluate(model, dataset: MemorizationDataset, *arguments, **more) -> Row:
@@ -93,6 +94,15 @@ def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationD
     if metric.on == ALL_TESTS:
         return [(None, tuple(dataset.tests.values()))]
     return [(name, (tokens,)) for name, tokens in dataset.tests.items()]
+
+
+def _values(metric: Metric, probe: Probe, sequences) -> Values:
+    """The values of a metric. UserError where they are not one per example."""
+    values = as_values(metric.values(probe, sequences))
+    rows = len(sequences) if metric.on == PLANTED else sum(map(len, sequences))
+    if values.sums.shape != (rows,) or values.weights.shape != (rows,):
+        raise UserError(f"metric {metric.name}: gave values of shape {tuple(values.sums.shape)} for {rows} sequences")
+    return values
 
 
 def _packed(values: torch.Tensor) -> torch.Tensor:

@@ -94,7 +94,7 @@ class Probe:
         return tokens.masked_fill(~inside, 0), counted
 
     def generated(self, artifacts: Artifacts, prompt: str = "clean") -> torch.Tensor:
-        """Return the k tokens with which the model itself continues each prompt, int64 (A, k); -1 behind the context."""
+        """Return the k tokens with which the model continues each prompt, int64 (A, k); -1 behind its context."""
         ends, source = artifacts.prompt_end, getattr(artifacts, prompt)
         outside = torch.arange(source.shape[1]) >= ends[:, None]
 
@@ -114,7 +114,7 @@ class Probe:
         return self._texts[id(tokens)][1]
 
     def _run(self, tokens: torch.Tensor, ends: torch.Tensor, with_losses: bool) -> tuple[torch.Tensor, ...]:
-        """Forward passes over tokens (rows, T) with prompts of length `ends`: matches, and log-probabilities if asked."""
+        """Matches, and log-probabilities where asked for, of tokens (rows, T) with prompts of length `ends`."""
         k, length = self.continuation, tokens.shape[1]
         matches = torch.zeros(len(tokens), k, dtype=torch.bool)
         log_probabilities = torch.zeros(len(tokens), k) if with_losses else None

@@ -109,7 +109,7 @@ MEAN_TEST_ACCURACY = Metric(
     accuracy, headline=True, short="mean_test_acc",
 )  # fmt: skip
 MEAN_TEST_ACCURACY_NO_PAD = Metric(
-    "mean_test_accuracy_no_pad", "0 to 1", "higher", ALL_TESTS, SUMS, "mean_test_accuracy without the positions whose target is a pad",
+    "mean_test_accuracy_no_pad", "0 to 1", "higher", ALL_TESTS, SUMS, "mean_test_accuracy without pads as targets",
     accuracy_no_pad, short="mean_test_acc_no_pad",
 )  # fmt: skip
 PERPLEXITY = Metric(
@@ -118,6 +118,6 @@ PERPLEXITY = Metric(
 )  # fmt: skip
 PERPLEXITY_BATCH_MEAN = Metric(
     "perplexity_batch_mean", "", "lower", ALL_TESTS, SUMS,
-    "mean over batches of exp(batch loss): the study's published figure, which depends on its batch size",
+    "mean over batches of exp(batch loss), the study's published figure; depends on its batch size",
     loss_by_batch, mean_perplexity, short="ppl_batch_mean",
 )  # fmt: skip

@@ -52,7 +52,7 @@ def linear_hits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
 
 
 def best_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """Return the arg-max over the vocabulary. UserError where it is not a finite number: no answer can be read off then."""
+    """Return the arg-max over the vocabulary, the last dimension. UserError where its logit is not a finite number."""
     best = logits.argmax(-1)  # NaN counts as the largest
     check_finite(logits.gather(-1, best[..., None]))
     return best
@@ -62,8 +62,8 @@ def check_finite(outputs: torch.Tensor) -> None:
     """Raise UserError unless all outputs of a model are finite numbers."""
     if not outputs.isfinite().all():
         raise UserError(
-            "the model's outputs are not finite numbers (NaN or infinite), so that nothing can be measured; the weights "
-            "are damaged or diverged, or their --dtype overflows (take bfloat16 or float32)"
+            "the model's outputs are not finite numbers (NaN or infinite) and cannot be measured: its weights are damaged "
+            "or diverged, or --dtype overflows; take another checkpoint, or --dtype bfloat16 or float32"
         )
 
 

@@ -64,10 +64,8 @@ def _generate(model, prompts: Sequence[torch.Tensor], count: int, context: int |
     width = int(lengths.max())
     padded = [torch.nn.functional.pad(prompt.long(), (width - len(prompt), 0)) for prompt in prompts]
     tokens = torch.stack(padded).to(model.device)
-    # Rows of one length need no mask, and without one attention is faster.
-    mask = (
-        None if bool((lengths == width).all()) else torch.arange(width, device=model.device) >= width - lengths[:, None]
-    )
+    real = torch.arange(width, device=model.device) >= width - lengths[:, None]
+    mask = None if bool(real.all()) else real  # rows of one length need none, and attention is faster without
     generated = torch.full((len(prompts), count), NOTHING, device=model.device)
     ended, cache = torch.zeros(len(prompts), dtype=torch.bool, device=model.device), None
     for step in range(count):
@@ -86,7 +84,7 @@ def _generate(model, prompts: Sequence[torch.Tensor], count: int, context: int |
 
 
 def _forward(model, tokens: torch.Tensor, mask: torch.Tensor | None, cache, context: int | None) -> tuple:
-    """The logits behind the last token, (rows, vocabulary), and the cache for the next step (None: model without one)."""
+    """The logits behind the last token, (rows, vocabulary), and the cache for the next step, None without one."""
     inputs = tokens if cache is None else tokens[:, -1:]
     more = {} if cache is None else {"past_key_values": cache}
     if mask is not None:

@@ -157,3 +157,9 @@ def test_the_mode_is_left_as_it_was(memorizing_noise):
     model = memorizing_noise.model
     evaluate(model, memorizing_noise.dataset, metrics=["perplexity"])
     assert not model.training
+
+
+def test_values_that_are_not_one_per_example_are_refused(memorizing_noise):
+    wrong = Metric("wrong", "", "lower", PLANTED, (), "", lambda probe, artifacts: torch.ones(len(artifacts) + 1))
+    with pytest.raises(UserError, match="metric wrong: gave values of shape"):
+        evaluate(memorizing_noise.model, memorizing_noise.dataset, metrics=[wrong])
