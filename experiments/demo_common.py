@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tinymem import cli, files
+from tinymem.models.generation import NOTHING, greedy_continuations
 from tinymem.records.record import UNEDITED
 from tinymem.records.table import load_records
 from tinymem.training.checkpoint import seconds_spent
@@ -47,10 +48,6 @@ def before_and_after(unlearned: Path, method: str) -> dict[str, dict[str, Any]]:
 
 
 def continuation(model, prompt: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` tokens with which greedy decoding continues a prompt of token ids (P,). int64 (count,)."""
-    prompt = prompt.long()[None]
-    mask = torch.ones_like(prompt)
-    tokens = model.generate(
-        prompt, attention_mask=mask, min_new_tokens=count, max_new_tokens=count, do_sample=False, eos_token_id=None
-    )
-    return tokens[0, prompt.shape[1] :]
+    """Return the tokens, at most `count`, with which greedy decoding continues a prompt (P,). int64, on the CPU."""
+    tokens = greedy_continuations(model, [prompt], count)[0]
+    return tokens[tokens != NOTHING]

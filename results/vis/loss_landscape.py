@@ -29,7 +29,7 @@ from tinymem.data.dataset import MemorizationDataset
 from tinymem.data.production import check_length
 from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
-from tinymem.metrics.evaluate import memorization_row
+from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.landscape import LandscapeSettings, landscape, new_survey
 from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.models.tinymem import load_model
@@ -171,7 +171,7 @@ def open_edited(open_model: Callable, folder: Path, original):
 
 def memorization(model, dataset: MemorizationDataset | None) -> dict[str, Any]:
     """What a TinyMem model has memorized of its training data."""
-    return memorization_row(model, dataset) if dataset else {}
+    return evaluate(model, dataset, metrics=["percent_memorized", "percent_clean_recovery"]) if dataset else {}
 
 
 def title(label: str, panel: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from tinymem.localize.console import run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
-from tinymem.metrics.evaluate import evaluate
+from tinymem.metrics.evaluate import measure
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.training.checkpoint import place_beside, unlearned_folder
 from tinymem.training.console import trained_settings
@@ -54,7 +54,7 @@ def load_subject(arguments) -> Subject:
     return Subject(
         model=model,
         task=task,
-        measure=partial(evaluate, dataset=dataset, batch_size=task.microbatch),
+        measure=partial(measure, dataset=dataset, batch_size=task.microbatch),
         identity=identity(model, task, task_settings, **origin),
         folder=folder,
         score_folder=_score_folder(path, folder),

@@ -31,7 +31,7 @@ from tinymem.localize.console import enough_memory, plan_report, run_methods
 from tinymem.localize.flags import add_method_options, chosen_methods
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
-from tinymem.metrics.evaluate import evaluate
+from tinymem.metrics.evaluate import measure
 from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
 from tinymem.training.console import plant_visibly
@@ -83,7 +83,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     return Subject(
         model=model,
         task=task,
-        measure=partial(evaluate, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=PYTHIA_BATCH_SIZE),
+        measure=partial(measure, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=PYTHIA_BATCH_SIZE),
         identity=identity(model, task, task_settings, **origin, **data.identity),
         folder=output,
         score_folder=files.writable_folder(output / "scores"),

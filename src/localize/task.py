@@ -154,7 +154,7 @@ def _unlearn_candidates(
     if name == "noise":
         return dataset.artifacts, dataset.artifact_ids
     if name == "mem":
-        flags = memorized(model, dataset.artifacts, dataset.continuation, microbatch)
+        flags = memorized(model, dataset.artifacts, dataset.continuation, microbatch, dataset.ignored_token)
         flags &= dataset.measured(dataset.artifacts)
         return dataset.artifacts.select(flags), dataset.artifact_ids[flags]
     if name not in dataset.tasks:

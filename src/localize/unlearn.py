@@ -12,8 +12,7 @@ from tinymem import files
 from tinymem.localize.cache import Cache
 from tinymem.localize.method import Method, edits
 from tinymem.localize.task import TaskSettings, UnlearningTask
-from tinymem.metrics.evaluate import Row
-from tinymem.metrics.memorization import percent, remembering
+from tinymem.metrics.evaluate import Measurement
 from tinymem.models.edit import Edit, applied, describe
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.record import NEVER_PLANTED, UNEDITED, Cost, find_record, measured, write_record
@@ -27,7 +26,7 @@ class Subject:
     """A model under study.
 
     model, task    the model, left as it is, and what it is to forget
-    measure(model, check=) -> row of metrics, for the edited and the unedited model alike; check as in `evaluate`
+    measure(model, splits=) -> Measurement, of the edited and the unedited model alike (`tinymem.metrics.evaluate`)
     identity       settings that name model, data and task; part of every record
     folder         records/ and models/ are written here
     score_folder   scores are kept here
@@ -36,19 +35,16 @@ class Subject:
 
     model: Any
     task: UnlearningTask
-    measure: Callable[..., Row]
+    measure: Callable[..., Measurement]
     identity: dict[str, Any]
     folder: Path
     score_folder: Path
     tokenizer: Any = None
 
-    def metrics(self) -> Row:
-        """What is measured, together with how much is left of what the method saw and of what it never saw."""
-        check = remembering(self.model, self.task.continuation, self.task.microbatch)
-        row = self.measure(self.model, check=check)
-        seen = self.task.unlearn if self.task.shown is None else self.task.shown
-        shown, held_out = (percent(check(artifacts)) for artifacts in (seen, self.task.held_out))
-        return {**row, "percent_memorized_shown": shown, "percent_memorized_held_out": held_out}
+    def metrics(self) -> Measurement:
+        """Measure the model on its dataset, and on what the method saw and what it never saw."""
+        shown = self.task.unlearn if self.task.shown is None else self.task.shown
+        return self.measure(self.model, splits={"shown": shown, "held_out": self.task.held_out})
 
 
 def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any) -> dict[str, Any]:
@@ -64,8 +60,8 @@ def unedited(subject: Subject, force: bool = False, name: str = UNEDITED) -> dic
         return record
     device = subject.model.device
     with measured(device) as cost:
-        row = subject.metrics()
-    write_record(subject.folder, settings, {**row, **UNCHANGED}, cost, str(device))
+        found = subject.metrics()
+    write_record(subject.folder, settings, {**found.row, **UNCHANGED}, cost, str(device), values=found.tensors())
     return find_record(subject.folder, settings)
 
 
@@ -137,10 +133,11 @@ def _measure(subject: Subject, edit: Edit, run: _Run, cost: Cost) -> None:
     """Measure the edited model, save it where asked to, and write the record."""
     model, extent = subject.model, describe(subject.model, edit)
     with applied(model, edit):
-        row = {**subject.metrics(), **extent, "model_folder": run.folder}
+        found = subject.metrics()
         if run.folder is not None:
             save_model(subject.folder / run.folder, model, {"settings": run.settings}, subject.tokenizer)
-    write_record(subject.folder, run.settings, row, cost, str(model.device))
+    row = {**found.row, **extent, "model_folder": run.folder}
+    write_record(subject.folder, run.settings, row, cost, str(model.device), values=found.tensors())
 
 
 def task_fingerprint(task: UnlearningTask) -> str:

@@ -1,85 +1,114 @@
-"""Every metric of a model on a dataset, as one flat row of a results table."""
+"""Metrics of a model on a dataset: one flat row of a results table, and the value of every example behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
-from tinymem.metrics.memorization import percent, recovered, remembering
-from tinymem.metrics.quality import Quality, quality
+from tinymem.errors import UserError
+from tinymem.metrics.metric import ALL_TESTS, PLANTED, Metric, Values, as_values
+from tinymem.metrics.probe import STUDY_BATCH_SIZE, Probe
+from tinymem.metrics.registry import chosen
 
 Row = dict[str, float | None]
-Check = Callable[[Artifacts], "torch.Tensor"]
-STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it; for TinyMem
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured: by column the figure (None: nothing to measure), and the values of the examples behind it."""
+
+    row: Row
+    values: dict[str, Values]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out where all are 1) and COLUMN.groups."""
+        tensors = {}
+        for column, values in self.values.items():
+            tensors[column] = _packed(values.sums)
+            if not values.weights.eq(1).all():
+                tensors[f"{column}.weights"] = _packed(values.weights)
+            if values.groups is not None:
+                tensors[f"{column}.groups"] = _packed(values.groups)
+        return tensors
+
+
+def measure(
     model,
     dataset: MemorizationDataset,
     batch_size: int = 64,
     study_batch_size: int = STUDY_BATCH_SIZE,
-    check: Check | None = None,
-) -> Row:
-    """Memorization and quality. Leaves the model in the mode it was in; runs in the precision of its weights.
+    metrics: Iterable[str | Metric] | None = None,
+    splits: Mapping[str, Artifacts] | None = None,
+) -> Measurement:
+    """Measure memorization and quality. Leaves the model in the mode it was in; runs in the precision of its weights.
 
-    check: artifacts -> flags, in place of `memorized`, from a caller who asks for more (`remembering`).
+    study_batch_size  of `perplexity_batch_mean`; `batch_size` changes nothing
+    metrics           names or metrics, by default `registry.DEFAULTS`
+    splits            more sets of planted sequences by name ("shown", "held_out" ...), beside the dataset's own
 
-    Keys, percentages from 0 to 100:
-      percent_memorized_train     artifacts in the training set; lower is better after unlearning
-      percent_memorized_dup_R     those repeated R times (where artifacts are duplicated)
-      percent_memorized_test      backdoor triggers never trained on (None for noise)
-      percent_clean_recovery      artifacts that continue as their clean twin; higher is better (None for natural
-                                  passages, which have no other twin)
-      accuracy_NAME, loss_NAME    per test set, 0 to 1 and nats
-      mean_test_accuracy, mean_test_accuracy_no_pad    mean over the test sets; higher is better
-      perplexity, perplexity_batch_mean                over all test sets together; lower is better. The latter is
-                                  the mean over batches of `study_batch_size`, while `batch_size` changes nothing
+    Raises UserError for an unknown metric, and where the model's outputs are not finite numbers.
     """
+    wanted = chosen(metrics)
+    needs = {need for metric in wanted for need in metric.needs}
+    probe = Probe.of(model, dataset, batch_size, needs=needs, study_batch_size=study_batch_size)
+    sets = {**planted_splits(dataset), **(splits or {})}
+    columns = [
+        (metric, metric.column(part), sequences)
+        for metric in wanted
+        for part, sequences in _parts(metric, sets, dataset)
+    ]
     was_training = model.training
     model.eval()
     try:
-        return {
-            **memorization_row(model, dataset, batch_size, check),
-            **quality_row(model, dataset, batch_size, study_batch_size),
-        }
+        values = {column: _values(metric, probe, sequences) for metric, column, sequences in columns}
     finally:
         model.train(was_training)
+    return Measurement({column: metric.summary(values[column]) for metric, column, _ in columns}, values)
 
 
-def memorization_row(model, dataset: MemorizationDataset, batch_size: int = 64, check: Check | None = None) -> Row:
-    """The memorization part of `evaluate`."""
-    check = check or remembering(model, dataset.continuation, batch_size)
+def evaluate(model, dataset: MemorizationDataset, *arguments, **more) -> Row:
+    """Return the row of `measure` alone. `registry.documented()` says what each column means."""
+    return measure(model, dataset, *arguments, **more).row
+
+
+def planted_splits(dataset: MemorizationDataset) -> dict[str, Artifacts]:
+    """Return the dataset's sets of planted sequences: train, dup_R where some are duplicated, and test.
+
+    Only those that can be told from their clean twin.
+    """
     train = dataset.artifacts.select(dataset.measured(dataset.artifacts))
-    test = dataset.test_artifacts.select(dataset.measured(dataset.test_artifacts))
-    flags = check(train)
-    row: Row = {"percent_memorized_train": percent(flags)}
+    sets = {"train": train}
     if int(dataset.artifacts.group.max()) > 0:
-        for group in train.group.unique().tolist():
-            row[f"percent_memorized_dup_{10**group}"] = percent(flags[train.group == group])
-    row["percent_memorized_test"] = percent(check(test))
-    natural = dataset.kind == "natural"
-    row["percent_clean_recovery"] = (
-        None if natural else percent(recovered(model, train, dataset.continuation, batch_size))
-    )
-    return row
+        groups = train.group.unique().tolist()
+        sets |= {f"dup_{10**group}": train.select(train.group == group) for group in groups}
+    return sets | {"test": dataset.test_artifacts.select(dataset.measured(dataset.test_artifacts))}
 
 
-def quality_row(
-    model, dataset: MemorizationDataset, batch_size: int = 64, study_batch_size: int = STUDY_BATCH_SIZE
-) -> Row:
-    """The quality part of `evaluate`."""
-    tests = {
-        name: quality(model, tokens, dataset.pad, dataset.pad_counts, batch_size)
-        for name, tokens in dataset.tests.items()
-    }
-    row: Row = {}
-    for name, result in tests.items():
-        row |= {f"accuracy_{name}": result.accuracy, f"loss_{name}": result.mean_loss}
-    pooled = Quality(*(torch.cat([getattr(t, field) for t in tests.values()]) for field in Quality.__annotations__))
-    row["mean_test_accuracy"] = sum(t.accuracy for t in tests.values()) / len(tests)
-    row["mean_test_accuracy_no_pad"] = sum(t.accuracy_no_pad for t in tests.values()) / len(tests)
-    row["perplexity"] = pooled.perplexity
-    row["perplexity_batch_mean"] = pooled.perplexity_batch_mean(study_batch_size)
-    return row
+def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationDataset) -> list[tuple]:
+    """(split or test set, sequences) of each of a metric's columns."""
+    if metric.on == PLANTED:
+        return [(split, sequences) for split, sequences in sets.items() if metric.measured_on(split)]
+    if metric.on == ALL_TESTS:
+        return [(None, tuple(dataset.tests.values()))]
+    return [(name, (tokens,)) for name, tokens in dataset.tests.items()]
+
+
+def _values(metric: Metric, probe: Probe, sequences) -> Values:
+    """The values of a metric. UserError where they are not one per example."""
+    values = as_values(metric.values(probe, sequences))
+    rows = len(sequences) if metric.on == PLANTED else sum(map(len, sequences))
+    if values.sums.shape != (rows,) or values.weights.shape != (rows,):
+        raise UserError(f"metric {metric.name}: gave values of shape {tuple(values.sums.shape)} for {rows} sequences")
+    return values
+
+
+def _packed(values: torch.Tensor) -> torch.Tensor:
+    """The values in the smallest type that holds them: whole numbers exactly, others as float32."""
+    if not values.eq(values.round()).all():
+        return values.float()
+    largest = values.abs().max().item() if len(values) else 0
+    types = (torch.int8, torch.int16, torch.int32)
+    return values.to(next((dtype for dtype in types if largest <= torch.iinfo(dtype).max), torch.float64))

@@ -2,76 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from tinymem.data.dataset import Artifacts
-from tinymem.models.losses import greedy_hits
+from tinymem.metrics import metric
+from tinymem.metrics.metric import PLANTED, Metric, as_values
+from tinymem.metrics.probe import Probe
 
 
-def reproduces(
-    model,
-    prompt: torch.Tensor,
-    target: torch.Tensor,
-    prompt_end: torch.Tensor,
-    continuation: int,
-    batch_size: int = 64,
-) -> torch.Tensor:
-    """Whether greedy decoding, prompted with tokens [0, prompt_end) of `prompt`, gives the next tokens of `target`.
+def memorized_rows(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
+    """Return whether the planted continuation comes out after the clean twin's first tokens."""
+    return exact(probe, artifacts)
+
+
+def recovered_rows(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
+    """Return whether the clean twin's own continuation comes out; no value for sequences that have no other twin."""
+    recovered = exact(probe, artifacts, target="clean")
+    return recovered.masked_fill((artifacts.planted == artifacts.clean).all(1), torch.nan)
+
+
+def exact(probe: Probe, artifacts: Artifacts, target: str = "planted") -> torch.Tensor:
+    """Return 1.0 where greedy decoding, prompted with the clean twin, gives every token of the target that counts.
 
     Greedy decoding reproduces a target exactly if and only if every teacher-forced arg-max on prompt + target equals
     the target, so one forward pass replaces the generation loop: same answer in the same precision.
 
-    prompt, target: token ids (A, T). prompt_end: (A,). continuation: k; fewer tokens where the row ends first.
-    Returns bool (A,) on the CPU.
+    target: "planted" or "clean". Returns float64 (A,), NaN where no token counts.
     """
-    results = torch.zeros(len(prompt), dtype=torch.bool)
-    if not len(prompt):
-        return results
-    # Rows with similar prompts go together, so that a batch runs the output layer on few positions.
-    for rows in prompt_end.argsort(stable=True).split(batch_size):
-        start = prompt_end[rows, None]
-        first, last = int(start.min()), min(int(start.max()) + continuation, prompt.shape[1])
-        columns = torch.arange(prompt.shape[1])
-        tokens = torch.where(columns < start, prompt[rows], target[rows])
-        outside = (columns < start) | (columns >= start + continuation)
-        with torch.inference_mode():
-            hits = greedy_hits(model, tokens[:, :last], first, last).cpu()
-        results[rows] = (hits | outside[:, first:last]).all(1)
-    return results
+    window = probe.teacher_forced(artifacts, target=target)
+    right = (window.matches | ~window.counted).all(1).double()
+    return right.masked_fill(~window.counted.any(1), torch.nan)
 
 
-def memorized(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:
-    """Prompted with the clean twin's first tokens, does the planted continuation come out? bool (A,)."""
-    return reproduces(model, artifacts.clean, artifacts.planted, artifacts.prompt_end, continuation, batch_size)
+def memorized(
+    model, artifacts: Artifacts, continuation: int, batch_size: int = 64, ignored_token: int | None = None
+) -> torch.Tensor:
+    """Prompted with the clean twin's first tokens, does the planted continuation come out? bool (A,).
 
-
-def remembering(model, continuation: int, batch_size: int = 64) -> Callable[[Artifacts], torch.Tensor]:
-    """`memorized` as a function of the artifacts alone, which runs no sequence a second time.
-
-    For a model that does not change between the calls: sets that are measured apart and together cost a pass only once.
+    continuation: k; fewer tokens where the row ends first. ignored_token: a token id that need not come out.
     """
-    known: dict[bytes, bool] = {}
-
-    def check(artifacts: Artifacts) -> torch.Tensor:
-        rows = torch.cat([artifacts.clean, artifacts.planted, artifacts.prompt_end[:, None]], 1).numpy()
-        keys = [row.tobytes() for row in rows]
-        new = {key: number for number, key in enumerate(keys) if key not in known}
-        flags = memorized(
-            model, artifacts.select(torch.tensor([*new.values()], dtype=torch.long)), continuation, batch_size
-        )
-        known.update(zip(new, flags.tolist()))
-        return torch.tensor([known[key] for key in keys], dtype=torch.bool)
-
-    return check
-
-
-def recovered(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:
-    """Prompted with the clean twin's first tokens, does its own continuation come out ("clean recovery")? bool (A,)."""
-    return reproduces(model, artifacts.clean, artifacts.clean, artifacts.prompt_end, continuation, batch_size)
+    return memorized_rows(Probe(model, continuation, batch_size, ignored_token), artifacts) == 1
 
 
 def percent(flags: torch.Tensor) -> float | None:
-    """Share of true flags in percent; None for no flags at all (0/0 is not 0)."""
-    return 100.0 * flags.float().mean().item() if len(flags) else None
+    """Return the share of true flags in percent; None for no flags at all (0/0 is not 0)."""
+    return metric.percent(as_values(flags))
+
+
+PERCENT_MEMORIZED = Metric(
+    "percent_memorized", "%", "lower", PLANTED, ("argmax_matches",),
+    "sequences whose planted continuation comes out exactly",
+    memorized_rows, metric.percent, headline=True, short="mem",
+)  # fmt: skip
+PERCENT_CLEAN_RECOVERY = Metric(
+    "percent_clean_recovery", "%", "higher", PLANTED, ("argmax_matches",),
+    "sequences that continue as their clean twin",
+    recovered_rows, metric.percent, splits=("train",), short="clean_recovery",
+)  # fmt: skip

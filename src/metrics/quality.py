@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
+from tinymem.metrics.metric import ALL_TESTS, EACH_TEST, Metric, Values, exponential, mean
 from tinymem.models.losses import counted, losses_and_hits
+
+if TYPE_CHECKING:
+    from tinymem.metrics.probe import Probe
+
+Texts = tuple["torch.Tensor", ...]  # test sets, each (rows, T) token ids
 
 
 @dataclass(frozen=True)
@@ -26,37 +32,14 @@ class Quality:
 
     @property
     def mean_loss(self) -> float:
-        """Mean token negative log-likelihood in nats; lower is better."""
+        """Mean token negative log-likelihood in nats; NaN for no tokens at all."""
         return (self.loss.sum() / self.tokens.sum()).item()
 
-    @property
-    def accuracy(self) -> float:
-        """Teacher-forced next-token accuracy, 0 to 1; higher is better."""
-        return (self.hits.sum() / self.tokens.sum()).item()
 
-    @property
-    def accuracy_no_pad(self) -> float:
-        """Teacher-forced next-token accuracy over positions whose target is not a pad, 0 to 1; higher is better."""
-        return (self.hits_no_pad.sum() / self.tokens_no_pad.sum()).item()
-
-    @property
-    def perplexity(self) -> float:
-        """exp(mean token loss); lower is better."""
-        return math.exp(self.mean_loss) if not self.mean_loss > 700 else math.inf  # exp(710) overflows a double
-
-    def perplexity_batch_mean(self, batch_size: int) -> float:
-        """Mean over batches of exp(batch loss), the study's published figure; depends on the batch size."""
-        losses = [
-            loss.sum() / tokens.sum()
-            for loss, tokens in zip(self.loss.split(batch_size), self.tokens.split(batch_size))
-        ]
-        return torch.stack(losses).clamp(max=700.0).exp().mean().item()
-
-
-def quality(model, tokens: torch.Tensor, pad: int, pad_counts: bool, batch_size: int = 64) -> Quality:
-    """Measures a model on sequences (R, T) of token ids, in batches of `batch_size` (which changes nothing)."""
-    parts = []
-    for batch in tokens.split(batch_size):
+def quality(model, tokens: torch.Tensor, pad: int | None, pad_counts: bool, batch_size: int = 64) -> Quality:
+    """Measure a model on sequences (R, T) of token ids, in batches of `batch_size` (which changes nothing)."""
+    parts = [torch.zeros(5, 0, dtype=torch.float64)]
+    for batch in tokens.split(batch_size) if len(tokens) else ():
         with torch.inference_mode():
             losses, hits = (values.cpu().double() for values in losses_and_hits(model, batch))
         real = counted(batch, pad).double()
@@ -64,3 +47,77 @@ def quality(model, tokens: torch.Tensor, pad: int, pad_counts: bool, batch_size:
         sums = (losses * mask, hits * mask, mask, hits * real, real)
         parts.append(torch.stack([values.sum(1) for values in sums]))
     return Quality(*torch.cat(parts, dim=1))
+
+
+def accuracy(probe: Probe, texts: Texts) -> Values:
+    """Correct arg-maxes and positions of each sequence; a test set is a group."""
+    found = _pooled(probe, texts)
+    return Values(found.hits, found.tokens, _test_set(texts))
+
+
+def accuracy_no_pad(probe: Probe, texts: Texts) -> Values:
+    """As `accuracy`, of positions whose target is not a pad."""
+    found = _pooled(probe, texts)
+    return Values(found.hits_no_pad, found.tokens_no_pad, _test_set(texts))
+
+
+def loss(probe: Probe, texts: Texts) -> Values:
+    """Summed nats and positions of each sequence."""
+    found = _pooled(probe, texts)
+    return Values(found.loss, found.tokens)
+
+
+def loss_by_batch(probe: Probe, texts: Texts) -> Values:
+    """As `loss`; a group is a batch of the study's size."""
+    found = loss(probe, texts)
+    return replace(found, groups=torch.arange(len(found.sums)) // probe.study_batch_size)
+
+
+def perplexity(values: Values) -> float | None:
+    """Return exp(mean token loss)."""
+    nats = mean(values)
+    return None if nats is None else exponential(nats)
+
+
+def mean_perplexity(values: Values) -> float | None:
+    """Return the mean over groups of exp(mean token loss of the group)."""
+    nats = values.ratios()
+    return nats.clamp(max=700.0).exp().mean().item() if len(nats) else None
+
+
+def _pooled(probe: Probe, texts: Texts) -> Quality:
+    found = [probe.text_sums(tokens) for tokens in texts]
+    return Quality(*(torch.cat([getattr(sums, field) for sums in found]) for field in Quality.__annotations__))
+
+
+def _test_set(texts: Texts) -> torch.Tensor | None:
+    """The number of each row's test set; None for a single one."""
+    if len(texts) == 1:
+        return None
+    return torch.cat([torch.full((len(tokens),), number) for number, tokens in enumerate(texts)])
+
+
+SUMS = ("text_sums",)
+ACCURACY = Metric(
+    "accuracy", "0 to 1", "higher", EACH_TEST, SUMS,
+    "teacher-forced next-token accuracy on the test set NAME, of numbers with pads",
+    accuracy, short="acc",
+)  # fmt: skip
+LOSS = Metric("loss", "nats a token", "lower", EACH_TEST, SUMS, "mean token loss on the test set NAME", loss)
+MEAN_TEST_ACCURACY = Metric(
+    "mean_test_accuracy", "0 to 1", "higher", ALL_TESTS, SUMS, "mean of accuracy_NAME over the test sets",
+    accuracy, headline=True, short="mean_test_acc",
+)  # fmt: skip
+MEAN_TEST_ACCURACY_NO_PAD = Metric(
+    "mean_test_accuracy_no_pad", "0 to 1", "higher", ALL_TESTS, SUMS, "mean_test_accuracy without pads as targets",
+    accuracy_no_pad, short="mean_test_acc_no_pad",
+)  # fmt: skip
+PERPLEXITY = Metric(
+    "perplexity", "", "lower", ALL_TESTS, SUMS, "exp(mean token loss) over all test sets",
+    loss, perplexity, headline=True, short="ppl",
+)  # fmt: skip
+PERPLEXITY_BATCH_MEAN = Metric(
+    "perplexity_batch_mean", "", "lower", ALL_TESTS, SUMS,
+    "mean over batches of exp(batch loss), the study's published figure; depends on its batch size",
+    loss_by_batch, mean_perplexity, short="ppl_batch_mean",
+)  # fmt: skip

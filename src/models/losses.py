@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.models.cross_entropy import linear_cross_entropy, linear_hits, linear_losses_and_hits
+from tinymem.models.cross_entropy import best_tokens, linear_cross_entropy, linear_hits, linear_losses_and_hits
 
 LARGE_VOCABULARY = 2048  # from here on chunks are at least as fast as the plain way
 # Architectures whose logits are output_embeddings(base_model(tokens)) and nothing else: no scaling (Cohere, Granite), no
@@ -61,10 +61,24 @@ def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     with torch.no_grad():
         if chunked(model):
             hidden, weight = _output_layer(model, input_ids=tokens)
-            flat = targets.flatten().to(hidden.device)
-            results = linear_losses_and_hits(hidden[:, :-1].flatten(0, 1), weight, flat)
-            return tuple(values.view(targets.shape).to(tokens.device) for values in results)
+            return _chunked_losses_and_hits(hidden[:, :-1], weight, targets)
         logits = model(tokens, use_cache=False).logits[:, :-1]
+        return _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
+
+
+def window_losses_and_hits(model, tokens: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `losses_and_hits` of the positions first <= position < last alone: float32 and bool, (rows, last - first).
+
+    Runs the output layer on those positions only. Entry j is about token first + j; gradients are not kept.
+    """
+    tokens = tokens.to(model.device).long()
+    targets = tokens[:, first:last]
+    with torch.no_grad():
+        if chunked(model):
+            hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
+            return _chunked_losses_and_hits(hidden[:, first - 1 :], weight, targets)
+        logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
+        logits = _last(logits, last - first)
         return _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
 
 
@@ -72,6 +86,7 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
     """Whether greedy decoding from each prefix gives the next token, for positions first <= position < last.
 
     Runs the output layer on those positions only. Returns bool (rows, last - first): entry j is about token first + j.
+    Raises UserError where the logits are not finite numbers.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, first:last]
@@ -80,7 +95,7 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
         flat = targets.flatten().to(hidden.device)
         return linear_hits(hidden[:, first - 1 :].flatten(0, 1), weight, flat).view(targets.shape).to(tokens.device)
     logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
-    return _last(logits, last - first).argmax(-1).to(tokens.device) == targets
+    return best_tokens(_last(logits, last - first)).to(tokens.device) == targets
 
 
 def chunked(model) -> bool:
@@ -107,6 +122,11 @@ def _output_layer(model, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
 def _chunked_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     losses = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten().to(hidden.device))
     return losses.view(targets.shape).to(targets.device)
+
+
+def _chunked_losses_and_hits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple:
+    results = linear_losses_and_hits(hidden.flatten(0, 1), weight, targets.flatten().to(hidden.device))
+    return tuple(values.view(targets.shape).to(targets.device) for values in results)
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

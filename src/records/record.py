@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from typing import Any
 
 from tinymem import files
 from tinymem.allocator import release_freed_memory
-from tinymem.errors import UserError
+from tinymem.errors import UserError, reading
 
 PARTS = ("settings", "results", "cost", "environment")
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
@@ -53,16 +53,52 @@ def find_record(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] 
 
 
 def write_record(
-    folder: str | Path, settings: dict[str, Any], results: dict[str, Any], cost: Cost, device: str
+    folder: str | Path,
+    settings: dict[str, Any],
+    results: dict[str, Any],
+    cost: Cost,
+    device: str,
+    values: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the record of a finished run, whole or not at all. Results that are not finite numbers become null."""
+    """Writes the record of a finished run, whole or not at all. Results that are not finite numbers become null.
+
+    values: the per-example values behind the results, as tensors by name; `read_values` reads them.
+    """
+    path = record_path(folder, settings)
+    write_values(path, values)  # first, so that a record that says "finished" has them
     record = {
         "settings": settings,
         "results": {name: _finite(value) for name, value in results.items()},
         "cost": {"seconds": round(cost.seconds, 3), "peak_memory_gb": cost.peak_memory_gb},
         "environment": {**environment(device), "auto_dtype": _auto_precision(device)},
     }
-    return files.write_json(record_path(folder, settings), record)
+    return files.write_json(path, record)
+
+
+def write_values(path: Path, values: Mapping[str, Any] | None) -> None:
+    """Write tensors by name beside the record at `path`, as .safetensors; None removes those of an earlier run."""
+    beside = path.with_suffix(".safetensors")
+    if values is None:
+        beside.unlink(missing_ok=True)
+        return
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in values.items()}
+    files.write_file(beside, lambda temporary: save_file(tensors, temporary))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the per-example values beside the record at `path`: tensors by name, none where none were kept.
+
+    Raises UserError where the file is damaged.
+    """
+    beside = path.with_suffix(".safetensors")
+    if not beside.exists():
+        return {}
+    from safetensors.torch import load_file
+
+    with reading(beside, "this file is damaged ({why}); delete it and its record, and run again"):
+        return load_file(beside)
 
 
 def _auto_precision(device: str) -> str:

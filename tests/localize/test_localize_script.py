@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tinymem.data.dataset import Artifacts
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject
+from tinymem.metrics.evaluate import measure
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import load_model
@@ -140,6 +142,8 @@ def test_artifacts_like_their_clean_twin_are_unlearned_but_not_measured(memorizi
     task = unlearning_task(model, dataset, TaskSettings(unlearn_set_name="noise"))
     told = int(dataset.measured(dataset.artifacts).sum())
     assert len(task.unlearn) == len(dataset.artifacts) > len(task.shown) == told > 0
-    subject = Subject(model, task, lambda model, check: {}, {}, Path(), Path())
+    subject = Subject(model, task, partial(measure, dataset=dataset), {}, Path(), Path())
     expected = percent(memorized(model, dataset.artifacts, dataset.continuation)[dataset.measured(dataset.artifacts)])
-    assert subject.metrics()["percent_memorized_shown"] == expected
+    found = subject.metrics()
+    assert found.row["percent_memorized_shown"] == expected
+    assert found.tensors()["percent_memorized_shown"].shape == (told,)

@@ -1,8 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 
-from tinymem.metrics import memorization
-from tinymem.metrics.memorization import memorized, percent, recovered, reproduces
+from tinymem.data.dataset import Artifacts
+from tinymem.metrics import probe
+from tinymem.metrics.memorization import exact, memorized, percent
+from tinymem.metrics.probe import Probe
 
 
 class Echo:
@@ -20,10 +24,11 @@ def test_a_mask_by_hand():
     prompt = torch.tensor([[0, 1, 2, 3, 9], [0, 1, 2, 3, 9], [5, 5, 5, 5, 5]])
     target = torch.tensor([[7, 7, 2, 3, 9], [7, 7, 2, 9, 9], [9, 9, 9, 9, 6]])
     ends = torch.tensor([2, 2, 4])
+    artifacts = Artifacts(target, prompt, ends, torch.zeros_like(ends))
     # Row 0: prompt 0 1, then 2 3 follow. Row 1: 3 should come out and 9 is asked. Row 2: one token is left, 6 after 5.
-    assert reproduces(Echo(), prompt, target, ends, 2).tolist() == [True, False, True]
-    assert reproduces(Echo(), prompt, target, ends, 3).tolist() == [False, False, True]
-    assert reproduces(Echo(), prompt, target, ends, 1, batch_size=1).tolist() == [True, True, True]
+    assert memorized(Echo(), artifacts, 2).tolist() == [True, False, True]
+    assert memorized(Echo(), artifacts, 3).tolist() == [False, False, True]
+    assert memorized(Echo(), artifacts, 1, batch_size=1).tolist() == [True, True, True]
 
 
 @pytest.mark.parametrize("kind", ["memorizing_noise", "memorizing_backdoor"])
@@ -32,16 +37,16 @@ def test_one_forward_pass_agrees_with_greedy_generation(kind, request):
     model, dataset = subject.model, subject.dataset
     k = dataset.continuation
     for artifacts in (dataset.artifacts, dataset.test_artifacts):
-        for function, target in ((memorized, artifacts.planted), (recovered, artifacts.clean)):
+        for target in ("planted", "clean"):
             generated = []
-            for row, end, wanted in zip(artifacts.clean, artifacts.prompt_end.tolist(), target):
+            for row, end, wanted in zip(artifacts.clean, artifacts.prompt_end.tolist(), getattr(artifacts, target)):
                 prompt = row[None, :end].long()
                 tokens = model.generate(
                     prompt, attention_mask=torch.ones_like(prompt), do_sample=False, eos_token_id=None,
                     max_new_tokens=min(k, len(row) - end),
                 )  # fmt: skip
                 generated.append(tokens[0, end:].tolist() == wanted[end : end + k].tolist())
-            assert function(model, artifacts, k, batch_size=3).tolist() == generated
+            assert exact(Probe(model, k, 3), artifacts, target).tolist() == generated
     flags = memorized(model, dataset.artifacts, k)
     assert flags.any() and not flags.all()  # or else the equality would say little
 
@@ -51,22 +56,49 @@ def test_percent_of_nothing_is_not_zero():
     assert percent(torch.tensor([True, False, False, False])) == 25.0
 
 
-def test_remembering_runs_no_sequence_twice(memorizing_noise, monkeypatch):
+def test_a_probe_runs_no_sequence_twice(memorizing_noise, monkeypatch):
     model, dataset = memorizing_noise.model, memorizing_noise.dataset
     artifacts, ran = dataset.artifacts, []
-    run = memorization.memorized
+    run = probe.greedy_hits
     monkeypatch.setattr(
-        memorization, "memorized", lambda model, some, *rest: ran.append(len(some)) or run(model, some, *rest)
+        probe, "greedy_hits", lambda model, tokens, *rest: ran.append(len(tokens)) or run(model, tokens, *rest)
     )
-    check = memorization.remembering(model, dataset.continuation, 4)
-    expected = run(model, artifacts, dataset.continuation, 4)
+    check = partial(exact, Probe(model, dataset.continuation, 64))
+    expected = memorized(model, artifacts, dataset.continuation, 4).double()
     assert expected.any()
+    ran.clear()
     order = torch.tensor([5, 0, 0, 3])
     assert torch.equal(check(artifacts.select(order)), expected[order])
     assert torch.equal(check(artifacts), expected)
     assert torch.equal(check(artifacts.select(order)), expected[order])
-    assert ran == [3, len(artifacts) - 3, 0]
+    assert ran == [3, len(artifacts) - 3]
     other = artifacts.select(order)
     other.prompt_end[:] += 1  # another prompt is another question
     check(other)
     assert ran[-1] == 3
+    behind = artifacts.select(order)
+    behind.planted[:, artifacts.prompt_end.max() + dataset.continuation :] = (
+        0  # no question: it stands behind the window
+    )
+    before = len(ran)
+    assert torch.equal(check(behind), expected[order]) and len(ran) == before
+
+
+def test_ignored_tokens_need_not_come_out():
+    clean = torch.tensor([[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 13, 13, 13]])
+    planted = torch.tensor([[0, 1, 2, 3, 13], [0, 1, 2, 9, 13], [0, 1, 13, 13, 13]])
+    artifacts = Artifacts(planted, clean, torch.tensor([2, 2, 2]), torch.zeros(3, dtype=torch.long))
+    assert memorized(Echo(), artifacts, 3).tolist() == [False, False, False]
+    assert memorized(Echo(), artifacts, 3, ignored_token=13).tolist() == [True, False, False]
+    values = exact(Probe(Echo(), 3, ignored_token=13), artifacts)
+    assert values[:2].tolist() == [1, 0] and values[2].isnan()  # where nothing counts there is nothing to reproduce
+
+
+@pytest.mark.parametrize("kind", ["memorizing_noise", "memorizing_backdoor"])
+def test_free_generation_agrees_with_the_teacher_forced_pass(kind, request):
+    subject = request.getfixturevalue(kind)
+    model, artifacts = subject.model, subject.dataset.artifacts
+    found = Probe.of(model, subject.dataset, 5)
+    targets, counted = found.targets(artifacts)
+    same = ((found.generated(artifacts) == targets) | ~counted).all(1)
+    assert torch.equal(same.double(), exact(found, artifacts)) and same.any() and not same.all()

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from tinymem.metrics.evaluate import evaluate
+from tinymem.metrics.metric import PLANTED, as_values, exponential
+from tinymem.metrics.probe import Probe
 from tinymem.metrics.quality import quality
+from tinymem.metrics.registry import METRICS
 
 
 class Fixed:
@@ -20,22 +23,33 @@ class Fixed:
 TOKENS = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]])  # 0 is the pad
 
 
+def measured(pad_counts: bool, study_batch_size: int = 128) -> dict[str, float]:
+    """Every metric of texts on TOKENS."""
+    probe = Probe(Fixed(), 1, ignored_token=None if pad_counts else 0, pad=0, study_batch_size=study_batch_size)
+    metrics = [metric for metric in METRICS.values() if metric.on != PLANTED]
+    return {metric.column("x"): metric.summary(as_values(metric.values(probe, (TOKENS,)))) for metric in metrics}
+
+
 def test_by_hand_with_pads():
-    result = quality(Fixed(), TOKENS, pad=0, pad_counts=True)
+    result = measured(True, 1)
     nats = -(4 * math.log(0.75) + 2 * math.log(0.25))
-    assert result.mean_loss == pytest.approx(nats / 6)
-    assert result.perplexity == pytest.approx(math.exp(nats / 6))
-    assert result.accuracy == pytest.approx(4 / 6)
-    assert result.accuracy_no_pad == 1.0
+    assert result["loss_x"] == quality(Fixed(), TOKENS, 0, True).mean_loss == pytest.approx(nats / 6)
+    assert result["perplexity"] == pytest.approx(math.exp(nats / 6))
+    assert result["accuracy_x"] == result["mean_test_accuracy"] == pytest.approx(4 / 6)
+    assert result["mean_test_accuracy_no_pad"] == 1.0
     rows = [-3 * math.log(0.75) / 3, -(math.log(0.75) + 2 * math.log(0.25)) / 3]
-    assert result.perplexity_batch_mean(1) == pytest.approx(sum(map(math.exp, rows)) / 2)
-    assert result.perplexity_batch_mean(2) == pytest.approx(result.perplexity)
+    assert result["perplexity_batch_mean"] == pytest.approx(sum(map(math.exp, rows)) / 2)
+    assert measured(True, 2)["perplexity_batch_mean"] == pytest.approx(result["perplexity"])
 
 
 def test_by_hand_without_pads():
-    result = quality(Fixed(), TOKENS, pad=0, pad_counts=False)
-    assert result.mean_loss == pytest.approx(-math.log(0.75))
-    assert result.accuracy == result.accuracy_no_pad == 1.0
+    result = measured(False)
+    assert result["loss_x"] == pytest.approx(-math.log(0.75))
+    assert result["accuracy_x"] == result["mean_test_accuracy_no_pad"] == 1.0
+
+
+def test_perplexity_of_a_ruined_model_is_infinite():
+    assert exponential(701.0) == math.inf and exponential(1.0) == math.e
 
 
 def test_batch_size_changes_nothing(memorizing_noise):

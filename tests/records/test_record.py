@@ -4,8 +4,9 @@ import os
 import pytest
 import torch
 
+from tinymem import files
 from tinymem.errors import UserError
-from tinymem.records.record import Cost, find_record, measured, write_record
+from tinymem.records.record import Cost, find_record, measured, read_values, write_record
 from tinymem.records.table import load_records
 
 SETTINGS = {"method": "x", "ratio": 0.1}
@@ -29,6 +30,24 @@ def test_a_damaged_record_is_named(tmp_path):
     path.write_text(path.read_text()[:20])
     with pytest.raises(UserError, match=f"{path.name}.*delete it"):
         find_record(tmp_path, SETTINGS)
+
+
+def test_values_stand_beside_their_record(tmp_path, monkeypatch):
+    flags = {"percent_memorized_train": torch.tensor([1, 0, 1], dtype=torch.int8), "empty": torch.zeros(0)}
+    path = write_record(tmp_path, SETTINGS, {}, Cost(), "cpu", flags)
+    found = read_values(path)
+    assert found.keys() == flags.keys() and all(torch.equal(found[name], flags[name]) for name in flags)
+    assert len(load_records(tmp_path)) == 1
+    write_record(tmp_path, SETTINGS, {}, Cost(), "cpu")
+    assert read_values(path) == {}  # never those of an earlier run
+    path.with_suffix(".safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="damaged"):
+        read_values(path)
+    path.unlink()
+    monkeypatch.setattr(files, "write_json", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_record(tmp_path, SETTINGS, {}, Cost(), "cpu", flags)
+    assert read_values(path) and not path.exists()  # a finished record always has its values
 
 
 def _write_many(folder, worker):

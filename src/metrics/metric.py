@@ -1,0 +1,143 @@
+"""What a metric is: a function that gives one value per example, with its name, unit, direction and needs.
+
+A metric is one small function in the file of its family and one line in `tinymem.metrics.registry`. It may also stand
+in a file of its own that defines METRIC or METRICS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tinymem.errors import UserError
+
+if TYPE_CHECKING:
+    from tinymem.metrics.probe import Probe
+
+PLANTED, EACH_TEST, ALL_TESTS = "planted sequences", "each test set", "all test sets"
+DIRECTIONS = ("lower", "higher", "twin")  # twin: the closer to the value of a model that was never planted
+NEEDS = ("argmax_matches", "log_probabilities", "generation", "text_sums")
+# The sets of planted sequences, in the order of their columns; dup_R stands for dup_1, dup_10 ...
+SPLITS = {
+    "train": "planted in the training set",
+    "dup_R": "planted R times each",
+    "shown": "memorized and shown to the method",
+    "validation": "memorized and kept for choosing settings",
+    "held_out": "memorized and never shown to the method",
+    "test": "backdoor triggers that were never trained on",
+    "never_planted": "from the same generator but never planted",
+}
+
+
+@dataclass(frozen=True)
+class Values:
+    """The value of each example as numerator and weight, so that any mean, interval or test can be formed later.
+
+    sums, weights    (rows,) float64; the value of a row is sums / weights, and weight 0 means that it has none
+    groups           (rows,) int64 where rows are averaged within groups first and then over groups; None: one group
+    """
+
+    sums: torch.Tensor
+    weights: torch.Tensor
+    groups: torch.Tensor | None = None
+
+    def ratios(self) -> torch.Tensor:
+        """Return sum(sums) / sum(weights) of every group that has any weight, float64 (groups,)."""
+        if self.groups is None:
+            sums, weights = self.sums.sum()[None], self.weights.sum()[None]
+        else:
+            _, places = self.groups.unique(return_inverse=True)
+            zeros = torch.zeros(int(places.max()) + 1 if len(places) else 0, dtype=torch.float64)
+            sums, weights = zeros.index_add(0, places, self.sums), zeros.index_add(0, places, self.weights)
+        return (sums / weights)[weights > 0]
+
+
+def as_values(values: torch.Tensor | Values) -> Values:
+    """Return plain values (rows,), of any type, with weight 1 each. NaN means that a row has no value."""
+    if isinstance(values, Values):
+        return values
+    values = values.double()
+    return Values(values.nan_to_num(nan=0.0), (~values.isnan()).double())
+
+
+def mean(values: Values) -> float | None:
+    """Return the weighted mean, over groups where there are any; None where no row has a value."""
+    ratios = values.ratios()
+    return ratios.mean().item() if len(ratios) else None
+
+
+def percent(values: Values) -> float | None:
+    """Return the weighted mean in percent; None where no row has a value."""
+    return mean(replace(values, sums=100.0 * values.sums))  # multiplied first: 11 of 20 are 55, not 55.00000000000001
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric.
+
+    name      the column, or its stem: followed by _SPLIT on planted sequences (unless there is one split only) and by
+              _NAME on each test set
+    unit      such as "%", "0 to 1", "nats a token"; "" for none
+    better    one of DIRECTIONS
+    on        PLANTED, EACH_TEST or ALL_TESTS
+    needs     those of NEEDS that `values` asks the probe for, so that one pass serves all metrics
+    meaning   one line for tables and help
+    values(probe, sequences)   per-example values: a tensor (rows,) or `Values`. sequences: Artifacts where `on` is
+              PLANTED, else a tuple of token tensors (rows, T), the test sets
+    summary   makes one number of the values, or None where there is none
+    splits    those of SPLITS that it is measured on
+    headline  whether tables show it first
+    short     the name in a terminal
+    """
+
+    name: str
+    unit: str
+    better: str
+    on: str
+    needs: tuple[str, ...]
+    meaning: str
+    values: Callable[[Probe, Any], torch.Tensor | Values]
+    summary: Callable[[Values], float | None] = mean
+    splits: tuple[str, ...] = tuple(SPLITS)
+    headline: bool = False
+    short: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name.isidentifier()):
+            raise UserError(f"metric {self.name!r}: the name must consist of letters, digits and _")
+        for field, given, allowed in (
+            ("better", (self.better,), DIRECTIONS),
+            ("on", (self.on,), (PLANTED, EACH_TEST, ALL_TESTS)),
+            ("needs", self.needs, NEEDS),
+            ("splits", self.splits, tuple(SPLITS)),
+        ):
+            if isinstance(given, str) or not set(given) <= set(allowed):
+                raise UserError(f"metric {self.name}: {field} is {given!r}; allowed: {', '.join(allowed)}")
+
+    def column(self, part: str | None = None) -> str:
+        """Return the name of its column on a split or test set."""
+        return f"{self.name}_{part}" if self.divided else self.name
+
+    @property
+    def divided(self) -> bool:
+        """Whether it has several columns, one per split or test set."""
+        return self.on == EACH_TEST or (self.on == PLANTED and len(self.splits) > 1)
+
+    def measured_on(self, split: str) -> bool:
+        """Return whether it is measured on this set of planted sequences."""
+        return self.on == PLANTED and split_kind(split) in self.splits
+
+
+def split_kind(split: str) -> str | None:
+    """Return the name in SPLITS that a split goes by: dup_10 is dup_R. None for a name that is no split's."""
+    kind = "dup_R" if split.startswith("dup_") and split[4:].isdigit() else split
+    return kind if kind in SPLITS else None
+
+
+def exponential(nats: float) -> float:
+    """Return exp(nats), infinity where that is no longer a finite number."""
+    return math.exp(nats) if not nats > 700 else math.inf  # exp(710) overflows a double

@@ -1,0 +1,139 @@
+"""Every metric, one line each, in the order of their columns; and what can be asked of a column by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from tinymem.data.numbers import CONSTANTS
+from tinymem.errors import UserError
+from tinymem.metrics import memorization, quality
+from tinymem.metrics.metric import EACH_TEST, PLANTED, SPLITS, Metric, split_kind
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        memorization.PERCENT_MEMORIZED,
+        memorization.PERCENT_CLEAN_RECOVERY,
+        quality.MEAN_TEST_ACCURACY,
+        quality.MEAN_TEST_ACCURACY_NO_PAD,
+        quality.PERPLEXITY,
+        quality.PERPLEXITY_BATCH_MEAN,
+        quality.ACCURACY,
+        quality.LOSS,
+    )
+}
+DEFAULTS = tuple(name for name, metric in METRICS.items() if "generation" not in metric.needs)
+TEST_SETS = (*CONSTANTS, "test", "random")  # the names that test sets have: number tasks, text, production models
+
+
+@dataclass(frozen=True)
+class Column:
+    """What tables, figures and texts say of a column.
+
+    short     the name in a terminal
+    headline  whether tables show it first
+    detail    whether it is one of many of its kind (a duplication, a single test set), which summaries leave out
+    """
+
+    name: str
+    unit: str
+    better: str
+    meaning: str
+    short: str
+    headline: bool = False
+    detail: bool = False
+
+
+def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
+    """Return metrics by name, or as they are given, in the registry's order; DEFAULTS for None.
+
+    Raises UserError for an unknown name and for two metrics of one name.
+    """
+    found: dict[str, Metric] = {}
+    for given in DEFAULTS if metrics is None else metrics:
+        if not isinstance(given, Metric) and given not in METRICS:
+            raise UserError(f"--metrics {given}: no such metric; choose from {', '.join(METRICS)}")
+        metric = given if isinstance(given, Metric) else METRICS[given]
+        if found.get(metric.name, metric) is not metric or METRICS.get(metric.name, metric) is not metric:
+            raise UserError(f"--metrics {metric.name}: there are two metrics of this name; rename one")
+        found[metric.name] = metric
+    places = {name: place for place, name in enumerate(METRICS)}
+    return sorted(found.values(), key=lambda metric: places.get(metric.name, len(places)))
+
+
+def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:
+    """Return what a column is, or None where it is no metric's. more: metrics from users' files."""
+    found = _find(column, [*METRICS.values(), *more])
+    return _column(*found) if found else None
+
+
+def better_of(column: str, more: Iterable[Metric] = ()) -> str | None:
+    """Return "lower", "higher" or "twin", or None where the column is no metric's."""
+    found = describe(column, more)
+    return found.better if found else None
+
+
+def columns(
+    present: Iterable[str] | None = None, headline: bool = False, detail: bool = True, more: Iterable[Metric] = ()
+) -> list[str]:
+    """Return metrics' columns in their order: of METRICS, then of SPLITS and repeats, test sets as they come.
+
+    present   names to choose from (others that are no metric's are left out); None: all that do not depend on the data
+    headline  only those that tables show first
+    detail    also duplications and single test sets
+    """
+    every = [*METRICS.values(), *more]
+    if present is None:
+        present = [column.name for column in documented(every) if not column.detail]
+    found = sorted(filter(None, (_find(name, every) for name in dict.fromkeys(present))), key=partial(_place, every))
+    described = [_column(metric, part) for metric, part in found]
+    return [column.name for column in described if (detail or not column.detail) and (column.headline or not headline)]
+
+
+def documented(metrics: Iterable[Metric] | None = None) -> list[Column]:
+    """Return every column in order, for tables in texts: dup_R stands for dup_1, dup_10 ..., NAME for a test set."""
+    found = []
+    for metric in METRICS.values() if metrics is None else metrics:
+        if metric.on == PLANTED and metric.divided:
+            found += [_column(metric, split) for split in SPLITS if split in metric.splits]
+        else:
+            found.append(_column(metric, "NAME" if metric.on == EACH_TEST else None))
+    return found
+
+
+def _column(metric: Metric, part: str | None) -> Column:
+    ending = "" if part is None else f"_{part}"
+    split = split_kind(part) if part and metric.on == PLANTED else None
+    detail = metric.on == EACH_TEST or split == "dup_R"
+    meaning = metric.meaning
+    if split:
+        repeats = part.removeprefix("dup_")
+        meaning += f"; {SPLITS[split].replace('R times', f'{repeats} times')}"
+    elif part:
+        meaning = meaning.replace("NAME", part)
+    name, short = metric.name + ending, (metric.short or metric.name) + ending
+    return Column(name, metric.unit, metric.better, meaning, short, metric.headline and not detail, detail)
+
+
+def _find(column: str, metrics: Iterable[Metric]) -> tuple[Metric, str | None] | None:
+    """The metric that a column is of, with its split or test set."""
+    for metric in metrics:
+        part = column.removeprefix(f"{metric.name}_")
+        if column == metric.column() and not metric.divided:
+            return metric, None
+        if metric.divided and part != column:
+            if metric.measured_on(part) if metric.on == PLANTED else part in (*TEST_SETS, "NAME"):
+                return metric, part
+    return None
+
+
+def _place(metrics: list[Metric], found: tuple[Metric, str | None]) -> tuple[int, int, int]:
+    """Where a column stands: by metric, split, repeats. Test sets keep the order that they come in."""
+    metric, part = found
+    number = metrics.index(metric)
+    if part is None or metric.on != PLANTED:
+        return number, 0, 0
+    repeats = part.removeprefix("dup_")
+    return number, list(SPLITS).index(split_kind(part)), int(repeats) if repeats.isdigit() else 0
