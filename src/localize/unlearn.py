@@ -73,17 +73,25 @@ def never_planted(subject: Subject, open_twin: Callable[[], Any], force: bool = 
 
 
 def unlearn(
-    subject: Subject, method: Method, hp, save_models: bool = True, force: bool = False
+    subject: Subject,
+    method: Method,
+    hp,
+    save_models: bool = True,
+    force: bool = False,
+    on_start: Callable[[Any], None] = lambda hp: None,
 ) -> Iterator[dict[str, Any]]:
     """Apply a method at each of its strengths; yield the record of each, in the order of the settings.
 
-    Finished runs are not done again unless `force`. The cost of a record is that of finding the edit (of a ranking: to
+    Finished runs are not done again unless `force`. on_start(hp) is called before the others, with their strengths only. The cost of a record is that of finding the edit (of a ranking: to
     score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
     """
     hp = method.resolve(hp, subject.model.num_parameters())
     runs = [_Run(subject, method, hp, strength, save_models) for strength in method.strengths(hp)]
     to_do = [run for run in runs if force or not run.is_done]
-    found = _edits(subject, method, method.at(hp, *(run.strength for run in to_do)), force) if to_do else iter(())
+    left = method.at(hp, *(run.strength for run in to_do))
+    if to_do:
+        on_start(left)
+    found = _edits(subject, method, left, force) if to_do else iter(())
     for run in runs:
         if run in to_do:
             _, edit, cost = next(found)

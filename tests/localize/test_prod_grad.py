@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPT
 
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.data.tokenizer import train_tokenizer
-from tinymem.localize import dry_run  # noqa: F401 (imports free_bytes before a test replaces it)
+from tinymem.planning import dry_run, plan  # noqa: F401 (imports free_bytes before a test replaces it)
 from tinymem.localize.registry import METHODS
 from tinymem.models.adapter import find_mlps
 from tinymem.models.production import open_causal_lm
