@@ -13,7 +13,15 @@ def test_dry_run_needs_no_weights_and_no_network(capsys, tmp_path, monkeypatch):
     tiny = known_config("pythia-70m")
     tiny.update({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32})
     tiny.save_pretrained(tmp_path / "model")
-    in_process(SCRIPT, "--model_name", tmp_path / "model", "--localization_method", *METHODS, "examples/magnitude.py", "--dry_run")
+    in_process(
+        SCRIPT,
+        "--model_name",
+        tmp_path / "model",
+        "--localization_method",
+        *METHODS,
+        "examples/magnitude.py",
+        "--dry_run"
+    )
     output = capsys.readouterr().out
     assert all(name in output for name in (*METHODS, "magnitude")) and "peak_gb" in output
     monkeypatch.setattr("tinymem.planning.dry_run.open_description", lambda *_: pytest.fail("asked the hub"))
