@@ -13,6 +13,7 @@ from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, Case, Row, slip_identity, 
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.records.choose import Configuration, Run, configurations, unlearning_runs
+from tinymem.records.identity import FINGERPRINTS, RIVALS, TRAIN, sections_of
 from tinymem.records.record import find_record
 from tinymem.records.table import named_records
 from tinymem.sweeps.grid import Grid
@@ -123,7 +124,7 @@ class Unlearned:
         found: dict[str, list[tuple[float, float]]] = {}
         for run in sorted((run for some in self.ours for run in some.runs), key=seed_of):
             point = -100 * run.row["change_accuracy"], run.row["percent_memorized_test"]
-            found.setdefault(f"seed {run.row['seed']}", []).append(point)
+            found.setdefault(f"seed {run.row['data.seed']}", []).append(point)
         return found
 
     def cells_at_published(self) -> list[str]:
@@ -175,11 +176,11 @@ def lost(configuration: Configuration) -> Spread:
 
 
 def over_seeds(configuration: Configuration, name: str, factor: float = 1.0) -> Spread:
-    return Spread({run.row["seed"]: factor * run.row[name] for run in sorted(configuration.runs, key=seed_of)})
+    return Spread({run.row["data.seed"]: factor * run.row[name] for run in sorted(configuration.runs, key=seed_of)})
 
 
 def seed_of(run: Run) -> int:
-    return run.row["seed"]
+    return run.row["data.seed"]
 
 
 def _numbers(configuration: Configuration | None) -> list[str]:
@@ -191,7 +192,7 @@ def _seeds(configuration: Configuration | None) -> str:
 
 
 def _seconds(configuration: Configuration | None) -> str:
-    return over_seeds(configuration, "seconds").text(0) if configuration else "-"
+    return over_seeds(configuration, "cost.seconds").text(0) if configuration else "-"
 
 
 def shortfall(configuration: Configuration, published: Published) -> float:
@@ -226,7 +227,7 @@ def compare_training(case: Case, folder: Path) -> list[Comparison]:
 
 
 def trained(case: Case, seed: int, epoch: int, folder: Path) -> dict[str, Any] | None:
-    return find_record(folder, {"run": "train", **case.settings(seed, epoch).flat()})
+    return find_record(folder, {"kind": TRAIN, **case.settings(seed, epoch).sections()})
 
 
 def repeated(case: Case, seed: int, epoch: int, folder: Path, slip: str, **own: float) -> dict[str, Any] | None:
@@ -273,12 +274,12 @@ def own_records(case: Case, folder: Path) -> list[tuple[str, Mapping[str, Any]]]
     if case.unlearned is None:
         return []
     epoch = trained_epochs(case.unlearned)
-    every = [unlearning_identity(case.settings(seed, case.unlearned), epoch, TaskSettings()) for seed in case.seeds]
-
-    def is_own(settings: Mapping[str, Any]) -> bool:
-        return any(all(settings.get(name) == value for name, value in identity.items()) for identity in every)
-
-    return [(name, record) for name, record in named_records(folder) if is_own(record["settings"])]
+    every = [
+        sections_of(unlearning_identity(case.settings(seed, case.unlearned), epoch, TaskSettings()))
+        for seed in case.seeds
+    ]
+    beside = ("method", FINGERPRINTS)
+    return [(name, r) for name, r in named_records(folder) if r["kind"] in RIVALS and sections_of(r, beside) in every]
 
 
 def ours_of(row: Row) -> str:
@@ -293,7 +294,7 @@ def best(rivals: Sequence[Configuration], published: Published) -> Configuration
     """
 
     def seeds(rival: Configuration) -> int:
-        return len({run.row["seed"] for run in rival.runs})
+        return len({run.row["data.seed"] for run in rival.runs})
 
     def rank(rival: Configuration) -> tuple:
         trade = rival.mean("percent_memorized_test") / 100 - rival.mean("change_accuracy")

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinymem import files
 from tinymem.localize.edit import Masks, edited, share_dropped
 from tinymem.localize.registry import Method
 from tinymem.localize.scores import ranked, task_fingerprint
@@ -16,7 +15,8 @@ from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import percent, remembering
 from tinymem.models.adapter import find_mlps
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.records.record import NEVER_PLANTED, UNEDITED, Cost, find_record, measured, write_record
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, identity_of, record_digest
+from tinymem.records.record import Cost, find_record, measured, write_record
 from tinymem.training.checkpoint import save_model
 
 
@@ -26,7 +26,7 @@ class Subject:
 
     model, task    the model, left as it is, and what it is to forget
     measure(model, check=) -> row of metrics, for the edited and the unedited model alike; check as in `evaluate`
-    identity       settings that name model, data and task; part of every record
+    identity       sections that name data, model, training, forget set and their fingerprints; part of every record
     folder         records/ and models/ are written here
     score_folder   scores are kept here
     tokenizer      a text model's, saved with every edited model
@@ -49,15 +49,15 @@ class Subject:
         return {**row, "percent_memorized_shown": shown, "percent_memorized_held_out": held_out}
 
 
-def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any) -> dict[str, Any]:
-    """What names the runs on one model, data and task. origin: the settings that say where model and data come from."""
-    prints = {"weights": weights_fingerprint(model), "task": task_fingerprint(task)}
-    return {"run": "unlearn", **origin, **settings.deciding(), **prints}
+def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:
+    """Return what all records on one model and task have in common. sections: data, model, training."""
+    prints = {"weights": weights_fingerprint(model), "forget_set": task_fingerprint(task)}
+    return {**sections, "forget": settings.deciding(), "fingerprints": prints}
 
 
-def unedited(subject: Subject, force: bool = False, name: str = UNEDITED) -> dict[str, Any]:
-    """The record of the model as it is. name: what stands for the method in it."""
-    settings = {**subject.identity, "method": name}
+def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dict[str, Any]:
+    """Return the record of the model as it is."""
+    settings = {"kind": kind, **subject.identity}
     if not force and (record := find_record(subject.folder, settings)):
         return record
     device = subject.model.device
@@ -69,7 +69,7 @@ def unedited(subject: Subject, force: bool = False, name: str = UNEDITED) -> dic
 
 def never_planted(subject: Subject, open_twin: Callable[[], Any], force: bool = False) -> dict[str, Any]:
     """The record of the model before memories were planted in it, measured like the others. Opened only if needed."""
-    if not force and (record := find_record(subject.folder, {**subject.identity, "method": NEVER_PLANTED})):
+    if not force and (record := find_record(subject.folder, {"kind": NEVER_PLANTED, **subject.identity})):
         return record
     return unedited(replace(subject, model=open_twin()), force, NEVER_PLANTED)
 
@@ -89,16 +89,23 @@ def unlearn(
     on_estimate is given the seconds that scoring will take, before it begins, for methods that can tell.
     """
     hp = method.resolve(hp, subject.model.num_parameters())
+    parent = record_digest({"kind": UNEDITED, **subject.identity})
     for number, ratio in enumerate(hp.ratio):
-        # The model's own settings win: its weights' dtype over the precision of a method's forward passes.
-        settings = {"method": method.name, **asdict(hp), **subject.identity, "ratio": ratio}
+        settings = {"kind": UNLEARN, "parent": parent, **subject.identity}
+        settings["method"] = {"name": method.name, **asdict(hp), "ratio": ratio}
         record = None if force else find_record(subject.folder, settings)
-        folder = f"models/{method.name}_{ratio:g}_{files.digest(settings)[:8]}" if save_models else None
-        if record and (folder is None or (subject.folder / folder).exists()):
+        folder = f"models/{method.name}_{ratio:g}_{record_digest(settings)[:8]}" if save_models else None
+        if record and (folder is None or _is_saved(subject, record)):
             yield record
         else:
             masks, cost = _masks(subject, method, hp, ratio, force and number == 0, on_estimate)
             yield _measure(subject, masks, settings, cost, folder)
+
+
+def _is_saved(subject: Subject, record: dict[str, Any]) -> bool:
+    """Whether the edited model of a record is there."""
+    folder = record["results"].get("model_folder")
+    return folder is not None and (subject.folder / folder).exists()
 
 
 def _measure(subject: Subject, masks: Masks, settings: dict[str, Any], cost: Cost, folder: str | None) -> dict:
@@ -107,9 +114,14 @@ def _measure(subject: Subject, masks: Masks, settings: dict[str, Any], cost: Cos
     with edited(model, masks):
         row = {**subject.metrics(), "percent_zeroed": 100 * share_dropped(model, masks), "model_folder": folder}
         if folder is not None:
-            save_model(subject.folder / folder, model, {"settings": settings}, subject.tokenizer)
+            save_model(subject.folder / folder, model, edit_details(settings), subject.tokenizer)
     write_record(subject.folder, settings, row, cost, str(model.device))
     return find_record(subject.folder, settings)
+
+
+def edit_details(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what the tinymem.json of an edited model says: its data and sizes, and the run that made it."""
+    return {"settings": {**identity["data"], **identity["model"]}, "made_by": identity_of(identity)}
 
 
 def _masks(
@@ -121,7 +133,8 @@ def _masks(
         with measured(model.device) as cost:
             masks = method.learn(model, task, hp, ratio)
         return masks, cost
-    key = {name: subject.identity[name] for name in ("weights", "task")}
+    prints = subject.identity["fingerprints"]
+    key = {"weights": prints["weights"], "task": prints["forget_set"]}
     scores, scoring = ranked(model, task, method, hp, subject.score_folder, key, fresh, on_estimate)
     with measured(model.device) as dropping:
         masks = method.drop(find_mlps(model), scores, ratio)

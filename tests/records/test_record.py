@@ -8,32 +8,36 @@ from tinymem.errors import UserError
 from tinymem.records.record import Cost, find_record, measured, write_record
 from tinymem.records.table import load_records
 
-SETTINGS = {"method": "x", "ratio": 0.1}
+METHOD = {"name": "x", "ratio": 0.1}
+RUN = {"kind": "unlearn", "parent": "p", "data": {"seed": 0}, "method": METHOD, "attack": {}}
 
 
-def test_a_record_is_found_by_its_settings(tmp_path):
-    assert find_record(tmp_path, SETTINGS) is None
-    write_record(tmp_path, SETTINGS, {"loss": float("nan"), "accuracy": 0.5}, Cost(1.23456, 2.0), "cpu")
-    record = find_record(tmp_path, dict(reversed(SETTINGS.items())))
-    assert record["settings"] == SETTINGS
+def test_a_record_is_found_by_its_identity(tmp_path):
+    assert find_record(tmp_path, RUN) is None
+    write_record(tmp_path, RUN, {"loss": float("nan"), "accuracy": 0.5}, Cost(1.23456, 2.0), "cpu")
+    record = find_record(tmp_path, dict(reversed(RUN.items())))
+    assert record["format"] == 2 and record["kind"] == "unlearn" and record["parent"] == "p"
+    assert record["data"] == {"seed": 0} and record["method"] == METHOD and "attack" not in record
     assert record["results"] == {"loss": None, "accuracy": 0.5}
     assert record["cost"] == {"seconds": 1.235, "peak_memory_gb": 2.0}
     assert record["environment"]["torch"] == torch.__version__ and record["environment"]["device"] == "cpu"
     assert record["environment"]["processor"]
-    assert find_record(tmp_path, {**SETTINGS, "ratio": 0.2}) is None
+    assert find_record(tmp_path, {**RUN, "method": {**METHOD, "ratio": 0.2}}) is None
     assert load_records(tmp_path) == [record]
 
 
 def test_a_damaged_record_is_named(tmp_path):
-    path = write_record(tmp_path, SETTINGS, {}, Cost(), "cpu")
+    path = write_record(tmp_path, RUN, {}, Cost(), "cpu")
     path.write_text(path.read_text()[:20])
     with pytest.raises(UserError, match=f"{path.name}.*delete it"):
-        find_record(tmp_path, SETTINGS)
+        find_record(tmp_path, RUN)
 
 
 def _write_many(folder, worker):
     for number in range(20):
-        write_record(folder, {"n": number % 5}, {"worker": worker, "text": "x" * 10000}, Cost(), "cpu")
+        write_record(
+            folder, {"kind": "train", "data": {"n": number % 5}}, {"worker": worker, "text": "x" * 10000}, Cost(), "cpu"
+        )
 
 
 def test_many_writers_leave_whole_records_and_nothing_else(tmp_path):
