@@ -18,6 +18,7 @@ from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings, new_model
+from tinymem.records.identity import TRAIN
 from tinymem.records.record import find_record, measured, write_record
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, check_switches, switched_on
 from tinymem.training.checkpoint import Progress
@@ -51,7 +52,7 @@ def main() -> None:
     folder = files.writable_folder(arguments.output_dir or f"runs/{settings.name}")
     dataset = load_dataset(settings.data, arguments.data_dir)
     tokenizer = load_tokenizer(settings.data, arguments.data_dir)
-    identity = {"run": "train", **settings.flat()}
+    identity = {"kind": TRAIN, **settings.sections()}
     with prepared_run(folder, settings.flat(), arguments.force) as run:
         if find_record(run, identity):
             print(f"{run}: finished before (--force trains anew)", file=sys.stderr)

@@ -44,7 +44,9 @@ def main() -> None:
     seconds = stopwatch(spent_before(RUN, UNLEARNED))
     run(TRAIN)
     run(UNLEARN)
-    results = before_and_after(UNLEARNED, "balanced_subnet")
+    results = before_and_after(
+        UNLEARNED, RUN / f"epoch_{EPOCHS}", "balanced_subnet", 0.1, epochs=3, unlearn_loss_cap=5.0
+    )
     summary = {
         "percent_memorized_by_duplication": {state: by_duplication(results[state]) for state in STATES},
         "percent_memorized": {state: results[state]["percent_memorized_train"] for state in STATES},

@@ -258,6 +258,7 @@ def brief(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of metrics under column names short enough for a terminal; the files keep the full ones."""
     renamed = {}
     for name, value in row.items():
+        name = "method" if name == "method.name" else name.removeprefix("method.").removeprefix("cost.")
         for long, short in (("percent_", ""), ("memorized", "mem"), ("accuracy", "acc"), ("perplexity", "ppl")):
             name = name.replace(long, short)
         renamed[name] = value

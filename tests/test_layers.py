@@ -9,7 +9,7 @@ LAYERS = [{"errors", "lazy", "allocator"}, {"options", "files"}, {"locks"}, {"da
 LAYERS += [{"regularizers", "metrics", "records"}, {"training"}, {"localize"}, {"plots", "sweeps"}, {"scripts"}]
 SCRIPTS = {"cli", "training.console", "localize.console", "localize.flags", "sweeps.console"}
 SCRIPTS |= {"localize.localize_memorization", "localize.prod_grad", "localize.localize_hp_sweep"}
-SCRIPTS |= {"records.__main__", "records.gather"}
+SCRIPTS |= {"records.__main__"}
 
 
 def package(module: str) -> str:

@@ -16,7 +16,7 @@ from tinymem.localize.method import Method
 from tinymem.localize.unlearn import Subject, unedited, unlearn
 from tinymem.models.memory import Shape
 from tinymem.models.production import LoadSettings
-from tinymem.records.table import flat_row
+from tinymem.records.table import flat_row, shown_row
 
 COLUMNS = ("method", "ratio", "percent_memorized_train", "percent_memorized_test", "percent_memorized_shown")
 COLUMNS += ("percent_memorized_held_out", "percent_clean_recovery", "mean_test_accuracy", "perplexity")
@@ -42,7 +42,7 @@ def run_methods(
     if not len(subject.task.unlearn):
         print_table(records)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
-              f"{subject.identity['unlearn_set_name']}")  # fmt: skip
+              f"{subject.identity['forget']['unlearn_set_name']}")  # fmt: skip
         return records
     save_models = not arguments.no_save_model
     with cli.progress_bar(total=sum(len(method.strengths(hp)) for method, hp in methods), unit="run") as bar:
@@ -52,8 +52,8 @@ def run_methods(
                 for record in unlearn(subject, method, hp, save_models, arguments.force):
                     records.append(record)
                     bar.update()
-                    if record["results"]["percent_changed"] == 0:
-                        strength = method.strength and f"--{method.strength} {record['settings'][method.strength]} "
+                    if record["results"]["percent_changed"] == 0 and not record.get("attack"):
+                        strength = method.strength and f"--{method.strength} {record['method'][method.strength]} "
                         _note(bar, f"{method.name}: {strength or ''}changes nothing in this model")
     if arguments.plot:
         figures = plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning")
@@ -66,7 +66,7 @@ def run_methods(
 def print_table(records: Sequence[dict]) -> None:
     """One line a run; the accuracies of the single test sets stand at the end. What no run has is left out."""
     accuracies = [name for name in records[0]["results"] if name.startswith("accuracy_")]
-    rows = [flat_row(record) for record in records]
+    rows = [shown_row(record) for record in records]
     columns = [name for name in (*COLUMNS, *accuracies) if any(row.get(name) is not None for row in rows)]
     print(cli.table(map(cli.brief, rows), cli.brief(dict.fromkeys(columns))))
 

@@ -49,13 +49,12 @@ def load_subject(arguments) -> Subject:
     dataset = load_dataset(settings.data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
-    origin = {**settings.flat(training_prefix="training_"), "epoch": epoch}
     folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
     return Subject(
         model=model,
         task=task,
         measure=partial(measure, dataset=dataset, batch_size=task.microbatch),
-        identity=identity(model, task, task_settings, **origin),
+        identity=identity(model, task, task_settings, settings.checkpoint_sections(epoch)),
         folder=folder,
         score_folder=_score_folder(path, folder),
         tokenizer=load_tokenizer(settings.data, arguments.data_dir),

@@ -85,6 +85,14 @@ class Method:
         about = {"name": self.name, **({"code": self.code} if self.code else {}), **dataclasses.asdict(hp)}
         return {**about, self.strength: strength} if self.strength else about
 
+    def unvaried(self, hp: Any) -> dict[str, Any]:
+        """Return what a record says of the method but its strength, with the defaults of a small model resolved.
+
+        Grids of large models name theirs.
+        """
+        about = self.settings(self.resolve(hp, 0), None)
+        return {name: value for name, value in about.items() if name != self.strength}
+
 
 def method_of(module: ModuleType) -> Method:
     """Return the method that a module defines. Raise UserError where it defines none, or more than one."""

@@ -71,20 +71,21 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     output = files.writable_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
     if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product 500 times as long
         print("--dtype float16: few CPUs can calculate in it, others take forever; bfloat16 is fast", file=sys.stderr)
-    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
+    training: dict[str, Any] = {}
     if passages.plant is None:
         model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
     else:
         place = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
-        origin |= {"planted_model": place.name, **asdict(planting)}
+        training = {"planted_model": place.name, **asdict(planting)}
+    sections = {"data": data.identity, "model": loading.section(name), "training": training}
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
     return Subject(
         model=model,
         task=task,
         measure=partial(measure, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=PYTHIA_BATCH_SIZE),
-        identity=identity(model, task, task_settings, **origin, **data.identity),
+        identity=identity(model, task, task_settings, sections),
         folder=output,
         score_folder=files.writable_folder(output / "scores"),
         tokenizer=tokenizer,
@@ -138,13 +139,12 @@ def planted(arguments, loading: LoadSettings, data: ProductionData, settings: Pl
 def main() -> None:
     arguments = parse()
     loading = cli.collect(LoadSettings, arguments)
-    # float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
-    methods = chosen_methods(arguments, dtype="bfloat16" if loading.dtype == "bfloat16" else "float32")
+    methods = chosen_methods(arguments, dtype=loading.method_dtype)
     if arguments.dry_run:
         return plan_methods(arguments, loading, methods)
     allocator.use_huge_pages()
     subject, others = load_subject(arguments, loading, methods), []
-    if "plant" in subject.identity:
+    if "plant" in subject.identity["data"]:
         twin = partial(open_causal_lm, source(arguments), device=subject.model.device, **vars(loading))
         with enough_memory(arguments.model_name):
             others = [never_planted(subject, lambda: twin()[0], arguments.force)]

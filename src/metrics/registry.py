@@ -63,6 +63,13 @@ def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
     return sorted(found.values(), key=lambda metric: places.get(metric.name, len(places)))
 
 
+def missing(results: Iterable[str], metrics: Iterable[str | Metric] | None = None) -> list[str | Metric]:
+    """Return those of the chosen metrics of which results have no column."""
+    wanted = {metric.name: metric for metric in chosen(metrics)}
+    there = {found[0].name for column in results if (found := _find(column, wanted.values()))}
+    return [metric if name not in METRICS else name for name, metric in wanted.items() if name not in there]
+
+
 def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:
     """Return what a column is, or None where it is no metric's. more: metrics from users' files."""
     found = _find(column, [*METRICS.values(), *more])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +33,18 @@ class LoadSettings:
     device_map: str | None = option(None, "auto: spread the layers over all GPUs", choices=("auto",))
 
     __post_init__ = check_options
+
+    @property
+    def method_dtype(self) -> str:
+        """Precision of a method's forward passes on such weights.
+
+        float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
+        """
+        return "bfloat16" if self.dtype == "bfloat16" else "float32"
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return the model section of a record. name: the model's on the hub, or its folder."""
+        return {"name": name, "step": self.step, "dtype": self.dtype}
 
 
 def open_causal_lm(

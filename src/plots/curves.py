@@ -14,10 +14,15 @@ from tinymem.records.choose import SEEDS, grouped, key_of, on_numbers, titles
 from tinymem.records.curves import Curve
 from tinymem.regularizers.registry import REGULARIZERS
 
-LENGTH = ("epochs", "checkpoint_every", "ft_epochs")  # a run that goes on longer is still on the same line
+LENGTH = (
+    "training.epochs",
+    "training.checkpoint_every",
+    "method.ft_epochs",
+)  # a run that goes on longer is still on the same line
 COLUMNS = 4  # at most so many panels side by side
 MEMORIZED = "percent_memorized_train"
-STRENGTH = tuple(name for entry in REGULARIZERS for name in entry.flags) + ("l2_reg",)
+DECAY = "training.l2_reg"
+STRENGTH = tuple(f"training.{name}" for entry in REGULARIZERS for name in entry.flags) + (DECAY,)
 
 
 def plot_training(rows: Rows, path: str | Path) -> list[Path]:
@@ -45,8 +50,8 @@ def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
 
 def draw_by_size(curves: Sequence[Curve]):
     """Training runs without regularizers: one line a model size, two panels (memorization above quality) a data set."""
-    order = sorted(curves, key=lambda curve: curve.settings["n_layers"])
-    return _draw(order, lambda curve: f"{curve.settings['n_layers']} layers", ("n_layers",), "epoch")
+    order = sorted(curves, key=lambda curve: curve.settings["model.n_layers"])
+    return _draw(order, lambda curve: f"{curve.settings['model.n_layers']} layers", ("model.n_layers",), "epoch")
 
 
 def draw_regularizers(curves: Sequence[Curve]):
@@ -65,13 +70,13 @@ def draw_regularizers(curves: Sequence[Curve]):
 
 def draw_finetuning(curves: Sequence[Curve]):
     """Fine-tunings against the seconds of training that they took: one line a fine-tuning set, two panels a model."""
-    order = sorted(curves, key=lambda curve: ("clean", "extra", "both").index(curve.settings["ft_data"]))
-    return _draw(order, lambda curve: curve.settings["ft_data"], ("ft_data",), "seconds")
+    order = sorted(curves, key=lambda curve: ("clean", "extra", "both").index(curve.settings["method.name"]))
+    return _draw(order, lambda curve: curve.settings["method.name"], ("method.name",), "seconds")
 
 
 def is_regularized(curve: Curve) -> bool:
     """Whether a run was trained with one of the registry's regularizers."""
-    return any(curve.settings.get(entry.flags[0]) for entry in REGULARIZERS)
+    return any(curve.settings.get(f"training.{entry.flags[0]}") for entry in REGULARIZERS)
 
 
 def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
@@ -85,11 +90,15 @@ def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
     def label(curve: Curve) -> str:
         words = []
         for entry in REGULARIZERS:
-            if curve.settings.get(entry.flags[0]):
-                strengths = [f"{name} {curve.settings[name]:g}" for name in entry.flags if name in varied]
+            if curve.settings.get(f"training.{entry.flags[0]}"):
+                strengths = [
+                    f"{name} {curve.settings[f'training.{name}']:g}"
+                    for name in entry.flags
+                    if f"training.{name}" in varied
+                ]
                 words.append(" ".join([entry.name.replace("_", " "), *strengths]))
-        if "l2_reg" in varied:
-            words.append(f"weight decay {curve.settings['l2_reg']:g}")
+        if DECAY in varied:
+            words.append(f"weight decay {curve.settings[DECAY]:g}")
         return " + ".join(words) or "none"
 
     return label
@@ -107,9 +116,9 @@ def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[
     """
     by_panel = grouped(curves, lambda curve: key_of(_panel(curve, hidden)))
     panels = [(_panel(some[0], hidden), some) for some in by_panel]
-    panels.sort(key=lambda panel: [str(panel[0].get(name, "")) for name in ("data_name", "artifact")])
+    panels.sort(key=lambda panel: [str(panel[0].get(name, "")) for name in ("data.data_name", "data.artifact")])
     labels = list(dict.fromkeys(map(label, curves)))
-    styles = dict(zip(labels, _styles(len(labels), ordered=hidden == ("n_layers",))))
+    styles = dict(zip(labels, _styles(len(labels), ordered=hidden == ("model.n_layers",))))
     lines = -(-len(panels) // COLUMNS)
     columns = -(-len(panels) // lines)
     figure, grid = new_grid(2 * lines, columns, max(3.2, 6.4 / columns), 2.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinymem.plots.base import Rows, new_figure, plain_numbers, save_figure
-from tinymem.records.record import NEVER_PLANTED, UNEDITED
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
 REFERENCES = (NEVER_PLANTED, UNEDITED)
 SHAPES = "os^Dv<>PXpd"  # one a method

@@ -3,6 +3,7 @@
     python -m tinymem.records gather runs --output runs.csv       every setting and metric of every record
     python -m tinymem.records best runs                           best run of each unlearning method, over seeds
     python -m tinymem.records pareto runs --output front.parquet  runs that no other run beats
+    python -m tinymem.records upgrade runs                        bring records of format 1 over to format 2
 
 results/README.md says what every column means. Records of different versions of tinymem, torch or transformers are
 never averaged or compared with each other.
@@ -24,12 +25,15 @@ from tinymem.records.choose import (
     Run,
     best,
     configurations,
+    differing,
     experiments,
+    grouped,
     pareto,
     titles,
     unlearning_runs,
 )
 from tinymem.records.gather import gather
+from tinymem.records.upgrade import upgrade
 from tinymem.records.table import check_table_path, mixed_versions, named_records, versions, write_table
 
 PROGRAM = "python -m tinymem.records"
@@ -37,23 +41,27 @@ COMMANDS = {
     "gather": "every setting and metric of every record: one tidy table, one row a record",
     "best": "the best run of each unlearning method on each experiment, with mean and 95 %% interval over seeds",
     "pareto": "the runs of each checkpoint that no other beats in memorization and quality at once",
+    "upgrade": "bring records that an earlier version wrote (format 1) over to format 2, in place",
 }
+NAMES = "|".join(COMMANDS)
 SHOWN = 40  # rows that `gather` prints
-KEYS = ("run", "model_name", "step", "data_name", "artifact", "n_layers", "seed", "epoch", "method", "ft_data", "ratio")
-KEYS += ("percent_memorized_train", "percent_memorized_held_out", "mean_test_accuracy", "perplexity", "seconds")
+KEYS = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers", "data.seed")
+KEYS += ("training.epoch", "method.name", "method.ratio", "attack.name")
+KEYS += ("percent_memorized_train", "percent_memorized_held_out", "mean_test_accuracy", "perplexity", "cost.seconds")
 OUTCOMES = ("percent_memorized_train", "percent_memorized_held_out", "percent_memorized_test", "mean_test_accuracy")
-OUTCOMES += ("perplexity", "perplexity_rise_percent", "trade_off", "percent_zeroed", "seconds")
+OUTCOMES += ("perplexity", "perplexity_rise_percent", "trade_off", "percent_zeroed", "cost.seconds")
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in their order (None: as they come), rows
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(__doc__, prog=PROGRAM, usage="%(prog)s gather|best|pareto DIR [options]")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="gather|best|pareto")
+    parser = cli.Parser(__doc__, prog=PROGRAM, usage=f"%(prog)s {NAMES} DIR [options]")
+    commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     for name, text in COMMANDS.items():
         usage = f"{PROGRAM} {name} DIR [options]"
         command = commands.add_parser(name, help=text, description=text.replace("%%", "%"), usage=usage)
         command.add_argument("folder", metavar="DIR", help="a folder with records in it, at any depth")
-        command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
+        if name != "upgrade":
+            command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
     commands.choices["best"].add_argument(
         "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
         help="text and production models: a run whose perplexity rose more is no candidate (default: 10)",
@@ -63,12 +71,22 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    if arguments.command == "upgrade":
+        return upgrade_all(arguments.folder)
     if arguments.output:
         check_table_path(arguments.output)
     show = {"gather": show_all, "best": show_best, "pareto": show_pareto}[arguments.command]
     columns, rows = show(arguments)
     if arguments.output:
         print(f"{len(rows)} rows: {write_table(arguments.output, rows, columns)}")
+
+
+def upgrade_all(folder: str) -> None:
+    """Upgrade, say what was done, and exit with 2 where something is left that people must look at."""
+    done, before, left = upgrade(folder, lambda line: print(line, file=sys.stderr))
+    print(f"{done} records brought over to format 2, {before} were of that format" + (f", {left} stay" if left else ""))
+    if left:
+        sys.exit(2)
 
 
 def show_all(arguments: argparse.Namespace) -> Table:
@@ -93,13 +111,18 @@ def show_best(arguments: argparse.Namespace) -> Table:
         columns = [name for name in OUTCOMES if any(row[name] is not None for row in rows)]
         varied = _varied(group)
         shown = [
-            {"method": c.method, "ratio": row.get("ratio")}
-            | {"also": ", ".join(f"{name} {row[name]}" for name in sorted(varied[c.method] - {"ratio"})) or None}
+            {"method": c.method, "ratio": row.get("method.ratio")}
+            | {
+                "also": ", ".join(
+                    f"{name} {c.hyper_parameters.get(name)}" for name in sorted(varied[c.method] - {"ratio"})
+                )
+                or None
+            }
             | cli.brief(_with_intervals(row, columns))
             for c, row in zip(chosen, rows)
         ]
         print(f"{title}\n{cli.table(shown)}")
-        missing = {configuration.method for configuration in group} - {row["method"] for row in rows}
+        missing = {configuration.method for configuration in group} - {row["method.name"] for row in rows}
         if missing:
             print(
                 f"perplexity rose by more than {limit:g} % on average in every setting of {', '.join(sorted(missing))}"
@@ -121,19 +144,15 @@ def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str,
 
 def _varied(group: Sequence[Configuration]) -> dict[str, set[str]]:
     """Of each method the hyper-parameters that its configurations differ in."""
-    values: dict[str, dict[str, set]] = {}
-    for configuration in group:
-        of_method = values.setdefault(configuration.method, {})
-        for name, value in configuration.hyper_parameters.items():
-            of_method.setdefault(name, set()).add(str(value))
-    return {method: {name for name, some in found.items() if len(some) > 1} for method, found in values.items()}
+    by_method = grouped(group, lambda configuration: configuration.method)
+    return {rivals[0].method: set(differing([rival.hyper_parameters for rival in rivals])) for rivals in by_method}
 
 
 def show_pareto(arguments: argparse.Namespace) -> Table:
     fronts = pareto(load_runs(arguments.folder))
     columns = [
         name
-        for name in ("method", "ratio", *OUTCOMES)
+        for name in ("method.name", "method.ratio", *OUTCOMES)
         if any(run.row.get(name) is not None for f in fronts for run in f)
     ]
     for title, front in zip(titles([front[0].checkpoint for front in fronts], seeds=True), fronts):

@@ -61,21 +61,31 @@ class RunSettings:
         shown = f"{data.data_name}_{data.artifact}_{self.model.n_layers}layers_seed{data.seed}"
         return f"{shown}_{files.digest(self.identity())[:8]}"
 
-    def identity(self, training_prefix: str = "") -> dict[str, Any]:
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Return the sections of the training's record: data, model, training. Of the data only what its kind looks at."""
+        training = {name: value for part in (*self.regularizers, self.training) for name, value in asdict(part).items()}
+        return {"data": self.data.applicable(), "model": asdict(self.model), "training": training}
+
+    def checkpoint_sections(self, epoch: int) -> dict[str, dict[str, Any]]:
+        """Return the sections by which a checkpoint is known in the records of what is made of it.
+
+        epoch: the checkpoint's. Left out is what `may_change`: a longer training passes through the same checkpoint.
+        """
+        free = may_change(self.flat())
+        sections = {
+            section: {name: value for name, value in values.items() if name not in free}
+            for section, values in self.sections().items()
+        }
+        return {**sections, "training": {**sections["training"], "epoch": epoch}}
+
+    def identity(self) -> dict[str, Any]:
         """The settings of `flat` that make it another run; those that a longer training may change are left out."""
         free = may_change(self.flat())
-        free |= {training_prefix + name for name in free}
-        return {name: value for name, value in self.flat(training_prefix).items() if name not in free}
+        return {name: value for name, value in self.flat().items() if name not in free}
 
-    def flat(self, training_prefix: str = "") -> dict[str, Any]:
-        """One level, field name -> value: as written into records. Of the data only what its kind looks at.
-
-        training_prefix: put before the names of the training settings, where those of an unlearning method stand
-        beside them (both have epochs, lr ...).
-        """
-        values = self.data.applicable()
-        values |= {name: value for part in (self.model, *self.regularizers) for name, value in asdict(part).items()}
-        return values | {training_prefix + name: value for name, value in asdict(self.training).items()}
+    def flat(self) -> dict[str, Any]:
+        """One level, field name -> value: as in a run's run.json and a checkpoint's tinymem.json."""
+        return {name: value for values in self.sections().values() for name, value in values.items()}
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> RunSettings:
