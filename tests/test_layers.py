@@ -5,8 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-LAYERS = [{"errors", "lazy", "allocator"}, {"options", "files"}, {"locks"}, {"data"}, {"models"}]
-LAYERS += [{"regularizers", "metrics", "records"}, {"training"}, {"localize"}, {"plots", "sweeps"}, {"scripts"}]
+LAYERS = [{"errors", "lazy", "allocator"}, {"options", "files", "plugins"}, {"locks"}, {"data"}, {"models"}]
+LAYERS += [
+    {"regularizers", "metrics", "records"},
+    {"training"},
+    {"localize"},
+    {"attacks"},
+    {"plots", "sweeps"},
+    {"scripts"},
+]
 SCRIPTS = {"cli", "training.console", "localize.console", "localize.flags", "sweeps.console"}
 SCRIPTS |= {"localize.localize_memorization", "localize.prod_grad", "localize.localize_hp_sweep"}
 SCRIPTS |= {"records.__main__"}

@@ -144,6 +144,6 @@ def test_artifacts_like_their_clean_twin_are_unlearned_but_not_measured(memorizi
     assert len(task.unlearn) == len(dataset.artifacts) > len(task.shown) == told > 0
     subject = Subject(model, task, partial(measure, dataset=dataset), {}, Path(), Path())
     expected = percent(memorized(model, dataset.artifacts, dataset.continuation)[dataset.measured(dataset.artifacts)])
-    found = subject.metrics()
+    found = subject.measurement(subject.metrics)
     assert found.row["percent_memorized_shown"] == expected
     assert found.tensors()["percent_memorized_shown"].shape == (told,)
