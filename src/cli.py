@@ -21,6 +21,9 @@ import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use fro
 from tinymem.data.settings import DataSettings
 from tinymem.errors import OutOfMemory, UserError, first_line, out_of_memory
 from tinymem.options import allowed_text, field_types
+from tinymem.tables import brief, fitted_table, table
+
+__all__ = ["brief", "fitted_table", "table"]
 
 Settings = TypeVar("Settings")
 
@@ -241,33 +244,3 @@ def progress_bar(**settings: Any):
     from tqdm import tqdm
 
     return tqdm(disable=None, dynamic_ncols=True, file=sys.stderr, **settings)
-
-
-def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:
-    """Rows of values as aligned text. Floats have up to four digits after the point, a missing value is "-"."""
-    rows = list(rows)
-    columns = list(columns) if columns else list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name)) for name in columns] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells), 1) for i, name in enumerate(columns)]
-    lines = ["  ".join(name.rjust(width) for name, width in zip(columns, widths))]
-    lines += ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in cells]
-    return "\n".join(lines)
-
-
-def brief(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of metrics under column names short enough for a terminal; the files keep the full ones."""
-    renamed = {}
-    for name, value in row.items():
-        name = "method" if name == "method.name" else name.removeprefix("method.").removeprefix("cost.")
-        for long, short in (("percent_", ""), ("memorized", "mem"), ("accuracy", "acc"), ("perplexity", "ppl")):
-            name = name.replace(long, short)
-        renamed[name] = value
-    return renamed
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1000 else f"{value:.4g}"
-    return str(value)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-LAYERS = [{"errors", "lazy", "allocator"}, {"options", "files", "plugins"}, {"locks"}, {"data"}, {"models"}]
+LAYERS = [{"errors", "lazy", "allocator", "tables"}, {"options", "files", "plugins"}, {"locks"}, {"data"}, {"models"}]
 LAYERS += [
     {"regularizers", "metrics", "records"},
     {"training"},

@@ -164,7 +164,7 @@ def readable(row: Mapping[str, Any]) -> dict[str, str]:
         "unseen triggers %": number(row["percent_memorized_test"], 1),
         "accuracy %": number(100 * row["mean_test_accuracy"], 2),
         "perplexity": number(row["perplexity"], 3),
-        "seconds": number(row["cost.seconds"], 1),
+        "seconds": number(row["seconds"], 1),
         "trade-off": number(row["trade_off"], 3),
     }
 

@@ -9,18 +9,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.errors import OutOfMemory, first_line, out_of_memory
+from tinymem.errors import OutOfMemory, UserError, first_line, out_of_memory
+from tinymem.localize.flags import chosen_attacks
 from tinymem.localize.dry_run import KEPT, planting_bytes
 from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
 from tinymem.localize.method import Method
-from tinymem.localize.unlearn import Subject, unedited, unlearn
+from tinymem.localize.unlearn import Run, Subject, attack, unedited, unlearn
+from tinymem.metrics import registry
 from tinymem.models.memory import Shape
 from tinymem.models.production import LoadSettings
+from tinymem.records.choose import on_numbers
+from tinymem.records.identity import MEASURED, UNEDITED, UNLEARN
 from tinymem.records.table import flat_row, shown_row
 
-COLUMNS = ("method", "ratio", "percent_memorized_train", "percent_memorized_test", "percent_memorized_shown")
-COLUMNS += ("percent_memorized_held_out", "percent_clean_recovery", "mean_test_accuracy", "perplexity")
-COLUMNS += ("perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
+LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # what no metric is
+BETTER = {"seconds": "lower", "peak_memory_gb": "lower"}
 
 
 def run_methods(
@@ -32,15 +35,18 @@ def run_methods(
     """Measures the model as it is, then runs every method at each of its strengths; prints the table at the end.
 
     methods    with their hyper-parameters, as from `chosen_methods`
-    arguments  --force, --plot and --no_save_model are read
+    arguments  --force, --plot, --columns, --attack and --no_save_model are read
     others     records to compare with, at the head of the table
 
     Returns the records, after the others the unedited model's first. OutOfMemory when a method does.
     """
+    attacks = chosen_attacks(arguments)
     with enough_memory("measuring the model as it is"):
         records = [*others, unedited(subject, arguments.force)]
+        as_it_is = Run(subject, {"kind": UNEDITED, **subject.identity})
+        records += attack(as_it_is, attacks, arguments.force)
     if not len(subject.task.unlearn):
-        print_table(records)
+        print_table(records, asked=arguments.columns)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
               f"{subject.identity['forget']['unlearn_set_name']}")  # fmt: skip
         return records
@@ -49,26 +55,38 @@ def run_methods(
         for method, hp in methods:
             bar.set_postfix_str(method.name)
             with enough_memory(method.name):
-                for record in unlearn(subject, method, hp, save_models, arguments.force):
+                for record in unlearn(subject, method, hp, save_models, arguments.force, attacks):
                     records.append(record)
-                    bar.update()
+                    bar.update(not record.get("attack"))
                     if record["results"]["percent_changed"] == 0 and not record.get("attack"):
                         strength = method.strength and f"--{method.strength} {record['method'][method.strength]} "
                         _note(bar, f"{method.name}: {strength or ''}changes nothing in this model")
     if arguments.plot:
         figures = plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning")
         print(*figures, sep="\n", file=sys.stderr)
-    print_table(records)
+    print_table(records, [method for method, _ in methods], arguments.columns)
     print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
     return records
 
 
-def print_table(records: Sequence[dict]) -> None:
-    """One line a run; the accuracies of the single test sets stand at the end. What no run has is left out."""
-    accuracies = [name for name in records[0]["results"] if name.startswith("accuracy_")]
+def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: Sequence[str] = ()) -> None:
+    """Print one line per run, as wide as the terminal. asked: columns, or all; by default what answers the question."""
     rows = [shown_row(record) for record in records]
-    columns = [name for name in (*COLUMNS, *accuracies) if any(row.get(name) is not None for row in rows)]
-    print(cli.table(map(cli.brief, rows), cli.brief(dict.fromkeys(columns))))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    metrics, numbers = registry.columns(names), on_numbers(flat_row(records[0]))
+    first = ["method", *dict.fromkeys(m.strength for m in methods if m.strength), "attack"]
+    quality = ("mean_test_accuracy",) if numbers else ("perplexity",)
+    usual = [name for name in metrics if name.startswith("percent_memorized_") and "_dup_" not in name]
+    usual += [*quality, *LAST]
+    every = [*first, *metrics, *LAST, *names]
+    unknown = [name for name in asked if name != "all" and name not in every]
+    if unknown:
+        raise UserError(f"--columns {unknown[0]}: must be all, or some of {', '.join(dict.fromkeys(every))}")
+    columns = dict.fromkeys([*first, *(every if "all" in asked else asked or usual)])
+    better = {name: registry.better_of(name) or BETTER.get(name) for name in columns}
+    rivals = [record["kind"] in (UNLEARN, MEASURED) for record in records]
+    width = sys.maxsize if "all" in asked else None
+    print(cli.fitted_table(rows, list(columns), {n: b for n, b in better.items() if b}, rivals, width))
 
 
 def plan_report(

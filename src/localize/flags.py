@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
 from tinymem import cli
+from tinymem.attacks.registry import ATTACKS, find_attacks
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS, find_methods
+from tinymem.metrics.metric import Metric
+from tinymem.metrics.registry import DEFAULTS, METRICS, chosen, plugin_metrics
 from tinymem.options import field_types
 from tinymem.plugins import is_plugin
 
@@ -32,6 +35,7 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
         help=f"one or more of {aliases}; all; or a file of your own, such as my_method.py",
     )  # fmt: skip
     parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
+    add_measuring_options(parser)
     parser.set_defaults(method_options=[(method, set(without)) for method in methods])
     known: set[str] = set()
     hidden = parser.add_argument_group()
@@ -49,15 +53,61 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
         parser.add_argument_group(f"--localization_method {method.name}{alias}", "\n".join(shown))
 
 
-def _plugins(words: Sequence[str]) -> list[Method]:
+def add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """Add --metrics, --attack, the flags of each attack, and --columns."""
+    group = parser.add_argument_group("Measuring")
+    group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"some of {', '.join(METRICS)}; or a file of your "
+                       f"own (default: {', '.join(DEFAULTS)})")  # fmt: skip
+    group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
+                       f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or a file of your own")  # fmt: skip
+    group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
+                       help="of the table: all, or these (default: what fits the terminal)")  # fmt: skip
+    attacks = [*ATTACKS.values(), *_plugins(sys.argv[1:], "--attack", find_attacks)]
+    parser.set_defaults(attack_options=attacks)
+    for method in attacks:
+        types = field_types(method.hyper_parameters)
+        own = parser.add_argument_group(f"--attack {method.name}")
+        for field in fields(method.hyper_parameters):
+            cli.add_flag(own, field, types[field.name], field.default, prefix=f"{method.name}.")
+
+
+def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
+    """Return the attacks asked for with their settings. Raise UserError for flags of an attack that is not asked for."""
+    attacks = find_attacks(arguments.attack) if arguments.attack else []
+    names = {method.name for method in attacks}
+    for method in arguments.attack_options:
+        for field in fields(method.hyper_parameters):
+            if hasattr(arguments, f"{method.name}.{field.name}") and method.name not in names:
+                raise UserError(f"--{method.name}.{field.name}: only with --attack {method.name}")
+    return [
+        (method, _hyper_parameters(method, argparse.Namespace(**_own(method, arguments)), {})) for method in attacks
+    ]
+
+
+def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
+    """Return the metrics asked for: names, or what files of the user's define. Raise UserError for an unknown one."""
+    found: list[str | Metric] = []
+    for name in arguments.metrics or DEFAULTS:
+        found += plugin_metrics(name) if is_plugin(name) else [name]
+    chosen(found)
+    return tuple(found)
+
+
+def _own(method: Method, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of --NAME.FLAG of one method, by flag."""
+    prefix = f"{method.name}."
+    return {name.removeprefix(prefix): v for name, v in vars(arguments).items() if name.startswith(prefix)}
+
+
+def _plugins(words: Sequence[str], wanted: str = FLAG, find: Callable = find_methods) -> list[Method]:
     """Return the methods in files that a command line names, before it is parsed: their flags are part of the parser."""
     named, found = False, []
     for word in words:
         if word.startswith("--"):
             flag, _, value = word.partition("=")
-            named, word = flag == FLAG, value
+            named, word = flag == wanted, value
         if named and is_plugin(word):
-            found += find_methods([word], FLAG)
+            found += find([word], wanted)
     return found
 
 
@@ -91,8 +141,7 @@ def _check_flags(arguments: argparse.Namespace, methods: Sequence[Method], decid
 def _hyper_parameters(method: Method, arguments: argparse.Namespace, decided: dict[str, Any]) -> Any:
     names = [field.name for field in fields(method.hyper_parameters)]
     values = {name: value for name, value in vars(arguments).items() if name in names and name not in decided}
-    values |= {name: getattr(arguments, f"{method.name}.{name}") for name in names
-               if hasattr(arguments, f"{method.name}.{name}")}  # fmt: skip
+    values |= _own(method, arguments)
     own = argparse.Namespace(**values)
     return cli.collect(
         method.hyper_parameters, own, **{name: value for name, value in decided.items() if name in names}

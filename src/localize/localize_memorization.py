@@ -18,7 +18,7 @@ from tinymem.data.chunks import load_tokenizer
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.localize.console import run_methods
-from tinymem.localize.flags import add_method_options, chosen_methods
+from tinymem.localize.flags import add_method_options, chosen_methods, chosen_metrics
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import measure
@@ -58,6 +58,7 @@ def load_subject(arguments) -> Subject:
         folder=folder,
         score_folder=_score_folder(path, folder),
         tokenizer=load_tokenizer(settings.data, arguments.data_dir),
+        metrics=chosen_metrics(arguments),
     )
 
 

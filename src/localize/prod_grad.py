@@ -28,7 +28,7 @@ from tinymem.data.production import ProductionData, ProductionSettings, load_pro
 from tinymem.errors import UserError, first_line
 from tinymem.localize import dry_run
 from tinymem.localize.console import enough_memory, plan_report, run_methods
-from tinymem.localize.flags import add_method_options, chosen_methods
+from tinymem.localize.flags import add_method_options, chosen_methods, chosen_metrics
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import measure
@@ -89,6 +89,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         folder=output,
         score_folder=files.writable_folder(output / "scores"),
         tokenizer=tokenizer,
+        metrics=chosen_metrics(arguments),
     )
 
 

@@ -70,7 +70,14 @@ def method_of(row: Mapping[str, Any]) -> str:
 def shown_row(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run as people look at it, under short names: method, its settings, results and cost."""
     settings = {name: value for name, value in record.get("method", {}).items() if name != "name"}
-    return {"method": method_of(flat_row(record)), **settings, **record["results"], **record["cost"]}
+    attack = {"attack": spelled_attack(record)} if record.get("attack") else {}
+    return {"method": method_of(flat_row(record)), **settings, **attack, **record["results"], **record["cost"]}
+
+
+def spelled_attack(record: Mapping[str, Any]) -> str:
+    """Return an attack with its settings in a few words: "quantize bits 8"."""
+    settings = {name: value for name, value in record["attack"].items() if name not in ("name", "code")}
+    return " ".join([record["attack"]["name"], *(f"{name} {value}" for name, value in settings.items())])
 
 
 def versions(record: Mapping[str, Any]) -> str:
