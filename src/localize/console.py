@@ -14,7 +14,7 @@ from tinymem.localize.flags import chosen_attacks
 from tinymem.localize.dry_run import KEPT, planting_bytes
 from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
 from tinymem.localize.method import Method
-from tinymem.localize.unlearn import Run, Subject, attack, unedited, unlearn
+from tinymem.localize.unlearn import Run, Subject, attack_all, unedited, unlearn
 from tinymem.metrics import registry
 from tinymem.models.memory import Shape
 from tinymem.models.production import LoadSettings
@@ -31,26 +31,31 @@ def run_methods(
     methods: Sequence[tuple[Method, Any]],
     arguments: argparse.Namespace,
     others: Sequence[dict] = (),
+    attached: dict[str, Any] | None = None,
 ) -> list[dict]:
     """Measures the model as it is, then runs every method at each of its strengths; prints the table at the end.
 
     methods    with their hyper-parameters, as from `chosen_methods`
     arguments  --force, --plot, --columns, --attack and --no_save_model are read
     others     records to compare with, at the head of the table
+    attached   results from elsewhere, kept with the unedited model's record
 
     Returns the records, after the others the unedited model's first. OutOfMemory when a method does.
     """
     attacks = chosen_attacks(arguments)
     with enough_memory("measuring the model as it is"):
         records = [*others, unedited(subject, arguments.force)]
+        records += attack_all(subject, attacks, arguments.force)
+    if attached:
         as_it_is = Run(subject, {"kind": UNEDITED, **subject.identity})
-        records += attack(as_it_is, attacks, arguments.force)
+        as_it_is.attach(attached)
+        records[len(others)] = as_it_is.record
     if not len(subject.task.unlearn):
         print_table(records, asked=arguments.columns)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
               f"{subject.identity['forget']['unlearn_set_name']}")  # fmt: skip
         return records
-    save_models = not arguments.no_save_model
+    save_models = bool(methods) and not arguments.no_save_model
     with cli.progress_bar(total=sum(len(method.strengths(hp)) for method, hp in methods), unit="run") as bar:
         for method, hp in methods:
             bar.set_postfix_str(method.name)

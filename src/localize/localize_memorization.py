@@ -15,6 +15,8 @@ from pathlib import Path
 from tinymem import allocator, files
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
+from tinymem.data.corpus import resolve_corpus
+from tinymem.data.settings import DataSettings
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.localize.console import run_methods
@@ -23,7 +25,7 @@ from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import measure
 from tinymem.models.tinymem import ModelSettings, load_model
-from tinymem.training.checkpoint import place_beside, unlearned_folder
+from tinymem.training.checkpoint import SETTINGS, place_beside, unlearned_folder
 from tinymem.training.console import trained_settings
 
 
@@ -31,22 +33,35 @@ def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run")
     add_method_options(parser)
+    add_subject_options(parser)
+    return parser.parse_args()
+
+
+def add_subject_options(parser) -> None:
+    """Add the flags of data, model and task."""
     cli.add_options(parser, TaskSettings)
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
     cli.add_common_options(
         parser, "MODEL_PATH/../unlearned/epoch_N; for a model outside its training run, runs/NAME/unlearned/NAME"
     )
-    return parser.parse_args()
 
 
 def load_subject(arguments) -> Subject:
-    """Model, data and task. UserError when a flag contradicts the checkpoint."""
+    """Return model, data and task. Raise UserError when a flag contradicts the checkpoint.
+
+    The data of a model that TinyMem did not train are those that the flags say.
+    """
     path = Path(arguments.model_path)
-    settings, epoch = trained_settings(path, arguments)
+    if hasattr(arguments, "data_name") and not (path / SETTINGS).exists():
+        data = resolve_corpus(cli.collect(DataSettings, arguments))
+        sections = {"data": data.applicable(), "model": {"name": str(path.resolve())}}
+    else:
+        settings, epoch = trained_settings(path, arguments)
+        data, sections = settings.data, settings.checkpoint_sections(epoch)
     task_settings = cli.collect(TaskSettings, arguments)
     model = load_model(path, cli.resolve_device(arguments.device))
-    dataset = load_dataset(settings.data, arguments.data_dir)
+    dataset = load_dataset(data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
     folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
@@ -54,10 +69,10 @@ def load_subject(arguments) -> Subject:
         model=model,
         task=task,
         measure=partial(measure, dataset=dataset, batch_size=task.microbatch),
-        identity=identity(model, task, task_settings, settings.checkpoint_sections(epoch)),
+        identity=identity(model, task, task_settings, sections),
         folder=folder,
         score_folder=_score_folder(path, folder),
-        tokenizer=load_tokenizer(settings.data, arguments.data_dir),
+        tokenizer=load_tokenizer(data, arguments.data_dir),
         metrics=chosen_metrics(arguments),
     )
 

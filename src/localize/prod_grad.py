@@ -43,17 +43,22 @@ PYTHIA_BATCH_SIZE = 32  # of the study's perplexity of Pythia
 def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_name", required=True, help="a model's name on the hub, a folder, or smollm2")
+    add_method_options(parser, without=("dtype",))
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print memory and passes of each method, load no weights"
+    )
+    add_subject_options(parser)
+    return parser.parse_args()
+
+
+def add_subject_options(parser) -> None:
+    """Add the flags of model, data, planting and task."""
     cli.add_options(parser, LoadSettings)
     cli.add_options(parser, ProductionSettings)
     cli.add_options(parser, PassageSettings)
     cli.add_options(parser, PlantSettings)
-    add_method_options(parser, without=("dtype",))
     cli.add_options(parser, TaskSettings, holdout_fraction=PRODUCTION_HELD_OUT)
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print memory and passes of each method, load no weights"
-    )
     cli.add_common_options(parser, "runs/production/MODEL_NAME")
-    return parser.parse_args()
 
 
 def load_subject(arguments, loading: LoadSettings, methods) -> Subject:

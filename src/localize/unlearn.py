@@ -114,6 +114,13 @@ class Run:
             results, values = {**found.row, **results}, {**values, **found.tensors()}
         write_record(subject.folder, self.identity, results, cost, device, values=values)
 
+    def attach(self, results: dict[str, Any]) -> None:
+        """Add results from elsewhere to the record, which is there."""
+        record = self.record
+        cost, device = Cost(**record["cost"]), str(self.subject.model.device)
+        results = {**record["results"], **results}
+        write_record(self.subject.folder, self.identity, results, cost, device, values=read_values(self.path))
+
     @property
     def path(self) -> Path:
         return record_path(self.subject.folder, self.identity)
@@ -195,6 +202,11 @@ def attack(run: Run, attacks: Attacks, force: bool = False) -> Iterator[dict[str
                 with applied(model, edit):
                     attacked.complete(extent, cost, force)
             yield attacked.record
+
+
+def attack_all(subject: Subject, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
+    """Attack the subject's model as it is; yield the records."""
+    return attack(Run(subject, {"kind": UNEDITED, **subject.identity}), attacks, force)
 
 
 def _edited_run(subject: Subject, method: Method, hp, strength: Strength, save: bool) -> Run:
