@@ -135,12 +135,14 @@ def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict
 def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dict[str, Any]:
     """Return the record of the model as it is."""
     run = Run(subject, {"kind": kind, **subject.identity})
-    if force or not run.is_done:
+    if force or run.record is None:
         with measured(subject.model.device) as cost:  # nothing had to be found: the cost is that of measuring
             measurement = subject.measurement(subject.metrics)
         results = {**measurement.row, **UNCHANGED}
         device = str(subject.model.device)
         write_record(subject.folder, run.identity, results, cost, device, values=measurement.tensors())
+    elif not run.is_done:
+        run.complete(UNCHANGED, Cost())
     return run.record
 
 
