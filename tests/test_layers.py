@@ -7,7 +7,8 @@ from pathlib import Path
 SRC = Path(__file__).resolve().parents[1] / "src"
 LAYERS = [{"errors", "lazy", "allocator", "tables"}, {"options", "files", "plugins"}, {"locks"}, {"data"}, {"models"}]
 LAYERS += [
-    {"regularizers", "metrics", "records"},
+    {"regularizers", "metrics"},
+    {"records"},
     {"training"},
     {"localize"},
     {"attacks"},

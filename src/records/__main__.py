@@ -20,6 +20,7 @@ from typing import Any
 
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
+from tinymem.metrics import registry
 from tinymem.records.choose import (
     Configuration,
     Run,
@@ -46,10 +47,9 @@ COMMANDS = {
 NAMES = "|".join(COMMANDS)
 SHOWN = 40  # rows that `gather` prints
 KEYS = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers", "data.seed")
-KEYS += ("training.epoch", "method.name", "method.ratio", "attack.name")
-KEYS += ("percent_memorized_train", "percent_memorized_held_out", "mean_test_accuracy", "perplexity", "cost.seconds")
-OUTCOMES = ("percent_memorized_train", "percent_memorized_held_out", "percent_memorized_test", "mean_test_accuracy")
-OUTCOMES += ("perplexity", "perplexity_rise_percent", "trade_off", "percent_zeroed", "cost.seconds")
+KEYS += ("training.epoch", "method.name", "attack.name")
+CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown behind the metrics
+BETTER = {"perplexity_rise_percent": "lower", "trade_off": "lower", "cost.seconds": "lower"}
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in their order (None: as they come), rows
 
 
@@ -92,8 +92,8 @@ def upgrade_all(folder: str) -> None:
 def show_all(arguments: argparse.Namespace) -> Table:
     columns, rows = gather(arguments.folder)
     say_versions(row["versions"] for row in rows)
-    keys = [name for name in KEYS if name in columns]
-    print(cli.table(map(cli.brief, rows[:SHOWN]), cli.brief(dict.fromkeys(keys))))
+    keys = [*KEYS, *sorted(strengths(rows)), *registry.columns(columns, headline=True), "cost.seconds"]
+    print(cli.fitted_table(rows[:SHOWN], keys, {}))
     hidden = f"; {len(rows) - SHOWN} are not shown" if len(rows) > SHOWN else ""
     print(f"\n{len(rows)} records, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it")
     return columns, rows
@@ -108,20 +108,13 @@ def show_best(arguments: argparse.Namespace) -> Table:
     for title, group in zip(titles([group[0].experiment for group in groups]), groups):
         chosen = best(group, limit)
         rows = [configuration.summary() for configuration in chosen]
-        columns = [name for name in OUTCOMES if any(row[name] is not None for row in rows)]
         varied = _varied(group)
         shown = [
-            {"method": c.method, "ratio": row.get("method.ratio")}
-            | {
-                "also": ", ".join(
-                    f"{name} {c.hyper_parameters.get(name)}" for name in sorted(varied[c.method] - {"ratio"})
-                )
-                or None
-            }
-            | cli.brief(_with_intervals(row, columns))
+            {"method": c.method, "setting": _setting(c, varied[c.method])} | _with_intervals(row, outcomes(row))
             for c, row in zip(chosen, rows)
         ]
-        print(f"{title}\n{cli.table(shown)}")
+        present = dict.fromkeys(name for row in shown for name in row)
+        print(f"{title}\n{cli.fitted_table(shown, list(present), {})}")
         missing = {configuration.method for configuration in group} - {row["method.name"] for row in rows}
         if missing:
             print(
@@ -131,6 +124,24 @@ def show_best(arguments: argparse.Namespace) -> Table:
         summaries += rows
     print("mean ± 95 % interval over n seeds (Student's t; none for a single seed)")
     return None, summaries
+
+
+def outcomes(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns that tell how a run came out, in order."""
+    return [*registry.columns(row, headline=True), *(name for name in CHANGES if name in row)]
+
+
+def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the columns method.NAME of strengths that these rows have."""
+    return {f"method.{m.strength}" for m in METHODS.values() if any(f"method.{m.strength}" in row for row in rows)}
+
+
+def _setting(configuration: Configuration, varied: set[str]) -> str | None:
+    """A method's strength, and what else its configurations differ in, in words."""
+    method, settings = METHODS.get(configuration.method), configuration.hyper_parameters
+    first = [method.strength] if method and method.strength in settings else []
+    names = dict.fromkeys([*first, *sorted(varied)])
+    return ", ".join(f"{name} {settings.get(name)}" for name in names) or None
 
 
 def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
@@ -150,13 +161,15 @@ def _varied(group: Sequence[Configuration]) -> dict[str, set[str]]:
 
 def show_pareto(arguments: argparse.Namespace) -> Table:
     fronts = pareto(load_runs(arguments.folder))
-    columns = [
-        name
-        for name in ("method.name", "method.ratio", *OUTCOMES)
-        if any(run.row.get(name) is not None for f in fronts for run in f)
-    ]
     for title, front in zip(titles([front[0].checkpoint for front in fronts], seeds=True), fronts):
-        print(f"{title}\n{cli.table((cli.brief(run.row) for run in front), cli.brief(dict.fromkeys(columns)))}\n")
+        rows = [{**run.row, "method.name": run.method} for run in front]
+        columns = [
+            "method.name",
+            *sorted(strengths(rows)),
+            *dict.fromkeys(name for row in rows for name in outcomes(row)),
+        ]
+        better = {name: registry.better_of(name) or BETTER.get(name, "") for name in columns}
+        print(f"{title}\n{cli.fitted_table(rows, columns, better)}\n")
     return None, [dict(run.row) for front in fronts for run in front]
 
 
