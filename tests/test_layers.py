@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-LAYERS = [{"errors", "lazy", "allocator"}, {"options", "files"}, {"locks"}, {"data"}, {"models"}]
+LAYERS = [
+    {"errors", "lazy", "allocator", "interrupts"},
+    {"options", "folders", "inputs"},
+    {"locks"},
+    {"files"},
+    {"data"},
+    {"models"},
+]
 LAYERS += [{"regularizers", "metrics", "records"}, {"training"}, {"localize"}, {"plots", "sweeps"}, {"scripts"}]
 SCRIPTS = {"cli", "training.console", "localize.console", "localize.flags", "sweeps.console"}
 SCRIPTS |= {"localize.localize_memorization", "localize.prod_grad", "localize.localize_hp_sweep"}

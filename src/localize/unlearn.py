@@ -16,7 +16,7 @@ from tinymem.metrics.evaluate import Row
 from tinymem.metrics.memorization import percent, remembering
 from tinymem.models.adapter import find_mlps
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.records.record import NEVER_PLANTED, UNEDITED, Cost, find_record, measured, write_record
+from tinymem.records.record import NEVER_PLANTED, UNEDITED, Cost, find_record, measured, record_path, write_record
 from tinymem.training.checkpoint import save_model
 
 
@@ -58,7 +58,9 @@ def identity(model, task: UnlearningTask, settings: TaskSettings, **origin: Any)
 def unedited(subject: Subject, force: bool = False, name: str = UNEDITED) -> dict[str, Any]:
     """The record of the model as it is. name: what stands for the method in it."""
     settings = {**subject.identity, "method": name}
-    if not force and (record := find_record(subject.folder, settings)):
+    if force:  # what says that it is done goes first
+        record_path(subject.folder, settings).unlink(missing_ok=True)
+    elif record := find_record(subject.folder, settings):
         return record
     device = subject.model.device
     with measured(device) as cost:
@@ -92,7 +94,9 @@ def unlearn(
     for number, ratio in enumerate(hp.ratio):
         # The model's own settings win: its weights' dtype over the precision of a method's forward passes.
         settings = {"method": method.name, **asdict(hp), **subject.identity, "ratio": ratio}
-        record = None if force else find_record(subject.folder, settings)
+        if force:  # what says that it is done goes first
+            record_path(subject.folder, settings).unlink(missing_ok=True)
+        record = find_record(subject.folder, settings)
         folder = f"models/{method.name}_{ratio:g}_{files.digest(settings)[:8]}" if save_models else None
         if record and (folder is None or (subject.folder / folder).exists()):
             yield record
