@@ -139,7 +139,7 @@ def _read_site(path: Path) -> Site:
     try:
         values = tomllib.loads(read_bytes(path, JSON_SHARE).decode("utf-8"))
     except UserError as error:
-        raise UserError(f"--site {error}") from None
+        raise UserError(f"--site {path}: cannot be read ({str(error).removeprefix(f'{path}: ')})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"--site {path}: cannot be read ({first_line(error)})") from None
     clusters = [name for name, site in SITES.items() if site.scheduler in CLUSTERS]

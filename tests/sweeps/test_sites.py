@@ -79,7 +79,7 @@ def test_names(sites):
         UserError, match="needs your account; fill in a copy of experiments/site_templates/polaris.toml"
     ):
         sites.find_site("polaris")
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="[Nn]o such file"):
         sites.find_site("nowhere.toml")
 
 
