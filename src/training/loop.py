@@ -1,4 +1,5 @@
-"""Trains a model on a dataset. Killed at any moment and started again it ends with the same bytes, on a CPU with as many threads.
+"""Trains a model on a dataset. Killed at any moment and started again it ends with the same bytes, on a CPU with as many
+threads.
 
 On a GPU it ends with the same numbers up to rounding: the backward pass of attention adds up in an order of its own.
 """
