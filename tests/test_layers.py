@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-LAYERS = [{"errors", "lazy", "allocator", "tables"}, {"options", "files", "plugins"}, {"locks"}, {"data"}, {"models"}]
-LAYERS += [
+LAYERS = [
+    {"errors", "lazy", "allocator", "interrupts", "tables"},
+    {"options", "folders", "inputs", "plugins"},
+    {"locks"},
+    {"files"},
+    {"data"},
+    {"models"},
     {"regularizers", "metrics"},
     {"records"},
     {"training"},

@@ -1,0 +1,31 @@
+"""Folders to write in, and the permissions that a shared folder wants of what is written there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tinymem.errors import DiskFull, UserError, full_disk
+
+
+def writable_folder(path: str | Path) -> Path:
+    """Make the folder, parents included. Raise UserError when it cannot be made or written."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        kind = DiskFull if full_disk(error) else UserError
+        reason = getattr(error, "strerror", None) or error
+        raise kind(f"{folder}: cannot make this folder ({reason}); choose another with --output_dir") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{folder}: this folder is not writable; choose another with --output_dir or change its permissions"
+        )
+    return folder
+
+
+def share(path: Path, mode: int) -> None:
+    """Give a file, or every file under a folder, these permissions: some libraries write for the owner alone."""
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
