@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from tinymem import allocator, plots
+from tinymem.cli.training import prepared_run, train_visibly, trained_settings
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.tokenizer import check_vocabulary
@@ -27,7 +28,6 @@ from tinymem.records.finder import find_run
 from tinymem.records.identity import TRAIN, record_digest
 from tinymem.records.record import find_record, measured, write_record
 from tinymem.training.checkpoint import load_metrics, place_beside
-from tinymem.training.console import prepared_run, train_visibly, trained_settings
 from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset
 from tinymem.training.settings import RunSettings
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from tinymem import allocator, files, plots
+from tinymem.cli.training import prepared_run, train_visibly
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
@@ -22,7 +23,6 @@ from tinymem.records.identity import TRAIN
 from tinymem.records.record import find_record, measured, write_record
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, check_switches, switched_on
 from tinymem.training.checkpoint import Progress, load_metrics
-from tinymem.training.console import prepared_run, train_visibly
 from tinymem.training.settings import RunSettings, TrainingSettings
 
 

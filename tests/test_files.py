@@ -133,7 +133,7 @@ def test_what_a_live_writer_is_writing_stays(tmp_path):
 
 def test_threads_of_one_process_do_not_write_into_each_other(tmp_path):
     def write(worker):
-        for number in range(20):
+        for _ in range(20):
             files.write_json(tmp_path / "a.json", [worker] * 2000)
             files.write_folder(tmp_path / "b", fill(str(worker) * 2000))
 

@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from tinymem import locks
+from tinymem.cli.training import prepared_run
 from tinymem.errors import UserError
-from tinymem.training.console import prepared_run
 
 HOLD = """
 import sys, time

@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
-from tinymem.records.interval import mean_and_interval
 from tinymem.metrics.registry import columns
 from tinymem.records.identity import RIVALS, UNEDITED, record_digest
+from tinymem.records.interval import mean_and_interval
 from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
 
 PRINTS = ("fingerprints.weights", "fingerprints.forget_set")

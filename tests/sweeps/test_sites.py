@@ -15,7 +15,7 @@ TEMPLATES = ROOT / "experiments" / "site_templates"
 @pytest.fixture
 def sites(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    import sites
+    from tinymem.sweeps import sites
 
     return sites
 

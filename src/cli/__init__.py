@@ -24,14 +24,14 @@ from tinymem import interrupts
 
 interrupts.watch_start()
 
+from tinymem.cli.tables import brief, fitted_table, table
 from tinymem.data.settings import DataSettings
 from tinymem.errors import DiskFull, OutOfMemory, UserError, first_line, full_disk, one_line, out_of_memory
 from tinymem.interrupts import interruptible
 from tinymem.options import LARGEST, allowed_text, field_types
-from tinymem.tables import brief, fitted_table, table
 
 __all__ = ["brief", "fitted_table", "interruptible", "table"]
-WITH_PARENT = Path(__file__).parent / "sweeps" / "with_parent.py"
+WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
 
 Settings = TypeVar("Settings")
 
