@@ -19,6 +19,19 @@ class OutOfMemory(UserError):
     """There is not enough memory, or was not: with the flags that the message names, or at another time, there may be."""
 
 
+class NotFinite(UserError):
+    """Logits, losses or scores that are not finite numbers: no figure may be made from them."""
+
+
+@contextmanager
+def finite(what: str) -> Iterator[None]:
+    """Put `what` (the model or method, and the step) in front of the message of a NotFinite raised within the block."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(f"{what}: {error}") from None
+
+
 @contextmanager
 def reading(path: str | Path, complaint: str, kinds: Kinds = Exception) -> Iterator[None]:
     """Turns what goes wrong within the block into a UserError about the file.

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,26 @@ def writable_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: this folder is not writable; choose another or change its permissions")
     return folder
+
+
+def found_under(folder: str | Path) -> Iterator[Path]:
+    """Every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
+
+    Hidden names and __MACOSX, which other programs put beside a user's files, are passed over below the folder.
+    """
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in entered else sorted(
+            filter(_shown, folders), key=lambda name: (os.path.islink(os.path.join(place, name)), name)
+        )
+        if real not in entered:
+            entered.add(real)
+            yield from (Path(place, name) for name in filter(_shown, names))
+
+
+def _shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def write_file(path: str | Path, write: Callable[[Path], None]) -> Path:

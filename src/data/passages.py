@@ -9,8 +9,15 @@ import torch
 
 from tinymem.data.corpus import Corpus, local_corpus
 from tinymem.data.dataset import SPLIT_SEED
-from tinymem.data.production import ProductionData, ProductionSettings, check_ids, check_length, production_dataset
-from tinymem.data.tokenizer import tokenize
+from tinymem.data.production import (
+    ProductionData,
+    ProductionSettings,
+    begun,
+    check_ids,
+    check_length,
+    production_dataset,
+)
+from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
 from tinymem.options import check_options, option
 
@@ -55,15 +62,18 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     """
     if tokenizer is None:
         raise UserError("--plant: this model's folder has no tokenizer that opens here to read text with")
+    begin = beginning(settings.bos, tokenizer, config)
     config, length = config.get_text_config(), passages.plant_tokens
     corpus = check_passages(passages, settings, config)
+    check_length("--plant_tokens", length + len(begin), config)
     sizes = (passages.plant_sequences, settings.num_retain, settings.num_test)
     drawn = draw_passages(corpus, tokenizer, sizes, length, settings.prompt_tokens, passages.plant_seed)
-    planted, retain, test = map(torch.from_numpy, (drawn.planted, drawn.retain, drawn.test))
+    planted, retain, test = (begun(torch.from_numpy(rows), begin) for rows in (drawn.planted, drawn.retain, drawn.test))
     check_ids("--plant", config.vocab_size, planted, retain, test)
-    window = (settings.prompt_tokens, settings.continuation_tokens)
+    window = (len(begin) + settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window)
-    return ProductionData(dataset, {**asdict(passages), **settings.sizes, "plant": corpus.label})
+    identity = {**asdict(passages), **settings.sizes, "plant": corpus.label}
+    return ProductionData(dataset, identity | bos_identity(settings.bos, begin))
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:

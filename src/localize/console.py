@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.errors import OutOfMemory, first_line, out_of_memory
+from tinymem.errors import NotFinite, OutOfMemory, first_line, out_of_memory
 from tinymem.localize.dry_run import KEPT, planting_bytes
 from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
 from tinymem.localize.registry import Method
@@ -35,7 +35,8 @@ def run_methods(
     arguments  --force, --plot and --no_save_model are read
     others     records to compare with, at the head of the table
 
-    Returns the records, after the others the unedited model's first. OutOfMemory when a method does.
+    Returns the records, after the others the unedited model's first. OutOfMemory when a method does; NotFinite, when all
+    that can be done is done and printed, where a method's scores or logits are not finite.
     """
     with enough_memory("measuring the model as it is"):
         records = [*others, unedited(subject, arguments.force)]
@@ -44,11 +45,11 @@ def run_methods(
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
               f"{subject.identity['unlearn_set_name']}")  # fmt: skip
         return records
-    save_models = not arguments.no_save_model
+    save_models, failures = not arguments.no_save_model, []
     with cli.progress_bar(total=sum(len(hp.ratio) for _, hp in methods), unit="run") as bar:
         for method, hp in methods:
             bar.set_postfix_str(method.name)
-            with enough_memory(method.name):
+            with enough_memory(method.name), _kept(failures):
                 for record in unlearn(subject, method, hp, save_models, arguments.force, on_estimate=_say(bar, method)):
                     records.append(record)
                     bar.update()
@@ -60,7 +61,18 @@ def run_methods(
         print(*figures, sep="\n", file=sys.stderr)
     print_table(records)
     print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
+    if failures:
+        raise failures[0] if len(failures) == 1 else NotFinite("; ".join(map(str, failures)))
     return records
+
+
+@contextmanager
+def _kept(failures: list[NotFinite]):
+    """Keep a NotFinite of the block for the end: other methods can still run."""
+    try:
+        yield
+    except NotFinite as failure:
+        failures.append(failure)
 
 
 def print_table(records: Sequence[dict]) -> None:

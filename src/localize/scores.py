@@ -12,6 +12,7 @@ import torch
 
 from tinymem import files
 from tinymem.errors import reading
+from tinymem.localize.learning import check_scores
 from tinymem.localize.registry import Method
 from tinymem.localize.task import UnlearningTask
 from tinymem.records.record import Cost, measured
@@ -44,7 +45,7 @@ def ranked(
 
     key: what decides the scores beside method and hyper-parameters, of which the largest ratio matters to nested
     rankings only. fresh: compute them even if they are there. on_estimate is given the seconds that it will take, where
-    the method can tell. Raises UserError for a damaged file.
+    the method can tell. Raises UserError for a damaged file, NotFinite for scores that rank nothing.
     """
     settings = {name: value for name, value in asdict(hp).items() if name != "ratio"}
     ratio = max(hp.ratio)
@@ -56,6 +57,7 @@ def ranked(
         on_estimate(method.estimate(model, task, hp))
     with measured(model.device) as cost:
         scores = method.score(model, task, hp, ratio)
+    check_scores(scores if isinstance(scores, list) else scores.values())
     _write(path, scores, cost)
     return scores, cost
 

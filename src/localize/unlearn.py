@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files
+from tinymem.errors import NotFinite, finite
 from tinymem.localize.edit import Masks, edited, share_dropped
 from tinymem.localize.registry import Method
 from tinymem.localize.scores import ranked, task_fingerprint
@@ -42,7 +43,8 @@ class Subject:
 
     def metrics(self) -> Row:
         """What is measured, together with how much is left of what the method saw and of what it never saw."""
-        check = remembering(self.model, self.task.continuation, self.task.microbatch)
+        task = self.task
+        check = remembering(self.model, task.continuation, task.microbatch, task.ignored_token)
         row = self.measure(self.model, check=check)
         seen = self.task.unlearn if self.task.shown is None else self.task.shown
         shown, held_out = (percent(check(artifacts)) for artifacts in (seen, self.task.held_out))
@@ -61,7 +63,7 @@ def unedited(subject: Subject, force: bool = False, name: str = UNEDITED) -> dic
     if not force and (record := find_record(subject.folder, settings)):
         return record
     device = subject.model.device
-    with measured(device) as cost:
+    with measured(device) as cost, finite(f"measuring the {name} model"):
         row = subject.metrics()
     write_record(subject.folder, settings, {**row, "percent_zeroed": 0.0}, cost, str(device))
     return find_record(subject.folder, settings)
@@ -87,8 +89,10 @@ def unlearn(
     Finished runs are not done again unless `force`. The cost of a record is that of finding the mask (for a ranking:
     to score and to drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
     on_estimate is given the seconds that scoring will take, before it begins, for methods that can tell.
+    Raises NotFinite, after all ratios, where logits or scores of one are not finite: such a run has no record.
     """
     hp = method.resolve(hp, subject.model.num_parameters())
+    failures = []
     for number, ratio in enumerate(hp.ratio):
         # The model's own settings win: its weights' dtype over the precision of a method's forward passes.
         settings = {"method": method.name, **asdict(hp), **subject.identity, "ratio": ratio}
@@ -97,8 +101,16 @@ def unlearn(
         if record and (folder is None or (subject.folder / folder).exists()):
             yield record
         else:
-            masks, cost = _masks(subject, method, hp, ratio, force and number == 0, on_estimate)
-            yield _measure(subject, masks, settings, cost, folder)
+            try:
+                with finite(f"{method.name} with --ratio {ratio:g}"):
+                    masks, cost = _masks(subject, method, hp, ratio, force and number == 0, on_estimate)
+                    record = _measure(subject, masks, settings, cost, folder)
+            except NotFinite as failure:
+                failures.append(failure)
+            else:
+                yield record
+    if failures:
+        raise failures[0]
 
 
 def _measure(subject: Subject, masks: Masks, settings: dict[str, Any], cost: Cost, folder: str | None) -> dict:

@@ -50,7 +50,7 @@ def evaluate(
 
 def memorization_row(model, dataset: MemorizationDataset, batch_size: int = 64, check: Check | None = None) -> Row:
     """The memorization part of `evaluate`."""
-    check = check or remembering(model, dataset.continuation, batch_size)
+    check = check or remembering(model, dataset.continuation, batch_size, dataset.ignored_token)
     train = dataset.artifacts.select(dataset.measured(dataset.artifacts))
     test = dataset.test_artifacts.select(dataset.measured(dataset.test_artifacts))
     flags = check(train)
@@ -61,7 +61,9 @@ def memorization_row(model, dataset: MemorizationDataset, batch_size: int = 64, 
     row["percent_memorized_test"] = percent(check(test))
     natural = dataset.kind == "natural"
     row["percent_clean_recovery"] = (
-        None if natural else percent(recovered(model, train, dataset.continuation, batch_size))
+        None
+        if natural
+        else percent(recovered(model, train, dataset.continuation, batch_size, dataset.ignored_token))
     )
     return row
 

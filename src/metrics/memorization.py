@@ -17,6 +17,7 @@ def reproduces(
     prompt_end: torch.Tensor,
     continuation: int,
     batch_size: int = 64,
+    ignored_token: int | None = None,
 ) -> torch.Tensor:
     """Whether greedy decoding, prompted with tokens [0, prompt_end) of `prompt`, gives the next tokens of `target`.
 
@@ -24,6 +25,7 @@ def reproduces(
     the target, so one forward pass replaces the generation loop: same answer in the same precision.
 
     prompt, target: token ids (A, T). prompt_end: (A,). continuation: k; fewer tokens where the row ends first.
+    ignored_token: an id that no loss counts (a pad), which is not demanded either.
     Returns bool (A,) on the CPU.
     """
     results = torch.zeros(len(prompt), dtype=torch.bool)
@@ -36,18 +38,25 @@ def reproduces(
         columns = torch.arange(prompt.shape[1])
         tokens = torch.where(columns < start, prompt[rows], target[rows])
         outside = (columns < start) | (columns >= start + continuation)
+        if ignored_token is not None:
+            outside |= tokens == ignored_token
         with torch.inference_mode():
             hits = greedy_hits(model, tokens[:, :last], first, last).cpu()
         results[rows] = (hits | outside[:, first:last]).all(1)
     return results
 
 
-def memorized(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:
+def memorized(
+    model, artifacts: Artifacts, continuation: int, batch_size: int = 64, ignored_token: int | None = None
+) -> torch.Tensor:
     """Prompted with the clean twin's first tokens, does the planted continuation come out? bool (A,)."""
-    return reproduces(model, artifacts.clean, artifacts.planted, artifacts.prompt_end, continuation, batch_size)
+    sides = (artifacts.clean, artifacts.planted, artifacts.prompt_end)
+    return reproduces(model, *sides, continuation, batch_size, ignored_token)
 
 
-def remembering(model, continuation: int, batch_size: int = 64) -> Callable[[Artifacts], torch.Tensor]:
+def remembering(
+    model, continuation: int, batch_size: int = 64, ignored_token: int | None = None
+) -> Callable[[Artifacts], torch.Tensor]:
     """`memorized` as a function of the artifacts alone, which runs no sequence a second time.
 
     For a model that does not change between the calls: sets that are measured apart and together cost a pass only once.
@@ -58,18 +67,20 @@ def remembering(model, continuation: int, batch_size: int = 64) -> Callable[[Art
         rows = torch.cat([artifacts.clean, artifacts.planted, artifacts.prompt_end[:, None]], 1).numpy()
         keys = [row.tobytes() for row in rows]
         new = {key: number for number, key in enumerate(keys) if key not in known}
-        flags = memorized(
-            model, artifacts.select(torch.tensor([*new.values()], dtype=torch.long)), continuation, batch_size
-        )
+        unknown = artifacts.select(torch.tensor([*new.values()], dtype=torch.long))
+        flags = memorized(model, unknown, continuation, batch_size, ignored_token)
         known.update(zip(new, flags.tolist()))
         return torch.tensor([known[key] for key in keys], dtype=torch.bool)
 
     return check
 
 
-def recovered(model, artifacts: Artifacts, continuation: int, batch_size: int = 64) -> torch.Tensor:
+def recovered(
+    model, artifacts: Artifacts, continuation: int, batch_size: int = 64, ignored_token: int | None = None
+) -> torch.Tensor:
     """Prompted with the clean twin's first tokens, does its own continuation come out ("clean recovery")? bool (A,)."""
-    return reproduces(model, artifacts.clean, artifacts.clean, artifacts.prompt_end, continuation, batch_size)
+    sides = (artifacts.clean, artifacts.clean, artifacts.prompt_end)
+    return reproduces(model, *sides, continuation, batch_size, ignored_token)
 
 
 def percent(flags: torch.Tensor) -> float | None:

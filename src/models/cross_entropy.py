@@ -41,12 +41,18 @@ def linear_losses_and_hits(
     return torch.cat(losses), torch.cat(hits)
 
 
-def linear_hits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Whether the arg-max is the target, bool (positions,)."""
+def linear_hits(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest logit, NaN where there is one, and whether its place is the target: hidden's type and bool, (positions,)."""
     dtype = _multiply_type(hidden)
+    highest, hits = [], []
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        parts = _logits(hidden.to(dtype), weight.to(dtype))
-        return torch.cat([logits.argmax(-1) == targets[rows] for logits, rows in parts])
+        for logits, rows in _logits(hidden.to(dtype), weight.to(dtype)):
+            best = logits.argmax(-1)
+            highest.append(logits.gather(1, best[:, None]).squeeze(1))
+            hits.append(best == targets[rows])
+    return torch.cat(highest), torch.cat(hits)
 
 
 def _multiply_type(hidden: torch.Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from tinymem.errors import NotFinite
 from tinymem.models.cross_entropy import linear_cross_entropy, linear_hits, linear_losses_and_hits
 
 LARGE_VOCABULARY = 2048  # from here on chunks are at least as fast as the plain way
@@ -20,14 +21,17 @@ def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of each next token in nats, float32 (rows, length - 1). Differentiable.
 
     tokens: integer (rows, length), any integer type, on any device. The result is on model.device, as are those below,
-    also where the layers of the model lie on several devices.
+    also where the layers of the model lie on several devices. Raises NotFinite for losses that are not finite where no
+    gradients are kept: they are a figure then, while a training loop checks its own loss.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, 1:]
     if chunked(model):
         hidden, weight = _output_layer(model, input_ids=tokens)
-        return _chunked_losses(hidden[:, :-1], weight, targets)
-    return _cross_entropy(model(tokens, use_cache=False).logits[:, :-1], targets)
+        losses = _chunked_losses(hidden[:, :-1], weight, targets)
+    else:
+        losses = _cross_entropy(model(tokens, use_cache=False).logits[:, :-1], targets)
+    return losses if losses.requires_grad else _finite(model, losses)
 
 
 def last_losses(model, targets: torch.Tensor, **inputs) -> torch.Tensor:
@@ -46,7 +50,7 @@ def last_losses(model, targets: torch.Tensor, **inputs) -> torch.Tensor:
 def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Token losses, and whether the arg-max is the next token: float32 and bool, both (rows, length - 1).
 
-    For measuring: gradients are not kept.
+    For measuring: gradients are not kept. Raises NotFinite for losses that are not finite.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, 1:]
@@ -55,24 +59,40 @@ def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Te
             hidden, weight = _output_layer(model, input_ids=tokens)
             flat = targets.flatten().to(hidden.device)
             results = linear_losses_and_hits(hidden[:, :-1].flatten(0, 1), weight, flat)
-            return tuple(values.view(targets.shape).to(tokens.device) for values in results)
-        logits = model(tokens, use_cache=False).logits[:, :-1]
-        return _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
+            losses, hits = (values.view(targets.shape).to(tokens.device) for values in results)
+        else:
+            logits = model(tokens, use_cache=False).logits[:, :-1]
+            losses, hits = _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
+    return _finite(model, losses), hits
 
 
 def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Tensor:
     """Whether greedy decoding from each prefix gives the next token, for positions first <= position < last.
 
     Runs the output layer on those positions only. Returns bool (rows, last - first): entry j is about token first + j.
+    Raises NotFinite where the highest logit is not finite.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, first:last]
     if chunked(model):
         hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
         flat = targets.flatten().to(hidden.device)
-        return linear_hits(hidden[:, first - 1 :].flatten(0, 1), weight, flat).view(targets.shape).to(tokens.device)
-    logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
-    return _last(logits, last - first).argmax(-1).to(tokens.device) == targets
+        highest, hits = linear_hits(hidden[:, first - 1 :].flatten(0, 1), weight, flat)
+    else:
+        logits = _last(model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits, last - first)
+        best = logits.argmax(-1)  # of a NaN, where there is one
+        highest, hits = logits.gather(-1, best[..., None]), best.to(tokens.device) == targets
+    _finite(model, highest)
+    return hits.view(targets.shape).to(tokens.device)
+
+
+def _finite(model, values: torch.Tensor) -> torch.Tensor:
+    """The values. NotFinite, with the name of the model, where one of them is not a finite number."""
+    if values.isfinite().logical_not_().any():  # False for a plan's fake tensors
+        name, dtype = getattr(model, "name_or_path", "") or type(model).__name__, getattr(model, "dtype", None)
+        way = "; use --dtype float32 or bfloat16" if dtype == torch.float16 else ""
+        raise NotFinite(f"{name}: its logits are not finite numbers, so that nothing can be measured{way}")
+    return values
 
 
 def chunked(model) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tinymem.options import check_options, option
 DTYPES = ("float32", "bfloat16", "float16")
 DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config and tokenizer
 WEIGHT_FILES = {True: ("model*.safetensors",), False: ("pytorch_model*.bin",)}  # safetensors, or else pickled tensors
+logger = logging.getLogger(__name__)
 RESERVE = 0.05  # of the free memory, left for everything that is not a weight
 
 
@@ -42,7 +45,7 @@ def open_causal_lm(
     device_map: str | None = None,
     dtype_is_free: bool = True,
 ):
-    """(model, tokenizer) in evaluation mode; tokenizer is None where the folder has none.
+    """(model, tokenizer) in evaluation mode; tokenizer is None where the folder has none that opens.
 
     name_or_folder   a model folder, the name of a packaged model (smollm2: see `tinymem.models.gguf`), or a name on the
                      hub, which answers from its cache when it cannot be reached
@@ -55,7 +58,7 @@ def open_causal_lm(
     that can be edited, or it does not fit into memory.
     """
     folder = model_folder(name_or_folder, step)
-    config, tokenizer = read_config(folder), _tokenizer(folder)
+    config, tokenizer = read_config(folder), _tokenizer(folder, for_text=False)
     weights = getattr(torch, dtype)
     empty = empty_model(folder, config)
     find_mlps(empty)
@@ -68,20 +71,33 @@ def open_causal_lm(
     return model if device_map else model.to(device), tokenizer
 
 
-def open_description(name_or_folder: str | Path, step: int | None = None):
-    """(config, tokenizer or None): what can be known, and checked, before the weights are fetched and read."""
+def open_description(name_or_folder: str | Path, step: int | None = None, for_text: bool = True):
+    """(config, tokenizer or None): what can be known, and checked, before the weights are fetched and read.
+
+    for_text: whether text is to be read, so that a tokenizer with damaged files is an error.
+    """
     folder = model_folder(name_or_folder, step)
-    return read_config(folder), _tokenizer(folder)
+    return read_config(folder), _tokenizer(folder, for_text)
 
 
-def _tokenizer(folder: Path):
-    """None where there is none, or one of a kind that does not open here: whoever wants to read text says so."""
+def _tokenizer(folder: Path, for_text: bool):
+    """None where there is none, or one of a kind that does not open here: whoever wants to read text says so.
+
+    A damaged one is an error only where it is needed, and a note elsewhere: edited models are saved without it.
+    """
     try:
         return open_tokenizer(folder) if has_tokenizer(folder) else None
-    except UserError:
-        if (folder / "tokenizer.json").is_file():
+    except UserError as error:
+        if for_text and (folder / "tokenizer.json").is_file():
             raise
+        _note(str(error))
         return None
+
+
+@functools.cache
+def _note(text: str) -> None:
+    """Say it once: a folder is opened several times."""
+    logger.warning("%s; token ids need none", text)
 
 
 def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tinymem.errors import NotFinite
 from tinymem.localize.edit import Scores, mlp_weights, weight_masks
 from tinymem.localize.learning import frozen, gradients, mean_weights
 from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
@@ -39,12 +40,15 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
 
 def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
     """|d L_u / d parameter| for each parameter, float32, shaped as stored; entries that are not finite count as 0.
+    NotFinite where all are.
 
     Gradients become scores one by one, so that a model in half precision never has all of both.
     """
     parameters, tokens = list(parameters), task.unlearn.planted
     with frozen(model, parameters):
         totals = gradients(model, task, tokens, mean_weights(task, tokens), parameters)
+    if all(total.isfinite().logical_not_().all() for total in totals):
+        raise NotFinite("none of its gradients is finite; use --dtype float32 or bfloat16")
     return [totals.pop(0).float().abs_().nan_to_num_(nan=0.0, posinf=0.0) for _ in parameters]
 
 
