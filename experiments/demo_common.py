@@ -48,9 +48,17 @@ def before_and_after(unlearned: Path, method: str) -> dict[str, dict[str, Any]]:
 
 def continuation(model, prompt: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` tokens with which greedy decoding continues a prompt of token ids (P,). int64 (count,)."""
-    prompt = prompt.long()[None]
-    mask = torch.ones_like(prompt)
-    tokens = model.generate(
-        prompt, attention_mask=mask, min_new_tokens=count, max_new_tokens=count, do_sample=False, eos_token_id=None
-    )
+    from transformers import GenerationConfig
+
+    prompt, kept = prompt.long()[None], model.generation_config
+    model.generation_config = (
+        GenerationConfig()
+    )  # that of the folder may forbid or punish tokens, also in greedy decoding
+    try:
+        tokens = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=count, max_new_tokens=count, do_sample=False,
+            eos_token_id=None,
+        )  # fmt: skip
+    finally:
+        model.generation_config = kept
     return tokens[0, prompt.shape[1] :]

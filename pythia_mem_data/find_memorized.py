@@ -26,7 +26,7 @@ from tinymem.errors import UserError
 from tinymem.localize.task import default_microbatch
 from tinymem.metrics.scan import find_memorized
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.models.production import LoadSettings, open_causal_lm, open_description
+from tinymem.models.production import LoadSettings, model_identity, open_causal_lm, open_description
 from tinymem.options import check_options, option
 
 
@@ -77,9 +77,7 @@ def parse():
     return parser.parse_args()
 
 
-def load_rows(
-    settings: ScanSettings, config, tokenizer, begin: tuple[int, ...] = ()
-) -> tuple[torch.Tensor, str]:
+def load_rows(settings: ScanSettings, config, tokenizer, begin: tuple[int, ...] = ()) -> tuple[torch.Tensor, str]:
     """The rows to look through, int32 (rows, T), and the name of where they come from. config: the model's.
 
     begin: the ids that each of them begins with.
@@ -118,7 +116,7 @@ def main() -> None:
     rows, source = load_rows(settings, config.get_text_config(), tokenizer, begin)
     model, _ = open_causal_lm(arguments.model_name, device=device, **vars(loading))
     about = {
-        "model_name": arguments.model_name, **asdict(loading), "source": source, "rows": len(rows),
+        "model_name": model_identity(arguments.model_name), **asdict(loading), "source": source, "rows": len(rows),
         "prompt_tokens": settings.prompt_tokens, "continuation_tokens": settings.continuation_tokens,
         "min_distinct": settings.min_distinct, "weights": weights_fingerprint(model),
         "searched": TokenSet(rows, {}).fingerprint, **bos_identity(settings.bos, begin),

@@ -16,6 +16,8 @@ from typing import Any, get_type_hints
 
 from tinymem.errors import UserError
 
+SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, and beyond them one seed is another
+
 
 def option(
     default: Any,

@@ -19,7 +19,7 @@ from tinymem.data.production import (
 )
 from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 ADDRESSES = ("sotu",)  # --plant builtin: presidential addresses
 
@@ -35,7 +35,7 @@ class PassageSettings:
     )
     plant_sequences: int = option(128, "passages to plant", low=1)
     plant_tokens: int = option(80, "tokens of a passage", low=2)
-    plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=2**40)
+    plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=SEEDS)
 
     __post_init__ = check_options
 

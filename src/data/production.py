@@ -93,9 +93,7 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
     check_length("--memorized", length, config)
     test, retain, random_name = load_random(settings, length, config.vocab_size, tokenizer, begin)
     prompt_tokens = len(begin) + settings.prompt_tokens
-    dataset = production_dataset(
-        tokens, test, retain, config.vocab_size, prompt_tokens, settings.continuation_tokens
-    )
+    dataset = production_dataset(tokens, test, retain, config.vocab_size, prompt_tokens, settings.continuation_tokens)
     identity = {"memorized_data": memorized.fingerprint, "random_data": random_name, **settings.sizes}
     return ProductionData(dataset, identity | bos_identity(settings.bos, begin))
 

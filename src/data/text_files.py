@@ -56,7 +56,7 @@ def _sha256(path: Path, size: int, time: int) -> str:
 
 
 def read_texts(path: Path, column: str) -> list[str]:
-    """The texts of one file: a plain file is one, a .jsonl or .parquet file has one a row, in `column`."""
+    """The texts of one file: a plain file is one, a .jsonl or .parquet file has one a row, in `column`; null is none."""
     if path.suffix.lower() == ".jsonl":
         return _read_jsonl(path, column)
     if path.suffix.lower() == ".parquet":
@@ -90,6 +90,8 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
             raise UserError(f"{path}: line {number} is not a JSON object")
         if column not in row:
             raise UserError(f"--text_column {column}: {path} line {number} has only {', '.join(row) or 'nothing'}")
+        if row[column] is None:
+            continue
         if not isinstance(row[column], str):
             raise UserError(f"--text_column {column}: {path} line {number} holds no text there")
         try:
@@ -117,7 +119,9 @@ def _read_parquet(path: Path, column: str) -> list[str]:
         if column not in names:
             raise UserError(f"--text_column {column}: {path} has only {', '.join(names)}")
         if names.count(column) > 1:
-            raise UserError(f"--text_column {column}: {path} has {names.count(column)} columns of this name; rename one")
+            raise UserError(
+                f"--text_column {column}: {path} has {names.count(column)} columns of this name; rename one"
+            )
         texts = file.read(columns=[column]).column(column)
         kind = texts.type.value_type if pyarrow.types.is_dictionary(texts.type) else texts.type
         if not any(test(kind) for test in _text_types()):
@@ -125,9 +129,7 @@ def _read_parquet(path: Path, column: str) -> list[str]:
         rows = texts.cast(pyarrow.large_string()).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
-    if None in rows:
-        raise UserError(f"--text_column {column}: {path} row {rows.index(None) + 1} holds no text there")
-    return rows
+    return [text for text in rows if text is not None]
 
 
 def _text_types() -> tuple:

@@ -133,7 +133,9 @@ def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
         added = (known,)
     if added:
         why = "as its tokenizer does; --bos no leaves it out" if bos == "auto" else "--bos yes"
-        logger.warning("every row begins with <bos>, id %s, before its own tokens (%s)", ", ".join(map(str, added)), why)
+        logger.warning(
+            "every row begins with <bos>, id %s, before its own tokens (%s)", ", ".join(map(str, added)), why
+        )
     return added
 
 

@@ -33,7 +33,7 @@ from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_mic
 from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.gguf import is_packaged, packaged_model
-from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
+from tinymem.models.production import LoadSettings, model_identity, open_causal_lm, open_description, run_label
 from tinymem.training.console import plant_visibly
 from tinymem.training.plant import PlantSettings, planted_model
 
@@ -72,7 +72,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     output = files.writable_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
     if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product 500 times as long
         print("--dtype float16: few CPUs can calculate in it, others take forever; bfloat16 is fast", file=sys.stderr)
-    origin: dict[str, Any] = {"model_name": name, "step": loading.step, "dtype": loading.dtype}
+    origin: dict[str, Any] = {"model_name": model_identity(name), "step": loading.step, "dtype": loading.dtype}
     if passages.plant is None:
         model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
     else:

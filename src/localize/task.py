@@ -13,7 +13,7 @@ from tinymem.errors import UserError, finite
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import counted, token_losses
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 # Task settings that change how much memory a method takes, but not what comes out: no part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
@@ -34,7 +34,7 @@ class TaskSettings:
         0.0, "share of the unlearn set never shown to the method, measured apart", low=0.0, below=1.0
     )
     max_retain: int = option(100000, "at most this many retain sequences", low=1)
-    unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0, high=2**40)
+    unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0, high=SEEDS)
     microbatch: int | None = option(
         None,
         "sequences per forward pass: bounds memory, does not change results; not given: from the model's size, "

@@ -61,9 +61,7 @@ def memorization_row(model, dataset: MemorizationDataset, batch_size: int = 64, 
     row["percent_memorized_test"] = percent(check(test))
     natural = dataset.kind == "natural"
     row["percent_clean_recovery"] = (
-        None
-        if natural
-        else percent(recovered(model, train, dataset.continuation, batch_size, dataset.ignored_token))
+        None if natural else percent(recovered(model, train, dataset.continuation, batch_size, dataset.ignored_token))
     )
     return row
 

@@ -27,7 +27,7 @@ from tinymem.data.token_sets import TokenSet
 from tinymem.errors import NotFinite, UserError
 from tinymem.metrics.quality import quality
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 Direction = dict[str, "torch.Tensor"]  # parameter name -> how far it moves; parameters that stay are not in it
 SAVE_SECONDS = 1.0  # a kill loses at most this much work, or one point
@@ -40,7 +40,7 @@ class LandscapeSettings:
     points: int = option(21, "grid points along each direction; odd, so that the middle one is the model itself", low=3)
     distance: float = option(1.0, "how far the grid reaches to each side; 1: as far as the weights are long", above=0.0)
     num_sequences: int = option(128, "sequences that the loss is taken over, drawn at random", low=1)
-    landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0, high=2**40)
+    landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0, high=SEEDS)
 
     def __post_init__(self) -> None:
         check_options(self)

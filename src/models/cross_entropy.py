@@ -41,9 +41,7 @@ def linear_losses_and_hits(
     return torch.cat(losses), torch.cat(hits)
 
 
-def linear_hits(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def linear_hits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The highest logit, NaN where there is one, and whether its place is the target: hidden's type and bool, (positions,)."""
     dtype = _multiply_type(hidden)
     highest, hits = [], []

@@ -95,7 +95,9 @@ def _check_weight_files(folder: Path) -> None:
             raise UserError(f"{folder}: holds an adapter beside the weights; merge it, or move {ADAPTER} elsewhere")
         logger.warning("%s: the adapter beside the weights (%s) is not applied", folder, ADAPTER)
     if weights and not plain:
-        raise UserError(f"{folder}: has no weights but the variant {weights[0]}; rename it to {_without_variant(weights[0])}")
+        raise UserError(
+            f"{folder}: has no weights but the variant {weights[0]}; rename it to {_without_variant(weights[0])}"
+        )
 
 
 def _without_variant(name: str) -> str:
@@ -132,7 +134,9 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
 
 def _cannot_open(folder: Path, error: Exception) -> UserError:
     if "custom code" in str(error):
-        return UserError(f"{folder}: this model needs code of its own (auto_map), which is never run; no other opens it")
+        return UserError(
+            f"{folder}: this model needs code of its own (auto_map), which is never run; no other opens it"
+        )
     return UserError(
         f"{folder}: cannot open this model ({first_line(error)}); the folder is damaged or not a causal LM"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from tinymem.data.corpus import hub_reachable
 from tinymem.data.tokenizer import has_tokenizer, open_tokenizer
 from tinymem.errors import OutOfMemory, UserError, first_line
 from tinymem.models.adapter import find_mlps
-from tinymem.models.gguf import is_packaged, packaged_model
+from tinymem.models.gguf import PACKAGED_MODELS, is_packaged, packaged_model
 from tinymem.models.loading import empty_model, read_config, read_model
+from tinymem.models.memory import known_config
 from tinymem.options import check_options, option
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -95,6 +97,17 @@ def _tokenizer(folder: Path, for_text: bool):
 
 
 @functools.cache
+def _say_hidden(name: str) -> None:
+    """A note, once, where a folder has the name of a model that is packaged, well known or in the hub's cache."""
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    plain = re.fullmatch(r"[\w.-]*\w(/[\w.-]+)?", name) is not None and not name.startswith(".")
+    if plain and (name in PACKAGED_MODELS or known_config(name) is not None or cached.is_dir()):
+        logger.warning("%s: the folder of this name is opened, not the model; ./%s says so", name, name)
+
+
+@functools.cache
 def _note(text: str) -> None:
     """Say it once: a folder is opened several times."""
     logger.warning("%s; token ids need none", text)
@@ -112,7 +125,9 @@ def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
                 f"--step {step}: {name_or_folder} comes with an installed package, as one model; leave it out"
             )
         return packaged_model(str(name_or_folder))
-    if not path.is_dir():
+    if path.is_dir():
+        _say_hidden(str(name_or_folder))
+    else:
         return _snapshot(str(name_or_folder), step, DESCRIPTION_FILES)
     if step is None:
         return path
@@ -166,6 +181,12 @@ def _snapshot(name: str, step: int | None, patterns: tuple[str, ...]) -> Path:
         ) from None
     except (OSError, ValueError) as error:  # full disks, broken connections
         raise UserError(f"--model_name {name}: cannot be fetched ({first_line(error)})") from None
+
+
+def model_identity(name_or_folder: str | Path) -> str:
+    """Names a model in records: a folder by its real path, however it was spelled and wherever the command ran."""
+    path = Path(name_or_folder)
+    return str(path.resolve()) if path.is_dir() else str(name_or_folder)
 
 
 def run_label(name_or_folder: str | Path, step: int | None) -> str:

@@ -13,7 +13,7 @@ from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.localize.registry import Method
 from tinymem.localize.task import TaskSettings
-from tinymem.models.production import LoadSettings, run_label
+from tinymem.models.production import LoadSettings, model_identity, run_label
 from tinymem.options import as_flags
 from tinymem.records.record import UNEDITED
 from tinymem.regularizers.registry import REGULARIZERS
@@ -159,10 +159,12 @@ def production_jobs(
     Records are known by the memorized sequences and the other text in them too; what is read where nothing is named is
     decided here, once for all. UserError for a file that is damaged. One that is not there yet names nothing.
     """
-    name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
+    name = model_identity(model.name)
     data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
     base = {"run": "unlearn", "model_name": name, "step": model.loading.step, "dtype": model.loading.dtype}
     base |= data.sizes
+    if data.bos != "auto":
+        base["bos"] = data.bos == "yes"
     base |= task.deciding()
     if data.memorized and Path(data.memorized).exists():
         base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint

@@ -13,7 +13,15 @@ from typing import Protocol
 
 import torch
 
-from tinymem.localize.learning import all_finite, backward, check_steps, frozen, loss_scale, mean_weights, unlearn_batches
+from tinymem.localize.learning import (
+    all_finite,
+    backward,
+    check_steps,
+    frozen,
+    loss_scale,
+    mean_weights,
+    unlearn_batches,
+)
 from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
