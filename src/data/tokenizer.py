@@ -167,7 +167,18 @@ def open_tokenizer(folder: str | Path):
         raise UserError(f"{folder}: cannot open this tokenizer ({first_line(error)}){cause}") from None
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(f"{folder}: cannot open this tokenizer ({type(tokenizer).__name__} exists in Python alone)")
+    _say_what_is_added(Path(folder), tokenizer)
     return tokenizer
+
+
+def _say_what_is_added(folder: Path, tokenizer) -> None:
+    """A note where files beside tokenizer.json bring tokens that it lacks: text that holds them is read otherwise."""
+    if not (folder / FILES[0][0]).is_file():
+        return
+    own = {token["content"] for token in json.loads((folder / FILES[0][0]).read_text("utf-8")).get("added_tokens") or []}
+    added = {token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()} - own
+    if added:
+        logger.warning("%s: files beside tokenizer.json add tokens that it lacks: %s", folder, ", ".join(sorted(added)))
 
 
 def check_vocabulary(model, vocabulary_size: int, where: str | Path) -> None:

@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from tinymem.localize.edit import Masks, Scores, how_many, mlp_weights
-from tinymem.localize.learning import frozen, gradients, mixed_batches, sequence_weights, sides_of
+from tinymem.localize.learning import check_steps, frozen, gradients, mixed_batches, sequence_weights, sides_of
 from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps
 from tinymem.models.memory import Shape
 from tinymem.options import check_options, option
+
+PATIENCE = 20  # passes: where none of the first ones has a finite gradient, none of thousands will
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,23 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
 
     The r-th entry scores -(r - 1/2) / parameters: minus the share of the model zeroed once the entry is half gone, so
     that rounding cannot carry it across a ratio. Entries that are never reached score -inf. A pass without a finite
-    gradient zeroes nothing.
+    gradient zeroes nothing; NotFinite where the first PATIENCE passes are such.
     """
     weights = mlp_weights(find_mlps(model))
     scores = {name: torch.full_like(weight.view(), -torch.inf, dtype=torch.float32) for name, weight in weights.items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     count, removed = how_many(ratio, parameters), []
     share = _unlearn_share(hp, len(task.unlearn), len(task.retain))
+    done = skipped = 0
     batches = mixed_batches(task, hp.batch_size, share, task.generator())
     with frozen(model, [weight.parameter for weight in weights.values()]):
         try:
             for _, sides in zip(range(0, count, hp.greedy_k), batches):
                 slopes = _gradients(model, task, share, *sides, weights)
+                lost = all(slope.isfinite().logical_not_().all() for slope in slopes)
+                done, skipped = done + (not lost), skipped + lost
+                if skipped == PATIENCE and not done:
+                    break
                 for name, place in _best(weights, slopes, scores, min(hp.greedy_k, count - len(removed))):
                     view = weights[name].view()
                     removed.append((view, place, view[place].clone()))
@@ -63,6 +70,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Sco
         finally:
             for view, place, value in removed:
                 view[place] = value
+    check_steps(done, skipped)
     return scores
 
 
