@@ -243,13 +243,13 @@ def _read_files(paths: list[Path], text_column: str) -> list[str]:
     texts = [text for path in paths for text in text_files.read_texts(path, text_column) if text.strip()]
     if _is_wikitext(texts):
         return texts
-    texts = _separated(texts)
+    texts = _separated(texts, str(paths[0]))
     if len(texts) < MIN_DOCUMENTS:
-        _say_sections(len(texts))
+        _say_sections(str(paths[0]), len(texts))
     return texts
 
 
-def _separated(texts: list[str]) -> list[str]:
+def _separated(texts: list[str], where: str) -> list[str]:
     """The texts cut at the first kind of separator line that serves, which stderr names; as they are where none does.
 
     Lines of <|endoftext|> always serve, others where they make MIN_DOCUMENTS documents of fewer.
@@ -257,21 +257,21 @@ def _separated(texts: list[str]) -> list[str]:
     for name, line in SEPARATORS.items():
         pieces = [piece for text in texts for piece in line.split(text) if piece.strip()]
         if len(pieces) > len(texts) and (name == END_OF_TEXT or len(texts) < MIN_DOCUMENTS <= len(pieces)):
-            _say_separator(name, len(pieces))
+            _say_separator(where, name, len(pieces))
             return pieces
     return texts
 
 
 @functools.cache
-def _say_separator(name: str, count: int) -> None:
-    logger.warning("text is cut at its lines of %s into %d documents", name, count)
+def _say_separator(where: str, name: str, count: int) -> None:
+    logger.warning("%s: text is cut at its lines of %s into %d documents", where, name, count)
 
 
 @functools.cache
-def _say_sections(count: int) -> None:
+def _say_sections(where: str, count: int) -> None:
     logger.warning(
-        "text of %d document(s) is cut into sections at blank lines; copies inside one document are not found and may be "
-        "on both sides of a split (lines of %s between documents help)", count, END_OF_TEXT,
+        "%s: text of %d document(s) is cut into sections at blank lines; copies inside one document are not found and may "
+        "be on both sides of a split (lines of %s between documents help)", where, count, END_OF_TEXT,
     )  # fmt: skip
 
 

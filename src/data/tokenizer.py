@@ -175,7 +175,9 @@ def _say_what_is_added(folder: Path, tokenizer) -> None:
     """A note where files beside tokenizer.json bring tokens that it lacks: text that holds them is read otherwise."""
     if not (folder / FILES[0][0]).is_file():
         return
-    own = {token["content"] for token in json.loads((folder / FILES[0][0]).read_text("utf-8")).get("added_tokens") or []}
+    own = {
+        token["content"] for token in json.loads((folder / FILES[0][0]).read_text("utf-8")).get("added_tokens") or []
+    }
     added = {token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()} - own
     if added:
         logger.warning("%s: files beside tokenizer.json add tokens that it lacks: %s", folder, ", ".join(sorted(added)))

@@ -86,7 +86,9 @@ def test_no_method_ranks_by_chance(name, tmp_path):
     quick |= {"balanced_subnet": dict(epochs=1, dtype="float32"), "integrated_gradients": dict(ig_steps=2)}
     task = unlearning_task(new_model(), dataset(), TaskSettings(unlearn_set_name="noise", microbatch=8))
     hp = METHODS[name].hyper_parameters(ratio=(0.1,), **quick.get(name, {}))
-    subject = Subject(spoiled(math.nan), task, lambda model, check: {}, {"weights": "w", "task": "t"}, tmp_path, tmp_path)
+    subject = Subject(
+        spoiled(math.nan), task, lambda model, check: {}, {"weights": "w", "task": "t"}, tmp_path, tmp_path
+    )
     with pytest.raises(NotFinite, match=f"^{name} with --ratio 0.1: "):
         list(unlearn(subject, METHODS[name], hp, save_models=False))
 

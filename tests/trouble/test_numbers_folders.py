@@ -27,7 +27,9 @@ def plain(tmp_path_factory):
     """A random Llama with tied embeddings and a tokenizer."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("folders") / "plain"
-    config = AutoConfig.for_model("llama", vocab_size=300, max_position_embeddings=96, tie_word_embeddings=True, **SIZES)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=300, max_position_embeddings=96, tie_word_embeddings=True, **SIZES
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     train_tokenizer([TEXT] * 9, 273).save_pretrained(path)
     return path
@@ -185,7 +187,9 @@ BAD_TOKENIZERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name, content", [(name, content) for name, each in BAD_TOKENIZERS.items() for content in each])
+@pytest.mark.parametrize(
+    "name, content", [(name, content) for name, each in BAD_TOKENIZERS.items() for content in each]
+)
 def test_a_damaged_tokenizer_is_one_line_and_no_hindrance_to_token_ids(folder, name, content, caplog):
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match="cannot open this tokenizer") as error:
