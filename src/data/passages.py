@@ -15,6 +15,7 @@ from tinymem.data.production import (
     begun,
     check_ids,
     check_length,
+    left_out,
     production_dataset,
 )
 from tinymem.data.tokenizer import beginning, bos_identity, tokenize
@@ -73,7 +74,7 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     window = (len(begin) + settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window)
     identity = {**asdict(passages), **settings.sizes, "plant": corpus.label}
-    return ProductionData(dataset, identity | bos_identity(settings.bos, begin))
+    return ProductionData(dataset, identity | bos_identity(settings.bos, begin) | left_out(test, dataset))
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:

@@ -95,7 +95,13 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
     prompt_tokens = len(begin) + settings.prompt_tokens
     dataset = production_dataset(tokens, test, retain, config.vocab_size, prompt_tokens, settings.continuation_tokens)
     identity = {"memorized_data": memorized.fingerprint, "random_data": random_name, **settings.sizes}
-    return ProductionData(dataset, identity | bos_identity(settings.bos, begin))
+    return ProductionData(dataset, identity | bos_identity(settings.bos, begin) | left_out(test, dataset))
+
+
+def left_out(test: torch.Tensor, dataset: MemorizationDataset) -> dict[str, int]:
+    """What a record says of test rows that were left out; nothing where none were."""
+    count = len(test) - len(dataset.tests["random"])
+    return {"test_rows_left_out": count} if count else {}
 
 
 def begun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:

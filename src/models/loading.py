@@ -30,6 +30,8 @@ def read_config(folder: Path):
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
+        raise _only_an_adapter(folder)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: not a model folder (no config.json in it); give a folder such as runs/NAME/epoch_50"
@@ -90,7 +92,7 @@ def _check_weight_files(folder: Path) -> None:
     plain = [name for name in weights if re.fullmatch(r"\w+(-\d+-of-\d+)?\.(safetensors|bin)", name)]
     if ADAPTER in names:
         if not weights:
-            raise UserError(f"{folder}: holds an adapter ({ADAPTER}), no model; give the model that it was merged into")
+            raise _only_an_adapter(folder)
         if importlib.util.find_spec("peft") is not None:  # transformers would apply it
             raise UserError(f"{folder}: holds an adapter beside the weights; merge it, or move {ADAPTER} elsewhere")
         logger.warning("%s: the adapter beside the weights (%s) is not applied", folder, ADAPTER)
@@ -98,6 +100,10 @@ def _check_weight_files(folder: Path) -> None:
         raise UserError(
             f"{folder}: has no weights but the variant {weights[0]}; rename it to {_without_variant(weights[0])}"
         )
+
+
+def _only_an_adapter(folder: Path) -> UserError:
+    return UserError(f"{folder}: holds an adapter ({ADAPTER}), no model; give the model that it was merged into")
 
 
 def _without_variant(name: str) -> str:

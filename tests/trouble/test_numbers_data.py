@@ -14,7 +14,7 @@ from tinymem.data.chunks import split_by_document
 from tinymem.data.corpus import local_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.passages import PassageSettings
-from tinymem.data.production import groups_sharing_tokens, production_dataset
+from tinymem.data.production import groups_sharing_tokens, left_out, production_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity, train_tokenizer
@@ -96,6 +96,7 @@ def test_each_memory_counts_once_and_test_text_holds_none(caplog):
     assert torch.equal(dataset.artifacts.planted, memorized_rows)
     assert torch.equal(dataset.tests["random"], test[[0, 1, 2, 4, 5, 6, 8, 9]])
     assert "2 of 8 memorized rows are left out" in caplog.text and "2 of 10 test rows are left out" in caplog.text
+    assert left_out(test, dataset) == {"test_rows_left_out": 2}
     with pytest.raises(UserError, match="no test text is left"):
         production_dataset(memorized_rows, memorized_rows, retain, 1000, 8, 10)
 
@@ -195,12 +196,11 @@ def test_what_a_model_recites_behind_bos_is_found(reciter, tmp_path, capsys, bos
         assert (written.tokens[:, 0] == written.tokens[0, 0]).all()
 
 
-def test_text_is_read_behind_bos(reciter, tmp_path, capsys):
+def test_text_is_read_behind_bos(reciter, tmp_path, capsys, caplog):
     words = ["--model_name", reciter / "m", "--corpus", reciter / "text.txt", *WINDOW, "--length", 24]
     in_process("pythia_mem_data/find_memorized.py", *words, "--min_distinct", 1, "--output", tmp_path / "f.safetensors")
-    captured = capsys.readouterr()
-    assert int(captured.out.split(" of ")[0].split()[-1]) >= 9
-    assert "every row begins with <bos>" in captured.err
+    assert int(capsys.readouterr().out.split(" of ")[0].split()[-1]) >= 9
+    assert "every row begins with <bos>" in caplog.text
 
 
 @pytest.mark.parametrize("bos, percent", [("auto", 100.0), ("no", 0.0)])

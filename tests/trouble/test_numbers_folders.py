@@ -131,6 +131,11 @@ def only_an_adapter(folder):
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
 
 
+def nothing_but_an_adapter(folder):
+    only_an_adapter(folder)
+    (folder / "config.json").unlink()
+
+
 def only_a_variant(folder):
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
 
@@ -145,6 +150,7 @@ def one_weight_less(folder):
     "spoil, message",
     [
         (only_an_adapter, r"holds an adapter \(adapter_config.json\), no model"),
+        (nothing_but_an_adapter, r"holds an adapter \(adapter_config.json\), no model"),
         (only_a_variant, "no weights but the variant model.fp16.safetensors; rename it to model.safetensors"),
         (one_weight_less, r"do not belong together \(model.norm.weight\)$"),
         (lambda folder: merge(folder, "config.json", quantization_config={"quant_method": "gptq"}), "quantised"),
