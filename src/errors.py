@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 Kinds = type[Exception] | tuple[type[Exception], ...]
@@ -35,6 +35,37 @@ _NO_MEMORY = (
     "CUDA error: out of memory",
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER
 )
+
+
+class NotFinite(UserError):
+    """Logits, losses or scores that are not finite numbers: no figure may be made from them."""
+
+
+@contextmanager
+def finite(what: str) -> Iterator[None]:
+    """Put `what` (the model or method, and the step) in front of the message of a NotFinite raised within the block."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(f"{what}: {error}") from None
+
+
+class Failures(list[NotFinite]):
+    """NotFinite errors that are kept until what can still be done is done."""
+
+    @contextmanager
+    def kept(self, what: str | None = None) -> Iterator[None]:
+        """Keep a NotFinite that is raised within the block, with `what` in front as of `finite`."""
+        try:
+            with finite(what) if what else nullcontext():
+                yield
+        except NotFinite as failure:
+            self.append(failure)
+
+    def end(self) -> None:
+        """Raise what was kept, as one error of one line."""
+        if self:
+            raise NotFinite("; ".join(dict.fromkeys(map(str, self))))
 
 
 @contextmanager

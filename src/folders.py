@@ -8,19 +8,17 @@ from pathlib import Path
 from tinymem.errors import DiskFull, UserError, full_disk
 
 
-def writable_folder(path: str | Path) -> Path:
-    """Make the folder, parents included. Raise UserError when it cannot be made or written."""
+def writable_folder(path: str | Path, flag: str = " with --output_dir") -> Path:
+    """Make the folder, parents included. Raise UserError, which names the flag, when it cannot be made or written."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a null byte
         kind = DiskFull if full_disk(error) else UserError
         reason = getattr(error, "strerror", None) or error
-        raise kind(f"{folder}: cannot make this folder ({reason}); choose another with --output_dir") from None
+        raise kind(f"{folder}: cannot make this folder ({reason}); choose another{flag}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(
-            f"{folder}: this folder is not writable; choose another with --output_dir or change its permissions"
-        )
+        raise UserError(f"{folder}: this folder is not writable; choose another{flag} or change its permissions")
     return folder
 
 

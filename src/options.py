@@ -18,6 +18,7 @@ from typing_extensions import dataclass_transform
 from tinymem.errors import UserError
 
 LARGEST = 2**31 - 1  # of every whole number whose option names no bound of its own: torch and numpy count in int32, too
+SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, and beyond them one seed is another
 
 
 def option(
