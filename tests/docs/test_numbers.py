@@ -102,8 +102,8 @@ def test_demo_lm():
     text, planting, settings = one_line("docs/production.md"), summary["planting"], summary["settings"]
     assert f"The whole takes {summary['seconds_total'] / 60:.0f} minutes" in text
     assert f"{planting['seconds'] / 60:.0f} of them to plant" in text
-    passages = round(planting["unedited"] / 100 * settings["plant_sequences"])
-    assert f"({passages} of {settings['plant_sequences']})" in text
+    passages = round(planting["unedited"] / 100 * settings["data"]["plant_sequences"])
+    assert f"({passages} of {settings['data']['plant_sequences']})" in text
     for document in ("docs/production.md", "docs/methods.md"):
         assert f" {summary['left_out']['zero_out']:.0f} hours" in one_line(document)
 
