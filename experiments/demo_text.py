@@ -71,8 +71,8 @@ def example(before, after) -> dict[str, str]:
     """One of the passages repeated most: how both models continue it, as text."""
     settings = RunSettings.from_flat(load_details(RUN / f"epoch_{EPOCHS}")["settings"]).data
     dataset = load_dataset(settings)
-    artifacts = dataset.artifacts
-    known, kept = (memorized(model, artifacts, dataset.continuation) for model in (before, after))
+    artifacts, measured = dataset.artifacts, dict(ignored_token=dataset.ignored_token)
+    known, kept = (memorized(model, artifacts, dataset.continuation, **measured) for model in (before, after))
     index = int((artifacts.group + 10 * known - 5 * kept).argmax())  # best: repeated often, memorized, then unlearned
     end, decode = int(artifacts.prompt_end[index]), decoder(settings, "data")
     window, prompt = slice(end, end + dataset.continuation), artifacts.clean[index, :end]

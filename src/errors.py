@@ -1,7 +1,7 @@
 """The exception that means: the user can mend this; files that cannot be read; what running out of memory looks like."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 Kinds = type[Exception] | tuple[type[Exception], ...]
@@ -17,6 +17,37 @@ class UserError(Exception):
 
 class OutOfMemory(UserError):
     """There is not enough memory, or was not: with the flags that the message names, or at another time, there may be."""
+
+
+class NotFinite(UserError):
+    """Logits, losses or scores that are not finite numbers: no figure may be made from them."""
+
+
+@contextmanager
+def finite(what: str) -> Iterator[None]:
+    """Put `what` (the model or method, and the step) in front of the message of a NotFinite raised within the block."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(f"{what}: {error}") from None
+
+
+class Failures(list[NotFinite]):
+    """NotFinite errors that are kept until what can still be done is done."""
+
+    @contextmanager
+    def kept(self, what: str | None = None) -> Iterator[None]:
+        """Keep a NotFinite that is raised within the block, with `what` in front as of `finite`."""
+        try:
+            with finite(what) if what else nullcontext():
+                yield
+        except NotFinite as failure:
+            self.append(failure)
+
+    def end(self) -> None:
+        """Raise what was kept, as one error of one line."""
+        if self:
+            raise NotFinite("; ".join(dict.fromkeys(map(str, self))))
 
 
 @contextmanager

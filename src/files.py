@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,38 @@ def digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def writable_folder(path: str | Path) -> Path:
-    """Makes the folder, parents included. UserError when it cannot be made or written."""
+def writable_folder(path: str | Path, flag: str = " --output_dir") -> Path:
+    """Makes the folder, parents included. UserError, which names the flag, when it cannot be made or written."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot make this folder ({error.strerror}); choose another") from None
+        raise UserError(f"{folder}: cannot make this folder ({error.strerror}); choose another{flag}") from None
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: this folder is not writable; choose another or change its permissions")
+        raise UserError(f"{folder}: this folder is not writable; choose another{flag} or change its permissions")
     return folder
+
+
+def found_under(folder: str | Path) -> Iterator[Path]:
+    """Every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
+
+    Hidden names and __MACOSX, which other programs put beside a user's files, are passed over below the folder.
+    """
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = (
+            []
+            if real in entered
+            else sorted(filter(_shown, folders), key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        )
+        if real not in entered:
+            entered.add(real)
+            yield from (Path(place, name) for name in filter(_shown, names))
+
+
+def _shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def write_file(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -43,7 +65,7 @@ def write_file(path: str | Path, write: Callable[[Path], None]) -> Path:
     Raises UserError when the disk is full or the folder is not writable; nothing half-written stays behind.
     """
     path = Path(path)
-    writable_folder(path.parent)
+    writable_folder(path.parent, flag="")
     temporary = _beside(path, "tmp")
     try:
         write(temporary)
@@ -63,7 +85,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     under a hidden name, from which remove_leftovers brings it back.
     """
     path = Path(path)
-    writable_folder(path.parent)
+    writable_folder(path.parent, flag="")
     temporary = _beside(path, "tmp")
     try:
         temporary.mkdir()

@@ -33,7 +33,7 @@ def try_lock(path: str | Path) -> int | None:
     A child process that is given the descriptor holds the lock too. UserError when the file cannot be made.
     """
     path = Path(path)
-    files.writable_folder(path.parent)
+    files.writable_folder(path.parent, flag="")
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

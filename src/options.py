@@ -17,6 +17,8 @@ from typing_extensions import dataclass_transform
 
 from tinymem.errors import UserError
 
+SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, and beyond them one seed is another
+
 
 def option(
     default: Any,

@@ -83,14 +83,15 @@ class MemorizationDataset:
     def measured(self, artifacts: Artifacts) -> torch.Tensor:
         """Which of these artifacts count towards % memorized, bool (A,): those that differ from their clean twin
         inside the measured window, since reproducing the others is no sign of memorization. Passages planted
-        unchanged ("natural") all count.
+        unchanged ("natural") count where the window holds a token at all. What no loss counts (pads of text) is no part
+        of a window.
         """
-        if self.kind == "natural":
-            return torch.ones(len(artifacts), dtype=torch.bool)
         columns = torch.arange(artifacts.planted.shape[1])
         start = artifacts.prompt_end[:, None]
         window = (columns >= start) & (columns < start + self.continuation)
-        return ((artifacts.planted != artifacts.clean) & window).any(1)
+        if self.ignored_token is not None:
+            window &= artifacts.planted != self.ignored_token
+        return window.any(1) if self.kind == "natural" else ((artifacts.planted != artifacts.clean) & window).any(1)
 
 
 def training_order(count: int, artifact_ids: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem.errors import UserError
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 NUMBER_TASKS = tuple(
     f"{name}{suffix}" for suffix in ("", "_3", "_5") for name in ("increment", "mult", "exp", "exponential")
@@ -46,7 +46,7 @@ class DataSettings:
     max_ctx: int = option(150, "context length, tokens", low=2)
     prompt_tokens: int = option(50, "n of (n, k) memorization: tokens of the prompt (noise, natural)", low=1)
     continuation_tokens: int = option(50, "k of (n, k) memorization: tokens that must come out", low=1)
-    seed: int = option(0, "seed of the noise, the trigger, the initial weights and the data order", low=0, high=2**40)
+    seed: int = option(0, "seed of the noise, the trigger, the initial weights and the data order", low=0, high=SEEDS)
     corpus: str | None = option(
         None,
         "text: hub (Hugging Face), builtin (from installed packages), or a path: a text file, .jsonl, .parquet, or a "

@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from tinymem import files
 from tinymem.errors import UserError, first_line
 
 PLAIN = (".txt", ".text", ".md")
@@ -14,13 +15,14 @@ SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 
 
 def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
-    """The files of a corpus, sorted: the file itself, or all of a folder and its subfolders with a known suffix.
+    """The files of a corpus, sorted: the file itself, or all of a folder and its subfolders with a known suffix. Links
+    are followed; hidden names, which are none of the user's, are passed over.
 
     UserError, naming `flag`, when there is nothing there, or a file of a kind that is not read.
     """
     known = ", ".join(SUFFIXES)
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = sorted(file for file in files.found_under(path) if file.suffix.lower() in SUFFIXES and file.is_file())
         if not found:
             raise UserError(f"{flag} {path}: no {known} file in this folder")
         return found
@@ -54,7 +56,7 @@ def _sha256(path: Path, size: int, time: int) -> str:
 
 
 def read_texts(path: Path, column: str) -> list[str]:
-    """The texts of one file: a plain file is one, a .jsonl or .parquet file has one a row, in `column`."""
+    """The texts of one file: a plain file is one, a .jsonl or .parquet file has one a row, in `column`; null is none."""
     if path.suffix.lower() == ".jsonl":
         return _read_jsonl(path, column)
     if path.suffix.lower() == ".parquet":
@@ -72,7 +74,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         byte = content[error.start]
         raise UserError(f"{path}: not UTF-8 at byte offset {error.start} (0x{byte:02x}); convert the file") from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_jsonl(path: Path, column: str) -> list[str]:
@@ -81,13 +83,15 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=lambda pairs: _object(pairs, column, path, number))
         except ValueError as error:
             raise UserError(f"{path}: line {number} is not JSON ({error})") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
         if column not in row:
             raise UserError(f"--text_column {column}: {path} line {number} has only {', '.join(row) or 'nothing'}")
+        if row[column] is None:
+            continue
         if not isinstance(row[column], str):
             raise UserError(f"--text_column {column}: {path} line {number} holds no text there")
         try:
@@ -98,17 +102,38 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
     return texts
 
 
+def _object(pairs: list[tuple], column: str, path: Path, number: int) -> dict:
+    """A JSON object. UserError where it has the column twice, of which Python would keep the last."""
+    if sum(name == column for name, _ in pairs) > 1:
+        raise UserError(f"--text_column {column}: {path} line {number} has several values of this name")
+    return dict(pairs)
+
+
 def _read_parquet(path: Path, column: str) -> list[str]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise UserError(f"--text_column {column}: {path} has only {', '.join(file.schema_arrow.names)}")
+        names = file.schema_arrow.names
+        if column not in names:
+            raise UserError(f"--text_column {column}: {path} has only {', '.join(names)}")
+        if names.count(column) > 1:
+            raise UserError(
+                f"--text_column {column}: {path} has {names.count(column)} columns of this name; rename one"
+            )
         texts = file.read(columns=[column]).column(column)
-        if not (pyarrow.types.is_string(texts.type) or pyarrow.types.is_large_string(texts.type)):
+        kind = texts.type.value_type if pyarrow.types.is_dictionary(texts.type) else texts.type
+        if not any(test(kind) for test in _text_types()):
             raise UserError(f"--text_column {column}: {path} holds {texts.type} there, not text")
-        return [text for text in texts.to_pylist() if text is not None]
+        rows = texts.cast(pyarrow.large_string()).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+    return [text for text in rows if text is not None]
+
+
+def _text_types() -> tuple:
+    """Which of Arrow's types are text; earlier versions lack string_view."""
+    from pyarrow import types
+
+    return types.is_string, types.is_large_string, getattr(types, "is_string_view", types.is_string)

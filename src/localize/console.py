@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.errors import OutOfMemory, UserError, first_line, out_of_memory
+from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
 from tinymem.localize.flags import chosen_attacks
 from tinymem.localize.dry_run import KEPT, planting_bytes
 from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
@@ -40,12 +40,14 @@ def run_methods(
     others     records to compare with, at the head of the table
     attached   results from elsewhere, kept with the unedited model's record
 
-    Returns the records, after the others the unedited model's first. OutOfMemory when a method does.
+    Returns the records, after the others the unedited model's first. OutOfMemory when a method does; NotFinite, when all
+    that can be done is done and printed, where a method's scores or logits are not finite.
     """
-    attacks = chosen_attacks(arguments)
+    attacks, failures = chosen_attacks(arguments), Failures()
     with enough_memory("measuring the model as it is"):
         records = [*others, unedited(subject, arguments.force)]
-        records += attack_all(subject, attacks, arguments.force)
+        with failures.kept():
+            records += attack_all(subject, attacks, arguments.force)
     if attached:
         as_it_is = Run(subject, {"kind": UNEDITED, **subject.identity})
         as_it_is.attach(attached)
@@ -54,12 +56,13 @@ def run_methods(
         print_table(records, asked=arguments.columns)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
               f"{subject.identity['forget']['unlearn_set_name']}")  # fmt: skip
+        failures.end()
         return records
     save_models = bool(methods) and not arguments.no_save_model
     with cli.progress_bar(total=sum(len(method.strengths(hp)) for method, hp in methods), unit="run") as bar:
         for method, hp in methods:
             bar.set_postfix_str(method.name)
-            with enough_memory(method.name):
+            with enough_memory(method.name), failures.kept():
                 for record in unlearn(subject, method, hp, save_models, arguments.force, attacks):
                     records.append(record)
                     bar.update(not record.get("attack"))
@@ -71,6 +74,7 @@ def run_methods(
         print(*figures, sep="\n", file=sys.stderr)
     print_table(records, [method for method, _ in methods], arguments.columns)
     print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
+    failures.end()
     return records
 
 

@@ -27,7 +27,7 @@ KEPT = 2.5  # where freed memory is kept (tinymem.allocator) all but the weights
 def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_known: bool) -> Shape:
     """The shape of a model: a folder's, one that the hub or its cache has, or with `well_known` one that needs neither."""
     config = known_config(name) if well_known and not Path(name).is_dir() else None
-    config = config or open_description(name, loading.step)[0]
+    config = config or open_description(name, loading.step, for_text=False)[0]
     return shape_of(config, getattr(torch, loading.dtype), device.type, name)
 
 

@@ -25,7 +25,7 @@ from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import measure
 from tinymem.models.tinymem import ModelSettings, load_model
-from tinymem.training.checkpoint import SETTINGS, place_beside, unlearned_folder
+from tinymem.training.checkpoint import SETTINGS, named, place_beside, unlearned_folder
 from tinymem.training.console import trained_settings
 
 
@@ -80,7 +80,7 @@ def load_subject(arguments) -> Subject:
 def _score_folder(model_path: Path, output: Path) -> Path:
     """Beside the model, for all who study it; with the results where that place is not writable."""
     try:
-        return files.writable_folder(place_beside(model_path) / "scores" / model_path.name)
+        return files.writable_folder(place_beside(model_path) / "scores" / named(model_path).name)
     except UserError:
         return files.writable_folder(output / "scores")
 

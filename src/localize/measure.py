@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import allocator, files
-from tinymem.errors import UserError
+from tinymem.errors import Failures, UserError
 from tinymem.localize import localize_memorization, prod_grad
 from tinymem.localize.console import print_table, run_methods
 from tinymem.localize.flags import add_measuring_options, chosen_attacks
@@ -116,13 +116,17 @@ def main() -> None:
     about: dict[str, Any] = {"kind": MEASURED, "parent": subject.unedited_digest, **subject.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
     run, attacks = Run(subject, about), chosen_attacks(arguments)
-    records = [unedited(subject, arguments.force), *attack_all(subject, attacks, arguments.force)]
-    records += finish(run, edit, Cost(arguments.seconds), attacks, arguments.force)
-    if attached:
+    records, failures = [unedited(subject, arguments.force)], Failures()
+    with failures.kept():
+        records += attack_all(subject, attacks, arguments.force)
+    with failures.kept(f"{arguments.name} in {arguments.model}"):
+        records += finish(run, edit, Cost(arguments.seconds), attacks, arguments.force)
+    if attached and run.record:
         run.attach(attached)
         records = [run.record if record["kind"] == MEASURED else record for record in records]
     print_table(records, asked=arguments.columns)
     print(f"\nrecords: {subject.folder}/records")
+    failures.end()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from tinymem.errors import UserError
+from tinymem.localize.learning import check_scores
 from tinymem.localize.ranking import Scores, drop_top
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
@@ -152,6 +153,7 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
     """Rank once, then set the highest scores to zero for every strength. The scores are kept in the task's cache.
 
     A module that says NESTED builds its ranking one weight after the other, as far as the largest strength needs.
+    Running it raises NotFinite for scores that rank nothing.
     """
     drop, nested = getattr(module, "drop", drop_top), getattr(module, "NESTED", False)
 
@@ -164,6 +166,7 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
             return module.score(model, task, hp)
 
         scores = score() if task.cache is None else task.cache.tensors(name, settings, model, score)
+        check_scores(scores.values() if isinstance(scores, dict) else scores)
         for value in getattr(hp, strength):
             yield value, Zeros(drop(find_mlps(model), scores, value))
 

@@ -67,7 +67,8 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
-    config, tokenizer = open_description(place, loading.step)
+    reads_text = passages.plant is not None or settings.random is None
+    config, tokenizer = open_description(place, loading.step, reads_text)
     if passages.plant is None:
         data = load_production(settings, config, tokenizer)
     else:
@@ -84,6 +85,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
         training = {"planted_model": place.name, **asdict(planting)}
     sections = {"data": data.identity, "model": loading.section(name), "training": training}
+    sections["fingerprints"] = data.fingerprints
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
     return Subject(
@@ -95,6 +97,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         score_folder=files.writable_folder(output / "scores"),
         tokenizer=tokenizer,
         metrics=chosen_metrics(arguments),
+        notes=data.notes,
     )
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tinymem.errors import Failures, UserError, finite
 from tinymem.localize.cache import Cache
 from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.task import TaskSettings, UnlearningTask
@@ -36,6 +37,7 @@ class Subject:
     score_folder   what methods compute once is kept here
     tokenizer      a text model's, saved with every edited model
     metrics        names of those to measure, or metrics
+    notes          more results for every record: what was left out of the data
     """
 
     model: Any
@@ -46,6 +48,7 @@ class Subject:
     score_folder: Path
     tokenizer: Any = None
     metrics: Sequence[str | Metric] = DEFAULTS
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def measurement(self, metrics: Sequence[str | Metric]) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw."""
@@ -95,7 +98,8 @@ class Run:
     def complete(self, extent: dict[str, float], cost: Cost, force: bool = False) -> None:
         """Measure what the record lacks, save the model where asked to, and write the record.
 
-        The model is in this state now. A record keeps what it has, its cost included, unless `force`.
+        The model is in this state now. A record keeps what it has, its cost included, unless `force`. Raises NotFinite,
+        before anything is written, where the model's logits are not finite numbers.
         """
         record = None if force else self.record
         subject, device = self.subject, str(self.subject.model.device)
@@ -106,7 +110,7 @@ class Run:
             folder = record["results"].get("model_folder")
         elif folder is not None and (force or self.saved is None):
             save_model(subject.folder / folder, subject.model, edit_details(self.identity), subject.tokenizer)
-        results, values = {**extent, "model_folder": folder}, {}
+        results, values = {**extent, **subject.notes, "model_folder": folder}, {}
         if record is not None:
             results, values = {**record["results"], "model_folder": folder}, read_values(self.path)
             cost = Cost(**record["cost"])
@@ -127,22 +131,27 @@ class Run:
 
 
 def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:
-    """Return what all records on one model and task have in common. sections: data, model, training."""
+    """Return what all records on one model and task have in common.
+
+    sections: data, model, training; and fingerprints, where there are more than those of weights and forget set.
+    """
     prints = {"weights": weights_fingerprint(model), "forget_set": task_fingerprint(task)}
+    prints |= sections.get("fingerprints", {})
     return {**sections, "forget": settings.deciding(), "fingerprints": prints}
 
 
 def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dict[str, Any]:
-    """Return the record of the model as it is."""
+    """Return the record of the model as it is. Raise NotFinite where it cannot be measured."""
     run = Run(subject, {"kind": kind, **subject.identity})
-    if force or run.record is None:
-        with measured(subject.model.device) as cost:  # nothing had to be found: the cost is that of measuring
-            measurement = subject.measurement(subject.metrics)
-        results = {**measurement.row, **UNCHANGED}
-        device = str(subject.model.device)
-        write_record(subject.folder, run.identity, results, cost, device, values=measurement.tensors())
-    elif not run.is_done:
-        run.complete(UNCHANGED, Cost())
+    with finite(f"measuring the {kind} model"):
+        if force or run.record is None:
+            with measured(subject.model.device) as cost:  # nothing had to be found: the cost is that of measuring
+                measurement = subject.measurement(subject.metrics)
+            results = {**measurement.row, **UNCHANGED, **subject.notes}
+            device = str(subject.model.device)
+            write_record(subject.folder, run.identity, results, cost, device, values=measurement.tensors())
+        elif not run.is_done:
+            run.complete(UNCHANGED, Cost())
     return run.record
 
 
@@ -162,20 +171,30 @@ def unlearn(
     Finished runs are not done again unless `force`; what a finished run lacks (a metric, an attack) is added, from the
     saved model where there is one. The cost of a record is that of finding the edit (of a ranking: to score and to
     drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
+
+    Raise NotFinite, after all else, where logits or scores are not finite numbers: such a run has no record. A method
+    whose search fails so is not asked for the strengths behind it.
     """
     hp = method.resolve(hp, subject.model.num_parameters())
     runs = {value: _edited_run(subject, method, hp, value, save_models) for value in method.strengths(hp)}
     to_do = {value for value, run in runs.items() if force or not run.is_done or _lacks(run, attacks)}
     to_find = [value for value in runs if value in to_do and (force or runs[value].saved is None)]
     found = _edits(subject, method, method.at(hp, *to_find), force) if to_find else iter(())
+    failures = Failures()
     for value, run in runs.items():
-        if value in to_find:
-            _, edit, cost = next(found)
-        elif value in to_do:
-            edit, cost = stored_model(run.saved), Cost()
-        else:
-            edit, cost = None, Cost()
-        yield from finish(run, edit, cost, attacks, force)
+        with failures.kept(_label(method, value)):
+            if value not in to_do:
+                edit, cost = None, Cost()
+            elif value not in to_find:
+                edit, cost = stored_model(run.saved), Cost()
+            elif step := next(found, None):
+                _, edit, cost = step
+            elif failures:  # of the search
+                continue
+            else:
+                raise UserError(f"{_label(method, value)}: the method ended without an edit for it")
+            yield from finish(run, edit, cost, attacks, force)
+    failures.end()
 
 
 def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force: bool = False) -> Iterator[dict]:
@@ -194,21 +213,30 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
 
 
 def attack(run: Run, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
-    """Attack the subject's model in its present state, of which `run` is the record; yield the records."""
-    model, task = run.subject.model, replace(run.subject.task, cache=None)
+    """Attack the subject's model in its present state, of which `run` is the record; yield the records.
+
+    Raise NotFinite, after all attacks, where one ends in logits that are not finite numbers: it has no record.
+    """
+    model, task, failures = run.subject.model, replace(run.subject.task, cache=None), Failures()
     for method, hp in attacks:
-        for value, edit, cost in edits(method, model, task, hp):
-            attacked = _attacked_run(run, method, hp, value)
-            if force or not attacked.is_done:
-                extent = describe(model, edit)
-                with applied(model, edit):
-                    attacked.complete(extent, cost, force)
-            yield attacked.record
+        with failures.kept(f"attack {method.name}"):
+            for value, edit, cost in edits(method, model, task, hp):
+                attacked = _attacked_run(run, method, hp, value)
+                if force or not attacked.is_done:
+                    extent = describe(model, edit)
+                    with applied(model, edit):
+                        attacked.complete(extent, cost, force)
+                yield attacked.record
+    failures.end()
 
 
 def attack_all(subject: Subject, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
     """Attack the subject's model as it is; yield the records."""
     return attack(Run(subject, {"kind": UNEDITED, **subject.identity}), attacks, force)
+
+
+def _label(method: Method, strength: Strength) -> str:
+    return method.name if strength is None else f"{method.name} with --{method.strength} {strength:g}"
 
 
 def _edited_run(subject: Subject, method: Method, hp, strength: Strength, save: bool) -> Run:

@@ -24,10 +24,10 @@ import torch
 
 from tinymem import files
 from tinymem.data.token_sets import TokenSet
-from tinymem.errors import UserError
+from tinymem.errors import NotFinite, UserError
 from tinymem.metrics.quality import quality
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 Direction = dict[str, "torch.Tensor"]  # parameter name -> how far it moves; parameters that stay are not in it
 SAVE_SECONDS = 1.0  # a kill loses at most this much work, or one point
@@ -40,7 +40,7 @@ class LandscapeSettings:
     points: int = option(21, "grid points along each direction; odd, so that the middle one is the model itself", low=3)
     distance: float = option(1.0, "how far the grid reaches to each side; 1: as far as the weights are long", above=0.0)
     num_sequences: int = option(128, "sequences that the loss is taken over, drawn at random", low=1)
-    landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0, high=2**40)
+    landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0, high=SEEDS)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -146,9 +146,16 @@ class Survey:
     folder: Path
 
     def mean_loss(self, model) -> float:
-        """Mean token loss in nats."""
+        """Mean token loss in nats. Raises NotFinite."""
         counts, pad = self.ignored_token is None, -1 if self.ignored_token is None else self.ignored_token
         return quality(model, self.tokens, pad, counts, self.batch_size).mean_loss
+
+    def loss_or_nan(self, model) -> float:
+        """The mean loss; NaN where it is not finite, as it may be far from a model."""
+        try:
+            return self.mean_loss(model)
+        except NotFinite:
+            return math.nan
 
 
 def new_survey(
@@ -190,8 +197,10 @@ def landscape(model, survey: Survey, on_points: Callable[[int], None] = lambda c
     saved = time.monotonic()
     started = saved - kept["seconds"]
     for value in grid_losses(
-        model, survey.directions, survey.settings.coordinates, survey.mean_loss, start=len(losses)
+        model, survey.directions, survey.settings.coordinates, survey.loss_or_nan, start=len(losses)
     ):
+        if len(losses) == size**2 // 2 and math.isnan(value):
+            raise NotFinite("the loss of the model itself, in the middle of the landscape, is not a finite number")
         losses.append(value if math.isfinite(value) else None)
         on_points(1)
         now = time.monotonic()

@@ -85,7 +85,7 @@ def convert(path: Path, folder: Path) -> Path:
         raise UserError(
             f"{path.name}: {', '.join(missing)} is needed to read GGUF; run: pip install {' '.join(NEEDED)}"
         )
-    where = dict(gguf_file=path.name, local_files_only=True)
+    where = dict(gguf_file=path.name, local_files_only=True, trust_remote_code=False)
     with reading(path, "cannot read this GGUF file ({why})", (ValueError, KeyError, RuntimeError)):
         model = AutoModelForCausalLM.from_pretrained(
             path.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where

@@ -68,10 +68,28 @@ def plain_numbers(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _as_written(figure) -> None:
+    """Shows every text as it is: a $ in a name would begin a formula. Numbers on axes keep their powers of ten."""
+    from matplotlib.axis import Axis
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    numbers = {
+        id(label)
+        for axis in figure.findobj(Axis)
+        if not isinstance(axis.get_major_formatter(), FixedFormatter)
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if id(text) not in numbers:
+            text.set_parse_math(False)
+
+
 def save_figure(figure, path: str | Path) -> list[Path]:
     """Writes path.png and path.pdf (`path` without suffix). The same figure gives the same files."""
     path = Path(path)
     metadata = {".png": {}, ".pdf": {"CreationDate": None}}
+    _as_written(figure)
     figure.draw_without_rendering()  # lays the panels out, once for both files: it takes longer than to write them
     figure.set_layout_engine("none")
     return [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,12 +20,8 @@ TABLE_FORMATS = (".csv", ".parquet")
 
 def find_records(folder: str | Path) -> list[Path]:
     """The files of all records at any depth under a folder, in the order of their paths."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if os.path.basename(os.path.abspath(place)) == "records":  # the folder given may end in a slash, or be "."
-            found += [os.path.join(place, name) for name in names if name.endswith(".json") and name[0] != "."]
-    return list(map(Path, sorted(found)))
+    found = (path for path in files.found_under(folder) if path.suffix == ".json")
+    return sorted((path for path in found if path.parent.absolute().name == "records"), key=str)
 
 
 def load_records(folder: str | Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.localize.method import Method
 from tinymem.localize.task import TaskSettings
-from tinymem.models.production import LoadSettings, run_label
+from tinymem.models.production import LoadSettings, model_identity, run_label
 from tinymem.options import as_flags
 from tinymem.records.identity import TRAIN, UNEDITED, UNLEARN
 from tinymem.regularizers.registry import REGULARIZERS
@@ -160,9 +160,9 @@ def production_jobs(
     decided here, once for all. UserError for a file that is damaged. Records on one that is not there
     are not known.
     """
-    name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
+    name = model_identity(model.name)
     data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
-    section: dict[str, Any] = dict(data.sizes)
+    section: dict[str, Any] = data.sizes | data.spelled_bos
     if data.memorized and Path(data.memorized).exists():
         section["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
     if data.random is None:

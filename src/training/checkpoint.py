@@ -164,17 +164,23 @@ def load_trained(folder: str | Path) -> dict[str, Any]:
     return details
 
 
+def named(folder: Path) -> Path:
+    """The folder by a path that ends in its name: "." and ".." have none."""
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
 def place_beside(folder: Path) -> Path:
     """The folder for what is made from a model: its training run's for a checkpoint, else runs/NAME.
 
     A model without training state was copied or published, and what stands around it belongs to others.
     """
+    folder = named(folder)
     return folder.parent if (folder / STATE).exists() else Path("runs") / folder.name
 
 
 def unlearned_folder(model: Path) -> Path:
     """Where the unlearning runs on a model go: records, edited models."""
-    return place_beside(model) / "unlearned" / model.name
+    return place_beside(model) / "unlearned" / named(model).name
 
 
 def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
