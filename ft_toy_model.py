@@ -15,7 +15,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tinymem import allocator, files, plots
+from tinymem import allocator, plots
+from tinymem.cli.training import prepared_run, train_visibly, trained_settings
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.tokenizer import check_vocabulary
@@ -26,8 +27,7 @@ from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.records.finder import find_run
 from tinymem.records.identity import TRAIN, record_digest
 from tinymem.records.record import find_record, measured, write_record
-from tinymem.training.checkpoint import place_beside
-from tinymem.training.console import prepared_run, train_visibly, trained_settings
+from tinymem.training.checkpoint import load_metrics, place_beside
 from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset
 from tinymem.training.settings import RunSettings
 
@@ -107,7 +107,7 @@ def finetune(
 
 def show(run: Path, epoch_seconds: list[float], plot: bool) -> None:
     """The table of all epochs, each with the seconds that it took to train."""
-    rows = files.read_json(run / "metrics.json")
+    rows = load_metrics(run)
     if plot:
         print(*plots.plot_training(rows, run / "finetuning"), sep="\n", file=sys.stderr)
     seconds = [None, *epoch_seconds]

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from tinymem import allocator, files, plots
+from tinymem.cli.training import prepared_run, train_visibly
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
@@ -21,8 +22,7 @@ from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.identity import TRAIN
 from tinymem.records.record import find_record, measured, write_record
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, check_switches, switched_on
-from tinymem.training.checkpoint import Progress
-from tinymem.training.console import prepared_run, train_visibly
+from tinymem.training.checkpoint import Progress, load_metrics
 from tinymem.training.settings import RunSettings, TrainingSettings
 
 
@@ -61,7 +61,7 @@ def main() -> None:
                 progress = train_run(run, settings, dataset, tokenizer, device)
             cost.seconds = progress.seconds  # over all the sessions of an interrupted run
             write_record(run, identity, progress.rows[-1], cost, str(device))
-    rows = [row for row in files.read_json(run / "metrics.json") if row["epoch"] <= settings.training.epochs]
+    rows = [row for row in load_metrics(run) if row["epoch"] <= settings.training.epochs]
     if arguments.plot:
         print(*plots.plot_training(rows, run / "training"), sep="\n", file=sys.stderr)
     print(cli.table(map(cli.brief, rows)))

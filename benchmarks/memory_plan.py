@@ -21,8 +21,8 @@ import torch
 
 from tinymem import allocator, files
 from tinymem.errors import UserError
-from tinymem.localize.plan import GB, Plan, Sizes, plan
 from tinymem.localize.method import Method
+from tinymem.localize.plan import GB, Plan, Sizes, plan
 from tinymem.localize.registry import METHODS
 from tinymem.models.memory import known_config, known_shapes, shape_of
 from tinymem.records.record import environment, measured

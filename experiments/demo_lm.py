@@ -20,10 +20,10 @@ from typing import Any
 from demo_common import continuation, run, start_at_root, stopwatch
 
 from tinymem import files, plots
+from tinymem.cli.unlearning import duration
 from tinymem.data.decode import printable
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionSettings
-from tinymem.localize.console import duration
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
 from tinymem.metrics.memorization import memorized

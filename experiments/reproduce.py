@@ -34,20 +34,20 @@ from reproduction import (
     trained_epochs,
 )
 from reproduction_report import write_report
-from sites import find_site, open_pool
 
 from tinymem import files
+from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.registry import find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.records.identity import run_key
 from tinymem.records.record import read_record
-from tinymem.sweeps.console import add_sweep_options, sweep
 from tinymem.sweeps.grid import Grid
 from tinymem.sweeps.hp_grid import hyper_parameters
 from tinymem.sweeps.job import Job, missing
 from tinymem.sweeps.jobs import Checkpoint, Common, checkpoints, localize_jobs, train_job
+from tinymem.sweeps.sites import find_site, open_pool
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT_DIR = "runs/reproduction"

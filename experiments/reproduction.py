@@ -9,10 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from study import EXTRA, SEEDS, SMALL, run_settings
-
 from tinymem.records.identity import AS_PUBLISHED
 from tinymem.sweeps.grid import Grid
+from tinymem.sweeps.study import EXTRA, SEEDS, SMALL, run_settings
 from tinymem.training.settings import RunSettings
 
 # as_published.py: which there are; the ratios of zero_out, and how many memorized sequences rank its neurons

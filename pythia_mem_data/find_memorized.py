@@ -121,6 +121,7 @@ def main() -> None:
         "min_distinct": settings.min_distinct, "weights": weights_fingerprint(model),
         "searched": TokenSet(rows, {}).fingerprint, **bos_identity(settings.bos, begin),
     }  # fmt: skip
+    arguments.output.unlink(missing_ok=True)  # with --force: what says that it is done goes first
     progress = arguments.output.with_name(f".{arguments.output.stem}.progress.json")
     batch_size = arguments.batch_size or default_microbatch(model, rows.shape[1])
     with cli.progress_bar(total=len(rows), unit="row") as bar:
@@ -137,9 +138,6 @@ def main() -> None:
     if len(found):
         write_token_set(arguments.output, TokenSet(rows[found].unique(dim=0), about))
         print(f"written to {arguments.output}")
-    elif arguments.output.exists():  # with --force: what is in it was found in another model or text
-        arguments.output.unlink()
-        print(f"removed: {arguments.output}")
 
 
 if __name__ == "__main__":

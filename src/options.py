@@ -18,6 +18,7 @@ from typing_extensions import dataclass_transform
 from tinymem.errors import UserError
 
 SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, and beyond them one seed is another
+LARGEST = 2**31 - 1  # of every whole number whose option names no bound of its own: torch and numpy count in int32, too
 
 
 def option(
@@ -37,7 +38,8 @@ def option(
 ) -> Any:
     """A dataclass field with its help text and its allowed values.
 
-    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones; `alias` lists further flag names,
+    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones; a whole number without `high` is LARGEST at
+    most; `alias` lists further flag names,
     usually the study's. A bound or choice applies to each element of a tuple and never to None.
 
     Of an unlearning method: `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
@@ -74,7 +76,19 @@ def check_options(settings: Any) -> None:
         value = getattr(settings, field.name)
         for element in value if isinstance(value, tuple) else (value,):
             if element is not None and not _allowed(element, field.metadata):
-                raise UserError(f"--{field.name} {element}: must be {allowed_text(field.metadata)}")
+                raise UserError(f"--{field.name} {_shown(element)}: must be {allowed_text(field.metadata)}")
+            if _too_large(element, field.metadata):
+                raise UserError(f"--{field.name} {_shown(element)}: must be <= {LARGEST}")
+
+
+def _too_large(value: Any, rules: dict) -> bool:
+    bounded = any(rules.get(name) is not None for name in ("high", "below", "choices"))
+    return isinstance(value, int) and not isinstance(value, bool) and not bounded and value > LARGEST
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:80] + " ..."
 
 
 def _allowed(value: Any, rules: dict) -> bool:

@@ -1,4 +1,4 @@
-from tinymem.tables import fitted_table, table
+from tinymem.cli.tables import fitted_table, table
 
 ROWS = [
     {"method": "unedited", "percent_memorized_train": 98.0, "perplexity": 1.05},

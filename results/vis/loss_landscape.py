@@ -35,7 +35,7 @@ from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.models.tinymem import load_model
 from tinymem.records.identity import UNLEARN
 from tinymem.records.table import load_records
-from tinymem.training.checkpoint import load_details
+from tinymem.training.checkpoint import SETTINGS, load_details
 from tinymem.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -116,7 +116,7 @@ def opener(arguments) -> Callable[[str | Path], Any]:
 
 def training_data(path: Path, data_dir: str) -> MemorizationDataset:
     """The data that a TinyMem checkpoint was trained on."""
-    return load_dataset(RunSettings.from_flat(load_details(path)["settings"]).data, data_dir)
+    return load_dataset(RunSettings.from_flat(load_details(path)["settings"], path / SETTINGS).data, data_dir)
 
 
 def token_file(path: str, model) -> torch.Tensor:

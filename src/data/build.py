@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 
@@ -19,6 +20,7 @@ from tinymem.data.number_dataset import build_number_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.data.text_dataset import build_text_dataset
 from tinymem.errors import reading
+from tinymem.inputs import check_file, check_value, parse_json
 
 FORMAT = 2  # raise it when the same settings come to mean other data: older caches are then left alone
 DEFAULT_CACHE = "data"
@@ -77,13 +79,40 @@ def _write(dataset: MemorizationDataset, path: Path) -> None:
 def _read(path: Path) -> MemorizationDataset:
     from safetensors import safe_open
 
+    check_file(path, share=float("inf"))
     with reading(path, "this cached dataset is damaged ({why}); delete it and run again"):
         with safe_open(path, framework="pt") as file:
-            plain = json.loads(file.metadata()["plain"])
+            plain = parse_json(file.metadata()["plain"], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         values = dict(plain)
         for name in ("artifacts", "test_artifacts"):
             values[name] = Artifacts(**{part.name: tensors.pop(f"{name}.{part.name}") for part in fields(Artifacts)})
         for name in ("tests", "tasks"):
             values[name] = {key: tensors.pop(f"{name}.{key}") for key in plain[name]}
-        return MemorizationDataset(**values, **tensors)
+        dataset = MemorizationDataset(**values, **tensors)
+        _check(dataset, path)
+    return dataset
+
+
+def _check(dataset: MemorizationDataset, path: Path) -> None:
+    """UserError or ValueError for values of another type, and for ids that point to nothing."""
+    for name, kind in get_type_hints(MemorizationDataset).items():
+        if kind in (str, int, bool, int | None):
+            check_value(getattr(dataset, name), kind, name, path)
+    rows, width = dataset.sequences.shape
+    planted = [getattr(a, f.name) for a in (dataset.artifacts, dataset.test_artifacts) for f in fields(Artifacts)]
+    tables = [dataset.sequences, *dataset.tests.values(), *planted[0:2], *planted[4:6]]
+    ids = {"order": dataset.order, "artifact_ids": dataset.artifact_ids, **dataset.tasks}
+    _check_range("tokens", tables, dataset.vocabulary_size)
+    _check_range("example ids", list(ids.values()), rows)
+    _check_range("prompt ends", [planted[2], planted[6]], width + 1)
+    _check_range("groups", [planted[3], planted[7]], 10)
+    same_length = all(len(part) == len(planted[0]) for part in (*planted[:4], dataset.artifact_ids))
+    if any(table.shape[1:] != (width,) for table in tables) or not same_length:
+        raise ValueError("its tensors have shapes that do not belong together")
+
+
+def _check_range(what: str, tensors: list[torch.Tensor], size: int) -> None:
+    for tensor in tensors:
+        if tensor.is_floating_point() or (tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < size):
+            raise ValueError(f"{what} outside 0 to {size - 1}")

@@ -14,7 +14,8 @@ from tinymem.data import tokenizer as tokenizers
 from tinymem.data.corpus import Corpus, find_corpus
 from tinymem.data.dataset import SPLIT_SEED
 from tinymem.data.settings import DataSettings
-from tinymem.errors import UserError
+from tinymem.errors import reading
+from tinymem.inputs import check_file
 
 FORMAT = 1  # raise it when the same settings come to mean other tokens: older caches are then left alone
 TEST_FRACTION = 0.1  # of the characters, in whole documents
@@ -49,7 +50,10 @@ def load_chunks(settings: DataSettings, cache_dir: str | Path | None) -> Chunks:
 
     if cache_dir is None:
         return Chunks(part(0), part(1), end_of_text)
-    train, test = (_mapped(path, lambda: part(number)) for number, path in enumerate(chunk_paths(settings, cache_dir)))
+    context = settings.max_ctx
+    train, test = (
+        _mapped(path, context, lambda: part(number)) for number, path in enumerate(chunk_paths(settings, cache_dir))
+    )
     return Chunks(train, test, end_of_text)
 
 
@@ -108,14 +112,16 @@ def _rows(streams: list[np.ndarray], context: int, pad: int) -> np.ndarray:
     return rows
 
 
-def _mapped(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in the file, mapped copy-on-write; made and written first where the file is missing."""
+def _mapped(path: Path, context: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array (rows, context) in the file, mapped copy-on-write; made and written first where the file is missing."""
     if not path.exists():
         files.write_file(path, lambda temporary: _save(temporary, make()))
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: these cached tokens are damaged ({error}); delete the file and run again") from None
+    check_file(path, share=float("inf"))
+    with reading(path, "these cached tokens are damaged ({why}); delete the file and run again"):
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.shape[1:] != (context,):
+            raise ValueError(f"not int32 rows of {context}")
+    return array
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -7,8 +7,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from tinymem import files
 from tinymem.errors import UserError, first_line
+from tinymem.folders import found_under
+from tinymem.inputs import check_file, read_bytes
 
 PLAIN = (".txt", ".text", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
@@ -22,7 +23,7 @@ def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
     """
     known = ", ".join(SUFFIXES)
     if path.is_dir():
-        found = sorted(file for file in files.found_under(path) if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = sorted(file for file in found_under(path) if file.suffix.lower() in SUFFIXES and file.is_file())
         if not found:
             raise UserError(f"{flag} {path}: no {known} file in this folder")
         return found
@@ -38,6 +39,8 @@ def sha256(paths: list[Path]) -> str:
 
     Not of one long text: where a file ends a document ends.
     """
+    for path in paths:
+        check_file(path)
     each = [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
@@ -67,10 +70,8 @@ def read_texts(path: Path, column: str) -> list[str]:
 def read_text(path: Path) -> str:
     """A UTF-8 file with any line ends. UserError names the first byte that is not UTF-8."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         text = content.decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         byte = content[error.start]
         raise UserError(f"{path}: not UTF-8 at byte offset {error.start} (0x{byte:02x}); convert the file") from None
@@ -86,6 +87,8 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
             row = json.loads(line, object_pairs_hook=lambda pairs: _object(pairs, column, path, number))
         except ValueError as error:
             raise UserError(f"{path}: line {number} is not JSON ({error})") from None
+        except RecursionError:
+            raise UserError(f"{path}: line {number} is nested too deeply") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
         if column not in row:
@@ -113,6 +116,7 @@ def _read_parquet(path: Path, column: str) -> list[str]:
     import pyarrow
     import pyarrow.parquet
 
+    check_file(path)
     try:
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names

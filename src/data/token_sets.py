@@ -16,6 +16,7 @@ import torch
 
 from tinymem import files
 from tinymem.errors import UserError, reading
+from tinymem.inputs import check_file, check_value, parse_json
 
 KEY = "tokens"
 
@@ -48,8 +49,7 @@ def read_token_set(path: str | Path, vocabulary_size: int | None = None, length:
     readers = {".safetensors": _read_safetensors, ".pt": _read_pickle}
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown kind of file; sequences of token ids are kept in {' or '.join(readers)}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    check_file(path)
     tensor, provenance = readers[path.suffix](path)
     check_tokens(tensor, path, vocabulary_size, length)
     return TokenSet(tensor.to(torch.int32), provenance)
@@ -67,6 +67,8 @@ def check_tokens(tensor: Any, where: str | Path, vocabulary_size: int | None = N
     """UserError, which names the place `where`, unless this is an integer tensor (rows, >= length) of valid ids."""
     if not isinstance(tensor, torch.Tensor):
         raise UserError(f"{where}: holds a {type(tensor).__name__}, not one tensor of token ids")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        raise UserError(f"{where}: holds a tensor of a special kind ({tensor.layout}), not plain token ids")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise UserError(f"{where}: holds {str(tensor.dtype).removeprefix('torch.')} values, not integer token ids")
     if tensor.dim() != 2 or not len(tensor):
@@ -91,11 +93,11 @@ def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
 
     with reading(path, "damaged or not safetensors ({why})"):
         with safe_open(path, framework="pt") as file:
-            names, provenance = list(file.keys()), json.loads((file.metadata() or {}).get("provenance", "{}"))
+            names, provenance = list(file.keys()), (file.metadata() or {}).get("provenance", "{}")
             tensors = [file.get_tensor(name) for name in names]
     if len(tensors) != 1:
         raise UserError(f"{path}: holds {len(tensors)} tensors, not one of token ids")
-    return tensors[0], provenance
+    return tensors[0], check_value(parse_json(provenance, path), dict[str, Any], "provenance", path)
 
 
 def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 from tinymem import files
 from tinymem.data.corpus import hub_reachable
 from tinymem.errors import UserError, first_line, out_of_memory, reading
+from tinymem.inputs import check_file
 
 GPT2 = "gpt2"
 GPT2_END_OF_TEXT = 50256
@@ -78,7 +79,7 @@ def cached_tokenizer(path: Path | None, train: Callable[[], object]):
         trained = train()
         files.write_file(path, lambda temporary: trained.backend_tokenizer.save(str(temporary)))
     with reading(path, "this cached tokenizer is damaged ({why}); delete it and run again"):
-        return _wrap(Tokenizer.from_file(str(path)))
+        return _wrap(Tokenizer.from_file(str(check_file(path))))
 
 
 def _wrap(tokenizer):

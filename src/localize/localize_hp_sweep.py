@@ -12,23 +12,20 @@ missing. The grid is in src/sweeps/hp_grid.py, how to describe a cluster in expe
 from tinymem import cli
 
 # isort: split
-import sys
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "experiments"))
-
-from sites import find_site, open_pool
-
+from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings
 from tinymem.models.production import LoadSettings
-from tinymem.sweeps.console import add_sweep_options, sweep
 from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import Common, Production, find_checkpoint, localize_jobs, production_jobs
+from tinymem.sweeps.sites import find_site, open_pool
 from tinymem.training.checkpoint import named, unlearned_folder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse():

@@ -13,20 +13,20 @@ from functools import partial
 from pathlib import Path
 
 from tinymem import allocator, files
+from tinymem.cli.methods import add_method_options, chosen_methods, chosen_metrics
+from tinymem.cli.training import trained_settings
+from tinymem.cli.unlearning import run_methods
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
-from tinymem.localize.console import run_methods
-from tinymem.localize.flags import add_method_options, chosen_methods, chosen_metrics
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import measure
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.training.checkpoint import SETTINGS, named, place_beside, unlearned_folder
-from tinymem.training.console import trained_settings
 
 
 def parse():

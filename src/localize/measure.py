@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import allocator, files
+from tinymem.cli.methods import add_measuring_options, chosen_attacks
+from tinymem.cli.unlearning import print_table, run_methods
 from tinymem.errors import Failures, UserError
 from tinymem.localize import localize_memorization, prod_grad
-from tinymem.localize.console import print_table, run_methods
-from tinymem.localize.flags import add_measuring_options, chosen_attacks
 from tinymem.localize.unlearn import Run, Subject, attack_all, finish, unedited
 from tinymem.models.edit import Weights
 from tinymem.models.fingerprint import weights_fingerprint

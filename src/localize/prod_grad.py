@@ -23,18 +23,18 @@ from typing import Any
 import torch
 
 from tinymem import allocator, files
+from tinymem.cli.methods import add_method_options, chosen_methods, chosen_metrics
+from tinymem.cli.training import plant_visibly
+from tinymem.cli.unlearning import enough_memory, plan_report, run_methods
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
 from tinymem.errors import UserError, first_line
 from tinymem.localize import dry_run
-from tinymem.localize.console import enough_memory, plan_report, run_methods
-from tinymem.localize.flags import add_method_options, chosen_methods, chosen_metrics
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import measure
 from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
-from tinymem.training.console import plant_visibly
 from tinymem.training.plant import PlantSettings, planted_model
 
 PYTHIA_BATCH_SIZE = 32  # of the study's perplexity of Pythia

@@ -101,8 +101,9 @@ class Run:
         The model is in this state now. A record keeps what it has, its cost included, unless `force`. Raises NotFinite,
         before anything is written, where the model's logits are not finite numbers.
         """
-        record = None if force else self.record
-        subject, device = self.subject, str(self.subject.model.device)
+        if force:
+            self.forget()
+        record, subject, device = self.record, self.subject, str(self.subject.model.device)
         lacking = subject.metrics if record is None else missing(record["results"], subject.metrics)
         found = subject.measurement(lacking) if lacking else None
         folder = self.keep
@@ -117,6 +118,10 @@ class Run:
         if found is not None:
             results, values = {**found.row, **results}, {**values, **found.tensors()}
         write_record(subject.folder, self.identity, results, cost, device, values=values)
+
+    def forget(self) -> None:
+        """Remove the record: what says that a run is done goes before anything else is done again."""
+        self.path.unlink(missing_ok=True)
 
     def attach(self, results: dict[str, Any]) -> None:
         """Add results from elsewhere to the record, which is there."""
@@ -143,8 +148,10 @@ def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict
 def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dict[str, Any]:
     """Return the record of the model as it is. Raise NotFinite where it cannot be measured."""
     run = Run(subject, {"kind": kind, **subject.identity})
+    if force:
+        run.forget()
     with finite(f"measuring the {kind} model"):
-        if force or run.record is None:
+        if run.record is None:
             with measured(subject.model.device) as cost:  # nothing had to be found: the cost is that of measuring
                 measurement = subject.measurement(subject.metrics)
             results = {**measurement.row, **UNCHANGED, **subject.notes}
@@ -178,6 +185,9 @@ def unlearn(
     hp = method.resolve(hp, subject.model.num_parameters())
     runs = {value: _edited_run(subject, method, hp, value, save_models) for value in method.strengths(hp)}
     to_do = {value for value, run in runs.items() if force or not run.is_done or _lacks(run, attacks)}
+    if force:
+        for run in runs.values():
+            run.forget()
     to_find = [value for value in runs if value in to_do and (force or runs[value].saved is None)]
     found = _edits(subject, method, method.at(hp, *to_find), force) if to_find else iter(())
     failures = Failures()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 import torch
 
 from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.inputs import check_value, read_json
 from tinymem.models.channel_gate import restore_gate
 
 # Buffers (causal masks, rotary frequencies) that earlier versions of transformers kept with the weights.
+COPY = "the folder is damaged: copy it again"
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "tinymem")
+SIZES = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head")
+SIZES += ("max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")  # each a whole number, or null
 OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq")
 # What a config.json may ask of a forward pass beside the architecture: other kernels, which give other last digits, and
 # other outputs.
@@ -36,15 +42,49 @@ def read_config(folder: Path):
         raise UserError(
             f"{folder}: not a model folder (no config.json in it); give a folder such as runs/NAME/epoch_50"
         )
+    _check_values(folder / "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise _cannot_open(folder, error) from None
     if getattr(config, "quantization_config", None):
         raise UserError(f"{folder}: its weights are quantised and cannot be edited; give the model in full precision")
     for name, value in NEUTRAL.items():
         setattr(config, name, value)
     return config
+
+
+def _check_values(path: Path) -> None:
+    """UserError for what no config can mean: sizes that are no size, a type of numbers that torch does not have.
+
+    How attention is computed is ours to choose (and may name code on the hub), so a config has no say in it.
+    """
+    values = read_json(path, remedy=COPY)
+    check_value(values, dict[str, Any], "config", path, COPY)
+    for name, value in _leaves(values):
+        if name in SIZES:
+            check_value(value, int | None, name, path, COPY)
+        if type(value) is int and not -(2**31) < value < 2**31:
+            raise UserError(f"{path}: {name} {str(value)[:40]}: too large a number; {COPY}")
+        if name in SIZES and value is not None and value < 1:
+            raise UserError(f"{path}: {name} {value}: must be > 0; {COPY}")
+        if name in ("dtype", "torch_dtype") and value is not None:
+            kind = getattr(torch, str(value).removeprefix("torch."), None)
+            if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+                raise UserError(
+                    f"{path}: {name} {value!r}: must be float32, float16, bfloat16 or another type of weights"
+                )
+        if name in ("attn_implementation", "_attn_implementation") and value not in (None, *ATTENTIONS):
+            raise UserError(f"{path}: {name} {value!r}: must be one of {', '.join(ATTENTIONS)}; or leave it out")
+
+
+def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every name and plain value of a config and of the configs within it (text_config)."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield name, value
 
 
 def empty_model(folder: str | Path, config, **settings: Any):
@@ -57,7 +97,9 @@ def empty_model(folder: str | Path, config, **settings: Any):
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError) as error:
+        if out_of_memory(error):
+            raise
         raise _cannot_open(folder, error) from None
 
 
@@ -130,7 +172,9 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
         )
     except UnpicklingError:
         raise UserError(f"{folder}: its weights are a pickle of more than tensors, which could run code") from None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, ImportError, RuntimeError, SafetensorError
+    ) as error:  # fmt: skip
         if out_of_memory(error):  # which says nothing against the folder
             raise
         raise _cannot_open(folder, error) from None

@@ -15,6 +15,7 @@ from tinymem.data.corpus import hub_reachable
 from tinymem.data.tokenizer import has_tokenizer, open_tokenizer
 from tinymem.errors import OutOfMemory, UserError, first_line
 from tinymem.models.adapter import find_mlps
+from tinymem.models.free_memory import free_on_host
 from tinymem.models.gguf import PACKAGED_MODELS, is_packaged, packaged_model
 from tinymem.models.loading import empty_model, read_config, read_model
 from tinymem.models.memory import known_config
@@ -219,9 +220,7 @@ def free_bytes(device: str | torch.device, device_map: str | None = None) -> int
         return sum(map(_free_on_gpu, range(torch.cuda.device_count())))
     if device.type == "cuda" and not device_map:
         return _free_on_gpu(device)
-    import psutil
-
-    return psutil.virtual_memory().available
+    return free_on_host()
 
 
 def _free_on_gpu(device: int | torch.device) -> int:

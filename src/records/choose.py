@@ -14,15 +14,15 @@ from functools import cached_property
 from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
-from tinymem.records.interval import mean_and_interval
+from tinymem.metrics.registry import columns
 from tinymem.records.identity import RIVALS, UNEDITED, record_digest
+from tinymem.records.interval import mean_and_interval
 from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
 
 PRINTS = ("fingerprints.weights", "fingerprints.forget_set")
 SEEDS = ("data.seed", "forget.unlearn_seed", *PRINTS)  # the columns that differ between the seeds of one experiment
-MEASURED = ("percent_memorized_train", "percent_memorized_shown", "percent_memorized_held_out")
-MEASURED += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad")
-MEASURED += ("perplexity", "perplexity_batch_mean", "percent_zeroed", "cost.seconds", "cost.peak_memory_gb")
+EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # of an edit; see tinymem.models.edit.describe
+COSTS = ("cost.seconds", "cost.peak_memory_gb")
 HEADLINE = {"model.name": "{}", "data.data_name": "{}", "data.artifact": "{}", "model.step": "step {}"}
 HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # the columns in every title, and how
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
@@ -99,7 +99,7 @@ class Configuration:
         settings = {f"method.{name}": value for name, value in self.hyper_parameters.items()}
         row = {**self.experiment, "method.name": self.method, **settings, "n": len(self.runs)}
         row["seeds"] = " ".join(map(str, sorted(map(_seed, self.runs), key=lambda seed: (seed == "-", seed))))
-        for name in (*MEASURED, *COMPARED):
+        for name in (*columns(self.runs[0].row, detail=False), *EXTENT, *COSTS, *COMPARED):
             values = self.values(name)
             row[name], row[f"{name}_ci95"] = mean_and_interval(values) if values else (None, None)
         return row

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tinymem.errors import UserError
+from tinymem.errors import FULL, UserError
 from tinymem.sweeps.attempt import BUSY, DONE, FAILED, SKIPPED, STOPPED, Outcome, Place, write_failure
 from tinymem.sweeps.job import Job, missing
 
@@ -21,7 +19,7 @@ BUSY_SECONDS = 1.0  # how often a job that another sweep is at is looked at agai
 MAX_FLYING = 1000  # more than any site has workers; as many as can be waited for without effort
 STOP_SECONDS = 2.0  # until a stopped run's outcome is here
 GO_ON = "run the same command again to go on"
-DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+NO_WORKER = "NoWorker"  # the type of the exception that a pool raises where no worker comes up
 
 
 class Pool(Protocol):
@@ -136,8 +134,11 @@ def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Call
         progress.missing = missing(progress.job)
     if outcome.state == BUSY:
         sweep.resting.append((time.monotonic() + BUSY_SECONDS, progress))
-    elif outcome.state == FAILED and any(reason in outcome.message for reason in DISK_FULL):
+    elif outcome.state == FAILED and any(reason in outcome.message for reason in FULL):
         sweep.ended = f"{outcome.message}; make room, then {GO_ON}"
+        on_end(progress)
+    elif outcome.state == FAILED and outcome.message.startswith(NO_WORKER):
+        sweep.ended = f"{outcome.message.removeprefix(NO_WORKER + ': ')}; {GO_ON}"
         on_end(progress)
     elif outcome.state == FAILED and not outcome.final and progress.attempts <= retries:
         sweep.queue.append(progress)
@@ -183,6 +184,8 @@ def _outcome(future: Future, progress: Progress, place: Place) -> Outcome:
     except CancelledError:
         return Outcome(STOPPED)
     except Exception as error:  # each kind of pool raises its own
+        if type(error).__name__ == NO_WORKER:
+            return Outcome(FAILED, f"{NO_WORKER}: {error}", final=True)
         said = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ... ".join(dict.fromkeys(said[:1] + said[-1:]))  # Parsl's first line says where, the last one why
         message = f"the worker was lost ({type(error).__name__}: {reason})"

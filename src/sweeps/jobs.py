@@ -18,7 +18,7 @@ from tinymem.options import as_flags
 from tinymem.records.identity import TRAIN, UNEDITED, UNLEARN
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.sweeps.job import Job
-from tinymem.training.checkpoint import load_trained
+from tinymem.training.checkpoint import SETTINGS, load_trained
 from tinymem.training.finetune import FinetuneSettings
 from tinymem.training.settings import RunSettings
 
@@ -83,7 +83,7 @@ def checkpoints(settings: RunSettings, models: Path, epochs: Sequence[int]) -> l
 def find_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint that is there. UserError when this is none of a training run."""
     details = load_trained(path)
-    return Checkpoint(path, RunSettings.from_flat(details["settings"]), details["epoch"])
+    return Checkpoint(path, RunSettings.from_flat(details["settings"], path / SETTINGS), details["epoch"])
 
 
 def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: Common) -> Job:

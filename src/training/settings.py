@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tinymem import files
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
+from tinymem.inputs import read_settings
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
 from tinymem.regularizers.registry import switched_on
+
+RETRAIN = "copy the folder again, or train the model again"  # where the settings of a model cannot be read
 
 
 @dataclass(frozen=True)
@@ -88,16 +93,14 @@ class RunSettings:
         return {name: value for values in self.sections().values() for name, value in values.items()}
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> RunSettings:
-        """The inverse of `flat`; fields that are missing keep their defaults."""
+    def from_flat(cls, values: Mapping[str, Any], path: str | Path = "settings") -> RunSettings:
+        """The inverse of `flat`; fields that are missing keep their defaults.
+
+        path: of the file that the values come from; UserError names it, with the field, for a value that cannot be.
+        """
         parts = {"data": DataSettings, "model": ModelSettings, "training": TrainingSettings}
-        return cls(
-            **{
-                name: part(**{f.name: values[f.name] for f in fields(part) if f.name in values})
-                for name, part in parts.items()
-            },
-            regularizers=switched_on(values),
-        )
+        chosen = {name: read_settings(part, values, path, RETRAIN) for name, part in parts.items()}
+        return cls(**chosen, regularizers=switched_on(values, partial(read_settings, path=path, remedy=RETRAIN)))
 
 
 def may_change(settings: Mapping[str, Any]) -> set[str]:

@@ -30,8 +30,8 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.plots import plot_trade_offs
 from tinymem.records.choose import Configuration, Run
-from tinymem.records.record import record_path
 from tinymem.records.identity import identity_of, is_run
+from tinymem.records.record import record_path
 from tinymem.records.table import load_records, shown_row
 from tinymem.sweeps.job import missing
 from tinymem.sweeps.jobs import Checkpoint, Common, unlearning_identity

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig
-from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from methods import is_nested, masks_of, quick
+from safetensors.torch import load_file
 from small import in_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinymem.data.build import build_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
-from tinymem.models.edit import Zeros, applied
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models import losses
+from tinymem.models.edit import Zeros, applied
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.table import load_records, shown_row
 

@@ -16,8 +16,8 @@ import pathlib, sys
 sys.path.append({experiments!r})
 from functools import partial
 from tinymem import cli
-from sites import find_site, open_pool
-from tinymem.sweeps.console import add_sweep_options, sweep
+from tinymem.sweeps.sites import find_site, open_pool
+from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.sweeps.job import Job
 
 def main():

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tinymem.errors import NotFinite
-from tinymem.localize.ranking import neuron_masks
-from tinymem.models.edit import Zeros, applied
 from tinymem.localize.learning import backward, mean_weights
 from tinymem.localize.neuron import gates
 from tinymem.localize.neuron.gates import gated
 from tinymem.localize.neuron.slimming import HyperParameters, score
+from tinymem.localize.ranking import neuron_masks
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 
 GENTLE = HyperParameters(epochs=2, batch_size=4, lambda_l1=5.0, stop_loss=0.0)
 

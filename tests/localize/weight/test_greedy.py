@@ -1,18 +1,18 @@
 import dataclasses
-from functools import partial
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import NotFinite, UserError
-from tinymem.localize.ranking import how_many
-from tinymem.models.edit import Zeros, applied
 from tinymem.localize.learning import endless_batches
+from tinymem.localize.ranking import how_many
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import greedy
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 from tinymem.models.tinymem import ModelSettings, new_model
 
 PAD = 0

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tinymem.errors import NotFinite
-from tinymem.models.edit import Zeros, applied
 from tinymem.localize.weight import subnet
 from tinymem.localize.weight.subnet import HyperParameters, learn
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 
 EXACT = HyperParameters(epochs=10, batch_size=4, lr=1.0, dtype="float32")
 

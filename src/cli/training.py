@@ -31,7 +31,7 @@ def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSett
     details = checkpoint.load_trained(path)
     asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
     check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
-    settings = RunSettings.from_flat({**details["settings"], **asked})
+    settings = RunSettings.from_flat({**details["settings"], **asked}, path / checkpoint.SETTINGS)
     if "corpus" in asked and settings.data.corpus_sha256:  # checked even if the text is not needed any more
         settings = replace(settings, data=resolve_corpus(settings.data))
     return settings, details["epoch"]
@@ -58,11 +58,8 @@ def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
     """Clears and marks the folder: with the run's settings, or nothing to be done; emptied with `force`."""
     files.remove_leftovers(run)
     marker = run / "run.json"
-    if marker.exists() and checkpoint.has_begun(run):
-        held = files.read_json(marker, required=("data_name",))
-        if force and "weights" in settings:  # the model that is fine-tuned may have been trained anew
-            held["weights"] = settings["weights"]
-        check_whole_run(str(run), held, settings)
+    if checkpoint.has_begun(run):
+        _check_held(run, marker, settings, force)
         if not force:
             return
         made = [name for name in checkpoint.DERIVED if (run / name).exists()]
@@ -70,6 +67,18 @@ def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
             print(f"{run}: {', '.join(made)} of the old models are removed with them", file=sys.stderr)
         checkpoint.clear(run)
     files.write_json(marker, dict(settings))
+
+
+def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: bool) -> None:
+    """UserError when the folder holds another run; where its run.json was lost, as far as a checkpoint tells."""
+    if marker.exists():
+        held = files.read_json(marker, required=("data_name",), remedy="delete it and run again")
+        if force and "weights" in settings:  # the model that is fine-tuned may have been trained anew
+            held["weights"] = settings["weights"]
+        check_whole_run(str(run), held, settings)
+    elif (state := checkpoint.latest_state(run)) and (state.parent / checkpoint.SETTINGS).exists():
+        held = checkpoint.load_details(state.parent)["settings"]
+        check_same_run(str(run), held, {name: value for name, value in settings.items() if name in held})
 
 
 def train_visibly(

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +25,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from tinymem.errors import UserError
+from tinymem import files
+from tinymem.errors import UserError, first_line
+from tinymem.inputs import JSON_SHARE, read_bytes
 from tinymem.options import check_options, field_types, option
 from tinymem.sweeps import with_parent
 from tinymem.sweeps.attempt import Place
@@ -30,6 +35,14 @@ from tinymem.sweeps.engine import Pool
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.pools import NODE, parsl_pool
 
+# What every shell takes for one plain word. Parsl and schedulers paste paths and names into shell scripts unquoted.
+PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
+WORDS = ("account", "queue", "partition", "interface")  # keys that are pasted into a command line
+LINES = ("constraint", "select_options", "launcher_options")  # keys that are pasted into a line of a script
+AFFINITY = re.compile(r"none|block|block-reverse|alternating|list:[0-9,:-]+")
+GPU = re.compile(r"\d+|GPU-[0-9A-Fa-f-]+|MIG-[0-9A-Za-z/-]+")
+START_SECONDS = {"local": 60.0, "slurm": 300.0, "pbs": 300.0}  # that a block that runs has for its first worker
+BAD_BLOCKS = 3  # blocks in a row that end before a worker has come up: the next would, too
 LOCAL_HEARTBEAT = dict(heartbeat_period=5, heartbeat_threshold=30)  # seconds until workers miss a killed driver
 
 
@@ -44,9 +57,9 @@ class Site:
     account: str = option("", "project that is charged")
     queue: str = option("", "PBS: queue; Slurm: quality of service (QOS); may be empty")
     walltime: str = option("", "of a block, HH:MM:SS")
-    nodes: int = option(1, "nodes of a block", low=1)
+    nodes: int = option(1, "nodes of a block", low=1, high=10**5)
     worker_init: str = option("", "shell commands before the workers start: modules, environments; may be empty")
-    blocks: int = option(1, "blocks at a time, at most", low=1)
+    blocks: int = option(1, "blocks at a time, at most", low=1, high=10**5)
     partition: str = option("", "Slurm: partition")
     constraint: str = option("", "Slurm: kind of node")
     scheduler_options: str = option("", "further #SBATCH or #PBS lines")
@@ -55,12 +68,24 @@ class Site:
         "srun", "what starts one manager a node", choices=("single", "srun", "mpiexec", "cray_mpiexec")
     )
     launcher_options: str = option("", "further options of the launcher")
-    cores_per_node: int = option(0, "0: all of this machine, or as the scheduler has it", low=0)
-    gpus_per_node: int = option(0, "a worker each; 0: workers share the cores", low=0)
+    cores_per_node: int = option(0, "0: all of this machine, or as the scheduler has it", low=0, high=10**5)
+    gpus_per_node: int = option(0, "a worker each; 0: workers share the cores", low=0, high=10**3)
     cpu_affinity: str = option("none", "Parsl's cpu_affinity")
     interface: str = option("", "network interface of the login node that nodes reach; empty: found out")
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in WORDS:
+            value = getattr(self, name)
+            if value and not PLAIN.fullmatch(value):
+                raise UserError(f"--{name} {value!r}: a shell would not take it for one word; only letters, digits and "
+                                "_@%+=:,./- are allowed")  # fmt: skip
+        for name in LINES:
+            if not getattr(self, name).isprintable():
+                raise UserError(f"--{name} {getattr(self, name)!r}: must be one line")
+        if not AFFINITY.fullmatch(self.cpu_affinity):
+            raise UserError(f"--cpu_affinity {self.cpu_affinity!r}: must be none, block, block-reverse, alternating or "
+                            "list:CORES:CORES, such as list:0-7:8-15")  # fmt: skip
 
 
 CLUSTERS = ("slurm", "pbs")
@@ -112,9 +137,11 @@ def _read_site(path: Path) -> Site:
     except ImportError:  # Python 3.10
         import tomli as tomllib
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--site {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        values = tomllib.loads(read_bytes(path, JSON_SHARE).decode("utf-8"))
+    except UserError as error:
+        raise UserError(f"--site {path}: cannot be read ({str(error).removeprefix(f'{path}: ')})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--site {path}: cannot be read ({first_line(error)})") from None
     clusters = [name for name, site in SITES.items() if site.scheduler in CLUSTERS]
     base = values.pop("base", None)
     if base not in (None, *clusters):
@@ -135,7 +162,7 @@ def _read_site(path: Path) -> Site:
             raise UserError(f"{path}: no key {name}; needed are {', '.join(required)}")
         if values[name] == "" and name in ("account", "walltime"):
             raise UserError(f"{path}: {name} is empty; fill it in")
-    if not local and not re.fullmatch(r"\d+:[0-5]\d:[0-5]\d", values["walltime"]):
+    if not local and not re.fullmatch(r"\d{1,4}:[0-5]\d:[0-5]\d", values["walltime"]):
         raise UserError(f"{path}: walltime {values['walltime']!r}: must be HH:MM:SS, such as 03:00:00")
     try:
         site = replace(SITES[base] if base else Site(), **values)
@@ -148,7 +175,7 @@ def _read_site(path: Path) -> Site:
 
 @contextmanager
 def open_pool(site: Site, jobs: Iterable[Job], place: Place, max_workers: int | None) -> Iterator[Pool]:
-    """The workers of a site. Parsl's own files go under the place's folder.
+    """The workers of a site. Parsl's own files go under the place's folder, or where a shell can read their path.
 
     max_workers: jobs at a time on a machine (of a cluster: on a node). When the block ends, no process is left.
     """
@@ -162,9 +189,34 @@ def open_pool(site: Site, jobs: Iterable[Job], place: Place, max_workers: int | 
     # Parsl finds its helper programs by name: they are beside this Python, whether or not its environment is active.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     kinds = sorted({job.whole_node for job in jobs} or {False})
-    run_dir = Path(place.folder) / "parsl" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    run_dir = parsl_folder(site, place.folder) / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     with parsl_pool(place, _parsl_config(site, run_dir, workers, gpus, kinds)) as pool:
         yield pool
+
+
+def parsl_folder(site: Site, folder: str | Path) -> Path:
+    """Where Parsl keeps its files: in the sweep's folder, or one of the same user whose path is a plain word to a shell.
+
+    UserError, before any work, where there is none, or where this Python cannot be named to a cluster's shells.
+    """
+    if site.scheduler in CLUSTERS and not PLAIN.fullmatch(str(Path(sys.executable).parent)):
+        raise UserError(
+            f"--site: the nodes' shells would not take the path of this Python, {sys.executable!r}, for one word; install "
+            "it in a folder whose path has only letters, digits and _@%+=:,./-"
+        )
+    if site.scheduler == "threads":  # no shell
+        return Path(folder) / "parsl"
+    name = f"tinymem-parsl-{files.digest({'folder': str(Path(folder).absolute())})}"
+    places = [Path(folder).absolute() / "parsl", Path.home() / ".cache" / "tinymem" / name]
+    if site.scheduler == "local":  # on a cluster the nodes have to see it
+        places.append(Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}")
+    for place in places:
+        if PLAIN.fullmatch(str(place)):
+            return files.writable_folder(place)
+    raise UserError(
+        f"--output_dir {str(folder)!r}: the shells that start workers would not take this path for one word, nor that of "
+        "the home folder; give one with only letters, digits and _@%+=:,./-"
+    )
 
 
 def _parsl_config(site: Site, run_dir: Path, workers: int, gpus: list[str], kinds: list[bool]) -> Any:
@@ -185,7 +237,7 @@ def _workers(site: Site, workers: int, gpus: list[str], whole_node: bool) -> Any
     """Worker processes, one a GPU, or one a node which then sees all its GPUs."""
     from parsl.addresses import address_by_interface
     from parsl.executors import HighThroughputExecutor
-    from parsl.jobs.error_handlers import windowed_error_handler
+    from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 
     local = site.scheduler == "local"
     try:
@@ -201,10 +253,70 @@ def _workers(site: Site, workers: int, gpus: list[str], whole_node: bool) -> Any
         cores_per_worker=1e-3,  # the number of workers is ours to say
         available_accelerators=[",".join(gpus)] if whole_node and gpus else gpus[:workers],
         cpu_affinity="none" if whole_node or workers != site.gpus_per_node else site.cpu_affinity,
-        block_error_handler=windowed_error_handler,  # gives up after three bad blocks in a row, not after the first
-        interchange_launch_cmd=[sys.executable, with_parent.__file__, str(os.getpid()), "interchange.py"],
+        block_error_handler=StartWatch(START_SECONDS[site.scheduler]),
+        launch_cmd=DEFAULT_LAUNCH_CMD.replace("process_worker_pool.py", _shell_command("process_worker_pool.py"), 1),
+        interchange_launch_cmd=[
+            sys.executable,
+            with_parent.__file__,
+            str(os.getpid()),
+            sys.executable,
+            str(_program("interchange.py")),
+        ],
         **(LOCAL_HEARTBEAT if local else {}),
     )
+
+
+def _program(name: str) -> Path:
+    """A helper program of Parsl, beside this Python or on the PATH."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    return beside if beside.exists() or found is None else Path(found)
+
+
+def _shell_command(name: str) -> str:
+    """A helper program of Parsl as words of a shell command, in a template for str.format."""
+    words = shlex.join([sys.executable, str(_program(name))])
+    return words.replace("{", "{{").replace("}", "}}")
+
+
+class StartWatch:
+    """Parsl's hook that looks at an executor's blocks every few seconds: fails all jobs where no worker comes up.
+
+    Parsl's own gives up only where a block fails. A block that ends without an error, or that runs and never has a
+    worker, would be waited for for ever. seconds: that a block that runs has for its first worker.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._since = seconds, {}
+
+    def __call__(self, executor: Any, status: dict[str, Any]) -> None:
+        from parsl.jobs.states import JobState
+
+        with_worker = set(executor.connected_blocks())
+        blocks = [(block, status[block]) for block in sorted(status, key=int)]
+        bad = []
+        for block, state in blocks[-BAD_BLOCKS:]:
+            if block in with_worker or state.state in (JobState.SCALED_IN, JobState.PENDING, JobState.HELD):
+                continue
+            if state.terminal:
+                bad.append(state)
+            elif time.monotonic() - self._since.setdefault(block, time.monotonic()) > self._seconds:
+                reason = f"no worker came up within {self._seconds:.0f} s{_said(state)}"
+                executor.set_bad_state_and_fail_all(NoWorker(reason))
+                return
+        if len(bad) == BAD_BLOCKS:
+            executor.set_bad_state_and_fail_all(NoWorker(f"workers do not start{_said(bad[-1])}"))
+
+
+class NoWorker(Exception):
+    """The reason why no worker came up, in one line."""
+
+
+def _said(state: Any) -> str:
+    """The exit code of a block and the last line of what its shell said."""
+    lines = [line.strip() for line in f"{state.stderr_summary or state.message or ''}".splitlines() if line.strip()]
+    code = "" if state.exit_code is None else f" (exit code {state.exit_code})"
+    return code + (f": {lines[-1]}" if lines else "")
 
 
 def _provider(site: Site) -> Any:
@@ -227,7 +339,7 @@ def _provider(site: Site) -> Any:
         min_blocks=0,
         max_blocks=site.blocks,
         scheduler_options=site.scheduler_options,
-        worker_init=f"{site.worker_init}\nexport PATH={Path(sys.executable).parent}:$PATH",
+        worker_init=f"{site.worker_init}\nexport PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH",
         launcher=launcher,
         cmd_timeout=120,
     )
@@ -253,7 +365,7 @@ def _visible_gpus() -> list[str]:
     """The GPUs of this machine that we may use, without loading torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         names = map(str.strip, os.environ["CUDA_VISIBLE_DEVICES"].split(","))
-        return list(takewhile(lambda name: name and not name.startswith("-"), names))  # CUDA reads no further
+        return list(dict.fromkeys(takewhile(GPU.fullmatch, names)))  # CUDA reads no further than the first other word
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):

@@ -7,17 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from sites import find_site, open_pool
-from study import FULL, SMALL, Study
-
 from tinymem import cli
+from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.errors import UserError
-from tinymem.sweeps.console import add_sweep_options, sweep
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
+from tinymem.sweeps.sites import find_site, open_pool
+from tinymem.sweeps.study import FULL, SMALL, Study
 from tinymem.training.settings import RunSettings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUTPUT_DIR = "runs/study"  # of all of them, so that each finds the models that another has trained
 
 

@@ -8,22 +8,30 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
-from tinymem.data.settings import DataSettings
-from tinymem.errors import OutOfMemory, UserError, first_line, out_of_memory
-from tinymem.options import allowed_text, field_types
-from tinymem.tables import brief, fitted_table, table
+from tinymem import interrupts
 
-__all__ = ["brief", "fitted_table", "table"]
+interrupts.watch_start()
+
+from tinymem.cli.tables import brief, fitted_table, table
+from tinymem.data.settings import DataSettings
+from tinymem.errors import DiskFull, OutOfMemory, UserError, first_line, full_disk, one_line, out_of_memory
+from tinymem.interrupts import interruptible
+from tinymem.options import LARGEST, allowed_text, field_types
+
+__all__ = ["brief", "fitted_table", "interruptible", "table"]
+WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
 
 Settings = TypeVar("Settings")
 
@@ -37,35 +45,83 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **kwargs)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")
 
 
 def run(main: Callable[[], None], program: str = "") -> None:
-    """Runs a script's main function: a UserError becomes one line on stderr and exit code 2.
+    """Run a script's main function: what a user can mend becomes one line on stderr and exit code 2.
 
-    So does a lack of memory, with exit code 1: at another time there may be enough.
+    A lack of memory or of room on the disk is one line too, with exit code 1: at another time there may be enough.
     program: what messages call it, the script's file name by default.
     """
     program = program or sys.argv[0].rsplit("/", 1)[-1]
     # transformers' advice and progress bars are for people who call it themselves.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _prepare_streams()
     try:
         main()
-    except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, OutOfMemory) else 2)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        _end(program, interrupts.AGAIN, interrupts.INTERRUPTED)
     except BrokenPipeError:  # the reader of our table went away (`| head`)
-        sys.exit(1)
+        _end(program, "", 1)
     except Exception as error:
-        if not out_of_memory(error):
+        message, code = _explained(error)
+        if not message:
             raise
-        print(f"{program}: error: out of memory ({first_line(error)}); try fewer sequences at a time (see --help)",
-              file=sys.stderr)  # fmt: skip
-        sys.exit(1)
+        _end(program, f"error: {message}", code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What a script says of an error, and its exit code; nothing for one that is a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error), 1 if isinstance(error, (OutOfMemory, DiskFull)) else 2
+    if out_of_memory(error):
+        return f"out of memory ({first_line(error)}); try fewer sequences at a time (see --help)", 1
+    if full := full_disk(error):
+        return f"{getattr(error, 'filename', None) or 'output'}: cannot be written ({full}); make room", 1
+    if isinstance(error, OSError) and error.filename is not None:  # over-long names, links in a circle ...
+        return f"{error.filename}: {error.strerror}", 2
+    if isinstance(error, OSError) and error.errno == errno.EIO:  # the terminal is gone
+        return "output: cannot be written (Input/output error)", 1
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"{error.object!r}: a name that is not UTF-8; rename it", 2
+    return "", 0
+
+
+def _end(program: str, message: str, code: int) -> None:
+    """Leave with one line on stderr. Nothing is left for Python to flush at its end, which could fail once more."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    if message:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"{program}: {one_line(message)}", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # nobody reads, or there is no room: what is left goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Give closed standard streams the null device, and let no character end a script that a terminal cannot show.
+
+    A file that is opened while a standard stream is closed would get its number, and with it all that is printed.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    if getattr(sys.stdout, "errors", "") in ("strict", "surrogateescape") and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def parse_bool(text: str) -> bool:
@@ -87,9 +143,19 @@ def not_negative(text: str) -> int:
 
 
 def _at_least(lowest: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < lowest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {lowest}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and lowest <= int(text) <= LARGEST):
+        shown = text if len(text) <= 40 else text[:40] + " ..."
+        raise argparse.ArgumentTypeError(f"{shown!r} is not a whole number >= {lowest} and <= {LARGEST}")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """The type of every flag that is a whole number; its bounds are the option's."""
+    try:
+        return int(text[:100])
+    except ValueError:
+        shown = text if len(text) <= 40 else text[:40] + " ..."
+        raise argparse.ArgumentTypeError(f"{shown!r} is not a whole number") from None
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **defaults: Any) -> None:
@@ -119,7 +185,8 @@ def add_flag(
     elif getattr(kind, "__origin__", None) is tuple:
         settings.update(nargs="+", type=kind.__args__[0], metavar=field.name.upper()[:1])
     else:
-        settings.update(type=kind, metavar=kind.__name__ if not rules.get("choices") else None)
+        parse = whole if kind is int else kind
+        settings.update(type=parse, metavar=kind.__name__ if not rules.get("choices") else None)
     if rules.get("choices") is not None:
         settings["choices"] = rules["choices"]
     group.add_argument(*names, **settings)
@@ -191,36 +258,18 @@ def resolve_device(name: str):
     return probe.device  # with its number: cuda is cuda:0
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C (SIGINT) and SIGTERM only set a flag, which the yielded function reads.
-
-    A second Ctrl-C ends the process at once; files are written atomically, so that this harms nothing.
-    """
-    asked = []
-
-    def ask(number, frame):
-        asked.append(number)
-        signal.signal(number, previous[number])
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def run_script(words: Iterable[object]) -> None:
     """Runs a script with this Python, showing its command. Ends this one when that one fails.
 
-    Interrupted (Ctrl-C, SIGTERM), it tells the script, waits until that has saved what it has, and raises
-    KeyboardInterrupt; interrupted again it kills the script.
+    Interrupted (Ctrl-C, SIGTERM, a closed terminal), it tells the script, waits until that has saved what it has, and
+    raises KeyboardInterrupt; interrupted again it kills the script. Killed, it takes the script with it, in order.
     """
     words = list(map(str, words))
     print("\n$ " + shlex.join(["python", *words]), flush=True)
     # In a session of its own the script is told once, by us: a second signal would end it while it saves.
-    process, told = subprocess.Popen([sys.executable, *words], start_new_session=True), False
+    command = [sys.executable, str(WITH_PARENT), str(os.getpid()), sys.executable, *words]
+    process, told = subprocess.Popen(command, start_new_session=True), False
+    interrupts.children.add(process)
     with interruptible() as asked_to_stop:
         try:
             while process.poll() is None:
@@ -233,6 +282,8 @@ def run_script(words: Iterable[object]) -> None:
             process.kill()
             process.wait()
             raise
+        finally:
+            interrupts.children.discard(process)
     if asked_to_stop():
         raise KeyboardInterrupt
     if process.returncode:

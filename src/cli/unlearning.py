@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from tinymem import cli, plots
+from tinymem.cli.methods import chosen_attacks
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
-from tinymem.localize.flags import chosen_attacks
 from tinymem.localize.dry_run import KEPT, planting_bytes
-from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
 from tinymem.localize.method import Method
+from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
 from tinymem.localize.unlearn import Run, Subject, attack_all, unedited, unlearn
 from tinymem.metrics import registry
 from tinymem.models.memory import Shape
