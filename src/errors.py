@@ -25,18 +25,6 @@ class DiskFull(UserError):
     """The disk or the quota is full. The message holds one of FULL, by which a sweep knows that it must stop."""
 
 
-FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
-_NO_MEMORY = (
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "cannot allocate memory",
-    "failed to map segment",  # the dynamic loader, of a library
-    "can't start new thread",
-    "CUDA error: out of memory",
-    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER
-)
-
-
 class NotFinite(UserError):
     """Logits, losses or scores that are not finite numbers: no figure may be made from them."""
 
@@ -66,6 +54,18 @@ class Failures(list[NotFinite]):
         """Raise what was kept, as one error of one line."""
         if self:
             raise NotFinite("; ".join(dict.fromkeys(map(str, self))))
+
+
+FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",  # the dynamic loader, of a library
+    "can't start new thread",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER
+)
 
 
 @contextmanager

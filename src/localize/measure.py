@@ -20,9 +20,9 @@ from typing import Any
 
 from tinymem import allocator, files
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
+from tinymem.cli.subject import add_subject_options, load_subject
 from tinymem.cli.unlearning import print_table, run_methods
 from tinymem.errors import Failures, UserError
-from tinymem.cli import subject
 from tinymem.localize import prod_grad
 from tinymem.localize.unlearn import Run, Subject, attack_all, finish, unedited
 from tinymem.models.edit import Weights
@@ -58,7 +58,7 @@ def parse() -> tuple[argparse.Namespace, bool]:
     parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
     add_own_options(parser)
     add_measuring_options(parser)
-    (subject if on_numbers else prod_grad).add_subject_options(parser)
+    (add_subject_options if on_numbers else prod_grad.add_subject_options)(parser)
     parser.set_defaults(dry_run=False)
     arguments = parser.parse_args()
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
@@ -101,7 +101,7 @@ def main() -> None:
     allocator.keep_freed_memory()
     attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
     if on_numbers:
-        subject = subject.load_subject(arguments)
+        subject = load_subject(arguments)
     else:
         loading = cli.collect(LoadSettings, arguments)
         subject = prod_grad.load_subject(arguments, loading, [])

@@ -74,7 +74,7 @@ AUTO_MAP = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
         ("config.json", dict(return_dict=False)),
         ("config.json", dict(output_hidden_states=True, output_attentions=True, use_cache=False)),
         ("config.json", dict(attn_implementation="flash_attention_2")),
-        ("config.json", dict(_attn_implementation="no such kernel")),
+        ("config.json", dict(_attn_implementation="flex_attention")),
         ("config.json", dict(attention_dropout=0.5, dtype="float16", torch_dtype="float16")),
         ("tokenizer.json", dict(truncation=TRUNCATION)),
         ("tokenizer.json", dict(padding={**PADDING, "pad_token": "<|endoftext|>"})),
