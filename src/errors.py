@@ -1,4 +1,4 @@
-"""The exception that means: the user can mend this; files that cannot be read; what running out of memory looks like."""
+"""UserError, the exception for mistakes the user can fix, and helpers for unreadable files and out-of-memory errors."""
 
 import errno
 import os
@@ -12,17 +12,29 @@ Kinds = type[Exception] | tuple[type[Exception], ...]
 class UserError(Exception):
     """A wrong setting, file or folder. The message is one line: what was given, what is allowed, what to do.
 
-    Scripts print it without a traceback and exit with code 2 (OutOfMemory: 1, since at another time there may be enough);
-    library users catch it like any other exception.
+    Scripts print it without a traceback and exit with code 2 (OutOfMemory: 1, since a retry may succeed). Library users
+    catch it like any other exception.
     """
 
 
 class OutOfMemory(UserError):
-    """There is not enough memory, or was not: with the flags that the message names, or at another time, there may be."""
+    """Out of memory. Retrying later, or with the flags named in the message, may succeed."""
 
 
 class DiskFull(UserError):
     """The disk or the quota is full. The message holds one of FULL, by which a sweep knows that it must stop."""
+
+
+FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",  # the dynamic loader, of a library
+    "can't start new thread",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER
+)
 
 
 class NotFinite(UserError):
@@ -56,27 +68,14 @@ class Failures(list[NotFinite]):
             raise NotFinite("; ".join(dict.fromkeys(map(str, self))))
 
 
-FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
-_NO_MEMORY = (
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "cannot allocate memory",
-    "failed to map segment",  # the dynamic loader, of a library
-    "can't start new thread",
-    "CUDA error: out of memory",
-    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER
-)
-
-
 @contextmanager
 def reading(path: str | Path, complaint: str, kinds: Kinds = Exception) -> Iterator[None]:
-    """Turns what goes wrong within the block into a UserError about the file.
+    """Turn an exception within the block into a UserError about the file.
 
-    A file that cannot be read at all is said to be that. Of `kinds`, all exceptions by default, since safetensors and
-    pickle have too many for damage to name, all others are put down to what the file holds; but running out of memory
-    says nothing against it.
+    An OSError becomes "cannot be read". Any other exception in `kinds` (default: all, since safetensors and pickle have
+    too many to name) is blamed on the file's content, except running out of memory, which is re-raised.
 
-    complaint: what the message says of such a file, with {why} for the first line of what went wrong.
+    complaint: the message about a damaged file, with {why} for the first line of the exception.
     """
     try:
         yield
@@ -116,7 +115,7 @@ def full_disk(error: BaseException) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its type where it says nothing: what fits into a UserError."""
+    """Return the first line of an exception's message, or its type if the message is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

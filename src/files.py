@@ -39,6 +39,28 @@ def digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def found_under(folder: str | Path) -> Iterator[Path]:
+    """Every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
+
+    Hidden names and __MACOSX, which other programs put beside a user's files, are passed over below the folder.
+    """
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = (
+            []
+            if real in entered
+            else sorted(filter(_shown, folders), key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        )
+        if real not in entered:
+            entered.add(real)
+            yield from (Path(place, name) for name in filter(_shown, names))
+
+
+def _shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
 def write_file(path: str | Path, write: Callable[[Path], None]) -> Path:
     """Call `write(temporary path)`, flush to disk and rename: readers see the old file or the whole new one.
 
@@ -64,7 +86,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 def _write(path: str | Path, write: Callable[[Path], None], publish: Callable[[Path, Path], None]) -> Path:
     path = Path(path)
-    folder = writable_folder(path.parent)
+    folder = writable_folder(path.parent, flag="")
     if folder not in _cleared:
         _cleared.add(folder)
         remove_leftovers(folder)

@@ -37,7 +37,7 @@ def try_lock(path: str | Path) -> int | None:
     name is taken by a link or by anything else that is not a file of its own.
     """
     path = Path(path)
-    writable_folder(path.parent)
+    writable_folder(path.parent, flag="")
     while True:
         try:
             descriptor = os.open(path, _FLAGS, 0o666)

@@ -1,7 +1,7 @@
 """From settings to a dataset, through a cache on disk.
 
-Number sequences are cached whole. Text is cached as tokens, in files that the dataset maps: planting artifacts in
-them takes no time and copies nothing but the planted rows.
+Number sequences are cached whole. Text is cached as tokens, in memory-mapped files: planting artifacts copies only the
+planted rows.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from tinymem.data.text_dataset import build_text_dataset
 from tinymem.errors import reading
 from tinymem.inputs import check_file, check_value, parse_json
 
-FORMAT = 2  # raise it when the same settings come to mean other data: older caches are then left alone
+FORMAT = 2  # raise it when the same settings produce different data; older caches are then ignored
 DEFAULT_CACHE = "data"
 
 
 def build_dataset(settings: DataSettings) -> MemorizationDataset:
-    """Builds the dataset in memory. UserError when the settings ask for more than there is."""
+    """Build the dataset in memory. Raise UserError when the settings ask for more data than exist."""
     return build_text_dataset(settings) if settings.is_text else build_number_dataset(settings)
 
 
 def load_dataset(settings: DataSettings, cache_dir: str | Path | None = DEFAULT_CACHE) -> MemorizationDataset:
-    """The dataset from the cache, or built and cached. `None` builds without a cache.
+    """Return the dataset from the cache, or build and cache it. `None` builds without a cache.
 
-    Raises UserError for settings that cannot be met and for a cache file that cannot be read or written.
+    Raise UserError for settings that cannot be met and for a cache file that cannot be read or written.
     """
     if cache_dir is None:
         return build_dataset(settings)
@@ -49,7 +49,7 @@ def load_dataset(settings: DataSettings, cache_dir: str | Path | None = DEFAULT_
 
 
 def cache_path(settings: DataSettings, cache_dir: str | Path = DEFAULT_CACHE) -> Path:
-    """Where a dataset is cached (of text: its training tokens): a readable name and a hash of all that matters."""
+    """Return the cache file of a dataset (text: of its training tokens): a readable name and a hash of the settings."""
     if settings.is_text:
         return chunk_paths(settings, cache_dir)[0]
     key = files.digest({"format": FORMAT, **settings.applicable()})
@@ -57,7 +57,7 @@ def cache_path(settings: DataSettings, cache_dir: str | Path = DEFAULT_CACHE) ->
 
 
 def _write(dataset: MemorizationDataset, path: Path) -> None:
-    """One safetensors file: tensors under dotted names ("artifacts.clean", "tests.two"), the rest as JSON metadata."""
+    """Write safetensors: tensors under dotted names ("artifacts.clean", "tests.two"), the rest as JSON metadata."""
     from safetensors.torch import save_file
 
     tensors, plain = {}, {}
@@ -69,7 +69,7 @@ def _write(dataset: MemorizationDataset, path: Path) -> None:
             tensors |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in fields(Artifacts)}
         elif isinstance(value, dict):
             tensors |= {f"{field.name}.{name}": tensor for name, tensor in value.items()}
-            plain[field.name] = list(value)  # safetensors forgets the order of names
+            plain[field.name] = list(value)  # safetensors does not keep the order of names
         else:
             plain[field.name] = value
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # no shared storage

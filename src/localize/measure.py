@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import allocator, files
+from tinymem.cli import subject as tinymem_subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
 from tinymem.cli.unlearning import print_table, run_methods
 from tinymem.errors import Failures, UserError
-from tinymem.localize import localize_memorization, prod_grad
+from tinymem.localize import prod_grad
 from tinymem.localize.unlearn import Run, Subject, attack_all, finish, unedited
 from tinymem.models.edit import Weights
 from tinymem.models.fingerprint import weights_fingerprint
@@ -54,11 +55,10 @@ def parse() -> tuple[argparse.Namespace, bool]:
     on_numbers = (
         known is None or (Path(original) / SETTINGS).is_file() or any(w.split("=")[0] == DATA_FLAG for w in words)
     )
-    script = localize_memorization if on_numbers else prod_grad
     parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
     add_own_options(parser)
     add_measuring_options(parser)
-    script.add_subject_options(parser)
+    (tinymem_subject if on_numbers else prod_grad).add_subject_options(parser)
     parser.set_defaults(dry_run=False)
     arguments = parser.parse_args()
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
@@ -101,7 +101,7 @@ def main() -> None:
     allocator.keep_freed_memory()
     attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
     if on_numbers:
-        subject = localize_memorization.load_subject(arguments)
+        subject = tinymem_subject.load_subject(arguments)
     else:
         loading = cli.collect(LoadSettings, arguments)
         subject = prod_grad.load_subject(arguments, loading, [])

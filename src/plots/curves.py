@@ -1,6 +1,6 @@
-"""Memorization and quality over training: of one run, by model size, by regularizer, of fine-tunings.
+"""Memorization and quality over training: one run, by model size, by regularizer, fine-tunings.
 
-Several seeds of the same settings are one line, their mean; the band reaches from the lowest seed to the highest.
+Several seeds of the same settings are one line, their mean, with a band from the lowest seed to the highest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STRENGTH = tuple(f"training.{name}" for entry in REGULARIZERS for name in entry.
 
 
 def plot_training(rows: Rows, path: str | Path) -> list[Path]:
-    """Loss, accuracy and memorization against epochs."""
+    """Draw loss, accuracy and memorization against epochs."""
     figure, (loss, accuracy, memory) = new_figure(3)
     _lines(loss, rows, "epoch", [name for name in rows[0] if name == "train_loss" or name.startswith("loss_")])
     _lines(accuracy, rows, "epoch", [name for name in rows[0] if name.startswith("accuracy_")])
@@ -38,7 +38,7 @@ def plot_training(rows: Rows, path: str | Path) -> list[Path]:
 
 
 def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
-    """One line a column; a column without any value is left out."""
+    """Draw one line per column; skip columns without values."""
     for name, (marker, line) in zip(names, STYLES * (1 + len(names) // len(STYLES))):
         points = [(row[x], row[name]) for row in rows if row.get(name) is not None]
         if points:
@@ -55,9 +55,9 @@ def draw_by_size(curves: Sequence[Curve]):
 
 
 def draw_regularizers(curves: Sequence[Curve]):
-    """Training runs: one line a regularizer and strength, two panels a data set and model size.
+    """Draw training runs: one line per regularizer and strength, two panels per data set and model size.
 
-    A data set and model size that was trained without regularizers only has no panels.
+    A data set and model size that has only runs without regularizers gets no panels.
     """
     both = [
         some
@@ -80,7 +80,7 @@ def is_regularized(curve: Curve) -> bool:
 
 
 def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
-    """Curve -> "none", or its regularizers by name, with the settings that differ between these curves."""
+    """Return curve -> "none", or its regularizers by name, with the settings that differ between these curves."""
     varied = {
         name
         for name in STRENGTH
@@ -105,14 +105,14 @@ def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
 
 
 def _strength(curve: Curve) -> list[float]:
-    """Sorts runs without a regularizer first, then by regularizer and strength."""
+    """Return a sort key: runs without a regularizer first, then by regularizer and strength."""
     return [float(curve.settings.get(name) or 0) for name in STRENGTH]
 
 
 def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[str, ...], x: str):
-    """Two panels (memorization above quality) for every kind of run, one line a label in each. Returns the figure.
+    """Draw two panels (memorization above quality) per kind of run, with one line per label. Return the figure.
 
-    hidden: the settings that the label tells, which make no panel of their own.
+    hidden: settings that are in the label and therefore do not separate panels.
     """
     by_panel = grouped(curves, lambda curve: key_of(_panel(curve, hidden)))
     panels = [(_panel(some[0], hidden), some) for some in by_panel]
@@ -138,13 +138,13 @@ def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[
 
 
 def _panel(curve: Curve, hidden: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that decide in which panel a curve stands."""
+    """Return the settings that decide the panel of a curve."""
     ignored = {*SEEDS, *LENGTH, *hidden}
     return {name: value for name, value in curve.settings.items() if name not in ignored}
 
 
 def _styles(count: int, ordered: bool) -> list[dict[str, Any]]:
-    """Line styles that differ in marker and dashes, readable in grey too; ordered: from dark to light."""
+    """Return line styles that differ in marker and dashes, readable in grey; `ordered` goes from dark to light."""
     from matplotlib import colormaps
 
     colours = [colormaps["viridis"](0.85 * i / count) if ordered else f"C{i % 10}" for i in range(count)]
@@ -153,7 +153,7 @@ def _styles(count: int, ordered: bool) -> list[dict[str, Any]]:
 
 
 def _line(axis, curves: Sequence[Curve], x: str, name: str, style: Mapping[str, Any], label: str | None = None) -> None:
-    """The mean of a column over seeds, with its range; epoch 0 of a fine-tuning is a dashed line across."""
+    """Draw the mean of a column over seeds, with its range; epoch 0 of a fine-tuning is a dashed horizontal line."""
     points = over_seeds(curves, x, name)
     if x == "seconds" and points and points[0][0] == 0.0:
         axis.axhline(points[0][1], color="black", linewidth=0.8, linestyle="--", zorder=0.9)
@@ -169,7 +169,7 @@ def _line(axis, curves: Sequence[Curve], x: str, name: str, style: Mapping[str, 
 
 
 def over_seeds(curves: Sequence[Curve], x: str, name: str) -> list[tuple[float, float, float, float]]:
-    """(mean x, mean, lowest, highest) of a column at every epoch that all runs which got so far have measured."""
+    """Return (mean x, mean, lowest, highest) of a column at each epoch that every run of that length has measured."""
     ends = [curve.rows[-1]["epoch"] for curve in curves if curve.rows]
     by_epoch: dict[int, list[tuple[float, float]]] = {}
     for curve in curves:
@@ -185,7 +185,7 @@ def over_seeds(curves: Sequence[Curve], x: str, name: str) -> list[tuple[float, 
 
 
 def _finish(memory, quality, x: str, numbers: bool) -> None:
-    """Labels and scales of the two panels of one kind of run."""
+    """Set labels and scales of the two panels of one kind of run."""
     for axis in (memory, quality):
         axis.set_visible(True)
         if x == "seconds":

@@ -1,4 +1,4 @@
-"""Unlearning: memorization against quality with Pareto fronts, against time, and box plots of what methods change."""
+"""Unlearning: memorization against quality with Pareto fronts, against time, and box plots of changes by method."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ SHAPES = "os^DvPX<>hp"
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
-    """Memorization against quality, one mark a run, with the Pareto front. Left and up is better.
+    """Draw memorization against quality, one mark per run, with the Pareto front. Left and up is better.
 
-    Quality is mean test accuracy of number models, else perplexity on an axis that is turned round.
+    Quality is mean test accuracy for number models, else perplexity on an inverted axis.
     """
     numbers = on_numbers(rows[0])
     quality = "mean_test_accuracy" if numbers else "perplexity"
@@ -45,7 +45,7 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
 
 
 def _front_and_axes(axis, marks: Sequence[tuple[float, float]], numbers: bool) -> None:
-    """The Pareto front of the marks (memorized, quality), and the axes; perplexity is logarithmic and turned round."""
+    """Draw the Pareto front of the marks (memorized, quality) and set the axes; perplexity is log, inverted."""
     sign = 1 if numbers else -1
     front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in marks])]
     axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
@@ -59,8 +59,8 @@ def _front_and_axes(axis, marks: Sequence[tuple[float, float]], numbers: bool) -
 def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n_layers"):
     """Memorization against quality, one panel an experiment, with the Pareto front. Left and up is better.
 
-    A mark is a method with its hyper-parameters, its mean over the seeds. column: the setting whose values stand side
-    by side (model sizes); experiments that differ in others stand below each other. Quality is mean test accuracy of
+    A mark is a method with its hyper-parameters, mean over seeds. column: the setting whose values are side by side
+    (model sizes); experiments that differ in other settings are below each other. Quality is mean test accuracy of
     number models, else perplexity on a logarithmic axis that is turned round.
     """
 
@@ -91,7 +91,7 @@ def draw_time(configurations: Sequence[Configuration], column: str = "model.n_la
 
 
 def _panels(configurations: Sequence[Configuration], column: str, draw):
-    """One panel an experiment: values of the setting `column` side by side, other differences below each other."""
+    """Draw one panel per experiment: values of the setting `column` side by side, other differences vertically."""
     by_experiment = grouped(configurations, lambda c: key_of(c.experiment))
     settings = [some[0].experiment for some in by_experiment]
     side_by_side = sorted({each.get(column) for each in settings}, key=lambda value: (value is None, value))
@@ -112,7 +112,7 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
 
 
 def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    """As few settings as tell experiments of the same column apart, so that rows reach over many columns."""
+    """Return the fewest settings that distinguish experiments of a column, so that rows span many columns."""
 
     def told_apart(names: list[str]) -> int:
         return len({key_of({name: each.get(name) for name in (column, *names)}) for each in settings})
@@ -125,7 +125,7 @@ def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
 
 
 def _place(settings: Mapping[str, Any]) -> tuple:
-    """Sorts rows of panels by data, then by the checkpoint's step or epoch."""
+    """Return a sort key for rows of panels: data, then the checkpoint's step or epoch."""
     return (
         *(str(settings.get(name)) for name in ("data.data_name", "data.artifact")),
         settings.get("model.step") or settings.get("training.epoch") or 0,
@@ -133,7 +133,7 @@ def _place(settings: Mapping[str, Any]) -> tuple:
 
 
 def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[float, float]]:
-    """One scatter a method; returns all points."""
+    """Draw one scatter per method; return all points."""
     everything = []
     for of_method in grouped(some, lambda configuration: configuration.method):
         points = [(c.mean(x), c.mean(y)) for c in of_method]
@@ -148,7 +148,7 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
 
 
 def method_style(method: str) -> dict[str, Any]:
-    """The mark of a method in all figures of this module: hollow for the neuron level, filled for the weight level."""
+    """Return the mark of a method in all figures here: hollow at the neuron level, filled at the weight level."""
     if method == UNEDITED:
         return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
     levels = _levels()
@@ -161,14 +161,14 @@ def method_style(method: str) -> dict[str, Any]:
 
 
 def _levels() -> dict[str, str]:
-    """Method -> neuron or weight, in the registry's order."""
+    """Return method -> neuron or weight, in the registry's order."""
     from tinymem.localize.registry import METHODS  # here, for training scripts draw too and would start more slowly
 
     return {name: method.family for name, method in METHODS.items()}
 
 
 def draw_boxes(configurations: Sequence[Configuration]):
-    """What the best run of each method changes, one box a method over all checkpoints and seeds.
+    """Draw what the best run of each method changes, one box per method over all checkpoints and seeds.
 
     configurations: the best ones (`tinymem.records.choose.best`), of which those under an attack are left out. One row of two panels for each kind of data: percent
     difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to 0 is better).
@@ -204,18 +204,18 @@ def data_kind(run: Run) -> str:
 
 
 def quality_name(run: Run) -> str:
-    """The result by which a run's quality is measured."""
+    """Return the result that measures a run's quality."""
     return "mean_test_accuracy" if on_numbers(run.row) else "perplexity"
 
 
 def percent_difference(run: Run, name: str) -> float | None:
-    """The change of a result against the unedited model, in percent of it; None where that is 0."""
+    """Return the change of a result in percent of the unedited model's; None if that is 0."""
     before = run.before[name]
     return 100 * (run.row[name] - before) / before if before else None
 
 
 def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
-    """Horizontal boxes, the first method on top, white at the neuron level; a dot is a run."""
+    """Draw horizontal boxes, the first method on top, white at the neuron level; a dot is a run."""
     levels = _levels()
     for place, method in enumerate(methods):
         values = [value(run) for run in runs if run.method == method]

@@ -321,8 +321,8 @@ def test_the_small_case_from_training_to_report(tmp_path):
     assert commands == finished
 
 
-def test_the_readme_shows_rows_of_the_report():
+def test_the_documentation_shows_rows_of_the_report():
     report_lines = set((ROOT / "results" / "REPRODUCTION.md").read_text(encoding="utf-8").splitlines())
-    _, _, chapter = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Published numbers\n")
+    _, _, chapter = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8").partition("\n## Training\n")
     table = [line for line in chapter.partition("\n## ")[0].splitlines() if line.startswith("|")]
     assert len(table) >= 5 and set(table) <= report_lines
