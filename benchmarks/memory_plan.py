@@ -22,12 +22,13 @@ import torch
 from tinymem import allocator, files
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
-from tinymem.localize.plan import GB, Plan, Sizes, plan
 from tinymem.localize.registry import METHODS
-from tinymem.models.memory import known_config, known_shapes, shape_of
+from tinymem.models.known import known_config, known_shapes
+from tinymem.planning.memory import shape_of
+from tinymem.planning.plan import ENOUGH, GB, Plan, Sizes, plan, watched
 from tinymem.records.record import environment, measured
 
-SIZES = Sizes(unlearn=16, retain=16, length=80, prompt=32, microbatch=8)
+SIZES = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)
 SMALL = "small"  # 21M parameters: for the test suite
 # Models, methods, and whether freed memory is kept, as it is where there is plenty (see tinymem.allocator).
 MEASURED = (
@@ -39,7 +40,7 @@ MEASURED = (
 KEY = ("model", "dtype", "method", "freed_memory")  # of a row
 PLANNED = ("durable", "balanced_subnet", "integrated_gradients")
 # The study's Pythia data: 505 memorized sequences, half of them held out, and random text to keep.
-STUDY = Sizes(unlearn=252, retain=1632, length=80, prompt=32, microbatch=8)
+STUDY = Sizes(forget=252, retain=1632, length=80, prompt=32, microbatch=8)
 MEMORIES = (8, 16, 24, 40, 80, 141)  # GB, of GPUs in use
 
 
@@ -64,12 +65,8 @@ def limited(method: Method, parameters: int) -> Any:
 
 
 def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
-    """What a user's run does between loading and measuring the model. Zero-Out: a part of it with the same peak."""
-    task = sizes.task(sizes.unlearn, sizes.retain)
-    if method.name == "zero_out":
-        method.estimate(model, task, hp)
-    else:
-        list(method.run(model, task, hp))
+    """Do what a user's run does between loading and measuring the model. Zero-Out: a part of it with the same peak."""
+    watched(method, model, sizes, hp, ENOUGH if method.name == "zero_out" else None)
 
 
 def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:
@@ -90,7 +87,7 @@ def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[
     small = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
     narrow = type(config)(**{**config.to_dict(), **small})
     for method in methods:
-        run(method, model_of(narrow), replace(SIZES, unlearn=2, retain=2, microbatch=1))  # loads libraries
+        run(method, model_of(narrow), replace(SIZES, forget=2, retain=2, microbatch=1))  # loads libraries
     with measured(cpu) as before:
         pass
     model, costs = model_of(config), []

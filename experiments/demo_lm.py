@@ -20,7 +20,6 @@ from typing import Any
 from demo_common import continuation, run, start_at_root, stopwatch
 
 from tinymem import files, plots
-from tinymem.cli.unlearning import duration
 from tinymem.data.decode import printable
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionSettings
@@ -29,6 +28,7 @@ from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
 from tinymem.metrics.memorization import memorized
 from tinymem.models.precision import auto_precision
 from tinymem.models.production import DTYPES, open_causal_lm
+from tinymem.planning.duration import Clock, duration
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, sections_of
 from tinymem.records.table import load_records, shown_row
 from tinymem.training.checkpoint import load_details
@@ -148,9 +148,8 @@ def summarize(
 
 
 def estimated_hours(method: str, model, task: UnlearningTask) -> float:
-    """How long the scoring would take on this machine."""
-    entry = METHODS[method]
-    return round(entry.estimate(model, task, entry.hyper_parameters()) / 3600, 1)
+    """Return how long the method would take on this machine."""
+    return round(Clock(model, task).seconds(METHODS[method], METHODS[method].hyper_parameters()) / 3600, 1)
 
 
 def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str, str]:

@@ -16,6 +16,7 @@ LAYERS = [
     {"records"},
     {"training"},
     {"localize"},
+    {"planning"},
     {"attacks"},
     {"plots", "sweeps"},
 ]

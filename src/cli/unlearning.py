@@ -6,18 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tinymem import cli, plots
 from tinymem.cli.methods import chosen_attacks
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
-from tinymem.localize.dry_run import KEPT, planting_bytes
 from tinymem.localize.method import Method
-from tinymem.localize.plan import GB, Plan, Sizes, plan_rows
 from tinymem.localize.unlearn import Run, Subject, attack_all, unedited, unlearn
 from tinymem.metrics import registry
-from tinymem.models.memory import Shape
 from tinymem.models.production import LoadSettings
+from tinymem.planning.dry_run import KEPT, planting_bytes
+from tinymem.planning.duration import Clock
+from tinymem.planning.memory import Shape
+from tinymem.planning.plan import GB, Plan, Sizes
 from tinymem.records.choose import on_numbers
 from tinymem.records.identity import MEASURED, UNEDITED, UNLEARN
 from tinymem.records.table import flat_row, shown_row
@@ -59,11 +61,13 @@ def run_methods(
         failures.end()
         return records
     save_models = bool(methods) and not arguments.no_save_model
+    clock = Clock(subject.model, subject.task)
     with cli.progress_bar(total=sum(len(method.strengths(hp)) for method, hp in methods), unit="run") as bar:
         for method, hp in methods:
             bar.set_postfix_str(method.name)
+            announce = partial(_announce, bar, clock, method)
             with enough_memory(method.name), failures.kept():
-                for record in unlearn(subject, method, hp, save_models, arguments.force, attacks):
+                for record in unlearn(subject, method, hp, save_models, arguments.force, attacks, announce):
                     records.append(record)
                     bar.update(not record.get("attack"))
                     if record["results"]["percent_changed"] == 0 and not record.get("attack"):
@@ -108,10 +112,10 @@ def plan_report(
     """The plans as a table, with what they are for. planting: memories are planted first, which has a peak of its own."""
     head = (
         f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
-        f"weights in {loading.dtype}\n{sizes.unlearn} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "
+        f"weights in {loading.dtype}\n{sizes.forget} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "
         f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
     )
-    table = f"{head}\n\n{cli.table(plan_rows(planned))}\n\nGB = 1e9 bytes, all at the moment of the peak"
+    table = f"{head}\n\n{cli.table(plan.row(name) for name, plan in planned)}\n\nGB = 1e9 bytes, all at the moment of the peak"
     if shape.device == "cpu":
         table += "\nwhere there is room, freed memory is kept for speed: all but the weights then takes up to "
         table += f"{KEPT:g} times as much"
@@ -135,14 +139,11 @@ def enough_memory(what: str):
         ) from None
 
 
+def _announce(bar, clock: Clock, method: Method, hp: Any) -> None:
+    """Say before a method starts how long it will take, where that is more than a minute."""
+    if warning := clock.warning(method, hp):
+        _note(bar, warning)
+
+
 def _note(bar, text: str) -> None:
     bar.write(text, file=sys.stderr)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words that a person can plan with: 40 s, 3 min, 2.5 h, 4 days."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"

@@ -9,8 +9,9 @@ A method is a module with a frozen dataclass `HyperParameters` and one of
     run(model, task, hp) -> (strength, Edit)    anything else, as an iterator
 
 It may also define ALIAS (the study's flag), `drop(mlps, scores, strength) -> masks`, `resolve(hp, parameters) -> hp`
-with the defaults that depend on a model's size, and `plan` (memory and passes). Every function leaves the model as it
-was. The file's name is the method's name, its folder the method's family.
+with the defaults that depend on a model's size, `steps(model, task, hp) -> int` of the whole run, and, where the passes
+of a step depend on the model, `passes(model, task, hp) -> (forward, backward)` instead. Every function leaves the model as
+it was. The file's name is the method's name, its folder the method's family.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Method:
     run(model, task, hp) -> iterator of (strength, Edit), in the order of the settings' strengths
     cumulative     whether a strength costs all that the strengths before it cost (steps of one training)
     resolve(hp, parameters) -> hp with the defaults that depend on the model's size
-    plan, estimate  see tinymem.localize.plan
+    steps(model, task, hp) -> steps of the whole run, all strengths together: as often does it what it does in one
+    passes(model, task, hp) -> forward and backward passes of the whole run; None: they are counted in a step
     code           digest of a plugin's file: it names the method's version in records
     module         where the method is defined
     """
@@ -62,8 +64,8 @@ class Method:
     run: Run
     cumulative: bool
     resolve: Callable[[Any, int], Any]
-    plan: Callable | None
-    estimate: Callable | None
+    steps: Callable[[Any, UnlearningTask, Any], int]
+    passes: Callable[[Any, UnlearningTask, Any], tuple[int, int]] | None
     code: str | None
     module: ModuleType
 
@@ -120,11 +122,21 @@ def method_of(module: ModuleType) -> Method:
         run=adaptors[defined[0]](module, name, code),
         cumulative=getattr(module, "CUMULATIVE", defined[0] == "loss"),
         resolve=getattr(module, "resolve", lambda hp, parameters: hp),
-        plan=getattr(module, "plan", None),
-        estimate=getattr(module, "estimate", None),
+        steps=getattr(module, "steps", partial(_steps, module, defined[0])),
+        passes=getattr(module, "passes", None),
         code=code,
         module=module,
     )
+
+
+def _steps(module: ModuleType, part: str, model, task: UnlearningTask, hp: Any) -> int:
+    """Return the steps of a method that states none: as many as its largest strength says where they add up, one for
+    each strength that is learned from scratch, else one.
+    """
+    strengths = getattr(hp, strength_of(type(hp)) or "", ())
+    if getattr(module, "CUMULATIVE", False):
+        return max(strengths)
+    return len(strengths) if strengths and part in ("learn", "attack") else 1
 
 
 def find(names: Sequence[str], known: Mapping[str, Method], flag: str) -> list[Method]:

@@ -29,12 +29,13 @@ from tinymem.cli.unlearning import enough_memory, plan_report, run_methods
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
 from tinymem.errors import UserError, first_line
-from tinymem.localize import dry_run
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, never_planted
 from tinymem.metrics.evaluate import measure
 from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
+from tinymem.planning import dry_run
+from tinymem.planning.plan import check_fits
 from tinymem.training.plant import PlantSettings, planted_model
 
 PYTHIA_BATCH_SIZE = 32  # of the study's perplexity of Pythia
@@ -125,7 +126,8 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
         print(plan_report(shape, sizes, planned, loading, planting=passages.plant is not None))
     else:
         before = 0 if passages.plant is None else dry_run.planting_bytes(shape, loading)
-        dry_run.check_memory(planned, sizes, shape.itemsize, device, loading.device_map)
+        for (method, hp), (_, plan) in zip(methods, planned):
+            check_fits(method, hp, shape, sizes, plan, device, loading.device_map)
         dry_run.choose_allocator(planned, device, before)
 
 

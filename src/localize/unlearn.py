@@ -171,13 +171,20 @@ def never_planted(subject: Subject, open_twin: Callable[[], Any], force: bool = 
 
 
 def unlearn(
-    subject: Subject, method: Method, hp, save_models: bool = True, force: bool = False, attacks: Attacks = ()
+    subject: Subject,
+    method: Method,
+    hp,
+    save_models: bool = True,
+    force: bool = False,
+    attacks: Attacks = (),
+    on_start: Callable[[Any], None] = lambda hp: None,
 ) -> Iterator[dict[str, Any]]:
     """Apply a method at each of its strengths; yield the record of each, followed by those of its attacks.
 
     Finished runs are not done again unless `force`; what a finished run lacks (a metric, an attack) is added, from the
     saved model where there is one. The cost of a record is that of finding the edit (of a ranking: to score and to
-    drop), without the measuring. `model_folder` in its results is relative to `subject.folder`.
+    drop), without the measuring. `model_folder` in its results is relative to `subject.folder`. on_start(hp) is called
+    before a method begins, with the strengths that it is to find.
 
     Raise NotFinite, after all else, where logits or scores are not finite numbers: such a run has no record. A method
     whose search fails so is not asked for the strengths behind it.
@@ -189,6 +196,8 @@ def unlearn(
         for run in runs.values():
             run.forget()
     to_find = [value for value in runs if value in to_do and (force or runs[value].saved is None)]
+    if to_find:
+        on_start(method.at(hp, *to_find))
     found = _edits(subject, method, method.at(hp, *to_find), force) if to_find else iter(())
     failures = Failures()
     for value, run in runs.items():

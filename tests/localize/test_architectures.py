@@ -1,7 +1,5 @@
 """Every method on structurally different models: parallel residual, biases, gates, gate and up in one matrix."""
 
-import time
-
 import pytest
 import torch
 from methods import masks_of, quick
@@ -55,17 +53,3 @@ def test_zero_out_is_the_rise_in_loss(model, tiny_task):
             with applied(model, Zeros(neuron_masks([mlp], [alone], 1 / mlp.inner_dim))):
                 rise = task.mean_loss(model, task.unlearn.planted) - before
             assert found[neuron].item() == pytest.approx(rise, abs=1e-5)
-
-
-@pytest.mark.parametrize("name", ["zero_out", "obs"])
-def test_estimates_are_of_the_right_size(tiny_model, tiny_task, name):
-    model, task, method = tiny_model(), tiny_task(6, microbatch=2), METHODS[name]
-    hp = method.hyper_parameters()
-
-    def right() -> bool:
-        start = time.perf_counter()
-        method.module.score(model, task, hp)
-        took = time.perf_counter() - start
-        return took / 20 < method.estimate(model, task, hp) < 20 * took
-
-    assert any(right() for _ in range(3))  # on a busy machine a millisecond may take many

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from small import in_process, script
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, T5Config
 
-import tinymem.localize.dry_run  # noqa: F401 (imports free_bytes before a test replaces it)
+import tinymem.planning.dry_run
+import tinymem.planning.plan  # noqa: F401 (both import free_bytes before a test replaces it)
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.data.tokenizer import train_tokenizer
 from tinymem.localize.registry import METHODS

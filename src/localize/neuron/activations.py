@@ -11,11 +11,9 @@ import torch
 
 from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons
-from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
-from tinymem.models.memory import Shape
 from tinymem.options import settings
 
 ALIAS = "act"  # the study's flag
@@ -50,10 +48,3 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
         (total / count).abs() * torch.linalg.vector_norm(mlp.output.view().float(), dim=0)
         for mlp, total in zip(mlps, sums)
     ]
-
-
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """One forward pass over the unlearn set."""
-    rows = min(sizes.unlearn, sizes.microbatch)
-    peak = shape.peak(lambda model: score(model, sizes.task(rows), hp))
-    return new_plan(shape, peak, forward=sizes.passes(sizes.unlearn), scores=4 * shape.neurons)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -22,10 +21,8 @@ from tinymem.localize.learning import (
     mean_weights,
     unlearn_batches,
 )
-from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
-from tinymem.models.memory import Shape
 
 
 class GateSettings(Protocol):
@@ -101,11 +98,6 @@ def learn_gates(
     check_steps(done, skipped)
 
 
-def gates_plan(score: Callable, shape: Shape, sizes: Sizes, hp: GateSettings) -> Plan:
-    """One forward and backward pass for each microbatch of each step, at most; Adam keeps two numbers a neuron."""
-    batch = min(hp.batch_size, sizes.unlearn)
-    passes = hp.epochs * -(-sizes.unlearn // batch) * sizes.passes(batch)
-    once = replace(hp, epochs=1, stop_loss=0.0)
-    peak = shape.peak(lambda model: score(model, sizes.task(min(batch, sizes.microbatch)), once))
-    numbers = 4 * shape.neurons
-    return new_plan(shape, peak + 2 * numbers, passes, passes, scores=numbers, gradients=numbers, state=2 * numbers)
+def steps(model, task: UnlearningTask, hp: GateSettings) -> int:
+    """Return the steps of `learn_gates`, at most."""
+    return hp.epochs * -(-len(task.unlearn) // hp.batch_size)

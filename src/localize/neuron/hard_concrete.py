@@ -9,11 +9,11 @@ score = sigmoid(log alpha): the most open are dropped.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 
-from tinymem.localize.neuron.gates import gates_plan, joined, learn_gates
+from tinymem.localize.neuron.gates import joined, learn_gates
+from tinymem.localize.neuron.gates import steps as steps  # of the contract of methods
 from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
@@ -55,9 +55,6 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
 
     learn_gates(model, task, mlps, log_alphas, sampled, openness, hp, generator)
     return [log_alpha.detach().sigmoid() for log_alpha in log_alphas]
-
-
-plan = partial(gates_plan, score)
 
 
 def sample_gates(log_alpha: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

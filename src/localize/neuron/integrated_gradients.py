@@ -14,13 +14,11 @@ import torch
 from tinymem.errors import UserError
 from tinymem.localize.learning import frozen, loss_scale
 from tinymem.localize.neuron.hidden import measured_positions, on_neurons, recorded, replayed, with_copies
-from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_blocks, find_mlps
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import last_losses
-from tinymem.models.memory import Shape
 from tinymem.options import option, settings
 
 COPIES = 3  # at most so many times a sequence's length in one pass: attention runs over all of them for each
@@ -80,21 +78,10 @@ def _division(length: int, count: int, steps: int, microbatch: int) -> tuple[int
     return max(1, microbatch * length // (length + count * scales)), scales
 
 
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """A forward pass, then for each layer one from it upwards and one backward down to it; the first keeps the most."""
-    count = sizes.length - sizes.prompt
-    sequences, scales = _division(sizes.length, count, hp.ig_steps, sizes.microbatch)
-    batches = -(-sizes.unlearn // sequences) * -(-hp.ig_steps // scales)
-    passes = batches * len(shape.mlps)
-
-    def first_layer(model) -> None:
-        with frozen(model), checkpointed(model, sizes.gradient_checkpointing):
-            tokens = sizes.task(min(sizes.unlearn, sequences)).unlearn.planted
-            positions = torch.zeros(len(tokens), count, dtype=torch.long)
-            _attributions(model, find_mlps(model)[0], tokens, positions, positions.float(), torch.zeros(scales))
-
-    peak = shape.peak(first_layer)
-    return new_plan(shape, peak, forward=batches + passes, backward=passes, scores=4 * shape.neurons)
+def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
+    """Return the passes: of each batch one forward, then for each layer one from it upwards and one backward to it."""
+    batches, layers = sum(1 for _ in _batches(task, hp.ig_steps)), len(find_mlps(model))
+    return batches * (1 + layers), batches * layers
 
 
 def _block_outputs(model, blocks: list[torch.nn.Module], tokens, positions, weights, scales) -> list:

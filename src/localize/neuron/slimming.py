@@ -11,11 +11,10 @@ down at nearly lr a step: the stop comes after about ten steps, and the ranking 
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
-from tinymem.localize.neuron.gates import gates_plan, joined, learn_gates
+from tinymem.localize.neuron.gates import joined, learn_gates
+from tinymem.localize.neuron.gates import steps as steps  # of the contract of methods
 from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
@@ -49,6 +48,3 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
 
     learn_gates(model, task, mlps, coefficients, clipped, openness, hp, task.generator())
     return [coefficient.detach() for coefficient in coefficients]
-
-
-plan = partial(gates_plan, score)

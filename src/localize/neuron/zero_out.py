@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.estimate import seconds_of
 from tinymem.localize.learning import frozen
 from tinymem.localize.neuron.hidden import on_neurons, recorded, replayed
 from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
-from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.losses import PLAIN_OUTPUT_LAYER, counted, token_losses
-from tinymem.models.memory import Shape
 from tinymem.options import settings
 
 CPU_BATCH = 16  # larger batches fall out of a CPU's caches: a fifth slower at TinyMem's sizes
@@ -40,7 +37,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
     function with act(0) = 0, so a score is what dropping that one neuron adds. The model is left
     as it was.
     """
-    mlps, batch_size = find_mlps(model), _batch_size(model.device.type, task.microbatch)
+    mlps, batch_size = find_mlps(model), _batch_size(model, task.microbatch)
     rises = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
     adds: dict[int, bool] = {}
     with frozen(model), torch.no_grad():
@@ -52,46 +49,19 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
     return [rise / max(count, 1) for rise in rises]
 
 
-def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
-    """Seconds that `score` will take.
+def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
+    """Return the passes: for each sequence and layer one, and one for each batch of neurons.
 
-    Timed on one sequence: its forward pass, and one batch of the first and of the last layer, between which the other
-    layers lie, since a batch runs again what lies above its layer. Neurons that are 0 throughout will take less.
-    """
-    mlps, sequence = find_mlps(model), task.unlearn.planted[:1]
-    batch_size = _batch_size(model.device.type, task.microbatch)
-    adds: dict[int, bool] = {}
-
-    def layer(mlp: MLP) -> torch.Tensor:
-        return _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size, adds, at_most=batch_size)
-
-    with frozen(model), torch.no_grad():
-        forward = seconds_of(lambda: token_losses(model, sequence))
-        first, last = (max(0.0, seconds_of(lambda: layer(mlp)) - forward) for mlp in (mlps[0], mlps[-1]))
-    batches = sum(-(-mlp.inner_dim // batch_size) for mlp in mlps)
-    return len(task.unlearn) * (len(mlps) * forward + batches * (first + last) / 2)
-
-
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """A pass for each sequence and layer, and one for each batch of neurons: through all layers above, half a pass.
-
-    At most: where a closed form serves (see `rank_one`), the last layer takes none for its neurons, and each layer two
+    At most: where a closed form serves (see `rank_one`), the last layer needs none for its neurons, and each layer two
     more to find that out.
     """
-    rows = _batch_size(shape.device, sizes.microbatch)
-
-    def first_layer(model) -> None:
-        with frozen(model), torch.no_grad():
-            sequence = sizes.task(1).unlearn.planted
-            # Planned for without closed forms: their images are a few percent of a large float32 model's weights.
-            _rise_in_loss(model, find_mlps(model)[0], sequence, None, rows, {0: False}, at_most=rows)
-
-    batches = sum(1 + -(-mlp.inner_dim // rows) for mlp in shape.mlps)
-    return new_plan(shape, shape.peak(first_layer), forward=sizes.unlearn * batches, scores=4 * shape.neurons)
+    rows = _batch_size(model, task.microbatch)
+    return len(task.unlearn) * sum(1 + -(-mlp.inner_dim // rows) for mlp in find_mlps(model)), 0
 
 
-def _batch_size(device: str, microbatch: int) -> int:
-    return min(microbatch, CPU_BATCH) if device == "cpu" else microbatch
+def _batch_size(model, microbatch: int) -> int:
+    on_cpu = getattr(model, "planned_for", model.device.type) == "cpu"
+    return min(microbatch, CPU_BATCH) if on_cpu else microbatch
 
 
 def _rise_in_loss(
@@ -101,12 +71,10 @@ def _rise_in_loss(
     ignored_token: int | None,
     batch_size: int,
     adds: dict[int, bool],
-    at_most: int | None = None,
 ) -> torch.Tensor:
     """What zeroing each neuron of a layer adds to the summed loss of one sequence (1, T): (inner_dim,).
 
-    adds      layer -> whether its output is simply added to the residual stream, found out with the first sequence
-    at_most   only the first so many neurons that are not 0 throughout
+    adds: layer -> whether its output is simply added to the residual stream, found out with the first sequence
     """
     hidden = {}
     watched = on_neurons([mlp], sequence.shape[1], hidden.__setitem__)
@@ -124,7 +92,7 @@ def _rise_in_loss(
     head = images.get(model.get_output_embeddings()) if model.config.model_type in PLAIN_OUTPUT_LAYER else None
     rise = torch.zeros_like(columns[:, 0])
     # A neuron that is 0 at every position changes nothing.
-    for chosen in neurons.any(1).nonzero().flatten()[:at_most].split(batch_size):
+    for chosen in neurons.any(1).nonzero().flatten().split(batch_size):
         if head is not None:
             logits = head(chosen)[:, :-1]
             changed = _losses(logits, sequence[:, 1:].to(logits.device).long()).to(losses.device)

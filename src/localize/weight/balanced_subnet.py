@@ -7,23 +7,14 @@ the unlearn set and lowers that of the retain set at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 
 import torch
 
 from tinymem.localize.learning import gradients, mean_weights, mixed_batches, sides_of
-from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import (
-    MOMENTUM_HELP,
-    ScoreOptimizer,
-    learn_subnet,
-    resolve_momentum,
-    subnet_plan,
-)
-from tinymem.models.memory import Shape
+from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve_momentum
 from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.options import option, settings
 
@@ -92,13 +83,6 @@ def _weighted(
     return torch.cat([unlearn, retain]), weights
 
 
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """A forward and backward pass over the larger set, and as often as need be the other, for each epoch and ratio."""
-    batch = sum(map(min, sides_of(hp.batch_size, hp.unlearn_share), (sizes.unlearn, sizes.retain)))
-    rows = max(2, sizes.gathered(batch))
-    once = replace(hp, epochs=1, batch_size=rows)
-
-    def step(model) -> None:
-        learn(model, sizes.task(*sides_of(rows, hp.unlearn_share)), once, max(hp.ratio))
-
-    return subnet_plan(shape, sizes, hp, step, batch, _steps(hp, sizes.unlearn, sizes.retain))
+def steps(model, task: UnlearningTask, hp: HyperParameters) -> int:
+    """Return the SGD steps for all ratios."""
+    return len(hp.ratio) * _steps(hp, len(task.unlearn), len(task.retain))

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.estimate import seconds_of
 from tinymem.localize.learning import backward, frozen, loss_scale, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
@@ -46,7 +45,7 @@ def inverse_fisher_diagonals(
 
     tokens: (m, T), one gradient each. Models whose F does not fit into memory at once take several passes over them.
     """
-    for group in _passes(weights, block_size):
+    for group in groups(weights, block_size):
         pieces = [_Piece(weight, rows, _no_grams(weight.view()[rows], block_size)) for weight, rows in group]
         with frozen(model):
             _add_gradients(model, task, tokens, pieces)
@@ -54,31 +53,6 @@ def inverse_fisher_diagonals(
             piece = pieces.pop(0)
             diagonal = inverse_diagonal(piece.gram / len(tokens), damp).flatten()
             yield piece.weight, piece.rows, diagonal[: piece.values.numel()].view(piece.values.shape)
-
-
-def seconds_for_diagonals(
-    model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight], block_size: int
-) -> float:
-    """How long going through `inverse_fisher_diagonals` will take.
-
-    Timed on one microbatch: its passes through the model, and of some rows of a weight the sums g g' and the inverse,
-    which cost the same for every weight.
-    """
-    passes = list(_passes(weights, block_size))
-    batch, (weight, rows) = tokens[: task.microbatch], passes[0][0]
-    piece = _Piece(weight, rows, _no_grams(weight.view()[rows], block_size))
-    narrow = _Piece(weight, slice(0, 1), _no_grams(weight.view()[:1], block_size))
-    out_features, in_features = weight.view().shape
-    inputs, gradients = (
-        torch.randn(batch.numel(), features, device=piece.gram.device) for features in (in_features, out_features)
-    )
-    with frozen(model):
-        through_model = seconds_of(lambda: _add_gradients(model, task, batch, [narrow]))
-    sums = seconds_of(lambda: _add([piece], inputs, batch.shape[1], 1.0, gradients))
-    inverse = seconds_of(lambda: inverse_diagonal(piece.gram, 1.0))  # of few gradients: --damp may not do
-    batches = len(tokens) / len(batch)
-    share = sum(weight.parameter.numel() for weight in weights) / piece.values.numel()
-    return len(passes) * batches * through_model + share * (batches * sums + inverse)
 
 
 def inverse_diagonal(fisher: torch.Tensor, damp: float) -> torch.Tensor:
@@ -93,7 +67,7 @@ def inverse_diagonal(fisher: torch.Tensor, damp: float) -> torch.Tensor:
     return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False).square().sum(-2)
 
 
-def _passes(weights: list[Weight], block_size: int) -> Iterator[list[tuple[Weight, slice]]]:
+def groups(weights: list[Weight], block_size: int) -> Iterator[list[tuple[Weight, slice]]]:
     """Divides the rows of the tensors among passes, such that the blocks of one pass fit into memory."""
     room = max(PASS, sum(weight.parameter.numel() for weight in weights) // 2) // block_size
     group, size = [], 0
@@ -109,18 +83,6 @@ def _passes(weights: list[Weight], block_size: int) -> Iterator[list[tuple[Weigh
             size += entries
             group.append((weight, rows))
     yield group
-
-
-def one_pass(
-    model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight], block_size: int
-) -> tuple[int, int]:
-    """Runs the first pass, on these tokens only: how many there would be, and the bytes of F in this one."""
-    passes = list(_passes(weights, block_size))
-    pieces = [_Piece(weight, rows, _no_grams(weight.view()[rows], block_size)) for weight, rows in passes[0]]
-    with frozen(model):
-        _add_gradients(model, task, tokens, pieces)
-    inverse_diagonal(pieces[0].gram / len(tokens), 1.0)
-    return len(passes), sum(piece.gram.nbytes for piece in pieces)
 
 
 def _no_grams(values: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -13,11 +13,9 @@ import torch
 
 from tinymem.errors import NotFinite
 from tinymem.localize.learning import all_finite, frozen, gradients, mean_weights
-from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
-from tinymem.localize.ranking import WeightScores, weight_masks, weight_ratio
+from tinymem.localize.ranking import WeightScores, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps, mlp_weights
-from tinymem.models.memory import Shape
 from tinymem.options import settings
 
 
@@ -49,19 +47,3 @@ def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.
     if not complete and not any(bool(magnitude.any()) for magnitude in magnitudes):
         raise NotFinite("none of its gradients is finite; use --dtype float32 or bfloat16")
     return magnitudes
-
-
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """One forward and backward pass over the unlearn set, or dropping, whichever has the higher peak."""
-
-    def run(model) -> None:
-        weight_masks(score(model, sizes.task(sizes.gathered(sizes.unlearn)), hp), max(hp.ratio))
-
-    return magnitudes_plan(shape, sizes, shape.peak(run, true=0.0), shape.mlp_entries)
-
-
-def magnitudes_plan(shape: Shape, sizes: Sizes, peak: int, entries: int) -> Plan:
-    """The plan of ranking so many entries by `gradient_magnitudes`, with this peak."""
-    passes = sizes.passes(sizes.unlearn)
-    gradients = gradient_bytes(shape, entries, passes)
-    return new_plan(shape, peak, passes, passes, gradients=gradients, scores=4 * entries - gradients)

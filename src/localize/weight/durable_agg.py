@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.durable import gradient_magnitudes, magnitudes_plan
+from tinymem.localize.weight.durable import gradient_magnitudes
 from tinymem.models.adapter import MLP, find_mlps, mlp_weights
-from tinymem.models.memory import Shape
 from tinymem.options import settings
-
-_INFINITY = 0x7F800000  # the bits of float32 infinity
 
 
 @settings
@@ -63,10 +59,10 @@ def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:
 def kth_largest(tensors: list[torch.Tensor], k: int) -> float:
     """The k-th largest entry of all tensors together, exactly. Entries: float32, not negative, no NaN; k >= 1.
 
-    Such floats are ordered as their bits are, read as int32: bisecting the bits takes 31 counts over the tensors and
+    Such floats are ordered as their bits are, read as int32: bisecting the bits takes some 30 counts over the tensors and
     no memory, where sorting or joining them would need a copy of the model's size.
     """
-    low, high = 0, _INFINITY
+    low, high = 0, max(int(tensor.view(torch.int32).max()) for tensor in tensors)
     while low < high:
         middle = (low + high + 1) // 2
         if sum(int((tensor.view(torch.int32) >= middle).count_nonzero()) for tensor in tensors) >= k:
@@ -74,11 +70,3 @@ def kth_largest(tensors: list[torch.Tensor], k: int) -> float:
         else:
             high = middle - 1
     return torch.tensor(low, dtype=torch.int32).view(torch.float32).item()
-
-
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """One forward and backward pass over the unlearn set; dropping needs the scores, the masks and a few bools."""
-    rows = sizes.gathered(sizes.unlearn)
-    scoring = shape.peak(lambda model: score(model, sizes.task(rows), hp))
-    dropping = 4 * shape.parameters + shape.mlp_entries + 2 * shape.largest
-    return magnitudes_plan(shape, sizes, max(scoring, dropping), shape.parameters)

@@ -14,11 +14,9 @@ from typing import Any, TypeVar
 import torch
 
 from tinymem.localize.learning import all_finite, check_scores, check_steps, frozen
-from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
 from tinymem.localize.ranking import Masks, how_many, top
 from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Lazy, Zeros, applied
-from tinymem.models.memory import Shape
 
 HP = TypeVar("HP")  # hyper-parameters with a field `momentum`
 MOMENTUM_HELP = "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory"
@@ -108,21 +106,3 @@ def _update(scored: _Scored, gradient: torch.Tensor, optimizer: ScoreOptimizer) 
     if scored.velocity is not None:
         change = scored.velocity.mul_(optimizer.momentum).add_(change)
     scored.score.sub_(change, alpha=optimizer.lr)
-
-
-def subnet_plan(shape: Shape, sizes: Sizes, hp: Any, step: Callable[[Any], Any], batch: int, steps: int) -> Plan:
-    """The plan of learning a mask for each ratio in so many steps on batches of so many sequences.
-
-    step(model): one step on the sequences of a batch that show its peak
-    """
-    ratio, entries, passes = max(hp.ratio), shape.matrix_entries, sizes.passes(batch)
-    state = 4 * entries * (hp.momentum > 0) + int(ratio * entries) * (4 + shape.itemsize)
-    return new_plan(
-        shape,
-        shape.peak(step, true=ratio),
-        forward=passes * steps * len(hp.ratio),
-        backward=passes * steps * len(hp.ratio),
-        scores=4 * entries,
-        gradients=gradient_bytes(shape, entries, passes),
-        state=state,
-    )

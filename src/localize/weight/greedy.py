@@ -11,17 +11,13 @@ results/REPRODUCTION.md.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
-from tinymem.localize.learning import check_steps, frozen, gradients, mixed_batches, sequence_weights, sides_of
-from tinymem.localize.plan import Plan, Sizes, gradient_bytes, new_plan
+from tinymem.localize.learning import check_steps, frozen, gradients, mixed_batches, sequence_weights
 from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps, mlp_weights
 from tinymem.models.edit import reversible
-from tinymem.models.memory import Shape
 from tinymem.options import option, settings
 
 NESTED = True  # each weight is chosen with those before it gone
@@ -72,18 +68,9 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     return scores
 
 
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """A forward and backward pass over a batch for every `greedy_k` entries."""
-    share = _unlearn_share(hp, sizes.unlearn, sizes.retain)
-    batch = sum(map(min, sides_of(hp.batch_size, share), (sizes.unlearn, sizes.retain)))
-    rows = max(2, sizes.gathered(batch))
-    once = replace(hp, ratio=(hp.greedy_k / shape.parameters,), batch_size=rows, unlearn_share=share)
-    sides = sides_of(rows, share)
-    peak = shape.peak(lambda model: score(model, sizes.task(*sides), once), true=0.0)
-    steps = -(-how_many(max(hp.ratio), shape.parameters) // hp.greedy_k)
-    passes = steps * sizes.passes(batch)
-    gradients = gradient_bytes(shape, shape.mlp_entries, sizes.passes(batch))
-    return new_plan(shape, peak, passes, passes, scores=4 * shape.mlp_entries, gradients=gradients)
+def steps(model, task: UnlearningTask, hp: HyperParameters) -> int:
+    """Return the batches: one for every `greedy_k` entries."""
+    return -(-how_many(max(hp.ratio), model.num_parameters()) // hp.greedy_k)
 
 
 def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.plan import Plan, Sizes, new_plan
 from tinymem.localize.ranking import WeightScores, weight_ratio
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.block_fisher import inverse_fisher_diagonals, one_pass, seconds_for_diagonals
+from tinymem.localize.weight.block_fisher import groups, inverse_fisher_diagonals
 from tinymem.models.adapter import find_mlps, mlp_weights
-from tinymem.models.memory import Shape
 from tinymem.options import option, settings
 
 
@@ -45,27 +43,13 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     return scores
 
 
-def estimate(model, task: UnlearningTask, hp: HyperParameters) -> float:
-    """Seconds that `score` will take."""
-    weights = list(mlp_weights(find_mlps(model)).values())
-    return seconds_for_diagonals(model, task, _sequences(task, hp), weights, hp.block_size)
+def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
+    """Return the passes: over the chosen sequences for each part of F that fits into memory."""
+    parts = groups(list(mlp_weights(find_mlps(model)).values()), hp.block_size)
+    count = sum(1 for _ in parts) * -(-min(hp.num_grads, len(task.unlearn)) // task.microbatch)
+    return count, count
 
 
 def _sequences(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
     tokens = task.unlearn.planted
     return tokens[torch.randperm(len(tokens), generator=task.generator())[: hp.num_grads].sort().values]
-
-
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """A forward and backward pass over the chosen sequences for each part of F that fits into memory."""
-    count, weights = min(hp.num_grads, sizes.unlearn), list(mlp_weights(shape.mlps).values())
-    found: tuple[int, int] = (0, 0)
-
-    def run(model) -> None:
-        nonlocal found
-        task = sizes.task(min(count, sizes.microbatch))
-        found = one_pass(model, task, task.unlearn.planted, weights, hp.block_size)
-
-    peak, scores = shape.peak(run), 4 * shape.mlp_entries
-    passes = found[0] * sizes.passes(count)
-    return new_plan(shape, peak + scores, passes, passes, scores=scores, state=found[1])

@@ -6,22 +6,12 @@ raises the loss of the unlearn set. Nothing protects the rest: see balanced_subn
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from tinymem.localize.learning import gradients, mean_weights, unlearn_batches
-from tinymem.localize.plan import Plan, Sizes
 from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.weight.edge_popup import (
-    MOMENTUM_HELP,
-    ScoreOptimizer,
-    learn_subnet,
-    resolve_momentum,
-    subnet_plan,
-)
-from tinymem.models.memory import Shape
+from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve_momentum
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import option, settings
 
@@ -54,14 +44,6 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
     return learn_subnet(model, batches, step, ratio, optimizer, generator)
 
 
-def plan(shape: Shape, sizes: Sizes, hp: HyperParameters) -> Plan:
-    """A forward and backward pass over the unlearn set for each epoch and ratio."""
-    batch = min(hp.batch_size, sizes.unlearn)
-    rows = sizes.gathered(batch)
-    once = replace(hp, epochs=1, batch_size=rows)
-    steps = hp.epochs * -(-sizes.unlearn // batch)
-
-    def step(model) -> None:
-        learn(model, sizes.task(rows), once, max(hp.ratio))
-
-    return subnet_plan(shape, sizes, hp, step, batch, steps)
+def steps(model, task: UnlearningTask, hp: HyperParameters) -> int:
+    """Return the SGD steps for all ratios."""
+    return len(hp.ratio) * hp.epochs * -(-len(task.unlearn) // hp.batch_size)

@@ -14,10 +14,11 @@ from tinymem.data.production import ProductionSettings, check_length, load_memor
 from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
-from tinymem.localize.plan import Plan, Sizes, check_fits, plan
 from tinymem.localize.task import TaskSettings, default_microbatch
-from tinymem.models.memory import Shape, known_config, shape_of
+from tinymem.models.known import known_config
 from tinymem.models.production import LoadSettings, free_bytes, open_description
+from tinymem.planning.memory import Shape, shape_of
+from tinymem.planning.plan import Plan, Sizes, plan
 from tinymem.training.plant import training_bytes
 
 STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # of the study's Pythia data; planned for where no file is given
@@ -25,14 +26,14 @@ KEPT = 2.5  # where freed memory is kept (tinymem.allocator) all but the weights
 
 
 def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_known: bool) -> Shape:
-    """The shape of a model: a folder's, one that the hub or its cache has, or with `well_known` one that needs neither."""
+    """Return the shape of a model: a folder's, one that the hub or its cache has, or with `well_known` one that needs neither."""
     config = known_config(name) if well_known and not Path(name).is_dir() else None
     config = config or open_description(name, loading.step, for_text=False)[0]
     return shape_of(config, getattr(torch, loading.dtype), device.type, name)
 
 
 def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSettings, task: TaskSettings) -> Sizes:
-    """Upper bounds on the work: every sequence given is taken to be memorized."""
+    """Return upper bounds on the work: every sequence given is taken to be memorized."""
     config = shape.model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or STUDY_LENGTH
     count, length = STUDY_SEQUENCES, max(min(STUDY_LENGTH, longest), data.needed)
@@ -44,11 +45,11 @@ def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSetti
     check_length("--prompt_tokens, --continuation_tokens", length, config)
     if data.random is not None:
         read_token_set(data.random, config.vocab_size)
-    unlearn = count - round(task.holdout_fraction * count)
-    if not unlearn:
+    forget = count - round(task.holdout_fraction * count)
+    if not forget:
         raise UserError(f"--holdout_fraction {task.holdout_fraction}: leaves none of {count} sequences to unlearn")
     return Sizes(
-        unlearn=unlearn,
+        forget=forget,
         retain=min(data.num_retain, task.max_retain),
         length=length,
         prompt=data.prompt_tokens,
@@ -58,28 +59,20 @@ def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSetti
 
 
 def plans(shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]]) -> list[tuple[str, Plan]]:
-    """The name and the plan of each method."""
-    return [(method.name, plan(method, shape, sizes, hp)) for method, hp in methods if method.plan]
+    """Return the name and the plan of each method."""
+    return [(method.name, plan(method, shape, sizes, hp)) for method, hp in methods]
 
 
 def planting_bytes(shape: Shape, loading: LoadSettings) -> int:
-    """What planting memories takes, without activations."""
+    """Return the bytes that planting memories takes, without activations."""
     return 4 * shape.parameters + training_bytes(shape.model, getattr(torch, loading.dtype))
 
 
-def check_memory(
-    planned: Sequence[tuple[str, Plan]], sizes: Sizes, itemsize: int, device: torch.device, device_map: str | None
-) -> None:
-    """UserError where a method will not fit. itemsize: bytes of a weight."""
-    for name, each in planned:
-        check_fits(name, each, sizes, itemsize, device, device_map)
-
-
 def choose_allocator(planned: Sequence[tuple[str, Plan]], device: torch.device, before: int = 0) -> None:
-    """On a CPU: the process keeps freed memory, which is faster, unless the plans leave too little room for that.
+    """On a CPU, let the process keep freed memory, which is faster, unless the plans leave too little room for that.
 
     before: bytes that are taken, and freed, before the methods begin (planting).
     """
     if device.type == "cpu" and planned:
-        most = max(KEPT * before, *(each.weights + KEPT * (each.peak - each.weights) for _, each in planned))
+        most = max(KEPT * before, *(each.weights + KEPT * each.beside for _, each in planned))
         (allocator.keep_freed_memory if most < free_bytes(device) else allocator.return_freed_memory)()

@@ -1,0 +1,100 @@
+"""How long a method will take: the passes of its plan, times the seconds of one pass on the real model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tinymem.localize.learning import backward, frozen, mean_weights
+from tinymem.localize.method import Method
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import find_mlps
+from tinymem.planning.memory import Shape, shape_of
+from tinymem.planning.plan import Sizes, passes
+from tinymem.records.record import gpus_in_use
+
+LONG = 60.0  # seconds from which a user is told
+WARM = 1.0  # a first pass that took longer than this is not timed again
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Estimates, for methods on one model and task. Times a pass forward, and one forward and backward, when first asked.
+
+    Right within some factor: what a method does beside its passes is not counted, and an early stop not foreseen.
+    """
+
+    model: Any
+    task: UnlearningTask
+
+    def seconds(self, method: Method, hp: Any) -> float:
+        """Return how long a method will take for all strengths. Raise RuntimeError for a model that no plan can be made for."""
+        forward, backward = passes(method, self._shape, self._sizes, hp)
+        return max(0, forward - backward) * self._forward + (backward * self._both if backward else 0.0)
+
+    def warning(self, method: Method, hp: Any) -> str | None:
+        """Return such as "zero_out: about 40 h" for a method that takes more than a minute, else None."""
+        try:
+            seconds = self.seconds(method, hp)
+        except RuntimeError:  # fake tensors cannot run everything; an estimate is no condition of a run
+            return None
+        return f"{method.name}: about {duration(seconds)}" if seconds > LONG else None
+
+    @cached_property
+    def _shape(self) -> Shape:
+        return shape_of(self.model.config, self.model.dtype, self.model.device.type)
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        task = self.task
+        (forget, length), prompt = task.unlearn.planted.shape, int(task.unlearn.prompt_end.min())
+        return Sizes(forget, len(task.retain), length, prompt, task.microbatch, task.gradient_checkpointing)
+
+    @cached_property
+    def _forward(self) -> float:
+        with frozen(self.model):
+            return seconds_of(lambda: self.task.mean_loss(self.model, self._tokens))
+
+    @cached_property
+    def _both(self) -> float:
+        first = find_mlps(self.model)[0].inputs[0].parameter  # gradients run down to the first block, and few are kept
+        weights = mean_weights(self.task, self._tokens)
+        with frozen(self.model, [first]):
+            return seconds_of(lambda: backward(self.model, self.task, self._tokens, weights))
+
+    @property
+    def _tokens(self) -> torch.Tensor:
+        return self.task.unlearn.planted[: self.task.microbatch]
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Return the seconds of one call, after another that warms up unless it took long already. Wait for the GPUs."""
+    seconds = 2 * WARM
+    for _ in range(2):
+        _finish()
+        start = time.perf_counter()
+        work()
+        _finish()
+        seconds = time.perf_counter() - start
+        if seconds > WARM:
+            break
+    return seconds
+
+
+def _finish() -> None:
+    for gpu in gpus_in_use():
+        torch.cuda.synchronize(gpu)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words that a person can plan with: 40 s, 3 min, 2.5 h, 4 days."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"

@@ -1,0 +1,241 @@
+"""How much memory a model and what runs on it take, from its config alone: nothing is loaded, nothing is computed.
+
+The model is built of fake tensors (torch's FakeTensorMode), which have a shape and a type but no numbers. The real code
+runs on them, so that no formula for the activations of an architecture has to be kept true, while every tensor that
+it makes is counted as long as it lives.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from tinymem.models import cross_entropy
+from tinymem.models.adapter import MLP, find_mlps
+from tinymem.models.attention import attention_settings
+from tinymem.models.loading import empty_model
+
+T = TypeVar("T")
+SMALL = 2**16  # entries of a tensor of integers that is made, not only counted
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as its config describes it.
+
+    model   of fake tensors on the CPU, in evaluation mode
+    mode    the FakeTensorMode in which alone it can run
+    device  "cpu" or "cuda": for which it is planned; the same kernels are assumed, but larger chunks on a GPU
+    """
+
+    model: Any
+    mode: Any
+    device: str
+
+    @cached_property
+    def parameters(self) -> int:
+        """Entries of all parameters; tied ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Parameters and buffers."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors)
+
+    @cached_property
+    def mlps(self) -> list[MLP]:
+        """The MLPs, of fake tensors, first block first."""
+        return find_mlps(self.model)
+
+    @property
+    def mlp_entries(self) -> int:
+        """Entries of all MLP weights and biases."""
+        return sum(weight.parameter.numel() for mlp in self.mlps for weight in mlp.weights)
+
+    @cached_property
+    def cuts(self) -> tuple[Shape, Shape]:
+        """The same model with its first block only, and with its first two."""
+        return self._cut(1), self._cut(2)
+
+    def _cut(self, blocks: int) -> Shape:
+        config = copy.deepcopy(self.model.config)
+        text = config.get_text_config()
+        for name, value in vars(text).items():
+            if isinstance(value, list) and len(value) == text.num_hidden_layers:  # one entry per block
+                setattr(text, name, value[:blocks])
+        text.num_hidden_layers = blocks
+        return shape_of(config, self.model.dtype, self.device)
+
+    def run(self, function: Callable[[Any], T]) -> T:
+        """Return function(model), called where the model's fake tensors can be used."""
+        return self._counted(function, 1.0)[0]
+
+    def peak(self, function: Callable[[Any], Any], share: float = 1.0) -> int:
+        """Return the most bytes that function(model) has allocated at a time, beside the model itself.
+
+        What the code asks of fake numbers is answered so that it goes the usual way: all are finite, nothing is equal,
+        nothing went wrong. A mask of weights is taken to be true in `share` of its places.
+        """
+        return self._counted(function, share)[1]
+
+    def _counted(self, function: Callable[[Any], T], share: float) -> tuple[T, int]:
+        allocations, chunks = _allocations(self.model, share), cross_entropy.CHUNK_LOGITS
+        before = chunks["cpu"]
+        chunks["cpu"] = chunks[self.device]
+        try:
+            with self.mode, allocations:
+                return function(self.model), allocations.peak
+        finally:
+            chunks["cpu"] = before
+
+
+def shape_of(config, dtype: torch.dtype, device: str = "cpu", name: str = "this config") -> Shape:
+    """The shape of a causal LM. config: transformers' own. name: for messages. UserError where its MLPs are not found."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    model = empty_model(name, config, dtype=dtype, **attention_settings(config)).eval()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        _replace_tensors(model)
+    model.planned_for = device
+    find_mlps(model)
+    return Shape(model, mode, device)
+
+
+def _replace_tensors(model) -> None:
+    """Tensors on the meta device become fake ones that say to be on the CPU; what was tied stays tied."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    parameter = isinstance(tensor, torch.nn.Parameter)
+                    made[id(tensor)] = torch.nn.Parameter(fake, tensor.requires_grad) if parameter else fake
+                own[name] = made[id(tensor)]
+
+
+def _allocations(model, share: float):
+    """Return a dispatch mode that counts the bytes of living tensors: `peak` is their most so far, without the model's.
+
+    Token ids, positions and what follows from them alone are real: small tensors of integers or bools that come from
+    no fake tensor. So lengths, batches and measured positions are those of a run, and only floats have no numbers.
+
+    Made here, since the base class needs torch (see tinymem.lazy).
+    """
+    from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    aten = torch.ops.aten
+
+    # All that must be finite is, what is asked to be anywhere is everywhere, and ties are few.
+    answers = {aten.all.default: 1.0, aten.any.dim: 1.0, aten.eq.Tensor: 0.0, aten.eq.Scalar: 0.0}
+
+    def real_integers(function, arguments, keywords, known: bool) -> Any:
+        """Call a function of no fake tensor: integers and bools stay real, floats become fake."""
+        output = None if known else function(*arguments, **keywords)
+        if known or all(map(_is_small, tree_leaves(output))):
+            with unset_fake_temporarily():
+                output = function(*arguments, **keywords)
+        return tree_map(lambda leaf: leaf.clone() if _is_float(leaf) else leaf, output)
+
+    class Allocations(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.live = self.peak = 0
+            self.known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            keywords = keywords or {}
+            inputs = list(_tensors((*arguments, *keywords.values())))
+            fake = any(isinstance(tensor, FakeTensor) for tensor in inputs)
+            if not fake:
+                output = real_integers(function, arguments, keywords, bool(inputs))
+            elif function is aten._local_scalar_dense.default:
+                return _number(arguments[0])
+            elif function is aten.allclose.default:
+                return True
+            elif function is aten.nonzero.default:
+                output = _places(arguments[0], share)
+            else:
+                if function in (aten.index.Tensor, aten.index_put_.default):
+                    tensor, indices, *others = arguments
+                    arguments = (tensor, [i for index in indices for i in _integers(index, share)], *others)
+                output = function(*arguments, **keywords)
+                if function in answers:
+                    output.true_share = answers[function]
+            for tensor in _tensors([output]):
+                self._count(tensor.untyped_storage())
+            return output
+
+        def _count(self, storage) -> None:
+            if storage._cdata in self.known:
+                return
+            self.known.add(storage._cdata)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+
+        def _forget(self, key: int, size: int) -> None:
+            self.known.discard(key)
+            self.live -= size
+
+    return Allocations()
+
+
+def _number(tensor: torch.Tensor) -> bool | int | float:
+    """Return what stands for `tensor.item()`: False unless all of something is asked, 0.5 (no early exit at 0 or 1), 1."""
+    if tensor.dtype == torch.bool:
+        return bool(getattr(tensor, "true_share", False))
+    return 0.5 if tensor.dtype.is_floating_point else 1
+
+
+def _places(tensor: torch.Tensor, share: float) -> torch.Tensor:
+    """Return what `nonzero` gives: all places of numbers, a share of those of bools."""
+    count = tensor.numel()
+    if tensor.dtype == torch.bool:
+        count = min(count, int(getattr(tensor, "true_share", share) * count) + 1)
+    return torch.empty(count, tensor.dim(), dtype=torch.long, device=tensor.device)
+
+
+def _integers(index: torch.Tensor | None, share: float) -> list[torch.Tensor | None]:
+    """Return an index of bools as the indices that it stands for."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    if hasattr(index, "fake_mode"):
+        return list(_places(index, share).unbind(1))
+    with unset_fake_temporarily():
+        return list(index.nonzero().unbind(1))
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors among values and within lists and tuples of them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dtype.is_floating_point
+
+
+def _is_small(leaf: Any) -> bool:
+    """Whether an output may as well be real: integers, not of a weight's size."""
+    return isinstance(leaf, torch.Tensor) and not leaf.dtype.is_floating_point and leaf.numel() <= SMALL

@@ -1,0 +1,250 @@
+"""What a method will take on a model, known before the model is loaded: peak memory, and passes.
+
+No formula per method: the method itself runs on fake tensors (see `tinymem.planning.memory`), once for the peak and, in a
+model of few blocks, to count the passes of its first steps. A method's module may define
+
+    steps(model, task, hp) -> int            steps of the whole run, all strengths together (`Method.steps`)
+    passes(model, task, hp) -> (int, int)    forward and backward passes, where their number depends on the model
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from tinymem.data.dataset import Artifacts
+from tinymem.errors import OutOfMemory
+from tinymem.localize.method import Method
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.production import RESERVE, free_bytes
+from tinymem.planning.memory import Shape, shape_of
+
+GB = 1e9
+ENOUGH = 4  # forward passes that show a run's peak: two steps, since an optimizer's state is there from the second on
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a method has to do.
+
+    forget, retain    sequences
+    length, prompt    tokens of a sequence, and of them those of the prompt
+    microbatch        sequences per forward pass
+    gradient_checkpointing   as in UnlearningTask
+    """
+
+    forget: int
+    retain: int
+    length: int
+    prompt: int
+    microbatch: int
+    gradient_checkpointing: bool = False
+
+    def passes(self, rows: int) -> int:
+        """Return the number of forward passes over so many sequences."""
+        return -(-rows // self.microbatch)
+
+    def task(self) -> UnlearningTask:
+        """Return a task of these sizes, of zeros."""
+        forget, retain = (torch.zeros(rows, self.length, dtype=torch.long) for rows in (self.forget, self.retain))
+        zeros = torch.zeros(self.forget, dtype=torch.long)
+        artifacts = Artifacts(forget, forget, zeros + self.prompt, zeros)
+        return UnlearningTask(
+            unlearn=artifacts,
+            retain=retain,
+            held_out=artifacts,
+            continuation=self.length - self.prompt,
+            microbatch=self.microbatch,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method will take. Raise ValueError for a negative number.
+
+    weights    bytes of the model
+    beside     bytes beside them when these are most
+    forward, backward   passes of at most a microbatch (methods that may stop early: at most so many)
+    """
+
+    weights: int
+    beside: int
+    forward: int
+    backward: int
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 0:
+            raise ValueError(f"a plan has no negative numbers: {self}")
+
+    @property
+    def peak(self) -> int:
+        """Bytes beside what the process takes without a model."""
+        return self.weights + self.beside
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Return a method's row of a table, in GB (1e9 bytes) and passes."""
+        sizes = {"weights_gb": self.weights, "beside_gb": self.beside, "peak_gb": self.peak}
+        passes = {"forward_passes": self.forward, "backward_passes": self.backward}
+        return {"method": name, **{part: round(size / GB, 3) for part, size in sizes.items()}, **passes}
+
+
+def plan(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Plan:
+    """Return the plan of a method for all strengths of `hp`.
+
+    Two microbatches of a batch show its peak: the gradients of one wait for those of the next.
+    """
+    hp = method.resolve(hp, shape.parameters)
+    step = None if method.passes else _first_steps(method, shape.cuts[0], sizes, hp)
+    rows = min(max(step.forward) if step else sizes.forget, 2 * sizes.microbatch)
+    small = replace(sizes, forget=rows, retain=min(sizes.retain, rows))
+    few = _at_most(_one_strength(method, hp), epochs=2, batch_size=rows, stop_loss=0.0)
+    enough = max(ENOUGH, 2 * small.passes(rows) * len(step.forward) // step.steps if step else 0)
+    share = max(method.strengths(hp)) if method.strength == "ratio" else 1.0
+    beside = shape.peak(lambda model: watched(method, model, small, few, enough), share)
+    return Plan(shape.weight_bytes, beside, *passes(method, shape, sizes, hp))
+
+
+def passes(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> tuple[int, int]:
+    """Return a run's forward and backward passes: those of its first steps, times how many more steps it has.
+
+    They are counted in the same model with one and with two blocks: what a block more adds, every block adds.
+    """
+    hp, task = method.resolve(hp, shape.parameters), sizes.task()
+    if method.passes:
+        return method.passes(shape.model, task, hp)
+    steps, blocks = method.steps(shape.model, task, hp), shape.model.config.get_text_config().num_hidden_layers
+
+    def counted(cut: Shape) -> list[float]:
+        first = _first_steps(method, cut, sizes, hp)
+        return [steps / first.steps * sum(map(sizes.passes, rows)) for rows in (first.forward, first.backward)]
+
+    forward, backward = (round(one + (blocks - 1) * (two - one)) for one, two in zip(*map(counted, shape.cuts)))
+    return forward, backward
+
+
+@dataclass
+class Passes:
+    """The passes of a run: how many sequences each had, forward and backward; how many steps these were."""
+
+    forward: list[int] = dataclasses.field(default_factory=list)
+    backward: list[int] = dataclasses.field(default_factory=list)
+    steps: int = 1
+
+
+class _Enough(Exception):
+    """The run has shown what it was watched for."""
+
+
+def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = None) -> Passes:
+    """Run a method on zeros, at most until it has made `enough` forward passes. Return its passes."""
+    found = Passes()
+
+    def before(module, inputs) -> None:
+        if len(found.forward) == enough:
+            raise _Enough
+
+    def after(module, inputs, output) -> None:
+        hidden = output[0]
+        found.forward.append(len(hidden))
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: found.backward.append(len(gradient)))
+
+    base = model.base_model  # which every pass calls, also where the output layer is run in chunks
+    hooks = [base.register_forward_pre_hook(before), base.register_forward_hook(after)]
+    try:
+        for _ in method.run(model, sizes.task(), hp):
+            pass
+    except _Enough:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
+    """Return the passes of a method's first steps if a microbatch held any batch: of as few as there can be."""
+    hp = _at_most(_one_strength(method, hp, shortest=shape.parameters), epochs=1, stop_loss=0.0)
+    batch = getattr(hp, "batch_size", None) or max(sizes.forget, sizes.retain)
+    few = dict(forget=min(sizes.forget, batch), retain=min(sizes.retain, batch))
+    small = replace(sizes, **few, length=2, prompt=1, microbatch=sizes.forget + sizes.retain)
+    found = shape.run(lambda model: watched(method, model, small, hp))
+    if not found.forward:
+        raise ValueError(f"{method.name}: its run makes no pass through the model, so that none can be planned")
+    found.steps = method.steps(shape.model, small.task(), hp)
+    return found
+
+
+def _one_strength(method: Method, hp: Any, shortest: int | None = None) -> Any:
+    """Return the settings with the largest strength only. shortest: parameters of a model to which the least is done.
+
+    Only where the number of steps depends on the strength: of a training, and of a ranking made one by one.
+    """
+    strength = max(method.strengths(hp), default=None) if method.strength else None
+    if shortest and method.cumulative:
+        strength = 1
+    elif shortest and getattr(method.module, "NESTED", False):
+        strength = 1 / shortest
+    return method.at(hp, strength)
+
+
+def _at_most(hp: Any, **most: Any) -> Any:
+    """Return the settings with these at most, as far as there are such settings."""
+    known = {field.name for field in dataclasses.fields(hp)}
+    return replace(hp, **{name: min(getattr(hp, name), value) for name, value in most.items() if name in known})
+
+
+def check_fits(
+    method: Method,
+    hp: Any,
+    shape: Shape,
+    sizes: Sizes,
+    planned: Plan,
+    device: str | torch.device,
+    device_map: str | None = None,
+) -> None:
+    """Raise OutOfMemory where a plan takes more memory than is free: how much is missing, and which flags help."""
+    room = (1 - RESERVE) * free_bytes(device, device_map)
+    missing = planned.peak - room
+    if missing <= 0:
+        return
+    ways = _ways(method, hp, shape, sizes, planned)
+
+    def enough(flags: Sequence[str]) -> bool:
+        settings = (shape, sizes, hp)
+        for flag in flags:
+            settings = ways[flag](*settings)
+        return plan(method, *settings).peak <= room
+
+    if alone := [flag for flag in ways if enough([flag])]:
+        advice = f"{' or '.join(alone)} helps"
+    elif len(ways) > 1 and enough(list(ways)):
+        advice = f"{', '.join(ways)} together help"
+    else:
+        advice = "take --device_map auto over several GPUs, a smaller model or a larger machine"
+    raise OutOfMemory(
+        f"{method.name}: takes {planned.peak / GB:.1f} GB at its peak, {missing / GB:.1f} GB more than is free; {advice}"
+    )
+
+
+def _ways(method: Method, hp: Any, shape: Shape, sizes: Sizes, planned: Plan) -> dict[str, Callable]:
+    """Return the flags that may save memory here, each with what it makes of (shape, sizes, hp)."""
+    ways: dict[str, Callable] = {}
+    if sizes.microbatch > 1:
+        ways["--microbatch 1"] = lambda shape, sizes, hp: (shape, replace(sizes, microbatch=1), hp)
+    if planned.backward and not sizes.gradient_checkpointing:
+        ways["--gradient_checkpointing"] = lambda shape, sizes, hp: (
+            shape, replace(sizes, gradient_checkpointing=True), hp,
+        )  # fmt: skip
+    if shape.model.dtype == torch.float32:
+        ways["--dtype bfloat16"] = lambda shape, sizes, hp: (
+            shape_of(shape.model.config, torch.bfloat16, shape.device), sizes, hp,
+        )  # fmt: skip
+    if getattr(method.resolve(hp, shape.parameters), "momentum", None):
+        ways["--momentum 0"] = lambda shape, sizes, hp: (shape, sizes, replace(hp, momentum=0.0))
+    return ways

@@ -1,0 +1,29 @@
+"""prod_grad.py --dry_run."""
+
+import pytest
+from small import in_process
+
+from tinymem.localize.registry import METHODS
+from tinymem.models.known import known_config
+
+SCRIPT = "src/localize/prod_grad.py"
+
+
+def test_dry_run_needs_no_weights_and_no_network(capsys, tmp_path, monkeypatch):
+    tiny = known_config("pythia-70m")
+    tiny.update({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32})
+    tiny.save_pretrained(tmp_path / "model")
+    in_process(
+        SCRIPT,
+        "--model_name",
+        tmp_path / "model",
+        "--localization_method",
+        *METHODS,
+        "examples/magnitude.py",
+        "--dry_run"
+    )
+    output = capsys.readouterr().out
+    assert all(name in output for name in (*METHODS, "magnitude")) and "peak_gb" in output
+    monkeypatch.setattr("tinymem.planning.dry_run.open_description", lambda *_: pytest.fail("asked the hub"))
+    in_process(SCRIPT, "--model_name", "EleutherAI/pythia-70m", "--localization_method", "durable", "--dry_run")
+    assert "70,426,624 parameters, 12,598,272 of them in MLPs; 0.28 GB of weights" in capsys.readouterr().out

@@ -1,0 +1,37 @@
+"""How long a method will take: of the right size, and said before those that take more than a minute."""
+
+import time
+
+import pytest
+from methods import quick
+from tiny import new_model, new_task
+
+from tinymem.localize.registry import METHODS
+from tinymem.planning.duration import Clock, duration
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_estimates_are_of_the_right_size(name):
+    model, task, method = new_model("gpt2"), new_task(6, microbatch=2), METHODS[name]
+    hp = quick(method, stop_loss=0.0)
+
+    def right() -> bool:
+        start = time.perf_counter()
+        for _ in method.run(model, task, hp):
+            pass
+        took = time.perf_counter() - start
+        return took / 20 < Clock(model, task).seconds(method, hp) < 20 * took
+
+    assert any(right() for _ in range(3))  # on a busy machine a millisecond may take many
+
+
+def test_only_long_methods_are_announced(monkeypatch):
+    clock, method = Clock(new_model("gpt2"), new_task()), METHODS["durable"]
+    assert clock.warning(method, method.hyper_parameters()) is None
+    monkeypatch.setattr("tinymem.planning.duration.passes", lambda *arguments: (10**9, 0))
+    monkeypatch.setitem(vars(clock), "_forward", 36e-6)
+    assert clock.warning(method, method.hyper_parameters()) == "durable: about 10.0 h"
+
+
+def test_durations_are_in_words():
+    assert [duration(seconds) for seconds in (40, 180, 9000, 4 * 86400)] == ["40 s", "3 min", "2.5 h", "4 days"]

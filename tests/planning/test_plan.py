@@ -1,0 +1,168 @@
+"""Plans: the passes of every method are counted exactly, its peak is the measured one, advice is planned again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from methods import is_nested, quick
+from small import in_process
+from tiny import new_model, new_task
+
+from tinymem.errors import OutOfMemory
+from tinymem.localize.registry import METHODS, find_methods
+from tinymem.localize.weight import block_fisher
+from tinymem.models.known import known_config
+from tinymem.planning import plan as planning
+from tinymem.planning.memory import shape_of
+from tinymem.planning.plan import Plan, Sizes, check_fits, passes, plan
+
+SIZES = Sizes(forget=10, retain=24, length=12, prompt=6, microbatch=4)
+STUDY = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)
+QUICK = dict(epochs=2, batch_size=8, num_grads=6, ig_steps=3, ratio=(0.05,), dtype="float32", greedy_k=5, stop_loss=0.0)
+PER_STRENGTH = """
+from tinymem.localize.learning import frozen, gradients, mean_weights
+from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Weights
+from tinymem.options import option, settings
+
+@settings
+class HyperParameters:
+    '''Own'''
+    rounds: int = option(3, "rounds")
+
+def run(model, task, hp):
+    '''One pass over the forget set, and of each layer over one retain sequence.'''
+    with frozen(model, list(model.parameters())):
+        for _ in range(hp.rounds):
+            gradients(model, task, task.unlearn.planted, mean_weights(task, task.unlearn.planted), model.parameters())
+        for _ in find_mlps(model):
+            task.mean_loss(model, task.retain[:1])
+    yield None, Weights({})
+"""
+
+
+def settings(method, **changes):
+    return quick(method, **QUICK | ({"ratio": (0.004,)} if is_nested(method) else {}) | changes)
+
+
+def shape(name="pythia-70m", dtype=torch.float32):
+    return shape_of(known_config(name), dtype)
+
+
+def passes_of_a_run(method, model, task, hp):
+    """Forward and backward passes, counted at the output layer of a real run."""
+    counts = {"forward": 0, "backward": 0}
+
+    def forward(module, inputs, output):
+        counts["forward"] += 1
+        if output.requires_grad:
+            output.register_hook(lambda gradient: counts.__setitem__("backward", counts["backward"] + 1))
+
+    model.get_output_embeddings().register_forward_hook(forward)
+    for _ in method.run(model, task, hp):
+        pass
+    return counts["forward"], counts["backward"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"ratio": (0.05, 0.1), "batch_size": 64, "unlearn_share": 0.25}])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_number_of_passes(monkeypatch, name, changes):
+    """float32, so that a batch's loss is one pass for each microbatch."""
+    model, method = new_model("gpt_neox"), METHODS[name]
+    if is_nested(method):
+        changes = {key: value for key, value in changes.items() if key != "ratio"}
+    monkeypatch.setattr(block_fisher, "PASS", 50 * 500)  # several passes over this small model
+    hp, shape = settings(method, **changes), shape_of(model.config, torch.float32)
+    planned = plan(method, shape, SIZES, hp)
+    forward, backward = passes_of_a_run(method, model, new_task(microbatch=4), hp)
+    if name == "zero_out":  # the last layer of this model is done in closed form, found out in two passes a layer
+        forward += SIZES.forget * -(-shape.mlps[-1].inner_dim // SIZES.microbatch) - 2 * len(shape.mlps)
+    assert (planned.forward, planned.backward) == (forward, backward) != (0, 0)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_file_of_ones_own_has_a_plan(tmp_path, layers):
+    """Without a ratio, without a word on steps, and with passes that depend on the number of blocks."""
+    (tmp_path / "rounds.py").write_text(PER_STRENGTH)
+    for method, forward, backward in (
+        (find_methods([str(tmp_path / "rounds.py")])[0], 3 * 3 + layers, 3 * 3),
+        (find_methods(["examples/magnitude.py"])[0], 6, 6),
+    ):
+        model, hp = new_model("gpt_neox", layers), method.hyper_parameters()
+        planned = plan(method, shape_of(model.config, torch.float32), SIZES, hp)
+        assert (planned.forward, planned.backward) == (forward, backward) and planned.beside > planned.weights
+        assert passes_of_a_run(method, model, new_task(microbatch=4), hp) == (forward, backward)
+
+
+def test_what_makes_no_pass_has_no_plan(tmp_path):
+    (tmp_path / "idle.py").write_text(
+        PER_STRENGTH.partition("def run")[0] + "def run(model, task, hp):\n    yield from ()"
+    )
+    (method,) = find_methods([str(tmp_path / "idle.py")])
+    with pytest.raises(ValueError, match="idle: .* no pass"):
+        passes(method, shape_of(new_model("gpt_neox").config, torch.float32), SIZES, method.hyper_parameters())
+
+
+def test_a_plan_has_no_negative_numbers():
+    assert Plan(weights=3, beside=4, forward=1, backward=0).peak == 7
+    with pytest.raises(ValueError, match="negative"):
+        Plan(weights=3, beside=-1, forward=1, backward=0)
+
+
+def test_planned_peaks_are_measured_ones(tmp_path):
+    """A model of 21M parameters, in a process of its own: within 15 %."""
+    methods = ["durable", "balanced_subnet", "activations"]
+    path = tmp_path / "plan.json"
+    in_process(
+        "benchmarks/memory_plan.py", "--shape", "small", "--methods", *methods, "--together", "--output", path
+    )  # fmt: skip
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["method"] for row in rows] == methods and all(0.85 < row["ratio"] < 1.15 for row in rows), rows
+
+
+@pytest.mark.parametrize("flags", [["--methods", "durable"], ["--keep"]])
+def test_flags_that_go_with_shapes(flags, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        in_process("benchmarks/memory_plan.py", *flags)
+    assert stopped.value.code == 2 and "only with --shape" in capsys.readouterr().err
+
+
+def test_gradient_checkpointing_saves_activations_only():
+    method = METHODS["slimming"]
+    plain, saving = (
+        plan(method, shape(), replace(STUDY, gradient_checkpointing=g), method.hyper_parameters())
+        for g in (False, True)
+    )
+    assert saving.beside < 0.5 * plain.beside and saving.weights == plain.weights
+
+
+def test_what_does_not_fit_is_planned_again_with_each_flag(monkeypatch):
+    method, model = METHODS["balanced_subnet"], shape()
+    hp, dtype16 = method.hyper_parameters(batch_size=16), shape(dtype=torch.bfloat16)
+    peaks = {
+        "now": plan(method, model, STUDY, hp).peak,
+        "--microbatch 1": plan(method, model, replace(STUDY, microbatch=1), hp).peak,
+        "--gradient_checkpointing": plan(method, model, replace(STUDY, gradient_checkpointing=True), hp).peak,
+        "--dtype bfloat16": plan(method, dtype16, STUDY, hp).peak,
+        "--momentum 0": plan(method, model, STUDY, replace(hp, momentum=0.0)).peak,
+    }
+    together = plan(
+        method, dtype16, replace(STUDY, microbatch=1, gradient_checkpointing=True), replace(hp, momentum=0.0)
+    ).peak
+
+    def advice(room):
+        monkeypatch.setattr(planning, "free_bytes", lambda device, device_map: (room + 1) / (1 - planning.RESERVE))
+        with pytest.raises(OutOfMemory) as refused:
+            check_fits(method, hp, model, STUDY, plan(method, model, STUDY, hp), "cpu")
+        return str(refused.value)
+
+    now = peaks.pop("now")
+    assert all(together < peak < now for peak in peaks.values())
+    for room in peaks.values():
+        text = advice(room)
+        assert {flag for flag, peak in peaks.items() if peak <= room} == {flag for flag in peaks if flag in text}
+        assert text.endswith(" helps") and f"takes {now / 1e9:.1f} GB at its peak" in text
+    assert f"{', '.join(peaks)} together help" in advice(together) and "a larger machine" in advice(together // 2)
+    monkeypatch.setattr(planning, "free_bytes", lambda device, device_map: now / (1 - planning.RESERVE) + 1)
+    check_fits(method, hp, model, STUDY, plan(method, model, STUDY, hp), "cpu")
