@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import allocator, files
+from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
-from tinymem.cli.subject import add_subject_options, load_subject
 from tinymem.cli.unlearning import print_table, run_methods
 from tinymem.errors import Failures, UserError
-from tinymem.localize import prod_grad
 from tinymem.localize.unlearn import Run, Subject, attack_all, finish, unedited
 from tinymem.models.edit import Weights
 from tinymem.models.fingerprint import weights_fingerprint
@@ -58,7 +57,7 @@ def parse() -> tuple[argparse.Namespace, bool]:
     parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
     add_own_options(parser)
     add_measuring_options(parser)
-    (add_subject_options if on_numbers else prod_grad.add_subject_options)(parser)
+    (subject if on_numbers else production).add_subject_options(parser)
     parser.set_defaults(dry_run=False)
     arguments = parser.parse_args()
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
@@ -101,31 +100,31 @@ def main() -> None:
     allocator.keep_freed_memory()
     attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
     if on_numbers:
-        subject = load_subject(arguments)
+        original = subject.load_subject(arguments)
     else:
         loading = cli.collect(LoadSettings, arguments)
-        subject = prod_grad.load_subject(arguments, loading, [])
+        original = production.load_subject(arguments, loading, [])
     if arguments.edit_of is None:
-        run_methods(subject, [], arguments, attached=attached)
+        run_methods(original, [], arguments, attached=attached)
         return
     if on_numbers:
-        model = load_model(arguments.model, subject.model.device)
+        model = load_model(arguments.model, original.model.device)
     else:
-        model = open_causal_lm(arguments.model, None, subject.model.device, loading.dtype, loading.device_map)[0]
-    edit = external_edit(subject, model, arguments.model)
-    about: dict[str, Any] = {"kind": MEASURED, "parent": subject.unedited_digest, **subject.identity}
+        model = open_causal_lm(arguments.model, None, original.model.device, loading.dtype, loading.device_map)[0]
+    edit = external_edit(original, model, arguments.model)
+    about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
-    run, attacks = Run(subject, about), chosen_attacks(arguments)
-    records, failures = [unedited(subject, arguments.force)], Failures()
+    run, attacks = Run(original, about), chosen_attacks(arguments)
+    records, failures = [unedited(original, arguments.force)], Failures()
     with failures.kept():
-        records += attack_all(subject, attacks, arguments.force)
+        records += attack_all(original, attacks, arguments.force)
     with failures.kept(f"{arguments.name} in {arguments.model}"):
         records += finish(run, edit, Cost(arguments.seconds), attacks, arguments.force)
     if attached and run.record:
         run.attach(attached)
         records = [run.record if record["kind"] == MEASURED else record for record in records]
     print_table(records, asked=arguments.columns)
-    print(f"\nrecords: {subject.folder}/records")
+    print(f"\nrecords: {original.folder}/records")
     failures.end()
 
 

@@ -8,13 +8,10 @@ it makes is counted as long as it lives.
 from __future__ import annotations
 
 import copy
-import json
-import re
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
