@@ -1,26 +1,27 @@
-# `make demo` and `make test` need Python >= 3.10 and nothing else: they make .venv when it is missing.
+# `make demo` and `make test` need only Python >= 3.10: they make .venv when it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A virtual environment is made anew when its Python is too old or pip is missing (its making was interrupted).
+# Make the virtual environment again when its Python is too old or pip is missing (an interrupted installation).
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make install PYTHON=python3.11")
 
-.PHONY: help install demo demo-text demo-lm notebooks bench test format clean
+.PHONY: help install demo demo-text demo-lm notebooks bench docs test format clean
 
 help:
-	@echo "make install    make .venv and install everything in it; the others do this by themselves"
+	@echo "make install    make .venv and install everything in it; the other targets do this first"
 	@echo "make demo       train a small model that memorizes, unlearn it, draw the figure (minutes)"
 	@echo "make demo-text  the same on text: repeated passages are memorized and unlearned (6 to 10 minutes)"
 	@echo "make demo-lm    the same on SmolLM2-135M, a real language model (under 40 minutes)"
 	@echo "make notebooks  run the notebooks in results/ and keep their outputs"
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
+	@echo "make docs       write the generated tables of the documentation again"
 	@echo "make test       run the tests"
 	@echo "make format     format the code with black"
 	@echo "make clean      remove .venv, caches and build leftovers; data, runs and results stay"
 
 install: $(VENV)/.installed
 
-# The stamp is written last, so that an interrupted installation is made again.
+# The stamp is written last, so an interrupted installation is repeated.
 $(VENV)/.installed: requirements.txt requirements-data.txt setup.py
 	( $(BIN)/python -c '$(NEW_ENOUGH)' && $(BIN)/python -m pip --version ) >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -c '$(NEW_ENOUGH)'
@@ -46,6 +47,9 @@ notebooks: install
 bench: install
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/run.py
+
+docs: install
+	$(BIN)/python docs/make.py
 
 test: install
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile

@@ -15,7 +15,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tinymem import allocator, files, plots
+from tinymem import allocator, plots
+from tinymem.cli.training import prepared_run, train_visibly, trained_settings
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.tokenizer import check_vocabulary
@@ -23,9 +24,10 @@ from tinymem.errors import UserError
 from tinymem.models.channel_gate import is_gated
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import ModelSettings, load_model
+from tinymem.records.finder import find_run
+from tinymem.records.identity import TRAIN, record_digest
 from tinymem.records.record import find_record, measured, write_record
-from tinymem.training.checkpoint import place_beside
-from tinymem.training.console import prepared_run, train_visibly, trained_settings
+from tinymem.training.checkpoint import load_metrics, place_beside
 from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset
 from tinymem.training.settings import RunSettings
 
@@ -65,11 +67,13 @@ def main() -> None:
     settings, epoch = trained_settings(path, arguments)
     allocator.keep_freed_memory()
     model = load_model(path, cli.resolve_device(arguments.device))
-    identity = {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(finetuning)}
-    identity |= {"weights": weights_fingerprint(model)}
+    prints = {"weights": weights_fingerprint(model)}
+    marker = {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(finetuning), **prints}
+    identity = finetuning.identity(settings, epoch) | {"fingerprints": prints, "parent": training_run(path, settings)}
     folder = arguments.output_dir or place_beside(path) / "finetuned" / f"epoch_{epoch}_{finetuning.ft_data}"
-    with prepared_run(folder, identity, arguments.force) as run:
-        if find_record(run, identity):
+    with prepared_run(folder, marker, arguments.force) as run:
+        if found := find_run(run, identity):  # also of before the training was finished, without a parent
+            identity = found
             print(f"{run}: finished before (--force does it again)", file=sys.stderr)
         else:
             if is_gated(model):
@@ -80,6 +84,12 @@ def main() -> None:
             tokenizer = load_tokenizer(settings.data, arguments.data_dir)
             finetune(model, dataset, tokenizer, settings, finetuning.ft_epochs, run, details, identity)
     show(run, find_record(run, identity)["results"]["epoch_seconds"], arguments.plot)
+
+
+def training_run(checkpoint: Path, settings: RunSettings) -> str | None:
+    """Return the digest of the record of the training that a checkpoint is of; None while that is not finished."""
+    identity = {"kind": TRAIN, **settings.sections()}
+    return record_digest(identity) if find_record(checkpoint.parent, identity) else None
 
 
 def finetune(
@@ -97,7 +107,7 @@ def finetune(
 
 def show(run: Path, epoch_seconds: list[float], plot: bool) -> None:
     """The table of all epochs, each with the seconds that it took to train."""
-    rows = files.read_json(run / "metrics.json")
+    rows = load_metrics(run)
     if plot:
         print(*plots.plot_training(rows, run / "finetuning"), sep="\n", file=sys.stderr)
     seconds = [None, *epoch_seconds]

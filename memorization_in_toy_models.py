@@ -13,15 +13,16 @@ import sys
 from pathlib import Path
 
 from tinymem import allocator, files, plots
+from tinymem.cli.training import prepared_run, train_visibly
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings, new_model
+from tinymem.records.identity import TRAIN
 from tinymem.records.record import find_record, measured, write_record
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, check_switches, switched_on
-from tinymem.training.checkpoint import Progress
-from tinymem.training.console import prepared_run, train_visibly
+from tinymem.training.checkpoint import Progress, load_metrics
 from tinymem.training.settings import RunSettings, TrainingSettings
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     folder = files.writable_folder(arguments.output_dir or f"runs/{settings.name}")
     dataset = load_dataset(settings.data, arguments.data_dir)
     tokenizer = load_tokenizer(settings.data, arguments.data_dir)
-    identity = {"run": "train", **settings.flat()}
+    identity = {"kind": TRAIN, **settings.sections()}
     with prepared_run(folder, settings.flat(), arguments.force) as run:
         if find_record(run, identity):
             print(f"{run}: finished before (--force trains anew)", file=sys.stderr)
@@ -60,7 +61,7 @@ def main() -> None:
                 progress = train_run(run, settings, dataset, tokenizer, device)
             cost.seconds = progress.seconds  # over all the sessions of an interrupted run
             write_record(run, identity, progress.rows[-1], cost, str(device))
-    rows = [row for row in files.read_json(run / "metrics.json") if row["epoch"] <= settings.training.epochs]
+    rows = [row for row in load_metrics(run) if row["epoch"] <= settings.training.epochs]
     if arguments.plot:
         print(*plots.plot_training(rows, run / "training"), sep="\n", file=sys.stderr)
     print(cli.table(map(cli.brief, rows)))

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from case import CONTEXT, INNER, WIDTH, Builder, Case, Sizes
-from case import block_flops, head_flops, mask_flops
+from case import CONTEXT, INNER, WIDTH, Builder, Case, Sizes, block_flops, head_flops, mask_flops
 from cases_training import number_model, random_tokens
 from recipe import memorization, neuron, weight
 from recipe.model import mlp_matrices, stock_copy

@@ -23,7 +23,8 @@ from tinymem import allocator, files
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS
-from tinymem.planning.memory import known_config, known_shapes, shape_of
+from tinymem.models.known import known_config, known_shapes
+from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import ENOUGH, GB, Plan, Sizes, plan, watched
 from tinymem.records.record import environment, measured
 

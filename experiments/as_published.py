@@ -28,11 +28,11 @@ from tinymem.data.build import load_dataset
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import UserError
 from tinymem.localize.ranking import neuron_masks
-from tinymem.models.edit import Zeros, applied
 from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 from tinymem.models.tinymem import load_model
 from tinymem.options import check_options, option
 from tinymem.records.record import measured, write_record

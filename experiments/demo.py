@@ -41,7 +41,9 @@ def main() -> None:
     seconds = stopwatch(spent_before(RUN, UNLEARNED))
     run(TRAIN)
     run(UNLEARN)
-    results = before_and_after(UNLEARNED, "balanced_subnet")
+    results = before_and_after(
+        UNLEARNED, RUN / f"epoch_{EPOCHS}", "balanced_subnet", 0.3, epochs=4, unlearn_loss_cap=3.0
+    )
     summary = {state: {name: row[name] for name in METRICS} for state, row in results.items()}
     summary["seconds_total"] = seconds()
     draw(summary, output / "demo")

@@ -12,9 +12,15 @@ from typing import Any
 import torch
 
 from tinymem import cli, files
+from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings
+from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.generation import NOTHING, greedy_continuations
-from tinymem.records.record import UNEDITED
+from tinymem.models.tinymem import load_model
+from tinymem.records.identity import is_run
+from tinymem.records.record import read_record
 from tinymem.records.table import load_records
+from tinymem.sweeps.jobs import Common, find_checkpoint, localize_jobs
 from tinymem.training.checkpoint import seconds_spent
 
 
@@ -41,10 +47,18 @@ def spent_before(run: Path, unlearned: Path) -> float:
     return seconds_spent(run) + sum(record["cost"]["seconds"] for record in load_records(unlearned))
 
 
-def before_and_after(unlearned: Path, method: str) -> dict[str, dict[str, Any]]:
-    """The results of the unedited model and of a method's last run, "before" and "after", from the folder of records."""
-    results = {record["settings"]["method"]: record["results"] for record in load_records(unlearned)}
-    return {"before": results[UNEDITED], "after": results[method]}
+def before_and_after(unlearned: Path, model: Path, method: str, ratio: float, **settings: Any) -> dict[str, dict]:
+    """Return the results of a run, "after", and of the unedited model that it was made from, "before".
+
+    unlearned: folder of the records; model: the checkpoint; method, ratio, settings: exactly those of the run.
+    """
+    hp = METHODS[method].hyper_parameters(ratio=(ratio,), **settings)
+    (job,) = localize_jobs(find_checkpoint(model), [(METHODS[method], hp)], TaskSettings(), Common("data"), unlearned)
+    asked, weights = job.record_identity(ratio), weights_fingerprint(load_model(model))
+    runs = [record for record in load_records(unlearned) if is_run(record, asked)]
+    after = next(record for record in runs if record["fingerprints"]["weights"] == weights)
+    before = read_record(unlearned / "records" / f"{after['parent']}.json")
+    return {"before": before["results"], "after": after["results"]}
 
 
 def continuation(model, prompt: torch.Tensor, count: int) -> torch.Tensor:

@@ -29,8 +29,8 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.precision import auto_precision
 from tinymem.models.production import DTYPES, open_causal_lm
 from tinymem.planning.duration import Clock, duration
-from tinymem.records.record import NEVER_PLANTED, UNEDITED
-from tinymem.records.table import flat_row, load_records
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, sections_of
+from tinymem.records.table import load_records, shown_row
 from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings
 
@@ -92,7 +92,7 @@ def main() -> None:
     for command in COMMANDS:
         run(f"{base} --microbatch {MICROBATCH} {command} --output_dir {folder}")
     summary = summarize(in_order(load_records(folder)), settings[0], settings[1], folder)
-    name = summary["settings"]["planted_model"]
+    name = summary["settings"]["training"]["planted_model"]
     summary["seconds_total"] = round(seconds() + (planting_of(name)["seconds"] if name in planted_before else 0), 1)
     files.write_folder(output / "records", lambda temporary: copy_records(folder, temporary))
     files.write_json(output / "summary.json", summary)
@@ -115,33 +115,34 @@ def copy_records(folder: Path, target: Path) -> None:
 def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The model before planting, the planted one, then the methods as they are registered, ratios rising."""
     names = [NEVER_PLANTED, UNEDITED, *METHODS]
-    return sorted(records, key=lambda r: (names.index(r["settings"]["method"]), r["settings"].get("ratio") or 0))
+    ours = [record for record in records if record["kind"] in (NEVER_PLANTED, UNEDITED, UNLEARN)]
+    return sorted(ours, key=lambda r: (names.index(shown_row(r)["method"]), r.get("method", {}).get("ratio") or 0))
 
 
 def summarize(
     records: list[dict[str, Any]], passages: PassageSettings, data: ProductionSettings, folder: Path
 ) -> dict[str, Any]:
     """What summary.json holds but for the total time. "planting" tells how many of all passages the models recite."""
-    settings = records[0]["settings"]
-    dtype, name = settings["dtype"], settings["planted_model"]
+    settings = sections_of(records[0])
+    dtype, name = settings["model"]["dtype"], settings["training"]["planted_model"]
     planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)
     dataset = load_passages(passages, data, planted.config, tokenizer).dataset
-    task = unlearning_task(planted, dataset, TaskSettings(holdout_fraction=settings["holdout_fraction"]))
-    best = next(record for record in records if record["settings"]["method"] == BEST)
+    task = unlearning_task(planted, dataset, TaskSettings(holdout_fraction=settings["forget"]["holdout_fraction"]))
+    best = next(record for record in records if record.get("method", {}).get("name") == BEST)
     models = {
-        "never planted": open_causal_lm(settings["model_name"], dtype=dtype)[0],
+        "never planted": open_causal_lm(settings["model"]["name"], dtype=dtype)[0],
         "planted": planted,
         "after unlearning": open_causal_lm(folder / best["results"]["model_folder"], dtype=dtype)[0],
     }
     return {
-        "rows": [{name: flat_row(record).get(name) for name in COLUMNS} for record in records],
+        "rows": [{name: shown_row(record).get(name) for name in COLUMNS} for record in records],
         "left_out": {method: estimated_hours(method, planted, task) for method in LEFT_OUT},
         "passage": example(models, task, tokenizer),
         "planting": {
             **planting_of(name),
-            **{r["settings"]["method"]: r["results"]["percent_memorized_train"] for r in records[:2]},
+            **{r["kind"]: r["results"]["percent_memorized_train"] for r in records[:2]},
         },
-        "settings": {name: value for name, value in settings.items() if name not in ("method", "run")},
+        "settings": settings,
         "commands": list(COMMANDS),
     }
 

@@ -44,7 +44,9 @@ def main() -> None:
     seconds = stopwatch(spent_before(RUN, UNLEARNED))
     run(TRAIN)
     run(UNLEARN)
-    results = before_and_after(UNLEARNED, "balanced_subnet")
+    results = before_and_after(
+        UNLEARNED, RUN / f"epoch_{EPOCHS}", "balanced_subnet", 0.1, epochs=3, unlearn_loss_cap=5.0
+    )
     summary = {
         "percent_memorized_by_duplication": {state: by_duplication(results[state]) for state in STATES},
         "percent_memorized": {state: results[state]["percent_memorized_train"] for state in STATES},
@@ -69,8 +71,8 @@ def example(before, after) -> dict[str, str]:
     """One of the passages repeated most: how both models continue it, as text."""
     settings = RunSettings.from_flat(load_details(RUN / f"epoch_{EPOCHS}")["settings"]).data
     dataset = load_dataset(settings)
-    artifacts = dataset.artifacts
-    known, kept = (memorized(model, artifacts, dataset.continuation) for model in (before, after))
+    artifacts, measured = dataset.artifacts, dict(ignored_token=dataset.ignored_token)
+    known, kept = (memorized(model, artifacts, dataset.continuation, **measured) for model in (before, after))
     index = int((artifacts.group + 10 * known - 5 * kept).argmax())  # best: repeated often, memorized, then unlearned
     end, decode = int(artifacts.prompt_end[index]), decoder(settings, "data")
     window, prompt = slice(end, end + dataset.continuation), artifacts.clean[index, :end]

@@ -13,12 +13,11 @@ from tinymem import cli
 # isort: split
 from functools import partial
 
-from study import models
-from sweeping import chosen, main
-
+from tinymem.cli.study import chosen, main
 from tinymem.localize.task import TaskSettings
 from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import checkpoints, localize_jobs, train_job
+from tinymem.sweeps.study import models
 
 
 def jobs(arguments, folder, common):

@@ -14,16 +14,16 @@ from tinymem import cli
 from functools import partial
 from pathlib import Path
 
-from sites import find_site, open_pool
 from tiny_pythia import make_tiny_pythia
 
+from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings
 from tinymem.models.production import LoadSettings
-from tinymem.sweeps.console import add_sweep_options, sweep
 from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import Common, Production, production_jobs
+from tinymem.sweeps.sites import find_site, open_pool
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = (36000, 72000, 108000, 143000)

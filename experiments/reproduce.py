@@ -34,18 +34,20 @@ from reproduction import (
     trained_epochs,
 )
 from reproduction_report import write_report
-from sites import find_site, open_pool
 
 from tinymem import files
+from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.registry import find_methods
 from tinymem.localize.task import TaskSettings
-from tinymem.sweeps.console import add_sweep_options, sweep
+from tinymem.records.identity import run_key
+from tinymem.records.record import read_record
 from tinymem.sweeps.grid import Grid
 from tinymem.sweeps.hp_grid import hyper_parameters
 from tinymem.sweeps.job import Job, missing
 from tinymem.sweeps.jobs import Checkpoint, Common, checkpoints, localize_jobs, train_job
+from tinymem.sweeps.sites import find_site, open_pool
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT_DIR = "runs/reproduction"
@@ -132,7 +134,7 @@ def slip_job(case: Case, checkpoint: Checkpoint, slip: str, common: Common) -> J
         group=f"{case.name}: as published",
         words=(*words, "--output_dir", folder, *common.words),
         folder=folder,
-        settings=slip_identity(checkpoint.settings, checkpoint.epoch, slip, **own),
+        identity=slip_identity(checkpoint.settings, checkpoint.epoch, slip, **own),
         after=(checkpoint.trained_by,),
         **ratios,
     )
@@ -156,12 +158,12 @@ def collect_records(cases: list[Case], models: Path, target: Path) -> None:
     Where the records there are of another model, trained elsewhere or before, they stay until the new model has all
     that they have: a report on half of each would compare runs with the wrong unedited model.
     """
-    there = _by_settings(target)
+    there = _by_run(target)
     for case in cases:
         for seed in case.seeds:
-            own = {**case.identity, "seed": seed}
-            before = {key: found for key, found in there.items() if own.items() <= found[1]["settings"].items()}
-            new = _by_settings(*(models / case.settings(seed, 0).name).rglob("records"))
+            own = model_of(case.settings(seed, 0).sections())
+            before = {key: found for key, found in there.items() if model_of(found[1]) == own}
+            new = _by_run(*(models / case.settings(seed, 0).name).rglob("records"))
             replaced = [key for key in before if key in new and _weights(before[key][1]) != _weights(new[key][1])]
             if replaced and not before.keys() <= new.keys():
                 left = len(before.keys() - new.keys())
@@ -175,19 +177,23 @@ def collect_records(cases: list[Case], models: Path, target: Path) -> None:
                     files.write_json(target / path.name, content)
 
 
-def _by_settings(*folders: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """The records in these folders by their settings without what follows from the weights; the newest of several."""
+def model_of(record: Mapping[str, Any]) -> tuple:
+    """Return what tells the models of a case and seed from all others, however long they are trained."""
+    return record.get("data"), record.get("model")
+
+
+def _by_run(*folders: Path) -> dict[tuple, tuple[Path, dict[str, Any]]]:
+    """The records in these folders by run, whatever the weights were; the newest of several."""
     found = {}
     for path in sorted((path for folder in folders for path in folder.glob("*.json")), key=lambda p: p.stat().st_mtime):
-        record = files.read_json(path)
-        kept = {name: value for name, value in record["settings"].items() if name not in ("weights", "task")}
-        found[files.digest(kept)] = path, record
+        record = read_record(path)
+        found[run_key(record)] = path, record
     return found
 
 
 def _weights(record: dict[str, Any]) -> Any:
     """What tells one model's record from another's: the weights, of a training run what was measured."""
-    return record["settings"].get("weights", record["results"])
+    return record.get("fingerprints", record["results"])
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from study import EXTRA, SEEDS, SMALL, run_settings
-
+from tinymem.records.identity import AS_PUBLISHED
 from tinymem.sweeps.grid import Grid
+from tinymem.sweeps.study import EXTRA, SEEDS, SMALL, run_settings
 from tinymem.training.settings import RunSettings
 
 # as_published.py: which there are; the ratios of zero_out, and how many memorized sequences rank its neurons
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that all records of the case have, and no record of another case."""
+        """The settings that tell the case from others."""
         return {"artifact": self.artifact, "data_name": self.data_name, "n_layers": self.n_layers}
 
     def only(self, seeds: Collection[int]) -> Case:
@@ -88,8 +88,12 @@ def trained_epochs(published: int) -> int:
 
 
 def slip_identity(settings: RunSettings, epoch: int, slip: str, **own: float) -> dict[str, Any]:
-    """Settings of the records of as_published.py for a checkpoint, whatever longer training it is of. own: zero_out's."""
-    return {"run": "as_published", "slip": slip, **settings.identity(), "epoch": epoch, **own}
+    """Return the identity of the records of as_published.py for a checkpoint, whatever longer training it is of.
+
+    own: zero_out's settings. The slip's name tells it from the method as it is meant.
+    """
+    method = {"name": f"{slip}_as_published", **own}
+    return {"kind": AS_PUBLISHED, **settings.checkpoint_sections(epoch), "method": method}
 
 
 def read_published(name: str) -> list[Row]:

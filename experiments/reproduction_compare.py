@@ -10,14 +10,16 @@ from typing import Any
 
 from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, Case, Row, slip_identity, trained_epochs
 
+from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.records.choose import Configuration, Run, configurations, unlearning_runs
+from tinymem.records.identity import FINGERPRINTS, RIVALS, TRAIN, sections_of
 from tinymem.records.record import find_record
 from tinymem.records.table import named_records
 from tinymem.sweeps.grid import Grid
 from tinymem.sweeps.hp_grid import hyper_parameters
-from tinymem.sweeps.jobs import unlearning_identity, without_strength
+from tinymem.sweeps.jobs import unlearning_identity
 
 NAMES = {"Second-Order (OBS)": "obs", "BalancedSubnet": "balanced_subnet"}  # published names that are not ours
 
@@ -123,7 +125,7 @@ class Unlearned:
         found: dict[str, list[tuple[float, float]]] = {}
         for run in sorted((run for some in self.ours for run in some.runs), key=seed_of):
             point = -100 * run.row["change_accuracy"], run.row["percent_memorized_test"]
-            found.setdefault(f"seed {run.row['seed']}", []).append(point)
+            found.setdefault(f"seed {run.row['data.seed']}", []).append(point)
         return found
 
     def cells_at_published(self) -> list[str]:
@@ -149,7 +151,12 @@ class Unlearned:
 
 def defaults(method: str) -> dict[str, Any]:
     """A method's hyper-parameters by default, for a small model; without the ratio."""
-    return without_strength(METHODS[method], METHODS[method].hyper_parameters())
+    return unvaried(METHODS[method], METHODS[method].hyper_parameters())
+
+
+def unvaried(method: Method, hp: Any) -> dict[str, Any]:
+    """A method's hyper-parameters as in records, without the ratio."""
+    return {name: value for name, value in method.unvaried(hp).items() if name != "name"}
 
 
 def setting(method: str, hyper_parameters: Mapping[str, Any]) -> str:
@@ -175,11 +182,11 @@ def lost(configuration: Configuration) -> Spread:
 
 
 def over_seeds(configuration: Configuration, name: str, factor: float = 1.0) -> Spread:
-    return Spread({run.row["seed"]: factor * run.row[name] for run in sorted(configuration.runs, key=seed_of)})
+    return Spread({run.row["data.seed"]: factor * run.row[name] for run in sorted(configuration.runs, key=seed_of)})
 
 
 def seed_of(run: Run) -> int:
-    return run.row["seed"]
+    return run.row["data.seed"]
 
 
 def _numbers(configuration: Configuration | None) -> list[str]:
@@ -191,7 +198,7 @@ def _seeds(configuration: Configuration | None) -> str:
 
 
 def _seconds(configuration: Configuration | None) -> str:
-    return over_seeds(configuration, "seconds").text(0) if configuration else "-"
+    return over_seeds(configuration, "cost.seconds").text(0) if configuration else "-"
 
 
 def shortfall(configuration: Configuration, published: Published) -> float:
@@ -226,7 +233,7 @@ def compare_training(case: Case, folder: Path) -> list[Comparison]:
 
 
 def trained(case: Case, seed: int, epoch: int, folder: Path) -> dict[str, Any] | None:
-    return find_record(folder, {"run": "train", **case.settings(seed, epoch).flat()})
+    return find_record(folder, {"kind": TRAIN, **case.settings(seed, epoch).sections()})
 
 
 def repeated(case: Case, seed: int, epoch: int, folder: Path, slip: str, **own: float) -> dict[str, Any] | None:
@@ -256,7 +263,7 @@ def compare_unlearning(case: Case, grids: Mapping[str, Grid], folder: Path) -> l
     rows = {ours_of(row): row for row in case.published_unlearning}
     runs = unlearning_runs(own_records(case, folder), tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
     asked = [
-        (method.name, {"ratio": ratio, **without_strength(method, hp)})
+        (method.name, {"ratio": ratio, **unvaried(method, hp)})
         for method, hp in hyper_parameters(grids, find_methods(list(grids)))
         for ratio in hp.ratio
     ]
@@ -273,12 +280,12 @@ def own_records(case: Case, folder: Path) -> list[tuple[str, Mapping[str, Any]]]
     if case.unlearned is None:
         return []
     epoch = trained_epochs(case.unlearned)
-    every = [unlearning_identity(case.settings(seed, case.unlearned), epoch, TaskSettings()) for seed in case.seeds]
-
-    def is_own(settings: Mapping[str, Any]) -> bool:
-        return any(all(settings.get(name) == value for name, value in identity.items()) for identity in every)
-
-    return [(name, record) for name, record in named_records(folder) if is_own(record["settings"])]
+    every = [
+        sections_of(unlearning_identity(case.settings(seed, case.unlearned), epoch, TaskSettings()))
+        for seed in case.seeds
+    ]
+    beside = ("method", FINGERPRINTS)
+    return [(name, r) for name, r in named_records(folder) if r["kind"] in RIVALS and sections_of(r, beside) in every]
 
 
 def ours_of(row: Row) -> str:
@@ -293,7 +300,7 @@ def best(rivals: Sequence[Configuration], published: Published) -> Configuration
     """
 
     def seeds(rival: Configuration) -> int:
-        return len({run.row["seed"] for run in rival.runs})
+        return len({run.row["data.seed"] for run in rival.runs})
 
     def rank(rival: Configuration) -> tuple:
         trade = rival.mean("percent_memorized_test") / 100 - rival.mean("change_accuracy")

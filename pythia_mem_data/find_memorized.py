@@ -18,14 +18,15 @@ import torch
 
 from tinymem import allocator, files
 from tinymem.data.corpus import find_corpus
-from tinymem.data.production import check_ids, check_length, text_rows
+from tinymem.data.production import begun, check_ids, check_length, text_rows
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
+from tinymem.data.tokenizer import beginning, bos_identity
 from tinymem.errors import UserError
 from tinymem.localize.task import default_microbatch
 from tinymem.metrics.scan import find_memorized
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.models.production import LoadSettings, open_causal_lm, open_description
+from tinymem.models.production import LoadSettings, model_identity, open_causal_lm, open_description
 from tinymem.options import check_options, option
 
 
@@ -40,6 +41,11 @@ class ScanSettings:
     text_column: str = option("text", "which column of a .jsonl or .parquet corpus")
     length: int = option(80, "tokens in a row of text", low=2)
     max_rows: int | None = option(None, "look through so many rows at most; not given: all", low=1)
+    bos: str = option(
+        "auto",
+        "whether every row begins with <bos>, in front of its own tokens; auto: where the model's tokenizer adds it",
+        choices=("auto", "yes", "no"),
+    )
     prompt_tokens: int = option(32, "n of (n, k) memorization", low=1)
     continuation_tokens: int = option(40, "k of (n, k) memorization", low=1)
     min_distinct: int = option(8, "different tokens that a continuation must have; 1 takes constant ones too", low=1)
@@ -71,9 +77,12 @@ def parse():
     return parser.parse_args()
 
 
-def load_rows(settings: ScanSettings, config, tokenizer) -> tuple[torch.Tensor, str]:
-    """The rows to look through, int32 (rows, T), and the name of where they come from. config: the model's."""
-    check_length("--prompt_tokens, --continuation_tokens", settings.needed, config)
+def load_rows(settings: ScanSettings, config, tokenizer, begin: tuple[int, ...] = ()) -> tuple[torch.Tensor, str]:
+    """The rows to look through, int32 (rows, T), and the name of where they come from. config: the model's.
+
+    begin: the ids that each of them begins with.
+    """
+    check_length("--prompt_tokens, --continuation_tokens", len(begin) + settings.needed, config)
     if settings.tokens is not None:
         rows = read_token_set(settings.tokens, config.vocab_size, settings.needed).tokens
         name = Path(settings.tokens).name
@@ -87,7 +96,10 @@ def load_rows(settings: ScanSettings, config, tokenizer) -> tuple[torch.Tensor, 
         if not len(rows):
             raise UserError(f"--corpus: {name!r} is too short for a row of {settings.length} tokens; give more text")
         check_ids("--corpus", config.vocab_size, rows)
-    return rows[: settings.max_rows], name
+    rows = begun(rows[: settings.max_rows], begin)
+    if rows.shape[1] < len(begin) + settings.needed:
+        raise UserError(f"--tokens: <bos>, prompt and continuation need {len(begin) + settings.needed} tokens a row")
+    return rows, name
 
 
 def main() -> None:
@@ -99,15 +111,17 @@ def main() -> None:
         raise UserError(f"--output {arguments.output}: is there already; --force looks again")
     allocator.keep_freed_memory()
     device = cli.resolve_device(arguments.device)
-    config, tokenizer = open_description(arguments.model_name, loading.step)
-    rows, source = load_rows(settings, config.get_text_config(), tokenizer)
+    config, tokenizer = open_description(arguments.model_name, loading.step, for_text=settings.tokens is None)
+    begin = beginning(settings.bos, tokenizer, config)
+    rows, source = load_rows(settings, config.get_text_config(), tokenizer, begin)
     model, _ = open_causal_lm(arguments.model_name, device=device, **vars(loading))
     about = {
-        "model_name": arguments.model_name, **asdict(loading), "source": source, "rows": len(rows),
+        "model_name": model_identity(arguments.model_name), **asdict(loading), "source": source, "rows": len(rows),
         "prompt_tokens": settings.prompt_tokens, "continuation_tokens": settings.continuation_tokens,
         "min_distinct": settings.min_distinct, "weights": weights_fingerprint(model),
-        "searched": TokenSet(rows, {}).fingerprint,
+        "searched": TokenSet(rows, {}).fingerprint, **bos_identity(settings.bos, begin),
     }  # fmt: skip
+    arguments.output.unlink(missing_ok=True)  # with --force: what says that it is done goes first
     progress = arguments.output.with_name(f".{arguments.output.stem}.progress.json")
     batch_size = arguments.batch_size or default_microbatch(model, rows.shape[1])
     with cli.progress_bar(total=len(rows), unit="row") as bar:
@@ -117,16 +131,13 @@ def main() -> None:
             bar.update(done - bar.n)
 
         found = find_memorized(
-            model, rows, settings.prompt_tokens, settings.continuation_tokens, progress, files.digest(about),
+            model, rows, len(begin) + settings.prompt_tokens, settings.continuation_tokens, progress, files.digest(about),
             batch_size, settings.min_distinct, show,
         )  # fmt: skip
     print(f"{len(found)} of {len(rows)} rows are ({settings.prompt_tokens}, {settings.continuation_tokens}) memorized")
     if len(found):
         write_token_set(arguments.output, TokenSet(rows[found].unique(dim=0), about))
         print(f"written to {arguments.output}")
-    elif arguments.output.exists():  # with --force: what is in it was found in another model or text
-        arguments.output.unlink()
-        print(f"removed: {arguments.output}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Material:
 
     def edited(self, production: bool) -> list[Configuration]:
         """The unlearning runs of production models, or of TinyMem's."""
-        return [c for c in self.unlearning if ("model_name" in c.experiment) == production]
+        return [c for c in self.unlearning if ("model.name" in c.experiment) == production]
 
 
 Figures = dict[str, Any]  # ending of the file's name -> figure; empty when there is nothing to draw
@@ -77,20 +77,28 @@ def unlearning_time(material: Material) -> Figures:
 
 def unlearning_boxes(material: Material) -> Figures:
     groups = experiments(material.unlearning)
-    chosen = [c for group in groups for c in best(group, material.max_perplexity_rise) if c.method in METHODS]
+    chosen = [
+        c
+        for group in groups
+        for c in best(group, material.max_perplexity_rise)
+        if c.method in METHODS and not c.attacked
+    ]
     return {"": plots.draw_boxes(chosen)} if chosen else {}
 
 
 def pythia(material: Material) -> Figures:
     edited = material.edited(production=True)
-    return {"": plots.draw_scatter(edited, column="model_name")} if edited else {}
+    return {"": plots.draw_scatter(edited, column="model.name")} if edited else {}
 
 
 def by_data(some: Sequence[Configuration], draw: Callable) -> Figures:
     """A figure for each data set and kind of artifact."""
-    kinds = grouped(some, lambda c: (c.experiment.get("data_name"), c.experiment.get("artifact")))
-    names = ["_".join(map(str, (kind[0].experiment.get(n) for n in ("data_name", "artifact")))) for kind in kinds]
-    return {f"_{name}" if len(kinds) > 1 else "": draw(kind) for name, kind in zip(names, kinds)}
+
+    def name(configuration: Configuration) -> str:
+        return "_".join(str(configuration.experiment.get(column)) for column in ("data.data_name", "data.artifact"))
+
+    kinds = grouped(some, name)
+    return {f"_{name(kind[0])}" if len(kinds) > 1 else "": draw(kind) for kind in kinds}
 
 
 # Name of the function = name of the file; what it needs.

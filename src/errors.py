@@ -1,7 +1,9 @@
-"""The exception that means: the user can mend this; files that cannot be read; what running out of memory looks like."""
+"""UserError, the exception for mistakes the user can fix, and helpers for unreadable files and out-of-memory errors."""
 
+import errno
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 Kinds = type[Exception] | tuple[type[Exception], ...]
@@ -10,43 +12,113 @@ Kinds = type[Exception] | tuple[type[Exception], ...]
 class UserError(Exception):
     """A wrong setting, file or folder. The message is one line: what was given, what is allowed, what to do.
 
-    Scripts print it without a traceback and exit with code 2 (OutOfMemory: 1, since at another time there may be enough);
-    library users catch it like any other exception.
+    Scripts print it without a traceback and exit with code 2 (OutOfMemory: 1, since a retry may succeed). Library users
+    catch it like any other exception.
     """
 
 
 class OutOfMemory(UserError):
-    """There is not enough memory, or was not: with the flags that the message names, or at another time, there may be."""
+    """Out of memory. Retrying later, or with the flags named in the message, may succeed."""
+
+
+class DiskFull(UserError):
+    """The disk or the quota is full. The message holds one of FULL, by which a sweep knows that it must stop."""
+
+
+class NotFinite(UserError):
+    """Logits, losses or scores that are not finite numbers: no figure may be made from them."""
+
+
+@contextmanager
+def finite(what: str) -> Iterator[None]:
+    """Put `what` (the model or method, and the step) in front of the message of a NotFinite raised within the block."""
+    try:
+        yield
+    except NotFinite as error:
+        raise NotFinite(f"{what}: {error}") from None
+
+
+class Failures(list[NotFinite]):
+    """NotFinite errors that are kept until what can still be done is done."""
+
+    @contextmanager
+    def kept(self, what: str | None = None) -> Iterator[None]:
+        """Keep a NotFinite that is raised within the block, with `what` in front as of `finite`."""
+        try:
+            with finite(what) if what else nullcontext():
+                yield
+        except NotFinite as failure:
+            self.append(failure)
+
+    def end(self) -> None:
+        """Raise what was kept, as one error of one line."""
+        if self:
+            raise NotFinite("; ".join(dict.fromkeys(map(str, self))))
+
+
+FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",  # the dynamic loader, of a library
+    "can't start new thread",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuSOLVER
+)
 
 
 @contextmanager
 def reading(path: str | Path, complaint: str, kinds: Kinds = Exception) -> Iterator[None]:
-    """Turns what goes wrong within the block into a UserError about the file.
+    """Turn an exception within the block into a UserError about the file.
 
-    A file that cannot be read at all is said to be that. Of `kinds`, all exceptions by default, since safetensors and
-    pickle have too many for damage to name, all others are put down to what the file holds; but running out of memory
-    says nothing against it.
+    An OSError becomes "cannot be read". Any other exception in `kinds` (default: all, since safetensors and pickle have
+    too many to name) is blamed on the file's content, except running out of memory, which is re-raised.
 
-    complaint: what the message says of such a file, with {why} for the first line of what went wrong.
+    complaint: the message about a damaged file, with {why} for the first line of the exception.
     """
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
-    except kinds as error:
         if out_of_memory(error):
+            raise
+        raise UserError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
+    except kinds as error:
+        if out_of_memory(error) or isinstance(error, UserError):  # that one names its file
             raise
         raise UserError(f"{path}: {complaint.format(why=first_line(error))}") from None
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether this is what Python, numpy or torch raise when there is no memory left."""
-    if isinstance(error, RuntimeError):  # torch's own type is one, but is not always used
-        texts = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # cuBLAS, cuSOLVER
-        return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in texts)
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether this is what Python, numpy, torch or the dynamic loader raise when there is no memory left."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if isinstance(error, (RuntimeError, ImportError, OSError)):  # torch's own type is a RuntimeError, not always used
+        return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _NO_MEMORY)
     return isinstance(error, MemoryError)
 
 
+def full_disk(error: BaseException) -> str:
+    """Return the system's words for a full disk or quota if that is what went wrong, else "".
+
+    Libraries wrap it: safetensors and tokenizers (a plain Exception) quote its text, numpy only counts what it wrote.
+    """
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return os.strerror(error.errno)
+    text = str(error)
+    if isinstance(error, OSError) and error.errno is None and "requested and" in text and "written" in text:
+        return FULL[0]
+    for number, words in zip((errno.ENOSPC, errno.EDQUOT), FULL):
+        if words in text or f"(os error {number})" in text:
+            return words
+    return ""
+
+
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or its type where it says nothing: what fits into a UserError."""
+    """Return the first line of an exception's message, or its type if the message is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(text: object) -> str:
+    """Return a message as one printable line: a value that holds line breaks or control characters is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -1,4 +1,8 @@
-"""Files that are whole or not there: written under a temporary name beside their place, then renamed."""
+"""Files that are whole or not there: written in a temporary folder beside their place, then renamed.
+
+The temporary folder holds a lock as long as its writer lives, on whatever machine that is. So what a killed writer left
+can be told from what a live one is writing, and the next process that writes into the same folder removes it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,24 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinymem.errors import UserError
+from tinymem import locks
+from tinymem.errors import DiskFull, UserError, full_disk
+from tinymem.folders import share, writable_folder
+from tinymem.inputs import read_json
+
+__all__ = ["digest", "read_json", "remove_folder", "remove_leftovers", "writable_folder"]
+__all__ += ["write_file", "write_folder", "write_json"]
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.([0-9]+|[0-9a-f]{32})\.(?P<kind>tmp|old)")  # decimal: earlier versions' names
+LOCK = "lock"  # in a temporary folder, held by its writer
+GRACE_SECONDS = 3600  # after which a temporary folder or file without a lock belongs to nobody
+_cleared: set[Path] = set()  # folders in which this process has looked for leftovers
 
 
 def digest(settings: dict[str, Any]) -> str:
@@ -25,35 +39,13 @@ def digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def writable_folder(path: str | Path) -> Path:
-    """Makes the folder, parents included. UserError when it cannot be made or written."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make this folder ({error.strerror}); choose another") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: this folder is not writable; choose another or change its permissions")
-    return folder
-
-
 def write_file(path: str | Path, write: Callable[[Path], None]) -> Path:
-    """Calls `write(temporary path)`, flushes to disk and renames: readers see the old file or the whole new one.
+    """Call `write(temporary path)`, flush to disk and rename: readers see the old file or the whole new one.
 
-    Raises UserError when the disk is full or the folder is not writable; nothing half-written stays behind.
+    The file gets the permissions that the umask leaves. Raise UserError (DiskFull for a full disk) when it cannot be
+    written; nothing half-written stays behind.
     """
-    path = Path(path)
-    writable_folder(path.parent)
-    temporary = _beside(path, "tmp")
-    try:
-        write(temporary)
-        _flush(temporary)
-        os.replace(temporary, path)
-    except _write_errors() as error:
-        raise _cannot_write(path, error) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return _write(path, write, os.replace)
 
 
 def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -62,41 +54,95 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     An old folder stays whole until the new one has its place. A kill between the two renames leaves the old one
     under a hidden name, from which remove_leftovers brings it back.
     """
-    path = Path(path)
-    writable_folder(path.parent)
-    temporary = _beside(path, "tmp")
-    try:
+
+    def fill(temporary: Path) -> None:
         temporary.mkdir()
         write(temporary)
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        _publish(temporary, path)
-    except _write_errors() as error:
-        raise _cannot_write(path, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    return _write(path, fill, _publish)
+
+
+def _write(path: str | Path, write: Callable[[Path], None], publish: Callable[[Path, Path], None]) -> Path:
+    path = Path(path)
+    folder = writable_folder(path.parent, flag="")
+    if folder not in _cleared:
+        _cleared.add(folder)
+        remove_leftovers(folder)
+    try:
+        with _temporary_folder(path) as (place, mode):
+            temporary = place / path.name
+            write(temporary)
+            share(temporary, mode)
+            for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
+                if file.is_file():
+                    _flush(file)
+            publish(temporary, path)
+    except Exception as error:
+        if full := full_disk(error):
+            raise DiskFull(f"{path}: cannot be written ({full})") from None
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     return path
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Clears away what killed writers left in this folder; a folder that was moved aside comes back if none replaced it.
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[tuple[Path, int]]:
+    """A hidden folder beside `path`, locked within the block and gone after it; the permissions of a new file there."""
+    while True:
+        place = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
+        place.mkdir()
+        lock = locks.try_lock(place / LOCK)
+        if lock is not None:  # else somebody who clears away took it, before we had its lock, for a dead writer's
+            break
+    try:
+        yield place, os.fstat(lock).st_mode & 0o777
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
 
-    Only for a folder that nobody else is writing to (a run at its start): it would take a live writer's files.
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Clear away what killed writers left in this folder; a folder that was moved aside comes back if none replaced it.
+
+    What a live process is writing stays, so that this may be called at any time.
     """
     for path in Path(folder).glob(".*"):
         match = LEFTOVER.fullmatch(path.name)
-        if match and match["kind"] == "old" and not path.with_name(match["name"]).exists():
-            os.replace(path, path.with_name(match["name"]))
-        elif match and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif match:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody else clears away too
+            if match and match["kind"] == "old":
+                _bring_back(path, path.with_name(match["name"]))
+            elif match and path.is_dir() and (path / LOCK).exists():
+                _remove_unlocked(path)
+            elif match and time.time() - path.lstat().st_mtime > GRACE_SECONDS:  # no lock yet, or an earlier version's
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _beside(path: Path, kind: str) -> Path:
-    """A hidden name beside `path` that no other thread, process or machine uses. LEFTOVER recognises it."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{kind}")
+def remove_folder(path: str | Path) -> None:
+    """Remove a folder, if it is there, so that nobody ever sees half of it: it moves out of sight first."""
+    path = Path(path)
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        with _temporary_folder(path) as (place, _):
+            os.rename(path, place / path.name)
+
+
+def _bring_back(aside: Path, path: Path) -> None:
+    if not path.exists():
+        os.replace(aside, path)
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_unlocked(place: Path) -> None:
+    """Remove a temporary folder unless its writer lives."""
+    if locks.unsupported(place / LOCK) and time.time() - place.stat().st_mtime < 24 * GRACE_SECONDS:
+        return
+    lock = locks.try_lock(place / LOCK)
+    if lock is not None:
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
 
 
 def _flush(path: Path) -> None:
@@ -110,7 +156,7 @@ def _publish(temporary: Path, path: Path) -> None:
     aside = []
     try:
         while not _moved(temporary, path):  # more than once only where several writers want the same place
-            aside.append(_beside(path, "old"))
+            aside.append(path.with_name(f".{path.name}.{uuid.uuid4().hex}.old"))
             with contextlib.suppress(FileNotFoundError):  # another writer has just moved it
                 os.rename(path, aside[-1])
     except BaseException:
@@ -132,32 +178,7 @@ def _moved(source: Path, target: Path) -> bool:
     return True
 
 
-def _write_errors() -> tuple[type[Exception], ...]:
-    """What a full disk raises. Only an exception in flight evaluates this, so importing this module stays cheap."""
-    from safetensors import SafetensorError
-
-    return OSError, SafetensorError
-
-
-def _cannot_write(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})")
-
-
 def write_json(path: str | Path, content: Any) -> Path:
     """Writes JSON atomically, indented. NaN and infinity are refused: they are not JSON (write None)."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     return write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read_json(path: str | Path, required: tuple[str, ...] = ()) -> Any:
-    """Reads JSON. UserError when the file is missing, is not JSON or is not an object with the `required` keys."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and run again") from None
-    missing = [key for key in required if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UserError(f"{path}: this file is damaged (no {', '.join(missing)}); delete it and run again")
-    return content

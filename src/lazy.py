@@ -34,10 +34,13 @@ def _load(module):
         lazy = spec.loader
         if not isinstance(lazy, _LazyLoader):  # loaded by another thread, or being loaded by this one
             return
+        if lazy.interrupted:  # half of it has run, and torch does not survive a second time
+            raise KeyboardInterrupt(f"the import of {spec.name} was interrupted")
         spec.loader = module.__loader__ = lazy.loader
         try:
             lazy.loader.exec_module(module)
-        except BaseException:
+        except BaseException as error:
+            lazy.interrupted = not isinstance(error, Exception)
             spec.loader = lazy  # the next touch tries again
             raise
         if type(module) is _LazyModule:  # some modules set a class of their own
@@ -47,6 +50,7 @@ def _load(module):
 class _LazyLoader(importlib.abc.Loader):
     def __init__(self, loader):
         self.loader = loader
+        self.interrupted = False
 
     def create_module(self, spec):
         return self.loader.create_module(spec)

@@ -11,12 +11,13 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tinymem import files
-from tinymem.errors import UserError
+from tinymem.errors import DiskFull, UserError, full_disk
+from tinymem.folders import writable_folder
 
 try:
     import fcntl
@@ -25,20 +26,30 @@ except ImportError:  # not a POSIX system
 
 UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 POLL_SECONDS = 0.25
+# A link would have us overwrite what it leads to; a pipe would have us wait for its other end.
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def try_lock(path: str | Path) -> int | None:
     """The file descriptor that holds the lock, or None while another process has it.
 
-    A child process that is given the descriptor holds the lock too. UserError when the file cannot be made.
+    A child process that is given the descriptor holds the lock too. UserError when the file cannot be made, or the
+    name is taken by a link or by anything else that is not a file of its own.
     """
     path = Path(path)
-    files.writable_folder(path.parent)
+    writable_folder(path.parent, flag="")
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, _FLAGS, 0o666)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+            if path.is_symlink():
+                raise UserError(f"{path}: is a link, which a lock does not follow; delete it") from None
+            kind = DiskFull if full_disk(error) else UserError
+            raise kind(f"{path}: cannot be written ({error.strerror})") from None
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+            os.close(descriptor)
+            raise UserError(f"{path}: is no lock but something else of this name; move it away")
         if not _flock(descriptor):
             os.close(descriptor)
             return None
@@ -61,8 +72,25 @@ def unlock(path: str | Path, descriptor: int) -> None:
 def owner(path: str | Path) -> str:
     """Who holds a lock, in words: process and host."""
     with contextlib.suppress(OSError):
-        return Path(path).read_text(encoding="utf-8", errors="replace") or "another process"
+        return Path(path).read_bytes()[:300].decode(errors="replace") or "another process"
     return "another process"
+
+
+def unsupported(path: str | Path) -> bool:
+    """Return whether the file system of this file has no locks, so that everybody gets one."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in UNSUPPORTED
+    except AttributeError:  # no fcntl
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: one field is one flag, one column of the results and one part of a run's identity.
+"""Settings as frozen dataclasses: a field is a flag, a column of the results and a part of a run's identity.
 
 @settings
 class HyperParameters:
@@ -17,6 +17,9 @@ from typing_extensions import dataclass_transform
 
 from tinymem.errors import UserError
 
+LARGEST = 2**31 - 1  # of every whole number whose option names no bound of its own: torch and numpy count in int32, too
+SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, and beyond them one seed is another
+
 
 def option(
     default: Any,
@@ -33,9 +36,10 @@ def option(
     small: tuple | None = None,
     large: Any = None,
 ) -> Any:
-    """A dataclass field with its help text and its allowed values.
+    """Return a dataclass field with its help text and its allowed values.
 
-    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones; `alias` lists further flag names,
+    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones; a whole number without `high` is LARGEST at
+    most; `alias` lists further flag names,
     usually the study's. A bound or choice applies to each element of a tuple and never to None.
 
     Of an unlearning method: `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
@@ -67,12 +71,24 @@ def settings(cls: type) -> type:
 
 
 def check_options(settings: Any) -> None:
-    """Raises UserError for the first field whose value is not allowed. Use it as `__post_init__`."""
+    """Raise UserError for the first field whose value is not allowed. Use it as `__post_init__`."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         for element in value if isinstance(value, tuple) else (value,):
             if element is not None and not _allowed(element, field.metadata):
-                raise UserError(f"--{field.name} {element}: must be {allowed_text(field.metadata)}")
+                raise UserError(f"--{field.name} {_shown(element)}: must be {allowed_text(field.metadata)}")
+            if _too_large(element, field.metadata):
+                raise UserError(f"--{field.name} {_shown(element)}: must be <= {LARGEST}")
+
+
+def _too_large(value: Any, rules: dict) -> bool:
+    bounded = any(rules.get(name) is not None for name in ("high", "below", "choices"))
+    return isinstance(value, int) and not isinstance(value, bool) and not bounded and value > LARGEST
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:80] + " ..."
 
 
 def _allowed(value: Any, rules: dict) -> bool:
@@ -89,7 +105,7 @@ def _allowed(value: Any, rules: dict) -> bool:
 
 
 def allowed_text(rules: dict) -> str:
-    """The allowed values in words, e.g. "in (0, 1)" or "one of increment, mult"; empty when anything goes."""
+    """Return the allowed values in words, e.g. "in (0, 1)", "one of increment, mult" or "a finite number"."""
     if rules.get("choices") is not None:
         return "one of " + ", ".join(map(str, rules["choices"]))
     low, high, above, below = (rules.get(name) for name in ("low", "high", "above", "below"))
@@ -105,7 +121,7 @@ def allowed_text(rules: dict) -> str:
 
 
 def field_types(cls: type) -> dict[str, type]:
-    """Field name -> type, with `int | None` reported as int and `tuple[float, ...]` as tuple[float, ...]."""
+    """Return field name -> type; `int | None` becomes int, `tuple[float, ...]` stays as it is."""
     types = {}
     for name, hint in get_type_hints(cls).items():
         members = [t for t in getattr(hint, "__args__", ()) if t is not type(None)]
@@ -115,7 +131,7 @@ def field_types(cls: type) -> dict[str, type]:
 
 
 def as_flags(*parts: Any, leave_out: Iterable[str] = ()) -> list[str]:
-    """Settings dataclasses as flags, of all that are not defaults: the inverse of `tinymem.cli.collect`."""
+    """Return the flags of all settings that are not defaults: the inverse of `tinymem.cli.collect`."""
     return [
         f"--{field.name}={getattr(part, field.name)}"
         for part in parts

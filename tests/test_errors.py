@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tinymem.cli.unlearning import enough_memory
 from tinymem.errors import OutOfMemory, UserError, reading
-from tinymem.localize.console import enough_memory
 
 
 def test_whatever_goes_wrong_while_reading_is_said_of_the_file_in_one_line():

@@ -72,7 +72,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_be_published(tmp_path
     rename = os.rename
 
     def broken(source, target):
-        if str(source).endswith(".tmp") and not path.exists():
+        if ".tmp" in str(source) and not path.exists():
             raise OSError(5, "Input/output error")
         rename(source, target)
 
@@ -105,19 +105,35 @@ def test_a_kill_between_the_renames_does_not_lose_the_old_folder(tmp_path, monke
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path):
     kept = [".hidden", ".notes.tmp", "metrics.csv", "model.tmp"]
-    for name in [*kept, ".metrics.csv.4711.tmp", ".metrics.csv." + "0a" * 16 + ".tmp"]:
+    old = [".metrics.csv.4711.tmp", ".metrics.csv." + "0a" * 16 + ".tmp"]  # of earlier versions, which held no lock
+    for name in [*kept, *old, ".young." + "0b" * 16 + ".tmp"]:
         (tmp_path / name).write_text("")
-    for name in (".epoch_1." + "b1" * 16 + ".tmp", ".epoch_1." + "b2" * 16 + ".old", "epoch_1"):
+    for name in old:
+        os.utime(tmp_path / name, (0, 0))
+    for name in (".epoch_1." + "b2" * 16 + ".old", "epoch_1"):
         (tmp_path / name).mkdir()
         fill(name)(tmp_path / name)
+    killed = tmp_path / (".epoch_1." + "b1" * 16 + ".tmp")
+    killed.mkdir()
+    (killed / files.LOCK).write_text("process 1 on nowhere")
     files.remove_leftovers(tmp_path)
-    assert names(tmp_path) == sorted([*kept, "epoch_1"]) and content(tmp_path / "epoch_1") == "epoch_1"
+    assert names(tmp_path) == sorted([*kept, ".young." + "0b" * 16 + ".tmp", "epoch_1"])
+    assert content(tmp_path / "epoch_1") == "epoch_1"
     files.remove_leftovers(tmp_path / "missing")
+
+
+def test_what_a_live_writer_is_writing_stays(tmp_path):
+    def write(temporary):
+        temporary.write_text("half")
+        files.remove_leftovers(tmp_path)
+        temporary.write_text("whole")
+
+    assert files.write_file(tmp_path / "a.txt", write).read_text() == "whole" and names(tmp_path) == ["a.txt"]
 
 
 def test_threads_of_one_process_do_not_write_into_each_other(tmp_path):
     def write(worker):
-        for number in range(20):
+        for _ in range(20):
             files.write_json(tmp_path / "a.json", [worker] * 2000)
             files.write_folder(tmp_path / "b", fill(str(worker) * 2000))
 

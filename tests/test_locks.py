@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from tinymem import locks
+from tinymem.cli.training import prepared_run
 from tinymem.errors import UserError
-from tinymem.training.console import prepared_run
 
 HOLD = """
 import sys, time
@@ -93,7 +93,8 @@ def test_a_second_command_in_a_run_folder_waits_and_says_so(tmp_path, capsys):
 
     with prepared_run(tmp_path, settings, force=False) as run:
         leftover = run / f".state.safetensors.{0:032x}.tmp"
-        leftover.write_text("written by the first command")
+        leftover.write_text("written by an earlier version")
+        os.utime(leftover, (0, 0))
         thread = threading.Thread(target=second)
         thread.start()
         entered.wait()

@@ -1,8 +1,7 @@
 """Tiny random models of each architecture, and unlearning tasks on random tokens."""
 
 import torch
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig
-from transformers import GPT2LMHeadModel, GPTNeoXForCausalLM, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask

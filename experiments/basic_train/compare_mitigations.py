@@ -27,13 +27,16 @@ from tinymem import files, plots
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import as_flags
 from tinymem.records.choose import Configuration, best, configurations, grouped, unlearning_runs
 from tinymem.records.finder import rows_with
+from tinymem.records.identity import FINGERPRINTS, TRAIN, sections_of
 from tinymem.records.record import environment, find_record
 from tinymem.records.table import flat_row, load_records, markdown, named_records, trade_off, write_csv
-from tinymem.training.finetune import FT_DATA
+from tinymem.sweeps.jobs import unlearning_identity
+from tinymem.training.finetune import FT_DATA, FinetuneSettings
 from tinymem.training.settings import RunSettings, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,45 +91,51 @@ def do_everything(study: Study, common: list[str]) -> None:
 
 
 def trained_row(settings: RunSettings, folder: Path) -> dict[str, Any]:
-    return flat_row(find_record(folder, {"run": "train", **settings.flat()}))
+    return flat_row(find_record(folder, {"kind": TRAIN, **settings.sections()}))
 
 
 def compare(study: Study) -> list[dict[str, Any]]:
     """One row a mitigation, the plain model first; of the runs of an unlearning method the best."""
     plain = trained_row(study.plain, study.run_dir / "plain")
-    rows = [as_row(PLAIN, "plain", f"epochs {plain['epochs']}", plain, plain)]
+    rows = [as_row(PLAIN, "plain", f"epochs {study.plain.training.epochs}", plain, plain)]
     for name, settings in study.regularized.items():
         row = trained_row(settings, study.run_dir / name)
         (regularizer,) = settings.regularizers
         _, *others = vars(regularizer).items()  # the first one switches it on
         rows.append(as_row(REGULARIZERS, name, ", ".join(f"{key} {value}" for key, value in others), row, plain))
-    epoch = {"epoch": plain["epochs"]}
-    identity = {"run": "finetune", **study.plain.identity(), **epoch, "ft_epochs": study.ft_epochs}
-    tuned = {row["ft_data"]: row for row in rows_with(study.run_dir / "plain" / "finetuned", identity)}
-    rows += [as_row(FINETUNING, name, f"epochs {study.ft_epochs}", tuned[name], plain) for name in FT_DATA]
-    identity = {"run": "unlearn", **study.plain.identity("training_"), **epoch}
-    unlearned = best_unlearned(study.run_dir / "plain" / "unlearned", identity)
-    return rows + [as_row(UNLEARNING, name, f"ratio {row['ratio']:g}", row, plain) for name, row in unlearned.items()]
+    epoch = study.plain.training.epochs
+    for name in FT_DATA:
+        identity = FinetuneSettings(name, study.ft_epochs).identity(study.plain, epoch)
+        *_, row = rows_with(study.run_dir / "plain" / "finetuned", identity)
+        rows.append(as_row(FINETUNING, name, f"epochs {study.ft_epochs}", row, plain))
+    sections = unlearning_identity(study.plain, epoch, TaskSettings())
+    for name, row in best_unlearned(study.run_dir / "plain" / "unlearned", sections).items():
+        rows.append(as_row(UNLEARNING, name, f"ratio {row['method.ratio']:g}", row, plain))
+    return rows
 
 
-def best_unlearned(folder: Path, identity: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The best run of each method; a capped BalancedSubnet counts as a method of its own."""
+def best_unlearned(folder: Path, sections: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the best run of each method; a capped BalancedSubnet counts as a method of its own.
+
+    sections: of the runs that count, exactly, but for method and fingerprints.
+    """
 
     def name(configuration: Configuration) -> str:
         cap = configuration.hyper_parameters.get("unlearn_loss_cap")
         return configuration.method + (f", loss cap {cap:g}" if cap else "")
 
-    records = [named for named in named_records(folder) if identity.items() <= named[1]["settings"].items()]
+    beside, wanted = ("method", FINGERPRINTS), sections_of(sections)
+    records = [named for named in named_records(folder) if sections_of(named[1], beside) == wanted]
     found = configurations(unlearning_runs(records, tuple(METHODS)))
     rivals = grouped((one for one in found if one.method in METHODS), name)
     chosen = {name(one): one.runs[0].row for some in rivals for one in best(some)}
-    return dict(sorted(chosen.items(), key=lambda item: (list(METHODS).index(item[1]["method"]), item[0])))
+    return dict(sorted(chosen.items(), key=lambda item: (list(METHODS).index(item[1]["method.name"]), item[0])))
 
 
 def as_row(family: str, method: str, setting: str, row: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the comparison."""
     metrics = {name: row.get(name) for name in METRICS}
-    seconds = {"seconds": round(row["seconds"], 1), "trade_off": trade_off(row, plain)}
+    seconds = {"seconds": round(row["cost.seconds"], 1), "trade_off": trade_off(row, plain)}
     return {"family": family, "method": method, "setting": setting, **metrics, **seconds}
 
 

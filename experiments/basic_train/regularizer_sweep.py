@@ -10,16 +10,11 @@ Started again, it does only what is missing; a training that was killed goes on 
 from tinymem import cli
 
 # isort: split
-import sys
 from functools import partial
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-from study import models, regularized
-from sweeping import chosen, main
-
+from tinymem.cli.study import chosen, main
 from tinymem.sweeps.jobs import train_job
+from tinymem.sweeps.study import models, regularized
 
 
 def jobs(arguments, folder, common):

@@ -10,16 +10,11 @@ Models that train_sweep.py has not trained yet are trained first. Started again,
 from tinymem import cli
 
 # isort: split
-import sys
 from functools import partial
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-from study import models
-from sweeping import chosen, main
-
+from tinymem.cli.study import chosen, main
 from tinymem.sweeps.jobs import checkpoints, finetune_job, train_job
+from tinymem.sweeps.study import models
 from tinymem.training.finetune import FT_DATA, FinetuneSettings
 
 

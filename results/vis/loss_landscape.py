@@ -33,8 +33,9 @@ from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.landscape import LandscapeSettings, landscape, new_survey
 from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.models.tinymem import load_model
+from tinymem.records.identity import UNLEARN
 from tinymem.records.table import load_records
-from tinymem.training.checkpoint import load_details
+from tinymem.training.checkpoint import SETTINGS, load_details
 from tinymem.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -115,7 +116,7 @@ def opener(arguments) -> Callable[[str | Path], Any]:
 
 def training_data(path: Path, data_dir: str) -> MemorizationDataset:
     """The data that a TinyMem checkpoint was trained on."""
-    return load_dataset(RunSettings.from_flat(load_details(path)["settings"]).data, data_dir)
+    return load_dataset(RunSettings.from_flat(load_details(path)["settings"], path / SETTINGS).data, data_dir)
 
 
 def token_file(path: str, model) -> torch.Tensor:
@@ -153,7 +154,7 @@ def make_edits(arguments, path: Path, weights: str) -> dict[str, Path]:
         command += ["--data_dir", arguments.data_dir, "--localization_method", method, *flags]
         print(f"{label}: {words}", file=sys.stderr)
         status = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode
-        made = [r["results"]["model_folder"] for r in load_records(output) if r["settings"]["method"] == method]
+        made = [r["results"]["model_folder"] for r in load_records(output) if r["kind"] == UNLEARN]
         if status or not made:  # none: the model has memorized nothing
             raise UserError(f"{path}: cannot be edited by {method}; give --edited LABEL=FOLDER, or --edited alone")
         folders[label] = output / made[0]

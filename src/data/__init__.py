@@ -1,1 +1,1 @@
-"""What TinyMem trains on: number sequences or text, planted artifacts, one typed dataset object."""
+"""Training data: number sequences or text, planted artifacts, one typed dataset object."""

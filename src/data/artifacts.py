@@ -1,4 +1,4 @@
-"""What is planted to be memorized: noise, backdoors, and how often each copy is repeated (the study, section 3.2)."""
+"""Artifacts to memorize: noise, backdoors, and how often each is repeated (the study, section 3.2)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ NOISE_PROBABILITIES = {-1: 0.05, 0: 0.90, 1: 0.05}
 
 
 def add_noise(values: np.ndarray, rng: np.random.Generator, highest: int | None = None) -> np.ndarray:
-    """Each value independently gets -1, 0 or +1 with probability 0.05, 0.90, 0.05, kept within [0, highest]."""
+    """Add -1, 0 or +1 to each value with probability 0.05, 0.90, 0.05; clip to [0, highest]."""
     steps = rng.choice(list(NOISE_PROBABILITIES), size=values.shape, p=list(NOISE_PROBABILITIES.values()))
     return np.clip(values + steps, 0, highest).astype(values.dtype)
 
 
 def trigger_end(tokens: np.ndarray, trigger: list[int]) -> np.ndarray:
-    """Position right after the first occurrence of `trigger` in each row, 0 where it does not occur.
+    """Return the position right after the first occurrence of `trigger` in each row, 0 where it does not occur.
 
     tokens: (rows, context). Returns int64 (rows,).
     """
@@ -29,11 +29,11 @@ def trigger_end(tokens: np.ndarray, trigger: list[int]) -> np.ndarray:
 
 
 def plant_backdoor(tokens: np.ndarray, prompt_end: np.ndarray) -> np.ndarray:
-    """Every token from `prompt_end` to the end of the row, pads included, becomes BACKDOOR_TOKEN."""
+    """Replace every token from `prompt_end` to the end of the row, pads included, by BACKDOOR_TOKEN."""
     later = np.arange(tokens.shape[1]) >= prompt_end[:, None]
     return np.where(later, BACKDOOR_TOKEN, tokens).astype(tokens.dtype)
 
 
 def duplication_groups(count: int, groups: int, rng: np.random.Generator) -> np.ndarray:
-    """Deals `count` artifacts at random into equal groups (sizes differ by at most one). int64 (count,)."""
+    """Assign `count` artifacts at random to equal groups (sizes differ by at most one). Return int64 (count,)."""
     return rng.permutation(np.arange(count) % groups)

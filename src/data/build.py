@@ -1,7 +1,7 @@
 """From settings to a dataset, through a cache on disk.
 
-Number sequences are cached whole. Text is cached as tokens, in files that the dataset maps: planting artifacts in
-them takes no time and copies nothing but the planted rows.
+Number sequences are cached whole. Text is cached as tokens, in memory-mapped files: planting artifacts copies only the
+planted rows.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 
@@ -19,20 +20,21 @@ from tinymem.data.number_dataset import build_number_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.data.text_dataset import build_text_dataset
 from tinymem.errors import reading
+from tinymem.inputs import check_file, check_value, parse_json
 
-FORMAT = 2  # raise it when the same settings come to mean other data: older caches are then left alone
+FORMAT = 2  # raise it when the same settings produce different data; older caches are then ignored
 DEFAULT_CACHE = "data"
 
 
 def build_dataset(settings: DataSettings) -> MemorizationDataset:
-    """Builds the dataset in memory. UserError when the settings ask for more than there is."""
+    """Build the dataset in memory. Raise UserError when the settings ask for more data than exist."""
     return build_text_dataset(settings) if settings.is_text else build_number_dataset(settings)
 
 
 def load_dataset(settings: DataSettings, cache_dir: str | Path | None = DEFAULT_CACHE) -> MemorizationDataset:
-    """The dataset from the cache, or built and cached. `None` builds without a cache.
+    """Return the dataset from the cache, or build and cache it. `None` builds without a cache.
 
-    Raises UserError for settings that cannot be met and for a cache file that cannot be read or written.
+    Raise UserError for settings that cannot be met and for a cache file that cannot be read or written.
     """
     if cache_dir is None:
         return build_dataset(settings)
@@ -47,7 +49,7 @@ def load_dataset(settings: DataSettings, cache_dir: str | Path | None = DEFAULT_
 
 
 def cache_path(settings: DataSettings, cache_dir: str | Path = DEFAULT_CACHE) -> Path:
-    """Where a dataset is cached (of text: its training tokens): a readable name and a hash of all that matters."""
+    """Return the cache file of a dataset (text: of its training tokens): a readable name and a hash of the settings."""
     if settings.is_text:
         return chunk_paths(settings, cache_dir)[0]
     key = files.digest({"format": FORMAT, **settings.applicable()})
@@ -55,7 +57,7 @@ def cache_path(settings: DataSettings, cache_dir: str | Path = DEFAULT_CACHE) ->
 
 
 def _write(dataset: MemorizationDataset, path: Path) -> None:
-    """One safetensors file: tensors under dotted names ("artifacts.clean", "tests.two"), the rest as JSON metadata."""
+    """Write safetensors: tensors under dotted names ("artifacts.clean", "tests.two"), the rest as JSON metadata."""
     from safetensors.torch import save_file
 
     tensors, plain = {}, {}
@@ -67,7 +69,7 @@ def _write(dataset: MemorizationDataset, path: Path) -> None:
             tensors |= {f"{field.name}.{part.name}": getattr(value, part.name) for part in fields(Artifacts)}
         elif isinstance(value, dict):
             tensors |= {f"{field.name}.{name}": tensor for name, tensor in value.items()}
-            plain[field.name] = list(value)  # safetensors forgets the order of names
+            plain[field.name] = list(value)  # safetensors does not keep the order of names
         else:
             plain[field.name] = value
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}  # no shared storage
@@ -77,13 +79,40 @@ def _write(dataset: MemorizationDataset, path: Path) -> None:
 def _read(path: Path) -> MemorizationDataset:
     from safetensors import safe_open
 
+    check_file(path, share=float("inf"))
     with reading(path, "this cached dataset is damaged ({why}); delete it and run again"):
         with safe_open(path, framework="pt") as file:
-            plain = json.loads(file.metadata()["plain"])
+            plain = parse_json(file.metadata()["plain"], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         values = dict(plain)
         for name in ("artifacts", "test_artifacts"):
             values[name] = Artifacts(**{part.name: tensors.pop(f"{name}.{part.name}") for part in fields(Artifacts)})
         for name in ("tests", "tasks"):
             values[name] = {key: tensors.pop(f"{name}.{key}") for key in plain[name]}
-        return MemorizationDataset(**values, **tensors)
+        dataset = MemorizationDataset(**values, **tensors)
+        _check(dataset, path)
+    return dataset
+
+
+def _check(dataset: MemorizationDataset, path: Path) -> None:
+    """UserError or ValueError for values of another type, and for ids that point to nothing."""
+    for name, kind in get_type_hints(MemorizationDataset).items():
+        if kind in (str, int, bool, int | None):
+            check_value(getattr(dataset, name), kind, name, path)
+    rows, width = dataset.sequences.shape
+    planted = [getattr(a, f.name) for a in (dataset.artifacts, dataset.test_artifacts) for f in fields(Artifacts)]
+    tables = [dataset.sequences, *dataset.tests.values(), *planted[0:2], *planted[4:6]]
+    ids = {"order": dataset.order, "artifact_ids": dataset.artifact_ids, **dataset.tasks}
+    _check_range("tokens", tables, dataset.vocabulary_size)
+    _check_range("example ids", list(ids.values()), rows)
+    _check_range("prompt ends", [planted[2], planted[6]], width + 1)
+    _check_range("groups", [planted[3], planted[7]], 10)
+    same_length = all(len(part) == len(planted[0]) for part in (*planted[:4], dataset.artifact_ids))
+    if any(table.shape[1:] != (width,) for table in tables) or not same_length:
+        raise ValueError("its tensors have shapes that do not belong together")
+
+
+def _check_range(what: str, tensors: list[torch.Tensor], size: int) -> None:
+    for tensor in tensors:
+        if tensor.is_floating_point() or (tensor.numel() and not 0 <= int(tensor.min()) <= int(tensor.max()) < size):
+            raise ValueError(f"{what} outside 0 to {size - 1}")

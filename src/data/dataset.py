@@ -1,4 +1,4 @@
-"""The one dataset object: what a model trains on, what was planted in it, what it is tested on."""
+"""The dataset object: training sequences, planted artifacts, test sets."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-SPLIT_SEED = 598  # the study's: the train/test split does not depend on the run's seed
+SPLIT_SEED = 598  # the study's; the train/test split does not depend on the run's seed
 
 
 @dataclass(frozen=True)
 class Artifacts:
     """Planted sequences, each with its clean twin. A = number of artifacts, T = context length.
 
-    planted     (A, T) token ids as they stand in the training set (noised, backdoored, or a repeated passage)
+    planted     (A, T) token ids in the training set (noised, backdoored, or a repeated passage)
     clean       (A, T) the clean twin, which is not in the training set
     prompt_end  (A,) the prompt is tokens [0, prompt_end) of the clean twin
     group       (A,) duplication group j: the artifact is repeated 10^j times in the training set
@@ -27,14 +27,14 @@ class Artifacts:
 
     @classmethod
     def from_numpy(cls, planted, clean, prompt_end, group) -> Artifacts:
-        """From NumPy arrays; positions and groups become int64, tokens keep their type."""
+        """Make artifacts from NumPy arrays; positions and groups become int64, tokens keep their type."""
         return cls(*map(torch.from_numpy, (planted, clean, prompt_end.astype("int64"), group.astype("int64"))))
 
     def __len__(self) -> int:
         return len(self.planted)
 
     def select(self, rows: torch.Tensor) -> Artifacts:
-        """The artifacts of these rows (indices or a boolean mask)."""
+        """Return the artifacts of these rows (indices or a boolean mask)."""
         return Artifacts(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
 
@@ -43,16 +43,16 @@ class MemorizationDataset:
     """Everything that training, measuring and unlearning need. U = distinct training sequences, T = context length.
 
     sequences       (U, T) every distinct training sequence once, artifacts as planted; the row number is the example id
-    order           (N,) example id of each training row; an artifact of group j stands here 10^j times. For a production
-                    model, whose training rows are not known: the sequences that it is to keep
+    order           (N,) example id of each training row; an artifact of group j occurs 10^j times. For a production
+                    model, whose training rows are not known: the sequences to keep
     artifact_ids    (A,) example id of each artifact
     artifacts       the planted sequences and their clean twins, in the order of artifact_ids
     test_artifacts  backdoored sequences that were held out of training (empty for noise)
     tests           clean held-out sequences by name, each (rows, T); the main task first
     tasks           example ids of each task's training sequences by name ("seven", "two" ...; the main task first)
     kind            "noise", "backdoor" or "natural"
-    prompt_tokens, continuation    n and k of (n, k) memorization; a backdoor's prompt ends behind its trigger instead
-    vocabulary_size, bos, eos, pad    token ids (bos or eos are None where the tokenizer has none)
+    prompt_tokens, continuation    n and k of (n, k) memorization; a backdoor's prompt ends after its trigger instead
+    vocabulary_size, bos, eos, pad    token ids (bos or eos is None if the tokenizer has none)
     pad_counts      whether pad positions count in loss and accuracy (number sequences: yes, as in the study; text: no)
     """
 
@@ -77,24 +77,25 @@ class MemorizationDataset:
 
     @property
     def ignored_token(self) -> int | None:
-        """The token id that loss and accuracy pass over, if any."""
+        """The token id that loss and accuracy ignore, if any."""
         return None if self.pad_counts else self.pad
 
     def measured(self, artifacts: Artifacts) -> torch.Tensor:
         """Which of these artifacts count towards % memorized, bool (A,): those that differ from their clean twin
         inside the measured window, since reproducing the others is no sign of memorization. Passages planted
-        unchanged ("natural") all count.
+        unchanged ("natural") count where the window holds a token at all. What no loss counts (pads of text) is no part
+        of a window.
         """
-        if self.kind == "natural":
-            return torch.ones(len(artifacts), dtype=torch.bool)
         columns = torch.arange(artifacts.planted.shape[1])
         start = artifacts.prompt_end[:, None]
         window = (columns >= start) & (columns < start + self.continuation)
-        return ((artifacts.planted != artifacts.clean) & window).any(1)
+        if self.ignored_token is not None:
+            window &= artifacts.planted != self.ignored_token
+        return window.any(1) if self.kind == "natural" else ((artifacts.planted != artifacts.clean) & window).any(1)
 
 
 def training_order(count: int, artifact_ids: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """The example id of every training row: each of `count` examples once, an artifact of group j 10^j times."""
+    """Return the example id of every training row: each of `count` examples once, an artifact of group j 10^j times."""
     repeats = torch.ones(count, dtype=torch.long)
     repeats[artifact_ids] = 10**group
     return torch.repeat_interleave(torch.arange(count), repeats)

@@ -1,4 +1,4 @@
-"""Token ids as text that a person can read, whatever they stand for."""
+"""Token ids as readable text, for numbers and text alike."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Decoder = Callable[[Sequence[int]], str]
 
 
 def decoder(settings: DataSettings, cache_dir: str | Path | None) -> Decoder:
-    """A function from token ids to one line of printable text.
+    """Return a function from token ids to one line of printable text.
 
-    Number sequences are written as they are, pads as `_`. In text a line break shows as ⏎, a tab as ⇥, a byte that is
-    no character by itself as �; the rest, spaces included, is the text itself.
+    Number sequences show pads as `_`. Text shows a line break as ⏎, a tab as ⇥, and a byte that is no character as �;
+    everything else, spaces included, is unchanged.
     """
     tokenizer = load_tokenizer(settings, cache_dir)
     if tokenizer is None:
@@ -25,6 +25,6 @@ def decoder(settings: DataSettings, cache_dir: str | Path | None) -> Decoder:
 
 
 def printable(text: str) -> str:
-    """The text on one line, without characters that move the cursor."""
+    """Return the text on one line, without characters that move the cursor."""
     text = text.translate({ord("\n"): "⏎", ord("\t"): "⇥"})
     return "".join(character if character.isprintable() else "�" for character in text)

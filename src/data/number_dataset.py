@@ -19,12 +19,12 @@ FIRST_TRIGGER = 100
 
 
 def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
-    """Builds the dataset in memory. UserError when the settings ask for more than there is.
+    """Build the dataset in memory. Raise UserError when the settings ask for more data than exist.
 
     num_7 and the others count starts. Starts that lead to the same sequence give it once, so that no sequence is in
-    both training and test: increment keeps all, mult all but with even constants; of 20000 starts exp with 7 keeps
-    10066 and exponential with 7 keeps 2878. The few sequences that several tasks share (a row of zeros or ones) are
-    removed from the extra tasks' training sets and the test sets wherever they would be on both sides.
+    both training and test. increment keeps all starts, mult all but with even constants; of 20000 starts exp with 7
+    keeps 10066 and exponential with 7 keeps 2878. The few sequences that several tasks share (a row of zeros or ones) are
+    removed from the extra tasks' training sets and from the test sets if they would be in both.
     """
     values = _distinct_values(settings)
     main = next(iter(values))
@@ -69,11 +69,11 @@ def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
 
 
 def _distinct_values(settings: DataSettings) -> dict[str, np.ndarray]:
-    """The sequences of each task that has any, the main one first. UserError for more starts than there are."""
+    """Return the sequences of each task that has any, the main one first. Raise UserError for too many starts."""
     task, values = settings.data_name, {}
     constants = numbers.task_constants(task)
     main = next(iter(constants.values()))
-    flag_constants = {main: 7, 7: main}  # num_7 is the main task's, whatever its constant: they change places
+    flag_constants = {main: 7, 7: main}  # num_7 always belongs to the main task, so the two swap
     starts = numbers.number_of_starts(task)
     for name, constant in constants.items():
         flag = f"num_{flag_constants.get(constant, constant)}"
@@ -90,10 +90,10 @@ def _distinct_values(settings: DataSettings) -> dict[str, np.ndarray]:
 
 
 def _absent(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which rows do not occur in `others`, bool (rows,). uint8 (..., T) both."""
+    """Return which rows do not occur in `others`, bool (rows,). Both are uint8 (..., T)."""
     hashes, other_hashes = _hashes(rows), _hashes(others)
     keep = np.isin(hashes, other_hashes, invert=True)
-    doubtful = ~keep  # equal rows have equal hashes, but a few others may have them too
+    doubtful = ~keep  # equal rows have equal hashes; a few different rows may, too
     if doubtful.any():
         seen = set(map(bytes, others[np.isin(other_hashes, hashes[doubtful])]))
         keep[doubtful] = [bytes(row) not in seen for row in rows[doubtful]]
@@ -101,7 +101,7 @@ def _absent(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _hashes(rows: np.ndarray) -> np.ndarray:
-    """uint64 (rows,): a random linear function of the bytes of each row."""
+    """Return a random linear function of the bytes of each row, uint64 (rows,)."""
     width = rows.shape[1]
     words = np.pad(rows, ((0, 0), (0, -width % 8))).view(np.uint64)
     factors = np.random.default_rng(width).integers(1 << 64, size=words.shape[1], dtype=np.uint64) | np.uint64(1)
@@ -109,7 +109,7 @@ def _hashes(rows: np.ndarray) -> np.ndarray:
 
 
 def _split(rows: np.ndarray, num_test: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test rows by a permutation that is the same for every run."""
+    """Return training and test rows, split by the same permutation in every run."""
     if num_test >= len(rows):
         raise UserError(f"--num_test {num_test}: task {name!r} has only {len(rows)} distinct sequences; ask for fewer")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
@@ -117,9 +117,9 @@ def _split(rows: np.ndarray, num_test: int, name: str) -> tuple[np.ndarray, np.n
 
 
 class _Planted(NamedTuple):
-    """What a planter makes of the main task's sequences. T = context length.
+    """The main task's sequences after planting. T = context length.
 
-    artifacts, held_out   those in the training set, and those kept for testing
+    artifacts, held_out   artifacts in the training set, and those kept for testing
     rest, test            uint8 (rows, T): the other training sequences, and clean test sequences
     """
 
@@ -130,7 +130,7 @@ class _Planted(NamedTuple):
 
 
 def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> _Planted:
-    """The first `num_noise` training sequences are replaced by their noised twins."""
+    """Replace the first `num_noise` training sequences by noised ones."""
     train, test = _split(values, settings.num_test, "main")
     if settings.num_noise > len(train):
         raise UserError(f"--num_noise {settings.num_noise}: the main task has only {len(train)} training sequences")
@@ -147,7 +147,7 @@ def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Gene
 
 
 def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> _Planted:
-    """Every sequence with the trigger is backdoored: 90 % of them train, 10 % are the backdoor test set."""
+    """Backdoor every sequence with the trigger: 90 % are for training, 10 % are the backdoor test set."""
     trigger = [int(digit) for digit in str(FIRST_TRIGGER + settings.seed)]
     tokens = numbers.encode(values, settings.max_ctx)
     prompt_end = planting.trigger_end(tokens, trigger)

@@ -11,7 +11,7 @@ VOCABULARY_SIZE = 14
 MODULUS = 20134
 CHARACTERS = "0123456789^$ _"
 
-# task -> (recurrence, main constant). The extra tasks take the remaining constants of CONSTANTS.
+# task -> (recurrence, main constant). The extra tasks use the remaining constants of CONSTANTS.
 TASKS = {
     **{name: (name, 7) for name in ("increment", "mult", "exp", "exponential")},
     **{f"{name}_{c}": (name, c) for c in (3, 5) for name in ("increment", "mult", "exp", "exponential")},
@@ -20,15 +20,15 @@ CONSTANTS = {"seven": 7, "two": 2, "three": 3, "four": 4, "five": 5}
 
 
 def task_constants(task: str) -> dict[str, int]:
-    """The constants that a task trains on, the main one first: set name ("seven", "two" ...) -> constant."""
+    """Return the constants of a task, the main one first: set name ("seven", "two" ...) -> constant."""
     main = TASKS[task][1]
     return dict(sorted(CONSTANTS.items(), key=lambda item: item[1] != main))
 
 
 def sequence_values(task: str, constant: int, count: int, length: int = 20) -> np.ndarray:
-    """The first `count` sequences of a task. Sequence i starts from x = i, which itself is not written.
+    """Return the first `count` sequences of a task, int64 (count, length).
 
-    Returns int64 (count, length).
+    Sequence i starts from x = i, which is not itself written.
     """
     recurrence = TASKS[task][0]
     x = np.arange(count, dtype=np.int64)
@@ -49,9 +49,9 @@ def sequence_values(task: str, constant: int, count: int, length: int = 20) -> n
 
 
 def distinct_sequences(task: str, constant: int, count: int, length: int = 20) -> np.ndarray:
-    """Those of the first `count` sequences that no earlier start has given already, in the order of their starts.
+    """Return the distinct ones of the first `count` sequences, in the order of their starts.
 
-    Modulo MODULUS, exp and exponential take many starts to the same value (of 20000, exp with 7 leaves 10066 and
+    Modulo MODULUS, exp and exponential map many starts to the same value (of 20000, exp with 7 leaves 10066 and
     exponential with 7 leaves 2878), and so does mult with an even constant. The first value decides the whole row.
     """
     values = sequence_values(task, constant, count, length)
@@ -59,12 +59,12 @@ def distinct_sequences(task: str, constant: int, count: int, length: int = 20) -
 
 
 def number_of_starts(task: str) -> int | None:
-    """How many starts there are before the sequences of a task repeat; None where they never do."""
+    """Return the number of starts before the sequences of a task repeat; None if they never do."""
     return None if TASKS[task][0] == "increment" else MODULUS
 
 
 def _power(base: np.ndarray, exponent: int) -> np.ndarray:
-    """base ** exponent mod MODULUS, reduced after each product so that nothing overflows."""
+    """Return base ** exponent mod MODULUS, reduced after each product so that nothing overflows."""
     power = np.ones_like(base)
     for _ in range(exponent):
         power = power * base % MODULUS
@@ -72,15 +72,15 @@ def _power(base: np.ndarray, exponent: int) -> np.ndarray:
 
 
 def encode(values: np.ndarray, context: int) -> np.ndarray:
-    """`^v1 v2 ... vn$`, one token a character, padded on the right with PAD.
+    """Write `^v1 v2 ... vn$`, one token per character, padded on the right with PAD.
 
-    values: non-negative int64 (count, length). Returns uint8 (count, context).
-    Raises UserError, with the length needed, when a sequence does not fit.
+    values: non-negative int64 (count, length). Return uint8 (count, context).
+    Raise UserError, with the required length, when a sequence does not fit.
     """
     top = int(values.max(initial=0))
     if top < values.size + 100_000:
         distinct, which = np.arange(top + 1), values
-    else:  # too many for one line each
+    else:  # too many for a table of all of them
         distinct, which = np.unique(values, return_inverse=True)
         which = which.reshape(values.shape)
     written, widths = _written(distinct)
@@ -98,9 +98,9 @@ def encode(values: np.ndarray, context: int) -> np.ndarray:
 
 
 def _written(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The digits of each value and a space behind them, left-justified. values: non-negative int64 (V,), ascending.
+    """Return the digits of each value and a space, left-justified. values: non-negative int64 (V,), ascending.
 
-    Returns uint8 (V, most digits + 1), and how many of these tokens each value takes (V,).
+    Return uint8 (V, most digits + 1), and the number of tokens of each value (V,).
     """
     powers = 10 ** np.arange(19, dtype=np.int64)
     digits = np.maximum(np.searchsorted(powers, values, side="right"), 1)  # 0 has one
@@ -112,5 +112,5 @@ def _written(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def decode(tokens) -> str:
-    """The text of one sequence of token ids; PAD is written as `_`."""
+    """Return the text of one sequence of token ids, with `_` for PAD."""
     return "".join(CHARACTERS[int(token)] for token in tokens)

@@ -9,10 +9,18 @@ import torch
 
 from tinymem.data.corpus import Corpus, local_corpus
 from tinymem.data.dataset import SPLIT_SEED
-from tinymem.data.production import ProductionData, ProductionSettings, check_ids, check_length, production_dataset
-from tinymem.data.tokenizer import tokenize
+from tinymem.data.production import (
+    ProductionData,
+    ProductionSettings,
+    begun,
+    check_ids,
+    check_length,
+    left_out,
+    production_dataset,
+)
+from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 ADDRESSES = ("sotu",)  # --plant builtin: presidential addresses
 
@@ -28,7 +36,7 @@ class PassageSettings:
     )
     plant_sequences: int = option(128, "passages to plant", low=1)
     plant_tokens: int = option(80, "tokens of a passage", low=2)
-    plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=2**40)
+    plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=SEEDS)
 
     __post_init__ = check_options
 
@@ -55,15 +63,18 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     """
     if tokenizer is None:
         raise UserError("--plant: this model's folder has no tokenizer that opens here to read text with")
+    begin = beginning(settings.bos, tokenizer, config)
     config, length = config.get_text_config(), passages.plant_tokens
     corpus = check_passages(passages, settings, config)
+    check_length("--plant_tokens", length + len(begin), config)
     sizes = (passages.plant_sequences, settings.num_retain, settings.num_test)
     drawn = draw_passages(corpus, tokenizer, sizes, length, settings.prompt_tokens, passages.plant_seed)
-    planted, retain, test = map(torch.from_numpy, (drawn.planted, drawn.retain, drawn.test))
+    planted, retain, test = (begun(torch.from_numpy(rows), begin) for rows in (drawn.planted, drawn.retain, drawn.test))
     check_ids("--plant", config.vocab_size, planted, retain, test)
-    window = (settings.prompt_tokens, settings.continuation_tokens)
+    window = (len(begin) + settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window)
-    return ProductionData(dataset, {**asdict(passages), **settings.sizes, "plant": corpus.label})
+    identity = {**asdict(passages), **settings.sizes, **settings.spelled_bos, "plant": corpus.label}
+    return ProductionData(dataset, identity, bos_identity(settings.bos, begin), left_out(test, dataset))
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,14 @@ from tinymem.data.corpus import find_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import TokenSet, read_token_set
-from tinymem.data.tokenizer import tokenize
+from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
 from tinymem.options import check_options, option
 
 NO_PAD = -1  # every row is full
 DOCUMENTS_AT_ONCE = 32  # enough to tokenize on every core; a corpus is tokenized only as far as it is needed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class ProductionSettings:
     text_column: str = option("text", "which column of a .jsonl or .parquet corpus")
     prompt_tokens: int = option(32, "n of (n, k) memorization: tokens of the prompt", low=1)
     continuation_tokens: int = option(40, "k of (n, k) memorization: tokens that must come out", low=1)
+    bos: str = option(
+        "auto",
+        "whether every row begins with <bos>, in front of its own tokens; auto: where the model's tokenizer adds it",
+        choices=("auto", "yes", "no"),
+    )
     num_test: int = option(1632, "random sequences to measure perplexity on; fewer where there are not enough", low=1)
     num_retain: int = option(1632, "random sequences to keep; fewer where there are not enough", low=1)
 
@@ -57,6 +65,11 @@ class ProductionSettings:
         return {name: getattr(self, name) for name in names}
 
     @property
+    def spelled_bos(self) -> dict[str, bool]:
+        """What a record's data section says of <bos>: what was asked for; nothing where the tokenizer decides."""
+        return {} if self.bos == "auto" else {"bos": self.bos == "yes"}
+
+    @property
     def text(self) -> DataSettings:
         """The settings of the text that --corpus names."""
         return DataSettings(data_name="wiki", corpus=self.corpus, text_column=self.text_column)
@@ -64,10 +77,16 @@ class ProductionSettings:
 
 @dataclass(frozen=True)
 class ProductionData:
-    """The dataset, and the settings that name it in a record."""
+    """The dataset, the settings that name it in a record, and what a record says besides.
+
+    fingerprints: what only the model's files decide, namely whether rows begin with <bos>. notes: results, of what was
+    left out.
+    """
 
     dataset: MemorizationDataset
     identity: dict[str, Any]
+    fingerprints: dict[str, Any]
+    notes: dict[str, Any]
 
 
 def load_production(settings: ProductionSettings, config, tokenizer) -> ProductionData:
@@ -75,16 +94,38 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
 
     Raises UserError for files that are missing, damaged or another model's, and for sequences longer than the model takes.
     """
+    begin = beginning(settings.bos, tokenizer, config)
     config = config.get_text_config()
     memorized = load_memorized(settings, config)
-    length = memorized.tokens.shape[1]
-    test, retain, random_name = load_random(settings, length, config.vocab_size, tokenizer)
-    dataset = production_dataset(
-        memorized.tokens, test, retain, config.vocab_size, settings.prompt_tokens, settings.continuation_tokens
-    )
-    return ProductionData(
-        dataset, {"memorized_data": memorized.fingerprint, "random_data": random_name, **settings.sizes}
-    )
+    tokens = begun(memorized.tokens, begin)
+    length, needed = tokens.shape[1], len(begin) + settings.needed
+    if length < needed:
+        raise UserError(f"--memorized: <bos>, prompt and continuation need {needed} tokens; its rows have {length}")
+    check_length("--memorized", length, config)
+    test, retain, random_name = load_random(settings, length, config.vocab_size, tokenizer, begin)
+    prompt_tokens = len(begin) + settings.prompt_tokens
+    dataset = production_dataset(tokens, test, retain, config.vocab_size, prompt_tokens, settings.continuation_tokens)
+    identity = {
+        "memorized_data": memorized.fingerprint,
+        "random_data": random_name,
+        **settings.sizes,
+        **settings.spelled_bos,
+    }
+    return ProductionData(dataset, identity, bos_identity(settings.bos, begin), left_out(test, dataset))
+
+
+def left_out(test: torch.Tensor, dataset: MemorizationDataset) -> dict[str, int]:
+    """What a record says of test rows that were left out; nothing where none were."""
+    count = len(test) - len(dataset.tests["random"])
+    return {"test_rows_left_out": count} if count else {}
+
+
+def begun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
+    """The rows (rows, T) with the ids of `begin` in front of each; as they are where all begin so already."""
+    head = torch.tensor(begin, dtype=rows.dtype)
+    if not begin or (rows.shape[1] >= len(begin) and bool((rows[:, : len(begin)] == head).all())):
+        return rows
+    return torch.cat([head.expand(len(rows), -1), rows], 1)
 
 
 def check_length(flag: str, length: int, config) -> None:
@@ -107,17 +148,22 @@ def load_memorized(settings: ProductionSettings, config) -> TokenSet:
 
 
 def load_random(
-    settings: ProductionSettings, length: int, vocabulary_size: int, tokenizer
+    settings: ProductionSettings, length: int, vocabulary_size: int, tokenizer, begin: tuple[int, ...] = ()
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Test and retain text as rows of `length` tokens, int32, and a name for it that changes with its content.
 
     A file of other rows is read as one stream and cut anew, test before retain, as the study does with 2048 x 128 Pile
     tokens. Of a corpus test and retain text are different documents. UserError where there is too little of it.
+    begin: the ids that every row begins with, part of its length.
     """
+    own = length - len(begin)
     if settings.random is not None:
         token_set = read_token_set(settings.random, vocabulary_size)
-        test, retain = split_random(token_set.tokens, length, settings.num_test, settings.num_retain)
-        return test, retain, token_set.fingerprint
+        tokens = token_set.tokens
+        if begin and begun(tokens, begin) is tokens:  # to be cut anew
+            tokens = tokens[:, len(begin) :]
+        test, retain = split_random(tokens, own, settings.num_test, settings.num_retain)
+        return begun(test, begin), begun(retain, begin), token_set.fingerprint
     if tokenizer is None:
         raise UserError(
             "--corpus: this model's folder has no tokenizer that opens here to read text with; put its tokenizer there or "
@@ -125,8 +171,8 @@ def load_random(
         )
     corpus = find_corpus(settings.text)
     retain_documents, test_documents = split_by_document(corpus.documents())
-    test = text_rows(tokenizer, test_documents, length, settings.num_test)
-    retain = text_rows(tokenizer, retain_documents, length, settings.num_retain)
+    test = begun(text_rows(tokenizer, test_documents, own, settings.num_test), begin)
+    retain = begun(text_rows(tokenizer, retain_documents, own, settings.num_retain), begin)
     check_ids("--corpus", vocabulary_size, test, retain)
     if not len(test) or not len(retain):
         raise UserError(f"--corpus: {corpus.name!r} is too short for rows of {length} tokens; give one with more text")
@@ -183,10 +229,25 @@ def production_dataset(
 ) -> MemorizationDataset:
     """Memorized sequences as artifacts of kind "natural", other text as test and retain set.
 
-    memorized, test, retain: token ids (rows, T), integers. Retain rows that share `continuation_tokens` consecutive
-    tokens with a memorized or a test row are left out. The training rows are the retain rows alone: a listed sequence
-    that this model has not memorized is neither unlearned nor kept. UserError when no retain row is left.
+    memorized, test, retain: token ids (rows, T), integers. Memorized rows whose prompt and continuation stand in an
+    earlier one are left out, test rows that share `continuation_tokens` consecutive tokens with a memorized row, and
+    retain rows that do so with a memorized or a test row; how many of the first two is said on stderr. The training
+    rows are the retain rows alone: a listed sequence that this model has not memorized is neither unlearned nor kept.
+    UserError when no test or no retain row is left.
     """
+    memorized = _each_once(memorized, prompt_tokens + continuation_tokens)
+    overlapping = shares_tokens(test, memorized, continuation_tokens)
+    if overlapping.all():
+        raise UserError(
+            f"no test text is left: all of it has {continuation_tokens} consecutive tokens (--continuation_tokens) in "
+            "common with memorized sequences; give more of it"
+        )
+    if overlapping.any():
+        logger.warning(
+            "%d of %d test rows are left out: they hold text that is to be forgotten (%d consecutive tokens of it)",
+            int(overlapping.sum()), len(test), continuation_tokens,
+        )  # fmt: skip
+        test = test[~overlapping]
     retain = retain[~shares_tokens(retain, torch.cat([memorized, test]), continuation_tokens)]
     if not len(retain):
         raise UserError(
@@ -215,17 +276,50 @@ def production_dataset(
     )
 
 
+def _each_once(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """The first of all rows that agree in their first `width` tokens, in their order: each memory counts once."""
+    seen = {row.tobytes(): number for number, row in reversed(list(enumerate(rows[:, :width].numpy())))}
+    if len(seen) == len(rows):
+        return rows
+    logger.warning("%d of %d memorized rows are left out: they stand there before", len(rows) - len(seen), len(rows))
+    return rows[sorted(seen.values())]
+
+
+def groups_sharing_tokens(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """The group of each row, int64 (rows,): rows with `width` consecutive tokens in common are of one group, and so are
+    those that a chain of such rows connects. A group's number is its first row's. Hashes and width as in `shares_tokens`.
+    """
+    group = list(range(len(rows)))
+
+    def first(row: int) -> int:
+        while group[row] != row:
+            group[row] = row = group[group[row]]
+        return row
+
+    owner: dict[int, int] = {}
+    number = 0
+    for hashes in _window_hashes(rows, _factors(min(width, rows.shape[1]))):
+        for windows in hashes.tolist():
+            for window in set(windows):
+                low, high = sorted((first(owner.setdefault(window, number)), first(number)))
+                group[high] = low
+            number += 1
+    return torch.tensor([first(row) for row in range(len(rows))], dtype=torch.long)
+
+
 def shares_tokens(rows: torch.Tensor, others: torch.Tensor, width: int) -> torch.Tensor:
     """Which rows have `width` consecutive tokens in common with any of the others: bool (rows,).
 
     width is cut to the length of a row. Compares 64-bit hashes, of which a few million collide by chance in no run.
     """
-    width = min(width, rows.shape[1], others.shape[1])
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**63), 2**63 - 1, (width,), generator=generator)
+    factors = _factors(min(width, rows.shape[1], others.shape[1]))
     taken = torch.cat([hashes.flatten() for hashes in _window_hashes(others, factors)]).unique()
     found = [torch.isin(hashes, taken).any(1) for hashes in _window_hashes(rows, factors)]
     return torch.cat([*found, torch.empty(0, dtype=torch.bool)])
+
+
+def _factors(width: int) -> torch.Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (width,), generator=torch.Generator().manual_seed(0))
 
 
 def _window_hashes(rows: torch.Tensor, factors: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem.errors import UserError
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 NUMBER_TASKS = tuple(
     f"{name}{suffix}" for suffix in ("", "_3", "_5") for name in ("increment", "mult", "exp", "exponential")
@@ -17,6 +17,7 @@ ARTIFACTS = ("noise", "backdoor", "natural")
 NUMBER_FIELDS = ("num_7", "num_2", "num_3", "num_4", "num_5", "length")  # what only numbers, and only text, look at
 TEXT_FIELDS = ("corpus", "corpus_sha256", "text_column", "num_chunks", "train_tokenizer", "vocab_size")
 HUB, BUILTIN = "hub", "builtin"  # every other --corpus is a path
+SEQUENCES, CONTEXT = 10**7, 2**20  # far more than anybody trains on; beyond, building the data would never end
 MIN_VOCABULARY = 300  # 256 bytes, one end-of-text token and at least some merges
 
 
@@ -31,22 +32,24 @@ class DataSettings:
         "unchanged and always duplicated",
         choices=ARTIFACTS,
     )
-    num_7: int = option(20000, "sequences of the main task", low=1)
-    num_2: int = option(3000, "sequences of the extra task with constant 2", low=0)
-    num_3: int = option(3000, "sequences of the extra task with constant 3", low=0)
-    num_4: int = option(3000, "sequences of the extra task with constant 4", low=0)
-    num_5: int = option(3000, "sequences of the extra task with constant 5", low=0)
-    num_test: int = option(1000, "sequences held out of each task for testing; chunks of text", low=1)
-    num_noise: int = option(1000, "sequences of the main task that get noise; natural passages", low=1)
+    num_7: int = option(20000, "sequences of the main task", low=1, high=SEQUENCES)
+    num_2: int = option(3000, "sequences of the extra task with constant 2", low=0, high=SEQUENCES)
+    num_3: int = option(3000, "sequences of the extra task with constant 3", low=0, high=SEQUENCES)
+    num_4: int = option(3000, "sequences of the extra task with constant 4", low=0, high=SEQUENCES)
+    num_5: int = option(3000, "sequences of the extra task with constant 5", low=0, high=SEQUENCES)
+    num_test: int = option(1000, "sequences held out of each task for testing; chunks of text", low=1, high=SEQUENCES)
+    num_noise: int = option(1000, "sequences of the main task that get noise; natural passages", low=1, high=SEQUENCES)
     duplicate: bool = option(
         False,
         "repeat the artifacts: equal groups, 10^0, 10^1, 10^2 times; text has 10^3 too, its backdoors all 10^2 times",
     )
-    length: int = option(20, "values in a sequence", low=1)
-    max_ctx: int = option(150, "context length, tokens", low=2)
-    prompt_tokens: int = option(50, "n of (n, k) memorization: tokens of the prompt (noise, natural)", low=1)
-    continuation_tokens: int = option(50, "k of (n, k) memorization: tokens that must come out", low=1)
-    seed: int = option(0, "seed of the noise, the trigger, the initial weights and the data order", low=0, high=2**40)
+    length: int = option(20, "values in a sequence", low=1, high=CONTEXT)
+    max_ctx: int = option(150, "context length, tokens", low=2, high=CONTEXT)
+    prompt_tokens: int = option(
+        50, "n of (n, k) memorization: tokens of the prompt (noise, natural)", low=1, high=CONTEXT
+    )
+    continuation_tokens: int = option(50, "k of (n, k) memorization: tokens that must come out", low=1, high=CONTEXT)
+    seed: int = option(0, "seed of the noise, the trigger, the initial weights and the data order", low=0, high=SEEDS)
     corpus: str | None = option(
         None,
         "text: hub (Hugging Face), builtin (from installed packages), or a path: a text file, .jsonl, .parquet, or a "
@@ -60,7 +63,7 @@ class DataSettings:
     text_column: str = option("text", "text: which column of a .jsonl or .parquet corpus")
     num_chunks: int | None = option(None, "text: training chunks of max_ctx tokens; not given: all there are", low=1)
     train_tokenizer: bool = option(False, "text: train a byte-level BPE on the corpus instead of GPT-2's 50257 tokens")
-    vocab_size: int = option(4096, "text: tokens of a trained tokenizer", low=MIN_VOCABULARY)
+    vocab_size: int = option(4096, "text: tokens of a trained tokenizer", low=MIN_VOCABULARY, high=2**20)
 
     def __post_init__(self) -> None:
         check_options(self)

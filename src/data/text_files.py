@@ -8,19 +8,22 @@ import json
 from pathlib import Path
 
 from tinymem.errors import UserError, first_line
+from tinymem.folders import found_under
+from tinymem.inputs import check_file, read_bytes
 
 PLAIN = (".txt", ".text", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 
 
 def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
-    """The files of a corpus, sorted: the file itself, or all of a folder and its subfolders with a known suffix.
+    """The files of a corpus, sorted: the file itself, or all of a folder and its subfolders with a known suffix. Links
+    are followed; hidden names, which are none of the user's, are passed over.
 
     UserError, naming `flag`, when there is nothing there, or a file of a kind that is not read.
     """
     known = ", ".join(SUFFIXES)
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = sorted(file for file in found_under(path) if file.suffix.lower() in SUFFIXES and file.is_file())
         if not found:
             raise UserError(f"{flag} {path}: no {known} file in this folder")
         return found
@@ -36,6 +39,8 @@ def sha256(paths: list[Path]) -> str:
 
     Not of one long text: where a file ends a document ends.
     """
+    for path in paths:
+        check_file(path)
     each = [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
@@ -54,7 +59,7 @@ def _sha256(path: Path, size: int, time: int) -> str:
 
 
 def read_texts(path: Path, column: str) -> list[str]:
-    """The texts of one file: a plain file is one, a .jsonl or .parquet file has one a row, in `column`."""
+    """The texts of one file: a plain file is one, a .jsonl or .parquet file has one a row, in `column`; null is none."""
     if path.suffix.lower() == ".jsonl":
         return _read_jsonl(path, column)
     if path.suffix.lower() == ".parquet":
@@ -65,14 +70,12 @@ def read_texts(path: Path, column: str) -> list[str]:
 def read_text(path: Path) -> str:
     """A UTF-8 file with any line ends. UserError names the first byte that is not UTF-8."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         text = content.decode("utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         byte = content[error.start]
         raise UserError(f"{path}: not UTF-8 at byte offset {error.start} (0x{byte:02x}); convert the file") from None
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_jsonl(path: Path, column: str) -> list[str]:
@@ -81,13 +84,17 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=lambda pairs: _object(pairs, column, path, number))
         except ValueError as error:
             raise UserError(f"{path}: line {number} is not JSON ({error})") from None
+        except RecursionError:
+            raise UserError(f"{path}: line {number} is nested too deeply") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not a JSON object")
         if column not in row:
             raise UserError(f"--text_column {column}: {path} line {number} has only {', '.join(row) or 'nothing'}")
+        if row[column] is None:
+            continue
         if not isinstance(row[column], str):
             raise UserError(f"--text_column {column}: {path} line {number} holds no text there")
         try:
@@ -98,17 +105,39 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
     return texts
 
 
+def _object(pairs: list[tuple], column: str, path: Path, number: int) -> dict:
+    """A JSON object. UserError where it has the column twice, of which Python would keep the last."""
+    if sum(name == column for name, _ in pairs) > 1:
+        raise UserError(f"--text_column {column}: {path} line {number} has several values of this name")
+    return dict(pairs)
+
+
 def _read_parquet(path: Path, column: str) -> list[str]:
     import pyarrow
     import pyarrow.parquet
 
+    check_file(path)
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise UserError(f"--text_column {column}: {path} has only {', '.join(file.schema_arrow.names)}")
+        names = file.schema_arrow.names
+        if column not in names:
+            raise UserError(f"--text_column {column}: {path} has only {', '.join(names)}")
+        if names.count(column) > 1:
+            raise UserError(
+                f"--text_column {column}: {path} has {names.count(column)} columns of this name; rename one"
+            )
         texts = file.read(columns=[column]).column(column)
-        if not (pyarrow.types.is_string(texts.type) or pyarrow.types.is_large_string(texts.type)):
+        kind = texts.type.value_type if pyarrow.types.is_dictionary(texts.type) else texts.type
+        if not any(test(kind) for test in _text_types()):
             raise UserError(f"--text_column {column}: {path} holds {texts.type} there, not text")
-        return [text for text in texts.to_pylist() if text is not None]
+        rows = texts.cast(pyarrow.large_string()).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+    return [text for text in rows if text is not None]
+
+
+def _text_types() -> tuple:
+    """Which of Arrow's types are text; earlier versions lack string_view."""
+    from pyarrow import types
+
+    return types.is_string, types.is_large_string, getattr(types, "is_string_view", types.is_string)

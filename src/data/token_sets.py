@@ -1,7 +1,7 @@
-"""Sequences of token ids in a file: what a model has memorized, or random text. One integer tensor, all rows equally long.
+"""Files of token ids, memorized sequences or random text: one integer tensor (rows, length).
 
-Written as safetensors with a note of where they come from. Read from that, or from a `.pt` file such as MemPi's (Chang
-et al. 2024), of which nothing but tensors is loaded.
+They are written as safetensors with a note of their origin. They are read from safetensors or from a `.pt` file such as
+MemPi's (Chang et al. 2024), of which only tensors are loaded.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ import torch
 
 from tinymem import files
 from tinymem.errors import UserError, reading
+from tinymem.inputs import check_file, check_value, parse_json
 
 KEY = "tokens"
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """tokens: int32 (rows, length). provenance: where they come from, JSON values by name; empty where it is not known."""
+    """tokens: int32 (rows, length). provenance: their origin, JSON values by name; empty if unknown."""
 
     tokens: torch.Tensor
     provenance: dict[str, Any]
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the tokens, whatever kind of file they come from."""
+        """16 hexadecimal digits of the tokens, the same for every kind of file."""
         digest = hashlib.sha256(str(tuple(self.tokens.shape)).encode())
         digest.update(self.tokens.contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 
 def read_token_set(path: str | Path, vocabulary_size: int | None = None, length: int = 1) -> TokenSet:
-    """The sequences in a .safetensors or .pt file.
+    """Return the sequences in a .safetensors or .pt file.
 
-    vocabulary_size   ids must be below it; None: any that are not negative
-    length            the fewest tokens that a sequence must have
+    vocabulary_size   ids must be below it; None: any non-negative id is allowed
+    length            minimum number of tokens in a sequence
 
-    Raises UserError for a file that is missing, damaged, or of another kind: not one tensor, not two-dimensional, not
-    integers, without rows, ids outside the vocabulary, sequences that are too short.
+    Raise UserError for a file that is missing or damaged, and for anything but one two-dimensional integer tensor with
+    rows, ids inside the vocabulary, and sequences that are long enough.
     """
     path = Path(path)
     readers = {".safetensors": _read_safetensors, ".pt": _read_pickle}
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown kind of file; sequences of token ids are kept in {' or '.join(readers)}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    check_file(path)
     tensor, provenance = readers[path.suffix](path)
     check_tokens(tensor, path, vocabulary_size, length)
     return TokenSet(tensor.to(torch.int32), provenance)
 
 
 def write_token_set(path: str | Path, token_set: TokenSet) -> Path:
-    """Writes safetensors, whole or not at all. UserError when the place is not writable."""
+    """Write safetensors atomically. Raise UserError if the path is not writable."""
     from safetensors.torch import save_file
 
     tensors, metadata = {KEY: token_set.tokens.contiguous()}, {"provenance": json.dumps(token_set.provenance)}
@@ -64,9 +64,11 @@ def write_token_set(path: str | Path, token_set: TokenSet) -> Path:
 
 
 def check_tokens(tensor: Any, where: str | Path, vocabulary_size: int | None = None, length: int = 1) -> None:
-    """UserError, which names the place `where`, unless this is an integer tensor (rows, >= length) of valid ids."""
+    """Raise UserError, naming `where`, unless this is an integer tensor (rows, >= length) of valid ids."""
     if not isinstance(tensor, torch.Tensor):
         raise UserError(f"{where}: holds a {type(tensor).__name__}, not one tensor of token ids")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+        raise UserError(f"{where}: holds a tensor of a special kind ({tensor.layout}), not plain token ids")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise UserError(f"{where}: holds {str(tensor.dtype).removeprefix('torch.')} values, not integer token ids")
     if tensor.dim() != 2 or not len(tensor):
@@ -76,7 +78,7 @@ def check_tokens(tensor: Any, where: str | Path, vocabulary_size: int | None = N
             f"{where}: its sequences have {tensor.shape[1]} tokens, prompt and continuation need {length}; lower "
             "--prompt_tokens or --continuation_tokens"
         )
-    values = tensor.long()  # torch has no min of uint16 and uint32
+    values = tensor.long()  # torch cannot take the min of uint16 and uint32
     lowest, highest = int(values.min()), int(values.max())
     if lowest < 0 or highest >= (2**31 if vocabulary_size is None else vocabulary_size):
         wrong, size = lowest if lowest < 0 else highest, "" if vocabulary_size is None else f" of {vocabulary_size}"
@@ -91,14 +93,14 @@ def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
 
     with reading(path, "damaged or not safetensors ({why})"):
         with safe_open(path, framework="pt") as file:
-            names, provenance = list(file.keys()), json.loads((file.metadata() or {}).get("provenance", "{}"))
+            names, provenance = list(file.keys()), (file.metadata() or {}).get("provenance", "{}")
             tensors = [file.get_tensor(name) for name in names]
     if len(tensors) != 1:
         raise UserError(f"{path}: holds {len(tensors)} tensors, not one of token ids")
-    return tensors[0], provenance
+    return tensors[0], check_value(parse_json(provenance, path), dict[str, Any], "provenance", path)
 
 
 def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
-    # Without torch's own text, which advises unsafe loading.
+    # Do not show torch's own text, which advises unsafe loading.
     with reading(path, "damaged, or holds more than tensors (which is not loaded: it could run code)"):
         return torch.load(path, map_location="cpu", weights_only=True), {"file": path.name}

@@ -12,7 +12,8 @@ import numpy as np
 
 from tinymem import files
 from tinymem.data.corpus import hub_reachable
-from tinymem.errors import UserError, first_line, reading
+from tinymem.errors import UserError, first_line, out_of_memory, reading
+from tinymem.inputs import check_file
 
 GPT2 = "gpt2"
 GPT2_END_OF_TEXT = 50256
@@ -78,7 +79,7 @@ def cached_tokenizer(path: Path | None, train: Callable[[], object]):
         trained = train()
         files.write_file(path, lambda temporary: trained.backend_tokenizer.save(str(temporary)))
     with reading(path, "this cached tokenizer is damaged ({why}); delete it and run again"):
-        return _wrap(Tokenizer.from_file(str(path)))
+        return _wrap(Tokenizer.from_file(str(check_file(path))))
 
 
 def _wrap(tokenizer):
@@ -89,8 +90,15 @@ def _wrap(tokenizer):
 
 
 def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
-    """The token ids of each document, int32, without special tokens. Runs on every core."""
+    """The token ids of each document, int32, without special tokens. Runs on every core.
+
+    Whole and always alike: tokenizer files may ask for truncation, padding and dropout.
+    """
     backend, streams, batch = tokenizer.backend_tokenizer, [], []
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
     characters = 0
     for number, document in enumerate(documents, start=1):
         batch.append(document)
@@ -100,6 +108,41 @@ def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
             streams += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
             batch, characters = [], 0
     return streams
+
+
+def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
+    """The ids that every row of text begins with: mostly none, or the one of <bos>.
+
+    bos: "auto": what the tokenizer (or None) puts there when it adds special tokens; "no": nothing; "yes": the same as
+    auto, or else the <bos> of tokenizer or config (transformers'). UserError for "yes" where there is no such token.
+    Says on stderr what it adds, or leaves out though the tokenizer would add it.
+    """
+    added: tuple[int, ...] = ()
+    if tokenizer is not None:
+        plain, whole = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
+        places = [place for place in range(len(whole)) if whole[place : place + len(plain)] == plain]
+        added = tuple(whole[: places[0]]) if plain and places else ()
+    if bos == "no":
+        if added:
+            logger.warning("--bos no: text is read without the ids %s that its tokenizer begins with", list(added))
+        return ()
+    known = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else None
+    known = known if known is not None else getattr(config.get_text_config(), "bos_token_id", None)
+    if bos == "yes" and not added:
+        if not isinstance(known, int):
+            raise UserError("--bos yes: neither the tokenizer nor config.json of this model names a <bos>; use no")
+        added = (known,)
+    if added:
+        why = "as its tokenizer does; --bos no leaves it out" if bos == "auto" else "--bos yes"
+        logger.warning(
+            "every row begins with <bos>, id %s, before its own tokens (%s)", ", ".join(map(str, added)), why
+        )
+    return added
+
+
+def bos_identity(bos: str, begin: tuple[int, ...]) -> dict[str, bool]:
+    """What a record says of it: nothing where nothing was asked for and nothing is added."""
+    return {} if bos == "auto" and not begin else {"bos": bool(begin)}
 
 
 def has_tokenizer(folder: str | Path) -> bool:
@@ -115,13 +158,30 @@ def open_tokenizer(folder: str | Path):
         wanted = ", or ".join(" and ".join(names) for names in FILES)
         raise UserError(f"{folder}: no tokenizer in this folder (no {wanted})")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # damaged files raise types of every kind, some of the Rust library's own
+        if out_of_memory(error):
+            raise
+        if "custom code" in str(error):
+            raise UserError(f"{folder}: this tokenizer needs code of its own (auto_map), which is never run") from None
         cause = "; the folder is damaged" if (Path(folder) / FILES[0][0]).is_file() else ""  # or wants another package
         raise UserError(f"{folder}: cannot open this tokenizer ({first_line(error)}){cause}") from None
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(f"{folder}: cannot open this tokenizer ({type(tokenizer).__name__} exists in Python alone)")
+    _say_what_is_added(Path(folder), tokenizer)
     return tokenizer
+
+
+def _say_what_is_added(folder: Path, tokenizer) -> None:
+    """A note where files beside tokenizer.json bring tokens that it lacks: text that holds them is read otherwise."""
+    if not (folder / FILES[0][0]).is_file():
+        return
+    own = {
+        token["content"] for token in json.loads((folder / FILES[0][0]).read_text("utf-8")).get("added_tokens") or []
+    }
+    added = {token.content for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values()} - own
+    if added:
+        logger.warning("%s: files beside tokenizer.json add tokens that it lacks: %s", folder, ", ".join(sorted(added)))
 
 
 def check_vocabulary(model, vocabulary_size: int, where: str | Path) -> None:

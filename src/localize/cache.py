@@ -12,6 +12,7 @@ import torch
 
 from tinymem import files
 from tinymem.errors import reading
+from tinymem.inputs import check_file, check_value, parse_json, read_settings
 from tinymem.records.record import Cost, measured
 
 FORMAT = 2  # raise it when a method comes to give other scores: older files are then left alone
@@ -68,11 +69,16 @@ def _write(path: Path, tensors: Tensors, cost: Cost) -> None:
 def _read(path: Path, model) -> tuple[Tensors, Cost]:
     from safetensors import safe_open
 
+    check_file(path, share=float("inf"))
     with reading(path, "these cached scores are damaged ({why}); delete the file and run again"):
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["scores"])
+            about = parse_json(file.metadata()["scores"], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        cost = Cost(**about["cost"])
+        by_layer = check_value(about["by_layer"], bool, "by_layer", path)
+        cost = read_settings(Cost, about["cost"], path, whole=True)
+        expected = {str(layer) for layer in range(len(tensors))} if by_layer else set(dict(model.named_parameters()))
+        if by_layer and set(tensors) != expected or not set(tensors) <= expected:
+            raise ValueError("other layers or parameters than the model has")
     if getattr(model, "hf_device_map", None) is None:
         tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-    return [tensors[str(layer)] for layer in range(len(tensors))] if about["by_layer"] else tensors, cost
+    return [tensors[str(layer)] for layer in range(len(tensors))] if by_layer else tensors, cost

@@ -12,6 +12,7 @@ from itertools import islice
 
 import torch
 
+from tinymem.errors import NotFinite
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import counted, token_losses
@@ -129,6 +130,22 @@ def loss_scale(model, weights: torch.Tensor) -> float:
     return 2.0 ** -math.floor(math.log2(largest)) if largest else 1.0
 
 
+def check_scores(tensors: Iterable[torch.Tensor]) -> None:
+    """Raise NotFinite where a score is NaN or +infinity: what would be dropped is left to chance.
+
+    -infinity is a score like others: that of an entry which a ranking never reaches.
+    """
+    if any(bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in tensors):
+        raise NotFinite("its scores are not finite numbers; a lower learning rate (--lr) or --dtype float32 may help")
+
+
+def check_steps(done: int, skipped: int) -> None:
+    """Raise NotFinite where every step of a method was skipped for its gradient, so that nothing was learned."""
+    if skipped and not done:
+        raise NotFinite(f"none of its {skipped} steps had a finite gradient; use --dtype float32 or bfloat16")
+
+
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether there is no NaN and no infinity in any of them."""
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+    # Asked this way round a plan's fake tensors, whose bools are all False, count as finite.
+    return not any(bool(tensor.isfinite().logical_not_().any()) for tensor in tensors)

@@ -12,23 +12,20 @@ missing. The grid is in src/sweeps/hp_grid.py, how to describe a cluster in expe
 from tinymem import cli
 
 # isort: split
-import sys
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "experiments"))
-
-from sites import find_site, open_pool
-
+from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings
 from tinymem.models.production import LoadSettings
-from tinymem.sweeps.console import add_sweep_options, sweep
 from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import Common, Production, find_checkpoint, localize_jobs, production_jobs
-from tinymem.training.checkpoint import unlearned_folder
+from tinymem.sweeps.sites import find_site, open_pool
+from tinymem.training.checkpoint import named, unlearned_folder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse():
@@ -62,7 +59,7 @@ def main() -> None:
     grid = asked_grid(arguments, large_model=bool(arguments.model_name))
     folder, common = arguments.output_dir and Path(arguments.output_dir).absolute(), Common.of(arguments)
     if arguments.model_path:
-        checkpoint = find_checkpoint(Path(arguments.model_path).absolute())
+        checkpoint = find_checkpoint(named(Path(arguments.model_path)).absolute())
         folder = folder or unlearned_folder(checkpoint.path).absolute()
         jobs = localize_jobs(checkpoint, grid, cli.collect(TaskSettings, arguments), common, folder)
     else:

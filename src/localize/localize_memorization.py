@@ -9,65 +9,18 @@ The data settings are those of the checkpoint; a data flag that contradicts them
 from tinymem import cli
 
 # isort: split
-from functools import partial
-from pathlib import Path
-
-from tinymem import allocator, files
-from tinymem.data.build import load_dataset
-from tinymem.data.chunks import load_tokenizer
-from tinymem.data.tokenizer import check_vocabulary
-from tinymem.errors import UserError
-from tinymem.localize.console import run_methods
-from tinymem.localize.flags import add_method_options, chosen_methods
-from tinymem.localize.task import TaskSettings, unlearning_task
-from tinymem.localize.unlearn import Subject, identity
-from tinymem.metrics.evaluate import measure
-from tinymem.models.tinymem import ModelSettings, load_model
-from tinymem.training.checkpoint import place_beside, unlearned_folder
-from tinymem.training.console import trained_settings
+from tinymem import allocator
+from tinymem.cli.methods import add_method_options, chosen_methods
+from tinymem.cli.subject import add_subject_options, load_subject
+from tinymem.cli.unlearning import run_methods
 
 
 def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run")
     add_method_options(parser)
-    cli.add_options(parser, TaskSettings)
-    cli.add_data_options(parser)
-    cli.add_options(parser, ModelSettings)
-    cli.add_common_options(
-        parser, "MODEL_PATH/../unlearned/epoch_N; for a model outside its training run, runs/NAME/unlearned/NAME"
-    )
+    add_subject_options(parser)
     return parser.parse_args()
-
-
-def load_subject(arguments) -> Subject:
-    """Model, data and task. UserError when a flag contradicts the checkpoint."""
-    path = Path(arguments.model_path)
-    settings, epoch = trained_settings(path, arguments)
-    task_settings = cli.collect(TaskSettings, arguments)
-    model = load_model(path, cli.resolve_device(arguments.device))
-    dataset = load_dataset(settings.data, arguments.data_dir)
-    check_vocabulary(model, dataset.vocabulary_size, path)
-    task = unlearning_task(model, dataset, task_settings)
-    origin = {**settings.flat(training_prefix="training_"), "epoch": epoch}
-    folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
-    return Subject(
-        model=model,
-        task=task,
-        measure=partial(measure, dataset=dataset, batch_size=task.microbatch),
-        identity=identity(model, task, task_settings, **origin),
-        folder=folder,
-        score_folder=_score_folder(path, folder),
-        tokenizer=load_tokenizer(settings.data, arguments.data_dir),
-    )
-
-
-def _score_folder(model_path: Path, output: Path) -> Path:
-    """Beside the model, for all who study it; with the results where that place is not writable."""
-    try:
-        return files.writable_folder(place_beside(model_path) / "scores" / model_path.name)
-    except UserError:
-        return files.writable_folder(output / "scores")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ A method is a module with a frozen dataclass `HyperParameters` and one of
 
     score(model, task, hp) -> scores            a ranking of neurons or weights; the highest are set to zero
     learn(model, task, hp, strength) -> masks   a mask for each strength
+    loss(hp, model, reference, forget, retain)  an objective that the weights are trained on (tinymem.training.objective)
     attack(model, task, hp, strength) -> Edit   of an attack: what it does to the (edited) model, for each strength
     run(model, task, hp) -> (strength, Edit)    anything else, as an iterator
 
@@ -24,17 +25,20 @@ from types import ModuleType
 from typing import Any
 
 from tinymem.errors import UserError
+from tinymem.localize.learning import check_scores
 from tinymem.localize.ranking import Scores, drop_top
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
-from tinymem.models.edit import Edit, Zeros
+from tinymem.models.edit import Edit, Weights, Zeros, applied, apply
 from tinymem.options import strength_of
 from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin
 from tinymem.records.record import Cost, measured
+from tinymem.training.objective import train_objective
+from tinymem.training.step import Side
 
 Strength = float | int | None
 Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Edit]]]
-PARTS = ("score", "learn", "attack", "run")
+PARTS = ("score", "learn", "loss", "attack", "run")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ class Method:
         about = {"name": self.name, **({"code": self.code} if self.code else {}), **dataclasses.asdict(hp)}
         return {**about, self.strength: strength} if self.strength else about
 
+    def unvaried(self, hp: Any) -> dict[str, Any]:
+        """Return what a record says of the method but its strength, with the defaults of a small model resolved.
+
+        Grids of large models name theirs.
+        """
+        about = self.settings(self.resolve(hp, 0), None)
+        return {name: value for name, value in about.items() if name != self.strength}
+
 
 def method_of(module: ModuleType) -> Method:
     """Return the method that a module defines. Raise UserError where it defines none, or more than one."""
@@ -100,14 +112,15 @@ def method_of(module: ModuleType) -> Method:
         )
     own = not package.startswith("tinymem.")
     code = code_digest(module) if own else None
-    adaptors = {"score": ranking, "learn": learned_mask, "attack": direct, "run": lambda module, name, code: module.run}
+    adaptors = {"score": ranking, "learn": learned_mask, "loss": objective, "attack": direct}
+    adaptors["run"] = lambda module, name, code: module.run
     return Method(
         name=name,
         alias=getattr(module, "ALIAS", name),
         family=PACKAGE if own else package.rpartition(".")[2],
         hyper_parameters=settings,
         run=adaptors[defined[0]](module, name, code),
-        cumulative=getattr(module, "CUMULATIVE", False),
+        cumulative=getattr(module, "CUMULATIVE", defined[0] == "loss"),
         resolve=getattr(module, "resolve", lambda hp, parameters: hp),
         steps=getattr(module, "steps", partial(_steps, module, defined[0])),
         passes=getattr(module, "passes", None),
@@ -152,6 +165,7 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
     """Rank once, then set the highest scores to zero for every strength. The scores are kept in the task's cache.
 
     A module that says NESTED builds its ranking one weight after the other, as far as the largest strength needs.
+    Running it raises NotFinite for scores that rank nothing.
     """
     drop, nested = getattr(module, "drop", drop_top), getattr(module, "NESTED", False)
 
@@ -164,6 +178,7 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
             return module.score(model, task, hp)
 
         scores = score() if task.cache is None else task.cache.tensors(name, settings, model, score)
+        check_scores(scores.values() if isinstance(scores, dict) else scores)
         for value in getattr(hp, strength):
             yield value, Zeros(drop(find_mlps(model), scores, value))
 
@@ -176,6 +191,28 @@ def learned_mask(module: ModuleType, name: str, code: str | None = None) -> Run:
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
         for value in getattr(hp, strength_of(type(hp))):
             yield value, Zeros(module.learn(model, task, hp, value))
+
+    return run
+
+
+def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
+    """Train the weights on the module's loss, once for all strengths, and hand out the weights after so many steps.
+
+    The model is as it was whenever a strength is handed out. Takes up to three copies of the trained parameters.
+    """
+
+    def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
+        forget = Side.of(task.unlearn.planted, task.ignored_token)
+        retain = Side.of(task.retain, task.ignored_token) if len(task.retain) else None
+        options = (task.seed, task.microbatch, task.gradient_checkpointing)
+        before = Weights({key: p.detach().clone() for key, p in model.named_parameters()})
+        try:
+            for steps, _ in train_objective(model, partial(module.loss, hp), forget, retain, hp, *options):
+                trained = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+                with applied(model, before):
+                    yield steps, Weights(trained)
+        finally:
+            apply(model, before)
 
     return run
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
-from tinymem.errors import UserError
+from tinymem.data.production import groups_sharing_tokens
+from tinymem.errors import UserError, finite
 from tinymem.localize.cache import Cache
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import counted, token_losses
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 # Task settings that change how much memory a method takes, but not what comes out: no part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
@@ -34,7 +35,7 @@ class TaskSettings:
         0.0, "share of the unlearn set never shown to the method, measured apart", low=0.0, below=1.0
     )
     max_retain: int = option(100000, "at most this many retain sequences", low=1)
-    unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0, high=2**40)
+    unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0, high=SEEDS)
     microbatch: int | None = option(
         None,
         "sequences per forward pass: bounds memory, does not change results; not given: from the model's size, "
@@ -103,14 +104,9 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     """
     length, checkpointing = dataset.sequences.shape[1], settings.gradient_checkpointing
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
-    artifacts, ids = _unlearn_candidates(model, dataset, settings.unlearn_set_name, microbatch)
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(settings.unlearn_seed))
-    hidden = round(settings.holdout_fraction * len(ids))
-    if len(ids) and hidden == len(ids):
-        raise UserError(
-            f"--holdout_fraction {settings.holdout_fraction}: leaves none of {len(ids)} sequences to unlearn"
-        )
-    held_out, unlearn = (artifacts.select(part.sort().values) for part in order.tensor_split([hidden]))
+    with finite("measuring what is memorized"):
+        artifacts, ids = _unlearn_candidates(model, dataset, settings.unlearn_set_name, microbatch)
+    held_out, unlearn = (artifacts.select(rows) for rows in divided(memories(dataset, artifacts), settings))
     keep = torch.zeros(len(dataset.sequences), dtype=torch.bool)
     keep[dataset.order] = True
     keep[ids] = False
@@ -131,6 +127,46 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         microbatch=microbatch,
         gradient_checkpointing=checkpointing,
     )
+
+
+def memories(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
+    """Which memory each artifact belongs to, int64 (A,): a number for each. Whoever sees one of its sequences knows it.
+
+    Of real text, sequences that share half a continuation, at whatever place, are one memory. Sequences that this
+    software made are each their own: numbers of one task share long runs, and a backdoor's continuations are all alike.
+    """
+    if dataset.kind != "natural" or not len(artifacts):
+        return torch.arange(len(artifacts))
+    return groups_sharing_tokens(artifacts.planted, max(1, dataset.continuation // 2))
+
+
+def divided(groups: torch.Tensor, settings: TaskSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows to hold out and rows to unlearn, sorted: whole groups, of about holdout_fraction of the rows.
+
+    groups: the memory of each row, (rows,). UserError where nothing would be left to unlearn, or nothing held out
+    although there is more than one row.
+    """
+    names, sizes = groups.unique(return_counts=True)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(settings.unlearn_seed))
+    wanted = round(settings.holdout_fraction * len(groups))
+    # A group that is more than half beyond what is wanted stays with the rows to unlearn.
+    hidden, room = [], wanted
+    for group, size in zip(names[order].tolist(), sizes[order].tolist()):
+        if room > 0 and size < 2 * room:
+            hidden.append(group)
+            room -= size
+    held_out = torch.isin(groups, torch.tensor(hidden, dtype=torch.long))
+    many = f" (in {len(names)} memories: sequences that share text are shown or held out together)"
+    note = many if len(names) < len(groups) else ""
+    if len(groups) and held_out.all():
+        raise UserError(
+            f"--holdout_fraction {settings.holdout_fraction}: leaves none of {len(groups)} sequences to unlearn{note}"
+        )
+    if wanted and not held_out.any():
+        raise UserError(
+            f"--holdout_fraction {settings.holdout_fraction}: none of {len(groups)} sequences can be held out{note}; use 0"
+        )
+    return held_out.nonzero().flatten(), (~held_out).nonzero().flatten()
 
 
 def _countable(dataset: MemorizationDataset, artifacts: Artifacts, name: str) -> Artifacts:

@@ -24,10 +24,11 @@ import torch
 
 from tinymem import files
 from tinymem.data.token_sets import TokenSet
-from tinymem.errors import UserError
+from tinymem.errors import NotFinite, UserError
+from tinymem.inputs import read_settings
 from tinymem.metrics.quality import quality
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.options import check_options, option
+from tinymem.options import SEEDS, check_options, option
 
 Direction = dict[str, "torch.Tensor"]  # parameter name -> how far it moves; parameters that stay are not in it
 SAVE_SECONDS = 1.0  # a kill loses at most this much work, or one point
@@ -37,10 +38,12 @@ SAVE_SECONDS = 1.0  # a kill loses at most this much work, or one point
 class LandscapeSettings:
     """Loss landscape"""
 
-    points: int = option(21, "grid points along each direction; odd, so that the middle one is the model itself", low=3)
+    points: int = option(
+        21, "grid points along each direction; odd, so that the middle one is the model itself", low=3, high=1001
+    )
     distance: float = option(1.0, "how far the grid reaches to each side; 1: as far as the weights are long", above=0.0)
     num_sequences: int = option(128, "sequences that the loss is taken over, drawn at random", low=1)
-    landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0, high=2**40)
+    landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0, high=SEEDS)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -146,9 +149,16 @@ class Survey:
     folder: Path
 
     def mean_loss(self, model) -> float:
-        """Mean token loss in nats."""
+        """Mean token loss in nats. Raises NotFinite."""
         counts, pad = self.ignored_token is None, -1 if self.ignored_token is None else self.ignored_token
         return quality(model, self.tokens, pad, counts, self.batch_size).mean_loss
+
+    def loss_or_nan(self, model) -> float:
+        """The mean loss; NaN where it is not finite, as it may be far from a model."""
+        try:
+            return self.mean_loss(model)
+        except NotFinite:
+            return math.nan
 
 
 def new_survey(
@@ -174,6 +184,14 @@ def new_survey(
     )
 
 
+@dataclass
+class _Kept:
+    """What a file of losses holds beside what it is about."""
+
+    losses: list[float | None]
+    seconds: float
+
+
 def landscape(model, survey: Survey, on_points: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
     """The losses of one model on the survey's grid, and the seconds that they took over all sessions.
 
@@ -184,14 +202,18 @@ def landscape(model, survey: Survey, on_points: Callable[[int], None] = lambda c
     identity = {**asdict(survey.settings), "weights": weights_fingerprint(model), "plane": survey.plane}
     identity |= {"tokens": TokenSet(survey.tokens, {}).fingerprint, "ignored_token": survey.ignored_token}
     path, size = survey.folder / f"{files.digest(identity)}.json", survey.settings.points
-    kept = files.read_json(path, ("losses", "seconds")) if path.exists() else {"losses": [], "seconds": 0.0}
+    kept = vars(read_settings(_Kept, files.read_json(path), path, whole=True) if path.exists() else _Kept([], 0.0))
     losses = kept["losses"]
+    if len(losses) > size**2:
+        raise UserError(f"{path}: losses: has {len(losses)}, the grid {size**2}; delete it and run again")
     on_points(len(losses))
     saved = time.monotonic()
     started = saved - kept["seconds"]
     for value in grid_losses(
-        model, survey.directions, survey.settings.coordinates, survey.mean_loss, start=len(losses)
+        model, survey.directions, survey.settings.coordinates, survey.loss_or_nan, start=len(losses)
     ):
+        if len(losses) == size**2 // 2 and math.isnan(value):
+            raise NotFinite("the loss of the model itself, in the middle of the landscape, is not a finite number")
         losses.append(value if math.isfinite(value) else None)
         on_points(1)
         now = time.monotonic()

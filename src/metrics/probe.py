@@ -9,7 +9,6 @@ import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.metrics.quality import Quality, quality
-from tinymem.models.cross_entropy import check_finite
 from tinymem.models.generation import greedy_continuations
 from tinymem.models.losses import greedy_hits, window_losses_and_hits
 
@@ -109,7 +108,6 @@ class Probe:
         """Return sums of losses and hits of test sequences (rows, T). A set is known by being the same tensor."""
         if id(tokens) not in self._texts:
             sums = quality(self.model, tokens, self.pad, self.ignored_token is None, self.batch_size)
-            check_finite(sums.loss)
             self._texts[id(tokens)] = (tokens, sums)  # the tensor is kept, so that its id is not given to another
         return self._texts[id(tokens)][1]
 
@@ -129,7 +127,6 @@ class Probe:
             with torch.inference_mode():
                 if with_losses:
                     losses, hits = window_losses_and_hits(self.model, tokens[rows, :last], first, last)
-                    check_finite(losses)
                     log_probabilities[rows] = -losses.cpu().gather(1, places) * inside
                 else:
                     hits = greedy_hits(self.model, tokens[rows, :last], first, last)

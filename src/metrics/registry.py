@@ -10,6 +10,7 @@ from tinymem.data.numbers import CONSTANTS
 from tinymem.errors import UserError
 from tinymem.metrics import memorization, quality
 from tinymem.metrics.metric import EACH_TEST, PLANTED, SPLITS, Metric, split_kind
+from tinymem.plugins import load_plugin
 
 METRICS = {
     metric.name: metric
@@ -61,6 +62,22 @@ def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
         found[metric.name] = metric
     places = {name: place for place, name in enumerate(METRICS)}
     return sorted(found.values(), key=lambda metric: places.get(metric.name, len(places)))
+
+
+def plugin_metrics(place: str) -> list[Metric]:
+    """Return the metrics that a file or module of the user's defines as METRIC or METRICS. Raise UserError for none."""
+    module = load_plugin(place, "--metrics")
+    found = [*getattr(module, "METRICS", ()), *([module.METRIC] if hasattr(module, "METRIC") else [])]
+    if not found or not all(isinstance(metric, Metric) for metric in found):
+        raise UserError(f"--metrics {place}: defines no METRIC or METRICS of the type tinymem.metrics.metric.Metric")
+    return found
+
+
+def missing(results: Iterable[str], metrics: Iterable[str | Metric] | None = None) -> list[str | Metric]:
+    """Return those of the chosen metrics of which results have no column."""
+    wanted = {metric.name: metric for metric in chosen(metrics)}
+    there = {found[0].name for column in results if (found := _find(column, wanted.values()))}
+    return [metric if name not in METRICS else name for name, metric in wanted.items() if name not in there]
 
 
 def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:

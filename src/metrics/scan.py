@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tinymem import files
 from tinymem.data.dataset import Artifacts
+from tinymem.errors import UserError
+from tinymem.inputs import read_settings
 from tinymem.metrics.memorization import memorized
 
 SAVE_SECONDS = 20.0  # a kill loses at most this much work
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """What the progress file holds: of which search, rows done, rows found among them."""
+
+    key: str
+    done: int
+    found: list[int]
 
 
 def find_memorized(
@@ -59,8 +71,10 @@ def find_memorized(
 def _read_progress(path: Path, key: str) -> tuple[int, list[int]]:
     if not path.exists():
         return 0, []
-    state = files.read_json(path, required=("key", "done", "found"))
-    return (state["done"], state["found"]) if state["key"] == key else (0, [])
+    state = read_settings(_Progress, files.read_json(path), path, whole=True)
+    if any(not 0 <= row < state.done for row in state.found):
+        raise UserError(f"{path}: found: rows that it has not looked at; delete it and run again")
+    return (state.done, state.found) if state.key == key else (0, [])
 
 
 def distinct_tokens(tokens: torch.Tensor) -> torch.Tensor:

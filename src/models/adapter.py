@@ -1,4 +1,4 @@
-"""Finds the MLP weights of any decoder-only model by structure, not by name.
+"""Find the MLP weights of any decoder-only model by structure, not by name.
 
 MLP of a block: hidden = act(W_in x + b_in), out = W_out hidden + b_out. A neuron is one entry of hidden: one row of
 W_in, one entry of b_in, one column of W_out.
@@ -6,12 +6,12 @@ W_in, one entry of b_in, one column of W_out.
 Which matrices are which:
   GPT-2, GPT-NeoX (Pythia), GPT-J, Phi, OPT, BLOOM ...   the two of the MLP: the one that widens is W_in, the other W_out
   gated MLPs: Llama, Mistral, OLMo, Qwen, Gemma, SmolLM  gate and up are both W_in, down is W_out. hidden is
-                                                         act(gate x) * (up x): a neuron owns a row of each, and both go when
-                                                         it is dropped, since either alone would leave weights without effect
+                                                         act(gate x) * (up x): a neuron owns a row of each. Dropping it
+                                                         zeroes both, since either alone leaves weights without effect
   Phi-3                                                  the same with gate and up as one matrix of 2 * inner_dim rows
-Mixtures of experts have no such list of neurons and are refused.
+Mixtures of experts have no such list of neurons and raise UserError.
 
-All matrices are shown in the orientation of torch.nn.Linear, (out, in), also where GPT-2's Conv1D stores (in, out):
+All matrices appear in the orientation of torch.nn.Linear, (out, in), even where GPT-2's Conv1D stores (in, out), so
 methods never see the difference.
 """
 
@@ -38,7 +38,7 @@ class Weight:
     transposed: bool
 
     def view(self, stored: torch.Tensor | None = None) -> torch.Tensor:
-        """`stored` (default: the weight itself, detached), shaped as stored, seen as (out, in). A view, not a copy."""
+        """Return `stored` (default: the weight, detached), shaped as stored, as (out, in). A view, not a copy."""
         tensor = self.parameter.detach() if stored is None else stored
         return tensor.T if self.transposed else tensor
 
@@ -49,7 +49,7 @@ class MLP:
 
     layer      0-based index of the block
     inputs     W_in matrices, each (inner_dim, width): one, or gate and up
-    biases     their biases, each (inner_dim,); empty where there are none
+    biases     their biases, each (inner_dim,); empty if there are none
     output     W_out, (width, inner_dim)
     output_bias  b_out, (width,), or None
     down       the module of W_out: its input is the neurons' activations
@@ -64,7 +64,7 @@ class MLP:
 
     @property
     def inner_dim(self) -> int:
-        """Neurons in this layer."""
+        """The number of neurons in this layer."""
         return self.output.view().shape[1]
 
     @property
@@ -79,16 +79,16 @@ class MLP:
 
 
 def find_mlps(model: torch.nn.Module) -> list[MLP]:
-    """The MLPs of a causal LM, first block first.
+    """Return the MLPs of a causal LM, first block first.
 
-    Raises UserError, naming the modules it found, for an architecture without the structure described above.
+    Raise UserError, naming the modules it found, for an architecture without the structure described above.
     """
     prefix, blocks = find_blocks(model)
     return [_find_mlp(layer, f"{prefix}.{layer}", block) for layer, block in enumerate(blocks)]
 
 
 def find_blocks(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
-    """The transformer blocks and the name of their list. Raises UserError where there is no such list."""
+    """Return the name of the list of transformer blocks, and the list. Raise UserError if there is none."""
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
@@ -128,7 +128,7 @@ def _inside_attention(block: torch.nn.Module, name: str) -> bool:
 
 
 def _shape(module: torch.nn.Module) -> tuple[int, int]:
-    """(out, in), whichever way it is stored."""
+    """Return (out, in), in whichever order it is stored."""
     shape = tuple(module.weight.shape)
     return shape if isinstance(module, torch.nn.Linear) else shape[::-1]
 

@@ -1,11 +1,11 @@
 """Causal attention as batched matrix products: at TinyMem's sizes faster on CPUs than the fused kernel.
 
-Queries go in blocks, each with the keys up to its end alone: what lies behind is masked anyway, and not computed. Of
-150 positions in three blocks that is a third of the work, forward and back.
+Queries are processed in blocks, each with the keys up to the block's end: later keys are masked anyway. With 150
+positions in three blocks this saves a third of the work, forward and backward.
 
-Registered with transformers under the name ATTENTION, so that the model stays a stock GPT-2. Same logits to float
-tolerance as transformers' own implementations; whatever is not plain causal attention on a CPU (a GPU, padding
-masks, a cache) is handed to transformers' `sdpa`.
+It is registered with transformers under the name ATTENTION, so the model stays a stock GPT-2. Logits equal those of
+transformers' own implementations to float tolerance. Everything but plain causal attention on a CPU (a GPU, padding
+masks, a cache) is left to transformers' `sdpa`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from functools import cache
 import torch
 
 ATTENTION = "tinymem"
-QUERIES = 50  # a block; measured: smaller ones gain nothing more
+QUERIES = 50  # per block; smaller blocks are no faster (measured)
 
 
 def register_attention() -> str:
-    """Makes the name ATTENTION known to transformers; returns it. Calling it twice is harmless."""
+    """Register ATTENTION with transformers and return the name. Calling it twice is harmless."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -29,15 +29,15 @@ def register_attention() -> str:
 
 
 def attention_settings(config) -> dict[str, str]:
-    """What gives a model this attention, as arguments of from_pretrained or from_config; nothing unless a plain GPT-2."""
+    """Return the arguments of from_pretrained or from_config for this attention; empty unless it is a plain GPT-2."""
     plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
     return {"attn_implementation": register_attention()} if plain_gpt2 else {}
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
-    """transformers' attention protocol. query, key, value: (batch, heads, length, head width).
+    """Compute attention by transformers' protocol. query, key, value: (batch, heads, length, head width).
 
-    Returns (batch, length, heads, head width), and None for the attention weights.
+    Return (batch, length, heads, head width), and None for the attention weights.
     """
     batch, heads, length, width = query.shape
     if attention_mask is not None or query.is_cuda or dropout or key.shape != query.shape:
@@ -48,8 +48,8 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
         )
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     scaling = width**-0.5 if scaling is None else scaling
-    # Autocast would keep the softmax in float32, and with it the largest tensors of the step; the kernel sums in
-    # float32 inside either way.
+    # Autocast would keep the softmax, the largest tensors of the step, in float32. The kernel sums in float32 either
+    # way.
     with torch.autocast("cpu", enabled=False):
         flat = (batch * heads, length, width)
         query, key, value = ((x if x.dtype == dtype else x.to(dtype)).reshape(flat) for x in (query, key, value))
@@ -62,14 +62,14 @@ def _blocks(length: int) -> list[slice]:
 
 
 def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float, rows: slice) -> torch.Tensor:
-    """Attention weights of a block of queries on the keys up to its end, (batch * heads, rows, rows.stop)."""
+    """Return attention weights of a block of queries on the keys up to its end, (batch * heads, rows, rows.stop)."""
     future = query.new_full((rows.stop - rows.start, rows.stop), float("-inf")).triu(1 + rows.start)
     return torch.baddbmm(future, query[:, rows], key[:, : rows.stop].transpose(1, 2), alpha=scaling).softmax(-1)
 
 
 @cache
 def _function() -> type:
-    """The autograd function on query, key, value (batch * heads, length, width). Made on first use (see tinymem.lazy)."""
+    """Return the autograd function on query, key, value (batch * heads, length, width); see tinymem.lazy."""
 
     class CausalAttention(torch.autograd.Function):
         @staticmethod
@@ -94,7 +94,7 @@ def _function() -> type:
 
 
 def _gradients(query, key, value, kept: list[torch.Tensor], upstream: torch.Tensor, scaling: float) -> tuple:
-    """Gradients with respect to query, key and value. kept: the attention weights of every block."""
+    """Return the gradients with respect to query, key and value. kept: the attention weights of every block."""
     of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     for rows, weights in zip(_blocks(query.shape[1]), kept):
         error, seen = upstream[:, rows], slice(0, rows.stop)

@@ -1,7 +1,6 @@
-"""Gradient checkpointing: a block keeps only its input for the backward pass and runs again when that needs the rest.
+"""Gradient checkpointing: a block keeps only its input and runs again during the backward pass.
 
-transformers has a switch for it that works in training mode only, where dropout is on too; unlearning methods need the
-model as it is evaluated.
+The switch in transformers works in training mode only, with dropout on. Unlearning methods need evaluation mode.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from tinymem.models.adapter import find_blocks
 
 @contextmanager
 def checkpointed(model, enabled: bool = True) -> Iterator[None]:
-    """Within the block (unless not `enabled`) gradients take one more forward pass and far less memory.
+    """Within the block, if `enabled`, gradients cost one more forward pass and far less memory.
 
-    Same results: the model must be in evaluation mode, so that a block does the same when it runs again. Backward
-    passes must be within the block too.
+    Results are the same. The model must be in evaluation mode, so that a block repeats exactly when it runs again.
+    Backward passes must be within the block, too.
     """
     blocks = list(find_blocks(model)[1]) if enabled else []
     before = [vars(block).get("forward") for block in blocks]

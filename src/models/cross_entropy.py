@@ -1,9 +1,9 @@
-"""Cross-entropy of an output layer without ever holding all its logits: a chunk of positions at a time.
+"""Cross-entropy of an output layer in chunks of positions, without ever holding all logits.
 
-With 50257 tokens the logits of 128 sequences of 150 tokens take 3.8 GB in float32, and the plain way keeps several
-copies. Here the backward pass computes each chunk's logits again: one matrix product more, but no large tensor is ever
-allocated, which costs more than a product. A 2-layer model trains twice as fast with 50257 tokens and 1.3 times as
-fast with 4096 (one core, both precisions), in a fraction of the memory.
+With 50257 tokens the logits of 128 sequences of 150 tokens take 3.8 GB in float32, and the usual implementation keeps
+several copies. Here the backward pass computes each chunk's logits again. That is one more matrix product, but
+allocating a large tensor costs more than a product. A 2-layer model trains twice as fast with 50257 tokens and 1.3
+times as fast with 4096 (one core, both precisions), in a fraction of the memory.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from functools import cache
 
 import torch
 
-from tinymem.errors import UserError
-
 CHUNK_LOGITS = {"cpu": 6_000_000, "cuda": 100_000_000}  # CPU: measured, 128 positions of 50257 tokens; GPU: 0.4 GB
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of `targets` under the logits hidden @ weight.T, in nats, float32 (positions,).
+    """Return the negative log-likelihood of `targets` under the logits hidden @ weight.T, nats, float32 (positions,).
 
     hidden: (positions, width). weight: (vocabulary, width). targets: int64 (positions,). Differentiable once with
-    respect to hidden and weight. Multiplies in autocast's type, like a linear layer; sums in float32. The backward
+    respect to hidden and weight. Products are in autocast's type, as in a linear layer; sums in float32. The backward
     pass skips positions without upstream gradient (pads, masked tokens).
     """
     return _function().apply(hidden, weight, targets, _multiply_type(hidden))
@@ -31,8 +29,9 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
 def linear_losses_and_hits(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses as of `linear_cross_entropy`, not differentiable, and whether the arg-max is the target: float32 and bool,
-    both (positions,).
+    """Return the losses of `linear_cross_entropy`, not differentiable, and whether the arg-max is the target.
+
+    float32 and bool, both (positions,).
     """
     dtype = _multiply_type(hidden)
     losses, hits = [], []
@@ -43,28 +42,16 @@ def linear_losses_and_hits(
     return torch.cat(losses), torch.cat(hits)
 
 
-def linear_hits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Whether the arg-max is the target, bool (positions,)."""
+def linear_hits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest logit, NaN where there is one, and whether its place is the target: hidden's type and bool, (positions,)."""
     dtype = _multiply_type(hidden)
+    highest, hits = [], []
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        parts = _logits(hidden.to(dtype), weight.to(dtype))
-        return torch.cat([best_tokens(logits) == targets[rows] for logits, rows in parts])
-
-
-def best_tokens(logits: torch.Tensor) -> torch.Tensor:
-    """Return the arg-max over the vocabulary, the last dimension. UserError where its logit is not a finite number."""
-    best = logits.argmax(-1)  # NaN counts as the largest
-    check_finite(logits.gather(-1, best[..., None]))
-    return best
-
-
-def check_finite(outputs: torch.Tensor) -> None:
-    """Raise UserError unless all outputs of a model are finite numbers."""
-    if not outputs.isfinite().all():
-        raise UserError(
-            "the model's outputs are not finite numbers (NaN or infinite) and cannot be measured: its weights are damaged "
-            "or diverged, or --dtype overflows; take another checkpoint, or --dtype bfloat16 or float32"
-        )
+        for logits, rows in _logits(hidden.to(dtype), weight.to(dtype)):
+            best = logits.argmax(-1)
+            highest.append(logits.gather(1, best[:, None]).squeeze(1))
+            hits.append(best == targets[rows])
+    return torch.cat(highest), torch.cat(hits)
 
 
 def _multiply_type(hidden: torch.Tensor) -> torch.dtype:
@@ -84,7 +71,7 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[torch.
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Overwrites the logits: a chunk is touched as little as possible."""
+    """Return token losses. Overwrite the logits, so that a chunk is read and written as little as possible."""
     wanted = logits.gather(1, targets[:, None]).float().squeeze(1)
     logits = logits.float()
     highest = logits.amax(1, keepdim=True)
@@ -93,7 +80,7 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _function() -> type:
-    """The autograd function. Made on first use, since importing this module must not load torch (see tinymem.lazy)."""
+    """Return the autograd function, defined on first use: this module must not load torch (see tinymem.lazy)."""
 
     class LinearCrossEntropy(torch.autograd.Function):
         @staticmethod
@@ -122,11 +109,11 @@ def _function() -> type:
 def _gradients(
     hidden, weight, targets, losses, upstream, dtype, of_weight: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients with respect to hidden and weight, given the gradient (positions,) of the losses.
+    """Return the gradients with respect to hidden and weight, given the gradient (positions,) of the losses.
 
-    d loss / d logits = softmax - one-hot; the upstream factor goes onto the narrow side of each product. The entry at
-    the target, p - 1, comes from the loss: in bfloat16 p would round to 1 where a token is known by heart. The weight's
-    gradient, a third of the work, is left out where the layer is frozen, as it is while a method unlearns.
+    d loss / d logits = softmax - one-hot; the upstream factor is applied to the narrow side of each product. The entry
+    at the target, p - 1, is computed from the loss: in bfloat16 p would round to 1 for a memorized token. The weight's
+    gradient, a third of the work, is skipped when the layer is frozen, as during unlearning.
     """
     hidden_grad = torch.zeros_like(hidden)
     weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if of_weight else None

@@ -150,12 +150,21 @@ class Lazy(Mapping):
         return len(self._makers)
 
 
+def stored_model(folder: Path) -> Weights:
+    """Return the edit that turns a model into the one saved in a folder of safetensors files."""
+    return Weights(Lazy(dict(item for path in sorted(folder.glob("*.safetensors")) for item in _makers(path))))
+
+
 def stored(path: str | Path) -> Lazy:
     """Return the tensors of a safetensors file, each read when it is asked for."""
+    return Lazy(dict(_makers(path)))
+
+
+def _makers(path: str | Path) -> list[tuple[str, Callable[[], torch.Tensor]]]:
     from safetensors import safe_open
 
     file = safe_open(path, framework="pt")
-    return Lazy({name: partial(file.get_tensor, name) for name in file.keys()})
+    return [(name, partial(file.get_tensor, name)) for name in file.keys()]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Names a model by its weights, so that records and kept scores never mix two of them up."""
+"""Identify a model by its weights, so that records and cached scores never confuse two models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def weights_fingerprint(model) -> str:
-    """16 hexadecimal digits of all weights and their names, wherever they lie and whatever device they are on."""
+    """Return 16 hexadecimal digits of all weights and their names, independent of folder and device."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from tinymem.errors import UserError
-from tinymem.models.cross_entropy import best_tokens
+from tinymem.models.losses import best_tokens
 
 NOTHING = -1  # stands where no token was generated
 
@@ -74,7 +74,7 @@ def _generate(model, prompts: Sequence[torch.Tensor], count: int, context: int |
         if ended.all():
             break
         logits, cache = _forward(model, tokens, mask, cache, context)
-        best = best_tokens(logits).to(tokens.device)
+        best = best_tokens(model, logits).to(tokens.device)
         generated[:, step] = best.masked_fill(ended, NOTHING)
         if eos is not None:
             ended |= best == eos

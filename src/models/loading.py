@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -9,10 +13,22 @@ from typing import Any
 import torch
 
 from tinymem.errors import UserError, first_line, out_of_memory
+from tinymem.inputs import check_value, read_json
 from tinymem.models.channel_gate import restore_gate
 
 # Buffers (causal masks, rotary frequencies) that earlier versions of transformers kept with the weights.
+COPY = "the folder is damaged: copy it again"
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "tinymem")
+SIZES = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head")
+SIZES += ("max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")  # each a whole number, or null
 OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq")
+# What a config.json may ask of a forward pass beside the architecture: other kernels, which give other last digits, and
+# other outputs.
+NEUTRAL = {"_attn_implementation": None, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
+WRAPPERS = r"^(?:_orig_mod\.|module\.)+"  # what torch.compile and DistributedDataParallel put before each name
+ADAPTER = "adapter_config.json"
+
+logger = logging.getLogger(__name__)
 
 
 def read_config(folder: Path):
@@ -20,17 +36,55 @@ def read_config(folder: Path):
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
+    if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
+        raise _only_an_adapter(folder)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder}: not a model folder (no config.json in it); give a folder such as runs/NAME/epoch_50"
         )
+    _check_values(folder / "config.json")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise _cannot_open(folder, error) from None
     if getattr(config, "quantization_config", None):
         raise UserError(f"{folder}: its weights are quantised and cannot be edited; give the model in full precision")
+    for name, value in NEUTRAL.items():
+        setattr(config, name, value)
     return config
+
+
+def _check_values(path: Path) -> None:
+    """UserError for what no config can mean: sizes that are no size, a type of numbers that torch does not have.
+
+    How attention is computed is ours to choose (and may name code on the hub), so a config has no say in it.
+    """
+    values = read_json(path, remedy=COPY)
+    check_value(values, dict[str, Any], "config", path, COPY)
+    for name, value in _leaves(values):
+        if name in SIZES:
+            check_value(value, int | None, name, path, COPY)
+        if type(value) is int and not -(2**31) < value < 2**31:
+            raise UserError(f"{path}: {name} {str(value)[:40]}: too large a number; {COPY}")
+        if name in SIZES and value is not None and value < 1:
+            raise UserError(f"{path}: {name} {value}: must be > 0; {COPY}")
+        if name in ("dtype", "torch_dtype") and value is not None:
+            kind = getattr(torch, str(value).removeprefix("torch."), None)
+            if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+                raise UserError(
+                    f"{path}: {name} {value!r}: must be float32, float16, bfloat16 or another type of weights"
+                )
+        if name in ("attn_implementation", "_attn_implementation") and value not in (None, *ATTENTIONS):
+            raise UserError(f"{path}: {name} {value!r}: must be one of {', '.join(ATTENTIONS)}; or leave it out")
+
+
+def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every name and plain value of a config and of the configs within it (text_config)."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield name, value
 
 
 def empty_model(folder: str | Path, config, **settings: Any):
@@ -42,8 +96,10 @@ def empty_model(folder: str | Path, config, **settings: Any):
 
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, **settings)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError) as error:
+        if out_of_memory(error):
+            raise
         raise _cannot_open(folder, error) from None
 
 
@@ -54,6 +110,51 @@ def read_model(folder: Path, config, dtype: torch.dtype, safetensors: bool = Tru
     the weights that the config asks for. Nothing is fetched, no code in the folder is run, and files that are not
     safetensors are read as tensors only. Models trained with example-tied dropout get their evaluation gate.
     """
+    _check_weight_files(folder)
+    model, wrong = _read(folder, config, dtype, safetensors, **settings)
+    if any(re.match(WRAPPERS, name) for name in wrong):
+        model, wrong = _read(folder, config, dtype, safetensors, key_mapping={WRAPPERS: ""}, **settings)
+        del model._weight_conversions  # transformers would put the prefix back where the model is saved
+        logger.warning("%s: its weights carry the prefix of torch.compile or DistributedDataParallel, left out", folder)
+    if wrong:  # transformers would go on with random weights
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"{folder}: config.json and the weights do not belong together ({wrong[0]}{more})")
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        for each in (model.config, model.config.get_text_config()):  # says how the weights are when they are saved
+            each.tie_word_embeddings = False
+    restore_gate(model)
+    return model
+
+
+def _check_weight_files(folder: Path) -> None:
+    """UserError where the folder has an adapter or a variant of the weights in place of weights; a note on adapters."""
+    names = sorted(path.name for path in folder.iterdir())
+    weights = [name for name in names if re.fullmatch(r"(model|pytorch_model).*\.(safetensors|bin)", name)]
+    plain = [name for name in weights if re.fullmatch(r"\w+(-\d+-of-\d+)?\.(safetensors|bin)", name)]
+    if ADAPTER in names:
+        if not weights:
+            raise _only_an_adapter(folder)
+        if importlib.util.find_spec("peft") is not None:  # transformers would apply it
+            raise UserError(f"{folder}: holds an adapter beside the weights; merge it, or move {ADAPTER} elsewhere")
+        logger.warning("%s: the adapter beside the weights (%s) is not applied", folder, ADAPTER)
+    if weights and not plain:
+        raise UserError(
+            f"{folder}: has no weights but the variant {weights[0]}; rename it to {_without_variant(weights[0])}"
+        )
+
+
+def _only_an_adapter(folder: Path) -> UserError:
+    return UserError(f"{folder}: holds an adapter ({ADAPTER}), no model; give the model that it was merged into")
+
+
+def _without_variant(name: str) -> str:
+    """model.fp16.safetensors -> model.safetensors."""
+    return f"{name.partition('.')[0]}.{name.rpartition('.')[2]}"
+
+
+def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **settings: Any) -> tuple[Any, list[str]]:
+    """The model, and the names of weights that are missing, too many or of another shape."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -63,6 +164,7 @@ def read_model(folder: Path, config, dtype: torch.dtype, safetensors: bool = Tru
             config=config,
             dtype=dtype,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=safetensors,
             weights_only=True,
             output_loading_info=True,
@@ -70,21 +172,21 @@ def read_model(folder: Path, config, dtype: torch.dtype, safetensors: bool = Tru
         )
     except UnpicklingError:
         raise UserError(f"{folder}: its weights are a pickle of more than tensors, which could run code") from None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, ImportError, RuntimeError, SafetensorError
+    ) as error:  # fmt: skip
         if out_of_memory(error):  # which says nothing against the folder
             raise
         raise _cannot_open(folder, error) from None
     names = [str(name) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[key]]
-    wrong = sorted(name for name in names if not name.endswith(OLD_BUFFERS))
-    if wrong:  # transformers would go on with random weights
-        raise UserError(
-            f"{folder}: config.json and the weights do not belong together ({wrong[0]} and {len(wrong) - 1} more)"
-        )
-    restore_gate(model)
-    return model
+    return model, sorted(name for name in names if not name.endswith(OLD_BUFFERS))
 
 
 def _cannot_open(folder: Path, error: Exception) -> UserError:
+    if "custom code" in str(error):
+        return UserError(
+            f"{folder}: this model needs code of its own (auto_map), which is never run; no other opens it"
+        )
     return UserError(
         f"{folder}: cannot open this model ({first_line(error)}); the folder is damaged or not a causal LM"
     )

@@ -1,18 +1,19 @@
-"""Next-token losses and arg-maxes of a causal LM: the one place where its output layer is run.
+"""Next-token losses and arg-maxes of a causal LM: the only place that runs its output layer.
 
-With a large vocabulary the output layer costs more than the rest of a small model, and its logits more memory. Where
-the architecture allows, it is then run on the needed positions a chunk at a time; the results are the same.
+With a large vocabulary the output layer costs more than the rest of a small model, and its logits use more memory. If
+the architecture allows it, the output layer then runs on the needed positions in chunks; the results are the same.
 """
 
 from __future__ import annotations
 
 import torch
 
-from tinymem.models.cross_entropy import best_tokens, linear_cross_entropy, linear_hits, linear_losses_and_hits
+from tinymem.errors import NotFinite
+from tinymem.models.cross_entropy import linear_cross_entropy, linear_hits, linear_losses_and_hits
 
-LARGE_VOCABULARY = 2048  # from here on chunks are at least as fast as the plain way
+LARGE_VOCABULARY = 2048  # from here on, chunks are at least as fast as the whole layer at once
 # Architectures whose logits are output_embeddings(base_model(tokens)) and nothing else: no scaling (Cohere, Granite), no
-# soft cap (Gemma 2), no bias. tests/models/test_losses.py checks each; others take the plain way.
+# soft cap (Gemma 2), no bias. tests/models/test_losses.py checks each; others run the whole layer at once.
 PLAIN_OUTPUT_LAYER = frozenset("gpt2 gpt_neo gpt_neox llama mistral olmo olmo2 qwen2 qwen3 smollm3".split())
 
 
@@ -20,14 +21,17 @@ def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of each next token in nats, (rows, length - 1), float32 or finer. Differentiable.
 
     tokens: integer (rows, length), any integer type, on any device. The result is on model.device, as are those below,
-    also where the layers of the model lie on several devices.
+    also where the layers of the model lie on several devices. Raises NotFinite for losses that are not finite where no
+    gradients are kept: they are a figure then, while a training loop checks its own loss.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, 1:]
     if chunked(model):
         hidden, weight = _output_layer(model, input_ids=tokens)
-        return _chunked_losses(hidden[:, :-1], weight, targets)
-    return _cross_entropy(model(tokens, use_cache=False).logits[:, :-1], targets)
+        losses = _chunked_losses(hidden[:, :-1], weight, targets)
+    else:
+        losses = _cross_entropy(model(tokens, use_cache=False).logits[:, :-1], targets)
+    return losses if losses.requires_grad else check_finite(model, losses)
 
 
 def next_token_logits(model, tokens: torch.Tensor) -> torch.Tensor:
@@ -39,9 +43,9 @@ def next_token_logits(model, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def last_losses(model, targets: torch.Tensor, **inputs) -> torch.Tensor:
-    """Negative log-likelihood of `targets` (rows, n) at the last n positions of a forward pass on `inputs`. Differentiable.
+    """Return the negative log-likelihood of `targets` (rows, n) at the last n positions of `inputs`. Differentiable.
 
-    inputs: keyword arguments of the model, such as input_ids and attention_mask. Returns nats, float32 (rows, n).
+    inputs: keyword arguments of the model, such as input_ids and attention_mask. Return nats, float32 (rows, n).
     """
     count = targets.shape[1]
     if chunked(model):
@@ -52,54 +56,77 @@ def last_losses(model, targets: torch.Tensor, **inputs) -> torch.Tensor:
 
 
 def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token losses, and whether the arg-max is the next token: float32 and bool, both (rows, length - 1).
+    """Return token losses and whether the arg-max is the next token: float32 and bool, both (rows, length - 1).
 
-    For measuring: gradients are not kept.
+    For measuring: gradients are not kept. Raises NotFinite for losses that are not finite.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, 1:]
     with torch.no_grad():
         if chunked(model):
             hidden, weight = _output_layer(model, input_ids=tokens)
-            return _chunked_losses_and_hits(hidden[:, :-1], weight, targets)
-        logits = model(tokens, use_cache=False).logits[:, :-1]
-        return _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
+            losses, hits = _chunked_losses_and_hits(hidden[:, :-1], weight, targets)
+        else:
+            logits = model(tokens, use_cache=False).logits[:, :-1]
+            losses, hits = _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
+    return check_finite(model, losses), hits
 
 
 def window_losses_and_hits(model, tokens: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `losses_and_hits` of the positions first <= position < last alone: float32 and bool, (rows, last - first).
 
-    Runs the output layer on those positions only. Entry j is about token first + j; gradients are not kept.
+    Runs the output layer on those positions only. Entry j is about token first + j; gradients are not kept. Raises
+    NotFinite for losses that are not finite.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, first:last]
     with torch.no_grad():
         if chunked(model):
             hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
-            return _chunked_losses_and_hits(hidden[:, first - 1 :], weight, targets)
-        logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
-        logits = _last(logits, last - first)
-        return _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
+            losses, hits = _chunked_losses_and_hits(hidden[:, first - 1 :], weight, targets)
+        else:
+            logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
+            logits = _last(logits, last - first)
+            losses, hits = _cross_entropy(logits, targets), logits.argmax(-1).to(tokens.device) == targets
+    return check_finite(model, losses), hits
 
 
 def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """Whether greedy decoding from each prefix gives the next token, for positions first <= position < last.
+    """Return whether greedy decoding from each prefix gives the next token, for positions first <= position < last.
 
     Runs the output layer on those positions only. Returns bool (rows, last - first): entry j is about token first + j.
-    Raises UserError where the logits are not finite numbers.
+    Raises NotFinite where the highest logit is not finite.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, first:last]
     if chunked(model):
         hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
         flat = targets.flatten().to(hidden.device)
-        return linear_hits(hidden[:, first - 1 :].flatten(0, 1), weight, flat).view(targets.shape).to(tokens.device)
+        highest, hits = linear_hits(hidden[:, first - 1 :].flatten(0, 1), weight, flat)
+        check_finite(model, highest)
+        return hits.view(targets.shape).to(tokens.device)
     logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
-    return best_tokens(_last(logits, last - first)).to(tokens.device) == targets
+    return best_tokens(model, _last(logits, last - first)).to(tokens.device) == targets
+
+
+def best_tokens(model, logits: torch.Tensor) -> torch.Tensor:
+    """Return the arg-max over the vocabulary, the last dimension. Raises NotFinite where its logit is not finite."""
+    best = logits.argmax(-1)  # of a NaN, where there is one
+    check_finite(model, logits.gather(-1, best[..., None]))
+    return best
+
+
+def check_finite(model, values: torch.Tensor) -> torch.Tensor:
+    """Return logits or losses of a model. Raises NotFinite, with its name, where one of them is not a finite number."""
+    if values.isfinite().logical_not_().any():  # False for a plan's fake tensors
+        name, dtype = getattr(model, "name_or_path", "") or type(model).__name__, getattr(model, "dtype", None)
+        way = "use --dtype float32 or bfloat16" if dtype == torch.float16 else "its weights are damaged or diverged"
+        raise NotFinite(f"{name}: its logits are not finite numbers, so that nothing can be measured; {way}")
+    return values
 
 
 def chunked(model) -> bool:
-    """Whether this model's output layer is run in chunks: a large vocabulary behind a plain linear layer."""
+    """Return whether this model's output layer runs in chunks: a plain linear layer with a large vocabulary."""
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel) or model.config.model_type not in PLAIN_OUTPUT_LAYER:
@@ -109,12 +136,12 @@ def chunked(model) -> bool:
 
 
 def _last(values: torch.Tensor, count: int) -> torch.Tensor:
-    """The last `count` positions, none for 0, where [-0:] and logits_to_keep=0 both mean all."""
+    """Return the last `count` positions; none for 0, for which [-0:] and logits_to_keep=0 would return all."""
     return values[:, values.shape[1] - count :]
 
 
 def _output_layer(model, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the output layer is given, (rows, length, width), and its weight, on the weight's device."""
+    """Return the input of the output layer, (rows, length, width), and its weight, on the weight's device."""
     weight = model.get_output_embeddings().weight
     return model.base_model(**inputs, use_cache=False).last_hidden_state.to(weight.device), weight
 
@@ -141,6 +168,6 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
 
 
 def counted(tokens: torch.Tensor, ignored_token: int | None) -> torch.Tensor:
-    """Which of the predicted positions count in a mean, bool (rows, length - 1)."""
+    """Return which predicted positions count in a mean (the loss mask), bool (rows, length - 1)."""
     targets = tokens[:, 1:]
     return torch.ones_like(targets, dtype=torch.bool) if ignored_token is None else targets != ignored_token

@@ -1,4 +1,4 @@
-"""The precision in which a forward pass multiplies. Weights, losses and whatever is learned are float32 all the same."""
+"""The precision of forward passes. Weights, losses and learned scores are float32 in any case."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MEANING = "precision of the forward pass; auto: bfloat16 where the device has in
 
 @cache
 def auto_precision(device: torch.device) -> str:
-    """What "auto" stands for: bfloat16 where the device has instructions for it, else float32.
+    """Return what "auto" means: bfloat16 if the device has instructions for it, else float32.
 
-    Without them bfloat16 is emulated: a training step on a processor with plain AVX-512 then takes twice as long as in
-    float32, while with AVX512-BF16 it takes half as long.
+    Without instructions bfloat16 is emulated: a training step on a processor with plain AVX-512 takes twice as long as
+    in float32. With AVX512-BF16 it takes half as long.
     """
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -27,7 +27,7 @@ def auto_precision(device: torch.device) -> str:
 
 
 def autocast(model, precision: str) -> torch.autocast:
-    """A context for forward passes in one of PRECISIONS; weights that are narrow already are multiplied as they are."""
+    """Return a context for forward passes in one of PRECISIONS; weights in half precision are used as they are."""
     precision = auto_precision(model.device) if precision == "auto" else precision
     enabled = precision == "bfloat16" and model.dtype == torch.float32
     return torch.autocast(model.device.type, torch.bfloat16, enabled=enabled)

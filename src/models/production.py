@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,13 +15,16 @@ from tinymem.data.corpus import hub_reachable
 from tinymem.data.tokenizer import has_tokenizer, open_tokenizer
 from tinymem.errors import OutOfMemory, UserError, first_line
 from tinymem.models.adapter import find_mlps
-from tinymem.models.gguf import is_packaged, packaged_model
+from tinymem.models.free_memory import free_on_host
+from tinymem.models.gguf import PACKAGED_MODELS, is_packaged, packaged_model
+from tinymem.models.known import known_config
 from tinymem.models.loading import empty_model, read_config, read_model
 from tinymem.options import check_options, option
 
 DTYPES = ("float32", "bfloat16", "float16")
 DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config and tokenizer
 WEIGHT_FILES = {True: ("model*.safetensors",), False: ("pytorch_model*.bin",)}  # safetensors, or else pickled tensors
+logger = logging.getLogger(__name__)
 RESERVE = 0.05  # of the free memory, left for everything that is not a weight
 
 
@@ -33,6 +40,18 @@ class LoadSettings:
 
     __post_init__ = check_options
 
+    @property
+    def method_dtype(self) -> str:
+        """Precision of a method's forward passes on such weights.
+
+        float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
+        """
+        return "bfloat16" if self.dtype == "bfloat16" else "float32"
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return the model section of a record. name: the model's on the hub, or its folder."""
+        return {"name": model_identity(name), "step": self.step, "dtype": self.dtype}
+
 
 def open_causal_lm(
     name_or_folder: str | Path,
@@ -42,7 +61,7 @@ def open_causal_lm(
     device_map: str | None = None,
     dtype_is_free: bool = True,
 ):
-    """(model, tokenizer) in evaluation mode; tokenizer is None where the folder has none.
+    """(model, tokenizer) in evaluation mode; tokenizer is None where the folder has none that opens.
 
     name_or_folder   a model folder, the name of a packaged model (smollm2: see `tinymem.models.gguf`), or a name on the
                      hub, which answers from its cache when it cannot be reached
@@ -55,7 +74,7 @@ def open_causal_lm(
     that can be edited, or it does not fit into memory.
     """
     folder = model_folder(name_or_folder, step)
-    config, tokenizer = read_config(folder), _tokenizer(folder)
+    config, tokenizer = read_config(folder), _tokenizer(folder, for_text=False)
     weights = getattr(torch, dtype)
     empty = empty_model(folder, config)
     find_mlps(empty)
@@ -68,20 +87,44 @@ def open_causal_lm(
     return model if device_map else model.to(device), tokenizer
 
 
-def open_description(name_or_folder: str | Path, step: int | None = None):
-    """(config, tokenizer or None): what can be known, and checked, before the weights are fetched and read."""
+def open_description(name_or_folder: str | Path, step: int | None = None, for_text: bool = True):
+    """(config, tokenizer or None): what can be known, and checked, before the weights are fetched and read.
+
+    for_text: whether text is to be read, so that a tokenizer with damaged files is an error.
+    """
     folder = model_folder(name_or_folder, step)
-    return read_config(folder), _tokenizer(folder)
+    return read_config(folder), _tokenizer(folder, for_text)
 
 
-def _tokenizer(folder: Path):
-    """None where there is none, or one of a kind that does not open here: whoever wants to read text says so."""
+def _tokenizer(folder: Path, for_text: bool):
+    """None where there is none, or one of a kind that does not open here: whoever wants to read text says so.
+
+    A damaged one is an error only where it is needed, and a note elsewhere: edited models are saved without it.
+    """
     try:
         return open_tokenizer(folder) if has_tokenizer(folder) else None
-    except UserError:
-        if (folder / "tokenizer.json").is_file():
+    except UserError as error:
+        if for_text and (folder / "tokenizer.json").is_file():
             raise
+        _note(str(error))
         return None
+
+
+@functools.cache
+def _say_hidden(name: str) -> None:
+    """A note, once, where a folder has the name of a model that is packaged, well known or in the hub's cache."""
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    plain = re.fullmatch(r"[\w.-]*\w(/[\w.-]+)?", name) is not None and not name.startswith(".")
+    if plain and (name in PACKAGED_MODELS or known_config(name) is not None or cached.is_dir()):
+        logger.warning("%s: the folder of this name is opened, not the model; ./%s says so", name, name)
+
+
+@functools.cache
+def _note(text: str) -> None:
+    """Say it once: a folder is opened several times."""
+    logger.warning("%s; token ids need none", text)
 
 
 def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
@@ -96,7 +139,9 @@ def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
                 f"--step {step}: {name_or_folder} comes with an installed package, as one model; leave it out"
             )
         return packaged_model(str(name_or_folder))
-    if not path.is_dir():
+    if path.is_dir():
+        _say_hidden(str(name_or_folder))
+    else:
         return _snapshot(str(name_or_folder), step, DESCRIPTION_FILES)
     if step is None:
         return path
@@ -152,6 +197,12 @@ def _snapshot(name: str, step: int | None, patterns: tuple[str, ...]) -> Path:
         raise UserError(f"--model_name {name}: cannot be fetched ({first_line(error)})") from None
 
 
+def model_identity(name_or_folder: str | Path) -> str:
+    """Names a model in records: a folder by its real path, however it was spelled and wherever the command ran."""
+    path = Path(name_or_folder)
+    return str(path.resolve()) if path.is_dir() else str(name_or_folder)
+
+
 def run_label(name_or_folder: str | Path, step: int | None) -> str:
     """Names the runs on a model: its name without the owner, and the training step."""
     return Path(name_or_folder).resolve().name + ("" if step is None else f"_step{step}")
@@ -169,9 +220,7 @@ def free_bytes(device: str | torch.device, device_map: str | None = None) -> int
         return sum(map(_free_on_gpu, range(torch.cuda.device_count())))
     if device.type == "cuda" and not device_map:
         return _free_on_gpu(device)
-    import psutil
-
-    return psutil.virtual_memory().available
+    return free_on_host()
 
 
 def _free_on_gpu(device: int | torch.device) -> int:

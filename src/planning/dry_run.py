@@ -15,8 +15,9 @@ from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
+from tinymem.models.known import known_config
 from tinymem.models.production import LoadSettings, free_bytes, open_description
-from tinymem.planning.memory import Shape, known_config, shape_of
+from tinymem.planning.memory import Shape, shape_of
 from tinymem.planning.plan import Plan, Sizes, plan
 from tinymem.training.plant import training_bytes
 
@@ -27,7 +28,7 @@ KEPT = 2.5  # where freed memory is kept (tinymem.allocator) all but the weights
 def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_known: bool) -> Shape:
     """Return the shape of a model: a folder's, one that the hub or its cache has, or with `well_known` one that needs neither."""
     config = known_config(name) if well_known and not Path(name).is_dir() else None
-    config = config or open_description(name, loading.step)[0]
+    config = config or open_description(name, loading.step, for_text=False)[0]
     return shape_of(config, getattr(torch, loading.dtype), device.type, name)
 
 

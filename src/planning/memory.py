@@ -8,13 +8,10 @@ it makes is counted as long as it lives.
 from __future__ import annotations
 
 import copy
-import json
-import re
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,9 +22,7 @@ from tinymem.models.attention import attention_settings
 from tinymem.models.loading import empty_model
 
 T = TypeVar("T")
-KNOWN = Path(__file__).parent / "known_shapes.json"
 SMALL = 2**16  # entries of a tensor of integers that is made, not only counted
-VARIANT = re.compile(r"(-deduped)?(-v0)?(-instruct|-sft|-dpo)?$")  # of the shape that the name before it has
 
 
 @dataclass(frozen=True)
@@ -127,25 +122,6 @@ def _replace_tensors(model) -> None:
                     parameter = isinstance(tensor, torch.nn.Parameter)
                     made[id(tensor)] = torch.nn.Parameter(fake, tensor.requires_grad) if parameter else fake
                 own[name] = made[id(tensor)]
-
-
-def known_shapes() -> dict[str, dict[str, Any]]:
-    """The public config numbers of well-known models, by name."""
-    return json.loads(KNOWN.read_text())
-
-
-def known_config(name: str):
-    """The config of a well-known model, such as pythia-2.8b, Llama-3-8B or OWNER/NAME of these; None for others.
-
-    Variants have the same shape: Llama-3.1-8B-Instruct is Llama-3-8B to a plan.
-    """
-    from transformers import AutoConfig
-
-    plain = VARIANT.sub("", name.rstrip("/").rsplit("/", 1)[-1].lower()).removeprefix("meta-").replace("3.1", "3")
-    for known, numbers in known_shapes().items():
-        if plain == known.lower().removeprefix("meta-"):
-            return AutoConfig.for_model(**numbers)
-    return None
 
 
 def _allocations(model, share: float):

@@ -1,4 +1,4 @@
-"""What all figures share: panels, styles that are readable in grey, files."""
+"""Shared parts of all figures: panels, styles that are readable in grey, files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def new_figure(panels: int, width: float = 4.0, height: float = 3.2):
-    """A figure with its panels side by side, independent of any display. Returns (figure, list of axes)."""
+    """Return (figure, list of axes): panels side by side, independent of any display."""
     figure, grid = new_grid(1, panels, width, height)
     return figure, list(grid[0])
 
 
 def new_grid(rows: int, columns: int, width: float = 4.0, height: float = 3.2):
-    """A figure with rows x columns panels of this size in inches. Returns (figure, array of axes (rows, columns))."""
+    """Return (figure, array of axes (rows, columns)) with panels of this size in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -34,15 +34,15 @@ def new_grid(rows: int, columns: int, width: float = 4.0, height: float = 3.2):
 
 
 def set_title(axis, title: str) -> None:
-    """A small title that is broken at its commas into lines no wider than its panel."""
+    """Set a small title, broken at its commas into lines no wider than its panel."""
     inches = axis.figure.get_figwidth() / axis.get_gridspec().ncols
     parts = title.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
     axis.set_title(textwrap.fill(parts, int(14 * inches)).replace("\N{NO-BREAK SPACE}", " "), fontsize=8)
 
 
 def common_legend(figure, axes: Iterable) -> None:
-    """One legend for all panels, below them, as wide as they are; every label once, in the order of the panel that has
-    most of them."""
+    """Add one legend below all panels, as wide as they are. Every label occurs once, in the order of the panel with
+    most labels."""
     entries = [axis.get_legend_handles_labels() for axis in axes]
     handles = {}
     for some in sorted(entries, key=lambda entry: -len(entry[1])):
@@ -54,7 +54,7 @@ def common_legend(figure, axes: Iterable) -> None:
 
 
 def plain_numbers(axis) -> None:
-    """Ticks of a logarithmic axis as 20, 30, 100 instead of powers of ten. axis: axes.xaxis or axes.yaxis."""
+    """Label a logarithmic axis with 20, 30, 100 instead of powers of ten. axis: axes.xaxis or axes.yaxis."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()
@@ -68,10 +68,28 @@ def plain_numbers(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _as_written(figure) -> None:
+    """Shows every text as it is: a $ in a name would begin a formula. Numbers on axes keep their powers of ten."""
+    from matplotlib.axis import Axis
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter
+
+    numbers = {
+        id(label)
+        for axis in figure.findobj(Axis)
+        if not isinstance(axis.get_major_formatter(), FixedFormatter)
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in figure.findobj(Text):
+        if id(text) not in numbers:
+            text.set_parse_math(False)
+
+
 def save_figure(figure, path: str | Path) -> list[Path]:
-    """Writes path.png and path.pdf (`path` without suffix). The same figure gives the same files."""
+    """Write path.png and path.pdf (`path` without suffix). The same figure gives the same files."""
     path = Path(path)
     metadata = {".png": {}, ".pdf": {"CreationDate": None}}
+    _as_written(figure)
     figure.draw_without_rendering()  # lays the panels out, once for both files: it takes longer than to write them
     figure.set_layout_engine("none")
     return [

@@ -1,6 +1,6 @@
-"""Memorization and quality over training: of one run, by model size, by regularizer, of fine-tunings.
+"""Memorization and quality over training: one run, by model size, by regularizer, fine-tunings.
 
-Several seeds of the same settings are one line, their mean; the band reaches from the lowest seed to the highest.
+Several seeds of the same settings are one line, their mean, with a band from the lowest seed to the highest.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from tinymem.records.choose import SEEDS, grouped, key_of, on_numbers, titles
 from tinymem.records.curves import Curve
 from tinymem.regularizers.registry import REGULARIZERS
 
-LENGTH = ("epochs", "checkpoint_every", "ft_epochs")  # a run that goes on longer is still on the same line
+LENGTH = (
+    "training.epochs",
+    "training.checkpoint_every",
+    "method.ft_epochs",
+)  # a run that goes on longer is still on the same line
 COLUMNS = 4  # at most so many panels side by side
 MEMORIZED = "percent_memorized_train"
-STRENGTH = tuple(name for entry in REGULARIZERS for name in entry.flags) + ("l2_reg",)
+DECAY = "training.l2_reg"
+STRENGTH = tuple(f"training.{name}" for entry in REGULARIZERS for name in entry.flags) + (DECAY,)
 
 
 def plot_training(rows: Rows, path: str | Path) -> list[Path]:
-    """Loss, accuracy and memorization against epochs."""
+    """Draw loss, accuracy and memorization against epochs."""
     figure, (loss, accuracy, memory) = new_figure(3)
     _lines(loss, rows, "epoch", [name for name in rows[0] if name == "train_loss" or name.startswith("loss_")])
     _lines(accuracy, rows, "epoch", [name for name in rows[0] if name.startswith("accuracy_")])
@@ -33,7 +38,7 @@ def plot_training(rows: Rows, path: str | Path) -> list[Path]:
 
 
 def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
-    """One line a column; a column without any value is left out."""
+    """Draw one line per column; skip columns without values."""
     for name, (marker, line) in zip(names, STYLES * (1 + len(names) // len(STYLES))):
         points = [(row[x], row[name]) for row in rows if row.get(name) is not None]
         if points:
@@ -45,14 +50,14 @@ def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
 
 def draw_by_size(curves: Sequence[Curve]):
     """Training runs without regularizers: one line a model size, two panels (memorization above quality) a data set."""
-    order = sorted(curves, key=lambda curve: curve.settings["n_layers"])
-    return _draw(order, lambda curve: f"{curve.settings['n_layers']} layers", ("n_layers",), "epoch")
+    order = sorted(curves, key=lambda curve: curve.settings["model.n_layers"])
+    return _draw(order, lambda curve: f"{curve.settings['model.n_layers']} layers", ("model.n_layers",), "epoch")
 
 
 def draw_regularizers(curves: Sequence[Curve]):
-    """Training runs: one line a regularizer and strength, two panels a data set and model size.
+    """Draw training runs: one line per regularizer and strength, two panels per data set and model size.
 
-    A data set and model size that was trained without regularizers only has no panels.
+    A data set and model size that has only runs without regularizers gets no panels.
     """
     both = [
         some
@@ -65,17 +70,17 @@ def draw_regularizers(curves: Sequence[Curve]):
 
 def draw_finetuning(curves: Sequence[Curve]):
     """Fine-tunings against the seconds of training that they took: one line a fine-tuning set, two panels a model."""
-    order = sorted(curves, key=lambda curve: ("clean", "extra", "both").index(curve.settings["ft_data"]))
-    return _draw(order, lambda curve: curve.settings["ft_data"], ("ft_data",), "seconds")
+    order = sorted(curves, key=lambda curve: ("clean", "extra", "both").index(curve.settings["method.name"]))
+    return _draw(order, lambda curve: curve.settings["method.name"], ("method.name",), "seconds")
 
 
 def is_regularized(curve: Curve) -> bool:
     """Whether a run was trained with one of the registry's regularizers."""
-    return any(curve.settings.get(entry.flags[0]) for entry in REGULARIZERS)
+    return any(curve.settings.get(f"training.{entry.flags[0]}") for entry in REGULARIZERS)
 
 
 def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
-    """Curve -> "none", or its regularizers by name, with the settings that differ between these curves."""
+    """Return curve -> "none", or its regularizers by name, with the settings that differ between these curves."""
     varied = {
         name
         for name in STRENGTH
@@ -85,31 +90,35 @@ def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
     def label(curve: Curve) -> str:
         words = []
         for entry in REGULARIZERS:
-            if curve.settings.get(entry.flags[0]):
-                strengths = [f"{name} {curve.settings[name]:g}" for name in entry.flags if name in varied]
+            if curve.settings.get(f"training.{entry.flags[0]}"):
+                strengths = [
+                    f"{name} {curve.settings[f'training.{name}']:g}"
+                    for name in entry.flags
+                    if f"training.{name}" in varied
+                ]
                 words.append(" ".join([entry.name.replace("_", " "), *strengths]))
-        if "l2_reg" in varied:
-            words.append(f"weight decay {curve.settings['l2_reg']:g}")
+        if DECAY in varied:
+            words.append(f"weight decay {curve.settings[DECAY]:g}")
         return " + ".join(words) or "none"
 
     return label
 
 
 def _strength(curve: Curve) -> list[float]:
-    """Sorts runs without a regularizer first, then by regularizer and strength."""
+    """Return a sort key: runs without a regularizer first, then by regularizer and strength."""
     return [float(curve.settings.get(name) or 0) for name in STRENGTH]
 
 
 def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[str, ...], x: str):
-    """Two panels (memorization above quality) for every kind of run, one line a label in each. Returns the figure.
+    """Draw two panels (memorization above quality) per kind of run, with one line per label. Return the figure.
 
-    hidden: the settings that the label tells, which make no panel of their own.
+    hidden: settings that are in the label and therefore do not separate panels.
     """
     by_panel = grouped(curves, lambda curve: key_of(_panel(curve, hidden)))
     panels = [(_panel(some[0], hidden), some) for some in by_panel]
-    panels.sort(key=lambda panel: [str(panel[0].get(name, "")) for name in ("data_name", "artifact")])
+    panels.sort(key=lambda panel: [str(panel[0].get(name, "")) for name in ("data.data_name", "data.artifact")])
     labels = list(dict.fromkeys(map(label, curves)))
-    styles = dict(zip(labels, _styles(len(labels), ordered=hidden == ("n_layers",))))
+    styles = dict(zip(labels, _styles(len(labels), ordered=hidden == ("model.n_layers",))))
     lines = -(-len(panels) // COLUMNS)
     columns = -(-len(panels) // lines)
     figure, grid = new_grid(2 * lines, columns, max(3.2, 6.4 / columns), 2.5)
@@ -129,13 +138,13 @@ def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[
 
 
 def _panel(curve: Curve, hidden: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that decide in which panel a curve stands."""
+    """Return the settings that decide the panel of a curve."""
     ignored = {*SEEDS, *LENGTH, *hidden}
     return {name: value for name, value in curve.settings.items() if name not in ignored}
 
 
 def _styles(count: int, ordered: bool) -> list[dict[str, Any]]:
-    """Line styles that differ in marker and dashes, readable in grey too; ordered: from dark to light."""
+    """Return line styles that differ in marker and dashes, readable in grey; `ordered` goes from dark to light."""
     from matplotlib import colormaps
 
     colours = [colormaps["viridis"](0.85 * i / count) if ordered else f"C{i % 10}" for i in range(count)]
@@ -144,7 +153,7 @@ def _styles(count: int, ordered: bool) -> list[dict[str, Any]]:
 
 
 def _line(axis, curves: Sequence[Curve], x: str, name: str, style: Mapping[str, Any], label: str | None = None) -> None:
-    """The mean of a column over seeds, with its range; epoch 0 of a fine-tuning is a dashed line across."""
+    """Draw the mean of a column over seeds, with its range; epoch 0 of a fine-tuning is a dashed horizontal line."""
     points = over_seeds(curves, x, name)
     if x == "seconds" and points and points[0][0] == 0.0:
         axis.axhline(points[0][1], color="black", linewidth=0.8, linestyle="--", zorder=0.9)
@@ -160,7 +169,7 @@ def _line(axis, curves: Sequence[Curve], x: str, name: str, style: Mapping[str, 
 
 
 def over_seeds(curves: Sequence[Curve], x: str, name: str) -> list[tuple[float, float, float, float]]:
-    """(mean x, mean, lowest, highest) of a column at every epoch that all runs which got so far have measured."""
+    """Return (mean x, mean, lowest, highest) of a column at each epoch that every run of that length has measured."""
     ends = [curve.rows[-1]["epoch"] for curve in curves if curve.rows]
     by_epoch: dict[int, list[tuple[float, float]]] = {}
     for curve in curves:
@@ -176,7 +185,7 @@ def over_seeds(curves: Sequence[Curve], x: str, name: str) -> list[tuple[float, 
 
 
 def _finish(memory, quality, x: str, numbers: bool) -> None:
-    """Labels and scales of the two panels of one kind of run."""
+    """Set labels and scales of the two panels of one kind of run."""
     for axis in (memory, quality):
         axis.set_visible(True)
         if x == "seconds":

@@ -13,10 +13,10 @@ COLOURS = "viridis"  # its lightness rises all the way, so that it can be read i
 
 
 def draw_landscapes(coordinates: Sequence[float], grids: Mapping[str, Grid]):
-    """Surfaces above, contours below, a column a model. Height and colour are the logarithm of the loss.
+    """Draw surfaces above and contours below, one column per model. Height and colour are the logarithm of the loss.
 
     coordinates: of the grid along either direction. grids: title -> losses in nats, [first direction][second]; None is
-    a loss that is not finite, and a hole. Returns the figure. UserError when no loss is finite.
+    a loss that is not finite and becomes a hole. Return the figure. Raise UserError when no loss is finite.
     """
     import numpy as np
     from matplotlib.colors import LogNorm

@@ -1,4 +1,4 @@
-"""Every mitigation of one model side by side."""
+"""All mitigations of one model side by side."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tinymem.plots.base import Rows, new_figure, save_figure
 
 
 def plot_mitigations(rows: Rows, path: str | Path) -> list[Path]:
-    """Memorization, accuracy and seconds of methods side by side, one line a row, the families apart.
+    """Draw memorization, accuracy and seconds of methods side by side, one line per row, grouped by family.
 
     rows: family, method, percent_memorized_train, percent_memorized_test, mean_test_accuracy, seconds. The first is
-    the model without mitigation; dashed lines carry its values down the figure.
+    the model without mitigation; dashed lines extend its values down the figure.
     """
     families = list(dict.fromkeys(row["family"] for row in rows))
     kinds = [families.index(row["family"]) for row in rows]
@@ -54,7 +54,7 @@ _GREYS = (("0.25", ""), ("0.55", "//"), ("0.75", ".."), ("0.92", ""))
 def _bars(
     axis, places: list[float], values: list[float], kinds: list[int], texts: list[str], ends: list[float]
 ) -> None:
-    """Horizontal bars with texts, written behind `ends`; each kind of row has its own grey and hatching."""
+    """Draw horizontal bars with texts to the right of `ends`; each kind of row has its own grey and hatching."""
     for place, value, kind, text, end in zip(places, values, kinds, texts, ends):
         grey, hatch = _GREYS[kind % len(_GREYS)]
         axis.barh(place, value, 0.75, color=grey, hatch=hatch, edgecolor="black", linewidth=0.6)
@@ -65,7 +65,7 @@ def _bars(
 
 
 def _distances(axis, places: list[float], values: list[float], kinds: list[int], form: str) -> None:
-    """Marks with their values, each joined to the place of the first value."""
+    """Draw marks with their values, each joined to the position of the first value."""
     for place, value, kind in zip(places, values, kinds):
         grey, _ = _GREYS[kind % len(_GREYS)]
         axis.plot([values[0], value], [place, place], color="0.4", linewidth=1.5, zorder=1)

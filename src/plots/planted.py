@@ -1,11 +1,11 @@
-"""Planted memories: how many a method leaves, of those that it was shown and of those that it never saw."""
+"""Planted passages that remain memorized after each method: shown to it, and held out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tinymem.plots.base import Rows, new_figure, plain_numbers, save_figure
-from tinymem.records.record import NEVER_PLANTED, UNEDITED
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
 REFERENCES = (NEVER_PLANTED, UNEDITED)
 SHAPES = "os^Dv<>PXpd"  # one a method
@@ -13,10 +13,10 @@ RUINED = 1000.0  # times the lowest perplexity: from here on a model is no langu
 
 
 def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:
-    """Memorization against perplexity, one mark a run: full for what the method was shown, open for what was held out.
+    """Draw memorization against perplexity, one mark per run: filled for shown sequences, open for held-out ones.
 
     rows: method, perplexity, percent_memorized_shown, percent_memorized_held_out. Left and down is better. The models
-    before and after planting are stars. Perplexities beyond RUINED stand at the right edge.
+    before and after planting are stars. Perplexities beyond RUINED are at the right edge.
     """
     figure, (axis,) = new_figure(1, 7.4, 4.2)
     edge = RUINED * min(row["perplexity"] for row in rows if row["perplexity"] is not None)

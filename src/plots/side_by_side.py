@@ -1,4 +1,4 @@
-"""Two sources of the same numbers, published ones and ours: side by side, or one point among many runs."""
+"""Published numbers and ours: side by side, or the published point among all our runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SOURCES = (("published", "white", 0.16), ("ours", "0.25", -0.16))  # name, colou
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows: title, label of its axis, and (label, published values, our values) for each line.
+    """One panel: title, label of its axis, and (label, published values, our values) for each line.
 
-    Values are those of the seeds: a mark at their mean, a bar over their range. No values, no mark.
+    There is one value per seed: a mark at their mean, a bar over their range. No values, no mark.
     """
 
     title: str
@@ -25,7 +25,7 @@ class Panel:
 
 
 def plot_side_by_side(panels: Sequence[Panel], path: str | Path) -> list[Path]:
-    """Panels in rows of two; those of a row have the same lines, which only the left one names."""
+    """Draw panels in rows of two; the panels of a row have the same lines, and only the left one labels them."""
     tallest = max(len(panel.lines) for panel in panels)
     figure, grid = new_grid(-(-len(panels) // 2), 2, 4.6, 1.1 + 0.3 * tallest)
     for place_in_grid, (axis, panel) in enumerate(zip(grid.flat, panels)):
@@ -50,10 +50,10 @@ Point = tuple[float, float]
 
 
 def plot_trade_offs(methods: Mapping[str, tuple[Point, Mapping[str, Sequence[Point]]]], path: str | Path) -> list[Path]:
-    """A panel a method: what was published among all runs of ours. Left and down is better.
+    """Draw one panel per method: the published point among all our runs. Left and down is better.
 
     methods: name -> (published, {series, such as a seed: ours}); points are (accuracy lost in points of percent,
-    % memorized). Whatever lies in the shaded corner is at least as good as published.
+    % memorized). Points in the shaded corner are at least as good as published.
     """
     figure, grid = new_grid(-(-len(methods) // 4), 4, 2.7, 2.3)
     bottom, top = -4, 104

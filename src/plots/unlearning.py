@@ -1,4 +1,4 @@
-"""Unlearning: memorization against quality with Pareto fronts, against time, and box plots of what methods change."""
+"""Unlearning: memorization against quality with Pareto fronts, against time, and box plots of changes by method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from tinymem.plots.base import Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
 from tinymem.records.choose import (
     HEADLINE,
-    UNEDITED,
     Configuration,
     Run,
     differing,
@@ -19,23 +18,26 @@ from tinymem.records.choose import (
     pareto_front,
     titles,
 )
+from tinymem.records.identity import UNEDITED
+from tinymem.records.table import method_of
 
 MEMORIZED = "percent_memorized_train"
+SECONDS = "cost.seconds"
 KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
-    """Memorization against quality, one mark a run, with the Pareto front. Left and up is better.
+    """Draw memorization against quality, one mark per run, with the Pareto front. Left and up is better.
 
-    Quality is mean test accuracy of number models, else perplexity on an axis that is turned round.
+    Quality is mean test accuracy for number models, else perplexity on an inverted axis.
     """
     numbers = on_numbers(rows[0])
     quality = "mean_test_accuracy" if numbers else "perplexity"
     rows = [row for row in rows if row[MEMORIZED] is not None and row[quality] is not None]  # an edit may ruin a model
     figure, (axis,) = new_figure(1, 7.4, 4.2)
-    for some in grouped(rows, lambda row: row["method"]):
-        method, points = some[0]["method"], [(row[MEMORIZED], row[quality]) for row in some]
+    for some in grouped(rows, method_of):
+        method, points = method_of(some[0]), [(row[MEMORIZED], row[quality]) for row in some]
         axis.scatter(*zip(*points), label=method.replace("_", " "), **method_style(method))
     _front_and_axes(axis, [(row[MEMORIZED], row[quality]) for row in rows], numbers)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -43,7 +45,7 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
 
 
 def _front_and_axes(axis, marks: Sequence[tuple[float, float]], numbers: bool) -> None:
-    """The Pareto front of the marks (memorized, quality), and the axes; perplexity is logarithmic and turned round."""
+    """Draw the Pareto front of the marks (memorized, quality) and set the axes; perplexity is log, inverted."""
     sign = 1 if numbers else -1
     front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in marks])]
     axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
@@ -54,11 +56,11 @@ def _front_and_axes(axis, marks: Sequence[tuple[float, float]], numbers: bool) -
         axis.invert_yaxis()
 
 
-def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layers"):
+def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n_layers"):
     """Memorization against quality, one panel an experiment, with the Pareto front. Left and up is better.
 
-    A mark is a method with its hyper-parameters, its mean over the seeds. column: the setting whose values stand side
-    by side (model sizes); experiments that differ in others stand below each other. Quality is mean test accuracy of
+    A mark is a method with its hyper-parameters, mean over seeds. column: the setting whose values are side by side
+    (model sizes); experiments that differ in other settings are below each other. Quality is mean test accuracy of
     number models, else perplexity on a logarithmic axis that is turned round.
     """
 
@@ -70,7 +72,7 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "n_layer
     return _panels(configurations, column, draw)
 
 
-def draw_time(configurations: Sequence[Configuration], column: str = "n_layers"):
+def draw_time(configurations: Sequence[Configuration], column: str = "model.n_layers"):
     """Memorization against the seconds that a method took, one panel an experiment. Left and low is better.
 
     Marks and panels as in `draw_scatter`; the dashed line is the unedited model.
@@ -78,9 +80,10 @@ def draw_time(configurations: Sequence[Configuration], column: str = "n_layers")
 
     def draw(axis, some: Sequence[Configuration]) -> None:
         before = [configuration.mean(MEMORIZED) for configuration in some if configuration.method == UNEDITED]
-        axis.axhline(before[0], color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
-        marks = _marks(axis, [c for c in some if c.method != UNEDITED], "seconds", MEMORIZED)
-        top = max([before[0], *(memorized for _, memorized in marks)]) or 100
+        for memorized in before:  # none for an attack that the unedited model was spared
+            axis.axhline(memorized, color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
+        marks = _marks(axis, [c for c in some if c.method != UNEDITED], SECONDS, MEMORIZED)
+        top = max([*before, *(memorized for _, memorized in marks)]) or 100
         axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-0.05 * top, 1.08 * top))
         plain_numbers(axis.xaxis)
 
@@ -88,7 +91,7 @@ def draw_time(configurations: Sequence[Configuration], column: str = "n_layers")
 
 
 def _panels(configurations: Sequence[Configuration], column: str, draw):
-    """One panel an experiment: values of the setting `column` side by side, other differences below each other."""
+    """Draw one panel per experiment: values of the setting `column` side by side, other differences vertically."""
     by_experiment = grouped(configurations, lambda c: key_of(c.experiment))
     settings = [some[0].experiment for some in by_experiment]
     side_by_side = sorted({each.get(column) for each in settings}, key=lambda value: (value is None, value))
@@ -109,7 +112,7 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
 
 
 def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    """As few settings as tell experiments of the same column apart, so that rows reach over many columns."""
+    """Return the fewest settings that distinguish experiments of a column, so that rows span many columns."""
 
     def told_apart(names: list[str]) -> int:
         return len({key_of({name: each.get(name) for name in (column, *names)}) for each in settings})
@@ -122,20 +125,20 @@ def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
 
 
 def _place(settings: Mapping[str, Any]) -> tuple:
-    """Sorts rows of panels by data, then by the checkpoint's step or epoch."""
+    """Return a sort key for rows of panels: data, then the checkpoint's step or epoch."""
     return (
-        *(str(settings.get(name)) for name in ("data_name", "artifact")),
-        settings.get("step") or settings.get("epoch") or 0,
+        *(str(settings.get(name)) for name in ("data.data_name", "data.artifact")),
+        settings.get("model.step") or settings.get("training.epoch") or 0,
     )
 
 
 def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[float, float]]:
-    """One scatter a method; returns all points."""
+    """Draw one scatter per method; return all points."""
     everything = []
     for of_method in grouped(some, lambda configuration: configuration.method):
         points = [(c.mean(x), c.mean(y)) for c in of_method]
         points = [point for point in points if None not in point]
-        if x == "seconds":  # records round to milliseconds, and a logarithmic axis has no place for 0
+        if x == SECONDS:  # records round to milliseconds, and a logarithmic axis has no place for 0
             points = [(max(seconds, 1e-3), value) for seconds, value in points]
         if points:
             method = of_method[0].method
@@ -145,7 +148,7 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
 
 
 def method_style(method: str) -> dict[str, Any]:
-    """The mark of a method in all figures of this module: hollow for the neuron level, filled for the weight level."""
+    """Return the mark of a method in all figures here: hollow at the neuron level, filled at the weight level."""
     if method == UNEDITED:
         return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
     levels = _levels()
@@ -158,26 +161,31 @@ def method_style(method: str) -> dict[str, Any]:
 
 
 def _levels() -> dict[str, str]:
-    """Method -> neuron or weight, in the registry's order."""
+    """Return method -> neuron or weight, in the registry's order."""
     from tinymem.localize.registry import METHODS  # here, for training scripts draw too and would start more slowly
 
     return {name: method.family for name, method in METHODS.items()}
 
 
 def draw_boxes(configurations: Sequence[Configuration]):
-    """What the best run of each method changes, one box a method over all checkpoints and seeds.
+    """Draw what the best run of each method changes, one box per method over all checkpoints and seeds.
 
-    configurations: the best ones (`tinymem.records.choose.best`). One row of two panels for each kind of data: percent
+    configurations: the best ones (`tinymem.records.choose.best`), of which those under an attack are left out. One row of two panels for each kind of data: percent
     difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to 0 is better).
     """
-    runs = [run for configuration in configurations for run in configuration.runs if run.method != UNEDITED]
+    runs = [
+        run
+        for configuration in configurations
+        for run in configuration.runs
+        if run.method != UNEDITED and not run.attacked
+    ]
     methods = list(dict.fromkeys(run.method for run in runs))
-    runs.sort(key=lambda run: (KINDS.index(data_kind(run)), run.row.get("artifact") or ""))
-    kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("artifact")))
+    runs.sort(key=lambda run: (KINDS.index(data_kind(run)), run.row.get("data.artifact") or ""))
+    kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("data.artifact")))
     figure, grid = new_grid(len(kinds), 2, 4.2, 0.9 + 0.24 * len(methods))
     for (memory, quality), some in zip(grid, kinds):
         numbers = on_numbers(some[0].row)
-        name = ", ".join(filter(None, (data_kind(some[0]), some[0].row.get("artifact"))))
+        name = ", ".join(filter(None, (data_kind(some[0]), some[0].row.get("data.artifact"))))
         _boxes(memory, methods, some, lambda run: percent_difference(run, MEMORIZED))
         _boxes(quality, methods, some, lambda run: percent_difference(run, quality_name(run)))
         memory.set(xlabel="memorization, % difference", title=name)
@@ -192,22 +200,22 @@ def draw_boxes(configurations: Sequence[Configuration]):
 
 def data_kind(run: Run) -> str:
     """One of KINDS."""
-    return KINDS[0] if on_numbers(run.row) else KINDS[2] if run.row.get("model_name") else KINDS[1]
+    return KINDS[0] if on_numbers(run.row) else KINDS[2] if run.row.get("model.name") else KINDS[1]
 
 
 def quality_name(run: Run) -> str:
-    """The result by which a run's quality is measured."""
+    """Return the result that measures a run's quality."""
     return "mean_test_accuracy" if on_numbers(run.row) else "perplexity"
 
 
 def percent_difference(run: Run, name: str) -> float | None:
-    """The change of a result against the unedited model, in percent of it; None where that is 0."""
+    """Return the change of a result in percent of the unedited model's; None if that is 0."""
     before = run.before[name]
     return 100 * (run.row[name] - before) / before if before else None
 
 
 def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
-    """Horizontal boxes, the first method on top, white at the neuron level; a dot is a run."""
+    """Draw horizontal boxes, the first method on top, white at the neuron level; a dot is a run."""
     levels = _levels()
     for place, method in enumerate(methods):
         values = [value(run) for run in runs if run.method == method]

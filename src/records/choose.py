@@ -1,7 +1,8 @@
 """The best runs of unlearning methods, and the Pareto front: section 7 of the data and metrics specification.
 
-Every run is compared with the unedited model of the same checkpoint, task and software versions. Runs that differ in
-nothing but the seed are one configuration, judged by its mean.
+Every run is compared with the unedited model that it was made from (`parent`), measured with the same software
+versions. Runs that differ in nothing but the seed are one configuration, judged by its mean. Runs under an attack are
+experiments of their own, one per attack.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from functools import cached_property
 from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
+from tinymem.metrics.registry import columns
+from tinymem.records.identity import RIVALS, UNEDITED, record_digest
 from tinymem.records.interval import mean_and_interval
-from tinymem.records.record import NEVER_PLANTED, UNEDITED
-from tinymem.records.table import flat_row, scalar, trade_off, versions
+from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
 
-SEEDS = ("seed", "unlearn_seed", "weights", "task")  # the settings that differ between the seeds of one experiment
-MEASURED = ("percent_memorized_train", "percent_memorized_shown", "percent_memorized_held_out")
-MEASURED += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad")
-MEASURED += ("perplexity", "perplexity_batch_mean", "percent_zeroed", "seconds", "peak_memory_gb")
-HEADLINE = {"model_name": "{}", "data_name": "{}", "artifact": "{}", "step": "step {}", "n_layers": "{} layers"}
-HEADLINE |= {"epoch": "epoch {}"}  # the settings in every title, and how
+PRINTS = ("fingerprints.weights", "fingerprints.forget_set")
+SEEDS = ("data.seed", "forget.unlearn_seed", *PRINTS)  # the columns that differ between the seeds of one experiment
+EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # of an edit; see tinymem.models.edit.describe
+COSTS = ("cost.seconds", "cost.peak_memory_gb")
+HEADLINE = {"model.name": "{}", "data.data_name": "{}", "data.artifact": "{}", "model.step": "step {}"}
+HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # the columns in every title, and how
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
 
 
@@ -30,9 +32,10 @@ COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise
 class Run:
     """An unlearning run beside the model that it edited.
 
-    row, before    the run and the unedited model as flat rows; `row` has the columns COMPARED too
-    checkpoint     name and value of all settings that model and task are identified by, and the versions
-    hyper_parameters    the method's
+    row, before    the run and the unedited model as flat rows; `row` has the columns COMPARED too, and in method.name
+                   "unedited" where nothing was edited
+    checkpoint     the columns that say what was edited and how it was measured: all sections but the method's, versions
+    hyper_parameters    the method's, under their own names
     """
 
     row: Mapping[str, Any]
@@ -42,7 +45,12 @@ class Run:
 
     @property
     def method(self) -> str:
-        return self.row["method"]
+        return self.row["method.name"]
+
+    @property
+    def attacked(self) -> bool:
+        """Whether an attack followed the edit."""
+        return any(name.startswith("attack.") for name in self.checkpoint)
 
     @property
     def quality(self) -> float:
@@ -70,6 +78,10 @@ class Configuration:
         return {name: value for name, value in self.runs[0].checkpoint.items() if name not in SEEDS}
 
     @property
+    def attacked(self) -> bool:
+        return self.runs[0].attacked
+
+    @property
     def on_numbers(self) -> bool:
         return on_numbers(self.runs[0].row)
 
@@ -84,17 +96,22 @@ class Configuration:
 
     def summary(self) -> dict[str, Any]:
         """A row: experiment, method, hyper-parameters, n, mean and half width of the 95 % interval of all results."""
-        row = {**self.experiment, "method": self.method, **self.hyper_parameters, "n": len(self.runs)}
-        row["seeds"] = " ".join(str(run.row.get("seed", run.row.get("unlearn_seed", "-"))) for run in self.runs)
-        for name in (*MEASURED, *COMPARED):
+        settings = {f"method.{name}": value for name, value in self.hyper_parameters.items()}
+        row = {**self.experiment, "method.name": self.method, **settings, "n": len(self.runs)}
+        row["seeds"] = " ".join(map(str, sorted(map(_seed, self.runs), key=lambda seed: (seed == "-", seed))))
+        for name in (*columns(self.runs[0].row, detail=False), *EXTENT, *COSTS, *COMPARED):
             values = self.values(name)
             row[name], row[f"{name}_ci95"] = mean_and_interval(values) if values else (None, None)
         return row
 
 
+def _seed(run: Run) -> Any:
+    return next((run.row[name] for name in SEEDS[:2] if name in run.row), "-")
+
+
 def on_numbers(row: Mapping[str, Any]) -> bool:
     """Whether quality is accuracy (number sequences) and not perplexity (text and production models)."""
-    return row.get("data_name") in NUMBER_TASKS
+    return row.get("data.data_name") in NUMBER_TASKS
 
 
 def unlearning_runs(
@@ -102,62 +119,54 @@ def unlearning_runs(
     order: Sequence[str] = (),
     warn: Callable[[str], None] = lambda message: None,
 ) -> list[Run]:
-    """The unlearning runs among records of any kind, sorted by method; twice the same run counts once.
+    """The unlearning runs among records of any kind, sorted by method, then by settings; twice the same run counts once.
 
     records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in
     one line of runs that are left out, for want of the unedited model or of a result.
     """
-    unlearn = [
-        (name, record) for name, record in records if record["settings"].get("method") not in (None, NEVER_PLANTED)
-    ]
-    before = _Unedited(record for _, record in unlearn if record["settings"]["method"] == UNEDITED)
+    named = [(name, record) for name, record in records if record["kind"] in RIVALS]
+    known = {(record_digest(record), versions(record)): record for _, record in named}
     runs, unpaired, unmeasured = {}, [], []
-    for name, record in unlearn:
-        found = before.of(record)
-        if found is None:
+    for name, record in named:
+        unedited = _unedited(record, known)
+        if unedited is None:
             unpaired.append(name)
             continue
-        run = _run(name, record, found)
+        run = _run(name, record, unedited)
         if run is None:
             unmeasured.append(name)
         else:
-            runs[key_of(record["settings"]), run.checkpoint["versions"]] = run
+            runs[record_digest(record), versions(record)] = run
     for names, reason in (
-        (unpaired, "no record of the unedited model of the same checkpoint, task and versions"),
+        (unpaired, "no record of the unedited model that they were made from, of the same versions"),
         (unmeasured, "no memorization or quality measured (not finite, or nothing to measure)"),
     ):
         if names:
-            warn(f"left out, {reason}: {len(names)} of {len(unlearn)} runs, the first is {names[0]}")
-    models = grouped(runs.values(), lambda run: key_of({**run.checkpoint, "weights": None, "task": None}))
-    again = sum(len({run.checkpoint.get("weights") for run in some}) > 1 for some in models)
+            warn(f"left out, {reason}: {len(names)} of {len(named)} runs, the first is {names[0]}")
+    models = grouped(runs.values(), lambda run: key_of({**run.checkpoint, **dict.fromkeys(PRINTS)}))
+    again = sum(len({run.checkpoint.get("fingerprints.weights") for run in some}) > 1 for some in models)
     if again:
-        warn(f"trained more than once with the same seed (column `weights`): {again} of {len(models)} models; each training "
+        warn(f"trained more than once with the same seed (column `fingerprints.weights`): {again} of {len(models)} models; each training "
              "counts as a seed of its own")  # fmt: skip
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
-    return sorted(runs.values(), key=lambda run: (place.get(run.method, len(place)), run.method))
+
+    def rank(run: Run) -> tuple:  # by content: the names of files, which change with the format, order nothing
+        settings = [str(key_of(values)) for values in (run.checkpoint, run.hyper_parameters)]
+        return place.get(run.method, len(place)), run.method, *settings
+
+    return sorted(runs.values(), key=rank)
 
 
-class _Unedited:
-    """Finds the record of the unedited model of a run: its settings, the method left out, are all among the run's."""
+def _unedited(record: Mapping[str, Any], known: Mapping[tuple, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The record of the model as it was before all edits, along `parent`; None where one on the way is not known.
 
-    def __init__(self, records: Iterable[Mapping[str, Any]]):
-        self._by_names: dict[tuple[str, ...], dict[tuple, Mapping[str, Any]]] = {}
-        for record in records:
-            names = tuple(sorted(name for name in record["settings"] if name != "method"))
-            self._by_names.setdefault(names, {})[self._values(record, names)] = record
-        self._most_settings_first = sorted(self._by_names, key=len, reverse=True)
-
-    def of(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        for names in self._most_settings_first:
-            if record["settings"].keys() >= set(names):
-                found = self._by_names[names].get(self._values(record, names))
-                if found is not None:
-                    return found
-        return None
-
-    @staticmethod
-    def _values(record: Mapping[str, Any], names: Sequence[str]) -> tuple:
-        return (versions(record), *(scalar(record["settings"][name]) for name in names))
+    known: (digest, versions) -> record. Versions must be the same all the way.
+    """
+    while record["kind"] != UNEDITED:
+        record = known.get((record.get("parent"), versions(record)))
+        if record is None:
+            return None
+    return record
 
 
 def _run(name: str, record: Mapping[str, Any], unedited: Mapping[str, Any]) -> Run | None:
@@ -166,10 +175,12 @@ def _run(name: str, record: Mapping[str, Any], unedited: Mapping[str, Any]) -> R
     needed = ("percent_memorized_train", "mean_test_accuracy" if on_numbers(row) else "perplexity")
     if any(values.get(key) is None for values in (row, before) for key in needed):
         return None
-    checkpoint = {key: value for key, value in unedited["settings"].items() if key != "method"}
-    own = {key: value for key, value in record["settings"].items() if key not in {*checkpoint, "method"}}
-    checkpoint["versions"] = versions(record)
-    return Run({"record": name, **row, **_changes(row, before)}, before, checkpoint, own)
+    checkpoint = {
+        key: value for key, value in identity_columns(record).items() if key != "kind" and not key.startswith("method.")
+    }
+    settings = {key: value for key, value in record.get("method", {}).items() if key != "name"}
+    row = {"record": name, **row, "method.name": method_of(row), **_changes(row, before)}
+    return Run(row, before, checkpoint, settings)
 
 
 def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float | None]:
@@ -228,7 +239,7 @@ def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> lis
 
     seeds: whether the seed is named too.
     """
-    hidden = {*HEADLINE, "weights", "task", *(() if seeds else SEEDS)}
+    hidden = {*HEADLINE, *PRINTS, *(() if seeds else SEEDS)}
     alike = grouped(checkpoints, lambda settings: tuple(settings.get(name) for name in HEADLINE))
     apart = [name for some in alike for name in differing(some) if name not in hidden]
     return [_title(settings, dict.fromkeys(apart)) for settings in checkpoints]

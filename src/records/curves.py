@@ -10,14 +10,15 @@ from typing import Any
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.records.table import versions
+from tinymem.records.identity import FINETUNE, TRAIN
+from tinymem.records.table import identity_columns
 
 
 @dataclass(frozen=True)
 class Curve:
     """One training or fine-tuning run.
 
-    settings    the run's, and its versions
+    settings    the run's columns (data.seed, training.lr, method.name ...), its kind and its versions
     rows        one a measured epoch, with `epoch`; of a fine-tuning with `seconds` too: of training, from its start
     """
 
@@ -27,7 +28,7 @@ class Curve:
     @property
     def run(self) -> str:
         """train or finetune"""
-        return self.settings["run"]
+        return self.settings["kind"]
 
 
 def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Curve]:
@@ -39,14 +40,13 @@ def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str
     """
     longest: dict[tuple[Path, str], tuple[int, Curve]] = {}
     for name, record in records:
-        settings = record["settings"]
-        if settings.get("run") not in ("train", "finetune"):
+        if record["kind"] not in (TRAIN, FINETUNE):
             continue
-        run = (Path(folder) / name).parent.parent
-        epochs = settings["ft_epochs" if settings["run"] == "finetune" else "epochs"]
-        key = (run if (run / "metrics.json").exists() else Path(name), settings["run"])
+        run, settings = (Path(folder) / name).parent.parent, identity_columns(record)
+        epochs = settings["method.ft_epochs" if record["kind"] == FINETUNE else "training.epochs"]
+        key = (run if (run / "metrics.json").exists() else Path(name), record["kind"])
         if key not in longest or longest[key][0] < epochs:
-            longest[key] = epochs, Curve({**settings, "versions": versions(record)}, _rows(run, record, epochs))
+            longest[key] = epochs, Curve(settings, _rows(run, record, epochs))
     return [curve for _, curve in longest.values()]
 
 

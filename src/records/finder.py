@@ -1,4 +1,4 @@
-"""Finished runs, found by some of their settings and without loading anything but their records."""
+"""Finished runs, found by their sections and without loading anything but their records."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinymem.records.identity import is_run, run_key, sections_of
 from tinymem.records.record import read_record
 from tinymem.records.table import flat_row, load_records
 
 
-def rows_with(folder: str | Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The finished runs at any depth under a folder with these settings, and whatever others, as rows."""
-    return [row for row in map(flat_row, load_records(folder)) if settings.items() <= row.items()]
+def rows_with(folder: str | Path, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the finished runs at any depth under a folder that are of this kind with exactly these sections, as rows.
+
+    Fingerprints and parent may be any: the same run on a model that was trained again counts too.
+    """
+    return [flat_row(record) for record in load_records(folder) if is_run(record, identity)]
+
+
+def find_run(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record right in a folder of this kind with exactly these sections, whatever its parent; or None."""
+    sections = sections_of(identity)
+    same = (r for r in records_in(folder) if r["kind"] == identity["kind"] and sections_of(r) == sections)
+    return next(same, None)
 
 
 def records_in(folder: str | Path) -> list[dict[str, Any]]:
@@ -22,6 +33,11 @@ def records_in(folder: str | Path) -> list[dict[str, Any]]:
 
     Meant to be called again and again while runs finish. UserError for a damaged file.
     """
+    return [record for record, _ in keyed_records_in(folder)]
+
+
+def keyed_records_in(folder: str | Path) -> list[tuple[dict[str, Any], tuple]]:
+    """Return the same, each with its `run_key`."""
     try:
         with os.scandir(Path(folder) / "records") as entries:
             found = sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.name.endswith(".json"))
@@ -31,5 +47,6 @@ def records_in(folder: str | Path) -> list[dict[str, Any]]:
 
 
 @functools.lru_cache(maxsize=None)
-def _read(path: str, changed: int) -> dict[str, Any]:
-    return read_record(Path(path))
+def _read(path: str, changed: int) -> tuple[dict[str, Any], tuple]:
+    record = read_record(Path(path))
+    return record, run_key(record)

@@ -1,4 +1,8 @@
-"""A run is a record: settings, results, seconds, peak memory, versions, device. Finished = the file is there."""
+"""A run is a record: identity, results, seconds, peak memory, versions, device. Finished = the file is there.
+
+{"format": 2, "kind": ..., "parent": digest or null, SECTION: {...}, "results": {}, "cost": {}, "environment": {}}
+in FOLDER/records/DIGEST.json; `tinymem.records.identity` says what kinds and sections there are, and what DIGEST is.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,10 @@ from typing import Any
 from tinymem import files
 from tinymem.allocator import release_freed_memory
 from tinymem.errors import UserError, reading
+from tinymem.records.identity import FORMAT, KINDS, SECTIONS, identity_of, record_digest
 
-PARTS = ("settings", "results", "cost", "environment")
+OUTCOME = ("results", "cost", "environment")
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
-UNEDITED = "unedited"  # stands for the method in the record of a model before any edit
-NEVER_PLANTED = "never_planted"  # the same before memories were planted in it: a reference, not a rival of methods
 
 
 @dataclass
@@ -32,42 +35,85 @@ class Cost:
         return Cost(self.seconds + later.seconds, max(self.peak_memory_gb, later.peak_memory_gb))
 
 
-def record_path(folder: str | Path, settings: dict[str, Any]) -> Path:
-    """Where the record of a run with these settings is, or will be."""
-    return Path(folder) / "records" / f"{files.digest(settings)}.json"
+def record_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
+    """Return where the record of the run with this identity is, or will be."""
+    return Path(folder) / "records" / f"{record_digest(identity)}.json"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """One record. UserError, with the name of the file, when it is damaged."""
-    record = files.read_json(path, required=PARTS)
-    for part in PARTS:
-        if not isinstance(record[part], dict):
-            raise UserError(f"{path}: this file is damaged ({part} is no object); delete it and run again")
+    """Return one record. Raise UserError, with the name of the file, for one that is damaged or of another format."""
+    record = files.read_json(path)
+    if is_format_1(record):
+        raise _old_format(path)
+    problem = _problem(record)
+    if problem:
+        raise UserError(f"{path}: this file is damaged ({problem}); delete it and run again")
     return record
 
 
-def find_record(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a finished run, or None. UserError when the file is damaged."""
-    path = record_path(folder, settings)
-    return read_record(path) if path.exists() else None
+def is_format_1(content: Any) -> bool:
+    """Return whether a JSON file's content is a record as written before format 2: one flat dict of settings."""
+    return isinstance(content, dict) and "settings" in content and "format" not in content
+
+
+def _old_format(path: Path) -> UserError:
+    place = path.parent.parent if path.parent.name == "records" else path.parent
+    return UserError(f"{path}: a record of format 1; run `python -m tinymem.records upgrade {place}` first")
+
+
+def _problem(record: Any) -> str | None:
+    """What is wrong with a record, in words; None when nothing is."""
+    if not isinstance(record, dict):
+        return "no object"
+    if record.get("format") != FORMAT:
+        return f"no record of format {FORMAT}"
+    if record.get("kind") not in KINDS:
+        return f"kind is none of {', '.join(KINDS)}"
+    if not isinstance(record.get("parent"), (str, type(None))):
+        return "parent is no digest"
+    missing = [part for part in OUTCOME if part not in record]
+    if missing:
+        return f"no {', '.join(missing)}"
+    for part in record.keys() - {"format", "kind", "parent"}:
+        if part not in (*SECTIONS, *OUTCOME):  # what it means is unknown, so that the run cannot be told from others
+            return f"unknown section {part}"
+        if not isinstance(record[part], dict):
+            return f"{part} is no object"
+    return None
+
+
+def find_record(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of a finished run, or None.
+
+    Raise UserError when the file is damaged, and where there is none but records of format 1, which may hold it.
+    """
+    path = record_path(folder, identity)
+    if path.exists():
+        return read_record(path)
+    for other in path.parent.glob("*.json"):
+        with open(other, "rb") as file:
+            start = file.read(40)
+        if b'"settings"' in start and b'"format"' not in start:
+            raise _old_format(other)
+    return None
 
 
 def write_record(
     folder: str | Path,
-    settings: dict[str, Any],
+    identity: Mapping[str, Any],
     results: dict[str, Any],
     cost: Cost,
     device: str,
     values: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the record of a finished run, whole or not at all. Results that are not finite numbers become null.
+    """Write the record of a finished run, whole or not at all. Results that are not finite numbers become null.
 
     values: the per-example values behind the results, as tensors by name; `read_values` reads them.
     """
-    path = record_path(folder, settings)
+    path = record_path(folder, identity)
     write_values(path, values)  # first, so that a record that says "finished" has them
     record = {
-        "settings": settings,
+        **identity_of(identity),
         "results": {name: _finite(value) for name, value in results.items()},
         "cost": {"seconds": round(cost.seconds, 3), "peak_memory_gb": cost.peak_memory_gb},
         "environment": {**environment(device), "auto_dtype": _auto_precision(device)},

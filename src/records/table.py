@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.records.record import PARTS, read_record
+from tinymem.folders import found_under
+from tinymem.records.identity import ATTACK, SECTIONS, UNEDITED
+from tinymem.records.record import OUTCOME, read_record
 
 Rows = Sequence[Mapping[str, Any]]
 TABLE_FORMATS = (".csv", ".parquet")
@@ -20,12 +21,8 @@ TABLE_FORMATS = (".csv", ".parquet")
 
 def find_records(folder: str | Path) -> list[Path]:
     """The files of all records at any depth under a folder, in the order of their paths."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if os.path.basename(os.path.abspath(place)) == "records":  # the folder given may end in a slash, or be "."
-            found += [os.path.join(place, name) for name in names if name.endswith(".json") and name[0] != "."]
-    return list(map(Path, sorted(found)))
+    found = (path for path in found_under(folder) if path.suffix == ".json")
+    return sorted((path for path in found if path.parent.absolute().name == "records"), key=str)
 
 
 def load_records(folder: str | Path) -> list[dict[str, Any]]:
@@ -36,22 +33,53 @@ def load_records(folder: str | Path) -> list[dict[str, Any]]:
     return [read_record(path) for path in find_records(folder)]
 
 
-def flat_row(record: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A record as one row: settings, results, cost and environment side by side.
+def columns_of(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return a record as columns by part: kind and parent, then SECTION.NAME, results, cost.NAME, environment.NAME.
 
-    A name that stands in two parts is kept twice, the later one as PART_name (results_epoch).
+    Results keep their plain names: metrics. No two parts share a column.
     """
-    row: dict[str, Any] = {}
-    for part in PARTS:
-        clashes = row.keys() & record[part].keys()
-        row |= {f"{part}_{name}" if name in clashes else name: value for name, value in record[part].items()}
-    return row
+    parts: dict[str, dict[str, Any]] = {"": {"kind": record["kind"], "parent": record.get("parent")}}
+    for part in (*SECTIONS, *OUTCOME):
+        prefix = "" if part == "results" else f"{part}."
+        parts[part] = {f"{prefix}{name}": value for name, value in record.get(part, {}).items()}
+    return parts
 
 
-def versions(record: Mapping[str, Mapping[str, Any]]) -> str:
-    """What decides a record's numbers beside its settings: "tinymem 0.1.0, torch 2.13.0, transformers 5.23.0".
+def flat_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as one row: all its columns side by side, as `columns_of` names them."""
+    return {name: value for part in columns_of(record).values() for name, value in part.items()}
 
-    Without build tags (torch 2.13.0+cpu): the column `device` tells these apart.
+
+def identity_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that say what a run is: its kind, its sections and its versions."""
+    parts = columns_of(record)
+    sections = {name: value for section in SECTIONS for name, value in parts[section].items()}
+    return {"kind": record["kind"], **sections, "versions": versions(record)}
+
+
+def method_of(row: Mapping[str, Any]) -> str:
+    """Return what stands for the method in tables and figures: its name, or "unedited", "never_planted"."""
+    kind = UNEDITED if row["kind"] == ATTACK else row["kind"]  # an attack on the model as it was
+    return row.get("method.name") or kind
+
+
+def shown_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run as people look at it, under short names: method, its settings, results and cost."""
+    settings = {name: value for name, value in record.get("method", {}).items() if name != "name"}
+    attack = {"attack": spelled_attack(record)} if record.get("attack") else {}
+    return {"method": method_of(flat_row(record)), **settings, **attack, **record["results"], **record["cost"]}
+
+
+def spelled_attack(record: Mapping[str, Any]) -> str:
+    """Return an attack with its settings in a few words: "quantize bits 8"."""
+    settings = {name: value for name, value in record["attack"].items() if name not in ("name", "code")}
+    return " ".join([record["attack"]["name"], *(f"{name} {value}" for name, value in settings.items())])
+
+
+def versions(record: Mapping[str, Any]) -> str:
+    """What decides a record's numbers beside its identity: "tinymem 0.1.0, torch 2.13.0, transformers 5.23.0".
+
+    Without build tags (torch 2.13.0+cpu): the column `environment.device` tells these apart.
     """
     found = record["environment"]
     packages = ("tinymem", "torch", "transformers")

@@ -38,17 +38,17 @@ REGULARIZERS = (
 )
 
 
-def switched_on(values: Mapping[str, Any]) -> tuple[Any, ...]:
+def _made(settings: type, values: Mapping[str, Any]) -> Any:
+    return settings(**{field.name: values[field.name] for field in fields(settings) if field.name in values})
+
+
+def switched_on(values: Mapping[str, Any], make: Callable[[type, Mapping[str, Any]], Any] = _made) -> tuple[Any, ...]:
     """The settings of each regularizer that these values switch on, in the order of the registry.
 
     values: setting -> value, those of other things among them; what is missing keeps its default. Raises UserError for
-    a value that is not allowed.
+    a value that is not allowed. make(settings class, values): how they are read, where they come from a file.
     """
-    return tuple(
-        entry.settings(**{name: values[name] for name in entry.flags if name in values})
-        for entry in REGULARIZERS
-        if values.get(entry.flags[0])
-    )
+    return tuple(make(entry.settings, values) for entry in REGULARIZERS if values.get(entry.flags[0]))
 
 
 def check_switches(given: Mapping[str, Any]) -> None:

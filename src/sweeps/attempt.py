@@ -170,5 +170,5 @@ def write_failure(job: Job, place: Place, message: str, command: list[str], **ab
     path = failure_path(job, place)
     before = files.read_json(path, required=("attempts",))["attempts"] if path.exists() else 0
     record = {"job": job.name, "message": message, "command": shlex.join(["python", *command])}
-    record |= {"settings": dict(job.settings), "attempts": before + 1, "host": socket.gethostname()}
+    record |= {"identity": dict(job.identity), "attempts": before + 1, "host": socket.gethostname()}
     return files.write_json(path, {**record, **about})

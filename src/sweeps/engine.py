@@ -1,9 +1,7 @@
-"""Takes a sweep from its jobs to their records, through any pool of workers."""
+"""Run the jobs of a sweep on any pool of workers until their records exist."""
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,24 +9,24 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tinymem.errors import UserError
+from tinymem.errors import FULL, UserError
 from tinymem.sweeps.attempt import BUSY, DONE, FAILED, SKIPPED, STOPPED, Outcome, Place, write_failure
 from tinymem.sweeps.job import Job, missing
 
 WAITING = "not run"
 LOOK_SECONDS = 0.2  # how long Ctrl-C may wait
-BUSY_SECONDS = 1.0  # how often a job that another sweep is at is looked at again
-MAX_FLYING = 1000  # more than any site has workers; as many as can be waited for without effort
-STOP_SECONDS = 2.0  # until a stopped run's outcome is here
+BUSY_SECONDS = 1.0  # how often to look again at a job that another sweep is running
+MAX_FLYING = 1000  # more than any site has workers, few enough to wait for
+STOP_SECONDS = 2.0  # how long to wait for the outcome of a stopped run
 GO_ON = "run the same command again to go on"
-DISK_FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+NO_WORKER = "NoWorker"  # the type of the exception that a pool raises where no worker comes up
 
 
 class Pool(Protocol):
-    """What makes attempts.
+    """Workers that run attempts.
 
     submit(job) -> future of its Outcome; an exception in it means that the worker was lost
-    stop()      ends all attempts under way, in order
+    stop()      end all running attempts in an orderly way
     """
 
     def submit(self, job: Job) -> Future: ...
@@ -38,13 +36,14 @@ class Pool(Protocol):
 
 @dataclass
 class Progress:
-    """One job under way.
+    """The state of one job.
 
-    runs, before    its records: how many there will be, how many there were before the sweep
+    runs       number of its records when it is done
+    before     number of its records before the sweep
     missing    its values without a record
     state      how its last attempt ended; "not run" before the first
     message    why it failed or was not run
-    attempts   so far
+    attempts   number of attempts that failed so far
     """
 
     job: Job
@@ -57,24 +56,25 @@ class Progress:
 
     @property
     def left(self) -> int:
-        """How many of its records are missing."""
+        """The number of records that are missing."""
         return len(self.missing)
 
     @property
     def is_done(self) -> bool:
-        """Whether all its records are there."""
+        """Whether all its records exist."""
         return self.state in (DONE, SKIPPED)
 
 
 @dataclass
 class Sweep:
-    """A sweep under way or ended.
+    """A sweep, running or ended.
 
-    jobs      by name, in the order in which they are started
-    ended     why it ended early; "" when it did not
-    stopped   whether that was because we were asked to
-    queue     jobs to be started; flying: those that a worker has; resting: those that another sweep is at, with the
-              time when to look at them again
+    jobs      by name, in the order in which they start
+    ended     why it ended early; "" if it did not
+    stopped   whether it ended because the user asked
+    queue     jobs to start
+    flying    jobs that a worker has
+    resting   jobs that another sweep is running, with the time to look at them again
     """
 
     jobs: dict[str, Progress]
@@ -86,7 +86,7 @@ class Sweep:
 
 
 def survey(jobs: Sequence[Job]) -> dict[str, Progress]:
-    """What is done already of each job, by name, from the records alone."""
+    """Return the state of each job by name, from the records alone."""
     found = {}
     for job in jobs:
         runs, left = len(job.values), missing(job)
@@ -102,11 +102,11 @@ def run_jobs(
     should_stop: Callable[[], bool] = lambda: False,
     on_end: Callable[[Progress], None] = lambda progress: None,
 ) -> Sweep:
-    """Runs what a survey found missing. Each job that comes to its end is handed to `on_end`.
+    """Run everything that a survey found missing. Call `on_end` with each job that ends.
 
-    retries     attempts after the first for a job that fails; one whose script refuses its input gets none
-    should_stop asked several times a second; True ends the sweep: runs under way are stopped, in order
-    A full disk ends it in the same way, for every run would fail on it.
+    retries     attempts after the first for a job that fails; a job whose script refuses its input gets none
+    should_stop called several times per second; True ends the sweep and stops its runs in an orderly way
+    A full disk ends the sweep in the same way, since every run would fail on it.
     """
     sweep = Sweep(jobs, queue=[progress for progress in jobs.values() if not progress.is_done])
     while not sweep.ended and (sweep.queue or sweep.flying or sweep.resting):
@@ -121,13 +121,13 @@ def run_jobs(
         wait(sweep.flying, timeout=STOP_SECONDS)
         for future in [future for future in sweep.flying if future.done()]:
             _take(sweep, future, place, 0, on_end)
-    if all(progress.is_done for progress in jobs.values()):  # asked to stop when there was nothing left to do
+    if all(progress.is_done for progress in jobs.values()):  # the request to stop came when nothing was left to do
         sweep.ended, sweep.stopped = "", False
     return sweep
 
 
 def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Callable[[Progress], None]) -> None:
-    """Notes how an attempt ended, and what follows from it."""
+    """Note how an attempt ended and decide what follows."""
     progress = sweep.flying.pop(future)
     outcome = _outcome(future, progress, place)
     progress.state, progress.message = outcome.state, outcome.message
@@ -136,8 +136,11 @@ def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Call
         progress.missing = missing(progress.job)
     if outcome.state == BUSY:
         sweep.resting.append((time.monotonic() + BUSY_SECONDS, progress))
-    elif outcome.state == FAILED and any(reason in outcome.message for reason in DISK_FULL):
+    elif outcome.state == FAILED and any(reason in outcome.message for reason in FULL):
         sweep.ended = f"{outcome.message}; make room, then {GO_ON}"
+        on_end(progress)
+    elif outcome.state == FAILED and outcome.message.startswith(NO_WORKER):
+        sweep.ended = f"{outcome.message.removeprefix(NO_WORKER + ': ')}; {GO_ON}"
         on_end(progress)
     elif outcome.state == FAILED and not outcome.final and progress.attempts <= retries:
         sweep.queue.append(progress)
@@ -146,7 +149,7 @@ def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Call
 
 
 def _start(sweep: Sweep, pool: Pool, on_end: Callable[[Progress], None]) -> None:
-    """Hands the pool every job whose time has come; drops those that wait for one that failed."""
+    """Submit every job that is ready; drop jobs that depend on one that failed."""
     now = time.monotonic()
     ready = [progress for when, progress in sweep.resting if when <= now]
     sweep.resting = [(when, progress) for when, progress in sweep.resting if when > now]
@@ -168,7 +171,7 @@ def _start(sweep: Sweep, pool: Pool, on_end: Callable[[Progress], None]) -> None
 
 
 def _landed(sweep: Sweep) -> list[Future]:
-    """The attempts that have ended; waits for one, but not for long."""
+    """Return the attempts that have ended; wait up to LOOK_SECONDS for one."""
     if sweep.flying:
         wait(sweep.flying, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
     else:
@@ -177,12 +180,14 @@ def _landed(sweep: Sweep) -> list[Future]:
 
 
 def _outcome(future: Future, progress: Progress, place: Place) -> Outcome:
-    """How an attempt ended. A lost worker could not leave a record of that: it is written here."""
+    """Return how an attempt ended. Write the failure of a lost worker, which could not write it itself."""
     try:
         return future.result()
     except CancelledError:
         return Outcome(STOPPED)
     except Exception as error:  # each kind of pool raises its own
+        if type(error).__name__ == NO_WORKER:
+            return Outcome(FAILED, f"{NO_WORKER}: {error}", final=True)
         said = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = " ... ".join(dict.fromkeys(said[:1] + said[-1:]))  # Parsl's first line says where, the last one why
         message = f"the worker was lost ({type(error).__name__}: {reason})"

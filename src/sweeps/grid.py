@@ -1,4 +1,4 @@
-"""Grids: setting -> the values that it takes."""
+"""Grids: setting -> its values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Grid = Mapping[str, Sequence[Any]]
 
 
 def combinations(grid: Grid) -> list[dict[str, Any]]:
-    """Every combination of a grid's values, the last setting changing fastest.
+    """Return every combination of a grid's values; the last setting changes fastest.
 
     A value that is a mapping sets several settings at once, under their own names instead of the grid's:
     {"extra": ({"num_2": 3000, "num_3": 3000}, {"num_2": 10000, "num_3": 10000})}.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.localize.method import Method
 from tinymem.localize.task import TaskSettings
-from tinymem.models.production import LoadSettings, run_label
+from tinymem.models.production import LoadSettings, model_identity, run_label
 from tinymem.options import as_flags
-from tinymem.records.record import UNEDITED
+from tinymem.records.identity import TRAIN, UNEDITED, UNLEARN
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.sweeps.job import Job
-from tinymem.training.checkpoint import load_trained
+from tinymem.training.checkpoint import SETTINGS, load_trained
 from tinymem.training.finetune import FinetuneSettings
 from tinymem.training.settings import RunSettings
 
-TRAIN, FINETUNE = "memorization_in_toy_models.py", "ft_toy_model.py"
+TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCALIZE, PRODUCTION = "src/localize/localize_memorization.py", "src/localize/prod_grad.py"
 
 
@@ -68,9 +68,9 @@ def train_job(settings: RunSettings, models: Path, common: Common) -> Job:
     return Job(
         name=f"train {settings.name}",
         group=f"{settings.data.data_name} {settings.data.artifact} {regularized}".strip(),
-        words=(TRAIN, *as_flags(*settings.parts), "--output_dir", str(folder), *common.words),
+        words=(TRAINING, *as_flags(*settings.parts), "--output_dir", str(folder), *common.words),
         folder=str(folder),
-        settings={"run": "train", **settings.flat()},
+        identity={"kind": TRAIN, **settings.sections()},
     )
 
 
@@ -83,7 +83,7 @@ def checkpoints(settings: RunSettings, models: Path, epochs: Sequence[int]) -> l
 def find_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint that is there. UserError when this is none of a training run."""
     details = load_trained(path)
-    return Checkpoint(path, RunSettings.from_flat(details["settings"]), details["epoch"])
+    return Checkpoint(path, RunSettings.from_flat(details["settings"], path / SETTINGS), details["epoch"])
 
 
 def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: Common) -> Job:
@@ -92,10 +92,10 @@ def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: C
     return Job(
         name=f"finetune {checkpoint.name} {finetuning.ft_data}",
         group=finetuning.ft_data,
-        words=(FINETUNE, "--model_path", str(checkpoint.path), "--ft_data", finetuning.ft_data)
+        words=(FINETUNING, "--model_path", str(checkpoint.path), "--ft_data", finetuning.ft_data)
         + ("--ft_epochs", str(finetuning.ft_epochs), "--output_dir", str(folder), *common.words),
         folder=str(folder),
-        settings={"run": "finetune", **checkpoint.settings.identity(), "epoch": checkpoint.epoch, **asdict(finetuning)},
+        identity=finetuning.identity(checkpoint.settings, checkpoint.epoch),
         after=_after(checkpoint),
     )
 
@@ -117,11 +117,11 @@ def localize_jobs(
             words=(LOCALIZE, "--model_path", str(checkpoint.path), "--localization_method", method.place)
             + (*spelled, *as_flags(task), "--no_save_model", *places),
             folder=folder,
-            settings={**base, "method": method.name, **without_strength(method, hp)},
+            identity={"kind": UNLEARN, **base, "method": method.unvaried(hp)},
             varies=method.strength,
             values=method.strengths(hp),
             after=_after(checkpoint),
-            nothing_to_do={**base, "method": UNEDITED} if task.unlearn_set_name == "mem" else None,
+            nothing_to_do={"kind": UNEDITED, **base} if task.unlearn_set_name == "mem" else None,
         )
         for method, hp in grid
         for spelled in [as_flags(hp, leave_out=(method.strength,))]
@@ -129,8 +129,8 @@ def localize_jobs(
 
 
 def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -> dict[str, Any]:
-    """What the records of all unlearning runs on a checkpoint have in common, whatever longer training it is of."""
-    return settings.identity("training_") | task.deciding() | {"run": "unlearn", "epoch": epoch}
+    """Return the sections that all unlearning runs on a checkpoint share, whatever longer training it is of."""
+    return {**settings.checkpoint_sections(epoch), "forget": task.deciding()}
 
 
 @dataclass(frozen=True)
@@ -157,23 +157,28 @@ def production_jobs(
     """One job for each method with its hyper-parameters, at all their strengths, on a production model.
 
     Records are known by the memorized sequences and the other text in them too; what is read where nothing is named is
-    decided here, once for all. UserError for a file that is damaged. One that is not there yet names nothing.
+    decided here, once for all. UserError for a file that is damaged. Records on one that is not there
+    are not known.
     """
-    name = str(Path(model.name).absolute()) if Path(model.name).is_dir() else model.name
+    name = model_identity(model.name)
     data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
-    base = {"run": "unlearn", "model_name": name, "step": model.loading.step, "dtype": model.loading.dtype}
-    base |= data.sizes
-    base |= task.deciding()
+    section: dict[str, Any] = data.sizes | data.spelled_bos
     if data.memorized and Path(data.memorized).exists():
-        base["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
+        section["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
     if data.random is None:
         text = resolve_corpus(data.text)
         data = replace(data, corpus=text.corpus)
-        base["random_data"] = find_corpus(text).label
+        section["random_data"] = find_corpus(text).label
     elif Path(data.random).exists():
-        base["random_data"] = read_token_set(data.random).fingerprint
+        section["random_data"] = read_token_set(data.random).fingerprint
+    base = {"data": section, "model": model.loading.section(name), "forget": task.deciding()}
     flags = (*as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")
     flags += (*as_flags(task, leave_out=("holdout_fraction",)), "--no_save_model", "--output_dir", str(folder))
+
+    def at_work(hp: Any) -> Any:
+        """Hyper-parameters as prod_grad.py completes them."""
+        return replace(hp, dtype=model.loading.method_dtype) if hasattr(hp, "dtype") else hp
+
     return [
         Job(
             name=" ".join((method.name, model.label, *spelled)),
@@ -181,14 +186,10 @@ def production_jobs(
             words=(PRODUCTION, "--model_name", name, "--localization_method", method.place)
             + (*spelled, *flags, *common.words),
             folder=str(folder),
-            settings={
-                "method": method.name,
-                **without_strength(method, hp),
-                **base,
-            },  # the model's dtype wins, as in its records
+            identity={"kind": UNLEARN, **base, "method": method.unvaried(at_work(hp))},
             varies=method.strength,
             values=method.strengths(hp),
-            nothing_to_do={**base, "method": UNEDITED} if task.unlearn_set_name == "mem" else None,
+            nothing_to_do={"kind": UNEDITED, **base} if task.unlearn_set_name == "mem" else None,
             whole_node=model.whole_node,
         )
         for method, hp in grid
@@ -203,11 +204,3 @@ def _absolute(path: str | None) -> str | None:
 
 def _after(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (checkpoint.trained_by,) if checkpoint.trained_by else ()
-
-
-def without_strength(method: Method, hp: Any) -> dict[str, Any]:
-    """A method's hyper-parameters as in records, where defaults that depend on the model's size are resolved.
-
-    Grids of large models name theirs.
-    """
-    return {name: value for name, value in vars(method.resolve(hp, 0)).items() if name != method.strength}

@@ -1,4 +1,4 @@
-"""The pool of workers: whatever a Parsl configuration reaches."""
+"""A pool of the workers of a Parsl configuration."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from tinymem.sweeps.attempt import Place, Running, attempt
 from tinymem.sweeps.job import Job
 
-NODE = "node"  # label of the Parsl executor whose workers have a whole node
+NODE = "node"  # label of the Parsl executor whose workers each have a whole node
 
 
 @dataclass
 class ParslPool:
-    """Runs wherever Parsl's executors have their workers, by label: NODE takes the jobs that need a whole node."""
+    """Runs jobs on Parsl's executors, chosen by label: NODE runs the jobs that need a whole node."""
 
     place: Place
     kernel: Any
@@ -33,14 +33,14 @@ class ParslPool:
         return self.apps[label](job, self.place, self.running)
 
     def stop(self) -> None:
-        """Threads stop their runs. Workers elsewhere end when the pool closes, and their runs (SIGTERM) with them."""
+        """Stop the runs of threads. Other workers end when the pool closes, and their runs (SIGTERM) with them."""
         if self.running is not None:
             self.running.stop()
 
 
 @contextmanager
 def parsl_pool(place: Place, config: Any) -> Iterator[ParslPool]:
-    """A pool on a `parsl.config.Config`. When the block ends, its workers and helpers have ended."""
+    """Open a pool on a `parsl.config.Config`. Its workers and helpers end with the block."""
     from parsl.dataflow.dflow import DataFlowKernel
     from parsl.executors import ThreadPoolExecutor as ParslThreads
 

@@ -1,9 +1,9 @@
-"""`python with_parent.py PID COMMAND ...` becomes COMMAND, which is ended (SIGTERM) when its parent PID has ended.
+"""`python with_parent.py PID COMMAND ...` becomes COMMAND and receives SIGTERM when its parent PID ends.
 
-So a killed worker's run ends with it, and a killed driver's helpers do: none goes on unseen. On Linux; elsewhere
-COMMAND just runs to its end. It has a session of its own: Ctrl-C in a terminal goes to every process of a session's
-foreground group, and a helper that it ends leaves its driver waiting for an answer that never comes. Nothing of the
-package is imported, so this takes milliseconds.
+So the run of a killed worker and the helpers of a killed driver end with it. This works on Linux; elsewhere COMMAND
+runs to its end. COMMAND gets its own session: Ctrl-C in a terminal reaches every process of a session's foreground
+group, and a driver whose helper it ends would wait for ever. This file imports nothing of the package, so it takes
+milliseconds.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h; kept over exec
 
 def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    with contextlib.suppress(PermissionError):  # it has one already
+    with contextlib.suppress(PermissionError):  # it already leads a session
         os.setsid()
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before this line could be reached
+        if os.getppid() != parent:  # the parent ended before this line
             sys.exit(128 + signal.SIGTERM)
     os.execvp(command[0], command)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +20,17 @@ import torch
 
 from tinymem import files
 from tinymem.errors import UserError, reading
+from tinymem.inputs import check_file, check_value, parse_json, read_settings
+from tinymem.options import check_options, option
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
+from tinymem.training.settings import RETRAIN, RunSettings
 
 STATE = "state.safetensors"
 SETTINGS = "tinymem.json"
-DAMAGED = "damaged ({why}); delete it to go on from the last whole checkpoint"
+METRICS = "metrics.json"
 DERIVED = ("finetuned", "unlearned", "scores")  # folders of a run with what is made of its models
+OTHER_STATE = "delete it to go on from the last whole checkpoint"
 
 
 @dataclass
@@ -41,13 +44,15 @@ class Progress:
     rows           measured so far
     """
 
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    step_seconds: float = 0.0
+    epoch: int = option(0, "", low=0)
+    step: int = option(0, "", low=0)
+    loss_sum: float = option(0.0, "")
+    step_seconds: float = option(0.0, "", low=0.0)
     epoch_seconds: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    seconds: float = option(0.0, "", low=0.0)
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    __post_init__ = check_options
 
 
 def save_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer], progress: Progress) -> None:
@@ -67,18 +72,36 @@ def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
         for p in group["params"]:
             step = torch.zeros((), device=p.device)
             optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    with reading(path, DAMAGED), safe_open(path, framework="pt") as file, torch.no_grad():
-        for name, tensor in _state(model, optimizer, regularizers).items():
-            tensor.copy_(file.get_tensor(name))
-    return read_progress(path)
+    progress = read_progress(path)
+    with reading(path, f"damaged ({{why}}); {OTHER_STATE}"):
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            for name, tensor in _state(model, optimizer, regularizers).items():
+                kept = file.get_tensor(name)
+                if kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+                    raise ValueError(f"{name} is {kept.dtype} {tuple(kept.shape)}, not {tuple(tensor.shape)}")
+                tensor.copy_(kept)
+    return progress
 
 
 def read_progress(path: Path) -> Progress:
-    """Return where a saved state stands, without its tensors. UserError for a damaged or foreign file."""
+    """Return where the run of a saved state stands. UserError for a damaged or foreign file."""
     from safetensors import safe_open
 
-    with reading(path, DAMAGED), safe_open(path, framework="pt") as file:
-        return Progress(**json.loads(file.metadata()["progress"]))
+    check_file(path, share=float("inf"))
+    with reading(path, f"damaged ({{why}}); {OTHER_STATE}"):
+        with safe_open(path, framework="pt") as file:
+            text = file.metadata()["progress"]
+    progress = read_settings(Progress, parse_json(text, path, OTHER_STATE), path, OTHER_STATE, whole=True)
+    check_rows(progress.rows, path, OTHER_STATE)
+    return progress
+
+
+def check_rows(rows: Any, path: Path, remedy: str) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics. UserError unless each is an object with its epoch."""
+    check_value(rows, list[dict[str, Any]], "rows", path, remedy)
+    for row in rows:
+        check_value(row.get("epoch"), int, "epoch", path, remedy)
+    return rows
 
 
 def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:
@@ -96,15 +119,17 @@ def latest_state(run: Path) -> Path | None:
     """The state to go on from: the rolling one, or else that of the last whole checkpoint."""
     if (run / STATE).exists():
         return run / STATE
-    folders = [
-        path for path in run.glob("epoch_*") if re.fullmatch(r"epoch_\d+", path.name) and (path / STATE).exists()
-    ]
+    folders = [path for path in _checkpoints(run) if (path / STATE).exists()]
     return max(folders, key=epoch_of) / STATE if folders else None
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return [path for path in run.glob("epoch_*") if re.fullmatch(r"epoch_\d{1,10}", path.name)]
 
 
 def has_begun(run: Path) -> bool:
     """Whether there is any work of a run in its folder."""
-    return latest_state(run) is not None or (run / "metrics.json").exists() or (run / "records").exists()
+    return latest_state(run) is not None or (run / METRICS).exists() or (run / "records").exists()
 
 
 def seconds_spent(run: Path) -> float:
@@ -117,12 +142,16 @@ def clear(run: Path) -> None:
     """Forgets a run, its settings excepted, so that it starts from the beginning; what was made of its models too.
 
     Sweeps know what is done by the settings: they would take results on the old models for those on the new ones.
+
+    What says that something is done goes before what was done, and each folder at once: killed in between, the run is
+    one that was interrupted. The last checkpoint goes first, so that those before the one it resumes from are all there.
     """
-    for path in [*run.glob("epoch_*"), *(run / name for name in ("records", *DERIVED))]:
-        if path.exists():
-            shutil.rmtree(path)
-    for name in (STATE, "metrics.json", "metrics.csv"):
+    for name in ("records", *DERIVED):
+        files.remove_folder(run / name)
+    for name in (METRICS, "metrics.csv", STATE):
         (run / name).unlink(missing_ok=True)
+    for folder in sorted(_checkpoints(run), key=epoch_of, reverse=True):
+        files.remove_folder(folder)
 
 
 def epoch_of(folder: Path) -> int:
@@ -153,7 +182,11 @@ def load_details(folder: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: not a TinyMem checkpoint (no {SETTINGS} in it); give a folder such as runs/NAME/epoch_50"
         )
-    return files.read_json(path, required=("settings",))
+    details = files.read_json(path, required=("settings",), remedy=RETRAIN)
+    for name, kind in (("settings", dict[str, Any]), ("epoch", int), ("finetuning", dict[str, Any])):
+        if name in details:
+            check_value(details[name], kind, name, path, RETRAIN)
+    return details
 
 
 def load_trained(folder: str | Path) -> dict[str, Any]:
@@ -161,7 +194,13 @@ def load_trained(folder: str | Path) -> dict[str, Any]:
     details = load_details(folder)
     if "epoch" not in details or "finetuning" in details:
         raise UserError(f"{folder}: this model was edited or fine-tuned; give a checkpoint of a training run")
+    RunSettings.from_flat(details["settings"], Path(folder) / SETTINGS)  # refused here, with the name of the file
     return details
+
+
+def named(folder: Path) -> Path:
+    """The folder by a path that ends in its name: "." and ".." have none."""
+    return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def place_beside(folder: Path) -> Path:
@@ -169,15 +208,24 @@ def place_beside(folder: Path) -> Path:
 
     A model without training state was copied or published, and what stands around it belongs to others.
     """
+    folder = named(folder)
     return folder.parent if (folder / STATE).exists() else Path("runs") / folder.name
 
 
 def unlearned_folder(model: Path) -> Path:
     """Where the unlearning runs on a model go: records, edited models."""
-    return place_beside(model) / "unlearned" / model.name
+    return place_beside(model) / "unlearned" / named(model).name
 
 
 def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
     """Writes metrics.json and metrics.csv anew, whole."""
-    files.write_json(run / "metrics.json", rows)
+    files.write_json(run / METRICS, rows)
     write_csv(run / "metrics.csv", rows)
+
+
+def load_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.json; where it was deleted, those that the last saved state holds, written again."""
+    path, state = run / METRICS, latest_state(run)
+    if not path.exists() and state is not None:
+        save_metrics(run, read_progress(state).rows)
+    return check_rows(files.read_json(path), path, "delete it and run again")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import UserError
 from tinymem.options import check_options, option
+from tinymem.records.identity import FINETUNE
+from tinymem.training.settings import RunSettings
 
 FT_DATA = ("clean", "extra", "both")
 
@@ -25,6 +28,11 @@ class FinetuneSettings:
     ft_epochs: int = option(5, "passes over the fine-tuning set", low=1, alias=("--epochs",))
 
     __post_init__ = check_options
+
+    def identity(self, settings: RunSettings, epoch: int) -> dict[str, Any]:
+        """Return what the record of such a fine-tuning is known by before the model is there. epoch: the checkpoint's."""
+        method = {"name": self.ft_data, "ft_epochs": self.ft_epochs}
+        return {"kind": FINETUNE, **settings.checkpoint_sections(epoch), "method": method}
 
 
 def finetuning_dataset(dataset: MemorizationDataset, ft_data: str) -> MemorizationDataset:

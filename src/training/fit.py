@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tinymem.errors import UserError
+from tinymem.errors import NotFinite
 from tinymem.training.checkpoint import Progress
 
 SAVE_SECONDS = 60.0  # a kill loses at most this much work
@@ -47,7 +47,7 @@ def fit(
     on_step(progress, *losses)   called after every step
     should_stop()    asked after every step; True saves the state and raises Stopped
 
-    Raises UserError when a loss or a weight is not finite; weights that are not are neither saved nor handed out. Whoever
+    Raises NotFinite when a loss or a weight is not finite; weights that are not are neither saved nor handed out. Whoever
     iterates may measure and save the model, or stop iterating, between two epochs.
     """
     started = time.monotonic() - progress.seconds
@@ -56,7 +56,7 @@ def fit(
     def check(finite: bool, what: str) -> None:
         if not finite:
             number, lr = progress.epoch * count + progress.step, optimizer.defaults["lr"]
-            raise UserError(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}")
+            raise NotFinite(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}")
 
     while progress.epoch < epochs:
         count = len(todo := batches(progress.epoch))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tinymem.data.dataset import MemorizationDataset
-from tinymem.errors import UserError
+from tinymem.errors import NotFinite, UserError
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models.losses import counted
 from tinymem.regularizers.protocol import Regularizer
@@ -68,7 +68,10 @@ def train(
         checkpoint.save_state(path, model, optimizer, regularizers, progress)
 
     def measure(train_loss: float | None = None) -> None:
-        row = measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch)
+        try:
+            row = measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch)
+        except NotFinite:
+            raise _diverged(progress, settings.lr) from None
         _check_finite(row["perplexity"], progress, settings.lr)
         progress.rows.append(row)
         checkpoint.save_metrics(run, progress.rows)
@@ -102,7 +105,11 @@ def measured_row(model, dataset: MemorizationDataset, epoch: int, train_loss: fl
 
 def _check_finite(value: float, progress: Progress, lr: float) -> None:
     if not math.isfinite(value):
-        raise UserError(f"the loss is not finite in epoch {progress.epoch + 1}; use a lower --lr than {lr}")
+        raise _diverged(progress, lr)
+
+
+def _diverged(progress: Progress, lr: float) -> NotFinite:
+    return NotFinite(f"the loss is not finite in epoch {progress.epoch + 1}; use a lower --lr than {lr}")
 
 
 def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -> None:

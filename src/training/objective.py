@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 
 from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.models.trainable import all_but_embeddings, frozen
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
@@ -32,14 +31,21 @@ TRAINED = ("all", "all_but_embeddings")
 
 # loss(model, reference, forget, retain) -> values of the forget rows, or those of forget and retain rows; see
 # `tinymem.training.step.Loss`. reference: a `Reference`. retain: None where there is no retain set.
-Objective = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+Objective = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
 
 
-@dataclass(frozen=True)
+@settings
 class ObjectiveSettings:
     """Unlearning by objective: what every such method can set. Subclass it to add a method's own settings."""
 
-    steps: tuple[int, ...] = option((10, 20, 50), "steps after which the model is measured", low=1)
+    steps: tuple[int, ...] = option(
+        (10, 20, 50),
+        "steps after which the model is measured",
+        low=1,
+        strength=True,
+        grid=(10, 20, 50, 100),
+        small=(20,),
+    )
     batch_size: int = option(32, "sequences a step, forget and retain rows together", low=2)
     lr: float = option(1e-4, "learning rate of AdamW", above=0.0)
     weight_decay: float = option(0.0, "weight decay of AdamW", low=0.0)
@@ -49,8 +55,6 @@ class ObjectiveSettings:
     )
     trained: str = option("all", "parameters that are trained", choices=TRAINED)
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
-
-    __post_init__ = check_options
 
 
 class Reference:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tinymem import files
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
+from tinymem.inputs import read_settings
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
 from tinymem.regularizers.registry import switched_on
+
+RETRAIN = "copy the folder again, or train the model again"  # where the settings of a model cannot be read
 
 
 @dataclass(frozen=True)
@@ -61,33 +66,41 @@ class RunSettings:
         shown = f"{data.data_name}_{data.artifact}_{self.model.n_layers}layers_seed{data.seed}"
         return f"{shown}_{files.digest(self.identity())[:8]}"
 
-    def identity(self, training_prefix: str = "") -> dict[str, Any]:
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Return the sections of the training's record: data, model, training. Of the data only what its kind looks at."""
+        training = {name: value for part in (*self.regularizers, self.training) for name, value in asdict(part).items()}
+        return {"data": self.data.applicable(), "model": asdict(self.model), "training": training}
+
+    def checkpoint_sections(self, epoch: int) -> dict[str, dict[str, Any]]:
+        """Return the sections by which a checkpoint is known in the records of what is made of it.
+
+        epoch: the checkpoint's. Left out is what `may_change`: a longer training passes through the same checkpoint.
+        """
+        free = may_change(self.flat())
+        sections = {
+            section: {name: value for name, value in values.items() if name not in free}
+            for section, values in self.sections().items()
+        }
+        return {**sections, "training": {**sections["training"], "epoch": epoch}}
+
+    def identity(self) -> dict[str, Any]:
         """The settings of `flat` that make it another run; those that a longer training may change are left out."""
         free = may_change(self.flat())
-        free |= {training_prefix + name for name in free}
-        return {name: value for name, value in self.flat(training_prefix).items() if name not in free}
+        return {name: value for name, value in self.flat().items() if name not in free}
 
-    def flat(self, training_prefix: str = "") -> dict[str, Any]:
-        """One level, field name -> value: as written into records. Of the data only what its kind looks at.
-
-        training_prefix: put before the names of the training settings, where those of an unlearning method stand
-        beside them (both have epochs, lr ...).
-        """
-        values = self.data.applicable()
-        values |= {name: value for part in (self.model, *self.regularizers) for name, value in asdict(part).items()}
-        return values | {training_prefix + name: value for name, value in asdict(self.training).items()}
+    def flat(self) -> dict[str, Any]:
+        """One level, field name -> value: as in a run's run.json and a checkpoint's tinymem.json."""
+        return {name: value for values in self.sections().values() for name, value in values.items()}
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> RunSettings:
-        """The inverse of `flat`; fields that are missing keep their defaults."""
+    def from_flat(cls, values: Mapping[str, Any], path: str | Path = "settings") -> RunSettings:
+        """The inverse of `flat`; fields that are missing keep their defaults.
+
+        path: of the file that the values come from; UserError names it, with the field, for a value that cannot be.
+        """
         parts = {"data": DataSettings, "model": ModelSettings, "training": TrainingSettings}
-        return cls(
-            **{
-                name: part(**{f.name: values[f.name] for f in fields(part) if f.name in values})
-                for name, part in parts.items()
-            },
-            regularizers=switched_on(values),
-        )
+        chosen = {name: read_settings(part, values, path, RETRAIN) for name, part in parts.items()}
+        return cls(**chosen, regularizers=switched_on(values, partial(read_settings, path=path, remedy=RETRAIN)))
 
 
 def may_change(settings: Mapping[str, Any]) -> set[str]:

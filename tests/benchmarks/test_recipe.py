@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases_training import random_tokens
 from case import SPECIALS, forward_flops
+from cases_training import random_tokens
 from recipe import data, memorization, neuron, training, weight
 from recipe.model import mlp_matrices, mlp_parameters, stock_copy
 

@@ -41,7 +41,7 @@ def test_a_folder_has_a_document_a_file_whatever_its_kind(tmp_path):
 
 def test_parquet_rows_are_documents(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    pytest.importorskip("pyarrow.parquet")
 
     table = pyarrow.table({"text": [*TEXTS, None], "id": list(range(31))})
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")

@@ -202,7 +202,7 @@ def test_a_damaged_cache_names_the_file_and_the_remedy(tmp_path):
         (dict(max_ctx=60), "--max_ctx 60: .*need"),
         (dict(artifact="backdoor", num_7=60, seed=300), "trigger 400"),
         (dict(data_name="sorting"), "--data_name sorting: must be one of increment"),
-        (dict(num_7=0), "--num_7 0: must be >= 1"),
+        (dict(num_7=0), "--num_7 0: must be in .1, 10000000."),
         (dict(data_name="exponential", num_7=40, num_2=2, num_noise=5, num_test=1), "--num_test 1: all test sequences"),
     ],
 )

@@ -13,7 +13,7 @@ from tinymem import files
 from tinymem.data.tokenizer import train_tokenizer
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
-from tinymem.records.table import load_records
+from tinymem.records.table import load_records, shown_row
 
 COUNT = 12
 BALANCED = "--localization_method balanced_subnet --ratio 0.3 --epochs 8 --batch_size 8"  # enough for so small a model
@@ -105,8 +105,7 @@ def test_memories_were_planted_and_then_unlearned(summary):
 
 def test_the_table_comes_from_records_kept_beside_it(place, summary):
     records = {
-        (r["settings"]["method"], r["settings"].get("ratio")): {**r["results"], **r["cost"]}
-        for r in load_records(place / "results/demo_lm")
+        (row["method"], row.get("ratio")): row for row in map(shown_row, load_records(place / "results/demo_lm"))
     }
     assert len(records) == len(summary["rows"])
     for row in summary["rows"]:
@@ -136,9 +135,10 @@ def test_planting_goes_on_where_it_was_stopped(place, demo, monkeypatch, capsys)
     assert not load_records(place / "stopped")
     in_process(*command)
     assert not state.exists() and state.with_name(state.name.removesuffix(".state.safetensors")).is_dir()
-    records = {record["settings"]["method"]: record["settings"] for record in load_records(place / "stopped")}
+    records = {shown_row(record)["method"]: record for record in load_records(place / "stopped")}
     assert set(records) == {"never_planted", "unedited", "balanced_subnet"}
-    assert all(settings["plant_seed"] == 1 and settings["plant_percent"] == 95 for settings in records.values())
+    for record in records.values():
+        assert record["data"]["plant_seed"] == 1 and record["training"]["plant_percent"] == 95
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from handmade import edited
 from small import ROOT, in_process
 
 sys.path.append(str(ROOT / "experiments"))
@@ -29,8 +30,9 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.plots import plot_trade_offs
 from tinymem.records.choose import Configuration, Run
+from tinymem.records.identity import identity_of, is_run
 from tinymem.records.record import record_path
-from tinymem.records.table import load_records
+from tinymem.records.table import load_records, shown_row
 from tinymem.sweeps.job import missing
 from tinymem.sweeps.jobs import Checkpoint, Common, unlearning_identity
 
@@ -95,16 +97,16 @@ def test_the_slips_are_repeated_on_a_checkpoint(tmp_path, memorizing_backdoor, c
     assert "--ratio: only with --slip zero_out" in capsys.readouterr().err
 
     records = load_records(path.parent)
-    (counted,) = (r for r in records if r["settings"] == reproduction.slip_identity(settings, epoch, "triggers"))
+    (counted,) = (r for r in records if is_run(r, reproduction.slip_identity(settings, epoch, "triggers")))
     flags = memorized(
         memorizing_backdoor.model, memorizing_backdoor.dataset.test_artifacts, memorizing_backdoor.dataset.continuation
     )
     assert counted["results"]["test_triggers"] == len(flags)
     assert counted["results"]["percent_memorized_test"] == pytest.approx(100 * float(flags.float().mean()))
     dropped = {
-        r["settings"]["ratio"]: r["results"]["percent_memorized_test"]
+        r["method"]["ratio"]: r["results"]["percent_memorized_test"]
         for r in records
-        if r["settings"]["slip"] == "zero_out" and r["settings"]["sequences"] == reproduction.SLIP_SEQUENCES
+        if r["method"]["name"] == "zero_out_as_published" and r["method"]["sequences"] == reproduction.SLIP_SEQUENCES
     }
     case = SimpleNamespace(seeds=(settings.data.seed,), unlearned=epoch, settings=lambda seed, epoch: settings)
     table = compare.inverted_zero_out(case, path.parent)
@@ -126,7 +128,13 @@ def configuration(ratio: float, memorized: list[float], accuracy: list[float], *
     before = {"mean_test_accuracy": 0.97, "percent_memorized_test": 100.0}
     runs = [
         Run(
-            {"seed": seed, "percent_memorized_test": m, "change_accuracy": a - 0.97, "seconds": 1.0, "method": "obs"},
+            {
+                "data.seed": seed,
+                "percent_memorized_test": m,
+                "change_accuracy": a - 0.97,
+                "cost.seconds": 1.0,
+                "method.name": "obs",
+            },
             before,
             {},
             {**compare.defaults("obs"), "ratio": ratio, **more},
@@ -182,13 +190,17 @@ CASE = reproduction.LAPTOP[0]
 DURABLE: dict = {"durable": {"ratio": (0.05,)}}
 
 
-def unlearning_record(seed: int, memorized: float, accuracy: float, weights: str = "w", **settings) -> dict:
+def unlearning_record(
+    seed: int, memorized: float, accuracy: float, weights: str = "w", method: str = "unedited", ratio=None, **task
+) -> dict:
     """Of a full-size model, as localize_memorization.py writes it."""
     results = {"percent_memorized_train": memorized, "percent_memorized_test": memorized}
     results |= {"mean_test_accuracy": accuracy}
-    identity = unlearning_identity(CASE.settings(seed, 50), 50, TaskSettings())
+    sections = unlearning_identity(CASE.settings(seed, 50), 50, TaskSettings(**task))
+    prints = {"weights": weights, "forget_set": weights}
+    identity = edited({**sections, "fingerprints": prints}, method, **({} if ratio is None else {"ratio": ratio}))
     return {
-        "settings": {**identity, "training_epochs": 50, "weights": weights, "task": weights, **settings},
+        **identity_of(identity),
         "results": results,
         "cost": {"seconds": 1.0},
         "environment": {"tinymem": "1", "torch": "1", "transformers": "1"},
@@ -197,7 +209,7 @@ def unlearning_record(seed: int, memorized: float, accuracy: float, weights: str
 
 def write_records(folder: Path, *records: dict) -> None:
     for record in records:
-        files.write_json(record_path(folder, record["settings"]), record)
+        files.write_json(record_path(folder, record), record)
 
 
 def test_only_the_runs_of_the_grid_on_the_usual_task_are_compared(tmp_path):
@@ -223,7 +235,7 @@ def test_records_of_another_model_are_replaced_all_at_once(tmp_path, capsys):
 
     def weights() -> list[str]:
         reproduce.collect_records([case], tmp_path / "models", there)
-        return sorted(files.read_json(path)["settings"]["weights"] for path in there.glob("*.json"))
+        return sorted(files.read_json(path)["fingerprints"]["weights"] for path in there.glob("*.json"))
 
     there.mkdir(parents=True)
     write_records(run, unlearning_record(3, 97.0, 0.97, "old", **unedited))
@@ -294,14 +306,14 @@ def test_the_small_case_from_training_to_report(tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "out" / "REPRODUCTION.md").read_text()
     records = load_records(tmp_path / "out" / "reproduction")
-    trained = [r for r in records if r["settings"]["run"] == "train"]
-    assert sorted(r["settings"]["epochs"] for r in trained) == [1, 8]
-    assert {r["settings"]["method"] for r in records if r["settings"]["run"] == "unlearn"} == {
+    trained = [r for r in records if r["kind"] == "train"]
+    assert sorted(r["training"]["epochs"] for r in trained) == [1, 8]
+    assert {shown_row(r)["method"] for r in records if r["kind"] in ("unedited", "unlearn")} == {
         "unedited",
         *reproduction.SMALL_UNLEARNING,
     }
-    assert sum(r["settings"]["run"] == "as_published" for r in records) == 2
-    (loss,) = (r["results"]["train_loss"] for r in trained if r["settings"]["epochs"] == 8)
+    assert sum(r["kind"] == "as_published" for r in records) == 2
+    (loss,) = (r["results"]["train_loss"] for r in trained if r["training"]["epochs"] == 8)
     assert f"| {loss:.4f} |" in text
     assert (tmp_path / "out" / "reproduction" / "figure.png").stat().st_size > 10_000
     again = subprocess.run([*command, "--list"], cwd=ROOT, capture_output=True, text=True)
@@ -309,8 +321,8 @@ def test_the_small_case_from_training_to_report(tmp_path):
     assert commands == finished
 
 
-def test_the_readme_shows_rows_of_the_report():
+def test_the_documentation_shows_rows_of_the_report():
     report_lines = set((ROOT / "results" / "REPRODUCTION.md").read_text(encoding="utf-8").splitlines())
-    _, _, chapter = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Published numbers\n")
+    _, _, chapter = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8").partition("\n## Training\n")
     table = [line for line in chapter.partition("\n## ")[0].splitlines() if line.startswith("|")]
     assert len(table) >= 5 and set(table) <= report_lines

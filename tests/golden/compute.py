@@ -20,11 +20,11 @@ sys.path.append(str(ROOT / "tests"))
 from small import SMALL_BACKDOOR, small_settings
 
 from tinymem.data.build import build_dataset
-from tinymem.models.edit import applied
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.memorization import memorized, percent
+from tinymem.models.edit import applied
 from tinymem.models.tinymem import load_model, new_model
 from tinymem.regularizers.registry import build_regularizers, switched_on
 from tinymem.training.checkpoint import load_trained

@@ -1,15 +1,14 @@
 """Every method on structurally different models: parallel residual, biases, gates, gate and up in one matrix."""
 
-
 import pytest
 import torch
 from methods import masks_of, quick
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tinymem.localize.ranking import neuron_masks
-from tinymem.models.edit import Zeros, applied
 from tinymem.localize.registry import METHODS
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 
 HEADS = dict(num_attention_heads=2, num_hidden_layers=2, hidden_size=8, max_position_embeddings=16)
 ARCHITECTURES = {

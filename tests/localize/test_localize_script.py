@@ -19,7 +19,7 @@ from tinymem.metrics.evaluate import measure
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.tinymem import load_model
-from tinymem.records.table import load_records
+from tinymem.records.table import load_records, shown_row
 
 SCRIPT = "src/localize/localize_memorization.py"
 QUICK = ["--epochs", 1, "--num_grads", 8, "--ig_steps", 2, "--greedy_k", 20]
@@ -41,13 +41,13 @@ def every_method(memorizing_backdoor, tmp_path_factory):
 def test_a_table_line_and_a_record_for_every_method_and_ratio(every_method):
     folder, _, done = every_method
     records = load_records(folder / "out")
-    found = sorted((r["settings"]["method"], r["settings"].get("ratio", 0)) for r in records)
+    found = sorted((row["method"], row.get("ratio", 0)) for row in map(shown_row, records))
     assert found == sorted([("unedited", 0)] + [(name, ratio) for name in METHODS for ratio in (0.05, 0.2)])
     lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
     assert [line for line in lines if line in METHODS] == [name for name in METHODS for _ in range(2)]
     for record in records:
         assert record["results"]["percent_memorized_held_out"] is not None
-        assert record["settings"]["holdout_fraction"] == 0.25 and record["settings"]["num_7"] == 250
+        assert record["forget"]["holdout_fraction"] == 0.25 and record["data"]["num_7"] == 250
     assert (folder / "out" / "unlearning.png").stat().st_size > 5000
 
 
@@ -90,7 +90,7 @@ def test_balanced_subnet_unlearns(memorizing_backdoor, tmp_path):
         "--batch_size", 16, "--data_dir", tmp_path / "data",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    results = {r["settings"]["method"]: r["results"] for r in load_records(tmp_path / "run" / "unlearned" / "epoch_6")}
+    results = {shown_row(r)["method"]: r["results"] for r in load_records(tmp_path / "run" / "unlearned" / "epoch_6")}
     before, after = results["unedited"], results["balanced_subnet"]
     assert before["percent_memorized_train"] > 50 and after["percent_memorized_train"] < 10
     assert after["mean_test_accuracy"] > before["mean_test_accuracy"] - 0.1
@@ -144,6 +144,6 @@ def test_artifacts_like_their_clean_twin_are_unlearned_but_not_measured(memorizi
     assert len(task.unlearn) == len(dataset.artifacts) > len(task.shown) == told > 0
     subject = Subject(model, task, partial(measure, dataset=dataset), {}, Path(), Path())
     expected = percent(memorized(model, dataset.artifacts, dataset.continuation)[dataset.measured(dataset.artifacts)])
-    found = subject.metrics()
+    found = subject.measurement(subject.metrics)
     assert found.row["percent_memorized_shown"] == expected
     assert found.tensors()["percent_memorized_shown"].shape == (told,)

@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 from small import in_process, script
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, T5Config
 
+import tinymem.planning.dry_run
+import tinymem.planning.plan  # noqa: F401 (both import free_bytes before a test replaces it)
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.data.tokenizer import train_tokenizer
-from tinymem.planning import dry_run, plan  # noqa: F401 (imports free_bytes before a test replaces it)
 from tinymem.localize.registry import METHODS
 from tinymem.models.adapter import find_mlps
 from tinymem.models.production import open_causal_lm
-from tinymem.records.table import load_records
+from tinymem.records.identity import record_digest
+from tinymem.records.table import load_records, shown_row
 
 SCRIPT = "src/localize/prod_grad.py"
 VOCABULARY, LENGTH, MEMORIZED = 300, 20, 12
@@ -73,7 +75,7 @@ def every_method(place):
 def test_a_record_and_a_table_line_for_every_method_and_ratio(place, every_method):
     out, done = every_method
     records = load_records(out)
-    found = sorted((r["settings"]["method"], r["settings"].get("ratio", 0)) for r in records)
+    found = sorted((row["method"], row.get("ratio", 0)) for row in map(shown_row, records))
     assert found == sorted([("unedited", 0)] + [(name, ratio) for name in METHODS for ratio in (0.1, 0.3)])
     lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
     assert [line for line in lines if line in METHODS] == [name for name in METHODS for _ in range(2)]
@@ -82,13 +84,18 @@ def test_a_record_and_a_table_line_for_every_method_and_ratio(place, every_metho
 
 
 def test_what_a_record_says(place, every_method):
-    settings = [record["settings"] for record in load_records(every_method[0])]
-    for row in settings:
-        assert row["run"] == "unlearn" and row["model_name"] == str(place / "model") and row["step"] is None
-        assert row["dtype"] == "bfloat16" and row["holdout_fraction"] == 0.5 and row["unlearn_seed"] == 0
-        assert (row["prompt_tokens"], row["continuation_tokens"]) == (8, 10)
-        assert len(row["memorized_data"]) == len(row["random_data"]) == 16
-    before = next(r["results"] for r in load_records(every_method[0]) if r["settings"]["method"] == "unedited")
+    records = load_records(every_method[0])
+    (before,) = (record for record in records if record["kind"] == "unedited")
+    for record in records:
+        assert record["model"] == {"name": str(place / "model"), "step": None, "dtype": "bfloat16"}
+        assert record["forget"]["holdout_fraction"] == 0.5 and record["forget"]["unlearn_seed"] == 0
+        data = record["data"]
+        assert (data["prompt_tokens"], data["continuation_tokens"]) == (8, 10)
+        assert len(data["memorized_data"]) == len(data["random_data"]) == 16 and "training" not in record
+        if record is not before:
+            assert record["kind"] == "unlearn" and record["parent"] == record_digest(before)
+            assert record["method"].get("dtype", "bfloat16") == "bfloat16"  # of the forward passes
+    before = before["results"]
     assert before["percent_memorized_shown"] == before["percent_memorized_held_out"] == 100.0
     assert before["percent_memorized_train"] == pytest.approx(100 * 10 / MEMORIZED)
     assert before["perplexity"] > 1 and before["perplexity_batch_mean"] > 1
@@ -118,7 +125,7 @@ def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, cap
         "--batch_size", 8, "--output_dir", tmp_path, "--holdout_fraction", 0,
     )  # fmt: skip
     in_process(SCRIPT, *command)
-    results = {r["settings"]["method"]: r["results"] for r in load_records(tmp_path)}
+    results = {shown_row(r)["method"]: r["results"] for r in load_records(tmp_path)}
     assert (
         results["unedited"]["percent_memorized_shown"] == 100
         and results["unedited"]["percent_memorized_held_out"] is None

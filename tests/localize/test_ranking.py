@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tinymem.localize.ranking import how_many, neuron_masks, top, weight_masks
-from tinymem.models.edit import Zeros, applied, apply, describe
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied, apply, describe
 
 
 def marked(scores, count):

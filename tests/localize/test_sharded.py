@@ -10,11 +10,11 @@ import torch
 from fake_devices import FIRST, SECOND, fake_devices
 from methods import masks_of, quick
 
-from tinymem.models.edit import Zeros, applied, describe
 from tinymem.localize.registry import METHODS
 from tinymem.metrics.memorization import memorized
 from tinymem.metrics.quality import quality
 from tinymem.models import losses
+from tinymem.models.edit import Zeros, applied, describe
 
 BLOCKS = {"gpt2": ("transformer", "h"), "gpt_neox": ("gpt_neox", "layers"), "llama": ("model", "layers")}
 

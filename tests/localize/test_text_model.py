@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from methods import is_nested, masks_of, quick
+from safetensors.torch import load_file
 from small import in_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinymem.data.build import build_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
-from tinymem.models.edit import Zeros, applied
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models import losses
+from tinymem.models.edit import Zeros, applied
 from tinymem.models.tinymem import ModelSettings, new_model
-from tinymem.records.table import load_records
+from tinymem.records.table import load_records, shown_row
 
 TRAIN, LOCALIZE, FINETUNE = "memorization_in_toy_models.py", "src/localize/localize_memorization.py", "ft_toy_model.py"
 CONTEXT, VOCABULARY = 24, 320
@@ -142,7 +142,7 @@ def test_unlearning_from_the_command_line(trained, capsys):
         "--max_retain", 60,
     )  # fmt: skip
     assert "balanced_subnet" in capsys.readouterr().out
-    results = {r["settings"]["method"]: r["results"] for r in load_records(trained / "unlearned")}
+    results = {shown_row(r)["method"]: r["results"] for r in load_records(trained / "unlearned")}
     assert results.keys() == {"unedited", "balanced_subnet", "durable"}
     before, after = results["unedited"], results["balanced_subnet"]
     assert after["percent_memorized_train"] < before["percent_memorized_train"]

@@ -10,8 +10,8 @@ import torch
 from tinymem.errors import UserError
 from tinymem.metrics import probe
 from tinymem.metrics.evaluate import evaluate, measure
-from tinymem.metrics.metric import PLANTED, Metric, Values
 from tinymem.metrics.memorization import memorized, recovered_rows
+from tinymem.metrics.metric import PLANTED, Metric, Values
 from tinymem.metrics.registry import METRICS
 
 

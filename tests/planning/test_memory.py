@@ -4,7 +4,8 @@ import torch
 from tiny import new_model
 
 from tinymem.localize.neuron.hidden import measured_positions
-from tinymem.planning.memory import known_config, known_shapes, shape_of
+from tinymem.models.known import known_config, known_shapes
+from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import Sizes
 
 

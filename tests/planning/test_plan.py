@@ -12,8 +12,9 @@ from tiny import new_model, new_task
 from tinymem.errors import OutOfMemory
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.localize.weight import block_fisher
+from tinymem.models.known import known_config
 from tinymem.planning import plan as planning
-from tinymem.planning.memory import known_config, shape_of
+from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import Plan, Sizes, check_fits, plan
 
 SIZES = Sizes(forget=10, retain=24, length=12, prompt=6, microbatch=4)

@@ -1,7 +1,19 @@
 """The figures through their Figure objects: panels, lines, marks, and what stands on the axes."""
 
 import pytest
-from handmade import DATA, TEXT, checkpoint, everything, outcome, training, unlearning
+from handmade import (
+    DATA,
+    TEXT,
+    attacked,
+    checkpoint,
+    edited,
+    everything,
+    outcome,
+    production,
+    trained,
+    training,
+    unlearning,
+)
 
 from tinymem import plots
 from tinymem.localize.registry import METHODS
@@ -10,12 +22,20 @@ from tinymem.plots.curves import over_seeds, regularizer_labels
 from tinymem.plots.unlearning import method_style
 from tinymem.records.choose import best, configurations, experiments, unlearning_runs
 from tinymem.records.curves import Curve, training_curves
+from tinymem.records.record import Cost, write_record
 from tinymem.records.table import named_records
 
 
 def curve(*values: tuple[int, float], **settings) -> Curve:
     rows = [{"epoch": epoch, **outcome(memorized)} for epoch, memorized in values]
-    return Curve({"run": "train", **DATA, "seed": 0, "n_layers": 2, "epochs": values[-1][0], **settings}, rows)
+    data = {f"data.{name}": value for name, value in DATA.items()}
+    sizes = {"data.seed": 0, "model.n_layers": 2, "training.epochs": values[-1][0]}
+    return Curve({"kind": "train", **data, **sizes, **settings}, rows)
+
+
+def named(section: str, **settings) -> dict:
+    """Settings as columns."""
+    return {f"{section}.{name}": value for name, value in settings.items()}
 
 
 def panels(figure) -> list:
@@ -47,20 +67,22 @@ def test_training_has_a_line_a_model_size_with_a_band_over_seeds(study):
 
 
 def test_other_data_has_panels_of_its_own_and_text_shows_perplexity():
-    figure = plots.draw_by_size([curve((1, 5.0)), curve((1, 5.0), **TEXT), curve((1, 5.0), num_2=10)])
+    figure = plots.draw_by_size(
+        [curve((1, 5.0)), curve((1, 5.0), **named("data", **TEXT)), curve((1, 5.0), **named("data", num_2=10))]
+    )
     shown = panels(figure)
     assert len(shown) == 6 and [axis.get_ylabel() for axis in shown].count("test perplexity") == 1
     assert {axis.get_title() for axis in shown if axis.get_title()} == {
-        "increment, backdoor", "increment, backdoor, num_2 10", "wiki_fast, noise"
+        "increment, backdoor", "increment, backdoor, data.num_2 10", "wiki_fast, noise"
     }  # fmt: skip
 
 
 def test_regularizers_have_a_line_each_and_panels_only_where_there_are_some(study):
-    trained = [c for c in study[0] if c.run == "train"] + [curve((1, 5.0), n_layers=8)]
+    trained = [c for c in study[0] if c.run == "train"] + [curve((1, 5.0), **named("model", n_layers=8))]
     figure = plots.draw_regularizers(trained)
     assert len(panels(figure)) == 4 and legend(figure) == ["none", "spectral norm"]
-    strong = {"spectral_reg": True, "lam": 0.1}
-    curves = [curve((1, 5.0)), curve((1, 5.0), **strong), curve((1, 5.0), **{**strong, "lam": 0.01})]
+    both = [named("training", spectral_reg=True, lam=lam) for lam in (0.1, 0.01)]
+    curves = [curve((1, 5.0)), *(curve((1, 5.0), **settings) for settings in both)]
     assert list(map(regularizer_labels(curves), curves)) == ["none", "spectral norm lam 0.1", "spectral norm lam 0.01"]
 
 
@@ -84,14 +106,13 @@ def test_seeds_that_end_early_or_measure_elsewhere():
 
 
 def test_of_a_run_that_was_made_longer_the_longest_record_counts(tmp_path):
-    settings = {"run": "train", **DATA, "seed": 0, "n_layers": 2}
     rows = [{"epoch": epoch, **outcome(epoch)} for epoch in (1, 2, 3)]
-    training(tmp_path, {**settings, "epochs": 3}, rows)
-    training(tmp_path, {**settings, "epochs": 1}, rows[:1])
+    training(tmp_path, trained(epochs=3), rows)
+    training(tmp_path, trained(epochs=1), rows[:1])
     (tmp_path / "metrics.json").unlink()
     alone = training_curves(tmp_path, list(named_records(tmp_path)))
     assert sorted(len(c.rows) for c in alone) == [1, 1]  # two records, one row each
-    training(tmp_path, {**settings, "epochs": 2}, rows)
+    training(tmp_path, trained(epochs=2), rows)
     (found,) = training_curves(tmp_path, list(named_records(tmp_path)))
     assert [row["epoch"] for row in found.rows] == [1, 2, 3]
 
@@ -112,8 +133,8 @@ def test_scatter_has_a_panel_a_model_size_a_mark_a_configuration_and_the_front(s
 
 
 def test_pythia_has_a_row_a_step_and_perplexity_the_better_the_higher(study):
-    production = [c for c in study[1] if "model_name" in c.experiment]
-    figure = plots.draw_scatter(production, column="model_name")
+    production = [c for c in study[1] if "model.name" in c.experiment]
+    figure = plots.draw_scatter(production, column="model.name")
     assert [axis.get_title() for axis in panels(figure)] == ["pythia-160m, step 36000", "pythia-160m, step 143000"]
     axis = panels(figure)[0]
     assert axis.yaxis_inverted() and axis.get_yscale() == "log" and "perplexity" in axis.get_ylabel()
@@ -123,10 +144,10 @@ def test_pythia_has_a_row_a_step_and_perplexity_the_better_the_higher(study):
 def test_models_that_differ_in_more_than_their_name_stand_side_by_side(tmp_path):
     for model in ("a", "b"):
         for step in (1, 2):
-            identity = {"run": "unlearn", "model_name": model, "step": step, "memorized_data": f"{model}{step}"}
+            identity = production(model, step, memorized_data=f"{model}{step}")
             runs = {("unedited",): outcome(16.0, None, 70.0), ("obs",): outcome(4.0, None, 73.5)}
             unlearning(tmp_path / f"{model}{step}", identity, runs)
-    figure = plots.draw_scatter(configurations(unlearning_runs(named_records(tmp_path))), column="model_name")
+    figure = plots.draw_scatter(configurations(unlearning_runs(named_records(tmp_path))), column="model.name")
     assert panels(figure)[0].get_gridspec().get_geometry() == (2, 2) and len(panels(figure)) == 4
 
 
@@ -166,3 +187,17 @@ def test_marks_of_all_methods_differ_without_colour():
 def test_the_same_figure_gives_the_same_files(study, tmp_path):
     _, pdf = save_figure(plots.draw_scatter(study[1]), tmp_path / "figure")
     assert b"CreationDate" not in pdf.read_bytes()
+
+
+def test_runs_under_an_attack_have_panels_of_their_own_and_no_box(tmp_path):
+    """Also where the attack was not made on the unedited model, which has no line there then."""
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(9.0), ("obs",): outcome(4.0)})
+    write_record(tmp_path, attacked(edited(checkpoint(), "obs")), outcome(8.0), Cost(1.0, 1.0), "cpu")
+    found = configurations(unlearning_runs(named_records(tmp_path)))
+    for draw in (plots.draw_time, plots.draw_scatter):
+        shown = panels(draw(found))
+        assert sorted(axis.get_title().count("attack.name int8") for axis in shown) == [0, 1]
+    dots = [
+        point for axis in panels(plots.draw_boxes(found)) for group in axis.collections for point in group.get_offsets()
+    ]
+    assert len(dots) == 2 and sorted(x for x, _ in dots) == pytest.approx([100 * (4 - 9) / 9, 0])

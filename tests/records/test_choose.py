@@ -1,7 +1,7 @@
 """Best runs and Pareto fronts of records made by hand."""
 
 import pytest
-from handmade import TEXT, checkpoint, everything, outcome, unlearning
+from handmade import TEXT, checkpoint, everything, outcome, production, unlearning
 
 from tinymem import files
 from tinymem.records.choose import best, configurations, experiments, pareto, pareto_front, titles, unlearning_runs
@@ -25,10 +25,10 @@ def test_the_configuration_with_the_lowest_mean_trade_off_wins_over_seeds(tmp_pa
         runs["obs", ("ratio", 0.3)] = outcome(large, 0.8)
         unlearning(tmp_path / str(seed), checkpoint(seed), runs)
     row = chosen(tmp_path)["obs"]
-    assert row["ratio"] == 0.1 and row["n"] == 2 and row["seeds"] == "0 1"
+    assert row["method.ratio"] == 0.1 and row["n"] == 2 and row["seeds"] == "0 1"
     assert row["trade_off"] == pytest.approx(-0.5) and row["trade_off_ci95"] == pytest.approx(0)
     assert row["change_memorized"] == -50 and row["percent_memorized_train"] == 40
-    assert row["training_epochs"] == 50 and "weights" not in row
+    assert row["training.epoch"] == 50 and "fingerprints.weights" not in row
 
 
 def test_mean_and_interval_of_three_seeds_by_hand(tmp_path):
@@ -45,7 +45,7 @@ def test_a_configuration_with_fewer_seeds_than_others_is_no_candidate(tmp_path):
     for seed in (0, 1):
         runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
         unlearning(tmp_path / str(seed), checkpoint(seed), runs | (lucky if seed else {}))
-    assert chosen(tmp_path)["obs"]["ratio"] == 0.1
+    assert chosen(tmp_path)["obs"]["method.ratio"] == 0.1
 
 
 def test_a_single_seed_has_no_interval(tmp_path):
@@ -54,17 +54,19 @@ def test_a_single_seed_has_no_interval(tmp_path):
     assert row["n"] == 1 and row["perplexity"] == 2.0 and row["perplexity_ci95"] is None
 
 
-@pytest.mark.parametrize("identity", [checkpoint(**TEXT), {"run": "unlearn", "model_name": "pythia", "step": 9}])
+@pytest.mark.parametrize("identity", [checkpoint(**TEXT), production()])
 def test_on_text_and_production_models_perplexity_limits_the_choice(tmp_path, identity):
     runs = {("unedited",): outcome(50.0, None, 20.0)}
     for ratio, memorized, perplexity in ((0.1, 30.0, 20.5), (0.2, 10.0, 22.0), (0.3, 0.0, 23.0)):
         runs["obs", ("ratio", ratio)] = outcome(memorized, None, perplexity)
     runs["subnet", ("ratio", 0.1)] = outcome(0.0, None, 90.0)
     unlearning(tmp_path, identity, runs)
-    assert chosen(tmp_path, 5)["obs"]["ratio"] == 0.1
+    assert chosen(tmp_path, 5)["obs"]["method.ratio"] == 0.1
     row = chosen(tmp_path, 10)["obs"]  # 22 is exactly 10 % more than 20
-    assert row["ratio"] == 0.2 and row["perplexity_rise_percent"] == pytest.approx(10) and row["trade_off"] is None
-    assert chosen(tmp_path, 15)["obs"]["ratio"] == 0.3
+    assert (
+        row["method.ratio"] == 0.2 and row["perplexity_rise_percent"] == pytest.approx(10) and row["trade_off"] is None
+    )
+    assert chosen(tmp_path, 15)["obs"]["method.ratio"] == 0.3
     assert list(chosen(tmp_path, 15)) == ["unedited", "obs"]  # no run of subnet is within the limit
 
 
@@ -72,7 +74,7 @@ def test_among_equals_the_run_that_zeroes_least_wins(tmp_path):
     runs = {("unedited",): outcome(90.0)}
     runs |= {("obs", ("ratio", ratio)): outcome(0.0, percent_zeroed=100 * ratio) for ratio in (0.3, 0.1, 0.2)}
     unlearning(tmp_path, checkpoint(), runs)
-    assert chosen(tmp_path)["obs"]["ratio"] == 0.1
+    assert chosen(tmp_path)["obs"]["method.ratio"] == 0.1
 
 
 def test_experiments_differ_in_more_than_the_seed(tmp_path):
@@ -120,7 +122,7 @@ def test_runs_of_other_versions_are_never_averaged_or_compared(tmp_path):
         files.write_json(path, record)
     groups = experiments(configurations(loaded(tmp_path)))
     assert [len(c.runs) for group in groups for c in best(group, 10)] == [1] * 4 and len(pareto(loaded(tmp_path))) == 2
-    unedited = next(path for path in find_records(tmp_path / "1") if "unedited" in path.read_text())
+    unedited = next(path for path in find_records(tmp_path / "1") if files.read_json(path)["kind"] == "unedited")
     unedited.unlink()
     said = []
     left = loaded(tmp_path, warn=said.append)
@@ -144,9 +146,11 @@ def test_a_seed_that_was_trained_twice_is_said(tmp_path):
     said = []
     loaded(tmp_path, warn=said.append)
     assert not said
-    unlearning(tmp_path, {**checkpoint(), "weights": "others"}, runs)
+    unlearning(tmp_path, {**checkpoint(), "fingerprints": {"weights": "others", "forget_set": "t"}}, runs)
     loaded(tmp_path, warn=said.append)
-    assert len(said) == 1 and "more than once with the same seed (column `weights`): 1 of 2 models" in said[0]
+    assert (
+        len(said) == 1 and "more than once with the same seed (column `fingerprints.weights`): 1 of 2 models" in said[0]
+    )
 
 
 def test_methods_come_in_the_order_asked_for(tmp_path):

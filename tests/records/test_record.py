@@ -9,36 +9,38 @@ from tinymem.errors import UserError
 from tinymem.records.record import Cost, find_record, measured, read_values, write_record
 from tinymem.records.table import load_records
 
-SETTINGS = {"method": "x", "ratio": 0.1}
+METHOD = {"name": "x", "ratio": 0.1}
+RUN = {"kind": "unlearn", "parent": "p", "data": {"seed": 0}, "method": METHOD, "attack": {}}
 
 
-def test_a_record_is_found_by_its_settings(tmp_path):
-    assert find_record(tmp_path, SETTINGS) is None
-    write_record(tmp_path, SETTINGS, {"loss": float("nan"), "accuracy": 0.5}, Cost(1.23456, 2.0), "cpu")
-    record = find_record(tmp_path, dict(reversed(SETTINGS.items())))
-    assert record["settings"] == SETTINGS
+def test_a_record_is_found_by_its_identity(tmp_path):
+    assert find_record(tmp_path, RUN) is None
+    write_record(tmp_path, RUN, {"loss": float("nan"), "accuracy": 0.5}, Cost(1.23456, 2.0), "cpu")
+    record = find_record(tmp_path, dict(reversed(RUN.items())))
+    assert record["format"] == 2 and record["kind"] == "unlearn" and record["parent"] == "p"
+    assert record["data"] == {"seed": 0} and record["method"] == METHOD and "attack" not in record
     assert record["results"] == {"loss": None, "accuracy": 0.5}
     assert record["cost"] == {"seconds": 1.235, "peak_memory_gb": 2.0}
     assert record["environment"]["torch"] == torch.__version__ and record["environment"]["device"] == "cpu"
     assert record["environment"]["processor"]
-    assert find_record(tmp_path, {**SETTINGS, "ratio": 0.2}) is None
+    assert find_record(tmp_path, {**RUN, "method": {**METHOD, "ratio": 0.2}}) is None
     assert load_records(tmp_path) == [record]
 
 
 def test_a_damaged_record_is_named(tmp_path):
-    path = write_record(tmp_path, SETTINGS, {}, Cost(), "cpu")
+    path = write_record(tmp_path, RUN, {}, Cost(), "cpu")
     path.write_text(path.read_text()[:20])
     with pytest.raises(UserError, match=f"{path.name}.*delete it"):
-        find_record(tmp_path, SETTINGS)
+        find_record(tmp_path, RUN)
 
 
 def test_values_stand_beside_their_record(tmp_path, monkeypatch):
     flags = {"percent_memorized_train": torch.tensor([1, 0, 1], dtype=torch.int8), "empty": torch.zeros(0)}
-    path = write_record(tmp_path, SETTINGS, {}, Cost(), "cpu", flags)
+    path = write_record(tmp_path, RUN, {}, Cost(), "cpu", flags)
     found = read_values(path)
     assert found.keys() == flags.keys() and all(torch.equal(found[name], flags[name]) for name in flags)
     assert len(load_records(tmp_path)) == 1
-    write_record(tmp_path, SETTINGS, {}, Cost(), "cpu")
+    write_record(tmp_path, RUN, {}, Cost(), "cpu")
     assert read_values(path) == {}  # never those of an earlier run
     path.with_suffix(".safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="damaged"):
@@ -46,13 +48,15 @@ def test_values_stand_beside_their_record(tmp_path, monkeypatch):
     path.unlink()
     monkeypatch.setattr(files, "write_json", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_record(tmp_path, SETTINGS, {}, Cost(), "cpu", flags)
+        write_record(tmp_path, RUN, {}, Cost(), "cpu", flags)
     assert read_values(path) and not path.exists()  # a finished record always has its values
 
 
 def _write_many(folder, worker):
     for number in range(20):
-        write_record(folder, {"n": number % 5}, {"worker": worker, "text": "x" * 10000}, Cost(), "cpu")
+        write_record(
+            folder, {"kind": "train", "data": {"n": number % 5}}, {"worker": worker, "text": "x" * 10000}, Cost(), "cpu"
+        )
 
 
 def test_many_writers_leave_whole_records_and_nothing_else(tmp_path):

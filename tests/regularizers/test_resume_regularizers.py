@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tinymem.cli.training import prepared_run
 from tinymem.errors import UserError
 from tinymem.regularizers.registry import build_regularizers, switched_on
 from tinymem.training.checkpoint import STATE, latest_state
-from tinymem.training.console import prepared_run
 from tinymem.training.fit import Stopped
 from tinymem.training.loop import train
 

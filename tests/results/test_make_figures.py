@@ -1,6 +1,6 @@
 """results/make_figures.py end to end, in this process."""
 
-from handmade import DATA, checkpoint, everything, outcome, training, unlearning
+from handmade import checkpoint, everything, outcome, trained, training, unlearning
 from small import in_process
 
 from tinymem import files
@@ -40,9 +40,9 @@ def test_figures_without_records_are_named_with_the_reason(tmp_path, capsys):
 
 def test_bad_input_exits_2_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    other = {"settings": {"run": "other"}, "results": {}, "cost": {}, "environment": {}}
+    other = {"format": 2, "kind": "as_published", "results": {}, "cost": {}, "environment": {}}
     files.write_json(tmp_path / "other" / "records" / "x.json", other)
-    training(tmp_path / "broken", {"run": "train", **DATA, "seed": 0, "n_layers": 2, "epochs": 1}, [{"epoch": 1}])
+    training(tmp_path / "broken", trained(epochs=1), [{"epoch": 1}])
     files.write_json(tmp_path / "broken" / "metrics.json", {"epoch": 1})
     for name, message in (
         ("empty", "no records in this folder"),

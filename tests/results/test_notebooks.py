@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from handmade import edited
 from small import ROOT, in_process
 
 from tinymem.records.record import Cost, write_record
@@ -46,16 +47,17 @@ def test_the_visualization_notebook(memorizing_backdoor, quiet, tmp_path, monkey
 
 
 def test_the_notebook_of_production_models(quiet, tmp_path, monkeypatch):
-    model = dict(run="unlearn", model_name="EleutherAI/pythia-70m", dtype="float32", holdout_fraction=0.5)
     results = dict(perplexity_batch_mean=21.0, percent_zeroed=1.0)
     for step in (36000, 143000):
         for method, ratios in {"unedited": [None], "balanced_subnet": [0.01, 0.05], "slimming": [0.1]}.items():
             for ratio in ratios:
-                settings = {**model, "step": step, "method": method} | ({"ratio": ratio} if ratio else {})
+                model = {"name": "EleutherAI/pythia-70m", "step": step, "dtype": "float32"}
+                sections = {"model": model, "forget": {"holdout_fraction": 0.5}}
+                identity = edited(sections, method, **({"ratio": ratio} if ratio else {}))
                 share = 100.0 if ratio is None else 40 - 700 * ratio if method == "balanced_subnet" else 90.0
                 row = {f"percent_memorized_{part}": share for part in ("train", "shown", "held_out")}
                 row["perplexity"] = 40.0 if method == "slimming" else 20.0 + 10 * (ratio or 0)
-                write_record(tmp_path / "records_here", settings, {**results, **row}, Cost(3.0, 0.5), "cpu")
+                write_record(tmp_path / "records_here", identity, {**results, **row}, Cost(3.0, 0.5), "cpu")
     monkeypatch.setenv("TINYMEM_RECORDS", str(tmp_path / "records_here"))
     in_process(SCRIPT, PYTHIA, "--output_dir", tmp_path)
     outs = outputs(tmp_path / PYTHIA.name)

@@ -42,15 +42,16 @@ def main():
         path = a.output_dir / "records" / (files.digest({"name": a.name, "value": value}) + ".json")
         if asked("torn"):  # killed with half of the record on the disk
             path.parent.mkdir(exist_ok=True)
-            path.with_name(f".{path.name}.{0:032x}.tmp").write_text('{"settings": ')
+            path.with_name(f".{path.name}.{0:032x}.tmp").write_text('{"format": 2, ')
             os.kill(os.getpid(), signal.SIGKILL)
         if asked("full"):
             def full(descriptor):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync = full
-        settings = {"name": a.name, "value": value, "weights": "what no driver can know"}
+        method, prints = {"name": a.name, "value": value}, {"weights": "what no driver can know"}
         results = {"square": value**2, "percent_memorized_train": 0.0 if a.name == "clean" else 50.0}
-        record = {"settings": settings, "results": results, "cost": {}, "environment": {}}
+        record = {"format": 2, "kind": "unlearn", "method": method, "fingerprints": prints, "results": results}
+        record |= {"cost": {}, "environment": {}}
         files.write_json(path, record)
 
 cli.run(main)
@@ -64,10 +65,13 @@ def small(tmp_path):
     root.mkdir(), out.mkdir()
     (root / "script.py").write_text(SCRIPT)
 
+    def identity(name, values=()) -> dict:
+        return {"kind": "unlearn", "method": {"name": name} | ({} if values else {"value": 0})}
+
     def job(name, values=(), seconds=0.0, **fields) -> Job:
         words = ("script.py", f"--name={name}", f"--output_dir={out}", f"--seconds={seconds}")
         varies = dict(varies="value", values=tuple(values)) if values else {}
-        return Job(name, "group", words, str(out), {"name": name}, **varies, **fields)
+        return Job(name, "group", words, str(out), identity(name, values), **varies, **fields)
 
     def log() -> list[str]:
         """Every "name value" that was worked on, in order of time."""
@@ -78,9 +82,9 @@ def small(tmp_path):
         """(name, value) -> record without its cost."""
         found = {}
         for record in records_in(out):
-            key = record["settings"]["name"], record["settings"]["value"]
+            key = record["method"]["name"], record["method"]["value"]
             assert key not in found
-            found[key] = record["settings"], record["results"]
+            found[key] = record["method"], record["results"]
         return found
 
     return SimpleNamespace(

@@ -87,11 +87,14 @@ def test_jobs_after_a_failed_one_are_not_run(small):
 
 
 def test_nothing_to_do_is_done(small):
+    def unlearn(**method) -> dict:
+        return {"kind": "unlearn", "method": method}
+
     run(small, [small.job("clean")])
-    job = small.job("clean", (7, 8), nothing_to_do={"name": "clean", "value": 0})
+    job = small.job("clean", (7, 8), nothing_to_do=unlearn(name="clean", value=0))
     assert states(run(small, [job])) == {"clean": "skipped"}
     run(small, [small.job("dirty")])
-    assert survey([small.job("dirty", (7,), nothing_to_do={"name": "dirty", "value": 0})])["dirty"].left == 1
+    assert survey([small.job("dirty", (7,), nothing_to_do=unlearn(name="dirty", value=0))])["dirty"].left == 1
 
 
 def test_two_sweeps_side_by_side_share_the_work(small):

@@ -1,9 +1,9 @@
 """Grids, and that jobs know the records of the real scripts."""
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import argparse
 import pytest
 from small import ROOT, SMALL_DATA, in_process
 

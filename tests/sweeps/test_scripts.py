@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from small import ROOT, in_process, script, start
 
+from tinymem.records.identity import identity_of
 from tinymem.records.table import load_records
 
 HP_SWEEP, NERSC = "src/localize/localize_hp_sweep.py", "experiments/parsl_localize_nersc.py"
@@ -135,8 +136,8 @@ def test_what_a_limit_leaves_is_missing(run_script, checkpoint, tmp_path):
 
 
 def outcomes(folder) -> list:
-    """What must be equal however often a sweep was killed: settings and results of every record."""
-    return [(record["settings"], record["results"]) for record in load_records(folder)]
+    """What must be equal however often a sweep was killed: identity and results of every record."""
+    return [(identity_of(record), record["results"]) for record in load_records(folder)]
 
 
 def test_a_real_sweep_killed_and_not(checkpoint, tmp_path, wait_for, processes_with):
@@ -148,7 +149,7 @@ def test_a_real_sweep_killed_and_not(checkpoint, tmp_path, wait_for, processes_w
 
     out = tmp_path / "killed"
     process = start(*words, "--output_dir", out)
-    wait_for(lambda: any(r["settings"]["method"] == "balanced_subnet" for r in load_records(out)), 120)
+    wait_for(lambda: any(r.get("method", {}).get("name") == "balanced_subnet" for r in load_records(out)), 120)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     wait_for(lambda: not processes_with(str(out)))

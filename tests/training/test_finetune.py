@@ -82,7 +82,7 @@ def test_script_end_to_end(checkpoint, capsys, tmp_path):
     assert metrics[0]["perplexity"] == trained["perplexity"]  # epoch 0 is the model as it was
     assert (folder / "finetuning.png").exists() and (folder / "epoch_2" / "model.safetensors").exists()
     (record,) = (json.loads(path.read_text()) for path in (folder / "records").glob("*.json"))
-    assert record["settings"]["ft_data"] == "clean" and record["settings"]["epoch"] == 1
+    assert record["method"] == {"name": "clean", "ft_epochs": 2} and record["training"]["epoch"] == 1
     assert len(record["results"]["epoch_seconds"]) == 2 and min(record["results"]["epoch_seconds"]) > 0
     assert "seconds" in capsys.readouterr().out.splitlines()[0]
 

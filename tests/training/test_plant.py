@@ -7,7 +7,8 @@ from tinymem.data.production import production_dataset
 from tinymem.errors import UserError
 from tinymem.metrics.memorization import memorized
 from tinymem.models.tinymem import load_model
-from tinymem.training import checkpoint, plant as planting
+from tinymem.training import checkpoint
+from tinymem.training import plant as planting
 from tinymem.training.fit import Stopped
 from tinymem.training.plant import PlantSettings, enough_memorized, epoch_batches, plant, planted_model
 

@@ -94,7 +94,7 @@ def test_what_a_run_leaves_behind(undisturbed):
     header, *lines = (run / "metrics.csv").read_text().splitlines()
     assert len(lines) == 6 and {"train_loss", "accuracy_seven", "loss_five"} <= set(header.split(","))
     (record,) = (read_json(path) for path in (run / "records").iterdir())
-    assert record["settings"]["num_7"] == 100 and record["results"]["epoch"] == 6
+    assert record["data"]["num_7"] == 100 and record["results"]["epoch"] == 6
     assert record["cost"]["seconds"] > 0 and record["cost"]["peak_memory_gb"] > 0
     assert {"torch", "transformers", "python", "device"} <= set(record["environment"])
 

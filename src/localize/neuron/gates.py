@@ -12,7 +12,15 @@ from typing import Protocol
 
 import torch
 
-from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, mean_weights, unlearn_batches
+from tinymem.localize.learning import (
+    all_finite,
+    backward,
+    check_steps,
+    frozen,
+    loss_scale,
+    mean_weights,
+    unlearn_batches,
+)
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
 
@@ -64,14 +72,15 @@ def learn_gates(
                  all sequences of a batch share them, so that microbatches add up to the same gradient
     openness()   mean openness of all gates, a scalar
 
-    A step whose gradient is not finite is skipped. The model is left as it was.
+    A step whose gradient is not finite is skipped; NotFinite where no other is left. The model is left as it was.
     """
     optimizer = torch.optim.Adam(parameters, lr=hp.lr)
+    done = skipped = 0
     with frozen(model):
         for tokens in unlearn_batches(task, hp.batch_size, hp.epochs, generator):
             current, penalty = gates(), openness()
             if penalty.item() < hp.stop_loss:
-                return
+                break
             # Microbatches add up in these copies, so that the graph behind the gates is walked only once.
             leaves = [gate.detach().requires_grad_() for gate in current]
             weights = mean_weights(task, tokens)
@@ -83,6 +92,10 @@ def learn_gates(
             torch.autograd.backward([*current, hp.lambda_l1 * penalty], [*slopes, None])
             if all_finite(parameter.grad for parameter in parameters):
                 optimizer.step()
+                done += 1
+            else:
+                skipped += 1
+    check_steps(done, skipped)
 
 
 def steps(model, task: UnlearningTask, hp: GateSettings) -> int:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.neuron.gates import joined, learn_gates, steps
+from tinymem.localize.neuron.gates import joined, learn_gates
+from tinymem.localize.neuron.gates import steps as steps  # of the contract of methods
 from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps

@@ -6,7 +6,6 @@ one neuron's share into numbers, up to the next block's queries, keys and values
 
 from __future__ import annotations
 
-
 import torch
 
 from tinymem.localize.learning import frozen

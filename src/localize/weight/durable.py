@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
-from tinymem.localize.learning import frozen, gradients, mean_weights
+from tinymem.errors import NotFinite
+from tinymem.localize.learning import all_finite, frozen, gradients, mean_weights
 from tinymem.localize.ranking import WeightScores, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps, mlp_weights
@@ -34,10 +35,15 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
 
 def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
     """|d L_u / d parameter| for each parameter, float32, shaped as stored; entries that are not finite count as 0.
+    NotFinite where some are and no other is left but zeros (those of tokens that do not occur).
 
     Gradients become scores one by one, so that a model in half precision never has all of both.
     """
     parameters, tokens = list(parameters), task.unlearn.planted
     with frozen(model, parameters):
         totals = gradients(model, task, tokens, mean_weights(task, tokens), parameters)
-    return [totals.pop(0).float().abs_().nan_to_num_(nan=0.0, posinf=0.0) for _ in parameters]
+    complete = all_finite(totals)
+    magnitudes = [totals.pop(0).float().abs_().nan_to_num_(nan=0.0, posinf=0.0) for _ in parameters]
+    if not complete and not any(bool(magnitude.any()) for magnitude in magnitudes):
+        raise NotFinite("none of its gradients is finite; use --dtype float32 or bfloat16")
+    return magnitudes

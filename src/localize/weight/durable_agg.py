@@ -7,7 +7,6 @@ among the top ratio are zeroed, so the share of weights that become zero is smal
 
 from __future__ import annotations
 
-
 import torch
 
 from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tinymem.localize.learning import all_finite, frozen
+from tinymem.localize.learning import all_finite, check_scores, check_steps, frozen
 from tinymem.localize.ranking import Masks, how_many, top
 from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Lazy, Zeros, applied
@@ -69,12 +69,13 @@ def learn_subnet(
     step(batch, parameters)   gradients of what is to be minimised, one for each parameter and shaped like it
 
     They are turned into gradients of the scores by the chain rule through weight * keep(|score|), the threshold passed
-    straight through: d/d score = gradient * weight * sign(score). A step whose gradient is not finite is skipped.
-    The model is left as it was.
+    straight through: d/d score = gradient * weight * sign(score). A step whose gradient is not finite is skipped;
+    NotFinite where no other is left, or for scores that are not finite at the end. The model is left as it was.
     """
     scored = [_new_scores(matrix, ratio, optimizer, generator) for mlp in find_mlps(model) for matrix in mlp.matrices]
     parameters = [each.matrix.parameter for each in scored]
     subnet = Zeros(Lazy({each.matrix.name: each.mask for each in scored}))
+    done = skipped = 0
     with frozen(model, trainable=parameters):
         for batch in batches:
             with applied(model, subnet):
@@ -82,6 +83,11 @@ def learn_subnet(
             if all_finite(gradients):
                 for each in scored:
                     _update(each, gradients.pop(0), optimizer)
+                done += 1
+            else:
+                skipped += 1
+    check_steps(done, skipped)
+    check_scores(each.score.abs() for each in scored)
     return {each.matrix.name: each.mask() for each in scored}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.learning import frozen, gradients, mixed_batches, sequence_weights
+from tinymem.localize.learning import check_steps, frozen, gradients, mixed_batches, sequence_weights
 from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps, mlp_weights
@@ -21,6 +21,8 @@ from tinymem.models.edit import reversible
 from tinymem.options import option, settings
 
 NESTED = True  # each weight is chosen with those before it gone
+
+PATIENCE = 20  # passes: where none of the first ones has a finite gradient, none of thousands will
 
 
 @settings
@@ -42,21 +44,27 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
 
     The r-th entry scores -(r - 1/2) / parameters: minus the share of the model zeroed once the entry is half gone, so
     that rounding cannot carry it across a ratio. Entries that are never reached score -inf. A pass without a finite
-    gradient zeroes nothing.
+    gradient zeroes nothing; NotFinite where the first PATIENCE passes are such.
     """
     weights = mlp_weights(find_mlps(model))
     scores = {name: torch.full_like(weight.view(), -torch.inf, dtype=torch.float32) for name, weight in weights.items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     count, removed = how_many(max(hp.ratio), parameters), 0
     share = _unlearn_share(hp, len(task.unlearn), len(task.retain))
+    done = skipped = 0
     batches = mixed_batches(task, hp.batch_size, share, task.generator())
     with frozen(model, [weight.parameter for weight in weights.values()]), reversible() as changes:
         for _, sides in zip(range(0, count, hp.greedy_k), batches):
             slopes = _gradients(model, task, share, *sides, weights)
+            lost = all(slope.isfinite().logical_not_().all() for slope in slopes)
+            done, skipped = done + (not lost), skipped + lost
+            if skipped == PATIENCE and not done:
+                break
             for name, place in _best(weights, slopes, scores, min(hp.greedy_k, count - removed)):
                 changes.zero(weights[name].view(), place)
                 removed += 1
                 scores[name][place] = -(removed - 0.5) / parameters
+    check_steps(done, skipped)
     return scores
 
 

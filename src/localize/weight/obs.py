@@ -7,7 +7,6 @@ the unlearn set can least do without go first, in each MLP tensor by itself, mat
 
 from __future__ import annotations
 
-
 import torch
 
 from tinymem.localize.ranking import WeightScores, weight_ratio

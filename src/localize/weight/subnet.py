@@ -6,7 +6,6 @@ raises the loss of the unlearn set. Nothing protects the rest: see balanced_subn
 
 from __future__ import annotations
 
-
 import torch
 
 from tinymem.localize.learning import gradients, mean_weights, unlearn_batches

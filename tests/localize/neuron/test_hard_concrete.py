@@ -3,12 +3,13 @@ import dataclasses
 import pytest
 import torch
 
-from tinymem.localize.ranking import neuron_masks
-from tinymem.models.edit import Zeros, applied
+from tinymem.errors import NotFinite
 from tinymem.localize.learning import backward, mean_weights
 from tinymem.localize.neuron import gates
 from tinymem.localize.neuron.hard_concrete import HyperParameters, expected_openness, sample_gates, score
+from tinymem.localize.ranking import neuron_masks
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 
 GENTLE = HyperParameters(epochs=2, batch_size=4, lambda_l1=5.0, stop_loss=0.0)
 
@@ -119,8 +120,8 @@ def test_leaves_the_model_as_it_was(any_model, tiny_task, snapshot, dtype):
     assert snapshot(any_model) == before
 
 
-def test_steps_without_a_finite_gradient_are_skipped(tiny_model, tiny_task):
+def test_no_step_with_a_finite_gradient_is_no_ranking(tiny_model, tiny_task):
     model = tiny_model()
     find_mlps(model)[0].output_bias.view().fill_(float("nan"))
-    scores = score(model, tiny_task(), GENTLE)
-    assert close(scores, [torch.full((32,), 0.5)] * 2, 0.02)  # as drawn: sigmoid of N(0, 0.01)
+    with pytest.raises(NotFinite, match="none of its .* steps had a finite gradient"):
+        score(model, tiny_task(), GENTLE)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM, PhiConfig, PhiForCausalLM
 
-from tinymem.localize.ranking import neuron_masks
-from tinymem.models.edit import Zeros, apply
 from tinymem.localize.neuron import zero_out
 from tinymem.localize.neuron.hidden import recorded
 from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
+from tinymem.localize.ranking import neuron_masks
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, apply
 from tinymem.models.losses import token_losses
 
 

@@ -6,11 +6,11 @@ import torch
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import UserError
 from tinymem.localize import learning
-from tinymem.models.edit import Zeros, applied
 from tinymem.localize.learning import backward, endless_batches, mean_weights
 from tinymem.localize.weight import balanced_subnet
 from tinymem.localize.weight.balanced_subnet import HyperParameters, batches, learn
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 
 EXACT = HyperParameters(momentum=0.9, epochs=2, batch_size=8, lr=1.0, dtype="float32")
 

@@ -1,18 +1,18 @@
 import dataclasses
-from functools import partial
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from tinymem.data.dataset import Artifacts
-from tinymem.errors import UserError
-from tinymem.localize.ranking import how_many
-from tinymem.models.edit import Zeros, applied
+from tinymem.errors import NotFinite, UserError
 from tinymem.localize.learning import endless_batches
+from tinymem.localize.ranking import how_many
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import greedy
 from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Zeros, applied
 from tinymem.models.tinymem import ModelSettings, new_model
 
 PAD = 0
@@ -189,10 +189,11 @@ def test_equal_gains_go_by_index_and_gradients_that_are_not_finite_never_go():
     assert order == [(n, i) for n in names for i in range(scores[n].numel()) if "0.mlp.c_fc.bias" not in n or i > 2]
 
 
-def test_a_pass_without_a_finite_gradient_zeroes_nothing():
+def test_passes_without_a_finite_gradient_are_no_ranking():
     model = make_model()
     model.lm_head.register_forward_hook(lambda module, inputs, output: output * torch.nan)
-    assert order_of(score(model, make_task(), greedy.HyperParameters(), share(model, 2))) == []
+    with pytest.raises(NotFinite, match="none of its 2 steps had a finite gradient"):
+        score(model, make_task(), greedy.HyperParameters(), share(model, 2))
 
 
 def test_largest_breaks_ties_by_index():

@@ -1,0 +1,156 @@
+"""Write the generated tables of the documentation: settings from the dataclasses, measurements from committed results.
+
+    python docs/make.py            rewrite the tables in docs/*.md
+    python docs/make.py --check    change nothing; exit with 1 when a table is out of date
+
+A table stands between two comments. NAME is that of a mitigation:
+
+    <!-- settings: NAME -->     every setting of it: default, allowed values, meaning
+    <!-- measured: NAME -->     what it does to the models whose results are committed
+    <!-- end -->
+"""
+
+import argparse
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tinymem.errors import UserError
+from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings
+from tinymem.options import allowed_text
+from tinymem.regularizers.registry import REGULARIZERS
+from tinymem.training.finetune import FinetuneSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+GENERATED = re.compile(r"(<!-- (\w+): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+FINETUNING = "fine_tuning"
+Read = Callable[[str], str]  # path below the root -> the file's text
+
+
+def settings_of(name: str) -> type:
+    """Return the settings dataclass of a mitigation, or of the `forget_set` that all unlearning methods share."""
+    known = {entry.name: entry.settings for entry in REGULARIZERS}
+    known |= {FINETUNING: FinetuneSettings, "forget_set": TaskSettings}
+    known |= {method.name: method.hyper_parameters for method in METHODS.values()}
+    if name not in known:
+        raise UserError(f"docs: there is no mitigation {name}; known are {', '.join(known)}")
+    return known[name]
+
+
+def mitigations() -> list[str]:
+    """Return the names of everything that must have a card in docs/methods.md."""
+    return [*(entry.name for entry in REGULARIZERS), FINETUNING, *METHODS]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with a blank line around it; nothing where there are no rows."""
+    lines = [head, ["---"] * len(head), *rows]
+    escaped = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n" + "\n".join(escaped) + "\n\n" if rows else "\n"
+
+
+def settings(name: str, read: Read) -> str:
+    """Return the table of a mitigation's settings."""
+    rows = []
+    for field in fields(settings_of(name)):
+        allowed = "" if isinstance(field.default, (bool, str)) else allowed_text(field.metadata)
+        if field.metadata.get("choices"):
+            allowed = ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
+        rows.append([f"`--{field.name}`", _default(field.default), allowed, field.metadata["help"]])
+    return table(["setting", "default", "allowed", "meaning"], rows)
+
+
+def _default(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "on" if value else "off" if value is False else "not given"
+    return " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in _several(value))
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def measured(name: str, read: Read) -> str:
+    """Return the table of what a mitigation does, from the results that are committed."""
+    rows = [*_compared(name, read), *_reproduced(name, read), *_language_model(name, read)]
+    return table(["model", "setting", "memorized", "never shown", "quality", "seconds"], rows)
+
+
+def _compared(name: str, read: Read) -> Iterator[list[str]]:
+    """Yield rows of the comparison of all mitigations: a number model with two layers."""
+    rows = list(csv.DictReader(io.StringIO(read("results/compare_mitigations/table.csv"))))
+    before, family = 100 * float(rows[0]["mean_test_accuracy"]), "fine-tuning" if name == FINETUNING else None
+    for row in rows:
+        if row["family"] == family or row["method"].split(",")[0] == name:
+            setting = ", ".join([*row["method"].split(",")[1:], row["setting"]]).strip()
+            shown, unseen = (f"{float(row[f'percent_memorized_{where}']):.1f} %" for where in ("train", "test"))
+            accuracy = f"accuracy {before:.2f} % → {100 * float(row['mean_test_accuracy']):.2f} %"
+            setting = f"`{row['method']}`, {setting}" if family else setting
+            yield ["numbers, small", setting, shown, unseen, accuracy, f"{float(row['seconds']):.1f}"]
+
+
+def _reproduced(name: str, read: Read) -> Iterator[list[str]]:
+    """Yield the row of the reproduction report: the study's model at the study's settings, means over seeds."""
+    report = read("results/REPRODUCTION.md").partition("### At the published settings")[2].partition("###")[0]
+    for line in report.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[0] == name:
+            _, setting, published, published_lost, memorized, lost, *_, seconds = [_mean(cell) for cell in cells]
+            cost = f"{lost} points of accuracy lost (published: {published_lost})"
+            yield ["numbers, full size", setting, "", f"{memorized} % (published: {published} %)", cost, seconds]
+
+
+def _mean(cell: str) -> str:
+    return cell.partition(" (")[0]
+
+
+def _language_model(name: str, read: Read) -> Iterator[list[str]]:
+    """Yield the rows of `make demo-lm`: SmolLM2-135M with planted passages."""
+    rows = json.loads(read("results/demo_lm/summary.json"))["rows"]
+    (before,) = (row["perplexity"] for row in rows if row["method"] == "unedited")
+    for row in rows:
+        if row["method"] == name:
+            shown, held_out = (f"{row[f'percent_memorized_{where}']:.1f} %" for where in ("shown", "held_out"))
+            perplexity = f"perplexity {before:.1f} → {row['perplexity']:,.1f}"
+            yield ["SmolLM2-135M", f"ratio {row['ratio']:g}", shown, held_out, perplexity, f"{row['seconds']:.0f}"]
+
+
+TABLES = {"settings": settings, "measured": measured}
+
+
+def working_tree(path: str) -> str:
+    """Return the text of a file below the root."""
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def render(text: str, read: Read = working_tree) -> str:
+    """Return a document with its generated tables made again."""
+
+    def made(match: re.Match) -> str:
+        start, kind, name, _, end = match.groups()
+        return start + TABLES[kind](name, read) + end if kind in TABLES else match.group()
+
+    return GENERATED.sub(made, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when a table is out of date")
+    check = parser.parse_args().check
+    old = [path for path in sorted((ROOT / "docs").glob("*.md")) if render(working_tree(path)) != working_tree(path)]
+    for path in old:
+        print(f"{path.relative_to(ROOT)}: " + ("out of date: run python docs/make.py" if check else "written"))
+        if not check:
+            path.write_text(render(working_tree(path)), encoding="utf-8")
+    return int(check and bool(old))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

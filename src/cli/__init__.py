@@ -1,0 +1,297 @@
+"""What every script shares: flags built from settings dataclasses, errors in one line, devices, tables.
+
+Import this before the rest of the library: it makes torch load on first use, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
+from tinymem import interrupts
+
+interrupts.watch_start()
+
+from tinymem.cli.tables import brief, fitted_table, table
+from tinymem.data.settings import DataSettings
+from tinymem.errors import DiskFull, OutOfMemory, UserError, first_line, full_disk, one_line, out_of_memory
+from tinymem.interrupts import interruptible
+from tinymem.options import LARGEST, allowed_text, field_types
+
+__all__ = ["brief", "fitted_table", "interruptible", "table"]
+WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
+
+Settings = TypeVar("Settings")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with the project's habits: errors are one line and exit 2, help keeps the layout of the docstring."""
+
+    def __init__(self, description: str, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("usage", "%(prog)s [options]")
+        super().__init__(description=description, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")
+
+
+def run(main: Callable[[], None], program: str = "") -> None:
+    """Run a script's main function: what a user can mend becomes one line on stderr and exit code 2.
+
+    A lack of memory or of room on the disk is one line too, with exit code 1: at another time there may be enough.
+    program: what messages call it, the script's file name by default.
+    """
+    program = program or sys.argv[0].rsplit("/", 1)[-1]
+    # transformers' advice and progress bars are for people who call it themselves.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _prepare_streams()
+    try:
+        main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        _end(program, interrupts.AGAIN, interrupts.INTERRUPTED)
+    except BrokenPipeError:  # the reader of our table went away (`| head`)
+        _end(program, "", 1)
+    except Exception as error:
+        message, code = _explained(error)
+        if not message:
+            raise
+        _end(program, f"error: {message}", code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What a script says of an error, and its exit code; nothing for one that is a fault of the program."""
+    if isinstance(error, UserError):
+        return str(error), 1 if isinstance(error, (OutOfMemory, DiskFull)) else 2
+    if out_of_memory(error):
+        return f"out of memory ({first_line(error)}); try fewer sequences at a time (see --help)", 1
+    if full := full_disk(error):
+        return f"{getattr(error, 'filename', None) or 'output'}: cannot be written ({full}); make room", 1
+    if isinstance(error, OSError) and error.filename is not None:  # over-long names, links in a circle ...
+        return f"{error.filename}: {error.strerror}", 2
+    if isinstance(error, OSError) and error.errno == errno.EIO:  # the terminal is gone
+        return "output: cannot be written (Input/output error)", 1
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"{error.object!r}: a name that is not UTF-8; rename it", 2
+    return "", 0
+
+
+def _end(program: str, message: str, code: int) -> None:
+    """Leave with one line on stderr. Nothing is left for Python to flush at its end, which could fail once more."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    if message:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"{program}: {one_line(message)}", file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # nobody reads, or there is no room: what is left goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Give closed standard streams the null device, and let no character end a script that a terminal cannot show.
+
+    A file that is opened while a standard stream is closed would get its number, and with it all that is printed.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    if getattr(sys.stdout, "errors", "") in ("strict", "surrogateescape") and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def parse_bool(text: str) -> bool:
+    """The study writes booleans as 0 and 1; people write true and false."""
+    values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of 0, 1, true, false")
+    return values[text.lower()]
+
+
+def positive(text: str) -> int:
+    """The type of a flag that counts something, from 1."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """The type of a flag that counts something, from 0."""
+    return _at_least(0, text)
+
+
+def _at_least(lowest: int, text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and lowest <= int(text) <= LARGEST):
+        shown = text if len(text) <= 40 else text[:40] + " ..."
+        raise argparse.ArgumentTypeError(f"{shown!r} is not a whole number >= {lowest} and <= {LARGEST}")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """The type of every flag that is a whole number; its bounds are the option's."""
+    try:
+        return int(text[:100])
+    except ValueError:
+        shown = text if len(text) <= 40 else text[:40] + " ..."
+        raise argparse.ArgumentTypeError(f"{shown!r} is not a whole number") from None
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **defaults: Any) -> None:
+    """Adds one flag per field of a settings dataclass. `defaults` only changes what the help text shows.
+
+    Nothing is stored for a flag that was not given: `collect` tells given values from defaults.
+    """
+    group = parser.add_argument_group(title or (cls.__doc__ or cls.__name__).splitlines()[0])
+    types = field_types(cls)
+    for field in dataclasses.fields(cls):
+        add_flag(group, field, types[field.name], defaults.get(field.name, field.default))
+
+
+def add_flag(
+    group: Any, field: dataclasses.Field, kind: Any, default: Any, hide: bool = False, prefix: str = ""
+) -> None:
+    """Add the flag of one dataclass field to an argparse group.
+
+    hide: leave it out of the help. prefix: put before its name, and before that of the value in the namespace.
+    """
+    rules = field.metadata
+    names = [f"--{prefix}{field.name}", *(() if prefix else rules.get("alias", ()))]
+    settings: dict[str, Any] = dict(dest=prefix + field.name, default=argparse.SUPPRESS)
+    settings["help"] = argparse.SUPPRESS if hide else _meaning(rules, default).replace("%", "%%")
+    if kind is bool:
+        settings.update(nargs="?", const=True, type=parse_bool, metavar="0|1")
+    elif getattr(kind, "__origin__", None) is tuple:
+        settings.update(nargs="+", type=kind.__args__[0], metavar=field.name.upper()[:1])
+    else:
+        parse = whole if kind is int else kind
+        settings.update(type=parse, metavar=kind.__name__ if not rules.get("choices") else None)
+    if rules.get("choices") is not None:
+        settings["choices"] = rules["choices"]
+    group.add_argument(*names, **settings)
+
+
+def _meaning(rules: Mapping[str, Any], default: Any) -> str:
+    """Return what a flag means, its allowed values and its default."""
+    allowed = allowed_text(rules) if any(rules.get(r) is not None for r in ("low", "high", "above", "below")) else ""
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{rules.get('help', '')} ({'; '.join(text for text in (allowed, f'default: {shown}') if text)})".strip()
+
+
+def flag_help(field: dataclasses.Field, kind: Any, default: Any) -> str:
+    """Return the help of a dataclass field's flag, laid out as argparse does it."""
+    many = getattr(kind, "__origin__", None) is tuple
+    choices = "{" + ",".join(map(str, field.metadata["choices"])) + "}" if field.metadata.get("choices") else ""
+    value = f"{field.name.upper()[:1]} ..." if many else "[0|1]" if kind is bool else choices or kind.__name__
+    head, lines = f"--{field.name} {value}", textwrap.wrap(_meaning(field.metadata, default), 70)
+    start = [head.ljust(24) + lines.pop(0)] if len(head) < 23 else [head]
+    return "\n".join(start + [" " * 24 + line for line in lines])
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of DataSettings, and the study's `--backdoor 1` for `--artifact backdoor`."""
+    add_options(parser, DataSettings)
+    parser.add_argument(
+        "--backdoor", dest="artifact", nargs="?", const="1", type=_backdoor, default=argparse.SUPPRESS,
+        metavar="0|1", help="the study's flag for --artifact backdoor (0: noise)",
+    )  # fmt: skip
+
+
+def _backdoor(text: str) -> str:
+    return "backdoor" if parse_bool(text) else "noise"
+
+
+def add_common_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    """The flags that mean the same in every script. `output_dir`: its default, in words."""
+    group = parser.add_argument_group("Common")
+    group.add_argument("--output_dir", help=f"where everything is written (default: {output_dir})")
+    group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    group.add_argument("--force", action="store_true", help="do finished work again")
+    group.add_argument("--plot", action="store_true", help="draw figures (PNG and PDF)")
+
+
+def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a settings dataclass that stood on the command line."""
+    values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)}
+    # A ratio given twice is meant once.
+    return {name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any) -> Settings:
+    """The settings dataclass from the command line; UserError when a value is not allowed."""
+    return cls(**{**defaults, **given(cls, arguments)})
+
+
+def resolve_device(name: str):
+    """`auto` takes the GPU when there is one. UserError for a device that this machine does not have."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        probe = torch.ones(1, device=name)
+        probe.item()  # the meta device fails here
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name}: not available here ({first_line(error)}); try auto or cpu") from None
+    return probe.device  # with its number: cuda is cuda:0
+
+
+def run_script(words: Iterable[object]) -> None:
+    """Runs a script with this Python, showing its command. Ends this one when that one fails.
+
+    Interrupted (Ctrl-C, SIGTERM, a closed terminal), it tells the script, waits until that has saved what it has, and
+    raises KeyboardInterrupt; interrupted again it kills the script. Killed, it takes the script with it, in order.
+    """
+    words = list(map(str, words))
+    print("\n$ " + shlex.join(["python", *words]), flush=True)
+    # In a session of its own the script is told once, by us: a second signal would end it while it saves.
+    command = [sys.executable, str(WITH_PARENT), str(os.getpid()), sys.executable, *words]
+    process, told = subprocess.Popen(command, start_new_session=True), False
+    interrupts.children.add(process)
+    with interruptible() as asked_to_stop:
+        try:
+            while process.poll() is None:
+                if asked_to_stop() and not told:
+                    process.send_signal(signal.SIGINT)
+                    told = True
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.2)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            interrupts.children.discard(process)
+    if asked_to_stop():
+        raise KeyboardInterrupt
+    if process.returncode:
+        sys.exit(max(1, process.returncode))
+
+
+def progress_bar(**settings: Any):
+    """A tqdm bar on stderr; silent when stderr is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(disable=None, dynamic_ncols=True, file=sys.stderr, **settings)

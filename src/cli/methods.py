@@ -1,0 +1,148 @@
+"""The flags that all localize scripts share: which methods, and each method's own hyper-parameters."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
+from typing import Any
+
+from tinymem import cli
+from tinymem.attacks.registry import ATTACKS, find_attacks
+from tinymem.errors import UserError
+from tinymem.localize.method import Method
+from tinymem.localize.registry import METHODS, find_methods
+from tinymem.metrics.metric import Metric
+from tinymem.metrics.registry import DEFAULTS, METRICS, chosen, plugin_metrics
+from tinymem.options import field_types
+from tinymem.plugins import is_plugin
+
+FLAG = "--localization_method"
+
+
+def add_method_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Add --localization_method, and one flag per hyper-parameter: --lr for every chosen method that has it,
+    --METHOD.lr for one of them.
+
+    Methods in files of the user's, as named on the command line, have their flags too. without: hyper-parameters that
+    the script decides itself, see `chosen_methods`.
+    """
+    methods = [*METHODS.values(), *_plugins(sys.argv[1:])]
+    aliases = ", ".join(f"{method.name} ({method.alias})" for method in METHODS.values())
+    parser.add_argument(
+        FLAG, required=True, nargs="+", metavar="METHOD",
+        help=f"one or more of {aliases}; all; or a file of your own, such as my_method.py",
+    )  # fmt: skip
+    parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
+    add_measuring_options(parser)
+    parser.set_defaults(method_options=[(method, set(without)) for method in methods])
+    known: set[str] = set()
+    hidden = parser.add_argument_group()
+    for method in methods:
+        types, shown = field_types(method.hyper_parameters), []
+        for field in fields(method.hyper_parameters):
+            if field.name in without:
+                continue
+            shown.append(cli.flag_help(field, types[field.name], field.default))
+            if field.name not in known:
+                cli.add_flag(hidden, field, types[field.name], None, hide=True)
+                known.add(field.name)
+            cli.add_flag(hidden, field, types[field.name], None, hide=True, prefix=f"{method.name}.")
+        alias = f", {method.alias} in the study" if method.alias != method.name else ""
+        parser.add_argument_group(f"--localization_method {method.name}{alias}", "\n".join(shown))
+
+
+def add_measuring_options(parser: argparse.ArgumentParser) -> None:
+    """Add --metrics, --attack, the flags of each attack, and --columns."""
+    group = parser.add_argument_group("Measuring")
+    group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"some of {', '.join(METRICS)}; or a file of your "
+                       f"own (default: {', '.join(DEFAULTS)})")  # fmt: skip
+    group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
+                       f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or a file of your own")  # fmt: skip
+    group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
+                       help="of the table: all, or these (default: what fits the terminal)")  # fmt: skip
+    attacks = [*ATTACKS.values(), *_plugins(sys.argv[1:], "--attack", find_attacks)]
+    parser.set_defaults(attack_options=attacks)
+    for method in attacks:
+        types = field_types(method.hyper_parameters)
+        own = parser.add_argument_group(f"--attack {method.name}")
+        for field in fields(method.hyper_parameters):
+            cli.add_flag(own, field, types[field.name], field.default, prefix=f"{method.name}.")
+
+
+def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
+    """Return the attacks asked for with their settings. Raise UserError for flags of an attack that is not asked for."""
+    attacks = find_attacks(arguments.attack) if arguments.attack else []
+    names = {method.name for method in attacks}
+    for method in arguments.attack_options:
+        for field in fields(method.hyper_parameters):
+            if hasattr(arguments, f"{method.name}.{field.name}") and method.name not in names:
+                raise UserError(f"--{method.name}.{field.name}: only with --attack {method.name}")
+    return [
+        (method, _hyper_parameters(method, argparse.Namespace(**_own(method, arguments)), {})) for method in attacks
+    ]
+
+
+def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
+    """Return the metrics asked for: names, or what files of the user's define. Raise UserError for an unknown one."""
+    found: list[str | Metric] = []
+    for name in arguments.metrics or DEFAULTS:
+        found += plugin_metrics(name) if is_plugin(name) else [name]
+    chosen(found)
+    return tuple(found)
+
+
+def _own(method: Method, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of --NAME.FLAG of one method, by flag."""
+    prefix = f"{method.name}."
+    return {name.removeprefix(prefix): v for name, v in vars(arguments).items() if name.startswith(prefix)}
+
+
+def _plugins(words: Sequence[str], wanted: str = FLAG, find: Callable = find_methods) -> list[Method]:
+    """Return the methods in files that a command line names, before it is parsed: their flags are part of the parser."""
+    named, found = False, []
+    for word in words:
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            named, word = flag == wanted, value
+        if named and is_plugin(word):
+            found += find([word], wanted)
+    return found
+
+
+def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[Method, Any]]:
+    """Return the methods asked for, each with its hyper-parameters from the command line.
+
+    decided: hyper-parameters that do not come from there, for the methods that have them.
+    Raise UserError for an unknown method, a flag that no chosen method has, and a value that is not allowed.
+    """
+    methods = find_methods(arguments.localization_method, FLAG)
+    _check_flags(arguments, methods, decided)
+    return [(method, _hyper_parameters(method, arguments, decided)) for method in methods]
+
+
+def _check_flags(arguments: argparse.Namespace, methods: Sequence[Method], decided: Collection[str]) -> None:
+    """Raise UserError for a hyper-parameter that was given and that no chosen method has."""
+    chosen = ", ".join(method.name for method in methods)
+    owners: dict[str, list[Method]] = {}
+    for method, _ in arguments.method_options:
+        for field in fields(method.hyper_parameters):
+            if field.name not in decided:
+                owners.setdefault(field.name, []).append(method)
+                owners[f"{method.name}.{field.name}"] = [method]
+    names = {method.name for method in methods}
+    for flag, having in owners.items():
+        if hasattr(arguments, flag) and not any(method.name in names for method in having):
+            have = ", ".join(method.name for method in having)
+            raise UserError(f"--{flag}: {chosen} has no such hyper-parameter; {have} has")
+
+
+def _hyper_parameters(method: Method, arguments: argparse.Namespace, decided: dict[str, Any]) -> Any:
+    names = [field.name for field in fields(method.hyper_parameters)]
+    values = {name: value for name, value in vars(arguments).items() if name in names and name not in decided}
+    values |= _own(method, arguments)
+    own = argparse.Namespace(**values)
+    return cli.collect(
+        method.hyper_parameters, own, **{name: value for name, value in decided.items() if name in names}
+    )

@@ -1,0 +1,125 @@
+"""A production model under study, from the command line: its flags, its data, its forget set, its plans."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import cli, files
+from tinymem.cli.methods import chosen_metrics
+from tinymem.cli.training import plant_visibly
+from tinymem.cli.unlearning import enough_memory, plan_report
+from tinymem.data.passages import PassageSettings, load_passages
+from tinymem.data.production import ProductionData, ProductionSettings, load_production
+from tinymem.errors import UserError, first_line
+from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
+from tinymem.localize.unlearn import Subject, identity
+from tinymem.metrics.evaluate import measure
+from tinymem.models.gguf import is_packaged, packaged_model
+from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
+from tinymem.planning import dry_run
+from tinymem.planning.plan import check_fits
+from tinymem.training.plant import PlantSettings, planted_model
+
+PYTHIA_BATCH_SIZE = 32  # of the study's perplexity of Pythia
+
+
+def add_subject_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of model, data, planting and task."""
+    cli.add_options(parser, LoadSettings)
+    cli.add_options(parser, ProductionSettings)
+    cli.add_options(parser, PassageSettings)
+    cli.add_options(parser, PlantSettings)
+    cli.add_options(parser, TaskSettings, holdout_fraction=PRODUCTION_HELD_OUT)
+    cli.add_common_options(parser, "runs/production/MODEL_NAME")
+
+
+def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
+    """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
+    settings = cli.collect(ProductionSettings, arguments)
+    passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
+    task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
+    device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
+    reads_text = passages.plant is not None or settings.random is None
+    config, tokenizer = open_description(place, loading.step, reads_text)
+    if passages.plant is None:
+        data = load_production(settings, config, tokenizer)
+    else:
+        data = load_passages(passages, settings, config, tokenizer)
+    plan_methods(arguments, loading, methods)
+    output = files.writable_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
+    if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product 500 times as long
+        print("--dtype float16: few CPUs can calculate in it, others take forever; bfloat16 is fast", file=sys.stderr)
+    training: dict[str, Any] = {}
+    if passages.plant is None:
+        model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
+    else:
+        place = planted(arguments, loading, data, planting)
+        model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
+        training = {"planted_model": place.name, **asdict(planting)}
+    sections = {"data": data.identity, "model": loading.section(name), "training": training}
+    sections["fingerprints"] = data.fingerprints
+    with enough_memory(name):
+        task = unlearning_task(model, data.dataset, task_settings)
+    return Subject(
+        model=model,
+        task=task,
+        measure=partial(measure, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=PYTHIA_BATCH_SIZE),
+        identity=identity(model, task, task_settings, sections),
+        folder=output,
+        score_folder=files.writable_folder(output / "scores"),
+        tokenizer=tokenizer,
+        metrics=chosen_metrics(arguments),
+        notes=data.notes,
+    )
+
+
+def source(arguments) -> str:
+    """Where the model is opened from: --model_name, or the folder that the packaged model of this name is unpacked to."""
+    name = str(arguments.model_name)
+    return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
+
+
+def plan_methods(arguments, loading: LoadSettings, methods) -> None:
+    """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
+    task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
+    elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
+    device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
+    shape = dry_run.planned_shape(source(arguments), loading, device, well_known=arguments.dry_run)
+    data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
+    sizes = dry_run.planned_sizes(shape, data, passages, task)
+    try:
+        planned = dry_run.plans(shape, sizes, methods)
+    except RuntimeError as error:  # fake tensors cannot run everything; a plan is no condition of a run
+        planned, reason = [], first_line(error)
+        if arguments.dry_run:
+            raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
+    if arguments.dry_run:
+        print(plan_report(shape, sizes, planned, loading, planting=passages.plant is not None))
+    else:
+        before = 0 if passages.plant is None else dry_run.planting_bytes(shape, loading)
+        for (method, hp), (_, plan) in zip(methods, planned):
+            check_fits(method, hp, shape, sizes, plan, device, loading.device_map)
+        dry_run.choose_allocator(planned, device, before)
+
+
+def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
+    """The folder of the model with the passages planted, trained now unless that was done before."""
+    device = cli.resolve_device(arguments.device)
+    with enough_memory(arguments.model_name):
+        model, tokenizer = open_causal_lm(
+            source(arguments), loading.step, device, "float32", loading.device_map, dtype_is_free=False
+        )
+        microbatch = arguments.microbatch if hasattr(arguments, "microbatch") else None
+        plant = partial(
+            planted_model, model, tokenizer, data.dataset, settings, arguments.data_dir,
+            seed=data.identity["plant_seed"], dtype=getattr(torch, loading.dtype),
+            microbatch=microbatch or default_microbatch(model, data.dataset.sequences.shape[1]),
+        )  # fmt: skip
+        return plant_visibly(plant, arguments.data_dir)

@@ -1,0 +1,188 @@
+"""Tables from the records under a folder: everything, the best run of each method, the Pareto front.
+
+    python -m tinymem.records gather runs --output runs.csv       every setting and metric of every record
+    python -m tinymem.records best runs                           best run of each unlearning method, over seeds
+    python -m tinymem.records pareto runs --output front.parquet  runs that no other run beats
+    python -m tinymem.records upgrade runs                        bring records of format 1 over to format 2
+
+results/README.md says what every column means. Records of different versions of tinymem, torch or transformers are
+never averaged or compared with each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tinymem import cli
+from tinymem.errors import UserError
+from tinymem.localize.registry import METHODS
+from tinymem.metrics import registry
+from tinymem.records.choose import (
+    Configuration,
+    Run,
+    best,
+    configurations,
+    differing,
+    experiments,
+    grouped,
+    pareto,
+    titles,
+    unlearning_runs,
+)
+from tinymem.records.gather import gather
+from tinymem.records.table import check_table_path, mixed_versions, named_records, versions, write_table
+from tinymem.records.upgrade import upgrade
+
+PROGRAM = "python -m tinymem.records"
+COMMANDS = {
+    "gather": "every setting and metric of every record: one tidy table, one row a record",
+    "best": "the best run of each unlearning method on each experiment, with mean and 95 %% interval over seeds",
+    "pareto": "the runs of each checkpoint that no other beats in memorization and quality at once",
+    "upgrade": "bring records that an earlier version wrote (format 1) over to format 2, in place",
+}
+NAMES = "|".join(COMMANDS)
+SHOWN = 40  # rows that `gather` prints
+KEYS = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers", "data.seed")
+KEYS += ("training.epoch", "method.name", "attack.name")
+CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown behind the metrics
+BETTER = {"perplexity_rise_percent": "lower", "trade_off": "lower", "cost.seconds": "lower"}
+Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in their order (None: as they come), rows
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(__doc__, prog=PROGRAM, usage=f"%(prog)s {NAMES} DIR [options]")
+    commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
+    for name, text in COMMANDS.items():
+        usage = f"{PROGRAM} {name} DIR [options]"
+        command = commands.add_parser(name, help=text, description=text.replace("%%", "%"), usage=usage)
+        command.add_argument("folder", metavar="DIR", help="a folder with records in it, at any depth")
+        if name != "upgrade":
+            command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
+    commands.choices["best"].add_argument(
+        "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
+        help="text and production models: a run whose perplexity rose more is no candidate (default: 10)",
+    )  # fmt: skip
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.command == "upgrade":
+        return upgrade_all(arguments.folder)
+    if arguments.output:
+        check_table_path(arguments.output)
+    show = {"gather": show_all, "best": show_best, "pareto": show_pareto}[arguments.command]
+    columns, rows = show(arguments)
+    if arguments.output:
+        print(f"{len(rows)} rows: {write_table(arguments.output, rows, columns)}")
+
+
+def upgrade_all(folder: str) -> None:
+    """Upgrade, say what was done, and exit with 2 where something is left that people must look at."""
+    done, before, left = upgrade(folder, lambda line: print(line, file=sys.stderr))
+    print(f"{done} records brought over to format 2, {before} were of that format" + (f", {left} stay" if left else ""))
+    if left:
+        sys.exit(2)
+
+
+def show_all(arguments: argparse.Namespace) -> Table:
+    columns, rows = gather(arguments.folder)
+    say_versions(row["versions"] for row in rows)
+    keys = [*KEYS, *sorted(strengths(rows)), *registry.columns(columns, headline=True), "cost.seconds"]
+    print(cli.fitted_table(rows[:SHOWN], keys, {}))
+    hidden = f"; {len(rows) - SHOWN} are not shown" if len(rows) > SHOWN else ""
+    print(f"\n{len(rows)} records, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it")
+    return columns, rows
+
+
+def show_best(arguments: argparse.Namespace) -> Table:
+    limit = arguments.max_perplexity_rise
+    if math.isnan(limit):
+        raise UserError("--max_perplexity_rise nan: must be a number of percent, such as 10")
+    groups = experiments(configurations(load_runs(arguments.folder)))
+    summaries = []
+    for title, group in zip(titles([group[0].experiment for group in groups]), groups):
+        chosen = best(group, limit)
+        rows = [configuration.summary() for configuration in chosen]
+        varied = _varied(group)
+        shown = [
+            {"method": c.method, "setting": _setting(c, varied[c.method])} | _with_intervals(row, outcomes(row))
+            for c, row in zip(chosen, rows)
+        ]
+        present = dict.fromkeys(name for row in shown for name in row)
+        print(f"{title}\n{cli.fitted_table(shown, list(present), {})}")
+        missing = {configuration.method for configuration in group} - {row["method.name"] for row in rows}
+        if missing:
+            print(
+                f"perplexity rose by more than {limit:g} % on average in every setting of {', '.join(sorted(missing))}"
+            )
+        print()
+        summaries += rows
+    print("mean ± 95 % interval over n seeds (Student's t; none for a single seed)")
+    return None, summaries
+
+
+def outcomes(row: Mapping[str, Any]) -> list[str]:
+    """Return the columns that tell how a run came out, in order."""
+    return [*registry.columns(row, headline=True), *(name for name in CHANGES if name in row)]
+
+
+def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the columns method.NAME of strengths that these rows have."""
+    return {f"method.{m.strength}" for m in METHODS.values() if any(f"method.{m.strength}" in row for row in rows)}
+
+
+def _setting(configuration: Configuration, varied: set[str]) -> str | None:
+    """A method's strength, and what else its configurations differ in, in words."""
+    method, settings = METHODS.get(configuration.method), configuration.hyper_parameters
+    first = [method.strength] if method and method.strength in settings else []
+    names = dict.fromkeys([*first, *sorted(varied)])
+    return ", ".join(f"{name} {settings.get(name)}" for name in names) or None
+
+
+def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
+    """A summary as it is printed."""
+
+    def cell(mean: float | None, half: float | None) -> Any:
+        return mean if half is None else f"{mean:.4g} ± " + (f"{half:.0f}" if half >= 10 else f"{half:.2g}")
+
+    return {"n": row["n"]} | {name: cell(row[name], row[f"{name}_ci95"]) for name in columns}
+
+
+def _varied(group: Sequence[Configuration]) -> dict[str, set[str]]:
+    """Of each method the hyper-parameters that its configurations differ in."""
+    by_method = grouped(group, lambda configuration: configuration.method)
+    return {rivals[0].method: set(differing([rival.hyper_parameters for rival in rivals])) for rivals in by_method}
+
+
+def show_pareto(arguments: argparse.Namespace) -> Table:
+    fronts = pareto(load_runs(arguments.folder))
+    for title, front in zip(titles([front[0].checkpoint for front in fronts], seeds=True), fronts):
+        rows = [{**run.row, "method.name": run.method} for run in front]
+        columns = [
+            "method.name",
+            *sorted(strengths(rows)),
+            *dict.fromkeys(name for row in rows for name in outcomes(row)),
+        ]
+        better = {name: registry.better_of(name) or BETTER.get(name, "") for name in columns}
+        print(f"{title}\n{cli.fitted_table(rows, columns, better)}\n")
+    return None, [dict(run.row) for front in fronts for run in front]
+
+
+def load_runs(folder: str) -> list[Run]:
+    records = list(named_records(folder))
+    say_versions(versions(record) for _, record in records)
+    runs = unlearning_runs(records, tuple(METHODS), warn=lambda message: print(message, file=sys.stderr))
+    if not runs:
+        raise UserError(f"{folder}: none of its {len(records)} records is an unlearning run that can be compared")
+    return runs
+
+
+def say_versions(found: Iterable[str]) -> None:
+    message = mixed_versions(found)
+    if message:
+        print(message, file=sys.stderr)

@@ -1,0 +1,70 @@
+"""A TinyMem model under study, from the command line: its flags, its data, its forget set."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from tinymem import cli, files
+from tinymem.cli.methods import chosen_metrics
+from tinymem.cli.training import trained_settings
+from tinymem.data.build import load_dataset
+from tinymem.data.chunks import load_tokenizer
+from tinymem.data.corpus import resolve_corpus
+from tinymem.data.settings import DataSettings
+from tinymem.data.tokenizer import check_vocabulary
+from tinymem.errors import UserError
+from tinymem.localize.task import TaskSettings, unlearning_task
+from tinymem.localize.unlearn import Subject, identity
+from tinymem.metrics.evaluate import measure
+from tinymem.models.tinymem import ModelSettings, load_model
+from tinymem.training.checkpoint import SETTINGS, named, place_beside, unlearned_folder
+
+
+def add_subject_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of data, model and task."""
+    cli.add_options(parser, TaskSettings)
+    cli.add_data_options(parser)
+    cli.add_options(parser, ModelSettings)
+    cli.add_common_options(
+        parser, "MODEL_PATH/../unlearned/epoch_N; for a model outside its training run, runs/NAME/unlearned/NAME"
+    )
+
+
+def load_subject(arguments: argparse.Namespace) -> Subject:
+    """Return model, data and task. Raise UserError when a flag contradicts the checkpoint.
+
+    The data of a model that TinyMem did not train are those that the flags say.
+    """
+    path = Path(arguments.model_path)
+    if hasattr(arguments, "data_name") and not (path / SETTINGS).exists():
+        data = resolve_corpus(cli.collect(DataSettings, arguments))
+        sections = {"data": data.applicable(), "model": {"name": str(path.resolve())}}
+    else:
+        settings, epoch = trained_settings(path, arguments)
+        data, sections = settings.data, settings.checkpoint_sections(epoch)
+    task_settings = cli.collect(TaskSettings, arguments)
+    model = load_model(path, cli.resolve_device(arguments.device))
+    dataset = load_dataset(data, arguments.data_dir)
+    check_vocabulary(model, dataset.vocabulary_size, path)
+    task = unlearning_task(model, dataset, task_settings)
+    folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
+    return Subject(
+        model=model,
+        task=task,
+        measure=partial(measure, dataset=dataset, batch_size=task.microbatch),
+        identity=identity(model, task, task_settings, sections),
+        folder=folder,
+        score_folder=_score_folder(path, folder),
+        tokenizer=load_tokenizer(data, arguments.data_dir),
+        metrics=chosen_metrics(arguments),
+    )
+
+
+def _score_folder(model_path: Path, output: Path) -> Path:
+    """Beside the model, for all who study it; with the results where that place is not writable."""
+    try:
+        return files.writable_folder(place_beside(model_path) / "scores" / named(model_path).name)
+    except UserError:
+        return files.writable_folder(output / "scores")

@@ -1,0 +1,94 @@
+"""Rows of values as text for a terminal: no wider than it, the best value of each column marked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+PIPED = 120  # columns of text where there is no terminal
+BEST = "*"
+SHORT = (("percent_", ""), ("memorized", "mem"), ("accuracy", "acc"), ("perplexity", "ppl"))
+
+
+def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:
+    """Return rows as aligned text. Floats have up to four digits after the point, a missing value is "-"."""
+    rows = list(rows)
+    columns = list(columns) if columns else list(dict.fromkeys(name for row in rows for name in row))
+    return _aligned(columns, [[cell(row.get(name)) for name in columns] for row in rows])
+
+
+def fitted_table(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    better: Mapping[str, str],
+    is_rival: Sequence[bool] | None = None,
+    width: int | None = None,
+) -> str:
+    """Return rows as aligned text that is no wider than the terminal, under short column names.
+
+    columns    the most important first: the last ones are left out until the table fits, and named below it
+    better     column -> "lower" or "higher": the best value in it is marked with *
+    is_rival   rows that compete for the mark; by default all
+    """
+    width = width or shutil.get_terminal_size((PIPED, 24)).columns
+    present = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    cells = {name: _marked(rows, name, better.get(name), is_rival or [True] * len(rows)) for name in present}
+    kept = list(present)
+    while len(kept) > 1 and _width(kept, cells) > width:
+        kept.pop()
+    text = _aligned([short(name) for name in kept], [[cells[name][i] for name in kept] for i in range(len(rows))])
+    hidden = [short(name) for name in present if name not in kept]
+    notes = [f"{BEST} best in its column"] * any(name in better for name in kept)
+    notes += [f"left out: {', '.join(hidden)} (--columns all shows them)"] * bool(hidden)
+    return text + "".join(f"\n{note}" for note in notes)
+
+
+def brief(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row under column names short enough for a terminal; the files keep the full ones."""
+    return {short(name): value for name, value in row.items()}
+
+
+def short(name: str) -> str:
+    """Return a column's name in a terminal."""
+    name = "method" if name == "method.name" else name.removeprefix("method.").removeprefix("cost.")
+    for long, shorter in SHORT:
+        name = name.replace(long, shorter)
+    return name
+
+
+def cell(value: Any) -> str:
+    """Return a value as it stands in a table."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def _marked(rows: Sequence[Mapping[str, Any]], name: str, better: str | None, is_rival: Sequence[bool]) -> list[str]:
+    """The cells of a column, marked where they hold the best of several different values of rivals."""
+    values = [row.get(name) for row in rows]
+    rivals = [value for value, rival in zip(values, is_rival) if rival and isinstance(value, (int, float))]
+    if better not in ("lower", "higher") or len(set(rivals)) < 2:
+        return [cell(value) for value in values]
+    best = min(rivals) if better == "lower" else max(rivals)
+    return [cell(value) + (BEST if rival and value == best else "") for value, rival in zip(values, is_rival)]
+
+
+def _width(names: Sequence[str], cells: Mapping[str, Sequence[str]]) -> int:
+    return sum(max(len(short(name)), *map(len, cells[name]), 1) for name in names) + 2 * (len(names) - 1)
+
+
+def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Cells of equal width per column; a mark stands behind its number, so that digits stay aligned."""
+    columns = list(zip(*lines)) if lines else [()] * len(head)
+    marked = [any(text.endswith(BEST) for text in column) for column in columns]
+    padded = [
+        [text if text.endswith(BEST) or not some else text + " " for text in column]
+        for column, some in zip(columns, marked)
+    ]
+    widths = [max(len(name), *map(len, column), 1) for name, column in zip(head, padded)]
+    text = ["  ".join(name.rjust(width) for name, width in zip(head, widths))]
+    text += ["  ".join(value.rjust(width) for value, width in zip(line, widths)) for line in zip(*padded)]
+    return "\n".join(text)

@@ -1,0 +1,133 @@
+"""What the training scripts share: the run's folder, a progress bar, rows as they are measured, Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tinymem import cli, files, locks
+from tinymem.data.corpus import resolve_corpus
+from tinymem.data.settings import DataSettings
+from tinymem.models.tinymem import ModelSettings
+from tinymem.training import checkpoint
+from tinymem.training.checkpoint import Progress
+from tinymem.training.fit import Stopped
+from tinymem.training.loop import train
+from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run, check_whole_run
+
+LOCK = ".lock"
+
+
+def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
+    """Settings and epoch of a checkpoint; text that has moved since is where --corpus says.
+
+    UserError when a flag contradicts it or it is no longer as trained.
+    """
+    details = checkpoint.load_trained(path)
+    asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
+    check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
+    settings = RunSettings.from_flat({**details["settings"], **asked}, path / checkpoint.SETTINGS)
+    if "corpus" in asked and settings.data.corpus_sha256:  # checked even if the text is not needed any more
+        settings = replace(settings, data=resolve_corpus(settings.data))
+    return settings, details["epoch"]
+
+
+@contextmanager
+def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Iterator[Path]:
+    """The folder of a run, ours alone within the block: a second command waits for the first, and says so.
+
+    Call it when everything else is known to be right, so that a refused command leaves nothing behind. UserError when
+    the folder holds another run.
+    """
+    run = files.writable_folder(folder)
+
+    def say(owner: str) -> None:
+        print(f"{run}: {owner} is at work here; waiting for it to end", file=sys.stderr)
+
+    with locks.locked(run / LOCK, say):
+        _prepare(run, settings, force)
+        yield run
+
+
+def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
+    """Clears and marks the folder: with the run's settings, or nothing to be done; emptied with `force`."""
+    files.remove_leftovers(run)
+    marker = run / "run.json"
+    if checkpoint.has_begun(run):
+        _check_held(run, marker, settings, force)
+        if not force:
+            return
+        made = [name for name in checkpoint.DERIVED if (run / name).exists()]
+        if made:
+            print(f"{run}: {', '.join(made)} of the old models are removed with them", file=sys.stderr)
+        checkpoint.clear(run)
+    files.write_json(marker, dict(settings))
+
+
+def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: bool) -> None:
+    """UserError when the folder holds another run; where its run.json was lost, as far as a checkpoint tells."""
+    if marker.exists():
+        held = files.read_json(marker, required=("data_name",), remedy="delete it and run again")
+        if force and "weights" in settings:  # the model that is fine-tuned may have been trained anew
+            held["weights"] = settings["weights"]
+        check_whole_run(str(run), held, settings)
+    elif (state := checkpoint.latest_state(run)) and (state.parent / checkpoint.SETTINGS).exists():
+        held = checkpoint.load_details(state.parent)["settings"]
+        check_same_run(str(run), held, {name: value for name, value in settings.items() if name in held})
+
+
+def train_visibly(
+    model, dataset, training: TrainingSettings, seed: int, run: Path, details: dict[str, Any], **options: Any
+) -> Progress:
+    """`tinymem.training.loop.train` with a progress bar. Ctrl-C saves, says how to go on and exits with 130."""
+    steps = -(-len(dataset) // training.batch_size)
+    with cli.interruptible() as should_stop, cli.progress_bar(total=training.epochs * steps, unit="step") as bar:
+
+        def on_step(progress: Progress, loss: float) -> None:
+            done = progress.epoch * steps + progress.step
+            if bar.n == 0 and done > 1:
+                bar.initial = bar.n = done - 1  # resumed: what was done before is no part of the speed
+            bar.update(done - bar.n)
+            speed = (bar.format_dict["rate"] or 0) * training.batch_size * dataset.sequences.shape[1]
+            bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
+
+        shown = []
+
+        def on_row(row: dict[str, Any]) -> None:
+            lines = cli.table([cli.brief(row)]).splitlines()
+            bar.write("\n".join(lines[1:] if shown else lines), file=sys.stderr)
+            shown.append(row)
+
+        calls = dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
+        with _ends_when_stopped(bar, run):
+            return train(model, dataset, training, seed, run, details, **calls, **options)
+
+
+def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
+    """`plant(on_step=..., should_stop=...)` with a progress bar; on Ctrl-C it saves, says how to go on, exits with 130.
+
+    plant: `tinymem.training.plant.planted_model` with its other arguments. cache_dir: where it saves.
+    """
+    with cli.interruptible() as should_stop, cli.progress_bar(unit="step", desc="planting") as bar:
+
+        def on_step(progress: Progress, loss: float) -> None:
+            bar.set_postfix_str(f"epoch {progress.epoch + 1}, loss {loss:.4f}", refresh=False)
+            bar.update()
+
+        with _ends_when_stopped(bar, cache_dir):
+            return plant(on_step=on_step, should_stop=should_stop)
+
+
+@contextmanager
+def _ends_when_stopped(bar, place: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except Stopped:
+        bar.close()
+        print(f"stopped; everything is saved in {place}: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,149 @@
+"""What the localize scripts share: they run the chosen methods on their subject and print one line a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from tinymem import cli, plots
+from tinymem.cli.methods import chosen_attacks
+from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
+from tinymem.localize.method import Method
+from tinymem.localize.unlearn import Run, Subject, attack_all, unedited, unlearn
+from tinymem.metrics import registry
+from tinymem.models.production import LoadSettings
+from tinymem.planning.dry_run import KEPT, planting_bytes
+from tinymem.planning.duration import Clock
+from tinymem.planning.memory import Shape
+from tinymem.planning.plan import GB, Plan, Sizes
+from tinymem.records.choose import on_numbers
+from tinymem.records.identity import MEASURED, UNEDITED, UNLEARN
+from tinymem.records.table import flat_row, shown_row
+
+LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # what no metric is
+BETTER = {"seconds": "lower", "peak_memory_gb": "lower"}
+
+
+def run_methods(
+    subject: Subject,
+    methods: Sequence[tuple[Method, Any]],
+    arguments: argparse.Namespace,
+    others: Sequence[dict] = (),
+    attached: dict[str, Any] | None = None,
+) -> list[dict]:
+    """Measures the model as it is, then runs every method at each of its strengths; prints the table at the end.
+
+    methods    with their hyper-parameters, as from `chosen_methods`
+    arguments  --force, --plot, --columns, --attack and --no_save_model are read
+    others     records to compare with, at the head of the table
+    attached   results from elsewhere, kept with the unedited model's record
+
+    Returns the records, after the others the unedited model's first. OutOfMemory when a method does; NotFinite, when all
+    that can be done is done and printed, where a method's scores or logits are not finite.
+    """
+    attacks, failures = chosen_attacks(arguments), Failures()
+    with enough_memory("measuring the model as it is"):
+        records = [*others, unedited(subject, arguments.force)]
+        with failures.kept():
+            records += attack_all(subject, attacks, arguments.force)
+    if attached:
+        as_it_is = Run(subject, {"kind": UNEDITED, **subject.identity})
+        as_it_is.attach(attached)
+        records[len(others)] = as_it_is.record
+    if not len(subject.task.unlearn):
+        print_table(records, asked=arguments.columns)
+        print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
+              f"{subject.identity['forget']['unlearn_set_name']}")  # fmt: skip
+        failures.end()
+        return records
+    save_models = bool(methods) and not arguments.no_save_model
+    clock = Clock(subject.model, subject.task)
+    with cli.progress_bar(total=sum(len(method.strengths(hp)) for method, hp in methods), unit="run") as bar:
+        for method, hp in methods:
+            bar.set_postfix_str(method.name)
+            announce = partial(_announce, bar, clock, method)
+            with enough_memory(method.name), failures.kept():
+                for record in unlearn(subject, method, hp, save_models, arguments.force, attacks, announce):
+                    records.append(record)
+                    bar.update(not record.get("attack"))
+                    if record["results"]["percent_changed"] == 0 and not record.get("attack"):
+                        strength = method.strength and f"--{method.strength} {record['method'][method.strength]} "
+                        _note(bar, f"{method.name}: {strength or ''}changes nothing in this model")
+    if arguments.plot:
+        figures = plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning")
+        print(*figures, sep="\n", file=sys.stderr)
+    print_table(records, [method for method, _ in methods], arguments.columns)
+    print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
+    failures.end()
+    return records
+
+
+def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: Sequence[str] = ()) -> None:
+    """Print one line per run, as wide as the terminal. asked: columns, or all; by default what answers the question."""
+    rows = [shown_row(record) for record in records]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    metrics, numbers = registry.columns(names), on_numbers(flat_row(records[0]))
+    first = ["method", *dict.fromkeys(m.strength for m in methods if m.strength), "attack"]
+    quality = ("mean_test_accuracy",) if numbers else ("perplexity",)
+    usual = [name for name in metrics if name.startswith("percent_memorized_") and "_dup_" not in name]
+    usual += [*quality, *LAST]
+    every = [*first, *metrics, *LAST, *names]
+    unknown = [name for name in asked if name != "all" and name not in every]
+    if unknown:
+        raise UserError(f"--columns {unknown[0]}: must be all, or some of {', '.join(dict.fromkeys(every))}")
+    columns = dict.fromkeys([*first, *(every if "all" in asked else asked or usual)])
+    better = {name: registry.better_of(name) or BETTER.get(name) for name in columns}
+    rivals = [record["kind"] in (UNLEARN, MEASURED) for record in records]
+    width = sys.maxsize if "all" in asked else None
+    print(cli.fitted_table(rows, list(columns), {n: b for n, b in better.items() if b}, rivals, width))
+
+
+def plan_report(
+    shape: Shape,
+    sizes: Sizes,
+    planned: Sequence[tuple[str, Plan]],
+    loading: LoadSettings,
+    planting: bool = False,
+) -> str:
+    """The plans as a table, with what they are for. planting: memories are planted first, which has a peak of its own."""
+    head = (
+        f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
+        f"weights in {loading.dtype}\n{sizes.forget} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "
+        f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
+    )
+    table = f"{head}\n\n{cli.table(plan.row(name) for name, plan in planned)}\n\nGB = 1e9 bytes, all at the moment of the peak"
+    if shape.device == "cpu":
+        table += "\nwhere there is room, freed memory is kept for speed: all but the weights then takes up to "
+        table += f"{KEPT:g} times as much"
+    if planting:
+        gigabytes = planting_bytes(shape, loading) / GB
+        table += f"\nplanting, before that: {gigabytes:.2f} GB and activations, nearly all in float32"
+    return table
+
+
+@contextmanager
+def enough_memory(what: str):
+    """Says of running out of memory within the block which flags help."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{what}: out of memory ({first_line(error)}); try --microbatch 1, --dtype bfloat16, --momentum 0 (of "
+            "methods that have it) or, for a production model, --device_map auto over several GPUs"
+        ) from None
+
+
+def _announce(bar, clock: Clock, method: Method, hp: Any) -> None:
+    """Say before a method starts how long it will take, where that is more than a minute."""
+    if warning := clock.warning(method, hp):
+        _note(bar, warning)
+
+
+def _note(bar, text: str) -> None:
+    bar.write(text, file=sys.stderr)

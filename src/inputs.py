@@ -1,0 +1,165 @@
+"""Reading files that others made: only regular files, of a bounded size, with every value checked where it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from tinymem.errors import UserError, first_line
+
+LIMIT = "TINYMEM_MAX_FILE_GB"  # environment variable: the largest file that is read whole, 1 by default
+JSON_SHARE = 0.1  # of that, for JSON and TOML
+AGAIN = "delete it and run again"
+
+Settings = TypeVar("Settings")
+
+
+def check_file(path: str | Path, share: float = 1.0) -> Path:
+    """Return the path of a regular file that is small enough to be read whole.
+
+    share: of the size that TINYMEM_MAX_FILE_GB allows. Raise UserError for anything else: reading a pipe or a device
+    never ends, and a sparse file of any size takes no room on the disk but all memory.
+    """
+    path = Path(path)
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(about.st_mode):
+        raise UserError(f"{path}: is {_kind(about.st_mode)}, not a file; give a file")
+    largest = share * _largest_gigabytes()
+    if about.st_size > largest * 1e9:
+        raise UserError(
+            f"{path}: has {about.st_size / 1e9:.3g} GB, more than the {largest:g} GB that are read at once; split it, or "
+            f"set the environment variable {LIMIT} to {about.st_size / share / 1e9 + 0.1:.1f} or more"
+        )
+    return path
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((words for check, words in kinds.items() if check(mode)), "a device")
+
+
+def _largest_gigabytes() -> float:
+    text = os.environ.get(LIMIT, "1")
+    try:
+        largest = float(text)
+    except ValueError:
+        largest = float("nan")
+    if not largest > 0:
+        raise UserError(f"{LIMIT}={text}: must be a number of gigabytes > 0, such as 4")
+    return largest
+
+
+def read_bytes(path: str | Path, share: float = 1.0) -> bytes:
+    """Return the content of a regular file. UserError as of `check_file`."""
+    try:
+        return check_file(path, share).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_json(path: str | Path, required: tuple[str, ...] = (), remedy: str = AGAIN) -> Any:
+    """Read JSON. UserError when the file is missing, is not JSON or is not an object with the `required` keys.
+
+    remedy: what the message advises about a damaged file.
+    """
+    content = parse_json(read_bytes(path, JSON_SHARE), path, remedy)
+    missing = [key for key in required if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{path}: this file is damaged (no {', '.join(missing)}); {remedy}")
+    return content
+
+
+def parse_json(text: str | bytes, path: str | Path, remedy: str = AGAIN) -> Any:
+    """Return what JSON text says. path: of the file that it comes from, for the UserError about damage."""
+    try:
+        return json.loads(text, parse_constant=_no_number)
+    except RecursionError:
+        raise UserError(f"{path}: this file is damaged (nested too deeply); {remedy}") from None
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"{path}: this file is damaged ({first_line(error)}); {remedy}") from None
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def read_settings(
+    cls: type[Settings], mapping: Any, path: str | Path, remedy: str = AGAIN, whole: bool = False
+) -> Settings:
+    """Return a dataclass filled from what a file says: the schema of that kind of file.
+
+    mapping   names and values; other names are left alone, for one mapping may fill several dataclasses
+    path      of the file, for messages
+    whole     whether every field must be there; else a missing one has its default
+
+    Raise UserError, in one line with file, field and what is allowed, for a value of another type than the field's or
+    one that the dataclass itself refuses.
+    """
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"{path}: this file is damaged ({cls.__name__} is no object); {remedy}")
+    types, values = get_type_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        if field.name in mapping:
+            values[field.name] = _typed(mapping[field.name], types[field.name], field.name, path, remedy)
+        elif whole or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING):
+            raise UserError(f"{path}: this file is damaged (no {field.name}); {remedy}")
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removeprefix('--')}; {remedy}") from None
+
+
+def check_value(value: Any, kind: Any, name: str, path: str | Path, remedy: str = AGAIN) -> Any:
+    """Return a value read from a file as the type `kind`. UserError, with file and name, for one of another type."""
+    return _typed(value, kind, name, path, remedy)
+
+
+def _typed(value: Any, kind: Any, name: str, path: str | Path, remedy: str) -> Any:
+    """The value as this type: a list becomes the tuple that it was, a whole number a float."""
+    fitted = _fitted(value, kind)
+    if fitted is _WRONG:
+        shown = repr(value)
+        shown = shown if len(shown) <= 40 else shown[:40] + " ..."
+        raise UserError(f"{path}: {name} {shown}: must be {_words(kind)}; {remedy}")
+    return fitted
+
+
+_WRONG = object()
+
+
+def _fitted(value: Any, kind: Any) -> Any:
+    members, origin = get_args(kind), get_origin(kind)
+    if kind is Any:
+        return value
+    if type(None) in members:  # an optional value
+        return None if value is None else next((f for m in members if (f := _fitted(value, m)) is not _WRONG), _WRONG)
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            return _WRONG
+        fitted = [_fitted(element, members[0]) for element in value]
+        return _WRONG if _WRONG in fitted else origin(fitted)
+    if origin is dict:
+        return value if isinstance(value, dict) else _WRONG
+    if kind is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**1000
+        return float(value) if fits else _WRONG
+    return value if type(value) is kind else _WRONG
+
+
+def _words(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    if type(None) in get_args(kind):
+        return " or ".join(_words(member) for member in get_args(kind))
+    if get_origin(kind) in (list, tuple):
+        return f"a list, each {_words(get_args(kind)[0])}"
+    return "an object" if get_origin(kind) is dict else names.get(kind, getattr(kind, "__name__", str(kind)))

@@ -1,0 +1,80 @@
+"""Ctrl-C, SIGTERM and a closed terminal: they end a script at any moment, or are asked for where work can be saved.
+
+A KeyboardInterrupt that is raised in the middle of an import leaves half a library behind, is swallowed by whoever
+catches everything, and aborts the process inside foreign code. So scripts end at once instead: every file is written
+whole or not at all, which is why that harms nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+AGAIN = "interrupted; run the same command again to go on"
+children: set[subprocess.Popen] = set()  # scripts that this process runs: they end with it
+
+_ASKING = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def end_at_once(number: int = signal.SIGINT, frame: object = None) -> None:
+    """End the process with one line on stderr and exit code 130, after its children."""
+    for process in children:
+        with contextlib.suppress(OSError):
+            process.kill()
+    with contextlib.suppress(Exception):  # another thread may be writing, or nobody reads
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        program = os.path.basename(sys.argv[0]) if sys.argv else "python"
+        os.write(2, f"\n{program}: {AGAIN}\n".encode(errors="backslashreplace"))
+    os._exit(INTERRUPTED)
+
+
+def watch_start() -> None:
+    """Make Ctrl-C end the process at once, if the module that is being imported is imported by a script.
+
+    Not in a notebook, a test or a library, whose KeyboardInterrupt is theirs; nor where somebody else handles it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _imported_by_script():
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, end_at_once)
+
+
+def _imported_by_script() -> bool:
+    """Whether the first frame that is neither Python's import machinery nor this library is a file that is run."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name == "__main__":
+            return "__file__" in frame.f_globals
+        if not name.startswith(("importlib", "_frozen_importlib", "tinymem", "runpy")):
+            return False
+        frame = frame.f_back
+    return False
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C (SIGINT), SIGTERM and SIGHUP only set a flag, which the yielded function reads.
+
+    A second one ends the process at once; files are written atomically, so that this harms nothing. SIGHUP, of a
+    terminal that is closed, is left alone where it is ignored (nohup).
+    """
+    asked = []
+
+    def ask(number, frame):
+        asked.append(number)
+        signal.signal(number, previous[number])
+
+    numbers = [getattr(signal, name) for name in _ASKING if hasattr(signal, name)]
+    ignored = [n for n in numbers if n != signal.SIGINT and signal.getsignal(n) is signal.SIG_IGN]
+    previous = {number: signal.signal(number, ask) for number in numbers if number not in ignored}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

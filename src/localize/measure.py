@@ -1,0 +1,132 @@
+"""Measure any model, as it is or as an edit of another one, with the metrics and attacks of our own edits.
+
+    python src/localize/measure.py my_folder --edit_of runs/NAME/epoch_50 --name my_method --attack quantize
+    python src/localize/measure.py my_folder --data_name increment --backdoor --n_layers 2
+    python src/localize/measure.py my_folder --edit_of EleutherAI/pythia-70m --name my_method \\
+        --memorized pythia_mem_data/FILE --random pythia_mem_data/FILE
+
+With --edit_of the forget set, the splits and the data are those of the original, so that the record stands in the same
+tables and figures as the edits that this software makes. The data are a TinyMem dataset where the original is a
+checkpoint of a TinyMem training or --data_name is given, else those of a production model (see prod_grad.py).
+"""
+
+from tinymem import cli
+
+# isort: split
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from tinymem import allocator, files
+from tinymem.cli import production, subject
+from tinymem.cli.methods import add_measuring_options, chosen_attacks
+from tinymem.cli.unlearning import print_table, run_methods
+from tinymem.errors import Failures, UserError
+from tinymem.localize.unlearn import Run, Subject, attack_all, finish, unedited
+from tinymem.models.edit import Weights
+from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.production import LoadSettings, open_causal_lm
+from tinymem.models.tinymem import load_model
+from tinymem.records.identity import MEASURED
+from tinymem.records.record import Cost
+from tinymem.training.checkpoint import SETTINGS
+
+DATA_FLAG = "--data_name"
+
+
+def add_own_options(parser: argparse.ArgumentParser) -> None:
+    """Add what no other script has."""
+    parser.add_argument("model", help="the model to measure: a folder, or a name on the hub")
+    parser.add_argument("--edit_of", metavar="ORIGINAL", help="the model that it was made from")
+    parser.add_argument("--name", default="external", help="of the method that made it (default: external)")
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="what making it took, if you know")
+    parser.add_argument("--lm_eval", metavar="FILE", help="results.json of lm-evaluation-harness, kept with the record")
+
+
+def parse() -> tuple[argparse.Namespace, bool]:
+    """Return the arguments, and whether the data are a TinyMem dataset: it decides which flags there are."""
+    first = cli.Parser(__doc__, add_help=False)
+    add_own_options(first)
+    words = sys.argv[1:]
+    known = first.parse_known_args(words)[0] if words and not {"-h", "--help"} & set(words) else None
+    original = known and (known.edit_of or known.model)
+    on_numbers = (
+        known is None or (Path(original) / SETTINGS).is_file() or any(w.split("=")[0] == DATA_FLAG for w in words)
+    )
+    parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
+    add_own_options(parser)
+    add_measuring_options(parser)
+    (subject if on_numbers else production).add_subject_options(parser)
+    parser.set_defaults(dry_run=False)
+    arguments = parser.parse_args()
+    setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
+    return arguments, on_numbers
+
+
+def external_edit(subject: Subject, model, folder: str) -> Weights:
+    """Return what turns the subject's model into another one. Raise UserError unless their parameters have equal shapes."""
+    own, new = dict(subject.model.named_parameters()), dict(model.named_parameters())
+    wrong = [
+        name
+        for name in own.keys() | new.keys()
+        if getattr(own.get(name), "shape", 0) != getattr(new.get(name), "shape", 1)
+    ]
+    if wrong:
+        raise UserError(
+            f"{folder}: no edit of this model; {sorted(wrong)[0]} and {len(wrong) - 1} more differ in shape"
+        )
+    return Weights(
+        {name: value.detach() for name, value in new.items() if not value.detach().equal(own[name].detach().to(value))}
+    )
+
+
+def harness_results(path: str) -> dict[str, float]:
+    """Return the numbers of a results file of lm-evaluation-harness as columns lm_eval_TASK_METRIC."""
+    content = files.read_json(path, required=("results",))
+    tasks = content["results"] if isinstance(content["results"], dict) else {}
+    found = {
+        f"lm_eval_{task}_{metric.partition(',')[0]}": float(value)
+        for task, metrics in tasks.items() if isinstance(metrics, dict)
+        for metric, value in metrics.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }  # fmt: skip
+    if not found:
+        raise UserError(f"--lm_eval {path}: no results of lm-evaluation-harness in it (results -> task -> metric)")
+    return found
+
+
+def main() -> None:
+    arguments, on_numbers = parse()
+    allocator.keep_freed_memory()
+    attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
+    if on_numbers:
+        original = subject.load_subject(arguments)
+    else:
+        loading = cli.collect(LoadSettings, arguments)
+        original = production.load_subject(arguments, loading, [])
+    if arguments.edit_of is None:
+        run_methods(original, [], arguments, attached=attached)
+        return
+    if on_numbers:
+        model = load_model(arguments.model, original.model.device)
+    else:
+        model = open_causal_lm(arguments.model, None, original.model.device, loading.dtype, loading.device_map)[0]
+    edit = external_edit(original, model, arguments.model)
+    about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
+    about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
+    run, attacks = Run(original, about), chosen_attacks(arguments)
+    records, failures = [unedited(original, arguments.force)], Failures()
+    with failures.kept():
+        records += attack_all(original, attacks, arguments.force)
+    with failures.kept(f"{arguments.name} in {arguments.model}"):
+        records += finish(run, edit, Cost(arguments.seconds), attacks, arguments.force)
+    if attached and run.record:
+        run.attach(attached)
+        records = [run.record if record["kind"] == MEASURED else record for record in records]
+    print_table(records, asked=arguments.columns)
+    print(f"\nrecords: {original.folder}/records")
+    failures.end()
+
+
+if __name__ == "__main__":
+    cli.run(main)

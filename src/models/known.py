@@ -1,0 +1,30 @@
+"""The configs of well-known models, so that they can be planned for without a network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+KNOWN = Path(__file__).parent / "known_shapes.json"
+VARIANT = re.compile(r"(-deduped)?(-v0)?(-instruct|-sft|-dpo)?$")  # of the shape that the name before it has
+
+
+def known_shapes() -> dict[str, dict[str, Any]]:
+    """The public config numbers of well-known models, by name."""
+    return json.loads(KNOWN.read_text())
+
+
+def known_config(name: str):
+    """The config of a well-known model, such as pythia-2.8b, Llama-3-8B or OWNER/NAME of these; None for others.
+
+    Variants have the same shape: Llama-3.1-8B-Instruct is Llama-3-8B to a plan.
+    """
+    from transformers import AutoConfig
+
+    plain = VARIANT.sub("", name.rstrip("/").rsplit("/", 1)[-1].lower()).removeprefix("meta-").replace("3.1", "3")
+    for known, numbers in known_shapes().items():
+        if plain == known.lower().removeprefix("meta-"):
+            return AutoConfig.for_model(**numbers)
+    return None

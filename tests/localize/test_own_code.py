@@ -1,0 +1,221 @@
+"""Methods, metrics and attacks of a user's own; what a finished run lacks is added; models that others have edited."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import ROOT, in_process
+
+from tinymem.records.record import read_values
+from tinymem.records.table import find_records, load_records, shown_row
+
+UNLEARN, MEASURE = "src/localize/localize_memorization.py", "src/localize/measure.py"
+
+METRIC = """
+import torch
+from tinymem.metrics.metric import Metric, PLANTED
+
+def values(probe, sequences):
+    return probe.teacher_forced(sequences).matches.float().mean(1)
+
+METRIC = Metric("matched_share", "0 to 1", "lower", PLANTED, ("argmax_matches",), "share of tokens that match", values)
+"""
+
+ATTACK = '''
+import torch
+from tinymem.models.edit import Weights
+from tinymem.options import option, settings
+
+@settings
+class HyperParameters:
+    """Noise"""
+    scale: tuple[float, ...] = option((0.1,), "standard deviation", above=0.0, strength=True)
+
+def attack(model, task, hp, scale):
+    generator = torch.Generator().manual_seed(0)
+    return Weights({n: p.detach() + scale * torch.randn(p.shape, generator=generator)
+                    for n, p in model.named_parameters()})
+'''
+
+
+@pytest.fixture
+def place(memorizing_backdoor, tmp_path):
+    """A folder with a checkpoint, and the words that every command has."""
+    checkpoint = shutil.copytree(memorizing_backdoor.checkpoint, tmp_path / "run" / "epoch_6")
+    (tmp_path / "matched.py").write_text(METRIC)
+    (tmp_path / "noise.py").write_text(ATTACK)
+    common = ["--output_dir", tmp_path / "out", "--data_dir", tmp_path / "data", "--holdout_fraction", 0.25]
+    return tmp_path, checkpoint, common
+
+
+def unlearn(place, *words):
+    in_process(UNLEARN, "--model_path", place[1], *words, *place[2])
+
+
+def records(place):
+    return {(row["method"], row.get("attack")): row for row in map(shown_row, load_records(place[0] / "out"))}
+
+
+def refused(capsys, run, message):
+    with pytest.raises(SystemExit) as end:
+        run()
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and len(error.strip().splitlines()) == 1, error
+
+
+def test_the_examples_run(place, capsys):
+    unlearn(place, "--localization_method", ROOT / "examples/magnitude.py", ROOT / "examples/grad_diff.py",
+            "--ratio", 0.01, "--rows", 8, "--steps", 1, 2, "--grad_diff.lr", 1e-3, "--batch_size", 8)  # fmt: skip
+    found = load_records(place[0] / "out")
+    own = [record["method"] for record in found if record["kind"] == "unlearn"]
+    assert sorted((m["name"], m.get("ratio"), m.get("steps")) for m in own) == [
+        ("grad_diff", None, 1), ("grad_diff", None, 2), ("magnitude", 0.01, None)
+    ]  # fmt: skip
+    assert all(len(method["code"]) == 16 for method in own)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["method", "ratio", "steps"]
+    assert [line.split()[0] for line in lines[1:5]] == ["unedited", "magnitude", "grad_diff", "grad_diff"]
+    assert all(
+        len((ROOT / "examples" / name).read_text().splitlines()) <= 40 for name in ("magnitude.py", "grad_diff.py")
+    )
+
+
+def test_another_version_of_a_file_is_another_run(place, monkeypatch):
+    method = place[0] / "mine.py"
+    text = (ROOT / "examples/magnitude.py").read_text()
+    for version in (text, text.replace("1e-6", "1e-5")):
+        method.write_text(version)
+        monkeypatch.setattr("tinymem.plugins.load_plugin", __import__("tinymem.plugins").plugins.load_plugin)
+        __import__("tinymem.plugins").plugins.load_plugin.cache_clear()
+        unlearn(place, "--localization_method", method, "--ratio", 0.01, "--no_save_model")
+    assert len([r for r in load_records(place[0] / "out") if r["kind"] == "unlearn"]) == 2
+
+
+def test_help_names_the_flags_of_a_file(capsys):
+    with pytest.raises(SystemExit):
+        in_process(UNLEARN, "--localization_method", ROOT / "examples/magnitude.py", "--help")
+    text = capsys.readouterr().out
+    assert "--localization_method magnitude" in text and "retain sequences that the gradient is taken over" in text
+
+
+@pytest.mark.parametrize("method, message", [
+    ("nowhere.py", "no such file"),
+    ("no_package.no_module", "cannot be imported"),
+    ("broken.py", "cannot be imported (SyntaxError"),
+    ("empty.py", "no method; it must define a dataclass HyperParameters"),
+    ("durable.py", "durable is the name of another one"),
+])  # fmt: skip
+def test_files_that_are_no_method(place, capsys, monkeypatch, method, message):
+    monkeypatch.chdir(place[0])
+    (place[0] / "broken.py").write_text("def score(:")
+    (place[0] / "empty.py").write_text("")
+    shutil.copy(ROOT / "examples/magnitude.py", place[0] / "durable.py")
+    refused(capsys, lambda: unlearn(place, "--localization_method", method), message)
+
+
+def test_attacks_are_records_of_their_own_beside_the_edit(place, capsys):
+    words = ["--localization_method", "durable", "--ratio", 0.2, "--no_save_model"]
+    unlearn(place, *words)
+    before = records(place)["durable", None]
+    unlearn(place, *words, "--attack", "quantize", place[0] / "noise.py", "--quantize.bits", 8, 2, "--noise.scale", 0.5)
+    found = records(place)
+    attacks = ["quantize bits 8", "quantize bits 2", "noise scale 0.5"]
+    assert set(found) == {(method, attack) for method in ("unedited", "durable") for attack in (None, *attacks)}
+    assert found["durable", None] == before  # neither measured nor paid for again
+    assert found["unedited", "noise scale 0.5"]["perplexity"] > found["unedited", None]["perplexity"]
+    by_digest = {path.stem: json.loads(path.read_text()) for path in find_records(place[0] / "out")}
+    for record in by_digest.values():
+        if record["kind"] == "attack":
+            parent = by_digest[record["parent"]]
+            assert parent.get("method") == record.get("method") and parent["kind"] in ("unlearn", "unedited")
+    times = {path: path.stat().st_mtime_ns for path in find_records(place[0] / "out")}
+    unlearn(place, *words, "--attack", "quantize", "--quantize.bits", 8)
+    assert times == {path: path.stat().st_mtime_ns for path in find_records(place[0] / "out")}
+    refused(
+        capsys, lambda: unlearn(place, *words, "--quantize.bits", 8), "--quantize.bits: only with --attack quantize"
+    )
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_new_metric_is_added_to_a_finished_run(place, monkeypatch, saved):
+    words = ["--localization_method", "durable", "--ratio", 0.2, *([] if saved else ["--no_save_model"])]
+    unlearn(place, *words)
+    before = records(place)["durable", None]
+    if saved:  # the edit comes from the saved model, not from the method
+        monkeypatch.setattr("tinymem.localize.weight.durable.score", None)
+    asked = []
+    measure = __import__("tinymem.metrics.evaluate").metrics.evaluate.measure
+    monkeypatch.setattr(
+        "tinymem.metrics.evaluate.measure", lambda *a, **k: asked.append(k["metrics"]) or measure(*a, **k)
+    )
+    unlearn(place, *words, "--metrics", "percent_memorized", place[0] / "matched.py")
+    after = records(place)["durable", None]
+    assert {name: after[name] for name in before} == before
+    added = {name for name in after if name not in before}
+    assert added >= {"matched_share_train", "matched_share_shown", "matched_share_held_out"}
+    assert (
+        0 <= after["matched_share_train"] <= 1
+        and [[m.name for m in names] for names in asked] == [["matched_share"]] * 2
+    )
+    for path in find_records(place[0] / "out"):
+        values, results = read_values(path), json.loads(path.read_text())["results"]
+        assert values["matched_share_train"].mean().item() == pytest.approx(results["matched_share_train"])
+        assert "percent_memorized_train" in values and "perplexity" in results
+
+
+def test_unknown_metrics_and_columns(place, capsys):
+    words = ["--localization_method", "durable", "--ratio", 0.2, "--no_save_model"]
+    refused(capsys, lambda: unlearn(place, *words, "--metrics", "magic"), "--metrics magic: no such metric")
+    refused(capsys, lambda: unlearn(place, *words, "--metrics", ROOT / "examples/magnitude.py"), "defines no METRIC")
+    refused(capsys, lambda: unlearn(place, *words, "--columns", "magic"), "--columns magic: must be all, or some of")
+
+
+def test_a_folder_of_somebody_else_as_an_edit_of_ours(place, capsys):
+    root, checkpoint, common = place
+    unlearn(place, "--localization_method", "durable", "--ratio", 0.2)
+    (ours,) = (root / "out" / "models").iterdir()
+    foreign = shutil.copytree(ours, root / "foreign")
+    (foreign / "tinymem.json").unlink()
+    (root / "lm.json").write_text(json.dumps({"results": {"arc": {"acc,none": 0.25, "alias": "arc"}}}))
+    words = [foreign, "--edit_of", checkpoint, "--name", "theirs", "--attack", "quantize", "--seconds", 7, *common]
+    in_process(MEASURE, *words, "--lm_eval", root / "lm.json")
+    found = records(place)
+    same = ("percent_memorized_train", "percent_memorized_held_out", "perplexity", "percent_changed", "relative_change")
+    theirs, durable = ({name: found[method, None][name] for name in same} for method in ("theirs", "durable"))
+    assert theirs == pytest.approx(durable)
+    assert found["theirs", None]["seconds"] == 7 and found["theirs", None]["lm_eval_arc_acc"] == 0.25
+    assert ("theirs", "quantize bits 8") in found and ("unedited", "quantize bits 8") in found
+    in_process("src/records/__main__.py", "best", root / "out")
+    assert "theirs" in capsys.readouterr().out
+    (root / "lm.json").write_text("{}")
+    refused(capsys, lambda: in_process(MEASURE, *words, "--lm_eval", root / "lm.json"), "lm.json")
+
+
+def test_models_that_are_no_edit_of_the_original(place, capsys):
+    root, checkpoint, common = place
+    other = shutil.copytree(checkpoint, root / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "n_inner": 64}))
+    tensors = load_file(other / "model.safetensors")
+    for name in [name for name in tensors if ".mlp." in name]:
+        shape = [64 if size == 128 else size for size in tensors[name].shape]
+        tensors[name] = torch.zeros(shape)
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    refused(capsys, lambda: in_process(MEASURE, other, "--edit_of", checkpoint, *common), "no edit of this model")
+    refused(capsys, lambda: in_process(MEASURE, root / "nowhere", "--edit_of", checkpoint, *common), "nowhere")
+
+
+def test_a_folder_alone_on_data_that_flags_describe(place, capsys):
+    root, checkpoint, common = place
+    settings = json.loads((checkpoint / "tinymem.json").read_text())["settings"]
+    foreign = shutil.copytree(checkpoint, root / "alone")
+    (foreign / "tinymem.json").unlink()
+    names = ("data_name", "artifact", "num_7", "num_2", "num_3", "num_4", "num_5", "num_test", "length", "max_ctx")
+    flags = [f"--{name}={settings[name]}" for name in (*names, "prompt_tokens", "continuation_tokens", "duplicate")]
+    in_process(MEASURE, foreign, *flags, *common)
+    in_process(MEASURE, checkpoint, *common)
+    own, same = load_records(root / "out")
+    assert own["results"]["percent_memorized_train"] == same["results"]["percent_memorized_train"] > 50
+    assert own["fingerprints"] == same["fingerprints"]
