@@ -96,7 +96,12 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     sizes = dry_run.planned_sizes(shape, data, passages, task)
     try:
         planned = dry_run.plans(shape, sizes, methods)
-    except RuntimeError as error:  # fake tensors cannot run everything; a plan is no condition of a run
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        NotImplementedError,
+    ) as error:  # not all runs on fake tensors; a plan is no condition of a run
         planned, reason = [], first_line(error)
         if arguments.dry_run:
             raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None

@@ -134,7 +134,7 @@ def _steps(module: ModuleType, part: str, model, task: UnlearningTask, hp: Any) 
     each strength that is learned from scratch, else one.
     """
     strengths = getattr(hp, strength_of(type(hp)) or "", ())
-    if getattr(module, "CUMULATIVE", False):
+    if getattr(module, "CUMULATIVE", part == "loss"):
         return max(strengths)
     return len(strengths) if strengths and part in ("learn", "attack") else 1
 

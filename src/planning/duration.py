@@ -45,7 +45,12 @@ class Clock:
             return None
         try:
             seconds = self.seconds(method, hp)
-        except RuntimeError:  # fake tensors cannot run everything; an estimate is no condition of a run
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+            NotImplementedError,
+        ):  # fake tensors cannot run everything; an estimate is no condition of a run
             return None
         return f"{method.name}: about {duration(seconds)}" if seconds > LONG else None
 

@@ -138,8 +138,9 @@ def _allocations(model, share: float):
 
     aten = torch.ops.aten
 
-    # All that must be finite is, what is asked to be anywhere is everywhere, and ties are few.
-    answers = {aten.all.default: 1.0, aten.any.dim: 1.0, aten.eq.Tensor: 0.0, aten.eq.Scalar: 0.0}
+    # Of what is asked to be anywhere everything is; ties are few, and exceptions, as from isfinite().logical_not_(), none.
+    answers = {aten.any.dim: 1.0, aten.eq.Tensor: 0.0, aten.eq.Scalar: 0.0}
+    answers |= {aten.logical_not.default: 0.0, aten.logical_not_.default: 0.0}
 
     def real_integers(function, arguments, keywords, known: bool) -> Any:
         """Call a function of no fake tensor: integers and bools stay real, floats become fake."""
@@ -176,6 +177,8 @@ def _allocations(model, share: float):
                 output = function(*arguments, **keywords)
                 if function in answers:
                     output.true_share = answers[function]
+                elif function is aten.all.default:  # of what must be finite all is, of exceptions there are none
+                    output.true_share = getattr(arguments[0], "true_share", 1.0)
             for tensor in _tensors([output]):
                 self._count(tensor.untyped_storage())
             return output

@@ -119,7 +119,7 @@ def passes(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[
         one, two = (steps / cut.steps * sum(map(sizes.passes, some)) for cut, some in zip(first, rows))
         return round(one + (blocks - 1) * (two - one))
 
-    return counted([cut.forward for cut in first]), counted([cut.backward for cut in first])
+    return first[0].once + counted([cut.forward for cut in first]), counted([cut.backward for cut in first])
 
 
 def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Passes]) -> int:
@@ -128,21 +128,32 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
     Two microbatches of a batch show them: the gradients of one wait for those of the next.
     """
     hp = method.resolve(hp, shape.parameters)
-    rows = min(max(first[0].forward) if first else sizes.forget, 2 * sizes.microbatch)
+    whole, enough = sizes.forget, ENOUGH
+    if first and (rows := first[0].forward):
+        whole = sum(rows) if method.cumulative else max(rows)
+        parts = sizes.passes(whole) if method.cumulative else 1
+        enough = max(
+            enough, first[0].once + 2 * min(2, sizes.passes(whole)) * -(-len(rows) // (first[0].steps * parts))
+        )
+    rows = min(whole, 2 * sizes.microbatch)
     small = replace(sizes, forget=rows, retain=min(sizes.retain, rows))
-    few = _at_most(_one_strength(method, hp), epochs=2, batch_size=rows, stop_loss=0.0)
-    enough = max(ENOUGH, 2 * small.passes(rows) * len(first[0].forward) // first[0].steps if first else 0)
-    share = max(method.strengths(hp)) if method.strength == "ratio" else 1.0
+    few = _at_most(method.at(hp, _largest(method, hp)), epochs=2, batch_size=rows, stop_loss=0.0)
+    share = _largest(method, hp) if method.strength == "ratio" else 1.0
     return shape.peak(lambda model: watched(method, model, small, few, enough), share)
 
 
 @dataclass
 class Passes:
-    """The passes of a run: how many sequences each had, forward and backward; how many steps these were."""
+    """The passes of a run: how many sequences each had.
+
+    steps   how many steps these were
+    once    forward passes before the first step, not among these
+    """
 
     forward: list[int] = dataclasses.field(default_factory=list)
     backward: list[int] = dataclasses.field(default_factory=list)
     steps: int = 1
+    once: int = 0
 
 
 class _Enough(Exception):
@@ -177,29 +188,32 @@ def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = N
 
 
 def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
-    """Return the passes of a method's first steps if a microbatch held any batch: of as few as there can be."""
-    hp = _at_most(_one_strength(method, hp, shortest=shape.parameters), epochs=1, stop_loss=0.0)
+    """Return the passes of a method's first steps, of as few as there can be.
+
+    As if a microbatch held any batch; but the steps of an objective, which divides a microbatch among its sides, as they
+    are. What an objective asks of the model before the edit is counted for one batch.
+    """
+    hp = _at_most(hp, epochs=1, stop_loss=0.0)
     batch = getattr(hp, "batch_size", None) or max(sizes.forget, sizes.retain)
     few = dict(forget=min(sizes.forget, batch), retain=min(sizes.retain, batch))
-    small = replace(sizes, **few, length=2, prompt=1, microbatch=sizes.forget + sizes.retain)
-    found = shape.run(lambda model: watched(method, model, small, hp))
-    if not found.forward:
-        raise ValueError(f"{method.name}: its run makes no pass through the model, so that none can be planned")
-    found.steps = method.steps(shape.model, small.task(), hp)
-    return found
+    small = replace(sizes, **few, length=2, prompt=1)
+
+    def counted(sizes: Sizes, strength: Any) -> Passes:
+        return shape.run(lambda model: watched(method, model, sizes, method.at(hp, strength)))
+
+    if method.cumulative:
+        one, two = counted(small, 1), counted(small, 2)
+        step = Passes(two.forward[len(one.forward) :], two.backward[len(one.backward) :])
+        return replace(step, once=len(one.forward) - len(step.forward))
+    nested = getattr(method.module, "NESTED", False)
+    strength = 1 / shape.parameters if nested else _largest(method, hp)
+    found = counted(replace(small, microbatch=sizes.forget + sizes.retain), strength)
+    return replace(found, steps=method.steps(shape.model, small.task(), method.at(hp, strength)))
 
 
-def _one_strength(method: Method, hp: Any, shortest: int | None = None) -> Any:
-    """Return the settings with the largest strength only. shortest: parameters of a model to which the least is done.
-
-    Only where the number of steps depends on the strength: of a training, and of a ranking made one by one.
-    """
-    strength = max(method.strengths(hp), default=None) if method.strength else None
-    if shortest and method.cumulative:
-        strength = 1
-    elif shortest and getattr(method.module, "NESTED", False):
-        strength = 1 / shortest
-    return method.at(hp, strength)
+def _largest(method: Method, hp: Any) -> Any:
+    """Return the largest of a method's strengths, or None."""
+    return max(method.strengths(hp)) if method.strength else None
 
 
 def _at_most(hp: Any, **most: Any) -> Any:

@@ -42,11 +42,18 @@ def test_masks_of_weights_are_true_in_a_share_of_their_places_and_ties_are_few()
 
     def places(model):
         weight = model.lm_head.weight
-        return [len(mask.nonzero()) for mask in (weight > 0.3, weight == 0.3)], bool(weight.isfinite().all())
+        finite = weight.isfinite()
+        answers = [
+            finite.all(),
+            finite.logical_not_().all(),
+            weight.isnan().any(),
+            weight.isfinite().logical_not_().any(),
+        ]
+        return [len(mask.nonzero()) for mask in (weight > 0.3, weight == 0.3)], [bool(answer) for answer in answers]
 
     found = []
     shape.peak(lambda model: found.append(places(model)), share=0.25)
-    assert found == [([29, 1], True)]  # 14 * 8 entries
+    assert found == [([29, 1], [True, False, False, False])]  # 14 * 8 entries
 
 
 def test_token_ids_are_real():
