@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tinymem.errors import DiskFull, UserError, full_disk
@@ -20,6 +21,28 @@ def writable_folder(path: str | Path, flag: str = " with --output_dir") -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: this folder is not writable; choose another{flag} or change its permissions")
     return folder
+
+
+def found_under(folder: str | Path) -> Iterator[Path]:
+    """Every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
+
+    Hidden names and __MACOSX, which other programs put beside a user's files, are passed over below the folder.
+    """
+    entered = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = (
+            []
+            if real in entered
+            else sorted(filter(_shown, folders), key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        )
+        if real not in entered:
+            entered.add(real)
+            yield from (Path(place, name) for name in filter(_shown, names))
+
+
+def _shown(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def share(path: Path, mode: int) -> None:

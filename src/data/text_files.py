@@ -7,8 +7,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from tinymem import files
 from tinymem.errors import UserError, first_line
+from tinymem.folders import found_under
 from tinymem.inputs import check_file, read_bytes
 
 PLAIN = (".txt", ".text", ".md")
@@ -23,7 +23,7 @@ def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
     """
     known = ", ".join(SUFFIXES)
     if path.is_dir():
-        found = sorted(file for file in files.found_under(path) if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = sorted(file for file in found_under(path) if file.suffix.lower() in SUFFIXES and file.is_file())
         if not found:
             raise UserError(f"{flag} {path}: no {known} file in this folder")
         return found

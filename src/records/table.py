@@ -11,6 +11,7 @@ from typing import Any
 
 from tinymem import files
 from tinymem.errors import UserError
+from tinymem.folders import found_under
 from tinymem.records.identity import ATTACK, SECTIONS, UNEDITED
 from tinymem.records.record import OUTCOME, read_record
 
@@ -20,7 +21,7 @@ TABLE_FORMATS = (".csv", ".parquet")
 
 def find_records(folder: str | Path) -> list[Path]:
     """The files of all records at any depth under a folder, in the order of their paths."""
-    found = (path for path in files.found_under(folder) if path.suffix == ".json")
+    found = (path for path in found_under(folder) if path.suffix == ".json")
     return sorted((path for path in found if path.parent.absolute().name == "records"), key=str)
 
 
