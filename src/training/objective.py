@@ -31,7 +31,7 @@ TRAINED = ("all", "all_but_embeddings")
 
 # loss(model, reference, forget, retain) -> values of the forget rows, or those of forget and retain rows; see
 # `tinymem.training.step.Loss`. reference: a `Reference`. retain: None where there is no retain set.
-Objective = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+Objective = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
 
 
 @settings

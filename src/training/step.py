@@ -94,7 +94,7 @@ class Side:
 
 # loss(model, *sides) -> values of the first side, or a tuple: one tensor for each side. Of each what is minimized is the
 # mean, over all counted tokens of the batch for values (R, T - 1), over its rows for values (R,); the means add up.
-Loss = Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+Loss = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]  # text: evaluating it would load torch
 
 
 def next_token_loss(model, side: Side) -> torch.Tensor:

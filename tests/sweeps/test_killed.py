@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from small import ROOT
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 DRIVER = """
-import pathlib, sys
-sys.path.append({experiments!r})
+import pathlib
 from functools import partial
 from tinymem import cli
 from tinymem.sweeps.sites import find_site, open_pool
@@ -26,7 +24,7 @@ def main():
     a = parser.parse_args()
     jobs = [
         Job(f"j{{i}}", "group", ("script.py", f"--name=j{{i}}", f"--output_dir={out}", "--seconds=0.3"), {out!r},
-            {{"name": f"j{{i}}"}}, "value", (1, 2))
+            {{"kind": "unlearn", "method": {{"name": f"j{{i}}"}}}}, "value", (1, 2))
         for i in range(4)
     ]
     sweep(a, jobs, pathlib.Path(a.output_dir), {root!r}, partial(open_pool, find_site(a.site), max_workers=a.max_workers))
@@ -39,7 +37,7 @@ cli.run(main)
 def driver(small):
     """driver(*flags): starts a sweep of 8 records as a process of its own."""
     script = small.root / "driver.py"
-    script.write_text(DRIVER.format(experiments=str(ROOT / "experiments"), out=str(small.out), root=str(small.root)))
+    script.write_text(DRIVER.format(out=str(small.out), root=str(small.root)))
 
     def start(*flags) -> subprocess.Popen:
         command = [sys.executable, str(script), "--output_dir", small.place.folder, *flags]
