@@ -15,10 +15,11 @@ from tinymem.localize.method import Method
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.planning.memory import Shape, shape_of
-from tinymem.planning.plan import Sizes, passes
+from tinymem.planning.plan import Sizes, first_steps, passes
 from tinymem.records.record import gpus_in_use
 
 LONG = 60.0  # seconds from which a user is told
+OFTEN = 4  # passes over its batch that no method's step is expected to exceed
 WARM = 1.0  # a first pass that took longer than this is not timed again
 
 
@@ -34,16 +35,25 @@ class Clock:
 
     def seconds(self, method: Method, hp: Any) -> float:
         """Return how long a method will take for all strengths. Raise RuntimeError for a model that no plan can be made for."""
-        forward, backward = passes(method, self._shape, self._sizes, hp)
+        work = (method, self._shape, self._sizes, hp)
+        forward, backward = passes(*work, first_steps(*work))
         return max(0, forward - backward) * self._forward + (backward * self._both if backward else 0.0)
 
     def warning(self, method: Method, hp: Any) -> str | None:
         """Return such as "zero_out: about 40 h" for a method that takes more than a minute, else None."""
+        if not method.passes and self._bound(method, hp) <= LONG:  # most methods on most models: nothing to plan
+            return None
         try:
             seconds = self.seconds(method, hp)
         except RuntimeError:  # fake tensors cannot run everything; an estimate is no condition of a run
             return None
         return f"{method.name}: about {duration(seconds)}" if seconds > LONG else None
+
+    def _bound(self, method: Method, hp: Any) -> float:
+        """Return the seconds of so many steps if each goes OFTEN over its batch, without batches: over all sequences."""
+        hp = method.resolve(hp, self.model.num_parameters())
+        rows = getattr(hp, "batch_size", None) or len(self.task.unlearn) + len(self.task.retain)
+        return OFTEN * method.steps(self.model, self.task, hp) * self._sizes.passes(rows) * self._both
 
     @cached_property
     def _shape(self) -> Shape:

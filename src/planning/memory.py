@@ -165,6 +165,8 @@ def _allocations(model, share: float):
                 return _number(arguments[0])
             elif function is aten.allclose.default:
                 return True
+            elif function is aten.is_set_to.default:
+                return _places_in_memory(arguments[0]) == _places_in_memory(arguments[1])
             elif function is aten.nonzero.default:
                 output = _places(arguments[0], share)
             else:
@@ -191,6 +193,10 @@ def _allocations(model, share: float):
             self.live -= size
 
     return Allocations()
+
+
+def _places_in_memory(tensor: torch.Tensor) -> tuple:
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
 def _number(tensor: torch.Tensor) -> bool | int | float:

@@ -94,37 +94,46 @@ class Plan:
 
 
 def plan(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Plan:
-    """Return the plan of a method for all strengths of `hp`.
+    """Return the plan of a method for all strengths of `hp`."""
+    first = first_steps(method, shape, sizes, hp)
+    return Plan(shape.weight_bytes, peak(method, shape, sizes, hp, first), *passes(method, shape, sizes, hp, first))
 
-    Two microbatches of a batch show its peak: the gradients of one wait for those of the next.
-    """
+
+def first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> list[Passes]:
+    """Return the passes of a method's first steps in the model with one and with two blocks, if they can be counted."""
     hp = method.resolve(hp, shape.parameters)
-    step = None if method.passes else _first_steps(method, shape.cuts[0], sizes, hp)
-    rows = min(max(step.forward) if step else sizes.forget, 2 * sizes.microbatch)
-    small = replace(sizes, forget=rows, retain=min(sizes.retain, rows))
-    few = _at_most(_one_strength(method, hp), epochs=2, batch_size=rows, stop_loss=0.0)
-    enough = max(ENOUGH, 2 * small.passes(rows) * len(step.forward) // step.steps if step else 0)
-    share = max(method.strengths(hp)) if method.strength == "ratio" else 1.0
-    beside = shape.peak(lambda model: watched(method, model, small, few, enough), share)
-    return Plan(shape.weight_bytes, beside, *passes(method, shape, sizes, hp))
+    return [] if method.passes else [_first_steps(method, cut, sizes, hp) for cut in shape.cuts]
 
 
-def passes(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> tuple[int, int]:
+def passes(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Passes]) -> tuple[int, int]:
     """Return a run's forward and backward passes: those of its first steps, times how many more steps it has.
 
-    They are counted in the same model with one and with two blocks: what a block more adds, every block adds.
+    What a second block adds to the passes, every further block adds.
     """
     hp, task = method.resolve(hp, shape.parameters), sizes.task()
     if method.passes:
         return method.passes(shape.model, task, hp)
     steps, blocks = method.steps(shape.model, task, hp), shape.model.config.get_text_config().num_hidden_layers
 
-    def counted(cut: Shape) -> list[float]:
-        first = _first_steps(method, cut, sizes, hp)
-        return [steps / first.steps * sum(map(sizes.passes, rows)) for rows in (first.forward, first.backward)]
+    def counted(rows: Sequence[list[int]]) -> int:
+        one, two = (steps / cut.steps * sum(map(sizes.passes, some)) for cut, some in zip(first, rows))
+        return round(one + (blocks - 1) * (two - one))
 
-    forward, backward = (round(one + (blocks - 1) * (two - one)) for one, two in zip(*map(counted, shape.cuts)))
-    return forward, backward
+    return counted([cut.forward for cut in first]), counted([cut.backward for cut in first])
+
+
+def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Passes]) -> int:
+    """Return the bytes that a run has allocated beside the weights when these are most.
+
+    Two microbatches of a batch show them: the gradients of one wait for those of the next.
+    """
+    hp = method.resolve(hp, shape.parameters)
+    rows = min(max(first[0].forward) if first else sizes.forget, 2 * sizes.microbatch)
+    small = replace(sizes, forget=rows, retain=min(sizes.retain, rows))
+    few = _at_most(_one_strength(method, hp), epochs=2, batch_size=rows, stop_loss=0.0)
+    enough = max(ENOUGH, 2 * small.passes(rows) * len(first[0].forward) // first[0].steps if first else 0)
+    share = max(method.strengths(hp)) if method.strength == "ratio" else 1.0
+    return shape.peak(lambda model: watched(method, model, small, few, enough), share)
 
 
 @dataclass
@@ -213,13 +222,13 @@ def check_fits(
     missing = planned.peak - room
     if missing <= 0:
         return
-    ways = _ways(method, hp, shape, sizes, planned)
+    first, ways = first_steps(method, shape, sizes, hp), _ways(method, hp, shape, sizes, planned)
 
     def enough(flags: Sequence[str]) -> bool:
-        settings = (shape, sizes, hp)
+        changed = (shape, sizes, hp)
         for flag in flags:
-            settings = ways[flag](*settings)
-        return plan(method, *settings).peak <= room
+            changed = ways[flag](*changed)
+        return changed[0].weight_bytes + peak(method, *changed, first) <= room
 
     if alone := [flag for flag in ways if enough([flag])]:
         advice = f"{' or '.join(alone)} helps"

@@ -24,6 +24,6 @@ def test_dry_run_needs_no_weights_and_no_network(capsys, tmp_path, monkeypatch):
     )
     output = capsys.readouterr().out
     assert all(name in output for name in (*METHODS, "magnitude")) and "peak_gb" in output
-    monkeypatch.setattr("tinymem.planning.dry_run.open_description", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr("tinymem.planning.dry_run.open_description", lambda *_, **__: pytest.fail("asked the hub"))
     in_process(SCRIPT, "--model_name", "EleutherAI/pythia-70m", "--localization_method", "durable", "--dry_run")
     assert "70,426,624 parameters, 12,598,272 of them in MLPs; 0.28 GB of weights" in capsys.readouterr().out

@@ -28,9 +28,13 @@ def test_estimates_are_of_the_right_size(name):
 def test_only_long_methods_are_announced(monkeypatch):
     clock, method = Clock(new_model("gpt2"), new_task()), METHODS["durable"]
     assert clock.warning(method, method.hyper_parameters()) is None
-    monkeypatch.setattr("tinymem.planning.duration.passes", lambda *arguments: (10**9, 0))
-    monkeypatch.setitem(vars(clock), "_forward", 36e-6)
-    assert clock.warning(method, method.hyper_parameters()) == "durable: about 10.0 h"
+    monkeypatch.setitem(vars(clock), "_both", 36e3)
+    assert clock.warning(method, method.hyper_parameters()) == "durable: about 10.0 h"  # one pass
+    monkeypatch.setitem(vars(clock), "_forward", 2.0)
+    zero_out = METHODS["zero_out"]
+    assert (
+        clock.warning(zero_out, zero_out.hyper_parameters()) == "zero_out: about 2 min"
+    )  # 10 sequences, 2 layers, 3 passes
 
 
 def test_durations_are_in_words():

@@ -15,10 +15,9 @@ from tinymem.localize.weight import block_fisher
 from tinymem.models.known import known_config
 from tinymem.planning import plan as planning
 from tinymem.planning.memory import shape_of
-from tinymem.planning.plan import Plan, Sizes, check_fits, passes, plan
+from tinymem.planning.plan import Plan, Sizes, check_fits, plan
 
 SIZES = Sizes(forget=10, retain=24, length=12, prompt=6, microbatch=4)
-STUDY = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)
 QUICK = dict(epochs=2, batch_size=8, num_grads=6, ig_steps=3, ratio=(0.05,), dtype="float32", greedy_k=5, stop_loss=0.0)
 PER_STRENGTH = """
 from tinymem.localize.learning import frozen, gradients, mean_weights
@@ -44,10 +43,6 @@ def run(model, task, hp):
 
 def settings(method, **changes):
     return quick(method, **QUICK | ({"ratio": (0.004,)} if is_nested(method) else {}) | changes)
-
-
-def shape(name="pythia-70m", dtype=torch.float32):
-    return shape_of(known_config(name), dtype)
 
 
 def passes_of_a_run(method, model, task, hp):
@@ -101,7 +96,7 @@ def test_what_makes_no_pass_has_no_plan(tmp_path):
     )
     (method,) = find_methods([str(tmp_path / "idle.py")])
     with pytest.raises(ValueError, match="idle: .* no pass"):
-        passes(method, shape_of(new_model("gpt_neox").config, torch.float32), SIZES, method.hyper_parameters())
+        plan(method, shape_of(new_model("gpt_neox").config, torch.float32), SIZES, method.hyper_parameters())
 
 
 def test_a_plan_has_no_negative_numbers():
@@ -129,40 +124,44 @@ def test_flags_that_go_with_shapes(flags, capsys):
 
 
 def test_gradient_checkpointing_saves_activations_only():
-    method = METHODS["slimming"]
+    method, shape = METHODS["slimming"], shape_of(known_config("pythia-70m"), torch.float32)
+    sizes = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)
     plain, saving = (
-        plan(method, shape(), replace(STUDY, gradient_checkpointing=g), method.hyper_parameters())
-        for g in (False, True)
+        plan(method, shape, replace(sizes, gradient_checkpointing=g), method.hyper_parameters()) for g in (False, True)
     )
     assert saving.beside < 0.5 * plain.beside and saving.weights == plain.weights
 
 
 def test_what_does_not_fit_is_planned_again_with_each_flag(monkeypatch):
-    method, model = METHODS["balanced_subnet"], shape()
-    hp, dtype16 = method.hyper_parameters(batch_size=16), shape(dtype=torch.bfloat16)
-    peaks = {
-        "now": plan(method, model, STUDY, hp).peak,
-        "--microbatch 1": plan(method, model, replace(STUDY, microbatch=1), hp).peak,
-        "--gradient_checkpointing": plan(method, model, replace(STUDY, gradient_checkpointing=True), hp).peak,
-        "--dtype bfloat16": plan(method, dtype16, STUDY, hp).peak,
-        "--momentum 0": plan(method, model, STUDY, replace(hp, momentum=0.0)).peak,
+    config = new_model("gpt_neox").config
+    config.update({"hidden_size": 64, "intermediate_size": 256})
+    method, model, narrow = (
+        METHODS["subnet"],
+        shape_of(config, torch.float32),
+        shape_of(config, torch.bfloat16),
+    )
+    hp, sizes = method.hyper_parameters(batch_size=16, momentum=0.9), replace(SIZES, forget=16, microbatch=8)
+    small = {
+        "--microbatch 1": (model, replace(sizes, microbatch=1), hp),
+        "--gradient_checkpointing": (model, replace(sizes, gradient_checkpointing=True), hp),
+        "--dtype bfloat16": (narrow, sizes, hp),
+        "--momentum 0": (model, sizes, replace(hp, momentum=0.0)),
+        "all": (narrow, replace(sizes, microbatch=1, gradient_checkpointing=True), replace(hp, momentum=0.0)),
     }
-    together = plan(
-        method, dtype16, replace(STUDY, microbatch=1, gradient_checkpointing=True), replace(hp, momentum=0.0)
-    ).peak
+    peaks = {flag: plan(method, *changed).peak for flag, changed in small.items()}
+    planned, together = plan(method, model, sizes, hp), peaks.pop("all")
 
     def advice(room):
-        monkeypatch.setattr(planning, "free_bytes", lambda device, device_map: (room + 1) / (1 - planning.RESERVE))
+        monkeypatch.setattr(planning, "free_bytes", lambda device, device_map: (room + 0.5) / (1 - planning.RESERVE))
         with pytest.raises(OutOfMemory) as refused:
-            check_fits(method, hp, model, STUDY, plan(method, model, STUDY, hp), "cpu")
+            check_fits(method, hp, model, sizes, planned, "cpu")
         return str(refused.value)
 
-    now = peaks.pop("now")
-    assert all(together < peak < now for peak in peaks.values())
-    for room in peaks.values():
+    assert together < min(peaks.values()) and max(peaks.values()) < planned.peak and len(set(peaks.values())) == 4
+    for room in (min(peaks.values()), max(peaks.values())):
         text = advice(room)
         assert {flag for flag, peak in peaks.items() if peak <= room} == {flag for flag in peaks if flag in text}
-        assert text.endswith(" helps") and f"takes {now / 1e9:.1f} GB at its peak" in text
+        assert text.startswith("subnet: takes 0.0 GB at its peak, 0.0 GB more") and text.endswith(" helps")
     assert f"{', '.join(peaks)} together help" in advice(together) and "a larger machine" in advice(together // 2)
-    monkeypatch.setattr(planning, "free_bytes", lambda device, device_map: now / (1 - planning.RESERVE) + 1)
-    check_fits(method, hp, model, STUDY, plan(method, model, STUDY, hp), "cpu")
+    monkeypatch.setattr(planning, "free_bytes", lambda device, device_map: (planned.peak + 1) / (1 - planning.RESERVE))
+    check_fits(method, hp, model, sizes, planned, "cpu")
