@@ -16,7 +16,7 @@ help:
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
 	@echo "make docs       write the generated tables of the documentation again"
 	@echo "make test       run the tests"
-	@echo "make format     format the code with black"
+	@echo "make format     format the code with black, put imports in order"
 	@echo "make clean      remove .venv, caches and build leftovers; data, runs and results stay"
 
 install: $(VENV)/.installed
@@ -55,6 +55,7 @@ test: install
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 format: install
+	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m black .
 
 clean:

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from tinymem import allocator, plots
-from tinymem.cli.training import prepared_run, train_visibly, trained_settings
+from tinymem.cli.training import prepared_run, train_visibly, trained_settings, training_table
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.tokenizer import check_vocabulary
@@ -111,7 +111,7 @@ def show(run: Path, epoch_seconds: list[float], plot: bool) -> None:
     if plot:
         print(*plots.plot_training(rows, run / "finetuning"), sep="\n", file=sys.stderr)
     seconds = [None, *epoch_seconds]
-    print(cli.table(cli.brief({**row, "seconds": taken}) for row, taken in zip(rows, seconds)))
+    print(training_table([{**row, "seconds": taken} for row, taken in zip(rows, seconds)]))
     print(f"\nmodel: {run}/epoch_{len(epoch_seconds)}")
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tinymem import allocator, files, plots
-from tinymem.cli.training import prepared_run, train_visibly
+from tinymem.cli.training import prepared_run, train_visibly, training_table
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
@@ -64,7 +64,7 @@ def main() -> None:
     rows = [row for row in load_metrics(run) if row["epoch"] <= settings.training.epochs]
     if arguments.plot:
         print(*plots.plot_training(rows, run / "training"), sep="\n", file=sys.stderr)
-    print(cli.table(map(cli.brief, rows)))
+    print(training_table(rows))
     print(f"\nmodel: {run}/epoch_{settings.training.epochs}")
 
 

@@ -24,12 +24,14 @@ def fitted_table(
     better: Mapping[str, str],
     is_rival: Sequence[bool] | None = None,
     width: int | None = None,
+    more: str = "--columns all shows them",
 ) -> str:
     """Return rows as aligned text that is no wider than the terminal, under short column names.
 
     columns    the most important first: the last ones are left out until the table fits, and named below it
     better     column -> "lower" or "higher": the best value in it is marked with *
     is_rival   rows that compete for the mark; by default all
+    more       where to find the columns that are left out
     """
     width = width or shutil.get_terminal_size((PIPED, 24)).columns
     present = [name for name in columns if any(row.get(name) is not None for row in rows)]
@@ -40,7 +42,7 @@ def fitted_table(
     text = _aligned([short(name) for name in kept], [[cells[name][i] for name in kept] for i in range(len(rows))])
     hidden = [short(name) for name in present if name not in kept]
     notes = [f"{BEST} best in its column"] * any(name in better for name in kept)
-    notes += [f"left out: {', '.join(hidden)} (--columns all shows them)"] * bool(hidden)
+    notes += [f"left out: {', '.join(hidden)} ({more})"] * bool(hidden)
     return text + "".join(f"\n{note}" for note in notes)
 
 

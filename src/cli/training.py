@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from tinymem import cli, files, locks
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
+from tinymem.metrics import registry
 from tinymem.models.tinymem import ModelSettings
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
@@ -21,6 +22,7 @@ from tinymem.training.loop import train
 from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run, check_whole_run
 
 LOCK = ".lock"
+STEMS = "accuracy_", "loss_"  # of what is measured on each test set
 
 
 def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
@@ -99,13 +101,35 @@ def train_visibly(
         shown = []
 
         def on_row(row: dict[str, Any]) -> None:
-            lines = cli.table([cli.brief(row)]).splitlines()
-            bar.write("\n".join(lines[1:] if shown else lines), file=sys.stderr)
+            head, line, *_ = training_table([row]).splitlines()
+            bar.write(line if shown else f"{head}\n{line}", file=sys.stderr)
             shown.append(row)
 
         calls = dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
         with _ends_when_stopped(bar, run):
             return train(model, dataset, training, seed, run, details, **calls, **options)
+
+
+def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows of metrics.json as a table: of the test sets the mean and the worst, no wider than the terminal."""
+    folded = [
+        {
+            **{name: row.get(name) for name in ("epoch", "train_loss")},
+            **{name: row[name] for name in registry.columns(row, headline=True)},
+            **_worst(row),
+            **{name: row[name] for name in ("seconds",) if name in row},
+            **{name: row[name] for name in registry.columns(row, detail=False)},
+        }
+        for row in rows
+    ]
+    columns = list(dict.fromkeys(name for row in folded for name in row))
+    return cli.fitted_table(folded, columns, {}, more="metrics.csv has them")
+
+
+def _worst(row: Mapping[str, Any]) -> dict[str, float]:
+    """The accuracy and the loss of the test set that is worst by each."""
+    accuracies, losses = ([v for n, v in row.items() if n.startswith(stem) and v is not None] for stem in STEMS)
+    return {"worst_accuracy": min(accuracies), "worst_loss": max(losses)} if accuracies and losses else {}
 
 
 def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:

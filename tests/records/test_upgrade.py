@@ -144,7 +144,7 @@ def test_killed_at_any_step_and_started_again(old, tmp_path_factory, monkeypatch
 
 def test_damaged_and_unknown_files_are_named_and_the_others_brought_over(old, capsys):
     bad = {
-        "torn": ('{"settings": {', "cannot be read"),
+        "torn": ('{"settings": {', "this file is damaged"),
         "list": ('{"settings": [], "results": {}, "cost": {}, "environment": {}}', "settings is no object"),
         "half": ('{"settings": {"run": "train"}, "results": {}}', "cost is no object"),
         "foreign": (json.dumps({"settings": {"run": "other"}, **outcome("x")}), "unknown kind of run 'other'"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.learning import check_steps, frozen, gradients, mixed_batches, sequence_weights
+from tinymem.localize.learning import all_finite, check_steps, frozen, gradients, mixed_batches, sequence_weights
 from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps, mlp_weights
@@ -56,7 +56,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     with frozen(model, [weight.parameter for weight in weights.values()]), reversible() as changes:
         for _, sides in zip(range(0, count, hp.greedy_k), batches):
             slopes = _gradients(model, task, share, *sides, weights)
-            lost = all(slope.isfinite().logical_not_().all() for slope in slopes)
+            lost = not all_finite(slopes) and all(slope.isfinite().logical_not_().all() for slope in slopes)
             done, skipped = done + (not lost), skipped + lost
             if skipped == PATIENCE and not done:
                 break
