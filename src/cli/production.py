@@ -24,7 +24,7 @@ from tinymem.metrics.evaluate import measure
 from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
 from tinymem.planning import dry_run
-from tinymem.planning.plan import check_fits
+from tinymem.planning.plan import FAILURES, check_fits
 from tinymem.training.plant import PlantSettings, planted_model
 
 PYTHIA_BATCH_SIZE = 32  # of the study's perplexity of Pythia
@@ -96,12 +96,7 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     sizes = dry_run.planned_sizes(shape, data, passages, task)
     try:
         planned = dry_run.plans(shape, sizes, methods)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-    ) as error:  # not all runs on fake tensors; a plan is no condition of a run
+    except FAILURES as error:
         planned, reason = [], first_line(error)
         if arguments.dry_run:
             raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None

@@ -38,7 +38,7 @@ def endless_batches(tokens: torch.Tensor, size: int, generator: torch.Generator)
 
 
 def unlearn_batches(task: UnlearningTask, size: int, epochs: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Batches for `epochs` passes over the unlearn set, rounded up to whole batches a pass."""
+    """Batches for `epochs` passes over the forget set, rounded up to whole batches a pass."""
     steps = -(-len(task.unlearn) // size)
     return islice(endless_batches(task.unlearn.planted, size, generator), epochs * steps)
 
@@ -46,7 +46,7 @@ def unlearn_batches(task: UnlearningTask, size: int, epochs: int, generator: tor
 def mixed_batches(
     task: UnlearningTask, batch_size: int, unlearn_share: float, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of unlearn and retain sequences for ever; never an empty side, a set that ends begins anew."""
+    """Batches of forget and retain sequences for ever; never an empty side, a set that ends begins anew."""
     unlearn, retain = sides_of(batch_size, unlearn_share)
     return zip(
         endless_batches(task.unlearn.planted, unlearn, generator), endless_batches(task.retain, retain, generator)

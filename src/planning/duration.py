@@ -15,7 +15,7 @@ from tinymem.localize.method import Method
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.planning.memory import Shape, shape_of
-from tinymem.planning.plan import Sizes, first_steps, passes
+from tinymem.planning.plan import FAILURES, Sizes, first_steps, passes
 from tinymem.records.record import gpus_in_use
 
 LONG = 60.0  # seconds from which a user is told
@@ -45,12 +45,7 @@ class Clock:
             return None
         try:
             seconds = self.seconds(method, hp)
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            NotImplementedError,
-        ):  # fake tensors cannot run everything; an estimate is no condition of a run
+        except FAILURES:
             return None
         return f"{method.name}: about {duration(seconds)}" if seconds > LONG else None
 

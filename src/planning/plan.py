@@ -24,6 +24,11 @@ from tinymem.models.production import RESERVE, free_bytes
 from tinymem.planning.memory import Shape, shape_of
 
 GB = 1e9
+FAILURES = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # of code that fake tensors cannot run: a plan is no condition of a run
 ENOUGH = 4  # forward passes that show a run's peak: two steps, since an optimizer's state is there from the second on
 
 

@@ -29,7 +29,7 @@ class HyperParameters:
 def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor]:
     """|mean activation| * norm of the neuron's column of W_out: float32 (inner_dim,) a layer.
 
-    The mean is over every position of every unlearn sequence that predicts a measured token (`measured_positions`).
+    The mean is over every position of every forget sequence that predicts a measured token (`measured_positions`).
     The model is left as it was.
     """
     mlps = find_mlps(model)

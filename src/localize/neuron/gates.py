@@ -1,4 +1,4 @@
-"""What Slimming and Hard Concrete share: a gate on every neuron, trained to be shut unless the unlearn set needs it.
+"""What Slimming and Hard Concrete share: a gate on every neuron, trained to be shut unless the forget set needs it.
 
 After Chang et al. 2024 (arXiv 2311.09060, section 3), who train sparse gates on one memorized sequence to find the
 neurons that it needs. Those that stay open are the ones to drop.

@@ -2,7 +2,7 @@
 
 A random gate per neuron multiplies its activation: a binary concrete variable, stretched beyond [0, 1] and clipped,
 so that it is exactly 0 or 1 with some probability and still has a gradient. The expected share of open gates is
-penalised while the loss on the unlearn set keeps open what the memorized sequences need.
+penalised while the loss on the forget set keeps open what the memorized sequences need.
 score = sigmoid(log alpha): the most open are dropped.
 """
 
@@ -32,7 +32,7 @@ class HyperParameters:
     """Hard Concrete"""
 
     ratio: tuple[float, ...] = neuron_ratio()
-    epochs: int = option(20, "passes over the unlearn set, at most", low=1, grid=(1, 10, 20), small=(10,))
+    epochs: int = option(20, "passes over the forget set, at most", low=1, grid=(1, 10, 20), small=(10,))
     batch_size: int = option(32, "sequences a step", low=1)
     lr: float = option(0.1, "learning rate of Adam on log alpha", above=0.0)
     lambda_l1: float = option(1000.0, "weight of the expected share of open gates in the loss", low=0.0)

@@ -19,7 +19,7 @@ from tinymem.models.losses import counted
 
 
 def measured_positions(task: UnlearningTask) -> torch.Tensor:
-    """Which positions of the unlearn set predict a measured token, bool (U, T - 1).
+    """Which positions of the forget set predict a measured token, bool (U, T - 1).
 
     Position t predicts token t + 1. The measured tokens are those from the end of the prompt, each sequence's own, to
     the end of the sequence, so the positions are prompt_end - 1 .. T - 2. Ignored tokens are left out.

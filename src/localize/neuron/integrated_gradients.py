@@ -39,7 +39,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
     """Mean attribution of P(next token): float32 (inner_dim,) a layer.
 
     The attribution of a neuron of value h is h / m times the sum of its gradients at 1/m, 2/m .. 1 of the way, as in
-    the paper. The mean is over every position of every unlearn sequence that predicts a measured token
+    the paper. The mean is over every position of every forget sequence that predicts a measured token
     (`measured_positions`). The model is left as it was.
     """
     mlps, blocks = find_mlps(model), list(find_blocks(model)[1])

@@ -1,7 +1,7 @@
 """Slimming (Liu et al. 2017, arXiv 1708.06519, section 3; for memorization Chang et al. 2024, arXiv 2311.09060).
 
 One coefficient in [0, 1] per neuron multiplies its activation. An L1 penalty pushes all of them down while the loss
-on the unlearn set holds up those that the memorized sequences need. score = coefficient: what is held up is dropped.
+on the forget set holds up those that the memorized sequences need. score = coefficient: what is held up is dropped.
 
 The clip to [0, 1] passes gradients straight through: a coefficient that has left the interval still feels the loss and
 can come back, and one below 0 keeps its rank, where a projection would leave ties. With the study's lambda = 1000 the
@@ -28,7 +28,7 @@ class HyperParameters:
     """Slimming"""
 
     ratio: tuple[float, ...] = neuron_ratio()
-    epochs: int = option(20, "passes over the unlearn set, at most", low=1, grid=(1, 10, 20), small=(10,))
+    epochs: int = option(20, "passes over the forget set, at most", low=1, grid=(1, 10, 20), small=(10,))
     batch_size: int = option(32, "sequences a step", low=1)
     lr: float = option(0.1, "learning rate of Adam on the coefficients", above=0.0)
     lambda_l1: float = option(1000.0, "weight of the mean coefficient in the loss", low=0.0)

@@ -31,7 +31,7 @@ class HyperParameters:
 
 
 def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor]:
-    """Mean token loss of the unlearn set with one neuron at 0, minus that loss unchanged, in nats.
+    """Mean token loss of the forget set with one neuron at 0, minus that loss unchanged, in nats.
 
     Returns float32 (inner_dim,) a layer. A neuron without its rows of W_in and b_in is 0 under every activation
     function with act(0) = 0, so a score is what dropping that one neuron adds. The model is left

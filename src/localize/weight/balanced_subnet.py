@@ -1,7 +1,7 @@
-"""BalancedSubnet (the study, section 4.3.2): a subnet that forgets the unlearn set and keeps the retain set.
+"""BalancedSubnet (the study, section 4.3.2): a subnet that forgets the forget set and keeps the retain set.
 
 Every MLP weight gets a score; the weights with the lowest scores are masked out; SGD on the scores raises the loss of
-the unlearn set and lowers that of the retain set at once.
+the forget set and lowers that of the retain set at once.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class HyperParameters:
     """BalancedSubnet"""
 
     ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
-    epochs: int = option(3, "passes over the larger of unlearn and retain set", low=1, grid=(1, 10, 20), small=(3,))
+    epochs: int = option(3, "passes over the larger of forget and retain set", low=1, grid=(1, 10, 20), small=(3,))
     batch_size: int = option(64, "sequences a step", low=2)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, large=0.0)
     loss_weighting: float = option(
-        0.7, "w: minimises -(1 - w) * unlearn loss + w * retain loss", low=0.0, high=1.0, grid=LOSS_WEIGHTINGS
+        0.7, "w: minimises -(1 - w) * forget loss + w * retain loss", low=0.0, high=1.0, grid=LOSS_WEIGHTINGS
     )
-    unlearn_share: float = option(0.25, "share of each batch taken from the unlearn set", above=0.0, below=1.0)
+    unlearn_share: float = option(0.25, "share of each batch taken from the forget set", above=0.0, below=1.0)
     unlearn_loss_cap: float | None = option(
-        None, "unlearn loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
+        None, "forget loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
     )
     dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
 
@@ -58,7 +58,7 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
 def batches(
     task: UnlearningTask, hp: HyperParameters, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(unlearn, retain) token ids, for `epochs` passes over the set that needs more steps; the other one is cycled."""
+    """(forget, retain) token ids, for `epochs` passes over the set that needs more steps; the other one is cycled."""
     endless = mixed_batches(task, hp.batch_size, hp.unlearn_share, generator)
     return islice(endless, _steps(hp, len(task.unlearn), len(task.retain)))
 

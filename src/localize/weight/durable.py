@@ -1,4 +1,4 @@
-"""Durable (Zhang et al. 2022, Neurotoxin, arXiv 2206.10341; the study, section 4.3.2): the weights that the unlearn
+"""Durable (Zhang et al. 2022, Neurotoxin, arXiv 2206.10341; the study, section 4.3.2): the weights that the forget
 set pulls at hardest.
 
 Neurotoxin hides a backdoor in the weights whose gradient is small, because those last; unlearning turns this round and
@@ -27,7 +27,7 @@ class HyperParameters:
 
 
 def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
-    """|gradient of the unlearn set's mean token loss| for every MLP weight and bias. Leaves the model as it was."""
+    """|gradient of the forget set's mean token loss| for every MLP weight and bias. Leaves the model as it was."""
     weights = mlp_weights(find_mlps(model))
     magnitudes = gradient_magnitudes(model, task, (weight.parameter for weight in weights.values()))
     return {name: weight.view(magnitude) for (name, weight), magnitude in zip(weights.items(), magnitudes)}

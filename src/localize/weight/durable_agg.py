@@ -24,7 +24,7 @@ class HyperParameters:
 
 
 def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
-    """|gradient of the mean token loss of the unlearn set| for every parameter, tied ones once. Leaves the model as it
+    """|gradient of the mean token loss of the forget set| for every parameter, tied ones once. Leaves the model as it
     was. MLP weights are seen as (out, in), all others as stored.
     """
     weights = mlp_weights(find_mlps(model))

@@ -1,10 +1,10 @@
 """Greedy (Maini et al. 2023, arXiv 2307.09542; the study, section 4.3.2): one weight after the other.
 
-Each pass draws a mixed batch, takes the gradient of a loss that falls as the unlearn set is forgotten and the retain
+Each pass draws a mixed batch, takes the gradient of a loss that falls as the forget set is forgotten and the retain
 set is kept, and zeroes the MLP entry, weight or bias, with the largest w * g: setting w to 0 changes the loss by -w * g
 to first order.
 
-The study draws its batches from both sets as they are; so does the default. Where the unlearn set is a few percent of
+The study draws its batches from both sets as they are; so does the default. Where the forget set is a few percent of
 both, a larger share forgets with fewer entries, but much of what is to be kept goes with it: see
 results/REPRODUCTION.md.
 """
@@ -34,7 +34,7 @@ class HyperParameters:
     )
     batch_size: int = option(64, "sequences a pass", low=2)
     unlearn_share: float | None = option(
-        None, "share of each batch taken from the unlearn set; not given: its share of both sets", above=0.0, below=1.0
+        None, "share of each batch taken from the forget set; not given: its share of both sets", above=0.0, below=1.0
     )
     greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1, small=(80,))
 
@@ -79,7 +79,7 @@ def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:
 
 
 def _unlearn_share(hp: HyperParameters, unlearn: int, retain: int) -> float:
-    """The share of a batch taken from the unlearn set: the flag's, or the set's share of both sets together."""
+    """The share of a batch taken from the forget set: the flag's, or the set's share of both sets together."""
     return unlearn / (unlearn + retain) if hp.unlearn_share is None else hp.unlearn_share
 
 
@@ -91,7 +91,7 @@ def _gradients(
     retain: torch.Tensor,
     weights: dict[str, Weight],
 ) -> list[torch.Tensor]:
-    """Gradient, (out, in), of mean(-label * sequence loss) over a mixture with this share of unlearn sequences.
+    """Gradient, (out, in), of mean(-label * sequence loss) over a mixture with this share of forget sequences.
 
     Each side is a sample of its part of the mixture and weighs as much, whatever the rounding of its size left of it.
     """

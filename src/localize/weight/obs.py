@@ -1,8 +1,8 @@
-"""Second-Order Unlearning (the study, section 4.3.2): Optimal Brain Surgeon turned against the unlearn set.
+"""Second-Order Unlearning (the study, section 4.3.2): Optimal Brain Surgeon turned against the forget set.
 
-With F the empirical Fisher matrix of the unlearn loss in blocks of consecutive weights (Kurtic et al. 2022, The Optimal
+With F the empirical Fisher matrix of the forget loss in blocks of consecutive weights (Kurtic et al. 2022, The Optimal
 BERT Surgeon, arXiv 2203.07259), removing weight i while its block adapts costs w_i^2 / (2 [F^-1]_ii). The weights that
-the unlearn set can least do without go first, in each MLP tensor by itself, matrices and biases alike.
+the forget set can least do without go first, in each MLP tensor by itself, matrices and biases alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class HyperParameters:
 
     ratio: tuple[float, ...] = weight_ratio((0.01,), "share of each MLP tensor to drop")
     num_grads: int = option(
-        512, "unlearn sequences whose gradients make up the Fisher matrix; all where there are fewer", low=1
+        512, "forget sequences whose gradients make up the Fisher matrix; all where there are fewer", low=1
     )
     block_size: int = option(50, "consecutive weights per block of the Fisher matrix", low=1)
     damp: float = option(1e-7, "added to the diagonal of the Fisher matrix", above=0.0)
@@ -31,7 +31,7 @@ class HyperParameters:
 def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     """w^2 / (2 [F^-1]_ii) for every MLP weight and bias. Leaves the model as it was.
 
-    With fewer unlearn sequences than num_grads each counts once: going round again would estimate the same mean.
+    With fewer forget sequences than num_grads each counts once: going round again would estimate the same mean.
     Raises UserError where the damping is too small for the gradients.
     """
     weights = mlp_weights(find_mlps(model))
