@@ -20,6 +20,7 @@ from tinymem.data.dataset import Artifacts
 from tinymem.errors import OutOfMemory
 from tinymem.localize.method import Method
 from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import find_blocks
 from tinymem.models.production import RESERVE, free_bytes
 from tinymem.planning.memory import Shape, shape_of
 
@@ -174,13 +175,13 @@ def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = N
             raise _Enough
 
     def after(module, inputs, output) -> None:
-        hidden = output[0]
+        hidden = output[0] if isinstance(output, tuple) else output
         found.forward.append(len(hidden))
         if hidden.requires_grad:
             hidden.register_hook(lambda gradient: found.backward.append(len(gradient)))
 
-    base = model.base_model  # which every pass calls, also where the output layer is run in chunks
-    hooks = [base.register_forward_pre_hook(before), base.register_forward_hook(after)]
+    blocks = find_blocks(model)[1]  # not the model itself: where the output layer is run in chunks it is not called
+    hooks = [blocks[0].register_forward_pre_hook(before), blocks[-1].register_forward_hook(after)]
     try:
         for _ in method.run(model, sizes.task(), hp):
             pass

@@ -8,6 +8,7 @@ import torch
 from methods import is_nested, quick
 from small import in_process
 from tiny import new_model, new_task
+from transformers import AutoConfig
 
 from tinymem.errors import OutOfMemory
 from tinymem.localize.registry import METHODS, find_methods
@@ -99,6 +100,15 @@ def test_an_objective_has_a_plan(microbatch):
     counted = passes_of_a_run(method, model, new_task(microbatch=microbatch), hp)
     assert (planned.forward, planned.backward) == counted
     assert planned.beside > 4 * planned.weights  # those before, gradients, two of AdamW
+
+
+def test_passes_are_counted_in_models_that_go_around_their_base_model():
+    """OPT calls its decoder. Qwen 3 has a list with one entry per block in its config."""
+    sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=4, vocab_size=50)
+    for kind, more in (("opt", dict(ffn_dim=64, word_embed_proj_dim=32)), ("qwen3", dict(head_dim=8))):
+        shape = shape_of(AutoConfig.for_model(kind, num_hidden_layers=3, **sizes, **more), torch.float32)
+        planned = plan(METHODS["durable"], shape, SIZES, METHODS["durable"].hyper_parameters())
+        assert (planned.forward, planned.backward) == (3, 3)
 
 
 def test_a_method_without_a_pass_has_a_plan(tmp_path):
