@@ -104,7 +104,7 @@ def test_several_passes_and_pieces_change_nothing(monkeypatch):
     monkeypatch.setattr(block_fisher, "PASS", 5 * 100)
     monkeypatch.setattr(block_fisher, "PIECE", 20)
     weights = [w for mlp in find_mlps(model) for w in mlp.weights]
-    passes = list(block_fisher._passes(weights, 5))
+    passes = list(block_fisher.groups(weights, 5))
     assert len(passes) > 3 and max(map(len, passes)) > 1
     assert sum(weight.view()[rows].numel() for group in passes for weight, rows in group) == sum(
         w.parameter.numel() for w in weights
