@@ -45,7 +45,7 @@ def test_each_trigger_is_judged_in_the_window_of_the_one_before():
         planted[row, end:] = 2
     planted[2, 30:] = 0  # its planted part, 10..29, ends before the window of the one before it, 120..149
     artifacts = Artifacts(planted, clean, ends, torch.zeros(4, dtype=torch.long))
-    dataset = SimpleNamespace(kind="backdoor", continuation=50)
+    dataset = SimpleNamespace(kind="backdoor", continuation=50, ignored_token=None)
     dataset.measured = lambda some: MemorizationDataset.measured(dataset, some)
     # windows: 50..99 (the first has none before it), 40..89, 120..149, 10..59
     assert as_published.counted_as_published(dataset, artifacts).tolist() == [True, False, False, False]

@@ -147,9 +147,7 @@ def test_a_new_metric_is_added_to_a_finished_run(place, monkeypatch, saved):
         monkeypatch.setattr("tinymem.localize.weight.durable.score", None)
     asked = []
     measure = __import__("tinymem.metrics.evaluate").metrics.evaluate.measure
-    monkeypatch.setattr(
-        "tinymem.cli.subject.measure", lambda *a, **k: asked.append(k["metrics"]) or measure(*a, **k)
-    )
+    monkeypatch.setattr("tinymem.cli.subject.measure", lambda *a, **k: asked.append(k["metrics"]) or measure(*a, **k))
     unlearn(place, *words, "--metrics", "percent_memorized", place[0] / "matched.py")
     after = records(place)["durable", None]
     assert {name: after[name] for name in before} == before

@@ -1,6 +1,5 @@
 """No shell ever reads a user's string, and a worker that cannot start ends the sweep with its reason."""
 
-import importlib
 import sys
 import time
 from dataclasses import replace
@@ -8,16 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from small import ROOT
 
 from tinymem.errors import UserError
 from tinymem.models import free_memory
+from tinymem.sweeps import sites
 from tinymem.sweeps.attempt import Place
 from tinymem.sweeps.engine import run_jobs, survey
 from tinymem.sweeps.job import Job
-
-sys.path.append(str(ROOT / "experiments"))
-sites = importlib.import_module("sites")
 
 LOCAL = sites.SITES["local_processes"]
 CLUSTER = sites.Site(account="mine", walltime="01:00:00")
