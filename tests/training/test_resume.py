@@ -48,7 +48,10 @@ def test_killed_again_and_again(undisturbed, tmp_path):
     assert kills >= 2
     torn = uuid.uuid4().hex  # what a kill in the middle of a write leaves behind
     (run / f".epoch_6.{torn}.tmp").mkdir()
-    (run / f".state.safetensors.{torn}.tmp").write_bytes(b"half")
+    (run / f".epoch_6.{torn}.tmp" / "lock").touch()
+    earlier = run / f".state.safetensors.{torn}.tmp"  # of an earlier version, which held no lock
+    earlier.write_bytes(b"half")
+    os.utime(earlier, (0, 0))
     done = script(*command)
     assert done.returncode == 0, done.stderr
     assert not list(run.glob(".*.tmp"))

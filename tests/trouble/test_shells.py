@@ -124,7 +124,7 @@ def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "a b;touch owned;$(touch owned)"
-    job = Job("j", "g", ("script.py",), str(folder), {"name": "j"})
+    job = Job("j", "g", ("script.py",), str(folder), {"kind": "unlearn", "method": {"name": "j"}})
     place, start = Place(str(tmp_path), str(folder)), time.monotonic()
     site = replace(LOCAL, worker_init="echo no such module >&2; exit 7")
     with sites.open_pool(site, [job], place, 1) as pool:
