@@ -36,7 +36,7 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
     )  # fmt: skip
     parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
     add_measuring_options(parser)
-    parser.set_defaults(method_options=[(method, set(without)) for method in methods])
+    parser.set_defaults(method_options=methods)
     known: set[str] = set()
     hidden = parser.add_argument_group()
     for method in methods:
@@ -126,7 +126,7 @@ def _check_flags(arguments: argparse.Namespace, methods: Sequence[Method], decid
     """Raise UserError for a hyper-parameter that was given and that no chosen method has."""
     chosen = ", ".join(method.name for method in methods)
     owners: dict[str, list[Method]] = {}
-    for method, _ in arguments.method_options:
+    for method in arguments.method_options:
         for field in fields(method.hyper_parameters):
             if field.name not in decided:
                 owners.setdefault(field.name, []).append(method)

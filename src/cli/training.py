@@ -116,8 +116,8 @@ def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
         {
             **{name: row.get(name) for name in ("epoch", "train_loss")},
             **{name: row[name] for name in registry.columns(row, headline=True)},
-            **_worst(row),
             **{name: row[name] for name in ("seconds",) if name in row},
+            **_worst(row),
             **{name: row[name] for name in registry.columns(row, detail=False)},
         }
         for row in rows

@@ -220,15 +220,18 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
     """Complete the record of an edit and those of the attacks on it; yield them. edit: None where nothing is lacking."""
     if edit is None:
         yield run.record
-        yield from (attacked.record for _, attacked in _attacked_runs(run, attacks))
+        yield from (attacked.record for attacked in _attacked_runs(run, attacks))
         return
-    model = run.subject.model
+    model, records, failures = run.subject.model, [], Failures()
     extent = describe(model, edit)
     with applied(model, edit):
         if force or not run.is_done:
             run.complete(extent, cost, force)
-        yield run.record
-        yield from attack(run, attacks, force)
+        records.append(run.record)
+        with failures.kept():
+            records.extend(attack(run, attacks, force))
+    yield from records  # not before: whoever reads them may use the model, which is as it was
+    failures.end()
 
 
 def attack(run: Run, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
@@ -271,12 +274,12 @@ def _attacked_run(run: Run, method: Method, hp, strength: Strength) -> Run:
     return Run(run.subject, about)
 
 
-def _attacked_runs(run: Run, attacks: Attacks) -> list[tuple[Method, Run]]:
-    return [(m, _attacked_run(run, m, hp, value)) for m, hp in attacks for value in m.strengths(hp)]
+def _attacked_runs(run: Run, attacks: Attacks) -> list[Run]:
+    return [_attacked_run(run, method, hp, value) for method, hp in attacks for value in method.strengths(hp)]
 
 
 def _lacks(run: Run, attacks: Attacks) -> bool:
-    return not all(attacked.is_done for _, attacked in _attacked_runs(run, attacks))
+    return not all(attacked.is_done for attacked in _attacked_runs(run, attacks))
 
 
 def _edits(subject: Subject, method: Method, hp, fresh: bool) -> Iterator[tuple[Strength, Edit, Cost]]:

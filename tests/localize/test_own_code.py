@@ -2,12 +2,19 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small import ROOT, in_process
 
+from tinymem.attacks.registry import ATTACKS
+from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings, unlearning_task
+from tinymem.localize.unlearn import Subject, identity
+from tinymem.localize.unlearn import unlearn as unlearn_all
+from tinymem.metrics.evaluate import measure
 from tinymem.records.record import read_values
 from tinymem.records.table import find_records, load_records, shown_row
 
@@ -217,3 +224,16 @@ def test_a_folder_alone_on_data_that_flags_describe(place, capsys):
     own, same = load_records(root / "out")
     assert own["results"]["percent_memorized_train"] == same["results"]["percent_memorized_train"] > 50
     assert own["fingerprints"] == same["fingerprints"]
+
+
+def test_records_are_handed_out_when_the_model_is_as_it_was(memorizing_backdoor, snapshot, tmp_path):
+    model, dataset = memorizing_backdoor.model, memorizing_backdoor.dataset
+    task, settings = unlearning_task(model, dataset, TaskSettings()), TaskSettings()
+    about = identity(model, task, settings, {"data": {}, "model": {}, "training": {}})
+    subject = Subject(model, task, partial(measure, dataset=dataset), about, tmp_path, tmp_path / "scores")
+    method, before, kinds = METHODS["durable"], snapshot(model), []
+    attacks = [(ATTACKS["quantize"], ATTACKS["quantize"].hyper_parameters(bits=(4,)))]
+    for record in unlearn_all(subject, method, method.hyper_parameters(ratio=(0.2,)), False, attacks=attacks):
+        kinds.append(record["kind"])
+        assert snapshot(model) == before
+    assert kinds == ["unlearn", "attack"]
