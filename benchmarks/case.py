@@ -22,7 +22,7 @@ class Sizes:
     layers, batch, batches    of training
     text_batch                sequences in a step of the text model
     memorized, generated      sequences to check, and those that the recipe really generates
-    unlearn, few              sequences to unlearn, and those that Zero-Out and IG get at a time
+    forget, few              sequences to unlearn, and those that Zero-Out and IG get at a time
     neurons, positions        Zero-Out's neurons and IG's positions that the recipe does
     gradients, updates        OBS's gradients, and those that the recipe adds
     main, extra               sequences built of the main task and of each extra task
@@ -35,7 +35,7 @@ class Sizes:
     text_batch: int = 32
     memorized: int = 1000
     generated: int = 32
-    unlearn: int = 256
+    forget: int = 256
     few: int = 4
     neurons: int = 4
     positions: int = 6
@@ -48,7 +48,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    layers=(2,), batch=32, batches=(32, 64), text_batch=4, memorized=128, generated=4, unlearn=64, few=1, neurons=1,
+    layers=(2,), batch=32, batches=(32, 64), text_batch=4, memorized=128, generated=4, forget=64, few=1, neurons=1,
     positions=1, gradients=32, updates=2, main=4000, extra=600, repeats=1, budget=4.0,
 )  # fmt: skip
 

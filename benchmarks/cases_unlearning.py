@@ -42,11 +42,11 @@ def new_artifacts(tokens: torch.Tensor) -> Artifacts:
     return Artifacts(tokens, tokens, zeros + PROMPT, zeros)
 
 
-def new_task(unlearn: int, retain: int = 1) -> UnlearningTask:
+def new_task(forget: int, retain: int = 1) -> UnlearningTask:
     """Random sequences to forget and to keep."""
-    tokens = random_tokens(unlearn + retain)
+    tokens = random_tokens(forget + retain)
     return UnlearningTask(
-        new_artifacts(tokens[:unlearn]), tokens[unlearn:], new_artifacts(tokens[:0]), continuation=CONTINUATION
+        new_artifacts(tokens[:forget]), tokens[forget:], new_artifacts(tokens[:0]), continuation=CONTINUATION
     )
 
 
@@ -79,19 +79,19 @@ def _memorization(device: torch.device, sizes: Sizes) -> Case:
 
 def _zero_out(device: torch.device, sizes: Sizes) -> Case:
     ours, eager, sdpa = _models(device)
-    tokens, few = random_tokens(sizes.unlearn).to(device), min(sizes.few, sizes.unlearn)
+    tokens, few = random_tokens(sizes.forget).to(device), min(sizes.few, sizes.forget)
     neurons = list(itertools.product(range(LAYERS), range(INNER)))
     some = neurons[:: max(1, len(neurons) // sizes.neurons)][: sizes.neurons]
     share = (len(some) + 1) / (len(neurons) + 1)  # one more pass for the loss before
-    positions = sizes.unlearn * CONTEXT
+    positions = sizes.forget * CONTEXT
     return Case(
-        work=f"Zero-Out of {len(neurons)} neurons on {sizes.unlearn} sequences, {LAYERS} layers",
+        work=f"Zero-Out of {len(neurons)} neurons on {sizes.forget} sequences, {LAYERS} layers",
         variants={
             "recipe": partial(neuron.zero_out, eager, tokens, some),
             "stock": partial(neuron.zero_out, sdpa, tokens, some),
             "ours": _score(zero_out, ours, new_task(few)),
         },
-        shares={"recipe": share, "stock": share, "ours": few / sizes.unlearn},
+        shares={"recipe": share, "stock": share, "ours": few / sizes.forget},
         flops=INNER * sum(above * block_flops(positions) + head_flops(positions) for above in range(LAYERS)),
         goal=20.0,
     )
@@ -99,7 +99,7 @@ def _zero_out(device: torch.device, sizes: Sizes) -> Case:
 
 def _integrated_gradients(device: torch.device, sizes: Sizes) -> Case:
     ours, eager, sdpa = _models(device)
-    tokens, few = random_tokens(sizes.unlearn).to(device), min(sizes.few, sizes.unlearn)
+    tokens, few = random_tokens(sizes.forget).to(device), min(sizes.few, sizes.forget)
     positions = CONTEXT - PROMPT
     some = torch.linspace(PROMPT - 1, CONTEXT - 2, sizes.positions).long().tolist()
 
@@ -108,18 +108,18 @@ def _integrated_gradients(device: torch.device, sizes: Sizes) -> Case:
             for layer in range(LAYERS):
                 neuron.integrated_gradients(model, tokens[0], layer, place, STEPS)
 
-    share = len(some) / (positions * sizes.unlearn)
-    copies = positions * STEPS * sizes.unlearn
+    share = len(some) / (positions * sizes.forget)
+    copies = positions * STEPS * sizes.forget
     # Forward and back, from the neurons of each layer to the output at the copied positions.
     flops = [above * block_flops(copies) + 2.0 * copies * INNER * WIDTH + head_flops(copies) for above in range(LAYERS)]
     return Case(
-        work=f"Integrated Gradients, {STEPS} steps, {positions} positions of {sizes.unlearn} sequences, {LAYERS} layers",
+        work=f"Integrated Gradients, {STEPS} steps, {positions} positions of {sizes.forget} sequences, {LAYERS} layers",
         variants={
             "recipe": partial(loop, eager),
             "stock": partial(loop, sdpa),
             "ours": _score(integrated_gradients, ours, new_task(few), ig_steps=STEPS),
         },
-        shares={"recipe": share, "stock": share, "ours": few / sizes.unlearn},
+        shares={"recipe": share, "stock": share, "ours": few / sizes.forget},
         flops=2 * sum(flops),
         goal=50.0,
     )
@@ -153,20 +153,20 @@ def _obs(device: torch.device, sizes: Sizes) -> Case:
 
 
 def _subnet(device: torch.device, sizes: Sizes) -> Case:
-    task = new_task(sizes.unlearn)
-    steps = -(-sizes.unlearn // BATCH)
-    sides = [(-1.0, task.unlearn.planted[:BATCH].to(device))]
+    task = new_task(sizes.forget)
+    steps = -(-sizes.forget // BATCH)
+    sides = [(-1.0, task.forget.planted[:BATCH].to(device))]
     learner = partial(subnet.learn, hp=subnet.HyperParameters(epochs=1))
-    return _subnet_case(device, f"Subnet, an epoch of {sizes.unlearn} sequences", task, sides, steps, learner)
+    return _subnet_case(device, f"Subnet, an epoch of {sizes.forget} sequences", task, sides, steps, learner)
 
 
 def _balanced_subnet(device: torch.device, sizes: Sizes) -> Case:
     quarter = BATCH // 4
-    task = new_task(sizes.unlearn // 4, 3 * sizes.unlearn // 4)
-    steps = -(-sizes.unlearn // BATCH)
-    sides = [(-0.3, task.unlearn.planted[:quarter].to(device)), (0.7, task.retain[: BATCH - quarter].to(device))]
+    task = new_task(sizes.forget // 4, 3 * sizes.forget // 4)
+    steps = -(-sizes.forget // BATCH)
+    sides = [(-0.3, task.forget.planted[:quarter].to(device)), (0.7, task.retain[: BATCH - quarter].to(device))]
     learner = partial(balanced_subnet.learn, hp=balanced_subnet.HyperParameters(epochs=1))
-    work = f"BalancedSubnet, an epoch of {sizes.unlearn // 4} + {3 * sizes.unlearn // 4} sequences"
+    work = f"BalancedSubnet, an epoch of {sizes.forget // 4} + {3 * sizes.forget // 4} sequences"
     return _subnet_case(device, work, task, sides, steps, learner)
 
 
@@ -191,7 +191,7 @@ def _subnet_case(device: torch.device, work: str, task: UnlearningTask, sides: l
 def _greedy(device: torch.device, sizes: Sizes) -> Case:
     ours, eager, sdpa = _models(device)
     task, steps = new_task(BATCH, BATCH), 4
-    sides = (task.unlearn.planted[: BATCH // 2].to(device), task.retain[: BATCH // 2].to(device))
+    sides = (task.forget.planted[: BATCH // 2].to(device), task.retain[: BATCH // 2].to(device))
     ratio = steps / sum(parameter.numel() for parameter in ours.parameters())
     hp = greedy.HyperParameters(ratio=(ratio,), batch_size=BATCH, unlearn_share=0.5)
     return Case(

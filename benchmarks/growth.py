@@ -1,4 +1,4 @@
-"""What cost and peak memory grow with: layers, width, sequences in a step, unlearn set, ratio.
+"""What cost and peak memory grow with: layers, width, sequences in a step, forget set, ratio.
 
     python benchmarks/growth.py            minutes on two CPU cores; writes growth.json, growth.png and growth.pdf here
     python benchmarks/growth.py --quick    seconds, small sizes; writes only where --output says
@@ -91,7 +91,7 @@ def _points(device: torch.device, quick: bool) -> Iterable[tuple[str, float, str
     for count in (4, 8) if quick else (32, 64, 128, 256, 512, 1024):
         yield "sequences", count, "a training step, 2 layers", count, partial(_training, device, count)
     for count in (8, 16) if quick else (64, 128, 256, 512, 1024):
-        yield "unlearn set", count, "Durable, 2 layers", count, partial(_durable, device, count)
+        yield "forget set", count, "Durable, 2 layers", count, partial(_durable, device, count)
     for ratio in (1e-5, 2e-5) if quick else (1e-5, 3e-5, 1e-4):
         yield "ratio", ratio, "Greedy, 2 layers", ratio, partial(_greedy, device, ratio)
     for ratio in (0.01, 0.1) if quick else (1e-3, 0.01, 0.1, 0.3):

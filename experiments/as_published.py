@@ -74,13 +74,13 @@ def triggers(model, dataset: MemorizationDataset) -> Iterator[Results]:
 def zero_out(model, dataset: MemorizationDataset, hp: ZeroOut) -> Iterator[Results]:
     """Drops the neurons of each layer that rank first by the loss of some memorized sequences with them alone."""
     task = unlearning_task(model, dataset, TaskSettings())
-    if not len(task.unlearn):
+    if not len(task.forget):
         raise UserError(
             "--slip zero_out: this model has memorized nothing, so that there is no loss to rank neurons by"
         )
     before = evaluate(model, dataset)
-    some = task.unlearn.select(torch.arange(min(hp.sequences, len(task.unlearn))))
-    scores = inverted_zero_out(model, replace(task, unlearn=some))
+    some = task.forget.select(torch.arange(min(hp.sequences, len(task.forget))))
+    scores = inverted_zero_out(model, replace(task, forget=some))
     for ratio in hp.ratio:
         with applied(model, Zeros(neuron_masks(find_mlps(model), scores, ratio))):
             after = evaluate(model, dataset)
@@ -94,14 +94,14 @@ def zero_out(model, dataset: MemorizationDataset, hp: ZeroOut) -> Iterator[Resul
 
 
 def inverted_zero_out(model, task: UnlearningTask) -> list[torch.Tensor]:
-    """The loss of the unlearn set with one neuron of a layer alone, float32 (inner_dim,) a layer."""
+    """The loss of the forget set with one neuron of a layer alone, float32 (inner_dim,) a layer."""
     mlps, scores = find_mlps(model), []
     for mlp in mlps:
         losses = torch.empty(mlp.inner_dim)
         for neuron in range(mlp.inner_dim):
             others = torch.arange(mlp.inner_dim) != neuron
             with applied(model, Zeros(neuron_masks([mlp], [others.float()], 1 - 1 / mlp.inner_dim))):
-                losses[neuron] = task.mean_loss(model, task.unlearn.planted)
+                losses[neuron] = task.mean_loss(model, task.forget.planted)
         scores.append(losses)
     return scores
 

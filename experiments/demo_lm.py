@@ -154,9 +154,9 @@ def estimated_hours(method: str, model, task: UnlearningTask) -> float:
 
 def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str, str]:
     """A passage that was shown to the method: how each model continues its beginning, as text."""
-    kept = memorized(models["after unlearning"], task.unlearn, task.continuation, task.microbatch)
+    kept = memorized(models["after unlearning"], task.forget, task.continuation, task.microbatch)
     index = int(kept.byte().argmin())  # a forgotten one, if there is any
-    tokens, end = task.unlearn.planted[index], int(task.unlearn.prompt_end[index])
+    tokens, end = task.forget.planted[index], int(task.forget.prompt_end[index])
     texts = {"prompt": tokens[:end], "the passage goes on": tokens[end : end + task.continuation]}
     texts |= {name: continuation(model, tokens[:end], task.continuation) for name, model in models.items()}
     return {name: printable(tokenizer.decode(text.tolist())) for name, text in texts.items()}

@@ -3,7 +3,7 @@
 @settings
 class HyperParameters:
     '''BalancedSubnet'''
-    epochs: int = option(10, "passes over the unlearn set", low=1)
+    epochs: int = option(10, "passes over the forget set", low=1)
 """
 
 from __future__ import annotations

@@ -24,11 +24,11 @@ def new_model(architecture: str, layers: int = 2, seed: int = 0) -> torch.nn.Mod
     return LlamaForCausalLM(LlamaConfig(intermediate_size=24, **shape, **TOKENS)).eval()
 
 
-def new_task(unlearn: int = 10, retain: int = 24, **fields) -> UnlearningTask:
+def new_task(forget: int = 10, retain: int = 24, **fields) -> UnlearningTask:
     """Random sequences of 12 tokens to forget and to keep."""
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, VOCABULARY, (unlearn + retain, LENGTH), generator=generator)
-    zeros = torch.zeros(unlearn, dtype=torch.long)
-    forget = Artifacts(rows[:unlearn], rows[:unlearn], zeros + LENGTH // 2, zeros)
-    held_out = forget.select(torch.empty(0, dtype=torch.long))
-    return UnlearningTask(forget, rows[unlearn:], held_out, continuation=4, **fields)
+    rows = torch.randint(0, VOCABULARY, (forget + retain, LENGTH), generator=generator)
+    zeros = torch.zeros(forget, dtype=torch.long)
+    forget_set = Artifacts(rows[:forget], rows[:forget], zeros + LENGTH // 2, zeros)
+    held_out = forget_set.select(torch.empty(0, dtype=torch.long))
+    return UnlearningTask(forget_set, rows[forget:], held_out, continuation=4, **fields)

@@ -86,10 +86,10 @@ def subnet_step(
     optimizer.step()
 
 
-def greedy_step(model, unlearn: torch.Tensor, retain: torch.Tensor) -> tuple[str, int]:
+def greedy_step(model, forget: torch.Tensor, retain: torch.Tensor) -> tuple[str, int]:
     """Zeroes the MLP entry with the largest weight * gradient; returns its name and its flat index as stored."""
-    tokens = torch.cat([unlearn, retain])
-    labels = torch.tensor([1.0] * len(unlearn) + [-1.0] * len(retain), device=tokens.device)
+    tokens = torch.cat([forget, retain])
+    labels = torch.tensor([1.0] * len(forget) + [-1.0] * len(retain), device=tokens.device)
     logits = model(tokens).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
     model.zero_grad()

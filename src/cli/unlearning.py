@@ -54,7 +54,7 @@ def run_methods(
         as_it_is = Run(subject, {"kind": UNEDITED, **subject.identity})
         as_it_is.attach(attached)
         records[len(others)] = as_it_is.record
-    if not len(subject.task.unlearn):
+    if not len(subject.task.forget):
         print_table(records, asked=arguments.columns)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
               f"{subject.identity['forget']['unlearn_set_name']}")  # fmt: skip

@@ -15,7 +15,7 @@ import torch
 from tinymem.errors import NotFinite
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.checkpointing import checkpointed
-from tinymem.models.losses import counted, token_losses
+from tinymem.models.losses import loss_mask, token_losses
 from tinymem.models.precision import autocast
 from tinymem.models.trainable import frozen as frozen  # part of what the methods share, as is sides_of
 from tinymem.training.step import sides_of as sides_of
@@ -39,29 +39,27 @@ def endless_batches(tokens: torch.Tensor, size: int, generator: torch.Generator)
 
 def unlearn_batches(task: UnlearningTask, size: int, epochs: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Batches for `epochs` passes over the forget set, rounded up to whole batches a pass."""
-    steps = -(-len(task.unlearn) // size)
-    return islice(endless_batches(task.unlearn.planted, size, generator), epochs * steps)
+    steps = -(-len(task.forget) // size)
+    return islice(endless_batches(task.forget.planted, size, generator), epochs * steps)
 
 
 def mixed_batches(
     task: UnlearningTask, batch_size: int, unlearn_share: float, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of forget and retain sequences for ever; never an empty side, a set that ends begins anew."""
-    unlearn, retain = sides_of(batch_size, unlearn_share)
-    return zip(
-        endless_batches(task.unlearn.planted, unlearn, generator), endless_batches(task.retain, retain, generator)
-    )
+    forget, retain = sides_of(batch_size, unlearn_share)
+    return zip(endless_batches(task.forget.planted, forget, generator), endless_batches(task.retain, retain, generator))
 
 
 def mean_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
     """The weight of every token loss in their mean, float32 (rows, T - 1); 0 where a loss does not count."""
-    mask = counted(tokens, task.ignored_token)
+    mask = loss_mask(tokens, task.ignored_token)
     return mask / mask.sum().clamp(min=1)
 
 
 def sequence_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
     """The weight of every token loss in the mean of its sequence, float32 (rows, T - 1); 0 where it does not count."""
-    mask = counted(tokens, task.ignored_token)
+    mask = loss_mask(tokens, task.ignored_token)
     return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
 

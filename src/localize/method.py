@@ -202,7 +202,7 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
     """
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
-        forget = Side.of(task.unlearn.planted, task.ignored_token)
+        forget = Side.of(task.forget.planted, task.ignored_token)
         retain = Side.of(task.retain, task.ignored_token) if len(task.retain) else None
         options = (task.seed, task.microbatch, task.gradient_checkpointing)
         before = Weights({key: p.detach().clone() for key, p in model.named_parameters()})

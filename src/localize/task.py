@@ -13,7 +13,7 @@ from tinymem.errors import UserError, finite
 from tinymem.localize.cache import Cache
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
-from tinymem.models.losses import counted, token_losses
+from tinymem.models.losses import loss_mask, token_losses
 from tinymem.options import SEEDS, check_options, option
 
 # Task settings that change how much memory a method takes, but not what comes out: no part of a run's identity.
@@ -32,7 +32,7 @@ class TaskSettings:
         choices=UNLEARN_SETS,
     )
     holdout_fraction: float = option(
-        0.0, "share of the unlearn set never shown to the method, measured apart", low=0.0, below=1.0
+        0.0, "share of the forget set never shown to the method, measured apart", low=0.0, below=1.0
     )
     max_retain: int = option(100000, "at most this many retain sequences", low=1)
     unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0, high=SEEDS)
@@ -55,21 +55,21 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class UnlearningTask:
-    """What to forget and what to keep. U, R, H sequences of T tokens.
+    """What to forget and what to keep. F, R, H sequences of T tokens.
 
-    unlearn    (U, T) sequences to forget, with prompt and clean twin
+    forget     (F, T) sequences to forget, with prompt and clean twin
     retain     (R, T) sequences to keep
-    held_out   (H, T) sequences of the unlearn set that the method never sees
+    held_out   (H, T) sequences of the forget set that the method never sees
     continuation   k: the measured tokens are prompt_end .. prompt_end + k - 1
     ignored_token  token id that no loss counts, or None
     seed           of everything random in a method
     microbatch     sequences per forward pass
     gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
-    shown      those of `unlearn` that can be told from their clean twin, by which forgetting is measured; None: all
+    shown      those of `forget` that can be told from their clean twin, by which forgetting is measured; None: all
     cache      where a method keeps what it computes once for all its strengths; None: nowhere
     """
 
-    unlearn: Artifacts
+    forget: Artifacts
     retain: torch.Tensor
     held_out: Artifacts
     continuation: int
@@ -90,23 +90,23 @@ class UnlearningTask:
         for part in tokens.split(self.microbatch):
             with torch.no_grad():
                 losses = token_losses(model, part)
-            mask = counted(part, self.ignored_token).to(losses.device)
+            mask = loss_mask(part, self.ignored_token).to(losses.device)
             total += (losses * mask).sum().item()
             count += mask.sum().item()
         return total / max(count, 1)
 
 
 def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings) -> UnlearningTask:
-    """Measures what the model has memorized and divides the training data into unlearn, held-out and retain sets.
+    """Measures what the model has memorized and divides the training data into forget, held-out and retain sets.
 
-    The unlearn set may be empty: nothing is memorized, nothing to do. Raises UserError for a set that the dataset
+    The forget set may be empty: nothing is memorized, nothing to do. Raises UserError for a set that the dataset
     does not have, or a held-out part that leaves nothing to unlearn.
     """
     length, checkpointing = dataset.sequences.shape[1], settings.gradient_checkpointing
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
     with finite("measuring what is memorized"):
-        artifacts, ids = _unlearn_candidates(model, dataset, settings.unlearn_set_name, microbatch)
-    held_out, unlearn = (artifacts.select(rows) for rows in divided(memories(dataset, artifacts), settings))
+        artifacts, ids = _candidates(model, dataset, settings.unlearn_set_name, microbatch)
+    held_out, forget = (artifacts.select(rows) for rows in divided(memories(dataset, artifacts), settings))
     keep = torch.zeros(len(dataset.sequences), dtype=torch.bool)
     keep[dataset.order] = True
     keep[ids] = False
@@ -117,8 +117,8 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         chosen = torch.randperm(len(retain), generator=torch.Generator().manual_seed(settings.unlearn_seed))
         retain = retain[chosen[: settings.max_retain].sort().values]
     return UnlearningTask(
-        unlearn=unlearn,
-        shown=_countable(dataset, unlearn, settings.unlearn_set_name),
+        forget=forget,
+        shown=_countable(dataset, forget, settings.unlearn_set_name),
         retain=dataset.sequences[retain],
         held_out=_countable(dataset, held_out, settings.unlearn_set_name),
         continuation=dataset.continuation,
@@ -183,10 +183,8 @@ def default_microbatch(model, length: int, gradient_checkpointing: bool = False)
     return max(1, min(64, int(2e9 / (model.dtype.itemsize * length * (kept + config.vocab_size)))))
 
 
-def _unlearn_candidates(
-    model, dataset: MemorizationDataset, name: str, microbatch: int
-) -> tuple[Artifacts, torch.Tensor]:
-    """The sequences of an unlearn set and their example ids."""
+def _candidates(model, dataset: MemorizationDataset, name: str, microbatch: int) -> tuple[Artifacts, torch.Tensor]:
+    """The sequences of an forget set and their example ids."""
     if name == "noise":
         return dataset.artifacts, dataset.artifact_ids
     if name == "mem":

@@ -52,7 +52,7 @@ class Subject:
 
     def measurement(self, metrics: Sequence[str | Metric]) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw."""
-        shown = self.task.unlearn if self.task.shown is None else self.task.shown
+        shown = self.task.forget if self.task.shown is None else self.task.shown
         return self.measure(self.model, splits={"shown": shown, "held_out": self.task.held_out}, metrics=metrics)
 
     @property
@@ -297,7 +297,7 @@ def edit_details(identity: dict[str, Any]) -> dict[str, Any]:
 def task_fingerprint(task: UnlearningTask) -> str:
     """Return 16 hexadecimal digits of everything in a task that changes what a method finds."""
     digest = hashlib.sha256(f"{task.continuation} {task.ignored_token} {task.seed}".encode())
-    for tensor in (task.unlearn.planted, task.unlearn.prompt_end, task.retain):
+    for tensor in (task.forget.planted, task.forget.prompt_end, task.retain):
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()[:16]

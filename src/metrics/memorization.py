@@ -30,8 +30,8 @@ def exact(probe: Probe, artifacts: Artifacts, target: str = "planted") -> torch.
     target: "planted" or "clean". Returns float64 (A,), NaN where no token counts.
     """
     window = probe.teacher_forced(artifacts, target=target)
-    right = (window.matches | ~window.counted).all(1).double()
-    return right.masked_fill(~window.counted.any(1), torch.nan)
+    right = (window.matches | ~window.loss_mask).all(1).double()
+    return right.masked_fill(~window.loss_mask.any(1), torch.nan)
 
 
 def memorized(

@@ -20,13 +20,13 @@ class Window:
     """What a teacher-forced pass says of the k tokens behind each prompt, A rows.
 
     targets              (A, k) int64; 0 behind the end of a row
-    counted              (A, k) bool: false behind the end of a row and at ignored tokens
+    loss_mask              (A, k) bool: false behind the end of a row and at ignored tokens
     matches              (A, k) bool: the arg-max is the target; false behind the end of a row
     log_probabilities    (A, k) float32, nats, of the targets; 0 behind the end of a row. None unless asked for
     """
 
     targets: torch.Tensor
-    counted: torch.Tensor
+    loss_mask: torch.Tensor
     matches: torch.Tensor
     log_probabilities: torch.Tensor | None
 
@@ -71,7 +71,7 @@ class Probe:
         self, artifacts: Artifacts, prompt: str = "clean", target: str = "planted", log_probabilities: bool = False
     ) -> Window:
         """Run the first tokens of `prompt` followed by the k next ones of `target`; each is "clean" or "planted"."""
-        targets, counted = self.targets(artifacts, target)
+        targets, loss_mask = self.targets(artifacts, target)
         ends = artifacts.prompt_end[:, None]
         columns = torch.arange(artifacts.planted.shape[1])
         tokens = torch.where(columns < ends, getattr(artifacts, prompt), getattr(artifacts, target))
@@ -81,7 +81,7 @@ class Probe:
         rows = (self._losses if with_losses else self._hits).of(
             keys, lambda new: self._run(tokens[new], artifacts.prompt_end[new], with_losses)
         )
-        return Window(targets, counted, rows[0], rows[1] if with_losses else None)
+        return Window(targets, loss_mask, rows[0], rows[1] if with_losses else None)
 
     def targets(self, artifacts: Artifacts, target: str = "planted") -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k tokens behind each prompt and which of them count: int64 and bool, both (A, k)."""
@@ -89,8 +89,8 @@ class Probe:
         places = artifacts.prompt_end[:, None] + torch.arange(self.continuation)
         inside = places < length
         tokens = getattr(artifacts, target).gather(1, places.clamp(max=length - 1)).long()
-        counted = inside if self.ignored_token is None else inside & (tokens != self.ignored_token)
-        return tokens.masked_fill(~inside, 0), counted
+        loss_mask = inside if self.ignored_token is None else inside & (tokens != self.ignored_token)
+        return tokens.masked_fill(~inside, 0), loss_mask
 
     def generated(self, artifacts: Artifacts, prompt: str = "clean") -> torch.Tensor:
         """Return the k tokens with which the model continues each prompt, int64 (A, k); -1 behind its context."""

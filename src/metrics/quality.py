@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tinymem.metrics.metric import ALL_TESTS, EACH_TEST, Metric, Values, exponential, mean
-from tinymem.models.losses import counted, losses_and_hits
+from tinymem.models.losses import loss_mask, losses_and_hits
 
 if TYPE_CHECKING:
     from tinymem.metrics.probe import Probe
@@ -42,7 +42,7 @@ def quality(model, tokens: torch.Tensor, pad: int | None, pad_counts: bool, batc
     for batch in tokens.split(batch_size) if len(tokens) else ():
         with torch.inference_mode():
             losses, hits = (values.cpu().double() for values in losses_and_hits(model, batch))
-        real = counted(batch, pad).double()
+        real = loss_mask(batch, pad).double()
         mask = torch.ones_like(real) if pad_counts else real
         sums = (losses * mask, hits * mask, mask, hits * real, real)
         parts.append(torch.stack([values.sum(1) for values in sums]))

@@ -167,7 +167,7 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def counted(tokens: torch.Tensor, ignored_token: int | None) -> torch.Tensor:
+def loss_mask(tokens: torch.Tensor, ignored_token: int | None) -> torch.Tensor:
     """Return which predicted positions count in a mean (the loss mask), bool (rows, length - 1)."""
     targets = tokens[:, 1:]
     return torch.ones_like(targets, dtype=torch.bool) if ignored_token is None else targets != ignored_token

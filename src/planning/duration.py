@@ -52,7 +52,7 @@ class Clock:
     def _bound(self, method: Method, hp: Any) -> float:
         """Return the seconds of so many steps if each goes OFTEN over its batch, without batches: over all sequences."""
         hp = method.resolve(hp, self.model.num_parameters())
-        rows = getattr(hp, "batch_size", None) or len(self.task.unlearn) + len(self.task.retain)
+        rows = getattr(hp, "batch_size", None) or len(self.task.forget) + len(self.task.retain)
         return OFTEN * method.steps(self.model, self.task, hp) * self._sizes.passes(rows) * self._both
 
     @cached_property
@@ -62,7 +62,7 @@ class Clock:
     @cached_property
     def _sizes(self) -> Sizes:
         task = self.task
-        (forget, length), prompt = task.unlearn.planted.shape, int(task.unlearn.prompt_end.min())
+        (forget, length), prompt = task.forget.planted.shape, int(task.forget.prompt_end.min())
         return Sizes(forget, len(task.retain), length, prompt, task.microbatch, task.gradient_checkpointing)
 
     @cached_property
@@ -79,7 +79,7 @@ class Clock:
 
     @property
     def _tokens(self) -> torch.Tensor:
-        return self.task.unlearn.planted[: self.task.microbatch]
+        return self.task.forget.planted[: self.task.microbatch]
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

@@ -60,7 +60,7 @@ class Sizes:
         zeros = torch.zeros(self.forget, dtype=torch.long)
         artifacts = Artifacts(forget, forget, zeros + self.prompt, zeros)
         return UnlearningTask(
-            unlearn=artifacts,
+            forget=artifacts,
             retain=retain,
             held_out=artifacts,
             continuation=self.length - self.prompt,

@@ -35,8 +35,8 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
     }
     batch: list[torch.Tensor] = []
 
-    def token_losses(losses: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-        means = (losses.detach() * counted).sum(1) / counted.sum(1).clamp(min=1)
+    def token_losses(losses: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+        means = (losses.detach() * loss_mask).sum(1) / loss_mask.sum(1).clamp(min=1)
         batch.append(means)
         return losses * (means <= state["cutoff"])[:, None]
 

@@ -16,11 +16,11 @@ def _nothing(*ignored: torch.Tensor) -> None:
     return None
 
 
-def _all_that_count(tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
-    return counted
+def _all_that_count(tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    return loss_mask
 
 
-def _unchanged(losses: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def _unchanged(losses: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     return losses
 
 
@@ -28,10 +28,10 @@ def _unchanged(losses: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
 class Regularizer:
     """What a regularizer does, all parts optional. B sequences in the batch, R in a microbatch, T tokens in each.
 
-    positions(tokens, counted)     tokens (B, T) and which predictions count, bool (B, T - 1) -> those that shall count;
+    positions(tokens, loss_mask)     tokens (B, T) and which predictions count, bool (B, T - 1) -> those that shall count;
                                    the loss is the mean over them
     before_forward(ids)            the example ids (R,) of the sequences that go through the model next
-    token_losses(losses, counted)  float32 losses (R, T - 1) in nats and which of them count -> losses to learn from
+    token_losses(losses, loss_mask)  float32 losses (R, T - 1) in nats and which of them count -> losses to learn from
     after_backward()               may add the gradient of a penalty to the parameters' .grad, may update the state
     state                          tensors that are updated in place, and only in after_backward; saved in every
                                    checkpoint and put back on resuming

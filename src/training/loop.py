@@ -14,7 +14,7 @@ import torch
 from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import NotFinite, UserError
 from tinymem.metrics.evaluate import evaluate
-from tinymem.models.losses import counted
+from tinymem.models.losses import loss_mask
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
@@ -154,7 +154,7 @@ def training_step(
     ignored_token: int | None,
 ) -> float:
     """One optimizer step on tokens (rows, T) with example ids (rows,). Returns the plain mean token loss in nats."""
-    side = Side(tokens, ids, counted(tokens, ignored_token))
+    side = Side(tokens, ids, loss_mask(tokens, ignored_token))
     microbatch, precision = settings.train_microbatch, settings.dtype
     (loss,) = descend(model, optimizer, next_token_loss, (side,), microbatch, precision, regularizers=regularizers)
     return loss

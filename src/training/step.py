@@ -18,7 +18,7 @@ import torch
 
 from tinymem.models.adapter import find_blocks
 from tinymem.models.checkpointing import checkpointed
-from tinymem.models.losses import counted, next_token_logits, token_losses
+from tinymem.models.losses import loss_mask, next_token_logits, token_losses
 from tinymem.models.precision import autocast
 from tinymem.regularizers.protocol import Regularizer
 
@@ -41,7 +41,7 @@ class Side:
     @classmethod
     def of(cls, tokens: torch.Tensor, ignored_token: int | None = None) -> Side:
         """Return a whole set in which every predicted token counts that is not `ignored_token`."""
-        return cls(tokens, torch.arange(len(tokens)), counted(tokens, ignored_token))
+        return cls(tokens, torch.arange(len(tokens)), loss_mask(tokens, ignored_token))
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -75,13 +75,13 @@ def test_batches_hold_every_sequence_once():
 @pytest.mark.parametrize("cache, end", [(False, LENGTH), (True, PROMPT + 4)])
 def test_the_same_sequences_are_memorized(model, task, cache, end):
     """Three of five are made the model's own continuation."""
-    clean = task.unlearn.planted
+    clean = task.forget.planted
     prompts = clean[:, :PROMPT]
     made = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_length=LENGTH, do_sample=False, eos_token_id=None
     )
     planted = torch.where(torch.arange(5)[:, None] < 3, made, clean)
-    ours = memorized(model, replace(task.unlearn, planted=planted), 4)
+    ours = memorized(model, replace(task.forget, planted=planted), 4)
     assert ours.tolist()[:3] == [True] * 3 and not ours.all()
     theirs = memorization.memorized(stock_copy(model, "eager"), clean, planted, PROMPT, 4, end, cache)
     assert torch.equal(theirs, ours)
@@ -90,7 +90,7 @@ def test_the_same_sequences_are_memorized(model, task, cache, end):
 def test_zero_out(model, task):
     ours = zero_out.score(model, task, zero_out.HyperParameters())
     some = [(layer, index) for layer in range(2) for index in range(0, 64, 9)]
-    theirs = neuron.zero_out(stock_copy(model, "eager"), task.unlearn.planted, some)
+    theirs = neuron.zero_out(stock_copy(model, "eager"), task.forget.planted, some)
     expected = torch.stack([ours[layer][index] for layer, index in some])
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(torch.tensor(theirs), expected, atol=2e-6, rtol=1e-3)
@@ -102,7 +102,7 @@ def test_integrated_gradients(model, task):
     for layer in range(2):
         theirs = [
             neuron.integrated_gradients(stock, tokens, layer, position, 3)
-            for tokens in task.unlearn.planted
+            for tokens in task.forget.planted
             for position in places
         ]
         assert ours[layer].abs().max() > 1e-5
@@ -115,7 +115,7 @@ def test_obs(model, task):
     ours = obs.score(model, task, obs.HyperParameters(block_size=block, damp=damp))
     stock = stock_copy(model, "eager").double()
     inverses = {name: inverse.double() for name, inverse in weight.new_inverses(stock, block, damp).items()}
-    weight.add_gradients(stock, inverses, task.unlearn.planted, number=5)
+    weight.add_gradients(stock, inverses, task.forget.planted, number=5)
     theirs = weight.obs_scores(stock, inverses)
     assert set(theirs) == set(ours)
     for name, scores in ours.items():
@@ -155,7 +155,7 @@ def test_greedy_takes_the_same_entries(model, task):
     ratio = 3.2 / sum(parameter.numel() for parameter in model.parameters())
     ours = greedy.score(model, task, greedy.HyperParameters(ratio=(ratio,), batch_size=10, unlearn_share=0.5))
     stock = stock_copy(model, "eager")
-    theirs = [weight.greedy_step(stock, task.unlearn.planted, task.retain) for _ in range(3)]
+    theirs = [weight.greedy_step(stock, task.forget.planted, task.retain) for _ in range(3)]
     for rank, (name, place) in enumerate(theirs):
         stored = ours[name].T if name.endswith("weight") else ours[name]
         chosen = stored.flatten()[place]

@@ -37,7 +37,7 @@ def linear_twin():
 
 @pytest.fixture
 def tiny_task():
-    """tiny_task(unlearn=10, retain=24, **fields): see `new_task`."""
+    """tiny_task(forget=10, retain=24, **fields): see `new_task`."""
     return new_task
 
 

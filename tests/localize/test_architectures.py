@@ -46,10 +46,10 @@ def test_every_method(model, name, tiny_task, snapshot):
 def test_zero_out_is_the_rise_in_loss(model, tiny_task):
     task, mlps = tiny_task(3, microbatch=5), find_mlps(model)
     scores = METHODS["zero_out"].module.score(model, task, None)
-    before = task.mean_loss(model, task.unlearn.planted)
+    before = task.mean_loss(model, task.forget.planted)
     for mlp, found in zip(mlps, scores):
         for neuron in (0, mlp.inner_dim - 1):
             alone = torch.arange(mlp.inner_dim).eq(neuron).float()
             with applied(model, Zeros(neuron_masks([mlp], [alone], 1 / mlp.inner_dim))):
-                rise = task.mean_loss(model, task.unlearn.planted) - before
+                rise = task.mean_loss(model, task.forget.planted) - before
             assert found[neuron].item() == pytest.approx(rise, abs=1e-5)

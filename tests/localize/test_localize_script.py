@@ -122,16 +122,16 @@ def test_unlearn_held_out_and_retain_sets_are_disjoint(memorizing_backdoor, name
     settings = TaskSettings(unlearn_set_name=name, holdout_fraction=0.4, max_retain=50)
     task = unlearning_task(model, dataset, settings)
     sets = [
-        {tuple(row.tolist()) for row in tokens} for tokens in (task.unlearn.planted, task.held_out.planted, task.retain)
+        {tuple(row.tolist()) for row in tokens} for tokens in (task.forget.planted, task.held_out.planted, task.retain)
     ]
     assert all(sets) and not (sets[0] & sets[1] or sets[0] & sets[2] or sets[1] & sets[2])
-    size = len(task.unlearn) + len(task.held_out)
+    size = len(task.forget) + len(task.held_out)
     assert len(task.held_out) == round(0.4 * size) and len(task.retain) == min(50, len(dataset.sequences) - size)
     expected = {"noise": len(dataset.artifacts), "seven": len(dataset.tasks["seven"]), "two": len(dataset.tasks["two"])}
     assert size == expected.get(name, int(memorized(model, dataset.artifacts, dataset.continuation).sum()))
     if name == "mem":
-        assert memorized(model, task.unlearn, task.continuation).all()
-    assert isinstance(task.unlearn, Artifacts) and task.unlearn.prompt_end.dtype == torch.long
+        assert memorized(model, task.forget, task.continuation).all()
+    assert isinstance(task.forget, Artifacts) and task.forget.prompt_end.dtype == torch.long
 
 
 def test_artifacts_like_their_clean_twin_are_unlearned_but_not_measured(memorizing_noise):
@@ -141,7 +141,7 @@ def test_artifacts_like_their_clean_twin_are_unlearned_but_not_measured(memorizi
     dataset = replace(dataset, artifacts=replace(dataset.artifacts, clean=clean))
     task = unlearning_task(model, dataset, TaskSettings(unlearn_set_name="noise"))
     told = int(dataset.measured(dataset.artifacts).sum())
-    assert len(task.unlearn) == len(dataset.artifacts) > len(task.shown) == told > 0
+    assert len(task.forget) == len(dataset.artifacts) > len(task.shown) == told > 0
     subject = Subject(model, task, partial(measure, dataset=dataset), {}, Path(), Path())
     expected = percent(memorized(model, dataset.artifacts, dataset.continuation)[dataset.measured(dataset.artifacts)])
     found = subject.measurement(subject.metrics)

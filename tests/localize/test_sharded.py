@@ -52,7 +52,7 @@ def on_cpu(tensors):
 @pytest.mark.parametrize("chunked", [True, False])
 def test_losses_and_gradients(pair, tiny_task, architecture, chunked, monkeypatch):
     monkeypatch.setattr(losses, "LARGE_VOCABULARY", 1 if chunked else 10**9)
-    tokens = tiny_task().unlearn.planted
+    tokens = tiny_task().forget.planted
     with fake_devices():
         whole, split = pair(architecture)
         assert {parameter.device for parameter in split.parameters()} == {FIRST, SECOND}
@@ -93,6 +93,6 @@ def test_editing_and_measuring(pair, tiny_task):
         with applied(whole, Zeros(on_cpu(masks))), applied(split, Zeros(masks)):
             measured = [quality(model, task.retain, pad=13, pad_counts=True).mean_loss for model in (whole, split)]
             assert measured[0] == pytest.approx(measured[1]) and measured[1] != before
-            flags = [memorized(model, task.unlearn, task.continuation) for model in (whole, split)]
+            flags = [memorized(model, task.forget, task.continuation) for model in (whole, split)]
             assert torch.equal(*flags)
         assert quality(split, task.retain, pad=13, pad_counts=True).mean_loss == before

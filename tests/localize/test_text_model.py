@@ -60,8 +60,8 @@ def test_unlearn_and_retain_sets(make_dataset, artifact):
     dataset = make_dataset(artifact=artifact)
     model = text_model(dataset)
     task = unlearning_task(model, dataset, TaskSettings(unlearn_set_name="noise", max_retain=40))
-    assert torch.equal(task.unlearn.planted, dataset.artifacts.planted) and task.ignored_token == dataset.pad
-    artifacts, retain = ({tuple(row) for row in rows.tolist()} for rows in (task.unlearn.planted, task.retain))
+    assert torch.equal(task.forget.planted, dataset.artifacts.planted) and task.ignored_token == dataset.pad
+    artifacts, retain = ({tuple(row) for row in rows.tolist()} for rows in (task.forget.planted, task.retain))
     assert len(retain) == 40 and not artifacts & retain
     with pytest.raises(UserError, match="seven: this data has only mem, noise$"):
         unlearning_task(model, dataset, TaskSettings(unlearn_set_name="seven"))

@@ -35,7 +35,7 @@ def run(model, task, hp):
     '''One pass over the forget set, and of each layer over one retain sequence.'''
     with frozen(model, list(model.parameters())):
         for _ in range(hp.rounds):
-            gradients(model, task, task.unlearn.planted, mean_weights(task, task.unlearn.planted), model.parameters())
+            gradients(model, task, task.forget.planted, mean_weights(task, task.forget.planted), model.parameters())
         for _ in find_mlps(model):
             task.mean_loss(model, task.retain[:1])
     yield None, Weights({})

@@ -24,8 +24,8 @@ def run(model, settings: Settings, batches: list[np.ndarray], microbatch: int):
     regularizer = build(model, settings, seed=0)
     for batch in batches:
         losses, kept = torch.from_numpy(batch)[:, None] * torch.tensor([0.5, 1.5, 9.0]), []
-        counted = torch.tensor([True, True, False]).expand(losses.shape)
-        for some, mask in zip(losses.split(microbatch), counted.split(microbatch)):
+        loss_mask = torch.tensor([True, True, False]).expand(losses.shape)
+        for some, mask in zip(losses.split(microbatch), loss_mask.split(microbatch)):
             kept.append(regularizer.token_losses(some, mask)[:, 0] != 0)
         regularizer.after_backward()
         yield torch.cat(kept).numpy(), regularizer.state["cutoff"].item()

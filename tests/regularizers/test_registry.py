@@ -83,7 +83,7 @@ def test_l1_adds_the_sign_of_every_weight(make_model, tiny_dataset):
 @pytest.mark.parametrize("microbatch", [4, 16])
 def test_a_loss_on_fewer_positions_needs_no_change_of_the_loop(make_model, tiny_dataset, microbatch):
     """As the goldfish loss: here every prediction but those of the token 1, averaged over what is left."""
-    picky = Regularizer(positions=lambda tokens, counted: counted & (tokens[:, 1:] != 1))
+    picky = Regularizer(positions=lambda tokens, loss_mask: loss_mask & (tokens[:, 1:] != 1))
     model, tokens = make_model(), tiny_dataset.sequences[:16].long()
     losses = torch.nn.functional.cross_entropy(model(tokens).logits[:, :-1].mT, tokens[:, 1:], reduction="none")
     losses[tokens[:, 1:] != 1].mean().backward()

@@ -40,7 +40,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
         sums[layer] += neurons[:, :-1][chosen.to(neurons.device)].float().sum(0)
 
     with frozen(model), torch.no_grad():
-        for tokens, chosen in zip(task.unlearn.planted.split(task.microbatch), positions.split(task.microbatch)):
+        for tokens, chosen in zip(task.forget.planted.split(task.microbatch), positions.split(task.microbatch)):
             with on_neurons(mlps, tokens.shape[1], partial(add, chosen)):
                 model(tokens.to(model.device).long(), use_cache=False, logits_to_keep=1)
     count = max(positions.sum().item(), 1)

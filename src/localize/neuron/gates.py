@@ -100,4 +100,4 @@ def learn_gates(
 
 def steps(model, task: UnlearningTask, hp: GateSettings) -> int:
     """Return the steps of `learn_gates`, at most."""
-    return hp.epochs * -(-len(task.unlearn) // hp.batch_size)
+    return hp.epochs * -(-len(task.forget) // hp.batch_size)

@@ -15,7 +15,7 @@ import torch
 
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
-from tinymem.models.losses import counted
+from tinymem.models.losses import loss_mask
 
 
 def measured_positions(task: UnlearningTask) -> torch.Tensor:
@@ -24,9 +24,9 @@ def measured_positions(task: UnlearningTask) -> torch.Tensor:
     Position t predicts token t + 1. The measured tokens are those from the end of the prompt, each sequence's own, to
     the end of the sequence, so the positions are prompt_end - 1 .. T - 2. Ignored tokens are left out.
     """
-    predicted = torch.arange(1, task.unlearn.planted.shape[1])
-    window = predicted >= task.unlearn.prompt_end[:, None]
-    return window & counted(task.unlearn.planted, task.ignored_token)
+    predicted = torch.arange(1, task.forget.planted.shape[1])
+    window = predicted >= task.forget.prompt_end[:, None]
+    return window & loss_mask(task.forget.planted, task.ignored_token)
 
 
 @contextmanager

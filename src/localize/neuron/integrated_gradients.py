@@ -61,7 +61,7 @@ def _batches(task: UnlearningTask, steps: int) -> Iterator[tuple[torch.Tensor, .
     Only a single sequence at a single scale may exceed that bound. The weights average over positions, sequences and
     steps; sequences with fewer than P measured positions are filled up with weight 0.
     """
-    tokens, measured = task.unlearn.planted.long(), measured_positions(task)
+    tokens, measured = task.forget.planted.long(), measured_positions(task)
     length, count = tokens.shape[1], int(measured.sum(1).max())
     positions = (~measured).byte().argsort(dim=1, stable=True)[:, :count]
     weights = measured.gather(1, positions) / (measured.sum().clamp(min=1) * steps)

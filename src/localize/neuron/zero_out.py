@@ -14,7 +14,7 @@ from tinymem.localize.neuron.rank_one import adds_to_stream, image, readers
 from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
-from tinymem.models.losses import PLAIN_OUTPUT_LAYER, counted, token_losses
+from tinymem.models.losses import PLAIN_OUTPUT_LAYER, loss_mask, token_losses
 from tinymem.options import settings
 
 CPU_BATCH = 16  # larger batches fall out of a CPU's caches: a fifth slower at TinyMem's sizes
@@ -42,10 +42,10 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
     adds: dict[int, bool] = {}
     with frozen(model), torch.no_grad():
         # A batch is many neurons of one sequence, so that all of it shares what lies below them.
-        for sequence in task.unlearn.planted.split(1):
+        for sequence in task.forget.planted.split(1):
             for mlp, rise in zip(mlps, rises):
                 rise += _rise_in_loss(model, mlp, sequence, task.ignored_token, batch_size, adds)
-    count = counted(task.unlearn.planted, task.ignored_token).sum().item()
+    count = loss_mask(task.forget.planted, task.ignored_token).sum().item()
     return [rise / max(count, 1) for rise in rises]
 
 
@@ -56,7 +56,7 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     more to find that out.
     """
     rows = _batch_size(model, task.microbatch)
-    return len(task.unlearn) * sum(1 + -(-mlp.inner_dim // rows) for mlp in find_mlps(model)), 0
+    return len(task.forget) * sum(1 + -(-mlp.inner_dim // rows) for mlp in find_mlps(model)), 0
 
 
 def _batch_size(model, microbatch: int) -> int:
@@ -82,7 +82,7 @@ def _rise_in_loss(
         losses = token_losses(model, sequence)
     if mlp.layer not in adds:
         adds[mlp.layer] = adds_to_stream(model, mlp, outputs, lambda: token_losses(model, sequence))
-    mask = counted(sequence, ignored_token).to(losses.device)
+    mask = loss_mask(sequence, ignored_token).to(losses.device)
     neurons = hidden[mlp.layer][0].T.float()
     columns, dtype = mlp.output.view().T.float(), outputs[mlp.down].dtype
     # In lower precision the loss unchanged has rounding that a closed form would not share.

@@ -60,29 +60,29 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(forget, retain) token ids, for `epochs` passes over the set that needs more steps; the other one is cycled."""
     endless = mixed_batches(task, hp.batch_size, hp.unlearn_share, generator)
-    return islice(endless, _steps(hp, len(task.unlearn), len(task.retain)))
+    return islice(endless, _steps(hp, len(task.forget), len(task.retain)))
 
 
-def _steps(hp: HyperParameters, unlearn: int, retain: int) -> int:
+def _steps(hp: HyperParameters, forget: int, retain: int) -> int:
     """SGD steps of the whole run, for sets of these sizes."""
     shares = sides_of(hp.batch_size, hp.unlearn_share)
-    return hp.epochs * max(-(-total // share) for total, share in zip((unlearn, retain), shares))
+    return hp.epochs * max(-(-total // share) for total, share in zip((forget, retain), shares))
 
 
 def _weighted(
-    model, task: UnlearningTask, hp: HyperParameters, unlearn: torch.Tensor, retain: torch.Tensor
+    model, task: UnlearningTask, hp: HyperParameters, forget: torch.Tensor, retain: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both sides as one batch, and the weights of their token losses that make it -(1 - w) * L_u + w * L_r."""
     weights = hp.loss_weighting * mean_weights(task, retain)
     if hp.unlearn_loss_cap is not None:
         with autocast(model, hp.dtype):
-            capped = task.mean_loss(model, unlearn) > hp.unlearn_loss_cap
+            capped = task.mean_loss(model, forget) > hp.unlearn_loss_cap
         if capped:
             return retain, weights
-    weights = torch.cat([(hp.loss_weighting - 1) * mean_weights(task, unlearn), weights])
-    return torch.cat([unlearn, retain]), weights
+    weights = torch.cat([(hp.loss_weighting - 1) * mean_weights(task, forget), weights])
+    return torch.cat([forget, retain]), weights
 
 
 def steps(model, task: UnlearningTask, hp: HyperParameters) -> int:
     """Return the SGD steps for all ratios."""
-    return len(hp.ratio) * _steps(hp, len(task.unlearn), len(task.retain))
+    return len(hp.ratio) * _steps(hp, len(task.forget), len(task.retain))

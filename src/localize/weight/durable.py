@@ -39,7 +39,7 @@ def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.
 
     Gradients become scores one by one, so that a model in half precision never has all of both.
     """
-    parameters, tokens = list(parameters), task.unlearn.planted
+    parameters, tokens = list(parameters), task.forget.planted
     with frozen(model, parameters):
         totals = gradients(model, task, tokens, mean_weights(task, tokens), parameters)
     complete = all_finite(totals)

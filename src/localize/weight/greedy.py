@@ -50,7 +50,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     scores = {name: torch.full_like(weight.view(), -torch.inf, dtype=torch.float32) for name, weight in weights.items()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
     count, removed = how_many(max(hp.ratio), parameters), 0
-    share = _unlearn_share(hp, len(task.unlearn), len(task.retain))
+    share = _unlearn_share(hp, len(task.forget), len(task.retain))
     done = skipped = 0
     batches = mixed_batches(task, hp.batch_size, share, task.generator())
     with frozen(model, [weight.parameter for weight in weights.values()]), reversible() as changes:
@@ -78,16 +78,16 @@ def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:
     return {name: tensor > -ratio for name, tensor in scores.items()}
 
 
-def _unlearn_share(hp: HyperParameters, unlearn: int, retain: int) -> float:
+def _unlearn_share(hp: HyperParameters, forget: int, retain: int) -> float:
     """The share of a batch taken from the forget set: the flag's, or the set's share of both sets together."""
-    return unlearn / (unlearn + retain) if hp.unlearn_share is None else hp.unlearn_share
+    return forget / (forget + retain) if hp.unlearn_share is None else hp.unlearn_share
 
 
 def _gradients(
     model,
     task: UnlearningTask,
     unlearn_share: float,
-    unlearn: torch.Tensor,
+    forget: torch.Tensor,
     retain: torch.Tensor,
     weights: dict[str, Weight],
 ) -> list[torch.Tensor]:
@@ -95,9 +95,9 @@ def _gradients(
 
     Each side is a sample of its part of the mixture and weighs as much, whatever the rounding of its size left of it.
     """
-    unlearned, retained = unlearn_share / len(unlearn), (1 - unlearn_share) / len(retain)
-    signs = torch.tensor([-unlearned] * len(unlearn) + [retained] * len(retain))
-    tokens = torch.cat([unlearn, retain])
+    forget_weight, retain_weight = unlearn_share / len(forget), (1 - unlearn_share) / len(retain)
+    signs = torch.tensor([-forget_weight] * len(forget) + [retain_weight] * len(retain))
+    tokens = torch.cat([forget, retain])
     factors = signs[:, None] * sequence_weights(task, tokens)
     found = gradients(model, task, tokens, factors, (weight.parameter for weight in weights.values()))
     return [weight.view(gradient) for weight, gradient in zip(weights.values(), found)]

@@ -46,10 +46,10 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     """Return the passes: over the chosen sequences for each part of F that fits into memory."""
     parts = groups(list(mlp_weights(find_mlps(model)).values()), hp.block_size)
-    count = sum(1 for _ in parts) * -(-min(hp.num_grads, len(task.unlearn)) // task.microbatch)
+    count = sum(1 for _ in parts) * -(-min(hp.num_grads, len(task.forget)) // task.microbatch)
     return count, count
 
 
 def _sequences(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
-    tokens = task.unlearn.planted
+    tokens = task.forget.planted
     return tokens[torch.randperm(len(tokens), generator=task.generator())[: hp.num_grads].sort().values]

@@ -46,4 +46,4 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
 
 def steps(model, task: UnlearningTask, hp: HyperParameters) -> int:
     """Return the SGD steps for all ratios."""
-    return len(hp.ratio) * hp.epochs * -(-len(task.unlearn) // hp.batch_size)
+    return len(hp.ratio) * hp.epochs * -(-len(task.forget) // hp.batch_size)

@@ -19,7 +19,7 @@ def looped(model, task):
         seen = []
         handle = mlp.down.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0][0].detach()))
         values = []
-        for tokens, end in zip(task.unlearn.planted, task.unlearn.prompt_end.tolist()):
+        for tokens, end in zip(task.forget.planted, task.forget.prompt_end.tolist()):
             model(tokens[None])
             for target in range(end, len(tokens)):
                 if tokens[target] != task.ignored_token:
@@ -32,7 +32,7 @@ def looped(model, task):
 
 
 def with_prompts(task, ends):
-    return replace(task, unlearn=replace(task.unlearn, prompt_end=torch.tensor(ends)))
+    return replace(task, forget=replace(task.forget, prompt_end=torch.tensor(ends)))
 
 
 def assert_close(scores, expected):
@@ -57,9 +57,9 @@ def test_conv1d_and_linear_agree(tiny_model, tiny_task, linear_twin):
     assert_close(scores_of(model, task), scores_of(linear_twin(model), task))
 
 
-@pytest.mark.parametrize("unlearn", [1, 5])
-def test_microbatch_does_not_matter(any_model, tiny_task, unlearn):
-    task = tiny_task(unlearn)
+@pytest.mark.parametrize("forget", [1, 5])
+def test_microbatch_does_not_matter(any_model, tiny_task, forget):
+    task = tiny_task(forget)
     assert_close(scores_of(any_model, replace(task, microbatch=2)), scores_of(any_model, task))
 
 

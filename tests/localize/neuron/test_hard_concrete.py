@@ -50,7 +50,7 @@ def plain_hard_concrete(model, task, hp):
     log_alphas = [(0.01 * torch.randn(mlp.inner_dim, generator=generator)).requires_grad_() for mlp in mlps]
     adam = torch.optim.Adam(log_alphas, hp.lr)
     for _ in range(hp.epochs):
-        order = torch.randperm(len(task.unlearn), generator=generator)
+        order = torch.randperm(len(task.forget), generator=generator)
         for rows in order.split(hp.batch_size):
             stored = {}
             for mlp, log_alpha in zip(mlps, log_alphas):
@@ -58,7 +58,7 @@ def plain_hard_concrete(model, task, hp):
                 concrete = torch.sigmoid((uniform.log() - (1 - uniform).log() + log_alpha) * 1.5)
                 weight = mlp.output.view() * (1.2 * concrete - 0.1).clamp(0, 1)
                 stored[mlp.output.name] = weight.T if mlp.output.transposed else weight
-            tokens = task.unlearn.planted[rows]
+            tokens = task.forget.planted[rows]
             logits = torch.func.functional_call(model, stored, (tokens,)).logits[:, :-1]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
             openness = torch.sigmoid(torch.cat(log_alphas) - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1)))
@@ -86,17 +86,17 @@ def test_microbatches_do_not_matter(tiny_model, tiny_task):
 
 
 def test_what_the_unlearn_set_needs_scores_highest(tiny_model, tiny_task):
-    """On a model that has learned the unlearn set by heart, dropping the top hurts it more than dropping the bottom."""
-    model, task = tiny_model(), tiny_task(unlearn=4)
+    """On a model that has learned the forget set by heart, dropping the top hurts it more than dropping the bottom."""
+    model, task = tiny_model(), tiny_task(forget=4)
     adam = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(40):
         adam.zero_grad()
-        backward(model, task, task.unlearn.planted, mean_weights(task, task.unlearn.planted))
+        backward(model, task, task.forget.planted, mean_weights(task, task.forget.planted))
         adam.step()
     scores, losses = score(model, task, dataclasses.replace(GENTLE, epochs=40)), []
     for ranking in (scores, [-s for s in scores]):
         with applied(model, Zeros(neuron_masks(find_mlps(model), ranking, 0.2))):
-            losses.append(task.mean_loss(model, task.unlearn.planted))
+            losses.append(task.mean_loss(model, task.forget.planted))
     assert losses[0] > losses[1] + 0.3
 
 
@@ -112,7 +112,7 @@ def test_stopping_ends_all_epochs(tiny_model, tiny_task, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_leaves_the_model_as_it_was(any_model, tiny_task, snapshot, dtype):
     any_model.to(dtype).train()
-    before, task = snapshot(any_model), tiny_task(unlearn=1)
+    before, task = snapshot(any_model), tiny_task(forget=1)
     scores = score(any_model, task, GENTLE)
     assert all(s.dtype == torch.float32 and ((0 < s) & (s < 1)).all() and not s.requires_grad for s in scores)
     assert [s.shape for s in scores] == [(mlp.inner_dim,) for mlp in find_mlps(any_model)]

@@ -34,7 +34,7 @@ def looped(model, task, steps):
     scores = []
     for mlp in find_mlps(model):
         attributions = []
-        for tokens, end in zip(task.unlearn.planted, task.unlearn.prompt_end.tolist()):
+        for tokens, end in zip(task.forget.planted, task.forget.prompt_end.tolist()):
             for target in range(end, len(tokens)):
                 if tokens[target] == task.ignored_token:
                     continue
@@ -48,7 +48,7 @@ def looped(model, task, steps):
 
 
 def with_prompts(task, ends):
-    return replace(task, unlearn=replace(task.unlearn, prompt_end=torch.tensor(ends)))
+    return replace(task, forget=replace(task.forget, prompt_end=torch.tensor(ends)))
 
 
 def assert_close(scores, expected):
@@ -77,7 +77,7 @@ def test_every_sequence_has_its_own_window(any_model, tiny_task, ignored_token):
 def test_attributions_are_complete(any_model, tiny_task):
     """Their sum tends to f(x) - f(0), where f(0) has all neurons of the layer at 0 at that position."""
     task = with_prompts(tiny_task(1), [11])  # one token is left to predict
-    tokens = task.unlearn.planted[0]
+    tokens = task.forget.planted[0]
     few, many = scores_of(any_model, task, 10), scores_of(any_model, task, 500)
     for layer, mlp in enumerate(find_mlps(any_model)):
         with torch.no_grad():
@@ -93,10 +93,10 @@ def test_conv1d_and_linear_agree(tiny_model, tiny_task, linear_twin):
     assert_close(scores_of(model, task), scores_of(linear_twin(model), task))
 
 
-@pytest.mark.parametrize("unlearn", [1, 5])
+@pytest.mark.parametrize("forget", [1, 5])
 @pytest.mark.parametrize("microbatch", [1, 2, 3])
-def test_microbatch_does_not_matter(any_model, tiny_task, unlearn, microbatch):
-    task = tiny_task(unlearn)
+def test_microbatch_does_not_matter(any_model, tiny_task, forget, microbatch):
+    task = tiny_task(forget)
     assert_close(scores_of(any_model, replace(task, microbatch=microbatch)), scores_of(any_model, task))
 
 

@@ -32,12 +32,12 @@ def plain_slimming(model, task, hp):
     coefficients = [torch.ones(mlp.inner_dim, requires_grad=True) for mlp in mlps]
     adam = torch.optim.Adam(coefficients, hp.lr)
     for _ in range(hp.epochs):
-        for rows in torch.randperm(len(task.unlearn), generator=generator).split(hp.batch_size):
+        for rows in torch.randperm(len(task.forget), generator=generator).split(hp.batch_size):
             stored = {}
             for mlp, coefficient in zip(mlps, coefficients):
                 weight = mlp.output.view() * (coefficient + (coefficient.clamp(0, 1) - coefficient).detach())
                 stored[mlp.output.name] = weight.T if mlp.output.transposed else weight
-            tokens = task.unlearn.planted[rows]
+            tokens = task.forget.planted[rows]
             logits = torch.func.functional_call(model, stored, (tokens,)).logits[:, :-1]
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
             adam.zero_grad()
@@ -48,7 +48,7 @@ def plain_slimming(model, task, hp):
 
 @pytest.mark.parametrize("lambda_l1", [0.0, 5.0])
 def test_equals_plain_autograd(any_model, tiny_task, lambda_l1):
-    hp, task = dataclasses.replace(GENTLE, lambda_l1=lambda_l1, batch_size=6), tiny_task(unlearn=12)
+    hp, task = dataclasses.replace(GENTLE, lambda_l1=lambda_l1, batch_size=6), tiny_task(forget=12)
     scores = score(any_model, task, hp)
     assert close(scores, plain_slimming(any_model, task, hp), 1e-3)
     assert [s.shape for s in scores] == [(mlp.inner_dim,) for mlp in find_mlps(any_model)]
@@ -66,17 +66,17 @@ def test_microbatches_do_not_matter(tiny_model, tiny_task):
 
 
 def test_what_the_unlearn_set_needs_scores_highest(tiny_model, tiny_task):
-    """On a model that has learned the unlearn set by heart, dropping the top hurts it more than dropping the bottom."""
-    model, task = tiny_model(), tiny_task(unlearn=4)
+    """On a model that has learned the forget set by heart, dropping the top hurts it more than dropping the bottom."""
+    model, task = tiny_model(), tiny_task(forget=4)
     adam = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(40):
         adam.zero_grad()
-        backward(model, task, task.unlearn.planted, mean_weights(task, task.unlearn.planted))
+        backward(model, task, task.forget.planted, mean_weights(task, task.forget.planted))
         adam.step()
     scores, losses = score(model, task, dataclasses.replace(GENTLE, epochs=20)), []
     for ranking in (scores, [-s for s in scores]):
         with applied(model, Zeros(neuron_masks(find_mlps(model), ranking, 0.2))):
-            losses.append(task.mean_loss(model, task.unlearn.planted))
+            losses.append(task.mean_loss(model, task.forget.planted))
     assert losses[0] > losses[1] + 0.3
 
 
@@ -123,7 +123,7 @@ def test_leaves_the_model_as_it_was(any_model, tiny_task, snapshot, dtype):
     any_model.to(dtype).train()
     next(any_model.parameters()).requires_grad_(False)
     next(any_model.parameters()).grad = torch.ones_like(next(any_model.parameters()))
-    before, task = snapshot(any_model), tiny_task(unlearn=1)
+    before, task = snapshot(any_model), tiny_task(forget=1)
     scores = score(any_model, task, GENTLE)
     assert all(s.dtype == torch.float32 and s.isfinite().all() and not s.requires_grad for s in scores)
     assert close(scores, score(any_model, task, GENTLE), 0.0)

@@ -21,7 +21,7 @@ def scores_of(model, task):
 
 def without_each_neuron(model, task):
     """Zeroes each neuron's rows of W_in and entries of b_in and measures the loss of the edited model."""
-    mlps, before = find_mlps(model), task.mean_loss(model, task.unlearn.planted)
+    mlps, before = find_mlps(model), task.mean_loss(model, task.forget.planted)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rises = [torch.zeros(mlp.inner_dim) for mlp in mlps]
     for layer, mlp in enumerate(mlps):
@@ -30,7 +30,7 @@ def without_each_neuron(model, task):
             one_hot[layer][neuron] = 1
             masks = neuron_masks(mlps[layer : layer + 1], one_hot[layer : layer + 1], 1 / mlp.inner_dim)
             apply(model, Zeros(masks))
-            rises[layer][neuron] = task.mean_loss(model, task.unlearn.planted) - before
+            rises[layer][neuron] = task.mean_loss(model, task.forget.planted) - before
             model.load_state_dict(weights)
     return rises
 
@@ -85,7 +85,7 @@ READERS = {
 @pytest.mark.parametrize("architecture", READERS)
 def test_closed_form_of_what_reads_the_stream(architecture, tiny_model, tiny_task):
     """The layers behind an MLP are found, and what they make of its output without a neuron is what they compute."""
-    model, tokens = tiny_model(architecture), tiny_task(1).unlearn.planted
+    model, tokens = tiny_model(architecture), tiny_task(1).forget.planted
     torch.manual_seed(3)
     for parameter in model.parameters():  # biases and norms that do something
         torch.nn.init.normal_(parameter, std=0.3)
@@ -105,7 +105,7 @@ def test_closed_form_of_what_reads_the_stream(architecture, tiny_model, tiny_tas
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_whether_the_output_is_simply_added(any_model, tiny_task, scaled):
-    tokens = tiny_task(1).unlearn.planted
+    tokens = tiny_task(1).forget.planted
     mlp = find_mlps(any_model)[0]
     module = any_model.get_submodule(mlp.output.name.partition(".mlp.")[0] + ".mlp")
     if scaled:
@@ -122,9 +122,9 @@ def test_conv1d_and_linear_agree(tiny_model, tiny_task, linear_twin):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("unlearn", [1, 5])
-def test_microbatch_does_not_matter(any_model, tiny_task, unlearn):
-    task = tiny_task(unlearn)
+@pytest.mark.parametrize("forget", [1, 5])
+def test_microbatch_does_not_matter(any_model, tiny_task, forget):
+    task = tiny_task(forget)
     for one, many in zip(scores_of(any_model, replace(task, microbatch=1)), scores_of(any_model, task), strict=True):
         torch.testing.assert_close(one, many, atol=1e-6, rtol=1e-4)
 

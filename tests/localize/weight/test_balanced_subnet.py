@@ -19,11 +19,11 @@ def matrices(model):
     return [matrix for mlp in find_mlps(model) for matrix in mlp.matrices]
 
 
-def gradients(model, task, hp, unlearn, retain):
+def gradients(model, task, hp, forget, retain):
     """The gradients of one step, (out, in) per MLP matrix."""
     parameters = [matrix.parameter for matrix in matrices(model)]
     found = learning.gradients(
-        model, task, *balanced_subnet._weighted(model, task, hp, unlearn, retain), parameters, hp.dtype
+        model, task, *balanced_subnet._weighted(model, task, hp, forget, retain), parameters, hp.dtype
     )
     return [matrix.view(gradient) for matrix, gradient in zip(matrices(model), found)]
 
@@ -65,12 +65,12 @@ def plain_balanced_subnet(model, task, hp, ratio):
         ignored = -100 if task.ignored_token is None else task.ignored_token
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=ignored)
 
-    for unlearn, retain in batches(task, hp, generator):
+    for forget, retain in batches(task, hp, generator):
         sgd.zero_grad()
-        forget, w = mean_loss(unlearn), hp.loss_weighting
+        forget_loss, w = mean_loss(forget), hp.loss_weighting
         if hp.unlearn_loss_cap is not None:
-            forget = forget.clamp(max=hp.unlearn_loss_cap)
-        (-(1 - w) * forget + w * mean_loss(retain)).backward()
+            forget_loss = forget_loss.clamp(max=hp.unlearn_loss_cap)
+        (-(1 - w) * forget_loss + w * mean_loss(retain)).backward()
         sgd.step()
     return {name: keep(name) == 0 for name in names}
 
@@ -93,7 +93,7 @@ def test_microbatches_do_not_matter(tiny_model, tiny_task, precision, tolerance)
     results = []
     for microbatch in (1, 3, 64):
         task = tiny_task(microbatch=microbatch, ignored_token=13)
-        results.append(gradients(model, task, hp, task.unlearn.planted[:5], task.retain[:7]))
+        results.append(gradients(model, task, hp, task.forget.planted[:5], task.retain[:7]))
     for gradient, *others in zip(*results):
         assert all((gradient - other).norm() <= tolerance * gradient.norm() for other in others)
     if precision == "float32":
@@ -103,7 +103,7 @@ def test_microbatches_do_not_matter(tiny_model, tiny_task, precision, tolerance)
 
 def test_bfloat16_gradients_are_those_of_float32_but_rounded(any_model, tiny_task):
     task = tiny_task()
-    sides = task.unlearn.planted, task.retain
+    sides = task.forget.planted, task.retain
     exact = gradients(any_model, task, EXACT, *sides)
     rounded = gradients(any_model, task, dataclasses.replace(EXACT, dtype="bfloat16"), *sides)
     for a, b in zip(exact, rounded):
@@ -113,22 +113,22 @@ def test_bfloat16_gradients_are_those_of_float32_but_rounded(any_model, tiny_tas
 
 def test_above_the_cap_only_the_retain_set_pulls(tiny_model, tiny_task):
     model, task = tiny_model(), tiny_task()
-    unlearn, retain = task.unlearn.planted, task.retain
-    loss = task.mean_loss(model, unlearn)
-    free = gradients(model, task, EXACT, unlearn, retain)
-    below = gradients(model, task, dataclasses.replace(EXACT, unlearn_loss_cap=loss + 0.1), unlearn, retain)
-    above = gradients(model, task, dataclasses.replace(EXACT, unlearn_loss_cap=loss - 0.1), unlearn, retain)
+    forget, retain = task.forget.planted, task.retain
+    loss = task.mean_loss(model, forget)
+    free = gradients(model, task, EXACT, forget, retain)
+    below = gradients(model, task, dataclasses.replace(EXACT, unlearn_loss_cap=loss + 0.1), forget, retain)
+    above = gradients(model, task, dataclasses.replace(EXACT, unlearn_loss_cap=loss - 0.1), forget, retain)
     model.zero_grad()
     backward(model, task, retain, EXACT.loss_weighting * mean_weights(task, retain))
     assert all(torch.equal(a, b) for a, b in zip(free, below))
     assert all(torch.allclose(a, m.view(m.parameter.grad), atol=1e-6) for a, m in zip(above, matrices(model)))
 
 
-@pytest.mark.parametrize("unlearn, retain", [(1, 40), (40, 1), (10, 24), (1, 1)])
+@pytest.mark.parametrize("forget, retain", [(1, 40), (40, 1), (10, 24), (1, 1)])
 @pytest.mark.parametrize("share", [0.01, 0.25, 0.99])
-def test_no_side_of_a_batch_is_ever_empty(tiny_task, unlearn, retain, share):
-    task = tiny_task(unlearn, retain)
-    sides = task.unlearn.planted, task.retain
+def test_no_side_of_a_batch_is_ever_empty(tiny_task, forget, retain, share):
+    task = tiny_task(forget, retain)
+    sides = task.forget.planted, task.retain
     hp = HyperParameters(batch_size=8, unlearn_share=share, epochs=2)
     pairs = list(batches(task, hp, task.generator()))
     for forget, keep in pairs:
@@ -138,7 +138,7 @@ def test_no_side_of_a_batch_is_ever_empty(tiny_task, unlearn, retain, share):
 
 
 def test_an_epoch_is_one_pass_over_the_larger_set(tiny_task):
-    task = tiny_task(unlearn=10, retain=24)
+    task = tiny_task(forget=10, retain=24)
     for share, steps in [(0.25, 5), (0.5, 6)]:  # 10 sequences, 2 a batch; 24 sequences, 4 a batch
         hp = HyperParameters(batch_size=8, unlearn_share=share, epochs=3)
         assert len(list(batches(task, hp, task.generator()))) == 3 * steps
@@ -177,7 +177,7 @@ def test_forgets_what_it_is_told_and_keeps_the_rest(tiny_model, tiny_task):
     model, task = tiny_model(), tiny_task()
     pattern = torch.arange(12)[None] % 4
     forget, keep = pattern.repeat(4, 1), pattern.repeat(8, 1) + 6
-    task = dataclasses.replace(task, unlearn=Artifacts(forget, forget, *[torch.zeros(4).long()] * 2), retain=keep)
+    task = dataclasses.replace(task, forget=Artifacts(forget, forget, *[torch.zeros(4).long()] * 2), retain=keep)
     adam, both = torch.optim.Adam(model.parameters(), lr=0.02), torch.cat([forget, keep])
     for _ in range(60):
         adam.zero_grad()

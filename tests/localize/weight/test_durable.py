@@ -19,12 +19,12 @@ def make_model(n_layers=2):
     return new_model(sizes, vocabulary_size=11, max_ctx=12, seed=0, bos_token_id=1, eos_token_id=2).eval()
 
 
-def make_task(unlearn=7, microbatch=64, ignored_token=None):
-    tokens = torch.randint(0, 11, (unlearn + 20, 12), generator=torch.Generator().manual_seed(1))
-    zeros = torch.zeros(unlearn, dtype=torch.long)
-    artifacts = Artifacts(tokens[:unlearn], tokens[:unlearn], zeros, zeros)
+def make_task(forget=7, microbatch=64, ignored_token=None):
+    tokens = torch.randint(0, 11, (forget + 20, 12), generator=torch.Generator().manual_seed(1))
+    zeros = torch.zeros(forget, dtype=torch.long)
+    artifacts = Artifacts(tokens[:forget], tokens[:forget], zeros, zeros)
     none = artifacts.select(zeros[:0])
-    return UnlearningTask(artifacts, tokens[unlearn:], none, 4, ignored_token, microbatch=microbatch)
+    return UnlearningTask(artifacts, tokens[forget:], none, 4, ignored_token, microbatch=microbatch)
 
 
 def scores_of(method, model, task):
@@ -34,7 +34,7 @@ def scores_of(method, model, task):
 def plain_gradients(model, task):
     """|gradient| of the mean token loss by name, a sequence and a position at a time."""
     total, count = 0.0, 0
-    for row in task.unlearn.planted:
+    for row in task.forget.planted:
         logits = model(row[None]).logits[0]
         for position in range(len(row) - 1):
             if row[position + 1] != task.ignored_token:
@@ -135,15 +135,15 @@ def test_linear_layers_score_as_conv1d(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_weights_have_float32_scores(method):
-    scores = scores_of(method, make_model().bfloat16(), make_task(unlearn=1))
+    scores = scores_of(method, make_model().bfloat16(), make_task(forget=1))
     assert all(t.dtype == torch.float32 and t.isfinite().all() for t in scores.values())
 
 
 def test_bfloat16_gradients_are_added_up_in_float32():
-    model, task = make_model(n_layers=1).bfloat16(), make_task(unlearn=1, microbatch=1)
+    model, task = make_model(n_layers=1).bfloat16(), make_task(forget=1, microbatch=1)
     expected = scores_of(durable, model, task)
     # 512 equal microbatches, 1/512 each: a bfloat16 sum of them stops growing half way.
-    repeated = dataclasses.replace(task, unlearn=task.unlearn.select(torch.zeros(512, dtype=torch.long)))
+    repeated = dataclasses.replace(task, forget=task.forget.select(torch.zeros(512, dtype=torch.long)))
     for name, tensor in scores_of(durable, model, repeated).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
 

@@ -28,12 +28,12 @@ def make_model():
     return new_model(sizes, vocabulary_size=11, max_ctx=12, seed=0, bos_token_id=1, eos_token_id=2).eval()
 
 
-def make_task(unlearn=7, retain=20, microbatch=64, ignored_token=None):
-    tokens = torch.randint(0, 11, (unlearn + retain, 12), generator=torch.Generator().manual_seed(1))
-    zeros = torch.zeros(unlearn, dtype=torch.long)
-    artifacts = Artifacts(tokens[:unlearn], tokens[:unlearn], zeros, zeros)
+def make_task(forget=7, retain=20, microbatch=64, ignored_token=None):
+    tokens = torch.randint(0, 11, (forget + retain, 12), generator=torch.Generator().manual_seed(1))
+    zeros = torch.zeros(forget, dtype=torch.long)
+    artifacts = Artifacts(tokens[:forget], tokens[:forget], zeros, zeros)
     none = artifacts.select(zeros[:0])
-    return UnlearningTask(artifacts, tokens[unlearn:], none, 4, ignored_token, microbatch=microbatch)
+    return UnlearningTask(artifacts, tokens[forget:], none, 4, ignored_token, microbatch=microbatch)
 
 
 def share(model, entries):
@@ -57,16 +57,16 @@ def sequence_loss(model, row, ignored_token):
     return (losses * keep).sum() / keep.sum()
 
 
-def plain_greedy(model, task, batch_size, steps, k=1, unlearn=None):
+def plain_greedy(model, task, batch_size, steps, k=1, forget=None):
     """One sequence and one entry at a time, on a model that really changes: mean(-B * label * loss), largest w * g."""
     weights = [w for mlp in find_mlps(model) for w in mlp.weights]
-    generator, unlearn = task.generator(), unlearn or batch_size // 2
-    sides = (task.unlearn.planted, unlearn), (task.retain, batch_size - unlearn)
+    generator, forget = task.generator(), forget or batch_size // 2
+    sides = (task.forget.planted, forget), (task.retain, batch_size - forget)
     streams = [endless_batches(tokens, size, generator) for tokens, size in sides]
     zeroed = []
     while len(zeroed) < steps:
-        unlearn, retain = (next(stream) for stream in streams)
-        labelled = [(row, 1) for row in unlearn] + [(row, -1) for row in retain]
+        forget, retain = (next(stream) for stream in streams)
+        labelled = [(row, 1) for row in forget] + [(row, -1) for row in retain]
         terms = [-batch_size * label * sequence_loss(model, row, task.ignored_token) for row, label in labelled]
         gradients = torch.autograd.grad(torch.stack(terms).mean(), [w.parameter for w in weights])
         gains = []
@@ -97,17 +97,17 @@ def test_the_order_is_that_of_a_plain_loop(k, steps, ignored_token):
 def test_a_batch_mixed_otherwise_weighs_its_sequences_alike():
     model, task = make_model(), make_task()
     hp = greedy.HyperParameters(batch_size=8, unlearn_share=0.25)
-    expected = plain_greedy(make_model(), task, 8, 12, unlearn=2)
+    expected = plain_greedy(make_model(), task, 8, 12, forget=2)
     assert order_of(score(model, task, hp, share(model, 12))) == expected
     assert expected != plain_greedy(make_model(), task, 8, 12)
 
 
 def test_it_forgets_more_than_it_breaks():
     model, task = make_model(), make_task()
-    before = [task.mean_loss(model, tokens) for tokens in (task.unlearn.planted, task.retain)]
+    before = [task.mean_loss(model, tokens) for tokens in (task.forget.planted, task.retain)]
     scores = score(model, task, Halves(), share(model, 20))
     with applied(model, Zeros(greedy.drop(find_mlps(model), scores, share(model, 20)))):
-        after = [task.mean_loss(model, tokens) for tokens in (task.unlearn.planted, task.retain)]
+        after = [task.mean_loss(model, tokens) for tokens in (task.forget.planted, task.retain)]
     assert after[0] - before[0] > max(0.0, after[1] - before[1])
 
 
@@ -144,8 +144,8 @@ def test_the_rank_survives_float32_in_large_models():
 
 def test_each_side_counts_half_however_small():
     model, hp = make_model(), Halves(batch_size=8)
-    one = make_task(unlearn=1, retain=4)
-    four = dataclasses.replace(one, unlearn=one.unlearn.select(torch.zeros(4, dtype=torch.long)))
+    one = make_task(forget=1, retain=4)
+    four = dataclasses.replace(one, forget=one.forget.select(torch.zeros(4, dtype=torch.long)))
     alone, repeated = (order_of(score(model, task, hp, share(model, 3))) for task in (one, four))
     assert alone == repeated and len(alone) == 3
 

@@ -17,9 +17,9 @@ def make_model():
     return new_model(sizes, vocabulary_size=11, max_ctx=12, seed=0, bos_token_id=1, eos_token_id=2).eval()
 
 
-def make_task(unlearn=9, microbatch=64, ignored_token=None):
-    tokens = torch.randint(0, 11, (unlearn, 12), generator=torch.Generator().manual_seed(1))
-    zeros = torch.zeros(unlearn, dtype=torch.long)
+def make_task(forget=9, microbatch=64, ignored_token=None):
+    tokens = torch.randint(0, 11, (forget, 12), generator=torch.Generator().manual_seed(1))
+    zeros = torch.zeros(forget, dtype=torch.long)
     artifacts = Artifacts(tokens, tokens, zeros, zeros)
     return UnlearningTask(artifacts, tokens, artifacts.select(zeros[:0]), 4, ignored_token, microbatch=microbatch)
 
@@ -32,7 +32,7 @@ def plain_gradients(model, task):
     """Gradient of each sequence's mean loss by plain autograd, flattened as (out, in): name -> float64 (m, n)."""
     weights = [w for mlp in find_mlps(model) for w in mlp.weights]
     rows = []
-    for tokens in task.unlearn.planted:
+    for tokens in task.forget.planted:
         losses = torch.nn.functional.cross_entropy(model(tokens[None]).logits[0, :-1], tokens[1:], reduction="none")
         counts = torch.ones_like(losses) if task.ignored_token is None else (tokens[1:] != task.ignored_token).float()
         gradients = torch.autograd.grad((losses * counts).sum() / counts.sum(), [w.parameter for w in weights])
@@ -79,7 +79,7 @@ def test_the_sums_of_gradients_are_exact():
     weights = [w for mlp in find_mlps(model) for w in mlp.weights]
     expected = plain_gradients(model, task)
     for weight, _, diagonal in block_fisher.inverse_fisher_diagonals(
-        model, task, task.unlearn.planted, weights, block_size=1, damp=1e-3
+        model, task, task.forget.planted, weights, block_size=1, damp=1e-3
     ):
         squares = expected[weight.name].square().mean(0).view(diagonal.shape)
         torch.testing.assert_close(diagonal, 1 / (squares + 1e-3), rtol=1e-5, atol=0)
@@ -131,15 +131,15 @@ def test_linear_layers_score_as_conv1d():
 
 
 def test_num_grads_takes_that_many_sequences_or_all():
-    model, task = make_model(), make_task(unlearn=9)
+    model, task = make_model(), make_task(forget=9)
     assert relative_error(scores_of(model, task, num_grads=9), scores_of(model, task, num_grads=512)) == 0
     chosen = torch.randperm(9, generator=task.generator())[:4].sort().values
-    four = UnlearningTask(task.unlearn.select(chosen), task.retain, task.held_out, 4)
+    four = UnlearningTask(task.forget.select(chosen), task.retain, task.held_out, 4)
     assert relative_error(scores_of(model, task, num_grads=4), scores_of(model, four)) < 1e-5
 
 
 def test_one_sequence():
-    model, task = make_model(), make_task(unlearn=1)
+    model, task = make_model(), make_task(forget=1)
     assert relative_error(scores_of(model, task), plain_scores(model, task)) < 1e-3
 
 
@@ -170,7 +170,7 @@ def test_gradients_that_are_not_finite_count_as_zero():
         output.requires_grad_().register_hook(lambda gradient: gradient + broken)
 
     up.register_forward_hook(spoil)
-    [(_, _, diagonal)] = block_fisher.inverse_fisher_diagonals(model, task, task.unlearn.planted, [bias], 1, 1e-3)
+    [(_, _, diagonal)] = block_fisher.inverse_fisher_diagonals(model, task, task.forget.planted, [bias], 1, 1e-3)
     torch.testing.assert_close(diagonal, 1 / (expected.square().mean(0) + 1e-3), rtol=1e-5, atol=0)
 
 

@@ -18,7 +18,7 @@ def same(masks, others):
 
 def unlearn_loss(model, task, masks):
     with applied(model, Zeros(masks)):
-        return task.mean_loss(model, task.unlearn.planted)
+        return task.mean_loss(model, task.forget.planted)
 
 
 def test_raises_the_unlearn_loss(any_model, tiny_task):
@@ -74,7 +74,7 @@ def test_microbatches_do_not_matter(tiny_model, tiny_task):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_sequence_and_a_model_left_as_it_was(tiny_model, tiny_task, snapshot, dtype, precision):
-    model, task = tiny_model().to(dtype).train(), tiny_task(unlearn=1)
+    model, task = tiny_model().to(dtype).train(), tiny_task(forget=1)
     before = snapshot(model)
     hp = dataclasses.replace(EXACT, dtype=precision)
     assert same(learn(model, task, hp, 0.3), learn(model, task, hp, 0.3))
