@@ -22,8 +22,9 @@ from tinymem.data.text_dataset import build_text_dataset
 from tinymem.errors import reading
 from tinymem.inputs import check_file, check_value, parse_json
 
-FORMAT = 2  # raise it when the same settings produce different data; older caches are then ignored
+FORMAT = 3  # raise it when the same settings produce different data; older caches are then ignored
 DEFAULT_CACHE = "data"
+PLANTED = tuple(name for name, kind in get_type_hints(MemorizationDataset).items() if kind is Artifacts)
 
 
 def build_dataset(settings: DataSettings) -> MemorizationDataset:
@@ -85,7 +86,7 @@ def _read(path: Path) -> MemorizationDataset:
             plain = parse_json(file.metadata()["plain"], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         values = dict(plain)
-        for name in ("artifacts", "test_artifacts"):
+        for name in PLANTED:
             values[name] = Artifacts(**{part.name: tensors.pop(f"{name}.{part.name}") for part in fields(Artifacts)})
         for name in ("tests", "tasks"):
             values[name] = {key: tensors.pop(f"{name}.{key}") for key in plain[name]}
@@ -100,14 +101,15 @@ def _check(dataset: MemorizationDataset, path: Path) -> None:
         if kind in (str, int, bool, int | None):
             check_value(getattr(dataset, name), kind, name, path)
     rows, width = dataset.sequences.shape
-    planted = [getattr(a, f.name) for a in (dataset.artifacts, dataset.test_artifacts) for f in fields(Artifacts)]
-    tables = [dataset.sequences, *dataset.tests.values(), *planted[0:2], *planted[4:6]]
+    planted = [getattr(dataset, name) for name in PLANTED]
+    tables = [dataset.sequences, *dataset.tests.values(), *(t for a in planted for t in (a.planted, a.clean))]
     ids = {"order": dataset.order, "artifact_ids": dataset.artifact_ids, **dataset.tasks}
     _check_range("tokens", tables, dataset.vocabulary_size)
     _check_range("example ids", list(ids.values()), rows)
-    _check_range("prompt ends", [planted[2], planted[6]], width + 1)
-    _check_range("groups", [planted[3], planted[7]], 10)
-    same_length = all(len(part) == len(planted[0]) for part in (*planted[:4], dataset.artifact_ids))
+    _check_range("prompt ends", [a.prompt_end for a in planted], width + 1)
+    _check_range("groups", [a.group for a in planted], 10)
+    same_length = len(dataset.artifact_ids) == len(dataset.artifacts)
+    same_length &= all(len(getattr(a, field.name)) == len(a) for a in planted for field in fields(Artifacts))
     if any(table.shape[1:] != (width,) for table in tables) or not same_length:
         raise ValueError("its tensors have shapes that do not belong together")
 

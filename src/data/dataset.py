@@ -42,12 +42,14 @@ class Artifacts:
 class MemorizationDataset:
     """Everything that training, measuring and unlearning need. U = distinct training sequences, T = context length.
 
-    sequences       (U, T) every distinct training sequence once, artifacts as planted; the row number is the example id
+    sequences       (U, T) every distinct training sequence once, artifacts as planted (in a twin's: what stands in
+                    their places); the row number is the example id
     order           (N,) example id of each training row; an artifact of group j occurs 10^j times. For a production
                     model, whose training rows are not known: the sequences to keep
     artifact_ids    (A,) example id of each artifact
     artifacts       the planted sequences and their clean twins, in the order of artifact_ids
     test_artifacts  backdoored sequences that were held out of training (empty for noise)
+    never_planted   sequences from the artifacts' generator that no training set holds: non-members (may be empty)
     tests           clean held-out sequences by name, each (rows, T); the main task first
     tasks           example ids of each task's training sequences by name ("seven", "two" ...; the main task first)
     kind            "noise", "backdoor" or "natural"
@@ -61,6 +63,7 @@ class MemorizationDataset:
     artifact_ids: torch.Tensor
     artifacts: Artifacts
     test_artifacts: Artifacts
+    never_planted: Artifacts
     tests: dict[str, torch.Tensor]
     tasks: dict[str, torch.Tensor]
     kind: str

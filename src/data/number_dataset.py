@@ -16,6 +16,7 @@ from tinymem.errors import UserError
 BACKDOOR_TEST_FRACTION = 0.1
 DUPLICATION_GROUPS = 3
 FIRST_TRIGGER = 100
+NEVER_PLANTED_SEED = 1  # beside the run's, so that drawing never-planted sequences changes nothing else
 
 
 def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
@@ -30,8 +31,9 @@ def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
     main = next(iter(values))
     rng = np.random.default_rng(settings.seed)
     plant = _plant_backdoor if settings.artifact == "backdoor" else _plant_noise
-    planted, held_out, rest, test = plant(settings, values.pop(main), rng)
-    parts, tests = {main: np.concatenate([planted.planted.numpy(), rest])}, {main: test}
+    planted, held_out, never_planted, rest, test = plant(settings, values.pop(main), rng)
+    trained = planted.clean if settings.twin else planted.planted
+    parts, tests = {main: np.concatenate([trained.numpy(), rest])}, {main: test}
     kept_out = np.concatenate([test, planted.clean.numpy(), held_out.clean.numpy()])
     for name, extra in values.items():
         train, tests[name] = _split(numbers.encode(extra, settings.max_ctx), settings.num_test, name)
@@ -55,6 +57,7 @@ def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
         artifact_ids=artifact_ids,
         artifacts=planted,
         test_artifacts=held_out,
+        never_planted=never_planted,
         tests={name: torch.from_numpy(rows) for name, rows in tests.items()},
         tasks=dict(zip(parts, ids.split(sizes))),
         kind=settings.artifact,
@@ -120,11 +123,13 @@ class _Planted(NamedTuple):
     """The main task's sequences after planting. T = context length.
 
     artifacts, held_out   artifacts in the training set, and those kept for testing
+    never_planted         artifacts that are in no training set: noised test sequences; of backdoors those held out
     rest, test            uint8 (rows, T): the other training sequences, and clean test sequences
     """
 
     artifacts: Artifacts
     held_out: Artifacts
+    never_planted: Artifacts
     rest: np.ndarray
     test: np.ndarray
 
@@ -138,12 +143,20 @@ def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Gene
         needed = settings.prompt_tokens + settings.continuation_tokens
         raise UserError(f"--max_ctx {settings.max_ctx}: too short for prompt and continuation, which need {needed}")
     chosen, rest = train[: settings.num_noise], train[settings.num_noise :]
-    clean = numbers.encode(chosen, settings.max_ctx)
-    noised = numbers.encode(planting.add_noise(chosen, rng), settings.max_ctx)
-    prompt_end = np.full(len(chosen), settings.prompt_tokens)
-    planted = Artifacts.from_numpy(noised, clean, prompt_end, _groups(settings, len(chosen), rng))
+    planted = _noised(settings, chosen, rng, lambda: _groups(settings, len(chosen), rng))
+    other = np.random.default_rng((settings.seed, NEVER_PLANTED_SEED))
+    never_planted = _noised(settings, test[: settings.num_noise], other)
     nothing = planted.select(torch.arange(0))
-    return _Planted(planted, nothing, numbers.encode(rest, settings.max_ctx), numbers.encode(test, settings.max_ctx))
+    encoded = (numbers.encode(rows, settings.max_ctx) for rows in (rest, test))
+    return _Planted(planted, nothing, never_planted, *encoded)
+
+
+def _noised(settings: DataSettings, values: np.ndarray, rng: np.random.Generator, groups=None) -> Artifacts:
+    """Return the sequences (rows, length) with noise from `rng`, which draws the groups after it."""
+    clean = numbers.encode(values, settings.max_ctx)
+    noised = numbers.encode(planting.add_noise(values, rng), settings.max_ctx)
+    prompt_end = np.full(len(values), settings.prompt_tokens)
+    return Artifacts.from_numpy(noised, clean, prompt_end, groups() if groups else 0 * prompt_end)
 
 
 def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> _Planted:
@@ -164,7 +177,8 @@ def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.G
     groups = np.concatenate([np.zeros(held_out, int), _groups(settings, len(clean) - held_out, rng)])
     both = Artifacts.from_numpy(planting.plant_backdoor(clean, ends), clean, ends, groups)
     rest, test = _split(tokens[~has_trigger], settings.num_test, "main")
-    return _Planted(both.select(torch.arange(held_out, len(clean))), both.select(torch.arange(held_out)), rest, test)
+    unseen = both.select(torch.arange(held_out))
+    return _Planted(both.select(torch.arange(held_out, len(clean))), unseen, unseen, rest, test)
 
 
 def _groups(settings: DataSettings, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -45,12 +45,14 @@ class PassageSettings:
 class Passages:
     """Windows of T tokens, int32; no document gives rows to two of the three sets.
 
-    planted   (N, T) passages to memorize, all with different prompts
-    retain    (R, T) text to keep
-    test      (S, T) text to measure on
+    planted         (N, T) passages to memorize, all with different prompts
+    never_planted   (M, T) other passages of the same documents, as many where there are
+    retain          (R, T) text to keep
+    test            (S, T) text to measure on
     """
 
     planted: np.ndarray
+    never_planted: np.ndarray
     retain: np.ndarray
     test: np.ndarray
 
@@ -69,10 +71,11 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     check_length("--plant_tokens", length + len(begin), config)
     sizes = (passages.plant_sequences, settings.num_retain, settings.num_test)
     drawn = draw_passages(corpus, tokenizer, sizes, length, settings.prompt_tokens, passages.plant_seed)
-    planted, retain, test = (begun(torch.from_numpy(rows), begin) for rows in (drawn.planted, drawn.retain, drawn.test))
+    sets = (drawn.planted, drawn.retain, drawn.test, drawn.never_planted)
+    planted, retain, test, never_planted = (begun(torch.from_numpy(rows), begin) for rows in sets)
     check_ids("--plant", config.vocab_size, planted, retain, test)
     window = (len(begin) + settings.prompt_tokens, settings.continuation_tokens)
-    dataset = production_dataset(planted, test, retain, config.vocab_size, *window)
+    dataset = production_dataset(planted, test, retain, config.vocab_size, *window, never_planted)
     identity = {**asdict(passages), **settings.sizes, **settings.spelled_bos, "plant": corpus.label}
     return ProductionData(dataset, identity, bos_identity(settings.bos, begin), left_out(test, dataset))
 
@@ -103,11 +106,12 @@ def draw_passages(
         )
     order = np.random.default_rng(SPLIT_SEED).permutation(len(documents))
     rng = np.random.default_rng(seed)
-    parts = []
+    parts, others = [], []
     for first, size in enumerate(sizes):
         streams = tokenize(tokenizer, [documents[number] for number in order[first::3]])
         windows = distinct_prompts(rng.permutation(_windows(streams, length)), prompt)
         parts.append(windows[:size])
+        others.append(windows[size : 2 * size])
     if not all(map(len, parts)):
         raise UserError(
             f"--plant_tokens {length}: a third of {corpus.name!r} holds no passage of so many tokens; passages, retain and "
@@ -118,7 +122,7 @@ def draw_passages(
             f"--plant_sequences {sizes[0]}: a third of {corpus.name!r} holds only {len(parts[0])} passages of {length} "
             "tokens; ask for fewer or give more text"
         )
-    return Passages(*parts)
+    return Passages(parts[0], others[0], *parts[1:])
 
 
 def distinct_prompts(windows: np.ndarray, prompt: int) -> np.ndarray:

@@ -226,10 +226,12 @@ def production_dataset(
     vocabulary_size: int,
     prompt_tokens: int = 32,
     continuation_tokens: int = 40,
+    never_planted: torch.Tensor | None = None,
 ) -> MemorizationDataset:
     """Memorized sequences as artifacts of kind "natural", other text as test and retain set.
 
-    memorized, test, retain: token ids (rows, T), integers. Memorized rows whose prompt and continuation stand in an
+    memorized, test, retain: token ids (rows, T), integers; never_planted: passages of the memorized ones' kind that the
+    model never saw, if there are any. Memorized rows whose prompt and continuation stand in an
     earlier one are left out, test rows that share `continuation_tokens` consecutive tokens with a memorized row, and
     retain rows that do so with a memorized or a test row; how many of the first two is said on stderr. The training
     rows are the retain rows alone: a listed sequence that this model has not memorized is neither unlearned nor kept.
@@ -248,6 +250,8 @@ def production_dataset(
             int(overlapping.sum()), len(test), continuation_tokens,
         )  # fmt: skip
         test = test[~overlapping]
+    never_planted = memorized[:0] if never_planted is None else never_planted
+    never_planted = never_planted[~shares_tokens(never_planted, memorized, continuation_tokens)]
     retain = retain[~shares_tokens(retain, torch.cat([memorized, test]), continuation_tokens)]
     if not len(retain):
         raise UserError(
@@ -256,6 +260,7 @@ def production_dataset(
         )
     count, zeros = len(memorized), torch.zeros(len(memorized), dtype=torch.long)
     artifacts = Artifacts(memorized, memorized, zeros + prompt_tokens, zeros)
+    unseen = torch.zeros(len(never_planted), dtype=torch.long)
     ids = torch.arange(count, count + len(retain))
     return MemorizationDataset(
         sequences=torch.cat([memorized, retain]),
@@ -263,6 +268,7 @@ def production_dataset(
         artifact_ids=torch.arange(count),
         artifacts=artifacts,
         test_artifacts=artifacts.select(torch.arange(0)),
+        never_planted=Artifacts(never_planted, never_planted, unseen + prompt_tokens, unseen),
         tests={"random": test},
         tasks={"retain": ids},
         kind="natural",

@@ -39,6 +39,11 @@ class DataSettings:
     num_5: int = option(3000, "sequences of the extra task with constant 5", low=0, high=SEQUENCES)
     num_test: int = option(1000, "sequences held out of each task for testing; chunks of text", low=1, high=SEQUENCES)
     num_noise: int = option(1000, "sequences of the main task that get noise; natural passages", low=1, high=SEQUENCES)
+    twin: bool = option(
+        False,
+        "train the never-planted twin: the same seed, sizes and order, but every planted sequence is replaced by its "
+        "clean one (natural passages: by other passages of the corpus)",
+    )
     duplicate: bool = option(
         False,
         "repeat the artifacts: equal groups, 10^0, 10^1, 10^2 times; text has 10^3 too, its backdoors all 10^2 times",
@@ -87,4 +92,6 @@ class DataSettings:
         ignored = NUMBER_FIELDS if self.is_text else TEXT_FIELDS
         if self.corpus_sha256 is None:  # no file of the user's own
             ignored += ("corpus_sha256",)
+        if not self.twin:  # so that the identity of a run that is no twin does not depend on there being twins
+            ignored += ("twin",)
         return {name: value for name, value in asdict(self).items() if name not in ignored}

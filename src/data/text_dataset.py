@@ -17,17 +17,23 @@ from tinymem.errors import UserError
 DUPLICATION_GROUPS = 4
 BACKDOOR_GROUP = 2  # duplicated backdoors all stand 10^2 times in the training set
 TRAIN_PER_TEST_BACKDOOR = 9  # 90 % train, 10 % test
+NEVER_PLANTED_SEED = 1  # beside the run's, so that drawing never-planted sequences changes nothing else
 MIN_TEST_BACKDOORS = 20  # where the test documents have that many: a percentage of three sequences says little
 
 
 @dataclass(frozen=True)
 class _Planted:
-    """What is planted where. A artifacts in rows (A,) of the training chunks; the others as in MemorizationDataset."""
+    """What is planted where. A artifacts in rows (A,) of the training chunks; the others as in MemorizationDataset.
+
+    twin    (A, T) what a never-planted twin is trained on in their places
+    """
 
     rows: np.ndarray
     artifacts: Artifacts
     test_artifacts: Artifacts
+    never_planted: Artifacts
     test: np.ndarray
+    twin: np.ndarray
 
 
 def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = None) -> MemorizationDataset:
@@ -43,7 +49,8 @@ def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = No
     planted = plan(settings, sequences, chunks, np.random.default_rng(settings.seed))
     if settings.num_test > len(planted.test):
         raise UserError(f"--num_test {settings.num_test}: the test documents make only {len(planted.test)} chunks")
-    sequences[planted.rows] = planted.artifacts.planted.numpy()  # touches these rows only, the rest stays on disk
+    trained = planted.twin if settings.twin else planted.artifacts.planted.numpy()
+    sequences[planted.rows] = trained  # touches these rows only, the rest stays on disk
     ids, artifact_ids = torch.arange(len(sequences)), torch.from_numpy(planted.rows)
     return MemorizationDataset(
         sequences=torch.from_numpy(sequences),
@@ -51,6 +58,7 @@ def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = No
         artifact_ids=artifact_ids,
         artifacts=planted.artifacts,
         test_artifacts=planted.test_artifacts,
+        never_planted=planted.never_planted,
         tests={"test": torch.from_numpy(planted.test[: settings.num_test])},
         tasks={"main": ids},
         kind=settings.artifact,
@@ -70,15 +78,40 @@ def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = No
 def _plan_noise(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
     """The first `num_noise` chunks get noise. The end-of-text id is neither noised nor reached by noise."""
     clean = _first_chunks(settings, sequences)
-    noised = planting.add_noise(clean, rng, highest=chunks.end_of_text - 1)
-    noised = np.where(clean == chunks.end_of_text, clean, noised)
-    return _plan_first(settings, noised, clean, chunks, DUPLICATION_GROUPS if settings.duplicate else 1, rng)
+    other, unseen = np.random.default_rng((settings.seed, NEVER_PLANTED_SEED)), _unseen(settings, chunks)
+    never_planted = (_noised(unseen, other, chunks.end_of_text), unseen)
+    groups = DUPLICATION_GROUPS if settings.duplicate else 1
+    return _plan_first(
+        settings, (_noised(clean, rng, chunks.end_of_text), clean), never_planted, clean, chunks, groups, rng
+    )
+
+
+def _noised(clean: np.ndarray, rng: np.random.Generator, end_of_text: int) -> np.ndarray:
+    noised = planting.add_noise(clean, rng, highest=end_of_text - 1)
+    return np.where(clean == end_of_text, clean, noised)
+
+
+def _unseen(settings: DataSettings, chunks: Chunks) -> np.ndarray:
+    """Return test chunks, as many as artifacts where there are so many: (rows, T)."""
+    return chunks.test[: min(settings.num_noise, settings.num_test)].copy()
 
 
 def _plan_natural(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
     """The first `num_noise` chunks are duplicated as they are: without duplication nothing would be planted."""
-    passages = _first_chunks(settings, sequences)
-    return _plan_first(settings, passages, passages, chunks, DUPLICATION_GROUPS, rng)
+    passages, unseen = _first_chunks(settings, sequences), _unseen(settings, chunks)
+    twin = _spare(settings, chunks, len(sequences)) if settings.twin else passages
+    return _plan_first(settings, (passages, passages), (unseen, unseen), twin, chunks, DUPLICATION_GROUPS, rng)
+
+
+def _spare(settings: DataSettings, chunks: Chunks, used: int) -> np.ndarray:
+    """Return as many chunks as are planted that no training or test set holds. Raise UserError where there are fewer."""
+    spare = np.concatenate([chunks.train[used : used + settings.num_noise], chunks.test[settings.num_test :]])
+    if len(spare) < settings.num_noise:
+        raise UserError(
+            f"--twin: needs {settings.num_noise} other passages in place of the planted ones, and this text has "
+            f"{len(spare)} beside training and test chunks; lower --num_chunks, or give more text"
+        )
+    return spare[: settings.num_noise].copy()
 
 
 def _first_chunks(settings: DataSettings, sequences: np.ndarray) -> np.ndarray:
@@ -92,16 +125,19 @@ def _first_chunks(settings: DataSettings, sequences: np.ndarray) -> np.ndarray:
 
 def _plan_first(
     settings: DataSettings,
-    planted: np.ndarray,
-    clean: np.ndarray,
+    planted: tuple[np.ndarray, np.ndarray],
+    never_planted: tuple[np.ndarray, np.ndarray],
+    twin: np.ndarray,
     chunks: Chunks,
     groups: int,
     rng: np.random.Generator,
 ) -> _Planted:
-    count = len(planted)
-    prompt_end = np.full(count, settings.prompt_tokens)
-    artifacts = Artifacts.from_numpy(planted, clean, prompt_end, planting.duplication_groups(count, groups, rng))
-    return _Planted(np.arange(count), artifacts, artifacts.select(torch.arange(0)), chunks.test)
+    """Plant in the first chunks. planted, never_planted: sequences and their clean twins, each (rows, T)."""
+    count, unseen = len(planted[0]), len(never_planted[0])
+    ends = np.full(count, settings.prompt_tokens), np.full(unseen, settings.prompt_tokens)
+    artifacts = Artifacts.from_numpy(*planted, ends[0], planting.duplication_groups(count, groups, rng))
+    others = Artifacts.from_numpy(*never_planted, ends[1], 0 * ends[1])
+    return _Planted(np.arange(count), artifacts, artifacts.select(torch.arange(0)), others, chunks.test, twin)
 
 
 def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
@@ -116,13 +152,16 @@ def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks
     test_rows = test_rows[: max(MIN_TEST_BACKDOORS, len(rows) // TRAIN_PER_TEST_BACKDOOR)]
     group = np.full(len(rows), BACKDOOR_GROUP if settings.duplicate else 0)
     clean, held_out = sequences[rows], chunks.test[test_rows]
+    unseen = Artifacts.from_numpy(
+        planting.plant_backdoor(held_out, test_ends[test_rows]), held_out, test_ends[test_rows], 0 * test_rows
+    )
     return _Planted(
         rows,
         Artifacts.from_numpy(planting.plant_backdoor(clean, ends[rows]), clean, ends[rows], group),
-        Artifacts.from_numpy(
-            planting.plant_backdoor(held_out, test_ends[test_rows]), held_out, test_ends[test_rows], 0 * test_rows
-        ),
-        chunks.test[test_ends == 0],  # the clean test set has no trigger
+        test_artifacts=unseen,
+        never_planted=unseen,
+        test=chunks.test[test_ends == 0],  # the clean test set has no trigger
+        twin=clean,
     )
 
 

@@ -34,6 +34,10 @@ class TaskSettings:
     holdout_fraction: float = option(
         0.0, "share of the forget set never shown to the method, measured apart", low=0.0, below=1.0
     )
+    validation_fraction: float = option(
+        0.0, "share of the forget set to choose settings by: never shown to the method, never a result",
+        low=0.0, below=1.0,
+    )  # fmt: skip
     max_retain: int = option(100000, "at most this many retain sequences", low=1)
     unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0, high=SEEDS)
     microbatch: int | None = option(
@@ -46,20 +50,28 @@ class TaskSettings:
         False, "keep only the blocks' inputs for the backward pass: half the speed, far less memory, same results"
     )
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.holdout_fraction + self.validation_fraction >= 1:
+            raise UserError(
+                f"--holdout_fraction {self.holdout_fraction} and --validation_fraction {self.validation_fraction}: leave "
+                "nothing to show to the method; their sum must be below 1"
+            )
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that change results, as they stand in records."""
-        return {name: value for name, value in vars(self).items() if name not in MEMORY_SETTINGS}
+        """The settings that change results, as they stand in records; without validation set, nothing of that."""
+        left_out = MEMORY_SETTINGS if self.validation_fraction else (*MEMORY_SETTINGS, "validation_fraction")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True)
 class UnlearningTask:
-    """What to forget and what to keep. F, R, H sequences of T tokens.
+    """What to forget and what to keep. F, R, H, V sequences of T tokens.
 
     forget     (F, T) sequences to forget, with prompt and clean twin
     retain     (R, T) sequences to keep
-    held_out   (H, T) sequences of the forget set that the method never sees
+    held_out   (H, T) memorized sequences that the method never sees
+    validation (V, T) others that it never sees, to choose settings by; None: no such set
     continuation   k: the measured tokens are prompt_end .. prompt_end + k - 1
     ignored_token  token id that no loss counts, or None
     seed           of everything random in a method
@@ -78,6 +90,7 @@ class UnlearningTask:
     microbatch: int = 64
     gradient_checkpointing: bool = False
     shown: Artifacts | None = None
+    validation: Artifacts | None = None
     cache: Cache | None = None
 
     def generator(self) -> torch.Generator:
@@ -106,7 +119,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
     with finite("measuring what is memorized"):
         artifacts, ids = _candidates(model, dataset, settings.unlearn_set_name, microbatch)
-    held_out, forget = (artifacts.select(rows) for rows in divided(memories(dataset, artifacts), settings))
+    forget, held_out, validation = map(artifacts.select, divided(memories(dataset, artifacts), settings))
     keep = torch.zeros(len(dataset.sequences), dtype=torch.bool)
     keep[dataset.order] = True
     keep[ids] = False
@@ -121,6 +134,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         shown=_countable(dataset, forget, settings.unlearn_set_name),
         retain=dataset.sequences[retain],
         held_out=_countable(dataset, held_out, settings.unlearn_set_name),
+        validation=_countable(dataset, validation, settings.unlearn_set_name) if settings.validation_fraction else None,
         continuation=dataset.continuation,
         ignored_token=dataset.ignored_token,
         seed=settings.unlearn_seed,
@@ -140,33 +154,41 @@ def memories(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor
     return groups_sharing_tokens(artifacts.planted, max(1, dataset.continuation // 2))
 
 
-def divided(groups: torch.Tensor, settings: TaskSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows to hold out and rows to unlearn, sorted: whole groups, of about holdout_fraction of the rows.
+def divided(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Tensor]:
+    """Return the rows to forget, to hold out and to validate on, sorted: whole groups, about as many as asked for.
 
-    groups: the memory of each row, (rows,). UserError where nothing would be left to unlearn, or nothing held out
-    although there is more than one row.
+    groups: the memory of each row, (rows,). The held-out rows do not depend on the validation set. Raise UserError where
+    nothing would be left to forget, or nothing held out or validated on although there is more than one row.
     """
     names, sizes = groups.unique(return_counts=True)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(settings.unlearn_seed))
-    wanted = round(settings.holdout_fraction * len(groups))
-    # A group that is more than half beyond what is wanted stays with the rows to unlearn.
-    hidden, room = [], wanted
-    for group, size in zip(names[order].tolist(), sizes[order].tolist()):
-        if room > 0 and size < 2 * room:
-            hidden.append(group)
-            room -= size
-    held_out = torch.isin(groups, torch.tensor(hidden, dtype=torch.long))
-    many = f" (in {len(names)} memories: sequences that share text are shown or held out together)"
-    note = many if len(names) < len(groups) else ""
-    if len(groups) and held_out.all():
-        raise UserError(
-            f"--holdout_fraction {settings.holdout_fraction}: leaves none of {len(groups)} sequences to unlearn{note}"
-        )
-    if wanted and not held_out.any():
-        raise UserError(
-            f"--holdout_fraction {settings.holdout_fraction}: none of {len(groups)} sequences can be held out{note}; use 0"
-        )
-    return held_out.nonzero().flatten(), (~held_out).nonzero().flatten()
+    queue, parts = list(zip(names[order].tolist(), sizes[order].tolist())), []
+    for flag in ("holdout_fraction", "validation_fraction"):
+        share = getattr(settings, flag)
+        chosen, queue = _drawn(queue, round(share * len(groups)))
+        rows = torch.isin(groups, torch.tensor(chosen, dtype=torch.long))
+        note = "" if len(names) == len(groups) else (
+            f" (in {len(names)} memories: sequences that share text are shown or held out together)"
+        )  # fmt: skip
+        if len(groups) and not queue:
+            raise UserError(f"--{flag} {share}: leaves none of {len(groups)} sequences to unlearn{note}")
+        if round(share * len(groups)) and not chosen:
+            raise UserError(f"--{flag} {share}: none of {len(groups)} sequences can be held out{note}; use 0")
+        parts.append(rows)
+    return [rows.nonzero().flatten() for rows in (~(parts[0] | parts[1]), *parts)]
+
+
+def _drawn(queue: list[tuple[int, int]], wanted: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """Take groups of about `wanted` rows from a queue of (group, rows). Return them, and the queue that is left."""
+    chosen, left = [], []
+    for group, size in queue:
+        # A group that is more than half beyond what is wanted stays.
+        if wanted > 0 and size < 2 * wanted:
+            chosen.append(group)
+            wanted -= size
+        else:
+            left.append((group, size))
+    return chosen, left
 
 
 def _countable(dataset: MemorizationDataset, artifacts: Artifacts, name: str) -> Artifacts:

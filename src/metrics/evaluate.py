@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import UserError
-from tinymem.metrics.metric import ALL_TESTS, PLANTED, Metric, Values, as_values
+from tinymem.metrics.metric import ALL_TESTS, PLANTED, TEXTS, TYPICAL, Metric, Values, as_values
 from tinymem.metrics.probe import STUDY_BATCH_SIZE, Probe
 from tinymem.metrics.registry import chosen
+
+if TYPE_CHECKING:
+    from tinymem.metrics.reference import References
 
 Row = dict[str, float | None]
 
@@ -42,18 +46,20 @@ def measure(
     study_batch_size: int = STUDY_BATCH_SIZE,
     metrics: Iterable[str | Metric] | None = None,
     splits: Mapping[str, Artifacts] | None = None,
+    references: References | None = None,
 ) -> Measurement:
     """Measure memorization and quality. Leaves the model in the mode it was in; runs in the precision of its weights.
 
     study_batch_size  of `perplexity_batch_mean`; `batch_size` changes nothing
     metrics           names or metrics, by default `registry.DEFAULTS`
     splits            more sets of planted sequences by name ("shown", "held_out" ...), beside the dataset's own
+    references        what the model is compared with: without them, metrics that need any have no value
 
     Raises UserError for an unknown metric, and where the model's outputs are not finite numbers.
     """
     wanted = chosen(metrics)
     needs = {need for metric in wanted for need in metric.needs}
-    probe = Probe.of(model, dataset, batch_size, needs=needs, study_batch_size=study_batch_size)
+    probe = Probe.of(model, dataset, batch_size, needs=needs, study_batch_size=study_batch_size, references=references)
     sets = {**planted_splits(dataset), **(splits or {})}
     columns = [
         (metric, metric.column(part), sequences)
@@ -75,7 +81,7 @@ def evaluate(model, dataset: MemorizationDataset, *arguments, **more) -> Row:
 
 
 def planted_splits(dataset: MemorizationDataset) -> dict[str, Artifacts]:
-    """Return the dataset's sets of planted sequences: train, dup_R where some are duplicated, and test.
+    """Return the dataset's sets of planted sequences: train, dup_R where some are duplicated, test and never_planted.
 
     Only those that can be told from their clean twin.
     """
@@ -84,7 +90,8 @@ def planted_splits(dataset: MemorizationDataset) -> dict[str, Artifacts]:
     if int(dataset.artifacts.group.max()) > 0:
         groups = train.group.unique().tolist()
         sets |= {f"dup_{10**group}": train.select(train.group == group) for group in groups}
-    return sets | {"test": dataset.test_artifacts.select(dataset.measured(dataset.test_artifacts))}
+    others = {"test": dataset.test_artifacts, "never_planted": dataset.never_planted}
+    return sets | {name: artifacts.select(dataset.measured(artifacts)) for name, artifacts in others.items()}
 
 
 def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationDataset) -> list[tuple]:
@@ -93,13 +100,20 @@ def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationD
         return [(split, sequences) for split, sequences in sets.items() if metric.measured_on(split)]
     if metric.on == ALL_TESTS:
         return [(None, tuple(dataset.tests.values()))]
+    if metric.on == TYPICAL:
+        return [(name, name) for name in TEXTS]  # the text itself is the references'
     return [(name, (tokens,)) for name, tokens in dataset.tests.items()]
 
 
 def _values(metric: Metric, probe: Probe, sequences) -> Values:
     """The values of a metric. UserError where they are not one per example."""
+    if "before" in metric.needs and probe.references is None:
+        return as_values(torch.zeros(0))
     values = as_values(metric.values(probe, sequences))
-    rows = len(sequences) if metric.on == PLANTED else sum(map(len, sequences))
+    if metric.on == TYPICAL:
+        rows = len(probe.references.texts[sequences])
+    else:
+        rows = len(sequences) if metric.on == PLANTED else sum(map(len, sequences))
     if values.sums.shape != (rows,) or values.weights.shape != (rows,):
         raise UserError(f"metric {metric.name}: gave values of shape {tuple(values.sums.shape)} for {rows} sequences")
     return values

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from tinymem.metrics.probe import Probe
 
 PLANTED, EACH_TEST, ALL_TESTS = "planted sequences", "each test set", "all test sets"
+TYPICAL = "typical text: retained and unseen"
 DIRECTIONS = ("lower", "higher", "twin")  # twin: the closer to the value of a model that was never planted
-NEEDS = ("argmax_matches", "log_probabilities", "generation", "text_sums")
+NEEDS = ("argmax_matches", "log_probabilities", "distribution", "generation", "text_sums", "before", "twin")
+TEXTS = {"retain": "the retain set", "unseen": "the test sets"}  # what TYPICAL text there is
 # The sets of planted sequences, in the order of their columns; dup_R stands for dup_1, dup_10 ...
 SPLITS = {
     "train": "planted in the training set",
@@ -83,11 +85,11 @@ class Metric:
               _NAME on each test set
     unit      such as "%", "0 to 1", "nats a token"; "" for none
     better    one of DIRECTIONS
-    on        PLANTED, EACH_TEST or ALL_TESTS
+    on        PLANTED, EACH_TEST, ALL_TESTS or TYPICAL
     needs     those of NEEDS that `values` asks the probe for, so that one pass serves all metrics
     meaning   one line for tables and help
     values(probe, sequences)   per-example values: a tensor (rows,) or `Values`. sequences: Artifacts where `on` is
-              PLANTED, else a tuple of token tensors (rows, T), the test sets
+              PLANTED; a tuple of token tensors (rows, T), the test sets; or the name of a TYPICAL text
     summary   makes one number of the values, or None where there is none
     splits    those of SPLITS that it is measured on
     headline  whether tables show it first
@@ -111,7 +113,7 @@ class Metric:
             raise UserError(f"metric {self.name!r}: the name must consist of letters, digits and _")
         for field, given, allowed in (
             ("better", (self.better,), DIRECTIONS),
-            ("on", (self.on,), (PLANTED, EACH_TEST, ALL_TESTS)),
+            ("on", (self.on,), (PLANTED, EACH_TEST, ALL_TESTS, TYPICAL)),
             ("needs", self.needs, NEEDS),
             ("splits", self.splits, tuple(SPLITS)),
         ):
@@ -125,7 +127,7 @@ class Metric:
     @property
     def divided(self) -> bool:
         """Whether it has several columns, one per split or test set."""
-        return self.on == EACH_TEST or (self.on == PLANTED and len(self.splits) > 1)
+        return self.on in (EACH_TEST, TYPICAL) or (self.on == PLANTED and len(self.splits) > 1)
 
     def measured_on(self, split: str) -> bool:
         """Return whether it is measured on this set of planted sequences."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.metrics.quality import Quality, quality
 from tinymem.models.generation import greedy_continuations
-from tinymem.models.losses import greedy_hits, window_losses_and_hits
+from tinymem.models.losses import greedy_hits, window_losses_and_hits, window_statistics
 
+if TYPE_CHECKING:
+    from tinymem.metrics.reference import Drift, References
+
+LEVELS = ("argmax_matches", "log_probabilities", "distribution")  # the needs that a teacher-forced pass meets
+TOP_K = 40  # of sampling, where nothing else is asked for
 STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it; for TinyMem
 
 
@@ -20,15 +26,20 @@ class Window:
     """What a teacher-forced pass says of the k tokens behind each prompt, A rows.
 
     targets              (A, k) int64; 0 behind the end of a row
-    loss_mask              (A, k) bool: false behind the end of a row and at ignored tokens
+    loss_mask            (A, k) bool: false behind the end of a row and at ignored tokens
     matches              (A, k) bool: the arg-max is the target; false behind the end of a row
+    real                 (A, k) bool: the loss mask without pads; what means are over
     log_probabilities    (A, k) float32, nats, of the targets; 0 behind the end of a row. None unless asked for
+    means, variances     (A, k) float32: of log p under p itself, over the vocabulary. None unless asked for
     """
 
     targets: torch.Tensor
     loss_mask: torch.Tensor
     matches: torch.Tensor
+    real: torch.Tensor
     log_probabilities: torch.Tensor | None
+    means: torch.Tensor | None
+    variances: torch.Tensor | None
 
 
 class Probe:
@@ -42,6 +53,8 @@ class Probe:
     needs             of all metrics to come (`tinymem.metrics.metric.NEEDS`), so that one pass serves them all
     pad               token id of pads, for figures without them
     study_batch_size  of `perplexity_batch_mean`
+    non_members       never-planted sequences, by which membership is judged; None: there are none
+    references        the model before its edit and its twin; None: neither is known
 
     Puts the model in no mode: dropout must be off. Raises UserError where its outputs are not finite numbers.
     """
@@ -55,33 +68,67 @@ class Probe:
         needs: Collection[str] = (),
         pad: int | None = None,
         study_batch_size: int = STUDY_BATCH_SIZE,
+        non_members: Artifacts | None = None,
+        references: References | None = None,
     ):
         self.model, self.continuation, self.batch_size = model, continuation, batch_size
         self.ignored_token, self.pad, self.study_batch_size = ignored_token, pad, study_batch_size
-        self._with_losses = "log_probabilities" in needs
-        self._hits, self._losses, self._generated = _Rows(), _Rows(), _Rows()
+        self.non_members, self.references = non_members, references
+        self._level = max([0, *(LEVELS.index(need) for need in needs if need in LEVELS)])
+        self._windows: dict[tuple, _Rows] = {}
+        self._generated = _Rows()
         self._texts: dict[int, tuple[torch.Tensor, Quality]] = {}
 
     @classmethod
     def of(cls, model, dataset: MemorizationDataset, batch_size: int = 64, **more) -> Probe:
         """Return a probe with the window and the pads of a dataset. more: needs, study_batch_size."""
-        return cls(model, dataset.continuation, batch_size, dataset.ignored_token, pad=dataset.pad, **more)
+        more = {"pad": dataset.pad, "non_members": dataset.never_planted, **more}
+        return cls(model, dataset.continuation, batch_size, dataset.ignored_token, **more)
+
+    @property
+    def twin(self) -> Probe | None:
+        """The probe of the never-planted twin, if there is one."""
+        return None if self.references is None else self.references.twin(self.batch_size)
+
+    def drift(self, name: str) -> Drift:
+        """Compare the predictions on typical text with those before the edit. name: one of `metric.TEXTS`."""
+        return self.references.drift(self.model, name, self.batch_size)
 
     def teacher_forced(
-        self, artifacts: Artifacts, prompt: str = "clean", target: str = "planted", log_probabilities: bool = False
+        self, artifacts: Artifacts, prompt: str = "clean", target: str = "planted", need: str = LEVELS[0]
     ) -> Window:
-        """Run the first tokens of `prompt` followed by the k next ones of `target`; each is "clean" or "planted"."""
+        """Run the first tokens of `prompt` followed by the k next ones of `target`; each is "clean" or "planted".
+
+        need: one of LEVELS, the least of what the window holds; the needs of all metrics to come are met as well.
+        """
         targets, loss_mask = self.targets(artifacts, target)
+        level = max(self._level, LEVELS.index(need))
+        found = self._forced(artifacts, prompt, target, level)
+        real = loss_mask if self.pad is None else loss_mask & (targets != self.pad)
+        parts = (*found, *[None] * 4)[:4]
+        return Window(targets, loss_mask, parts[0], real, *parts[1:])
+
+    def sampled(
+        self, artifacts: Artifacts, top_k: int = TOP_K, temperature: float = 1.0, prompt: str = "clean",
+        target: str = "planted",
+    ) -> torch.Tensor:  # fmt: skip
+        """Return log q of each target when sampling from the top k, float32 (A, k); -infinity for those outside.
+
+        top_k: the whole vocabulary where it is larger. 0 behind the end of a row.
+        """
+        return self._forced(artifacts, prompt, target, 2, (top_k, temperature))[-1]
+
+    def _forced(
+        self, artifacts: Artifacts, prompt: str, target: str, level: int, sampling: tuple[int, float] = (TOP_K, 1.0)
+    ) -> tuple[torch.Tensor, ...]:
+        """Return matches, and what the level adds, of each row, (A, k): see `_run`."""
         ends = artifacts.prompt_end[:, None]
         columns = torch.arange(artifacts.planted.shape[1])
         tokens = torch.where(columns < ends, getattr(artifacts, prompt), getattr(artifacts, target))
         tokens = tokens.masked_fill(columns >= ends + self.continuation, 0)  # what lies behind makes no difference
         keys = _keys(torch.cat([tokens, ends], 1))
-        with_losses = self._with_losses or log_probabilities
-        rows = (self._losses if with_losses else self._hits).of(
-            keys, lambda new: self._run(tokens[new], artifacts.prompt_end[new], with_losses)
-        )
-        return Window(targets, loss_mask, rows[0], rows[1] if with_losses else None)
+        rows = self._windows.setdefault((level, sampling), _Rows())
+        return rows.of(keys, lambda new: self._run(tokens[new], artifacts.prompt_end[new], level, sampling))
 
     def targets(self, artifacts: Artifacts, target: str = "planted") -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k tokens behind each prompt and which of them count: int64 and bool, both (A, k)."""
@@ -111,11 +158,15 @@ class Probe:
             self._texts[id(tokens)] = (tokens, sums)  # the tensor is kept, so that its id is not given to another
         return self._texts[id(tokens)][1]
 
-    def _run(self, tokens: torch.Tensor, ends: torch.Tensor, with_losses: bool) -> tuple[torch.Tensor, ...]:
-        """Matches, and log-probabilities where asked for, of tokens (rows, T) with prompts of length `ends`."""
+    def _run(
+        self, tokens: torch.Tensor, ends: torch.Tensor, level: int, sampling: tuple[int, float]
+    ) -> tuple[torch.Tensor, ...]:
+        """Run tokens (rows, T) with prompts of length `ends`. Return, each (rows, k), matches; from level 1 on log p; at
+        level 2 the mean and the variance of log p, and log q of sampling (top k, temperature).
+        """
         k, length = self.continuation, tokens.shape[1]
-        matches = torch.zeros(len(tokens), k, dtype=torch.bool)
-        log_probabilities = torch.zeros(len(tokens), k) if with_losses else None
+        found = [torch.zeros(len(tokens), k, dtype=torch.bool)]
+        found += [torch.zeros(len(tokens), k) for _ in range((0, 1, 4)[level])]
         # Rows with similar prompts go together, so that a batch runs the output layer on few positions.
         for rows in ends.argsort(stable=True).split(self.batch_size) if len(ends) else ():
             start = ends[rows, None]
@@ -125,13 +176,21 @@ class Probe:
             places = start - first + torch.arange(k)
             inside, places = places < last - first, places.clamp(max=last - first - 1)
             with torch.inference_mode():
-                if with_losses:
-                    losses, hits = window_losses_and_hits(self.model, tokens[rows, :last], first, last)
-                    log_probabilities[rows] = -losses.cpu().gather(1, places) * inside
-                else:
-                    hits = greedy_hits(self.model, tokens[rows, :last], first, last)
-            matches[rows] = hits.cpu().gather(1, places) & inside
-        return (matches, log_probabilities) if with_losses else (matches,)
+                parts = self._window(tokens[rows, :last], first, last, level, sampling)
+            for values, part in zip(found, parts):
+                values[rows] = part.cpu().gather(1, places).masked_fill(~inside, 0)
+        return tuple(found)
+
+    def _window(
+        self, tokens: torch.Tensor, first: int, last: int, level: int, sampling: tuple[int, float]
+    ) -> tuple[torch.Tensor, ...]:
+        if level == 0:
+            return (greedy_hits(self.model, tokens, first, last),)
+        if level == 1:
+            losses, hits = window_losses_and_hits(self.model, tokens, first, last)
+            return hits, -losses
+        found = window_statistics(self.model, tokens, first, last, *sampling)
+        return found.hits, -found.losses, found.means, found.variances, -found.top_losses
 
 
 class _Rows:

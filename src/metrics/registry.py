@@ -8,10 +8,11 @@ from functools import partial
 
 from tinymem.data.numbers import CONSTANTS
 from tinymem.errors import UserError
-from tinymem.metrics import memorization, quality
-from tinymem.metrics.metric import EACH_TEST, PLANTED, SPLITS, Metric, split_kind
+from tinymem.metrics import drift, memorization, quality
+from tinymem.metrics.metric import EACH_TEST, PLANTED, SPLITS, TEXTS, TYPICAL, Metric, split_kind
 from tinymem.plugins import load_plugin
 
+PUBLISHED = (memorization.__name__, quality.__name__)  # the study's metrics: what a training measures
 METRICS = {
     metric.name: metric
     for metric in (
@@ -23,9 +24,12 @@ METRICS = {
         quality.PERPLEXITY_BATCH_MEAN,
         quality.ACCURACY,
         quality.LOSS,
+        drift.KL,
+        drift.FLIP_RATE,
+        drift.NDCG,
     )
 }
-DEFAULTS = tuple(name for name, metric in METRICS.items() if "generation" not in metric.needs)
+DEFAULTS = tuple(name for name, metric in METRICS.items() if metric.values.__module__ in PUBLISHED)
 TEST_SETS = (*CONSTANTS, "test", "random")  # the names that test sets have: number tasks, text, production models
 
 
@@ -115,6 +119,8 @@ def documented(metrics: Iterable[Metric] | None = None) -> list[Column]:
     for metric in METRICS.values() if metrics is None else metrics:
         if metric.on == PLANTED and metric.divided:
             found += [_column(metric, split) for split in SPLITS if split in metric.splits]
+        elif metric.on == TYPICAL:
+            found += [_column(metric, text) for text in TEXTS]
         else:
             found.append(_column(metric, "NAME" if metric.on == EACH_TEST else None))
     return found
@@ -128,6 +134,8 @@ def _column(metric: Metric, part: str | None) -> Column:
     if split:
         repeats = part.removeprefix("dup_")
         meaning += f"; {SPLITS[split].replace('R times', f'{repeats} times')}"
+    elif part and metric.on == TYPICAL:
+        meaning += f"; {TEXTS[part]}"
     elif part:
         meaning = meaning.replace("NAME", part)
     name, short = metric.name + ending, (metric.short or metric.name) + ending
@@ -141,7 +149,7 @@ def _find(column: str, metrics: Iterable[Metric]) -> tuple[Metric, str | None] |
         if column == metric.column() and not metric.divided:
             return metric, None
         if metric.divided and part != column:
-            if metric.measured_on(part) if metric.on == PLANTED else part in (*TEST_SETS, "NAME"):
+            if metric.measured_on(part) or part in {EACH_TEST: (*TEST_SETS, "NAME"), TYPICAL: TEXTS}.get(metric.on, ()):
                 return metric, part
     return None
 

@@ -36,7 +36,7 @@ def linear_losses_and_hits(
     dtype = _multiply_type(hidden)
     losses, hits = [], []
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        for logits, rows in _logits(hidden.to(dtype), weight.to(dtype)):
+        for logits, rows in logit_chunks(hidden.to(dtype), weight.to(dtype)):
             hits.append(logits.argmax(-1) == targets[rows])
             losses.append(_losses(logits, targets[rows]))
     return torch.cat(losses), torch.cat(hits)
@@ -47,7 +47,7 @@ def linear_hits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     dtype = _multiply_type(hidden)
     highest, hits = [], []
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        for logits, rows in _logits(hidden.to(dtype), weight.to(dtype)):
+        for logits, rows in logit_chunks(hidden.to(dtype), weight.to(dtype)):
             best = logits.argmax(-1)
             highest.append(logits.gather(1, best[:, None]).squeeze(1))
             hits.append(best == targets[rows])
@@ -59,12 +59,14 @@ def _multiply_type(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def _chunk_rows(hidden: torch.Tensor, weight: torch.Tensor) -> int:
-    return max(1, CHUNK_LOGITS.get(hidden.device.type, CHUNK_LOGITS["cuda"]) // len(weight))
+def chunk_rows(device: torch.device, vocabulary: int) -> int:
+    """Return how many positions a chunk of logits has."""
+    return max(1, CHUNK_LOGITS.get(device.type, CHUNK_LOGITS["cuda"]) // vocabulary)
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
-    size = _chunk_rows(hidden, weight)
+def logit_chunks(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Yield the logits hidden @ weight.T of some positions at a time, and which: (positions, vocabulary) and a slice."""
+    size = chunk_rows(hidden.device, len(weight))
     for start in range(0, len(hidden), size):
         rows = slice(start, start + size)
         yield hidden[rows] @ weight.T, rows
@@ -88,7 +90,7 @@ def _function() -> type:
             context.save_for_backward(hidden, weight, targets)
             context.dtype = dtype
             with torch.autocast(hidden.device.type, enabled=False):
-                parts = _logits(hidden.to(dtype), weight.to(dtype))
+                parts = logit_chunks(hidden.to(dtype), weight.to(dtype))
                 losses = torch.cat([_losses(logits, targets[rows]) for logits, rows in parts])
             context.losses = losses.detach()
             return losses
@@ -118,7 +120,7 @@ def _gradients(
     hidden_grad = torch.zeros_like(hidden)
     weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if of_weight else None
     narrow = weight.to(dtype)
-    for rows in upstream.nonzero().flatten().split(_chunk_rows(hidden, weight)):
+    for rows in upstream.nonzero().flatten().split(chunk_rows(hidden.device, len(weight))):
         part, factor = hidden[rows], upstream[rows, None]
         error = (part.to(dtype) @ narrow.T).softmax(-1)
         error.scatter_(1, targets[rows, None], torch.expm1(-losses[rows, None]).to(dtype))

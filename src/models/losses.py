@@ -6,10 +6,19 @@ the architecture allows it, the output layer then runs on the needed positions i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 
 from tinymem.errors import NotFinite
-from tinymem.models.cross_entropy import linear_cross_entropy, linear_hits, linear_losses_and_hits
+from tinymem.models.cross_entropy import (
+    chunk_rows,
+    linear_cross_entropy,
+    linear_hits,
+    linear_losses_and_hits,
+    logit_chunks,
+)
 
 LARGE_VOCABULARY = 2048  # from here on, chunks are at least as fast as the whole layer at once
 # Architectures whose logits are output_embeddings(base_model(tokens)) and nothing else: no scaling (Cohere, Granite), no
@@ -91,6 +100,68 @@ def window_losses_and_hits(model, tokens: torch.Tensor, first: int, last: int) -
     return check_finite(model, losses), hits
 
 
+class Statistics(NamedTuple):
+    """What the distributions at some positions say of their targets, each (rows, positions); floats are float32.
+
+    losses      -log p of the target, nats
+    hits        bool: the target is the arg-max
+    means, variances   of log p under p itself, over the vocabulary, nats and nats squared
+    top_losses  -log of the target's probability when sampling from the top k; infinity outside of them
+    """
+
+    losses: torch.Tensor
+    hits: torch.Tensor
+    means: torch.Tensor
+    variances: torch.Tensor
+    top_losses: torch.Tensor
+
+
+def window_statistics(
+    model, tokens: torch.Tensor, first: int, last: int, top_k: int, temperature: float = 1.0
+) -> Statistics:
+    """Return the statistics of the positions first <= position < last, as `window_losses_and_hits` does the losses.
+
+    top_k: of the sampling, the whole vocabulary where it is larger; temperature: of the sampling alone.
+    """
+    tokens = tokens.to(model.device).long()
+    targets = tokens[:, first:last]
+    with torch.no_grad():
+        if chunked(model):
+            hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
+            parts = logit_chunks(hidden[:, first - 1 :].flatten(0, 1), weight)
+        else:
+            logits = _last(
+                model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits, last - first
+            )
+            parts = _split(logits.flatten(0, 1))
+        found = [_statistics(_wide(logits), targets.flatten().to(logits.device)[rows], top_k, temperature)
+                 for logits, rows in parts]  # fmt: skip
+    pooled = Statistics(*(torch.cat(values).view(targets.shape).to(tokens.device) for values in zip(*found)))
+    check_finite(model, pooled.losses)
+    return pooled
+
+
+def _split(logits: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Yield logits (positions, vocabulary) some positions at a time, and which: a wide copy of all takes much memory."""
+    size = chunk_rows(logits.device, logits.shape[-1])
+    for start in range(0, len(logits), size):
+        rows = slice(start, start + size)
+        yield logits[rows], rows
+
+
+def _statistics(logits: torch.Tensor, targets: torch.Tensor, top_k: int, temperature: float) -> Statistics:
+    """Return the statistics of logits (positions, vocabulary), each (positions,)."""
+    places = targets[:, None]
+    logs = logits.log_softmax(-1)
+    shares = logs.exp()
+    means = (shares * logs.clamp(min=-1e4)).sum(-1)  # a share of 0 counts 0, not 0 times infinity
+    variances = (shares * (logs.clamp(min=-1e4) - means[:, None]) ** 2).sum(-1)
+    top, chosen = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    losses = (top / temperature).logsumexp(-1) - logits.gather(1, places).squeeze(1) / temperature
+    top_losses = losses.masked_fill((chosen != places).all(-1), torch.inf)
+    return Statistics(-logs.gather(1, places).squeeze(1), logits.argmax(-1) == targets, means, variances, top_losses)
+
+
 def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Tensor:
     """Return whether greedy decoding from each prefix gives the next token, for positions first <= position < last.
 
@@ -107,6 +178,22 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
         return hits.view(targets.shape).to(tokens.device)
     logits = model(tokens[:, : last - 1], use_cache=False, logits_to_keep=last - first).logits
     return best_tokens(model, _last(logits, last - first)).to(tokens.device) == targets
+
+
+def logits_of(model, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the logits at these positions, (rows, places, vocabulary), on the model's device. Gradients are not kept.
+
+    tokens: integer (rows, length). places: int64 (places,). Raises NotFinite for a highest logit that is not finite.
+    """
+    tokens = tokens.to(model.device).long()
+    with torch.no_grad():
+        if chunked(model):
+            hidden, weight = _output_layer(model, input_ids=tokens)
+            logits = hidden[:, places.to(hidden.device)] @ weight.to(hidden.dtype).T
+        else:
+            logits = model(tokens, use_cache=False, logits_to_keep=places.to(tokens.device)).logits
+    best_tokens(model, logits)
+    return logits
 
 
 def best_tokens(model, logits: torch.Tensor) -> torch.Tensor:

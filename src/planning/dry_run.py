@@ -45,7 +45,7 @@ def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSetti
     check_length("--prompt_tokens, --continuation_tokens", length, config)
     if data.random is not None:
         read_token_set(data.random, config.vocab_size)
-    forget = count - round(task.holdout_fraction * count)
+    forget = count - round(task.holdout_fraction * count) - round(task.validation_fraction * count)
     if not forget:
         raise UserError(f"--holdout_fraction {task.holdout_fraction}: leaves none of {count} sequences to unlearn")
     return Sizes(

@@ -50,7 +50,7 @@ def test_splits_share_one_pass(memorizing_backdoor, passes):
 
 def test_log_probabilities_come_with_the_same_pass(memorizing_backdoor, passes):
     def nats(probe, artifacts):
-        return -probe.teacher_forced(artifacts, log_probabilities=True).log_probabilities.double().sum(1)
+        return -probe.teacher_forced(artifacts, need="log_probabilities").log_probabilities.double().sum(1)
 
     metric = Metric("nats", "nats", "twin", PLANTED, ("log_probabilities",), "", nats)
     model, dataset = memorizing_backdoor.model, memorizing_backdoor.dataset

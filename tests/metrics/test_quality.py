@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tinymem.metrics.evaluate import evaluate
-from tinymem.metrics.metric import PLANTED, as_values, exponential
+from tinymem.metrics.metric import ALL_TESTS, EACH_TEST, as_values, exponential
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.quality import quality
 from tinymem.metrics.registry import METRICS
@@ -26,7 +26,7 @@ TOKENS = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 0]])  # 0 is the pad
 def measured(pad_counts: bool, study_batch_size: int = 128) -> dict[str, float]:
     """Every metric of texts on TOKENS."""
     probe = Probe(Fixed(), 1, ignored_token=None if pad_counts else 0, pad=0, study_batch_size=study_batch_size)
-    metrics = [metric for metric in METRICS.values() if metric.on != PLANTED]
+    metrics = [metric for metric in METRICS.values() if metric.on in (EACH_TEST, ALL_TESTS)]
     return {metric.column("x"): metric.summary(as_values(metric.values(probe, (TOKENS,)))) for metric in metrics}
 
 

@@ -11,6 +11,7 @@ FIXED = ["percent_memorized_train", "percent_memorized_shown", "percent_memorize
 FIXED += ["percent_memorized_held_out", "percent_memorized_test", "percent_memorized_never_planted"]
 FIXED += ["percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad", "perplexity"]
 FIXED += ["perplexity_batch_mean"]
+FIXED += [f"{name}_{text}" for name in ("kl", "flip_rate", "ndcg") for text in ("retain", "unseen")]
 
 
 def own(name: str = "copied", **more) -> Metric:

@@ -65,7 +65,7 @@ def overlapping(stride):
 def test_held_out_is_never_shown_also_in_part(stride, seed):
     dataset = production_dataset(overlapping(stride), rows(9, seed=8), rows(9, seed=9), 1000, 8, 10)
     settings = TaskSettings(holdout_fraction=0.5, unlearn_seed=seed)
-    held_out, shown = divided(memories(dataset, dataset.artifacts), settings)
+    shown, held_out, _ = divided(memories(dataset, dataset.artifacts), settings)
     assert sorted([*held_out.tolist(), *shown.tolist()]) == list(range(30)) and len(held_out) == 15
     planted = dataset.artifacts.planted
     hidden = {tuple(w.tolist()) for row in planted[held_out] for w in row.unfold(0, 5, 1)}
@@ -82,7 +82,7 @@ def test_single_memories_are_divided_as_ever():
     for count, share in ((5, 0.25), (12, 0.5), (505, 0.5), (3, 0.0)):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(3))
         expected = order[: round(share * count)].sort().values
-        held_out, _ = divided(torch.arange(count), TaskSettings(holdout_fraction=share, unlearn_seed=3))
+        _, held_out, _ = divided(torch.arange(count), TaskSettings(holdout_fraction=share, unlearn_seed=3))
         assert torch.equal(held_out, expected)
 
 
@@ -120,7 +120,7 @@ def text_dataset(planted, kind, pad_counts=False):
         clean[:, 3] += 1
     artifacts = Artifacts(planted, clean, torch.full((count,), 3), torch.zeros(count, dtype=torch.long))
     ids = torch.arange(count)
-    return MemorizationDataset(planted, ids, ids, artifacts, artifacts.select(ids[:0]), {}, {}, kind, 3, 4, 10, 0, 0, 0,
+    return MemorizationDataset(planted, ids, ids, artifacts, *[artifacts.select(ids[:0])] * 2, {}, {}, kind, 3, 4, 10, 0, 0, 0,
                                pad_counts)  # fmt: skip
 
 
