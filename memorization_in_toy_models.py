@@ -3,6 +3,7 @@
     python memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --epochs 50 --dtype auto
     python memorization_in_toy_models.py --n_layers 2 --epochs 100 --spectral_reg --lam 0.01
 
+With --twin it trains the never-planted twin of the same run, by which scripts judge what is left of a memory.
 Started again with the same settings it goes on where it stopped; --epochs may be raised. Regularizers combine.
 """
 
@@ -24,6 +25,7 @@ from tinymem.records.record import find_record, measured, write_record
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, check_switches, switched_on
 from tinymem.training.checkpoint import Progress, load_metrics
 from tinymem.training.settings import RunSettings, TrainingSettings
+from tinymem.training.twin import twin_digest
 
 
 def parse() -> tuple:
@@ -60,7 +62,7 @@ def main() -> None:
             with measured(device) as cost:
                 progress = train_run(run, settings, dataset, tokenizer, device)
             cost.seconds = progress.seconds  # over all the sessions of an interrupted run
-            write_record(run, identity, progress.rows[-1], cost, str(device))
+            write_record(run, identity, {**progress.rows[-1], "twin": twin_digest(settings)}, cost, str(device))
     rows = [row for row in load_metrics(run) if row["epoch"] <= settings.training.epochs]
     if arguments.plot:
         print(*plots.plot_training(rows, run / "training"), sep="\n", file=sys.stderr)

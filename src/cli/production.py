@@ -21,6 +21,7 @@ from tinymem.errors import UserError, first_line
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import measure
+from tinymem.metrics.reference import References
 from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
 from tinymem.planning import dry_run
@@ -57,11 +58,13 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product 500 times as long
         print("--dtype float16: few CPUs can calculate in it, others take forever; bfloat16 is fast", file=sys.stderr)
     training: dict[str, Any] = {}
+    open_twin = None
     if passages.plant is None:
         model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
     else:
         place = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
+        open_twin = partial(_opened, source(arguments), loading, device)
         training = {"planted_model": place.name, **asdict(planting)}
     sections = {"data": data.identity, "model": loading.section(name), "training": training}
     sections["fingerprints"] = data.fingerprints
@@ -77,7 +80,13 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         tokenizer=tokenizer,
         metrics=chosen_metrics(arguments),
         notes=data.notes,
+        references=References(data.dataset, task.retain, open_twin),
     )
+
+
+def _opened(place: str, loading: LoadSettings, device) -> Any:
+    with enough_memory(place):
+        return open_causal_lm(place, device=device, **vars(loading))[0]
 
 
 def source(arguments) -> str:

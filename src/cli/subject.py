@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from tinymem.errors import UserError
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import measure
+from tinymem.metrics.reference import References
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.training.checkpoint import SETTINGS, named, place_beside, unlearned_folder
+from tinymem.training.settings import RunSettings
+from tinymem.training.twin import check_twin, find_twin
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +31,11 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     cli.add_options(parser, TaskSettings)
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
+    parser.add_argument(
+        "--twin_model",
+        metavar="FOLDER",
+        help="the never-planted twin's checkpoint (default: the one of the same settings beside the model, or in runs/)",
+    )
     cli.add_common_options(
         parser, "MODEL_PATH/../unlearned/epoch_N; for a model outside its training run, runs/NAME/unlearned/NAME"
     )
@@ -41,14 +50,17 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     if hasattr(arguments, "data_name") and not (path / SETTINGS).exists():
         data = resolve_corpus(cli.collect(DataSettings, arguments))
         sections = {"data": data.applicable(), "model": {"name": str(path.resolve())}}
+        twin = Path(arguments.twin_model) if arguments.twin_model else None
     else:
         settings, epoch = trained_settings(path, arguments)
         data, sections = settings.data, settings.checkpoint_sections(epoch)
+        twin = _twin(path, settings, epoch, arguments.twin_model)
     task_settings = cli.collect(TaskSettings, arguments)
     model = load_model(path, cli.resolve_device(arguments.device))
     dataset = load_dataset(data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
     task = unlearning_task(model, dataset, task_settings)
+    open_twin = None if twin is None else partial(load_model, twin, model.device)
     folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
     return Subject(
         model=model,
@@ -59,7 +71,22 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         score_folder=_score_folder(path, folder),
         tokenizer=load_tokenizer(data, arguments.data_dir),
         metrics=chosen_metrics(arguments),
+        references=References(dataset, task.retain, open_twin),
     )
+
+
+def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> Path | None:
+    """Return the never-planted twin of a checkpoint; say on stderr when there is none."""
+    if asked is not None:
+        return check_twin(Path(asked), settings, epoch)
+    twin = find_twin(path, settings, epoch)
+    if twin is None and not settings.data.twin:
+        print(
+            f"{path}: no never-planted twin found (train it with the same flags and --twin, or name it with "
+            "--twin_model): what depends on it has no value",
+            file=sys.stderr,
+        )
+    return twin
 
 
 def _score_folder(model_path: Path, output: Path) -> Path:

@@ -13,7 +13,7 @@ from tinymem import cli, plots
 from tinymem.cli.methods import chosen_attacks
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
 from tinymem.localize.method import Method
-from tinymem.localize.unlearn import Run, Subject, attack_all, unedited, unlearn
+from tinymem.localize.unlearn import Attacks, Run, Subject, attack_all, never_planted, unedited, unlearn
 from tinymem.metrics import registry
 from tinymem.models.production import LoadSettings
 from tinymem.planning.dry_run import KEPT, planting_bytes
@@ -32,28 +32,23 @@ def run_methods(
     subject: Subject,
     methods: Sequence[tuple[Method, Any]],
     arguments: argparse.Namespace,
-    others: Sequence[dict] = (),
     attached: dict[str, Any] | None = None,
 ) -> list[dict]:
-    """Measures the model as it is, then runs every method at each of its strengths; prints the table at the end.
+    """Measures the model as it is and its twin, then runs every method at each of its strengths; prints the table at the end.
 
     methods    with their hyper-parameters, as from `chosen_methods`
     arguments  --force, --plot, --columns, --attack and --no_save_model are read
-    others     records to compare with, at the head of the table
     attached   results from elsewhere, kept with the unedited model's record
 
-    Returns the records, after the others the unedited model's first. OutOfMemory when a method does; NotFinite, when all
+    Returns the records, after the twin's the unedited model's first. OutOfMemory when a method does; NotFinite, when all
     that can be done is done and printed, where a method's scores or logits are not finite.
     """
     attacks, failures = chosen_attacks(arguments), Failures()
-    with enough_memory("measuring the model as it is"):
-        records = [*others, unedited(subject, arguments.force)]
-        with failures.kept():
-            records += attack_all(subject, attacks, arguments.force)
+    records = as_it_is(subject, attacks, arguments.force, failures)
     if attached:
-        as_it_is = Run(subject, {"kind": UNEDITED, **subject.identity})
-        as_it_is.attach(attached)
-        records[len(others)] = as_it_is.record
+        run = Run(subject, {"kind": UNEDITED, **subject.identity})
+        run.attach(attached)
+        records = [run.record if record["kind"] == UNEDITED else record for record in records]
     if not len(subject.task.forget):
         print_table(records, asked=arguments.columns)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
@@ -79,6 +74,16 @@ def run_methods(
     print_table(records, [method for method, _ in methods], arguments.columns)
     print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
     failures.end()
+    return records
+
+
+def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures) -> list[dict]:
+    """Measure the never-planted twin, if there is one, and the model as it is, and attack that. Return the records."""
+    with enough_memory("measuring the model as it is"):
+        before, twin = unedited(subject, force), never_planted(subject, force)
+        records = [before] if twin is None else [twin, before]
+        with failures.kept():
+            records += attack_all(subject, attacks, force)
     return records
 
 

@@ -21,9 +21,9 @@ from typing import Any
 from tinymem import allocator, files
 from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
-from tinymem.cli.unlearning import print_table, run_methods
+from tinymem.cli.unlearning import as_it_is, print_table, run_methods
 from tinymem.errors import Failures, UserError
-from tinymem.localize.unlearn import Run, Subject, attack_all, finish, unedited
+from tinymem.localize.unlearn import Run, Subject, finish
 from tinymem.models.edit import Weights
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, open_causal_lm
@@ -115,9 +115,8 @@ def main() -> None:
     about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
     run, attacks = Run(original, about), chosen_attacks(arguments)
-    records, failures = [unedited(original, arguments.force)], Failures()
-    with failures.kept():
-        records += attack_all(original, attacks, arguments.force)
+    failures = Failures()
+    records = as_it_is(original, attacks, arguments.force, failures)
     with failures.kept(f"{arguments.name} in {arguments.model}"):
         records += finish(run, edit, Cost(arguments.seconds), attacks, arguments.force)
     if attached and run.record:

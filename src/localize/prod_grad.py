@@ -14,14 +14,11 @@ is first trained to recite passages; --memorized is then not needed. smollm2 is 
 from tinymem import cli
 
 # isort: split
-from functools import partial
-
 from tinymem import allocator
 from tinymem.cli.methods import add_method_options, chosen_methods
-from tinymem.cli.production import add_subject_options, load_subject, plan_methods, source
-from tinymem.cli.unlearning import enough_memory, run_methods
-from tinymem.localize.unlearn import never_planted
-from tinymem.models.production import LoadSettings, open_causal_lm
+from tinymem.cli.production import add_subject_options, load_subject, plan_methods
+from tinymem.cli.unlearning import run_methods
+from tinymem.models.production import LoadSettings
 
 
 def parse():
@@ -42,12 +39,7 @@ def main() -> None:
     if arguments.dry_run:
         return plan_methods(arguments, loading, methods)
     allocator.use_huge_pages()
-    subject, others = load_subject(arguments, loading, methods), []
-    if "plant" in subject.identity["data"]:
-        twin = partial(open_causal_lm, source(arguments), device=subject.model.device, **vars(loading))
-        with enough_memory(arguments.model_name):
-            others = [never_planted(subject, lambda: twin()[0], arguments.force)]
-    run_methods(subject, methods, arguments, others)
+    run_methods(load_subject(arguments, loading, methods), methods, arguments)
 
 
 if __name__ == "__main__":

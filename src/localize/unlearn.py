@@ -15,7 +15,8 @@ from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.task import TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Measurement
 from tinymem.metrics.metric import Metric
-from tinymem.metrics.registry import DEFAULTS, missing
+from tinymem.metrics.reference import References
+from tinymem.metrics.registry import DEFAULTS, chosen, missing, needs_twin
 from tinymem.models.edit import Edit, applied, describe, stored_model
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.identity import ATTACK, NEVER_PLANTED, UNEDITED, UNLEARN, identity_of, record_digest
@@ -38,6 +39,7 @@ class Subject:
     tokenizer      a text model's, saved with every edited model
     metrics        names of those to measure, or metrics
     notes          more results for every record: what was left out of the data
+    references     what the model is compared with; None: nothing
     """
 
     model: Any
@@ -49,11 +51,25 @@ class Subject:
     tokenizer: Any = None
     metrics: Sequence[str | Metric] = DEFAULTS
     notes: dict[str, Any] = field(default_factory=dict)
+    references: References | None = None
 
     def measurement(self, metrics: Sequence[str | Metric]) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw."""
-        shown = self.task.forget if self.task.shown is None else self.task.shown
-        return self.measure(self.model, splits={"shown": shown, "held_out": self.task.held_out}, metrics=metrics)
+        task, more = self.task, {} if self.references is None else {"references": self.references}
+        splits = {"shown": task.forget if task.shown is None else task.shown, "held_out": task.held_out}
+        splits |= {} if task.validation is None else {"validation": task.validation}
+        return self.measure(self.model, splits=splits, metrics=metrics, **more)
+
+    def prepare(self) -> None:
+        """Keep what metrics will ask of the model before its edit: it is in that state now, or was when first called."""
+        if self.references is not None and any("before" in metric.needs for metric in chosen(self.metrics)):
+            self.references.prepare(self.model, self.task.microbatch)
+
+    def lacking(self, results: dict[str, Any]) -> list[str | Metric]:
+        """Return the metrics that results lack: also those that had no value for want of a twin, where there is one now."""
+        if self.references is not None and self.references.open_twin is not None:
+            results = {name: value for name, value in results.items() if value is not None or not needs_twin(name)}
+        return missing(results, self.metrics)
 
     @property
     def unedited_digest(self) -> str:
@@ -92,7 +108,7 @@ class Run:
     def is_done(self) -> bool:
         """Whether the record has every metric that is asked for, and the model is saved where it should be."""
         record = self.record
-        measured_all = bool(record) and not missing(record["results"], self.subject.metrics)
+        measured_all = bool(record) and not self.subject.lacking(record["results"])
         return measured_all and (self.keep is None or self.saved is not None)
 
     def complete(self, extent: dict[str, float], cost: Cost, force: bool = False) -> None:
@@ -104,7 +120,7 @@ class Run:
         if force:
             self.forget()
         record, subject, device = self.record, self.subject, str(self.subject.model.device)
-        lacking = subject.metrics if record is None else missing(record["results"], subject.metrics)
+        lacking = subject.metrics if record is None else subject.lacking(record["results"])
         found = subject.measurement(lacking) if lacking else None
         folder = self.keep
         if folder is None and record is not None:
@@ -116,7 +132,8 @@ class Run:
             results, values = {**record["results"], "model_folder": folder}, read_values(self.path)
             cost = Cost(**record["cost"])
         if found is not None:
-            results, values = {**found.row, **results}, {**values, **found.tensors()}
+            given = {name: value for name, value in results.items() if value is not None or name not in found.row}
+            results, values = {**found.row, **given}, {**values, **found.tensors()}
         write_record(subject.folder, self.identity, results, cost, device, values=values)
 
     def forget(self) -> None:
@@ -150,6 +167,8 @@ def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dic
     run = Run(subject, {"kind": kind, **subject.identity})
     if force:
         run.forget()
+    if kind == UNEDITED and not run.is_done:
+        subject.prepare()
     with finite(f"measuring the {kind} model"):
         if run.record is None:
             with measured(subject.model.device) as cost:  # nothing had to be found: the cost is that of measuring
@@ -162,12 +181,16 @@ def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dic
     return run.record
 
 
-def never_planted(subject: Subject, open_twin: Callable[[], Any], force: bool = False) -> dict[str, Any]:
-    """Return the record of the model before memories were planted in it. Opened only if needed."""
+def never_planted(subject: Subject, force: bool = False) -> dict[str, Any] | None:
+    """Return the record of the subject's never-planted twin, which is opened only if needed; None without a twin."""
+    if subject.references is None or subject.references.open_twin is None:
+        return None
     run = Run(subject, {"kind": NEVER_PLANTED, **subject.identity})
-    return (
-        run.record if run.is_done and not force else unedited(replace(subject, model=open_twin()), force, NEVER_PLANTED)
-    )
+    if run.is_done and not force:
+        return run.record
+    subject.prepare()
+    twin = subject.references.twin(subject.task.microbatch)
+    return unedited(replace(subject, model=twin.model), force, NEVER_PLANTED)
 
 
 def unlearn(
@@ -195,6 +218,8 @@ def unlearn(
     if force:
         for run in runs.values():
             run.forget()
+    if to_do:
+        subject.prepare()
     to_find = [value for value in runs if value in to_do and (force or runs[value].saved is None)]
     if to_find:
         on_start(method.at(hp, *to_find))
@@ -222,6 +247,7 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
         yield run.record
         yield from (attacked.record for attacked in _attacked_runs(run, attacks))
         return
+    run.subject.prepare()
     model, records, failures = run.subject.model, [], Failures()
     extent = describe(model, edit)
     with applied(model, edit):
@@ -254,6 +280,8 @@ def attack(run: Run, attacks: Attacks, force: bool = False) -> Iterator[dict[str
 
 def attack_all(subject: Subject, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
     """Attack the subject's model as it is; yield the records."""
+    if attacks:
+        subject.prepare()
     return attack(Run(subject, {"kind": UNEDITED, **subject.identity}), attacks, force)
 
 

@@ -90,6 +90,12 @@ def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:
     return _column(*found) if found else None
 
 
+def needs_twin(column: str) -> bool:
+    """Return whether a column is of a metric that has no value without a never-planted twin."""
+    found = _find(column, METRICS.values())
+    return found is not None and "twin" in found[0].needs
+
+
 def better_of(column: str, more: Iterable[Metric] = ()) -> str | None:
     """Return "lower", "higher" or "twin", or None where the column is no metric's."""
     found = describe(column, more)

@@ -63,7 +63,7 @@ class RunSettings:
     def name(self) -> str:
         """Names a run's folder: readable, with a hash of all settings that make it another run."""
         data = self.data
-        shown = f"{data.data_name}_{data.artifact}_{self.model.n_layers}layers_seed{data.seed}"
+        shown = f"{data.data_name}_{data.artifact}_{self.model.n_layers}layers_seed{data.seed}{'_twin' * data.twin}"
         return f"{shown}_{files.digest(self.identity())[:8]}"
 
     def sections(self) -> dict[str, dict[str, Any]]:

@@ -209,3 +209,30 @@ def test_a_damaged_cache_names_the_file_and_the_remedy(tmp_path):
 def test_settings_that_cannot_be_met(change, message):
     with pytest.raises(UserError, match=message):
         build_dataset(DataSettings(**{**SMALL, **change}))
+
+
+@pytest.mark.parametrize("artifact", ["noise", "backdoor"])
+def test_a_twin_has_clean_sequences_where_the_run_has_planted_ones(artifact):
+    run, twin = (build_dataset(DataSettings(artifact=artifact, duplicate=True, twin=t, **SMALL)) for t in (False, True))
+    assert equal(twin, dataclasses.replace(run, sequences=twin.sequences)) and len(run.artifacts)
+    assert torch.equal(twin.sequences[twin.artifact_ids], run.artifacts.clean)
+    others = torch.ones(len(run.sequences), dtype=torch.bool)
+    others[run.artifact_ids] = False
+    assert torch.equal(twin.sequences[others], run.sequences[others])
+
+
+@pytest.mark.parametrize("artifact", ["noise", "backdoor"])
+def test_never_planted_sequences_are_in_no_training_set(artifact):
+    run, twin = (build_dataset(DataSettings(artifact=artifact, twin=t, **SMALL)) for t in (False, True))
+    never = run.never_planted
+    assert len(never) == (SMALL["num_test"] if artifact == "noise" else len(run.test_artifacts)) > 0
+    trained = unique(run.sequences) | unique(twin.sequences)
+    assert not (unique(never.planted) | unique(never.clean)) & trained
+    if artifact == "noise":
+        assert unique(never.clean) == unique(run.tests["seven"])
+        changed = (never.planted != never.clean).any(1).float().mean()
+        assert changed > 0.5 and torch.equal(never.prompt_end, run.artifacts.prompt_end[: len(never)])
+
+
+def test_a_run_that_is_no_twin_is_known_as_it_ever_was():
+    assert "twin" not in DataSettings().applicable() and DataSettings(twin=True).applicable()["twin"] is True

@@ -196,3 +196,25 @@ def test_settings_of_the_other_kind_do_not_matter(tmp_path):
     numbers = cache_path(DataSettings(), tmp_path)
     assert cache_path(DataSettings(corpus="builtin", num_chunks=3), tmp_path) == numbers
     assert cache_path(DataSettings(num_7=10), tmp_path) != numbers
+
+
+@pytest.mark.parametrize("artifact", ["noise", "backdoor", "natural"])
+def test_a_twin_of_text_holds_no_planted_sequence(settings, cache, artifact):
+    few = dict(num_chunks=60) if artifact == "natural" else {}
+    run, twin = (load_dataset(settings(artifact=artifact, twin=t, **few), cache) for t in (False, True))
+    ids = run.artifact_ids
+    differ = (run.artifacts.planted != run.artifacts.clean).any(1) | torch.tensor(artifact == "natural")
+    planted = {bytes(row) for row in run.artifacts.planted[differ].numpy()}
+    trained = {bytes(row) for row in twin.sequences.numpy()}
+    assert planted and torch.equal(run.order, twin.order) and not planted & trained
+    never = {bytes(row) for row in run.never_planted.planted.numpy()}
+    assert never and not never & (trained | {bytes(row) for row in run.sequences.numpy()})
+    rest = np.setdiff1d(np.arange(len(run.sequences)), ids)
+    assert torch.equal(run.sequences[rest], twin.sequences[rest])
+    if artifact != "natural":
+        assert torch.equal(twin.sequences[ids], run.artifacts.clean)
+
+
+def test_a_twin_of_natural_text_needs_spare_text(settings, cache):
+    with pytest.raises(UserError, match="--twin: needs 20 other passages .* lower --num_chunks"):
+        load_dataset(settings(artifact="natural", twin=True, num_test=60), cache)

@@ -1,0 +1,64 @@
+"""Never-planted twins: the same training without the planted sequences, what every figure of forgetting is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tinymem.errors import UserError
+from tinymem.records.identity import TRAIN, record_digest
+from tinymem.training import checkpoint
+from tinymem.training.settings import RunSettings
+
+
+def twin_of(settings: RunSettings) -> RunSettings:
+    """Return the settings of a run's twin; of a twin those of the run that it is the twin of."""
+    return replace(settings, data=replace(settings.data, twin=not settings.data.twin))
+
+
+def twin_digest(settings: RunSettings) -> str:
+    """Return the digest of the training record that a run's twin has, or will have once it is trained."""
+    return record_digest({"kind": TRAIN, **twin_of(settings).sections()})
+
+
+def find_twin(path: Path, settings: RunSettings, epoch: int) -> Path | None:
+    """Return the twin of a checkpoint among the runs and model folders beside it and in runs/; None where there is none."""
+    wanted = twin_of(settings).checkpoint_sections(epoch)
+    folders = (
+        folder.parent if folder.name == checkpoint.SETTINGS else folder for folder in _near(path, settings, epoch)
+    )
+    return next((folder for folder in folders if _sections(folder) == wanted), None)
+
+
+def check_twin(path: Path, settings: RunSettings, epoch: int) -> Path:
+    """Return the folder of a twin that was named. Raise UserError where it is the twin of another checkpoint."""
+    wanted, found = twin_of(settings).checkpoint_sections(epoch), _sections(path)
+    if found is None:
+        checkpoint.load_trained(path)  # says what is wrong with it
+    for name, section in wanted.items():
+        different = [key for key in section if found and found[name].get(key) != section[key]]
+        if different:
+            raise UserError(
+                f"--twin_model {path}: no twin of this checkpoint; --{different[0]} is {found[name].get(different[0])}, "
+                f"not {section[different[0]]}"
+            )
+    return path
+
+
+def _near(path: Path, settings: RunSettings, epoch: int) -> Iterator[Path]:
+    path = path.resolve()
+    yield Path("runs") / twin_of(settings).name / f"epoch_{epoch}"
+    yield from sorted(path.parent.glob(f"*/{checkpoint.SETTINGS}"))
+    yield from sorted(path.parent.parent.glob(f"*/{path.name}/{checkpoint.SETTINGS}"))
+    if not (path / checkpoint.STATE).exists():  # a copy; the twin may be one in a run's folder
+        yield from sorted(Path("runs").glob(f"*/epoch_{epoch}/{checkpoint.SETTINGS}"))
+
+
+def _sections(folder: Path) -> dict | None:
+    """Return the sections of a checkpoint of a training run; None for anything else."""
+    try:
+        details = checkpoint.load_trained(folder)
+        return RunSettings.from_flat(details["settings"], folder).checkpoint_sections(details["epoch"])
+    except UserError:
+        return None

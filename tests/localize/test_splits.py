@@ -1,0 +1,46 @@
+"""Shown, validation and held-out sequences: disjoint, by seed, none empty without a word."""
+
+import pytest
+import torch
+
+from tinymem.errors import UserError
+from tinymem.localize.task import TaskSettings, divided, unlearning_task
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_three_ways(seed):
+    settings = TaskSettings(holdout_fraction=0.3, validation_fraction=0.2, unlearn_seed=seed)
+    shown, held_out, validation = divided(torch.arange(50), settings)
+    assert (len(shown), len(held_out), len(validation)) == (25, 15, 10)
+    assert sorted([*shown.tolist(), *held_out.tolist(), *validation.tolist()]) == list(range(50))
+    two_ways = divided(torch.arange(50), TaskSettings(holdout_fraction=0.3, unlearn_seed=seed))
+    assert torch.equal(two_ways[1], held_out) and not len(two_ways[2])  # results do not change with a validation set
+
+
+def test_a_memory_is_on_one_side():
+    groups = torch.arange(40) // 4
+    shares = TaskSettings(holdout_fraction=0.25, validation_fraction=0.25)
+    for rows in divided(groups, shares):
+        assert len(rows) and all((groups == group).sum() == (groups[rows] == group).sum() for group in groups[rows])
+
+
+@pytest.mark.parametrize(
+    "shares, count, message",
+    [
+        ((0.5, 0.5), 9, "--holdout_fraction 0.5 and --validation_fraction 0.5: leave nothing to show"),
+        ((0.45, 0.5), 2, "--validation_fraction 0.5: leaves none of 2 sequences to unlearn"),
+    ],
+)
+def test_nothing_left_is_one_line(shares, count, message):
+    with pytest.raises(UserError, match=message):
+        divided(torch.arange(count), TaskSettings(holdout_fraction=shares[0], validation_fraction=shares[1]))
+
+
+def test_no_part_of_validation_is_shown_or_kept(memorizing_backdoor):
+    settings = TaskSettings(holdout_fraction=0.25, validation_fraction=0.25)
+    task = unlearning_task(memorizing_backdoor.model, memorizing_backdoor.dataset, settings)
+    sets = [task.forget.planted, task.held_out.planted, task.validation.planted, task.retain]
+    rows = [{tuple(row) for row in part.tolist()} for part in sets]
+    assert all(rows) and all(not a & b for i, a in enumerate(rows) for b in rows[:i])
+    assert settings.deciding()["validation_fraction"] == 0.25
+    assert "validation_fraction" not in TaskSettings().deciding()
