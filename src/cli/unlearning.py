@@ -53,7 +53,7 @@ def run_methods(
     if attached:
         as_it_is = Run(subject, {"kind": UNEDITED, **subject.identity})
         as_it_is.attach(attached)
-        records[len(others)] = as_it_is.record
+        records[len(others)] = as_it_is.finished
     if not len(subject.task.forget):
         print_table(records, asked=arguments.columns)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "

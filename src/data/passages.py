@@ -38,7 +38,8 @@ class PassageSettings:
     plant_tokens: int = option(80, "tokens of a passage", low=2)
     plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=SEEDS)
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)

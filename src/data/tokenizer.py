@@ -69,7 +69,7 @@ def train_tokenizer(documents: Iterable[str], vocabulary_size: int):
     return _wrap(tokenizer)
 
 
-def cached_tokenizer(path: Path | None, train: Callable[[], object]):
+def cached_tokenizer(path: Path | None, train: Callable[[], Any]):
     """The trained tokenizer in the file `path`, or the one that `train()` makes, then kept there. None: no file."""
     from tokenizers import Tokenizer
 

@@ -115,6 +115,7 @@ def gradients(
 
 def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], parameter: torch.nn.Parameter) -> None:
     gradient, parameter.grad = parameter.grad, None
+    assert gradient is not None, "this hook runs when the gradient is there"
     totals[parameter] = totals[parameter].float().add_(gradient) if parameter in totals else gradient
 
 

@@ -46,7 +46,8 @@ class TaskSettings:
         False, "keep only the blocks' inputs for the backward pass: half the speed, far less memory, same results"
     )
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def deciding(self) -> dict[str, Any]:
         """The settings that change results, as they stand in records."""

@@ -115,7 +115,7 @@ class Probe:
         """Matches, and log-probabilities where asked for, of tokens (rows, T) with prompts of length `ends`."""
         k, length = self.continuation, tokens.shape[1]
         matches = torch.zeros(len(tokens), k, dtype=torch.bool)
-        log_probabilities = torch.zeros(len(tokens), k) if with_losses else None
+        log_probabilities = torch.zeros(len(tokens), k)
         # Rows with similar prompts go together, so that a batch runs the output layer on few positions.
         for rows in ends.argsort(stable=True).split(self.batch_size) if len(ends) else ():
             start = ends[rows, None]

@@ -125,7 +125,7 @@ def _column(metric: Metric, part: str | None) -> Column:
     split = split_kind(part) if part and metric.on == PLANTED else None
     detail = metric.on == EACH_TEST or split == "dup_R"
     meaning = metric.meaning
-    if split:
+    if part and split:
         repeats = part.removeprefix("dup_")
         meaning += f"; {SPLITS[split].replace('R times', f'{repeats} times')}"
     elif part:

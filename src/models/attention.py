@@ -28,7 +28,7 @@ def register_attention() -> str:
     return ATTENTION
 
 
-def attention_settings(config) -> dict[str, str]:
+def attention_settings(config) -> dict[str, Any]:
     """Return the arguments of from_pretrained or from_config for this attention; empty unless it is a plain GPT-2."""
     plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
     return {"attn_implementation": register_attention()} if plain_gpt2 else {}

@@ -19,7 +19,8 @@ class Settings:
         0.01, "adds lam / 2 times the sum of the singular values; the study has 0.001, 0.01, 0.1", low=0.0
     )
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,9 @@ def find_site(name: str) -> Site:
 
 
 def _read_site(path: Path) -> Site:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
         values = tomllib.loads(read_bytes(path, JSON_SHARE).decode("utf-8"))
@@ -287,7 +287,8 @@ class StartWatch:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._since = seconds, {}
+        self._seconds = seconds
+        self._since: dict[str, float] = {}
 
     def __call__(self, executor: Any, status: dict[str, Any]) -> None:
         from parsl.jobs.states import JobState
@@ -331,7 +332,7 @@ def _provider(site: Site) -> Any:
         "mpiexec": lambda: MpiExecLauncher(overrides=site.launcher_options),
         "cray_mpiexec": lambda: MpiExecLauncher(bind_cmd="--cpu-bind", overrides=site.launcher_options),
     }[site.launcher]()
-    common = dict(
+    common: dict[str, Any] = dict(
         account=site.account,
         walltime=site.walltime,
         nodes_per_block=site.nodes,

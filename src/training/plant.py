@@ -50,7 +50,8 @@ class PlantSettings:
     plant_epochs: int = option(60, "give up after this many passes over the passages", low=1)
     plant_dtype: str = option("auto", f"{MEANING}; weights are float32", choices=PRECISIONS)
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def planted_model(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -25,6 +26,7 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
 
 
+@dataclass(frozen=True)
 class GateSettings(Protocol):
     """The hyper-parameters that `learn_gates` reads."""
 

@@ -42,7 +42,8 @@ def readers(model, mlp: MLP) -> Iterator[list[Reader]]:
     Found by the tensors that modules are given, so that no architecture is named. Complete when the block has ended.
     """
     found: list[Reader] = []
-    streams, normed = [], []
+    streams: list[torch.Tensor] = []
+    normed: list[tuple[torch.nn.Module, torch.Tensor]] = []
 
     def after(module, inputs, output) -> None:
         given = inputs[0] if inputs else None

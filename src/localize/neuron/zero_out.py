@@ -76,7 +76,7 @@ def _rise_in_loss(
 
     adds: layer -> whether its output is simply added to the residual stream, found out with the first sequence
     """
-    hidden = {}
+    hidden: dict[int, torch.Tensor] = {}
     watched = on_neurons([mlp], sequence.shape[1], hidden.__setitem__)
     with watched, recorded(model, mlp.down) as outputs, readers(model, mlp) as found:
         losses = token_losses(model, sequence)
