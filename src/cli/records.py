@@ -46,8 +46,8 @@ COMMANDS = {
 }
 NAMES = "|".join(COMMANDS)
 SHOWN = 40  # rows that `gather` prints
-KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers", "data.seed")
-KEYS += ("training.epoch", "method.name", "attack.name")
+KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
+KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
 CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown behind the metrics
 BETTER = {"perplexity_rise_percent": "lower", "trade_off": "lower", "cost.seconds": "lower"}
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in their order (None: as they come), rows

@@ -86,6 +86,7 @@ def check_passages(passages: PassageSettings, settings: ProductionSettings, conf
     if passages.plant_tokens < settings.needed:
         raise UserError(f"--plant_tokens {passages.plant_tokens}: prompt and continuation need {settings.needed}")
     check_length("--plant_tokens", passages.plant_tokens, config)
+    assert passages.plant is not None, "only asked for with --plant"
     return local_corpus(passages.plant, ADDRESSES, settings.text_column, "--plant")
 
 

@@ -231,7 +231,7 @@ def direct(module: ModuleType, name: str, code: str | None = None) -> Run:
     return run
 
 
-def _strengths(hp: Any) -> tuple[Strength, ...]:
+def _strengths(hp: Any) -> tuple[Any, ...]:
     """Return the strengths that settings ask for; (None,) where they have no such field."""
     strength = strength_of(type(hp))
     return getattr(hp, strength) if strength else (None,)

@@ -11,6 +11,7 @@ masks, a cache) is left to transformers' `sdpa`.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float, rows: slice
 
 
 @cache
-def _function() -> type:
+def _function() -> type[torch.autograd.Function]:
     """Return the autograd function on query, key, value (batch * heads, length, width); see tinymem.lazy."""
 
     class CausalAttention(torch.autograd.Function):

@@ -19,8 +19,9 @@ from tinymem.models.channel_gate import restore_gate
 # Buffers (causal masks, rotary frequencies) that earlier versions of transformers kept with the weights.
 COPY = "the folder is damaged: copy it again"
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "tinymem")
-SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head")
-SIZES += ("max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")  # each a whole number, or null
+# Each a whole number, or null.
+SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
+SIZES += ("n_head", "max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")
 OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq")
 # What a config.json may ask of a forward pass beside the architecture: other kernels, which give other last digits, and
 # other outputs.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tinymem.models.trainable import gradient_of
 from tinymem.options import check_options, option
 from tinymem.regularizers.protocol import Regularizer
 
@@ -75,7 +76,7 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
             state[name].copy_(u)
             counts = [part.count for part in parts]
             for part, left, right in zip(parts, u.split(counts), v.split(counts)):
-                part.view(part.parameter.grad).add_(left * right.mT, alpha=settings.lam / 2)
+                part.view(gradient_of(part.parameter)).add_(left * right.mT, alpha=settings.lam / 2)
 
     return Regularizer(after_backward=after_backward, state=state)
 

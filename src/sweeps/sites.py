@@ -43,7 +43,8 @@ AFFINITY = re.compile(r"none|block|block-reverse|alternating|list:[0-9,:-]+")
 GPU = re.compile(r"\d+|GPU-[0-9A-Fa-f-]+|MIG-[0-9A-Za-z/-]+")
 START_SECONDS = {"local": 60.0, "slurm": 300.0, "pbs": 300.0}  # that a block that runs has for its first worker
 BAD_BLOCKS = 3  # blocks in a row that end before a worker has come up: the next would, too
-LOCAL_HEARTBEAT = dict(heartbeat_period=5, heartbeat_threshold=30)  # seconds until workers miss a killed driver
+# Seconds until workers miss a killed driver.
+LOCAL_HEARTBEAT: dict[str, Any] = dict(heartbeat_period=5, heartbeat_threshold=30)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def _rise_in_loss(
             logits = head(chosen)[:, :-1]
             changed = _losses(logits, sequence[:, 1:].to(logits.device).long()).to(losses.device)
         else:
-            known = {linear: of(chosen) for linear, of in images.items()}
+            known: dict[torch.nn.Module, torch.Tensor] = {linear: of(chosen) for linear, of in images.items()}
             without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
             # Back to the model's own layout: OPT has rows and positions in one dimension.
             known[mlp.down] = without.to(dtype).view(-1, *outputs[mlp.down].shape[1:])

@@ -23,7 +23,10 @@ LARGE = 10**9  # parameters from which a buffer for the momentum is more memory 
 
 
 def resolve_momentum(hp: Any, parameters: int) -> Any:
-    """Hyper-parameters with the momentum for a model of so many parameters where none was asked for."""
+    """Hyper-parameters with the momentum for a model of so many parameters where none was asked for.
+
+    hp: hyper-parameters with a field `momentum`.
+    """
     return hp if hp.momentum is not None else replace(hp, momentum=0.9 if parameters < LARGE else 0.0)
 
 
