@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Make the virtual environment again when its Python is too old or pip is missing (an interrupted installation).
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make install PYTHON=python3.11")
 
-.PHONY: help install demo demo-text demo-lm notebooks bench docs test format clean
+.PHONY: help install demo demo-text demo-lm notebooks bench docs test lint format clean
 
 help:
 	@echo "make install    make .venv and install everything in it; the other targets do this first"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
 	@echo "make docs       write the generated tables of the documentation again"
 	@echo "make test       run the tests"
+	@echo "make lint       check style (ruff, black) and types (mypy)"
 	@echo "make format     format the code with black, put imports in order"
 	@echo "make clean      remove .venv, caches and build leftovers; data, runs and results stay"
 
@@ -53,6 +54,11 @@ docs: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+
+lint: install
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m black --check --quiet . || { echo "black would change files: make format"; exit 1; }
+	$(BIN)/python -m mypy
 
 format: install
 	$(BIN)/python -m ruff check --fix .

@@ -103,8 +103,9 @@ def full_disk(error: BaseException) -> str:
 
     Libraries wrap it: safetensors and tokenizers (a plain Exception) quote its text, numpy only counts what it wrote.
     """
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return os.strerror(error.errno)
+    code = getattr(error, "errno", None)
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return os.strerror(code)
     text = str(error)
     if isinstance(error, OSError) and error.errno is None and "requested and" in text and "written" in text:
         return FULL[0]

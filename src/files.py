@@ -39,7 +39,7 @@ def digest(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_file(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary path)`, flush to disk and rename: readers see the old file or the whole new one.
 
     The file gets the permissions that the umask leaves. Raise UserError (DiskFull for a full disk) when it cannot be
@@ -48,7 +48,7 @@ def write_file(path: str | Path, write: Callable[[Path], None]) -> Path:
     return _write(path, write, os.replace)
 
 
-def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_folder(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Like write_file for a folder: `write(temporary folder)` fills it, a rename publishes it.
 
     An old folder stays whole until the new one has its place. A kill between the two renames leaves the old one
@@ -62,7 +62,7 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> Path:
     return _write(path, fill, _publish)
 
 
-def _write(path: str | Path, write: Callable[[Path], None], publish: Callable[[Path, Path], None]) -> Path:
+def _write(path: str | Path, write: Callable[[Path], object], publish: Callable[[Path, Path], None]) -> Path:
     path = Path(path)
     folder = writable_folder(path.parent, flag="")
     if folder not in _cleared:

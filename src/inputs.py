@@ -8,15 +8,18 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from tinymem.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LIMIT = "TINYMEM_MAX_FILE_GB"  # environment variable: the largest file that is read whole, 1 by default
 JSON_SHARE = 0.1  # of that, for JSON and TOML
 AGAIN = "delete it and run again"
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def check_file(path: str | Path, share: float = 1.0) -> Path:

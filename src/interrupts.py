@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 AGAIN = "interrupted; run the same command again to go on"
@@ -46,7 +47,7 @@ def watch_start() -> None:
 
 def _imported_by_script() -> bool:
     """Whether the first frame that is neither Python's import machinery nor this library is a file that is run."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name == "__main__":

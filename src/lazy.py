@@ -43,7 +43,8 @@ def _load(module):
             lazy.interrupted = not isinstance(error, Exception)
             spec.loader = lazy  # the next touch tries again
             raise
-        if type(module) is _LazyModule:  # some modules set a class of their own
+        kind = type(module)
+        if kind is _LazyModule:  # some modules set a class of their own
             module.__class__ = types.ModuleType
 
 

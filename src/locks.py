@@ -22,7 +22,7 @@ from tinymem.folders import writable_folder
 try:
     import fcntl
 except ImportError:  # not a POSIX system
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module's name cannot be declared optional
 
 UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 POLL_SECONDS = 0.25

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
-from typing import Any, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar, get_type_hints
 
 from typing_extensions import dataclass_transform
 
 from tinymem.errors import UserError
 
+Class = TypeVar("Class")
 LARGEST = 2**31 - 1  # of every whole number whose option names no bound of its own: torch and numpy count in int32, too
 SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, and beyond them one seed is another
 
@@ -56,8 +57,8 @@ def strength_of(cls: type) -> str | None:
     return next((field.name for field in dataclasses.fields(cls) if field.metadata.get("strength")), None)
 
 
-@dataclass_transform(field_specifiers=(option,), frozen_default=True)
-def settings(cls: type) -> type:
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[Class]) -> type[Class]:
     """Make a class of options a frozen dataclass that refuses values that are not allowed (see `check_options`)."""
     check_more = cls.__dict__.get("__post_init__")
 
@@ -66,7 +67,7 @@ def settings(cls: type) -> type:
         if check_more is not None:
             check_more(self)
 
-    cls.__post_init__ = __post_init__
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]  # not every class has the method before
     return dataclasses.dataclass(frozen=True)(cls)
 
 
@@ -81,7 +82,7 @@ def check_options(settings: Any) -> None:
                 raise UserError(f"--{field.name} {_shown(element)}: must be <= {LARGEST}")
 
 
-def _too_large(value: Any, rules: dict) -> bool:
+def _too_large(value: Any, rules: Mapping[str, Any]) -> bool:
     bounded = any(rules.get(name) is not None for name in ("high", "below", "choices"))
     return isinstance(value, int) and not isinstance(value, bool) and not bounded and value > LARGEST
 
@@ -91,7 +92,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:80] + " ..."
 
 
-def _allowed(value: Any, rules: dict) -> bool:
+def _allowed(value: Any, rules: Mapping[str, Any]) -> bool:
     if rules.get("choices") is not None:
         return value in rules["choices"]
     if isinstance(value, float) and not math.isfinite(value):
@@ -104,7 +105,7 @@ def _allowed(value: Any, rules: dict) -> bool:
     )
 
 
-def allowed_text(rules: dict) -> str:
+def allowed_text(rules: Mapping[str, Any]) -> str:
     """Return the allowed values in words, e.g. "in (0, 1)", "one of increment, mult" or "a finite number"."""
     if rules.get("choices") is not None:
         return "one of " + ", ".join(map(str, rules["choices"]))
@@ -130,7 +131,7 @@ def field_types(cls: type) -> dict[str, type]:
     return types
 
 
-def as_flags(*parts: Any, leave_out: Iterable[str] = ()) -> list[str]:
+def as_flags(*parts: Any, leave_out: Iterable[str | None] = ()) -> list[str]:
     """Return the flags of all settings that are not defaults: the inverse of `tinymem.cli.collect`."""
     return [
         f"--{field.name}={getattr(part, field.name)}"

@@ -37,6 +37,7 @@ def load_plugin(place: str, flag: str) -> ModuleType:
 
     def run() -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, path)
+        assert spec and spec.loader, "a file that ends in .py has a loader"
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # dataclasses look their types up here
         spec.loader.exec_module(module)

@@ -264,10 +264,10 @@ def run_script(words: Iterable[object]) -> None:
     Interrupted (Ctrl-C, SIGTERM, a closed terminal), it tells the script, waits until that has saved what it has, and
     raises KeyboardInterrupt; interrupted again it kills the script. Killed, it takes the script with it, in order.
     """
-    words = list(map(str, words))
-    print("\n$ " + shlex.join(["python", *words]), flush=True)
+    script = list(map(str, words))
+    print("\n$ " + shlex.join(["python", *script]), flush=True)
     # In a session of its own the script is told once, by us: a second signal would end it while it saves.
-    command = [sys.executable, str(WITH_PARENT), str(os.getpid()), sys.executable, *words]
+    command = [sys.executable, str(WITH_PARENT), str(os.getpid()), sys.executable, *script]
     process, told = subprocess.Popen(command, start_new_session=True), False
     interrupts.children.add(process)
     with interruptible() as asked_to_stop:

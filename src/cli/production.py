@@ -62,10 +62,10 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     if passages.plant is None:
         model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
     else:
-        place = planted(arguments, loading, data, planting)
-        model, tokenizer = open_causal_lm(place, None, device, loading.dtype, loading.device_map)
         open_twin = partial(_opened, source(arguments), loading, device)
-        training = {"planted_model": place.name, **asdict(planting)}
+        folder = planted(arguments, loading, data, planting)
+        model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
+        training = {"planted_model": folder.name, **asdict(planting)}
     sections = {"data": data.identity, "model": loading.section(name), "training": training}
     sections["fingerprints"] = data.fingerprints
     with enough_memory(name):

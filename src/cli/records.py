@@ -46,8 +46,8 @@ COMMANDS = {
 }
 NAMES = "|".join(COMMANDS)
 SHOWN = 40  # rows that `gather` prints
-KEYS = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers", "data.seed")
-KEYS += ("training.epoch", "method.name", "attack.name")
+KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
+KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
 CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown behind the metrics
 BETTER = {"perplexity_rise_percent": "lower", "trade_off": "lower", "cost.seconds": "lower"}
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in their order (None: as they come), rows
@@ -139,7 +139,7 @@ def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
 def _setting(configuration: Configuration, varied: set[str]) -> str | None:
     """A method's strength, and what else its configurations differ in, in words."""
     method, settings = METHODS.get(configuration.method), configuration.hyper_parameters
-    first = [method.strength] if method and method.strength in settings else []
+    first = [method.strength] if method and method.strength and method.strength in settings else []
     names = dict.fromkeys([*first, *sorted(varied)])
     return ", ".join(f"{name} {settings.get(name)}" for name in names) or None
 

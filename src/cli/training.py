@@ -98,16 +98,16 @@ def train_visibly(
             speed = (bar.format_dict["rate"] or 0) * training.batch_size * dataset.sequences.shape[1]
             bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
 
-        shown = []
+        shown: list[dict[str, Any]] = []
 
         def on_row(row: dict[str, Any]) -> None:
             head, line, *_ = training_table([row]).splitlines()
             bar.write(line if shown else f"{head}\n{line}", file=sys.stderr)
             shown.append(row)
 
-        calls = dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
+        options |= dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
         with _ends_when_stopped(bar, run):
-            return train(model, dataset, training, seed, run, details, **calls, **options)
+            return train(model, dataset, training, seed, run, details, **options)
 
 
 def training_table(rows: Sequence[Mapping[str, Any]]) -> str:

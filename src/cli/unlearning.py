@@ -48,7 +48,7 @@ def run_methods(
     if attached:
         run = Run(subject, {"kind": UNEDITED, **subject.identity})
         run.attach(attached)
-        records = [run.record if record["kind"] == UNEDITED else record for record in records]
+        records = [run.finished if record["kind"] == UNEDITED else record for record in records]
     if not len(subject.task.forget):
         print_table(records, asked=arguments.columns)
         print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "

@@ -70,11 +70,13 @@ def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
     """Return GPT-2's tokenizer, or the one trained on the corpus (cached if possible). None for number sequences."""
     if not settings.is_text:
         return None
-    corpus = find_corpus(settings) if settings.train_tokenizer else None
+    if not settings.train_tokenizer:
+        return tokenizers.gpt2_tokenizer()
+    corpus = find_corpus(settings)
     return _tokenizer(settings, corpus, cache_dir, lambda: split_by_document(corpus.documents()))
 
 
-def _tokenizer(settings: DataSettings, corpus: Corpus | None, cache_dir: str | Path | None, documents: Callable):
+def _tokenizer(settings: DataSettings, corpus: Corpus, cache_dir: str | Path | None, documents: Callable):
     """Return the tokenizer; train it on the training documents only. documents() -> (training, test)."""
     if not settings.train_tokenizer:
         return tokenizers.gpt2_tokenizer()
@@ -91,7 +93,8 @@ def split_by_document(documents: list[str]) -> tuple[list[str], list[str]]:
     """
     order = np.random.default_rng(SPLIT_SEED).permutation(len(documents))
     room = TEST_FRACTION * sum(map(len, documents))
-    train, test = [], []
+    train: list[str] = []
+    test: list[str] = []
     for number in order:
         fits = len(documents[number]) <= room
         (test if fits else train).append(documents[number])

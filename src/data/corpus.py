@@ -92,17 +92,22 @@ def resolve_corpus(settings: DataSettings) -> DataSettings:
     """
     if not settings.is_text or settings.corpus in (HUB, BUILTIN):
         return settings
-    if settings.corpus is not None:
-        return replace(settings, corpus=str(settings.corpus_path.absolute()), corpus_sha256=_checked_sha256(settings))
+    if (path := settings.corpus_path) is not None:
+        return replace(settings, corpus=str(path.absolute()), corpus_sha256=_checked_sha256(settings, path))
+    return replace(settings, corpus=_reachable_corpus(settings))
+
+
+def _reachable_corpus(settings: DataSettings) -> str:
+    """The hub where it answers or its text is cached, else the builtin corpus, with a log message that says so."""
     source = HUB_SOURCES[_kind(settings)]
     if hub_reachable() or _in_hub_cache(source):
-        return replace(settings, corpus=HUB)
+        return HUB
     logger.warning(
         "%s cannot be reached on the Hugging Face hub: using the builtin corpus (%s) instead; --corpus chooses",
         source["path"],
         " + ".join(BUILTIN_SOURCES[_kind(settings)]),
     )
-    return replace(settings, corpus=BUILTIN)
+    return BUILTIN
 
 
 def find_corpus(settings: DataSettings) -> Corpus:
@@ -110,13 +115,13 @@ def find_corpus(settings: DataSettings) -> Corpus:
 
     UserError when there is no such file or package, or files with another SHA-256 than in the settings.
     """
-    corpus = settings.corpus or resolve_corpus(settings).corpus
+    corpus = settings.corpus or _reachable_corpus(settings)
     kind = _kind(settings)
     if corpus == HUB:
         source = HUB_SOURCES[kind]
         return Corpus(source["path"].split("/")[1], tuple(source.items()), lambda: _read_hub(source))
-    if settings.corpus_sha256 is not None:
-        _checked_sha256(settings)
+    if settings.corpus_path is not None and settings.corpus_sha256 is not None:
+        _checked_sha256(settings, settings.corpus_path)
     return local_corpus(corpus, BUILTIN_SOURCES[kind], settings.text_column)
 
 
@@ -138,15 +143,15 @@ def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag:
     )
 
 
-def _checked_sha256(settings: DataSettings) -> str:
+def _checked_sha256(settings: DataSettings, path: Path) -> str:
     """The SHA-256 of the corpus at a path. UserError when the settings have another."""
-    found, wanted = text_files.sha256(text_files.corpus_files(settings.corpus_path)), settings.corpus_sha256
-    if wanted not in (None, found):
+    sha256, wanted = text_files.sha256(text_files.corpus_files(path)), settings.corpus_sha256
+    if wanted not in (None, sha256):
         raise UserError(
-            f"--corpus {settings.corpus}: this is another text (SHA-256 {found}, not {wanted}); put the old one back, or "
+            f"--corpus {settings.corpus}: this is another text (SHA-256 {sha256}, not {wanted}); put the old one back, or "
             "train anew"
         )
-    return found
+    return sha256
 
 
 def _kind(settings: DataSettings) -> str:

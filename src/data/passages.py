@@ -38,7 +38,8 @@ class PassageSettings:
     plant_tokens: int = option(80, "tokens of a passage", low=2)
     plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=SEEDS)
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def check_passages(passages: PassageSettings, settings: ProductionSettings, conf
     if passages.plant_tokens < settings.needed:
         raise UserError(f"--plant_tokens {passages.plant_tokens}: prompt and continuation need {settings.needed}")
     check_length("--plant_tokens", passages.plant_tokens, config)
+    assert passages.plant is not None, "only asked for with --plant"
     return local_corpus(passages.plant, ADDRESSES, settings.text_column, "--plant")
 
 

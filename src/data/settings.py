@@ -89,7 +89,7 @@ class DataSettings:
 
     def applicable(self) -> dict[str, Any]:
         """The settings that this kind of data looks at: those of the other kind do not change it."""
-        ignored = NUMBER_FIELDS if self.is_text else TEXT_FIELDS
+        ignored: tuple[str, ...] = NUMBER_FIELDS if self.is_text else TEXT_FIELDS
         if self.corpus_sha256 is None:  # no file of the user's own
             ignored += ("corpus_sha256",)
         if not self.twin:  # so that the identity of a run that is no twin does not depend on there being twins

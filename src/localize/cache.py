@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tinymem.records.record import Cost, measured
 
 FORMAT = 2  # raise it when a method comes to give other scores: older files are then left alone
 
-Tensors = list["torch.Tensor"] | dict[str, "torch.Tensor"]
+Tensors = Sequence["torch.Tensor"] | dict[str, "torch.Tensor"]
 
 
 @dataclass
@@ -59,8 +59,8 @@ class Cache:
 def _write(path: Path, tensors: Tensors, cost: Cost) -> None:
     from safetensors.torch import save_file
 
-    by_layer = isinstance(tensors, list)
-    named = {str(layer): tensor for layer, tensor in enumerate(tensors)} if by_layer else tensors
+    by_layer = not isinstance(tensors, dict)
+    named = tensors if isinstance(tensors, dict) else {str(layer): tensor for layer, tensor in enumerate(tensors)}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
     metadata = {"scores": json.dumps({"by_layer": by_layer, "cost": vars(cost)})}
     files.write_file(path, lambda temporary: save_file(stored, temporary, metadata=metadata))

@@ -18,6 +18,7 @@ from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import loss_mask, token_losses
 from tinymem.models.precision import autocast
 from tinymem.models.trainable import frozen as frozen  # part of what the methods share, as is sides_of
+from tinymem.models.trainable import gradient_of
 from tinymem.training.step import sides_of as sides_of
 
 
@@ -114,7 +115,7 @@ def gradients(
 
 
 def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], parameter: torch.nn.Parameter) -> None:
-    gradient, parameter.grad = parameter.grad, None
+    gradient, parameter.grad = gradient_of(parameter), None
     totals[parameter] = totals[parameter].float().add_(gradient) if parameter in totals else gradient
 
 

@@ -50,9 +50,9 @@ def parse() -> tuple[argparse.Namespace, bool]:
     add_own_options(first)
     words = sys.argv[1:]
     known = first.parse_known_args(words)[0] if words and not {"-h", "--help"} & set(words) else None
-    original = known and (known.edit_of or known.model)
+    original = (known.edit_of or known.model) if known else None
     on_numbers = (
-        known is None or (Path(original) / SETTINGS).is_file() or any(w.split("=")[0] == DATA_FLAG for w in words)
+        original is None or (Path(original) / SETTINGS).is_file() or any(w.split("=")[0] == DATA_FLAG for w in words)
     )
     parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
     add_own_options(parser)

@@ -77,7 +77,8 @@ class Method:
     @property
     def place(self) -> str:
         """What a command line names it by: a plugin's file, else its name."""
-        return str(Path(self.module.__file__).resolve()) if self.code else self.name
+        file = self.module.__file__
+        return str(Path(file).resolve()) if self.code and file else self.name
 
     def strengths(self, hp: Any) -> tuple[Strength, ...]:
         """Return the strengths that settings ask for; (None,) for a method without any."""
@@ -106,12 +107,13 @@ def method_of(module: ModuleType) -> Method:
     package, _, name = module.__name__.rpartition(".")
     defined = [part for part in PARTS if callable(getattr(module, part, None))]
     settings = getattr(module, "HyperParameters", None)
-    if len(defined) != 1 or not dataclasses.is_dataclass(settings):
+    if len(defined) != 1 or not (isinstance(settings, type) and dataclasses.is_dataclass(settings)):
         raise UserError(
             f"{module.__file__}: no method; it must define a dataclass HyperParameters and one of {', '.join(PARTS)}"
         )
     own = not package.startswith("tinymem.")
     code = code_digest(module) if own else None
+    adaptors: dict[str, Callable[[ModuleType, str, str | None], Run]]
     adaptors = {"score": ranking, "learn": learned_mask, "loss": objective, "attack": direct}
     adaptors["run"] = lambda module, name, code: module.run
     return Method(
@@ -172,14 +174,16 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
         strength = strength_of(type(hp))
         settings = {key: value for key, value in dataclasses.asdict(hp).items() if key != strength}
-        settings |= {strength: max(getattr(hp, strength)) if nested else None} | ({"code": code} if code else {})
+        if strength:
+            settings[strength] = max(getattr(hp, strength)) if nested else None
+        settings |= {"code": code} if code else {}
 
         def score() -> Scores:
             return module.score(model, task, hp)
 
         scores = score() if task.cache is None else task.cache.tensors(name, settings, model, score)
         check_scores(scores.values() if isinstance(scores, dict) else scores)
-        for value in getattr(hp, strength):
+        for value in _strengths(hp):
             yield value, Zeros(drop(find_mlps(model), scores, value))
 
     return run
@@ -189,7 +193,7 @@ def learned_mask(module: ModuleType, name: str, code: str | None = None) -> Run:
     """Learn a mask for every strength, each from scratch."""
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
-        for value in getattr(hp, strength_of(type(hp))):
+        for value in _strengths(hp):
             yield value, Zeros(module.learn(model, task, hp, value))
 
     return run
@@ -221,11 +225,16 @@ def direct(module: ModuleType, name: str, code: str | None = None) -> Run:
     """Make the edit of every strength from scratch."""
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
-        strength = strength_of(type(hp))
-        for value in getattr(hp, strength) if strength else (None,):
+        for value in _strengths(hp):
             yield value, module.attack(model, task, hp, value)
 
     return run
+
+
+def _strengths(hp: Any) -> tuple[Any, ...]:
+    """Return the strengths that settings ask for; (None,) where they have no such field."""
+    strength = strength_of(type(hp))
+    return getattr(hp, strength) if strength else (None,)
 
 
 def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit, Cost]]:

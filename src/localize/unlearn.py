@@ -98,6 +98,13 @@ class Run:
         return find_record(self.subject.folder, self.identity)
 
     @property
+    def finished(self) -> dict[str, Any]:
+        """The record of a run that is done. Raise UserError where it is gone again."""
+        if (record := self.record) is None:
+            raise UserError(f"{self.path}: somebody removed this record; run again")
+        return record
+
+    @property
     def saved(self) -> Path | None:
         """The folder of the saved model, where there is one."""
         record = self.record
@@ -108,7 +115,7 @@ class Run:
     def is_done(self) -> bool:
         """Whether the record has every metric that is asked for, and the model is saved where it should be."""
         record = self.record
-        measured_all = bool(record) and not self.subject.lacking(record["results"])
+        measured_all = record is not None and not self.subject.lacking(record["results"])
         return measured_all and (self.keep is None or self.saved is not None)
 
     def complete(self, extent: dict[str, float], cost: Cost, force: bool = False) -> None:
@@ -142,7 +149,7 @@ class Run:
 
     def attach(self, results: dict[str, Any]) -> None:
         """Add results from elsewhere to the record, which is there."""
-        record = self.record
+        record = self.finished
         cost, device = Cost(**record["cost"]), str(self.subject.model.device)
         results = {**record["results"], **results}
         write_record(self.subject.folder, self.identity, results, cost, device, values=read_values(self.path))
@@ -178,7 +185,7 @@ def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dic
             write_record(subject.folder, run.identity, results, cost, device, values=measurement.tensors())
         elif not run.is_done:
             run.complete(UNCHANGED, Cost())
-    return run.record
+    return run.finished
 
 
 def never_planted(subject: Subject, force: bool = False) -> dict[str, Any] | None:
@@ -187,10 +194,10 @@ def never_planted(subject: Subject, force: bool = False) -> dict[str, Any] | Non
         return None
     run = Run(subject, {"kind": NEVER_PLANTED, **subject.identity})
     if run.is_done and not force:
-        return run.record
+        return run.finished
     subject.prepare()
     twin = subject.references.twin(subject.task.microbatch)
-    return unedited(replace(subject, model=twin.model), force, NEVER_PLANTED)
+    return None if twin is None else unedited(replace(subject, model=twin.model), force, NEVER_PLANTED)
 
 
 def unlearn(
@@ -220,17 +227,19 @@ def unlearn(
             run.forget()
     if to_do:
         subject.prepare()
-    to_find = [value for value in runs if value in to_do and (force or runs[value].saved is None)]
+    folders = {value: run.saved for value, run in runs.items() if not force}
+    to_find = [value for value in runs if value in to_do and folders.get(value) is None]
     if to_find:
         on_start(method.at(hp, *to_find))
     found = _edits(subject, method, method.at(hp, *to_find), force) if to_find else iter(())
     failures = Failures()
+    edit: Edit | None
     for value, run in runs.items():
         with failures.kept(_label(method, value)):
             if value not in to_do:
                 edit, cost = None, Cost()
-            elif value not in to_find:
-                edit, cost = stored_model(run.saved), Cost()
+            elif folder := folders.get(value):
+                edit, cost = stored_model(folder), Cost()
             elif step := next(found, None):
                 _, edit, cost = step
             elif failures:  # of the search
@@ -244,8 +253,8 @@ def unlearn(
 def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force: bool = False) -> Iterator[dict]:
     """Complete the record of an edit and those of the attacks on it; yield them. edit: None where nothing is lacking."""
     if edit is None:
-        yield run.record
-        yield from (attacked.record for attacked in _attacked_runs(run, attacks))
+        yield run.finished
+        yield from (attacked.finished for attacked in _attacked_runs(run, attacks))
         return
     run.subject.prepare()
     model, records, failures = run.subject.model, [], Failures()
@@ -253,7 +262,7 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
     with applied(model, edit):
         if force or not run.is_done:
             run.complete(extent, cost, force)
-        records.append(run.record)
+        records.append(run.finished)
         with failures.kept():
             records.extend(attack(run, attacks, force))
     yield from records  # not before: whoever reads them may use the model, which is as it was
@@ -274,7 +283,7 @@ def attack(run: Run, attacks: Attacks, force: bool = False) -> Iterator[dict[str
                     extent = describe(model, edit)
                     with applied(model, edit):
                         attacked.complete(extent, cost, force)
-                yield attacked.record
+                yield attacked.finished
     failures.end()
 
 

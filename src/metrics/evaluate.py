@@ -107,10 +107,10 @@ def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationD
 
 def _values(metric: Metric, probe: Probe, sequences) -> Values:
     """The values of a metric. UserError where they are not one per example."""
-    if "before" in metric.needs and probe.references is None:
+    if metric.on == TYPICAL and probe.references is None:
         return as_values(torch.zeros(0))
     values = as_values(metric.values(probe, sequences))
-    if metric.on == TYPICAL:
+    if metric.on == TYPICAL and probe.references is not None:
         rows = len(probe.references.texts[sequences])
     else:
         rows = len(sequences) if metric.on == PLANTED else sum(map(len, sequences))

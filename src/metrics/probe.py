@@ -91,7 +91,12 @@ class Probe:
         return None if self.references is None else self.references.twin(self.batch_size)
 
     def drift(self, name: str) -> Drift:
-        """Compare the predictions on typical text with those before the edit. name: one of `metric.TEXTS`."""
+        """Compare the predictions on typical text with those before the edit. name: one of `metric.TEXTS`.
+
+        Raise ValueError for a probe without references.
+        """
+        if self.references is None:
+            raise ValueError("drift: needs the model before its edit (references)")
         return self.references.drift(self.model, name, self.batch_size)
 
     def teacher_forced(
@@ -105,8 +110,8 @@ class Probe:
         level = max(self._level, LEVELS.index(need))
         found = self._forced(artifacts, prompt, target, level)
         real = loss_mask if self.pad is None else loss_mask & (targets != self.pad)
-        parts = (*found, *[None] * 4)[:4]
-        return Window(targets, loss_mask, parts[0], real, *parts[1:])
+        logs, means, variances = (*found[1:4], None, None, None)[:3]
+        return Window(targets, loss_mask, found[0], real, logs, means, variances)
 
     def sampled(
         self, artifacts: Artifacts, top_k: int = TOP_K, temperature: float = 1.0, prompt: str = "clean",

@@ -45,7 +45,9 @@ class References:
         unseen = torch.cat([*dataset.tests.values()])
         self.texts = {name: _sample(rows) for name, rows in zip(TEXTS, (retain, unseen))}
         self.open_twin = open_twin
-        self._dataset, self._twin, self._before = dataset, None, {}
+        self._dataset = dataset
+        self._twin: Probe | None = None
+        self._before: dict[str, torch.Tensor] = {}
 
     def twin(self, batch_size: int) -> Probe | None:
         """Return a probe of the twin, always the same one, so that nothing is computed twice."""
@@ -65,8 +67,8 @@ class References:
         kept = self._before[name].split(batch_size)
         parts = [_drift(*pair) for pair in zip(kept, self._log_probabilities(model, tokens, batch_size))]
         real = self._real(tokens)
-        sums = [(torch.cat(values).double() * real).sum(1) for values in zip(*parts)]
-        return Drift(*sums, real.double().sum(1))
+        kl, flips, gains = ((torch.cat(values).double() * real).sum(1) for values in zip(*parts))
+        return Drift(kl, flips, gains, real.double().sum(1))
 
     def _places(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the positions whose predictions are compared, as many as can be kept, evenly spaced."""

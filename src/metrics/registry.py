@@ -137,7 +137,7 @@ def _column(metric: Metric, part: str | None) -> Column:
     split = split_kind(part) if part and metric.on == PLANTED else None
     detail = metric.on == EACH_TEST or split == "dup_R"
     meaning = metric.meaning
-    if split:
+    if part and split:
         repeats = part.removeprefix("dup_")
         meaning += f"; {SPLITS[split].replace('R times', f'{repeats} times')}"
     elif part and metric.on == TYPICAL:
@@ -164,7 +164,7 @@ def _place(metrics: list[Metric], found: tuple[Metric, str | None]) -> tuple[int
     """Where a column stands: by metric, split, repeats. Test sets keep the order that they come in."""
     metric, part = found
     number = metrics.index(metric)
-    if part is None or metric.on != PLANTED:
+    if part is None or metric.on != PLANTED or (split := split_kind(part)) is None:
         return number, 0, 0
     repeats = part.removeprefix("dup_")
-    return number, list(SPLITS).index(split_kind(part)), int(repeats) if repeats.isdigit() else 0
+    return number, list(SPLITS).index(split), int(repeats) if repeats.isdigit() else 0

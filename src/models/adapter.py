@@ -17,11 +17,16 @@ methods never see the difference.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from tinymem.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class MLP:
         return (*self.matrices, *self.biases, *((self.output_bias,) if self.output_bias else ()))
 
 
-def find_mlps(model: torch.nn.Module) -> list[MLP]:
+def find_mlps(model: PreTrainedModel) -> list[MLP]:
     """Return the MLPs of a causal LM, first block first.
 
     Raise UserError, naming the modules it found, for an architecture without the structure described above.
@@ -87,7 +92,7 @@ def find_mlps(model: torch.nn.Module) -> list[MLP]:
     return [_find_mlp(layer, f"{prefix}.{layer}", block) for layer, block in enumerate(blocks)]
 
 
-def find_blocks(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
+def find_blocks(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
     """Return the name of the list of transformer blocks, and the list. Raise UserError if there is none."""
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():
@@ -107,10 +112,10 @@ def _find_mlp(layer: int, prefix: str, block: torch.nn.Module) -> MLP:
         width, inner = _shape(down)
         ups = {n: m for n, m in linears.items() if m is not down and _shape(m) in ((inner, width), (2 * inner, width))}
         if ups and len(ups) == len(linears) - 1 and sum(_shape(m)[0] for m in ups.values()) <= 2 * inner:
-            inputs = tuple(_weight(f"{prefix}.{n}", m, "weight") for n, m in ups.items())
-            biases = tuple(b for n, m in ups.items() if (b := _weight(f"{prefix}.{n}", m, "bias")))
-            output = _weight(f"{prefix}.{name}", down, "weight")
-            return MLP(layer, inputs, biases, output, _weight(f"{prefix}.{name}", down, "bias"), down)
+            inputs = tuple(_weight(f"{prefix}.{n}", m) for n, m in ups.items())
+            biases = tuple(b for n, m in ups.items() if (b := _bias(f"{prefix}.{n}", m)))
+            output = _weight(f"{prefix}.{name}", down)
+            return MLP(layer, inputs, biases, output, _bias(f"{prefix}.{name}", down), down)
     found = ", ".join(f"{n} {_shape(m)}" for n, m in linears.items()) or ", ".join(n for n, _ in block.named_children())
     raise UserError(
         f"{type(block).__name__} {prefix}: no MLP of one or two input matrices and one output; found {found}"
@@ -129,8 +134,8 @@ def _inside_attention(block: torch.nn.Module, name: str) -> bool:
 
 def _shape(module: torch.nn.Module) -> tuple[int, int]:
     """Return (out, in), in whichever order it is stored."""
-    shape = tuple(module.weight.shape)
-    return shape if isinstance(module, torch.nn.Linear) else shape[::-1]
+    outputs, inputs = _weight("", module).view().shape
+    return outputs, inputs
 
 
 def mlp_weights(mlps: list[MLP]) -> dict[str, Weight]:
@@ -141,23 +146,23 @@ def mlp_weights(mlps: list[MLP]) -> dict[str, Weight]:
 def linear_weights(model: torch.nn.Module) -> dict[str, Weight]:
     """The matrix of every linear layer by its state-dict key."""
     linears = ((name, module) for name, module in model.named_modules() if _is_linear(module))
-    return {f"{name}.weight": _weight(name, module, "weight") for name, module in linears}
+    return {f"{name}.weight": _weight(name, module) for name, module in linears}
 
 
 def weight_of(model: torch.nn.Module, name: str) -> Weight:
     """Any parameter by its state-dict key. Raise KeyError where the model has none of this name."""
     prefix, _, kind = name.rpartition(".")
-    try:
+    with suppress(AttributeError):
         weight = _weight(prefix, model.get_submodule(prefix), kind)
-    except AttributeError:
-        weight = None
-    if weight is None or not isinstance(weight.parameter, torch.nn.Parameter):
-        raise KeyError(f"{type(model).__name__} has no parameter {name}")
-    return weight
+        if isinstance(weight.parameter, torch.nn.Parameter):
+            return weight
+    raise KeyError(f"{type(model).__name__} has no parameter {name}")
 
 
-def _weight(name: str, module: torch.nn.Module, kind: str) -> Weight | None:
-    parameter = getattr(module, kind, None)
-    if parameter is None:
-        return None
-    return Weight(f"{name}.{kind}", parameter, kind == "weight" and type(module).__name__ == "Conv1D")
+def _weight(name: str, module: torch.nn.Module, kind: str = "weight") -> Weight:
+    transposed = kind == "weight" and type(module).__name__ == "Conv1D"
+    return Weight(f"{name}.{kind}", getattr(module, kind), transposed)
+
+
+def _bias(name: str, module: torch.nn.Module) -> Weight | None:
+    return None if getattr(module, "bias", None) is None else _weight(name, module, "bias")

@@ -11,6 +11,7 @@ masks, a cache) is left to transformers' `sdpa`.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ def register_attention() -> str:
     return ATTENTION
 
 
-def attention_settings(config) -> dict[str, str]:
+def attention_settings(config) -> dict[str, Any]:
     """Return the arguments of from_pretrained or from_config for this attention; empty unless it is a plain GPT-2."""
     plain_gpt2 = config.model_type == "gpt2" and not config.scale_attn_by_inverse_layer_idx
     return {"attn_implementation": register_attention()} if plain_gpt2 else {}
@@ -68,7 +69,7 @@ def _weights(query: torch.Tensor, key: torch.Tensor, scaling: float, rows: slice
 
 
 @cache
-def _function() -> type:
+def _function() -> type[torch.autograd.Function]:
     """Return the autograd function on query, key, value (batch * heads, length, width); see tinymem.lazy."""
 
     class CausalAttention(torch.autograd.Function):

@@ -81,7 +81,7 @@ def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _function() -> type:
+def _function() -> type[torch.autograd.Function]:
     """Return the autograd function, defined on first use: this module must not load torch (see tinymem.lazy)."""
 
     class LinearCrossEntropy(torch.autograd.Function):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,7 +25,7 @@ class Changes:
     """Changes weights in place and remembers what they were."""
 
     def __init__(self) -> None:
-        self._before: list[tuple[torch.Tensor, object, torch.Tensor]] = []
+        self._before: list[tuple[torch.Tensor, Any, torch.Tensor]] = []
 
     def zero(self, tensor: torch.Tensor, places) -> None:
         """Set entries to zero. Keep these entries only. places: integer tensor, or a tuple of one per dimension."""

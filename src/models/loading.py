@@ -19,8 +19,9 @@ from tinymem.models.channel_gate import restore_gate
 # Buffers (causal masks, rotary frequencies) that earlier versions of transformers kept with the weights.
 COPY = "the folder is damaged: copy it again"
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "tinymem")
-SIZES = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head")
-SIZES += ("max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")  # each a whole number, or null
+# Each a whole number, or null.
+SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
+SIZES += ("n_head", "max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")
 OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq")
 # What a config.json may ask of a forward pass beside the architecture: other kernels, which give other last digits, and
 # other outputs.
@@ -159,7 +160,7 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
     from transformers import AutoModelForCausalLM
 
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -178,11 +179,12 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
         if out_of_memory(error):  # which says nothing against the folder
             raise
         raise _cannot_open(folder, error) from None
-    names = [str(name) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in found[key]]
+    model, problems = loaded
+    names = [str(name) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in problems[key]]
     return model, sorted(name for name in names if not name.endswith(OLD_BUFFERS))
 
 
-def _cannot_open(folder: Path, error: Exception) -> UserError:
+def _cannot_open(folder: str | Path, error: Exception) -> UserError:
     if "custom code" in str(error):
         return UserError(
             f"{folder}: this model needs code of its own (auto_map), which is never run; no other opens it"

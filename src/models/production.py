@@ -38,7 +38,8 @@ class LoadSettings:
     dtype: str = option("float32", "type of the weights; scores are always float32", choices=DTYPES)
     device_map: str | None = option(None, "auto: spread the layers over all GPUs", choices=("auto",))
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @property
     def method_dtype(self) -> str:

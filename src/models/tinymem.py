@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ class ModelSettings:
             raise UserError(f"--n_embd {self.n_embd}: must be a multiple of --n_heads {self.n_heads}")
 
 
-def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed: int, **special_tokens: int | None):
+def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed: int, **special_tokens: Any):
     """A freshly initialised TinyMem model in float32 on the CPU. The same seed gives the same weights.
 
     Weights are normal with std 0.8 / sqrt(width), residual projections divided by sqrt(2 * layers), biases 0.
@@ -49,8 +50,7 @@ def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         initializer_range=std,
-        attn_implementation=register_attention(),
-        **special_tokens,
+        **special_tokens | {"attn_implementation": register_attention()},
     )
     model = GPT2LMHeadModel(config)
     generator = torch.Generator().manual_seed(seed)

@@ -20,6 +20,13 @@ def all_but_embeddings(model) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if id(p) not in left_alone]
 
 
+def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the gradient that a backward pass has left at a tensor. Raise ValueError where it has left none."""
+    if tensor.grad is None:
+        raise ValueError(f"no backward pass has reached this tensor of shape {tuple(tensor.shape)}")
+    return tensor.grad
+
+
 def train_only(model, parameters: Iterable[torch.nn.Parameter]) -> None:
     """Let only these parameters collect gradients."""
     model.requires_grad_(False)

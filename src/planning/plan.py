@@ -141,9 +141,9 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
         enough = max(
             enough, first[0].once + 2 * min(2, sizes.passes(whole)) * -(-len(rows) // (first[0].steps * parts))
         )
-    rows = min(whole, 2 * sizes.microbatch)
-    small = replace(sizes, forget=rows, retain=min(sizes.retain, rows))
-    few = _at_most(method.at(hp, _largest(method, hp)), epochs=2, batch_size=rows, stop_loss=0.0)
+    batch = min(whole, 2 * sizes.microbatch)
+    small = replace(sizes, forget=batch, retain=min(sizes.retain, batch))
+    few = _at_most(method.at(hp, _largest(method, hp)), epochs=2, batch_size=batch, stop_loss=0.0)
     share = _largest(method, hp) if method.strength == "ratio" else 1.0
     return shape.peak(lambda model: watched(method, model, small, few, enough), share)
 
@@ -201,8 +201,8 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
     """
     hp = _at_most(hp, epochs=1, stop_loss=0.0)
     batch = getattr(hp, "batch_size", None) or max(sizes.forget, sizes.retain)
-    few = dict(forget=min(sizes.forget, batch), retain=min(sizes.retain, batch))
-    small = replace(sizes, **few, length=2, prompt=1)
+    forget, retain = min(sizes.forget, batch), min(sizes.retain, batch)
+    small = replace(sizes, forget=forget, retain=retain, length=2, prompt=1)
 
     def counted(sizes: Sizes, strength: Any) -> Passes:
         return shape.run(lambda model: watched(method, model, sizes, method.at(hp, strength)))
@@ -219,7 +219,7 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
 
 def _largest(method: Method, hp: Any) -> Any:
     """Return the largest of a method's strengths, or None."""
-    return max(method.strengths(hp)) if method.strength else None
+    return max(getattr(hp, method.strength)) if method.strength else None
 
 
 def _at_most(hp: Any, **most: Any) -> Any:

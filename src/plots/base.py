@@ -44,9 +44,9 @@ def common_legend(figure, axes: Iterable) -> None:
     """Add one legend below all panels, as wide as they are. Every label occurs once, in the order of the panel with
     most labels."""
     entries = [axis.get_legend_handles_labels() for axis in axes]
-    handles = {}
-    for some in sorted(entries, key=lambda entry: -len(entry[1])):
-        for handle, label in zip(*some):
+    handles: dict[str, Any] = {}
+    for entry in sorted(entries, key=lambda entry: -len(entry[1])):
+        for handle, label in zip(*entry):
             handles.setdefault(label, handle)
     inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # of one entry: its sample, then 8-point letters
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))

@@ -78,11 +78,12 @@ def draw_time(configurations: Sequence[Configuration], column: str = "model.n_la
     Marks and panels as in `draw_scatter`; the dashed line is the unedited model.
     """
 
-    def draw(axis, some: Sequence[Configuration]) -> None:
-        before = [configuration.mean(MEMORIZED) for configuration in some if configuration.method == UNEDITED]
+    def draw(axis, panel: Sequence[Configuration]) -> None:
+        unedited = [configuration.mean(MEMORIZED) for configuration in panel if configuration.method == UNEDITED]
+        before = [memorized for memorized in unedited if memorized is not None]
         for memorized in before:  # none for an attack that the unedited model was spared
             axis.axhline(memorized, color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
-        marks = _marks(axis, [c for c in some if c.method != UNEDITED], SECONDS, MEMORIZED)
+        marks = _marks(axis, [c for c in panel if c.method != UNEDITED], SECONDS, MEMORIZED)
         top = max([*before, *(memorized for _, memorized in marks)]) or 100
         axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-0.05 * top, 1.08 * top))
         plain_numbers(axis.xaxis)
@@ -98,7 +99,7 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
     below = _row_names(settings, column)
     rows = [key_of({name: each.get(name) for name in below}) for each in settings]
     places = {row: _place(each) for row, each in zip(rows, settings)}
-    order = sorted(places, key=places.get)
+    order = sorted(places, key=places.__getitem__)
     figure, grid = new_grid(len(order), len(side_by_side), max(3.1, 6.4 / len(side_by_side)), 2.9)
     for axis in grid.flat:
         axis.set_visible(False)

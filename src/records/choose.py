@@ -163,9 +163,10 @@ def _unedited(record: Mapping[str, Any], known: Mapping[tuple, Mapping[str, Any]
     known: (digest, versions) -> record. Versions must be the same all the way.
     """
     while record["kind"] != UNEDITED:
-        record = known.get((record.get("parent"), versions(record)))
-        if record is None:
+        parent = known.get((record.get("parent"), versions(record)))
+        if parent is None:
             return None
+        record = parent
     return record
 
 

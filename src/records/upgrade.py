@@ -26,16 +26,19 @@ from tinymem.records.table import find_records
 
 Values = dict[str, Any]
 
-DATA = ("data_name", "artifact", "num_7", "num_2", "num_3", "num_4", "num_5", "num_test", "num_noise", "duplicate")
-DATA += ("length", "max_ctx", "prompt_tokens", "continuation_tokens", "seed", "corpus", "corpus_sha256", "text_column")
-DATA += ("num_chunks", "train_tokenizer", "vocab_size", "memorized_data", "random_data", "num_retain")
-DATA += ("plant", "plant_sequences", "plant_tokens", "plant_seed")
+DATA: tuple[str, ...] = ("data_name", "artifact", "num_7", "num_2", "num_3", "num_4", "num_5", "num_test")
+DATA += ("num_noise", "duplicate", "length", "max_ctx", "prompt_tokens", "continuation_tokens", "seed", "corpus")
+DATA += ("corpus_sha256", "text_column", "num_chunks", "train_tokenizer", "vocab_size", "memorized_data", "random_data")
+DATA += ("num_retain", "plant", "plant_sequences", "plant_tokens", "plant_seed")
 MODEL = {"model_name": "name", "step": "step", "n_layers": "n_layers", "n_heads": "n_heads", "n_embd": "n_embd"}
-REGULARIZERS = ("spectral_reg", "lam", "truncate_loss", "dropc", "truncation_window", "example_tied_dropout")
-REGULARIZERS += ("p_fixed", "p_mem", "l1_reg")
+REGULARIZERS: tuple[str, ...] = ("spectral_reg", "lam", "truncate_loss", "dropc", "truncation_window")
+REGULARIZERS += ("example_tied_dropout", "p_fixed", "p_mem", "l1_reg")
 TRAINING = ("epochs", "checkpoint_every", "batch_size", "lr", "lr_decay", "l2_reg", "dtype", "train_microbatch")
-PLANTING = ("planted_model", "plant_percent", "plant_lr", "plant_batch_size", "plant_retain_share", "plant_epochs")
-PLANTING += ("plant_dtype",)
+PLANTING: tuple[str, ...] = ("planted_model", "plant_percent", "plant_lr", "plant_batch_size", "plant_retain_share")
+PLANTING += (
+    "plant_epochs",
+    "plant_dtype",
+)
 FORGET = ("unlearn_set_name", "holdout_fraction", "max_retain", "unlearn_seed")
 FINGERPRINTS = {"weights": "weights", "task": "forget_set"}
 WITH_DTYPE = ("subnet", "balanced_subnet")  # the methods that had a precision of their own

@@ -18,7 +18,8 @@ class Settings:
     dropc: float = option(0.05, "share of sequences to leave out; the study has 0.01, 0.05, 0.1", low=0.0, below=1.0)
     truncation_window: int = option(10000, "sequences between two updates of the cutoff, and behind each", low=1)
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:

@@ -16,7 +16,8 @@ class Settings:
 
     l1_reg: float = option(0.0, "adds this times the sum of |w| to the loss", low=0.0, alias=("--l1-reg",))
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:

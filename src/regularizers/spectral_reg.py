@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tinymem.models.trainable import gradient_of
 from tinymem.options import check_options, option
 from tinymem.regularizers.protocol import Regularizer
 
@@ -19,7 +20,8 @@ class Settings:
         0.01, "adds lam / 2 times the sum of the singular values; the study has 0.001, 0.01, 0.1", low=0.0
     )
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
             state[name].copy_(u)
             counts = [part.count for part in parts]
             for part, left, right in zip(parts, u.split(counts), v.split(counts)):
-                part.view(part.parameter.grad).add_(left * right.mT, alpha=settings.lam / 2)
+                part.view(gradient_of(part.parameter)).add_(left * right.mT, alpha=settings.lam / 2)
 
     return Regularizer(after_backward=after_backward, state=state)
 

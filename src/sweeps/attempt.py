@@ -59,7 +59,8 @@ class Running:
     """The commands that threads of this process have under way, so that they can be stopped."""
 
     def __init__(self) -> None:
-        self._lock, self._processes, self.stopped = threading.Lock(), set(), False
+        self._lock, self.stopped = threading.Lock(), False
+        self._processes: set[subprocess.Popen] = set()
 
     def add(self, process: subprocess.Popen) -> None:
         with self._lock:
@@ -140,6 +141,7 @@ def _run(command: list[str], place: Place, running: Running, lock: int) -> tuple
         pass_fds=(lock,),
         start_new_session=True,  # Ctrl-C reaches the driver alone, which then stops its runs
     )
+    assert process.stderr, "a pipe, as asked for"
     running.add(process)
     try:
         tail = deque((line.rstrip() for line in process.stderr), maxlen=TAIL_LINES)
@@ -169,6 +171,6 @@ def write_failure(job: Job, place: Place, message: str, command: list[str], **ab
     """Keeps what is known about a failure: message, command to try by hand, stderr, attempts so far."""
     path = failure_path(job, place)
     before = files.read_json(path, required=("attempts",))["attempts"] if path.exists() else 0
-    record = {"job": job.name, "message": message, "command": shlex.join(["python", *command])}
+    record: dict[str, Any] = {"job": job.name, "message": message, "command": shlex.join(["python", *command])}
     record |= {"identity": dict(job.identity), "attempts": before + 1, "host": socket.gethostname()}
     return files.write_json(path, {**record, **about})

@@ -33,7 +33,9 @@ def asked_grid(arguments: argparse.Namespace, large_model: bool = False) -> list
 
 def grid_of(method: Method, which: str = STUDY) -> dict[str, Sequence[Any]]:
     """Return the values of a method's grid by setting. A strength without values of its own has its default ones."""
-    grid = {f.name: f.metadata.get(which) for f in fields(method.hyper_parameters) if f.metadata.get(which)}
+    grid: dict[str, Any] = {
+        f.name: f.metadata.get(which) for f in fields(method.hyper_parameters) if f.metadata.get(which)
+    }
     if method.strength and method.strength not in grid:
         default = next(f.default for f in fields(method.hyper_parameters) if f.name == method.strength)
         grid = {method.strength: default, **grid}

@@ -161,7 +161,8 @@ def production_jobs(
     are not known.
     """
     name = model_identity(model.name)
-    data = replace(model.data, **{n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")})
+    paths: dict[str, Any] = {n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")}
+    data = replace(model.data, **paths)
     section: dict[str, Any] = data.sizes | data.spelled_bos
     if data.memorized and Path(data.memorized).exists():
         section["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint

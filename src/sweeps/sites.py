@@ -43,7 +43,8 @@ AFFINITY = re.compile(r"none|block|block-reverse|alternating|list:[0-9,:-]+")
 GPU = re.compile(r"\d+|GPU-[0-9A-Fa-f-]+|MIG-[0-9A-Za-z/-]+")
 START_SECONDS = {"local": 60.0, "slurm": 300.0, "pbs": 300.0}  # that a block that runs has for its first worker
 BAD_BLOCKS = 3  # blocks in a row that end before a worker has come up: the next would, too
-LOCAL_HEARTBEAT = dict(heartbeat_period=5, heartbeat_threshold=30)  # seconds until workers miss a killed driver
+# Seconds until workers miss a killed driver.
+LOCAL_HEARTBEAT: dict[str, Any] = dict(heartbeat_period=5, heartbeat_threshold=30)
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ def find_site(name: str) -> Site:
 
 
 def _read_site(path: Path) -> Site:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
+    else:
         import tomli as tomllib
     try:
         values = tomllib.loads(read_bytes(path, JSON_SHARE).decode("utf-8"))
@@ -287,7 +288,8 @@ class StartWatch:
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds, self._since = seconds, {}
+        self._seconds = seconds
+        self._since: dict[str, float] = {}
 
     def __call__(self, executor: Any, status: dict[str, Any]) -> None:
         from parsl.jobs.states import JobState
@@ -331,7 +333,7 @@ def _provider(site: Site) -> Any:
         "mpiexec": lambda: MpiExecLauncher(overrides=site.launcher_options),
         "cray_mpiexec": lambda: MpiExecLauncher(bind_cmd="--cpu-bind", overrides=site.launcher_options),
     }[site.launcher]()
-    common = dict(
+    common: dict[str, Any] = dict(
         account=site.account,
         walltime=site.walltime,
         nodes_per_block=site.nodes,

@@ -42,7 +42,9 @@ FULL = (
     Study({**TEXT, "artifact": ("backdoor",), "until": _until(50, 10)}, (10, 20, 30, 50)),
 )
 
-_SMALL = dict(num_7=250, num_2=50, num_3=50, num_4=50, num_5=50, num_test=25, num_noise=30, length=12, max_ctx=64)
+_SMALL: dict[str, Any] = dict(
+    num_7=250, num_2=50, num_3=50, num_4=50, num_5=50, num_test=25, num_noise=30, length=12, max_ctx=64
+)
 _SMALL |= dict(prompt_tokens=10, continuation_tokens=10, n_layers=2, n_embd=32, n_heads=2, batch_size=32, lr=4e-3)
 _SMALL_GRID = {"data_name": ("increment",), "duplicate": (True,), "until": _until(8, 4), "rest": (_SMALL,)}
 SMALL = (

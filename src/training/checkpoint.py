@@ -52,7 +52,8 @@ class Progress:
     seconds: float = option(0.0, "", low=0.0)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def save_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer], progress: Progress) -> None:

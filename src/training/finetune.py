@@ -27,7 +27,8 @@ class FinetuneSettings:
     )
     ft_epochs: int = option(5, "passes over the fine-tuning set", low=1, alias=("--epochs",))
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def identity(self, settings: RunSettings, epoch: int) -> dict[str, Any]:
         """Return what the record of such a fine-tuning is known by before the model is there. epoch: the checkpoint's."""

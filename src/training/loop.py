@@ -83,8 +83,10 @@ def train(
         measure()
         on_row(progress.rows[-1])
     rate = partial(learning_rate, settings, steps=math.ceil(len(order) / settings.batch_size))
-    calls = dict(on_step=on_step, should_stop=should_stop)
-    for train_loss in fit(model, optimizer, step, batches, settings.epochs, progress, rate, save, **calls):
+    losses = fit(
+        model, optimizer, step, batches, settings.epochs, progress, rate, save, on_step=on_step, should_stop=should_stop
+    )
+    for train_loss in losses:
         if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
             measure(train_loss)
             folder, details = run / f"epoch_{progress.epoch}", {**details, "epoch": progress.epoch}

@@ -150,9 +150,9 @@ def train_objective(
         progress = Progress()
         if state is not None and state.exists() and checkpoint.read_progress(state).epoch < min(settings.steps):
             progress = checkpoint.load_state(state, model, optimizer, regularizers)
-        calls = dict(lr_flag=lr_flag, on_step=on_step, should_stop=should_stop)
+        calls = (lr_flag, on_step, should_stop)
         last = max(settings.steps)  # an objective knows no epochs: each is one step
-        for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, save, **calls):
+        for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, save, *calls):
             if progress.epoch in settings.steps:
                 yield progress.epoch, None
     if state is not None:

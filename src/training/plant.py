@@ -50,7 +50,8 @@ class PlantSettings:
     plant_epochs: int = option(60, "give up after this many passes over the passages", low=1)
     plant_dtype: str = option("auto", f"{MEANING}; weights are float32", choices=PRECISIONS)
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def planted_model(
@@ -152,8 +153,8 @@ def plant(
 
     started, steps = time.monotonic() - progress.seconds, len(batches(0))
     model.eval()  # no dropout: its masks would come from a generator that no state keeps
-    calls = dict(lr_flag="--plant_lr", on_step=on_step, should_stop=should_stop)
-    for _ in fit(model, optimizer, step, batches, settings.plant_epochs, progress, rate, save, **calls):
+    calls = ("--plant_lr", on_step, should_stop)
+    for _ in fit(model, optimizer, step, batches, settings.plant_epochs, progress, rate, save, *calls):
         enough = enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent)
         progress.seconds = time.monotonic() - started
         if enough:

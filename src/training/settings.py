@@ -38,7 +38,8 @@ class TrainingSettings:
     dtype: str = option("float32", f"{MEANING}; weights are float32", choices=PRECISIONS)
     train_microbatch: int = option(64, "sequences per forward pass: bounds memory", low=1)
 
-    __post_init__ = check_options
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ class RunSettings:
 
         path: of the file that the values come from; UserError names it, with the field, for a value that cannot be.
         """
-        parts = {"data": DataSettings, "model": ModelSettings, "training": TrainingSettings}
-        chosen = {name: read_settings(part, values, path, RETRAIN) for name, part in parts.items()}
-        return cls(**chosen, regularizers=switched_on(values, partial(read_settings, path=path, remedy=RETRAIN)))
+        read = partial(read_settings, path=path, remedy=RETRAIN)
+        data, model = read(DataSettings, values), read(ModelSettings, values)
+        return cls(data, model, read(TrainingSettings, values), switched_on(values, read))
 
 
 def may_change(settings: Mapping[str, Any]) -> set[str]:

@@ -157,7 +157,7 @@ def backward(
                     value = hook.token_losses(value, part.mask)
                 terms.append(_sum(value, part) * scale)
         if terms:  # a loss need not speak of the side that this part is there for
-            sum(terms).backward()
+            sum(terms[1:], terms[0]).backward()
     return torch.stack(totals)
 
 
@@ -170,8 +170,9 @@ def microbatches(sides: Sequence[Side], rows: int) -> Iterator[tuple[tuple[Side,
     whole = sum(map(len, sides))
     split = [side.split(max(1, rows * len(side) // whole)) for side in sides]
     padded = [chain(zip(parts, repeat(True)), repeat((parts[0], False))) for parts in split]
-    for each in islice(zip(*padded), max(map(len, split))):
-        yield tuple(zip(*each))
+    for pairs in islice(zip(*padded), max(map(len, split))):
+        parts, needed = zip(*pairs)
+        yield parts, needed
 
 
 def sides_of(batch_size: int, forget_share: float) -> tuple[int, int]:

@@ -33,11 +33,10 @@ def find_twin(path: Path, settings: RunSettings, epoch: int) -> Path | None:
 
 def check_twin(path: Path, settings: RunSettings, epoch: int) -> Path:
     """Return the folder of a twin that was named. Raise UserError where it is the twin of another checkpoint."""
-    wanted, found = twin_of(settings).checkpoint_sections(epoch), _sections(path)
-    if found is None:
-        checkpoint.load_trained(path)  # says what is wrong with it
-    for name, section in wanted.items():
-        different = [key for key in section if found and found[name].get(key) != section[key]]
+    details = checkpoint.load_trained(path)
+    found = RunSettings.from_flat(details["settings"], path).checkpoint_sections(details["epoch"])
+    for name, section in twin_of(settings).checkpoint_sections(epoch).items():
+        different = [key for key in section if found[name].get(key) != section[key]]
         if different:
             raise UserError(
                 f"--twin_model {path}: no twin of this checkpoint; --{different[0]} is {found[name].get(different[0])}, "

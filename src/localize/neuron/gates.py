@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,8 +24,10 @@ from tinymem.localize.learning import (
 )
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
+from tinymem.models.trainable import gradient_of
 
 
+@dataclass(frozen=True, match_args=False)  # frozen: they are only read
 class GateSettings(Protocol):
     """The hyper-parameters that `learn_gates` reads."""
 
@@ -88,9 +91,9 @@ def learn_gates(
             with gated(mlps, leaves):
                 backward(model, task, tokens, weights * scale)
             optimizer.zero_grad()
-            slopes = [leaf.grad / scale for leaf in leaves]
+            slopes = [gradient_of(leaf) / scale for leaf in leaves]
             torch.autograd.backward([*current, hp.lambda_l1 * penalty], [*slopes, None])
-            if all_finite(parameter.grad for parameter in parameters):
+            if all_finite(map(gradient_of, parameters)):
                 optimizer.step()
                 done += 1
             else:

@@ -61,7 +61,8 @@ def recorded(model, last: torch.nn.Module) -> Iterator[dict[torch.nn.Module, Any
     Only outermost modules: what runs inside a recorded module is never called when its output is known. The dict is
     complete when the block has ended.
     """
-    outputs, calls = {}, Counter()
+    outputs: dict[torch.nn.Module, Any] = {}
+    calls: Counter[torch.nn.Module] = Counter()
 
     def keep(module, inputs, output):
         if not calls[last]:

@@ -45,8 +45,8 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
     mlps, blocks = find_mlps(model), list(find_blocks(model)[1])
     totals = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
     with frozen(model), torch.enable_grad(), checkpointed(model, task.gradient_checkpointing):
-        for batch in _batches(task, hp.ig_steps):
-            batch = [tensor.to(model.device) for tensor in batch]
+        for tensors in _batches(task, hp.ig_steps):
+            batch = [tensor.to(model.device) for tensor in tensors]
             outputs = _block_outputs(model, blocks, *batch)
             for layer, (mlp, total) in enumerate(zip(mlps, totals)):
                 with replayed(dict(zip(blocks[:layer], outputs)), len(batch[0])):  # nothing changes below
@@ -98,7 +98,8 @@ def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.
     # Copy number s * P + p is the token at position p with its neurons times scale s.
     positions, weights = positions.repeat(1, len(scales)), weights.repeat(1, len(scales))
     factors = scales.repeat_interleave(count)[:, None]
-    values = scaled = None
+    values: torch.Tensor
+    scaled: torch.Tensor
 
     def scale(layer: int, neurons: torch.Tensor) -> torch.Tensor:
         nonlocal values, scaled

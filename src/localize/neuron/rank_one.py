@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tinymem.localize.neuron.hidden import replayed
 from tinymem.models.adapter import MLP
+
+if TYPE_CHECKING:
+    from transformers.pytorch_utils import Conv1D
 
 Image = Callable[["torch.Tensor"], "torch.Tensor"]
 
@@ -26,7 +29,7 @@ class Reader:
     """A linear layer that reads a LayerNorm of the residual stream, and that stream, (1, T, width)."""
 
     norm: torch.nn.LayerNorm
-    linear: torch.nn.Module
+    linear: torch.nn.Linear | Conv1D
     stream: torch.Tensor
 
 
@@ -42,7 +45,8 @@ def readers(model, mlp: MLP) -> Iterator[list[Reader]]:
     Found by the tensors that modules are given, so that no architecture is named. Complete when the block has ended.
     """
     found: list[Reader] = []
-    streams, normed = [], []
+    streams: list[torch.Tensor] = []
+    normed: list[tuple[torch.nn.LayerNorm, torch.Tensor, torch.Tensor]] = []
 
     def after(module, inputs, output) -> None:
         given = inputs[0] if inputs else None

@@ -76,7 +76,7 @@ def _rise_in_loss(
 
     adds: layer -> whether its output is simply added to the residual stream, found out with the first sequence
     """
-    hidden = {}
+    hidden: dict[int, torch.Tensor] = {}
     watched = on_neurons([mlp], sequence.shape[1], hidden.__setitem__)
     with watched, recorded(model, mlp.down) as outputs, readers(model, mlp) as found:
         losses = token_losses(model, sequence)
@@ -97,7 +97,7 @@ def _rise_in_loss(
             logits = head(chosen)[:, :-1]
             changed = _losses(logits, sequence[:, 1:].to(logits.device).long()).to(losses.device)
         else:
-            known = {linear: of(chosen) for linear, of in images.items()}
+            known: dict[torch.nn.Module, torch.Tensor] = {linear: of(chosen) for linear, of in images.items()}
             without = outputs[mlp.down].float() - neurons[chosen, :, None] * columns[chosen, None, :]
             # Back to the model's own layout: OPT has rows and positions in one dimension.
             known[mlp.down] = without.to(dtype).view(-1, *outputs[mlp.down].shape[1:])

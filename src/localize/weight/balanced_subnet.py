@@ -51,7 +51,7 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
     def step(sides: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
         return gradients(model, task, *_weighted(model, task, hp, *sides), parameters, hp.dtype)
 
-    optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)
+    optimizer = ScoreOptimizer(hp.lr, hp.momentum or 0.0, hp.weight_decay)
     return learn_subnet(model, batches(task, hp, generator), step, ratio, optimizer, generator)
 
 

@@ -70,7 +70,8 @@ def inverse_diagonal(fisher: torch.Tensor, damp: float) -> torch.Tensor:
 def groups(weights: list[Weight], block_size: int) -> Iterator[list[tuple[Weight, slice]]]:
     """Divides the rows of the tensors among passes, such that the blocks of one pass fit into memory."""
     room = max(PASS, sum(weight.parameter.numel() for weight in weights) // 2) // block_size
-    group, size = [], 0
+    group: list[tuple[Weight, slice]] = []
+    size = 0
     for weight in weights:
         count, fan_in = len(weight.view()), weight.view()[0].numel()
         step = block_size * max(1, PIECE // (block_size * fan_in))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -18,13 +18,15 @@ from tinymem.localize.ranking import Masks, how_many, top
 from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Lazy, Zeros, applied
 
-HP = TypeVar("HP")  # hyper-parameters with a field `momentum`
 MOMENTUM_HELP = "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory"
 LARGE = 10**9  # parameters from which a buffer for the momentum is more memory than it is worth
 
 
-def resolve_momentum(hp: HP, parameters: int) -> HP:
-    """Hyper-parameters with the momentum for a model of so many parameters where none was asked for."""
+def resolve_momentum(hp: Any, parameters: int) -> Any:
+    """Hyper-parameters with the momentum for a model of so many parameters where none was asked for.
+
+    hp: hyper-parameters with a field `momentum`.
+    """
     return hp if hp.momentum is not None else replace(hp, momentum=0.9 if parameters < LARGE else 0.0)
 
 

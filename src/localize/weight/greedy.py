@@ -107,7 +107,8 @@ def _best(
     weights: dict[str, Weight], slopes: list[torch.Tensor], scores: WeightScores, k: int
 ) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
     """The k entries (tensor, place) with the largest finite w * g, largest first, ties by tensor and index."""
-    names, gains, indices = [], [], []
+    names: list[str] = []
+    gains, indices = [], []
     for (name, weight), slope in zip(weights.items(), slopes):
         gain = weight.view().float() * slope
         gain = gain.masked_fill_((scores[name] > -torch.inf) | ~gain.isfinite(), -torch.inf).flatten()
@@ -115,9 +116,9 @@ def _best(
         names += [name] * len(best)
         gains.append(gain[best].cpu())
         indices.append(best.cpu())
-    gains, indices = torch.cat(gains), torch.cat(indices)
-    chosen = [i for i in largest(gains, k).tolist() if gains[i] > -torch.inf]
-    return [(names[i], torch.unravel_index(indices[i : i + 1], scores[names[i]].shape)) for i in chosen]
+    values, places = torch.cat(gains), torch.cat(indices)
+    chosen = [i for i in largest(values, k).tolist() if values[i] > -torch.inf]
+    return [(names[i], torch.unravel_index(places[i : i + 1], scores[names[i]].shape)) for i in chosen]
 
 
 def largest(values: torch.Tensor, k: int) -> torch.Tensor:

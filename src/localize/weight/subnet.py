@@ -40,7 +40,7 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
         return gradients(model, task, tokens, -mean_weights(task, tokens), parameters, hp.dtype)
 
     batches = unlearn_batches(task, hp.batch_size, hp.epochs, generator)
-    optimizer = ScoreOptimizer(hp.lr, hp.momentum, hp.weight_decay)
+    optimizer = ScoreOptimizer(hp.lr, hp.momentum or 0.0, hp.weight_decay)
     return learn_subnet(model, batches, step, ratio, optimizer, generator)
 
 
