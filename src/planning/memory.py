@@ -97,7 +97,7 @@ class Shape:
 
 
 def shape_of(config, dtype: torch.dtype, device: str = "cpu", name: str = "this config") -> Shape:
-    """Return the shape of a causal LM. config: transformers'. name: for messages. Raise UserError if MLPs are unknown."""
+    """Return the shape of a causal LM. config: transformers'. name: for messages. Raise UserError without MLPs."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = empty_model(name, config, dtype=dtype, **attention_settings(config)).eval()

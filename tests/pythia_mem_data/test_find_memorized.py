@@ -43,7 +43,7 @@ def test_the_planted_sequences_are_found(memorizing_noise, tmp_path, capsys):
         (["--output", "{folder}/new.safetensors", "--batch_size", -1], "'-1' is not a whole number >= 1"),
         (
             ["--output", "{folder}/new.safetensors", "--length", 90, "--continuation_tokens", 80],
-            "90 tokens a sequence; this model takes at most",
+            "90 tokens per sequence; this model takes at most",
         ),
     ],
 )
