@@ -146,7 +146,7 @@ def _remove_unlocked(place: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Puts the file's content on the disk, so that no power failure leaves a new name with nothing in it."""
+    """Put the file's content on the disk, so that no power failure leaves a new name with nothing in it."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
@@ -179,6 +179,6 @@ def _moved(source: Path, target: Path) -> bool:
 
 
 def write_json(path: str | Path, content: Any) -> Path:
-    """Writes JSON atomically, indented. NaN and infinity are refused: they are not JSON (write None)."""
+    """Write JSON atomically, indented. NaN and infinity are refused: they are not JSON (write None)."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     return write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

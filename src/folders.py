@@ -24,7 +24,7 @@ def writable_folder(path: str | Path, flag: str = " with --output_dir") -> Path:
 
 
 def found_under(folder: str | Path) -> Iterator[Path]:
-    """Every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
+    """Yield every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
 
     Hidden names and __MACOSX, which other programs put beside a user's files, are passed over below the folder.
     """

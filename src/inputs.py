@@ -125,7 +125,7 @@ def check_value(value: Any, kind: Any, name: str, path: str | Path, remedy: str 
 
 
 def _typed(value: Any, kind: Any, name: str, path: str | Path, remedy: str) -> Any:
-    """The value as this type: a list becomes the tuple that it was, a whole number a float."""
+    """Return the value as this type: a list becomes the tuple that it was, a whole number a float."""
     fitted = _fitted(value, kind)
     if fitted is _WRONG:
         shown = repr(value)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-AGAIN = "interrupted; run the same command again to go on"
+AGAIN = "interrupted; run the same command again to resume"
 children: set[subprocess.Popen] = set()  # scripts that this process runs: they end with it
 
 _ASKING = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -45,7 +45,7 @@ def watch_start() -> None:
 
 
 def _imported_by_script() -> bool:
-    """Whether the first frame that is neither Python's import machinery nor this library is a file that is run."""
+    """Return whether the first frame that is neither Python's import machinery nor this library is a file that is run."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")

@@ -28,7 +28,7 @@ class _LazyModule(types.ModuleType):
 
 
 def _load(module):
-    """Runs the module's code, once. Other threads that touch the module meanwhile wait here until it is whole."""
+    """Run the module's code, once. Other threads that touch the module meanwhile wait here until it is whole."""
     with _LOCK:  # re-entrant, for the module's own code touches the module as well
         spec = module.__spec__
         lazy = spec.loader
@@ -70,7 +70,7 @@ class _LazyFinder(importlib.abc.MetaPathFinder):
 
 
 def install():
-    """Makes imports of HEAVY lazy from here on; a second time changes nothing."""
+    """Make imports of HEAVY lazy from here on; a second time changes nothing."""
     if not any(type(finder).__name__ == "_LazyFinder" for finder in sys.meta_path):  # by name: a reload has new classes
         sys.meta_path.insert(0, _LazyFinder())
 

@@ -31,7 +31,7 @@ _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_
 
 
 def try_lock(path: str | Path) -> int | None:
-    """The file descriptor that holds the lock, or None while another process has it.
+    """Return the file descriptor that holds the lock, or None while another process has it.
 
     A child process that is given the descriptor holds the lock too. UserError when the file cannot be made, or the
     name is taken by a link or by anything else that is not a file of its own.
@@ -62,7 +62,7 @@ def try_lock(path: str | Path) -> int | None:
 
 
 def unlock(path: str | Path, descriptor: int) -> None:
-    """Gives a lock back and removes its file."""
+    """Return a lock back and removes its file."""
     if _is_file(Path(path), descriptor):
         with contextlib.suppress(OSError):
             os.unlink(path)
@@ -109,7 +109,7 @@ def locked(path: str | Path, on_wait: Callable[[str], None] = lambda owner: None
 
 
 def _flock(descriptor: int) -> bool:
-    """Whether the lock was taken, or there are none on this file system."""
+    """Return whether the lock was taken, or there are none on this file system."""
     if fcntl is None:
         return True
     try:
@@ -120,7 +120,7 @@ def _flock(descriptor: int) -> bool:
 
 
 def _is_file(path: Path, descriptor: int) -> bool:
-    """Whether the open file is the one that has this name now."""
+    """Return whether the open file is the one that has this name now."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:  # it is gone, on NFS as a stale handle

@@ -31,7 +31,7 @@ def attack(model, task: UnlearningTask, hp: HyperParameters, bits: int) -> Weigh
 
 
 def _rounded_weight(weight: Weight, bits: int) -> torch.Tensor:
-    """A matrix as stored, rounded."""
+    """Return a matrix as stored, rounded."""
     return weight.view(rounded(weight.view(), bits))
 
 

@@ -125,7 +125,7 @@ def _prepare_streams() -> None:
 
 
 def parse_bool(text: str) -> bool:
-    """The study writes booleans as 0 and 1; people write true and false."""
+    """Return the study writes booleans as 0 and 1; people write true and false."""
     values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of 0, 1, true, false")
@@ -133,12 +133,12 @@ def parse_bool(text: str) -> bool:
 
 
 def positive(text: str) -> int:
-    """The type of a flag that counts something, from 1."""
+    """Return the type of a flag that counts something, from 1."""
     return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
-    """The type of a flag that counts something, from 0."""
+    """Return the type of a flag that counts something, from 0."""
     return _at_least(0, text)
 
 
@@ -150,7 +150,7 @@ def _at_least(lowest: int, text: str) -> int:
 
 
 def whole(text: str) -> int:
-    """The type of every flag that is a whole number; its bounds are the option's."""
+    """Return the type of every flag that is a whole number; its bounds are the option's."""
     try:
         return int(text[:100])
     except ValueError:
@@ -159,7 +159,7 @@ def whole(text: str) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **defaults: Any) -> None:
-    """Adds one flag per field of a settings dataclass. `defaults` only changes what the help text shows.
+    """Add one flag per field of a settings dataclass. `defaults` only changes what the help text shows.
 
     Nothing is stored for a flag that was not given: `collect` tells given values from defaults.
     """
@@ -210,7 +210,7 @@ def flag_help(field: dataclasses.Field, kind: Any, default: Any) -> str:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of DataSettings, and the study's `--backdoor 1` for `--artifact backdoor`."""
+    """Return the flags of DataSettings, and the study's `--backdoor 1` for `--artifact backdoor`."""
     add_options(parser, DataSettings)
     parser.add_argument(
         "--backdoor", dest="artifact", nargs="?", const="1", type=_backdoor, default=argparse.SUPPRESS,
@@ -223,7 +223,7 @@ def _backdoor(text: str) -> str:
 
 
 def add_common_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
-    """The flags that mean the same in every script. `output_dir`: its default, in words."""
+    """Return the flags that mean the same in every script. `output_dir`: its default, in words."""
     group = parser.add_argument_group("Common")
     group.add_argument("--output_dir", help=f"where everything is written (default: {output_dir})")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
@@ -233,19 +233,19 @@ def add_common_options(parser: argparse.ArgumentParser, output_dir: str) -> None
 
 
 def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a settings dataclass that stood on the command line."""
+    """Return the fields of a settings dataclass that stood on the command line."""
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)}
     # A ratio given twice is meant once.
     return {name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any) -> Settings:
-    """The settings dataclass from the command line; UserError when a value is not allowed."""
+    """Return the settings dataclass from the command line; UserError when a value is not allowed."""
     return cls(**{**defaults, **given(cls, arguments)})
 
 
 def resolve_device(name: str):
-    """`auto` takes the GPU when there is one. UserError for a device that this machine does not have."""
+    """`auto` takes the GPU when there is one. Raise UserError for a device that this machine does not have."""
     import torch
 
     if name == "auto":
@@ -259,7 +259,7 @@ def resolve_device(name: str):
 
 
 def run_script(words: Iterable[object]) -> None:
-    """Runs a script with this Python, showing its command. Ends this one when that one fails.
+    """Run a script with this Python, showing its command. Ends this one when that one fails.
 
     Interrupted (Ctrl-C, SIGTERM, a closed terminal), it tells the script, waits until that has saved what it has, and
     raises KeyboardInterrupt; interrupted again it kills the script. Killed, it takes the script with it, in order.
@@ -291,7 +291,7 @@ def run_script(words: Iterable[object]) -> None:
 
 
 def progress_bar(**settings: Any):
-    """A tqdm bar on stderr; silent when stderr is not a terminal."""
+    """Return a tqdm bar on stderr; silent when stderr is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(disable=None, dynamic_ncols=True, file=sys.stderr, **settings)

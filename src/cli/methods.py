@@ -94,7 +94,7 @@ def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
 
 
 def _own(method: Method, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of --NAME.FLAG of one method, by flag."""
+    """Return the values of --NAME.FLAG of one method, by flag."""
     prefix = f"{method.name}."
     return {name.removeprefix(prefix): v for name, v in vars(arguments).items() if name.startswith(prefix)}
 

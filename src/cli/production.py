@@ -41,7 +41,7 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
-    """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
+    """Data, model and task, the quick checks first. Raise UserError for anything that does not fit together."""
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
@@ -87,7 +87,7 @@ def source(arguments) -> str:
 
 
 def plan_methods(arguments, loading: LoadSettings, methods) -> None:
-    """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
+    """Print what the methods will take, with --dry_run; else UserError if there is too little memory for them."""
     task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
@@ -110,7 +110,7 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
 
 
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
-    """The folder of the model with the passages planted, trained now unless that was done before."""
+    """Return the folder of the model with the passages planted, trained now unless that was done before."""
     device = cli.resolve_device(arguments.device)
     with enough_memory(arguments.model_name):
         model, tokenizer = open_causal_lm(

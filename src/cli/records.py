@@ -137,7 +137,7 @@ def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def _setting(configuration: Configuration, varied: set[str]) -> str | None:
-    """A method's strength, and what else its configurations differ in, in words."""
+    """Return a method's strength, and what else its configurations differ in, in words."""
     method, settings = METHODS.get(configuration.method), configuration.hyper_parameters
     first = [method.strength] if method and method.strength in settings else []
     names = dict.fromkeys([*first, *sorted(varied)])
@@ -145,7 +145,7 @@ def _setting(configuration: Configuration, varied: set[str]) -> str | None:
 
 
 def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
-    """A summary as it is printed."""
+    """Return a summary as it is printed."""
 
     def cell(mean: float | None, half: float | None) -> Any:
         return mean if half is None else f"{mean:.4g} ± " + (f"{half:.0f}" if half >= 10 else f"{half:.2g}")

@@ -25,7 +25,7 @@ def main(
     make_jobs: Callable[[argparse.Namespace, Path, Common], list[Job]],
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> None:
-    """A script: its docstring, and make_jobs(arguments, folder of the models, common flags)."""
+    """Return a script: its docstring, and make_jobs(arguments, folder of the models, common flags)."""
     parser = cli.Parser(description)
     add_flags(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE",
@@ -41,7 +41,7 @@ def main(
 def chosen(
     arguments: argparse.Namespace, models: Callable[[Study], list[RunSettings]]
 ) -> list[tuple[RunSettings, tuple[int, ...]]]:
-    """The models of the small or full study that --only leaves, each with the epochs that are looked at further."""
+    """Return the models of the small or full study that --only leaves, each with the epochs that are looked at further."""
     found = [(settings, study.epochs) for study in (SMALL if arguments.small else FULL) for settings in models(study)]
     for text in arguments.only:
         name, _, value = text.partition("=")

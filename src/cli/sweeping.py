@@ -42,7 +42,7 @@ def sweep(
     root: Path,
     open_pool: Callable[[list[Job], Place], AbstractContextManager[Pool]],
 ) -> None:
-    """Runs what is missing of the jobs, or says what that is, and exits with 1 when something is missing after it.
+    """Run what is missing of the jobs, or says what that is, and exits with 1 when something is missing after it.
 
     folder: of this sweep, for its failures; root: of the repository; open_pool(jobs, place): the workers.
     """
@@ -102,6 +102,6 @@ def _print_result(jobs: dict[str, Progress], folder: Path) -> None:
 
 
 def _common(folders: list[str]) -> str:
-    """The folder under which all records are."""
+    """Return the folder under which all records are."""
     common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     return min(common, os.path.relpath(common), key=len)

@@ -69,7 +69,7 @@ def cell(value: Any) -> str:
 
 
 def _marked(rows: Sequence[Mapping[str, Any]], name: str, better: str | None, is_rival: Sequence[bool]) -> list[str]:
-    """The cells of a column, marked where they hold the best of several different values of rivals."""
+    """Return the cells of a column, marked where they hold the best of several different values of rivals."""
     values = [row.get(name) for row in rows]
     rivals = [value for value, rival in zip(values, is_rival) if rival and isinstance(value, (int, float))]
     if better not in ("lower", "higher") or len(set(rivals)) < 2:

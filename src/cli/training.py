@@ -127,7 +127,7 @@ def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _worst(row: Mapping[str, Any]) -> dict[str, float]:
-    """The accuracy and the loss of the test set that is worst by each."""
+    """Return the accuracy and the loss of the test set that is worst by each."""
     accuracies, losses = ([v for n, v in row.items() if n.startswith(stem) and v is not None] for stem in STEMS)
     return {"worst_accuracy": min(accuracies), "worst_loss": max(losses)} if accuracies and losses else {}
 
@@ -153,5 +153,5 @@ def _ends_when_stopped(bar, place: str | Path) -> Iterator[None]:
         yield
     except Stopped:
         bar.close()
-        print(f"stopped; everything is saved in {place}: run the same command again to go on", file=sys.stderr)
+        print(f"stopped; everything is saved in {place}: run the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -35,7 +35,7 @@ def run_methods(
     others: Sequence[dict] = (),
     attached: dict[str, Any] | None = None,
 ) -> list[dict]:
-    """Measures the model as it is, then runs every method at each of its strengths; prints the table at the end.
+    """Measure the model as it is, then runs every method at each of its strengths; prints the table at the end.
 
     methods    with their hyper-parameters, as from `chosen_methods`
     arguments  --force, --plot, --columns, --attack and --no_save_model are read
@@ -109,7 +109,7 @@ def plan_report(
     loading: LoadSettings,
     planting: bool = False,
 ) -> str:
-    """The plans as a table, with what they are for. planting: memories are planted first, which has a peak of its own."""
+    """Return the plans as a table, with what they are for. planting: memories are planted first, which has a peak of its own."""
     head = (
         f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
         f"weights in {loading.dtype}\n{sizes.forget} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "

@@ -1,4 +1,4 @@
-"""Metrics of a model on a dataset: one flat row of a results table, and the value of every example behind it."""
+"""Metrics of a model on a dataset: one flat row of a results table, and the values of all examples."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Row = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured: by column the figure (None: nothing to measure), and the values of the examples behind it."""
+    """The results of measuring: per column a figure (None: nothing to measure) and the values of its examples."""
 
     row: Row
     values: dict[str, Values]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out where all are 1) and COLUMN.groups."""
+        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all are 1) and COLUMN.groups."""
         tensors = {}
         for column, values in self.values.items():
             tensors[column] = _packed(values.sums)
@@ -43,13 +43,13 @@ def measure(
     metrics: Iterable[str | Metric] | None = None,
     splits: Mapping[str, Artifacts] | None = None,
 ) -> Measurement:
-    """Measure memorization and quality. Leaves the model in the mode it was in; runs in the precision of its weights.
+    """Measure memorization and quality, in the precision of the weights. Leave the model's mode unchanged.
 
-    study_batch_size  of `perplexity_batch_mean`; `batch_size` changes nothing
+    study_batch_size  batch size of `perplexity_batch_mean`; `batch_size` does not change results
     metrics           names or metrics, by default `registry.DEFAULTS`
-    splits            more sets of planted sequences by name ("shown", "held_out" ...), beside the dataset's own
+    splits            further sets of planted sequences by name ("shown", "held_out" ...)
 
-    Raises UserError for an unknown metric, and where the model's outputs are not finite numbers.
+    Raise UserError for an unknown metric, and if the model's outputs are not finite numbers.
     """
     wanted = chosen(metrics)
     needs = {need for metric in wanted for need in metric.needs}
@@ -70,14 +70,14 @@ def measure(
 
 
 def evaluate(model, dataset: MemorizationDataset, *arguments, **more) -> Row:
-    """Return the row of `measure` alone. `registry.documented()` says what each column means."""
+    """Return only the row of `measure`. `registry.documented()` explains each column."""
     return measure(model, dataset, *arguments, **more).row
 
 
 def planted_splits(dataset: MemorizationDataset) -> dict[str, Artifacts]:
-    """Return the dataset's sets of planted sequences: train, dup_R where some are duplicated, and test.
+    """Return the dataset's sets of planted sequences: train, dup_R if some are duplicated, and test.
 
-    Only those that can be told from their clean twin.
+    They contain only sequences that differ from their clean twin.
     """
     train = dataset.artifacts.select(dataset.measured(dataset.artifacts))
     sets = {"train": train}
@@ -88,7 +88,7 @@ def planted_splits(dataset: MemorizationDataset) -> dict[str, Artifacts]:
 
 
 def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationDataset) -> list[tuple]:
-    """(split or test set, sequences) of each of a metric's columns."""
+    """Return (split or test set, sequences) for each of a metric's columns."""
     if metric.on == PLANTED:
         return [(split, sequences) for split, sequences in sets.items() if metric.measured_on(split)]
     if metric.on == ALL_TESTS:
@@ -97,7 +97,7 @@ def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationD
 
 
 def _values(metric: Metric, probe: Probe, sequences) -> Values:
-    """The values of a metric. UserError where they are not one per example."""
+    """Return the values of a metric. Raise UserError if they are not one per example."""
     values = as_values(metric.values(probe, sequences))
     rows = len(sequences) if metric.on == PLANTED else sum(map(len, sequences))
     if values.sums.shape != (rows,) or values.weights.shape != (rows,):
@@ -106,7 +106,7 @@ def _values(metric: Metric, probe: Probe, sequences) -> Values:
 
 
 def _packed(values: torch.Tensor) -> torch.Tensor:
-    """The values in the smallest type that holds them: whole numbers exactly, others as float32."""
+    """Return the values in the smallest type that holds them: whole numbers exactly, others as float32."""
     if not values.eq(values.round()).all():
         return values.float()
     largest = values.abs().max().item() if len(values) else 0

@@ -69,7 +69,7 @@ def plain_numbers(axis) -> None:
 
 
 def _as_written(figure) -> None:
-    """Shows every text as it is: a $ in a name would begin a formula. Numbers on axes keep their powers of ten."""
+    """Show every text as it is: a $ in a name would begin a formula. Numbers on axes keep their powers of ten."""
     from matplotlib.axis import Axis
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter

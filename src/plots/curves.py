@@ -75,7 +75,7 @@ def draw_finetuning(curves: Sequence[Curve]):
 
 
 def is_regularized(curve: Curve) -> bool:
-    """Whether a run was trained with one of the registry's regularizers."""
+    """Return whether a run was trained with one of the registry's regularizers."""
     return any(curve.settings.get(f"training.{entry.flags[0]}") for entry in REGULARIZERS)
 
 

@@ -22,7 +22,7 @@ class Settings:
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """A sequence whose mean loss is above the cutoff contributes 0; the mean is still over the whole batch.
+    """Return a sequence whose mean loss is above the cutoff contributes 0; the mean is still over the whole batch.
 
     The cutoff is infinite until `truncation_window` sequences have been seen, and from then on, each time that as many
     more have been seen, the (1 - dropc) quantile of their losses. It moves between steps only, and losses enter the
@@ -48,7 +48,7 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
 
 
 def observe(state: dict[str, torch.Tensor], losses: torch.Tensor, keep: float) -> None:
-    """Puts the losses (rows,) of sequences into the window, and sets the cutoff to its `keep` quantile whenever it
+    """Put the losses (rows,) of sequences into the window, and sets the cutoff to its `keep` quantile whenever it
     is full: also in the middle of these rows, from those before alone.
     """
     window, seen = state["window"], state["seen"]

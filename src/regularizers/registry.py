@@ -43,9 +43,9 @@ def _made(settings: type, values: Mapping[str, Any]) -> Any:
 
 
 def switched_on(values: Mapping[str, Any], make: Callable[[type, Mapping[str, Any]], Any] = _made) -> tuple[Any, ...]:
-    """The settings of each regularizer that these values switch on, in the order of the registry.
+    """Return the settings of each regularizer that these values switch on, in the order of the registry.
 
-    values: setting -> value, those of other things among them; what is missing keeps its default. Raises UserError for
+    values: setting -> value, those of other things among them; what is missing keeps its default. Raise UserError for
     a value that is not allowed. make(settings class, values): how they are read, where they come from a file.
     """
     return tuple(make(entry.settings, values) for entry in REGULARIZERS if values.get(entry.flags[0]))

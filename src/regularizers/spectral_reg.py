@@ -35,14 +35,14 @@ class Matrices:
     below_each_other: bool
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor shaped like the parameter, as (count, width of the model, other dimension). Not a copy."""
+        """Return a tensor shaped like the parameter, as (count, width of the model, other dimension). Not a copy."""
         if self.below_each_other:
             return tensor.view(self.count, -1, tensor.shape[1]).mT
         return tensor.view(tensor.shape[0], self.count, -1).transpose(0, 1)
 
 
 def weight_matrices(model) -> dict[str, list[Matrices]]:
-    """The penalised matrices of a GPT-2, those of one shape together. Its Conv1D stores weights as (in, out)."""
+    """Return the penalised matrices of a GPT-2, those of one shape together. Its Conv1D stores weights as (in, out)."""
     heads = model.config.n_head
     groups: dict[str, list[Matrices]] = {"attention": [], "mlp": []}
     for block in model.transformer.h:
@@ -55,7 +55,7 @@ def weight_matrices(model) -> dict[str, list[Matrices]]:
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """Adds the gradient of (lam / 2) * sum of largest singular values, one power-iteration step a training step.
+    """Add the gradient of (lam / 2) * sum of largest singular values, one power-iteration step a training step.
 
     The penalty is linear in the singular values, as in the study; Yoshida & Miyato square them. With u and v held
     constant the gradient of u' W v is the outer product of u and v, so that no graph is needed.

@@ -18,7 +18,7 @@ LOOK_SECONDS = 0.2  # longest delay of Ctrl-C
 BUSY_SECONDS = 1.0  # interval of checks on a job that another sweep is running
 MAX_FLYING = 1000  # more than the workers of any site, few enough to wait for
 STOP_SECONDS = 2.0  # longest wait for the outcome of a stopped run
-GO_ON = "run the same command again to go on"
+GO_ON = "run the same command again to resume"
 NO_WORKER = "NoWorker"  # type name of a pool's exception if no worker starts
 
 

@@ -30,7 +30,7 @@ STATE = "state.safetensors"
 SETTINGS = "tinymem.json"
 METRICS = "metrics.json"
 DERIVED = ("finetuned", "unlearned", "scores")  # a run's folders of results derived from its models
-OTHER_STATE = "delete it to go on from the last whole checkpoint"
+OTHER_STATE = "delete it to resume from the last complete checkpoint"
 
 
 @dataclass
