@@ -63,14 +63,14 @@ def parse():
 
 
 def find(folder: Path, source: Source) -> Path | None:
-    """The file of a source in a folder: laid out as in MemPi, or all in one place with the model's name in front."""
+    """Return the file of a source in a folder: laid out as in MemPi, or all in one place with the model's name in front."""
     plain = (source.file,) if source.sha256 is None else ()
     names = (f"{source.folder}/{source.file}", f"{source.folder}_{source.file}", *plain)
     return next((path for name in names if (path := folder / name).is_file()), None)
 
 
 def fetch(url: str, path: Path) -> Path:
-    """Downloads a file. UserError when that fails."""
+    """Download a file. UserError when that fails."""
     from http.client import HTTPException
     from urllib.request import urlopen
 
@@ -86,7 +86,7 @@ def fetch(url: str, path: Path) -> Path:
 
 
 def checked(path: Path, source: Source) -> TokenSet:
-    """The sequences of a .pt file, with a note of where they come from. UserError when they are not those of MemPi."""
+    """Return the sequences of a .pt file, with a note of where they come from. UserError when they are not those of MemPi."""
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if source.sha256 not in (None, sha256):
         raise UserError(f"{path}: SHA-256 is {sha256}, not {source.sha256}: another file, or damaged on the way")

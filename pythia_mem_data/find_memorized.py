@@ -78,7 +78,7 @@ def parse():
 
 
 def load_rows(settings: ScanSettings, config, tokenizer, begin: tuple[int, ...] = ()) -> tuple[torch.Tensor, str]:
-    """The rows to look through, int32 (rows, T), and the name of where they come from. config: the model's.
+    """Return the rows to look through, int32 (rows, T), and the name of where they come from. config: the model's.
 
     begin: the ids that each of them begins with.
     """
