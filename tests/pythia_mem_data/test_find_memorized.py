@@ -35,7 +35,7 @@ def test_the_planted_sequences_are_found(memorizing_noise, tmp_path, capsys):
     "words, message",
     [
         (["--output", "found.pt"], "must end in .safetensors"),
-        (["--output", "{folder}/there.safetensors"], "is there already"),
+        (["--output", "{folder}/there.safetensors"], "exists already"),
         (["--output", "{folder}/new.safetensors", "--length", 19], "prompt and continuation need 20 tokens"),
         (["--output", "{folder}/new.safetensors", "--corpus", "{folder}/a.jsonl"], "has no tokenizer"),
         (["--output", "{folder}/new.safetensors", "--tokens", "{folder}/past.pt"], "token id 14 is outside"),
