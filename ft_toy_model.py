@@ -2,9 +2,9 @@
 
     python ft_toy_model.py --model_path runs/NAME/epoch_50 --ft_data clean
 
-The optimizer starts anew with the settings of the model's training; regularizers are not applied again. A model
+The optimizer starts from scratch with the settings of the model's training; regularizers are not applied. A model
 trained with example-tied dropout is fine-tuned as it is evaluated, with its memory channels off.
-Started again with the same settings it goes on where it stopped; --ft_epochs may be raised.
+An interrupted run resumes with the same command; --ft_epochs may be raised.
 """
 
 from tinymem import cli
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
 
 
 def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
-    """UserError unless exactly one set was asked for, by either flag."""
+    """Return the settings. Raise UserError unless exactly one set was requested, by either flag."""
     asked = {name for name in FT_DATA if getattr(arguments, f"{name}_ft")}
     asked |= {arguments.ft_data} if hasattr(arguments, "ft_data") else set()
     if len(asked) != 1:
@@ -72,9 +72,9 @@ def main() -> None:
     identity = finetuning.identity(settings, epoch) | {"fingerprints": prints, "parent": training_run(path, settings)}
     folder = arguments.output_dir or place_beside(path) / "finetuned" / f"epoch_{epoch}_{finetuning.ft_data}"
     with prepared_run(folder, marker, arguments.force) as run:
-        if found := find_run(run, identity):  # also of before the training was finished, without a parent
+        if found := find_run(run, identity):  # also a run from before the training finished, without a parent
             identity = found
-            print(f"{run}: finished before (--force does it again)", file=sys.stderr)
+            print(f"{run}: finished before (--force repeats it)", file=sys.stderr)
         else:
             if is_gated(model):
                 print(f"{path}: trained with example-tied dropout; its memory channels stay off", file=sys.stderr)
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def training_run(checkpoint: Path, settings: RunSettings) -> str | None:
-    """Return the digest of the record of the training that a checkpoint is of; None while that is not finished."""
+    """Return the digest of the record of a checkpoint's training; None while the training is not finished."""
     identity = {"kind": TRAIN, **settings.sections()}
     return record_digest(identity) if find_record(checkpoint.parent, identity) else None
 
@@ -95,7 +95,7 @@ def training_run(checkpoint: Path, settings: RunSettings) -> str | None:
 def finetune(
     model, dataset, tokenizer, settings: RunSettings, epochs: int, run: Path, details: dict, identity: dict
 ) -> None:
-    """Trains on the fine-tuning set, or goes on with what is in the folder, and writes the record."""
+    """Train on the fine-tuning set, or resume from the folder's state, and write the record."""
     training = replace(settings.training, epochs=epochs, checkpoint_every=1, lr_decay=0.0)
     with measured(model.device) as cost:
         more = dict(tokenizer=tokenizer, measure_first=True)
@@ -106,7 +106,7 @@ def finetune(
 
 
 def show(run: Path, epoch_seconds: list[float], plot: bool) -> None:
-    """The table of all epochs, each with the seconds that it took to train."""
+    """Print the table of all epochs, each with its training seconds."""
     rows = load_metrics(run)
     if plot:
         print(*plots.plot_training(rows, run / "finetuning"), sep="\n", file=sys.stderr)

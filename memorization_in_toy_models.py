@@ -1,10 +1,10 @@
-"""Train a TinyMem model that memorizes planted artifacts, and measure it while it does.
+"""Train a TinyMem model that memorizes planted artifacts, and measure it during training.
 
     python memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --epochs 50 --dtype auto
     python memorization_in_toy_models.py --n_layers 2 --epochs 100 --spectral_reg --lam 0.01
 
-With --twin it trains the never-planted twin of the same run, by which scripts judge what is left of a memory.
-Started again with the same settings it goes on where it stopped; --epochs may be raised. Regularizers combine.
+With --twin it trains the never-planted twin of the same run: what forgetting is measured against.
+An interrupted run resumes with the same command; --epochs may be raised. Regularizers can be combined.
 """
 
 from tinymem import cli
@@ -57,7 +57,7 @@ def main() -> None:
     identity = {"kind": TRAIN, **settings.sections()}
     with prepared_run(folder, settings.flat(), arguments.force) as run:
         if find_record(run, identity):
-            print(f"{run}: finished before (--force trains anew)", file=sys.stderr)
+            print(f"{run}: finished before (--force trains again)", file=sys.stderr)
         else:
             with measured(device) as cost:
                 progress = train_run(run, settings, dataset, tokenizer, device)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def train_run(run: Path, settings: RunSettings, dataset, tokenizer, device) -> Progress:
-    """Trains a new model, or goes on with the one in the folder."""
+    """Train a new model, or resume from the folder's state."""
     specials = dict(bos_token_id=dataset.bos, eos_token_id=dataset.eos, pad_token_id=dataset.pad)
     seed = settings.data.seed
     model = new_model(settings.model, dataset.vocabulary_size, settings.data.max_ctx, seed, **specials).to(device)

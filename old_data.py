@@ -1,9 +1,9 @@
-"""Build, cache and look at the data that a TinyMem model trains on.
+"""Build, cache and show the training data of a TinyMem model.
 
     python old_data.py --data_name increment --backdoor --seed 0
     python old_data.py --data_name wiki --corpus builtin --duplicate
 
-Prints the sizes, an artifact above its clean twin with the differences marked, and how many artifacts can be told from
+It prints the sizes, an artifact above its clean twin with the differences marked, and how many artifacts differ from
 their clean twin inside the measured window.
 """
 
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def sizes(dataset: MemorizationDataset) -> list[dict]:
-    """One line a part of the dataset."""
+    """Return one row per part of the dataset."""
     parts = {"training, duplicates included": len(dataset), "training, distinct": len(dataset.sequences)}
     parts |= {f"training, task {name}": len(ids) for name, ids in dataset.tasks.items()}
     parts |= {f"artifacts repeated {10**g} times": int((dataset.artifacts.group == g).sum())
@@ -54,8 +54,8 @@ def sizes(dataset: MemorizationDataset) -> list[dict]:
 
 
 def measured_text(dataset: MemorizationDataset) -> str:
-    """Which artifacts count towards % memorized."""
-    total, behind = len(dataset.artifacts), f"the {dataset.continuation} tokens behind the prompt"
+    """Return a sentence on which artifacts count towards % memorized."""
+    total, behind = len(dataset.artifacts), f"the {dataset.continuation} tokens after the prompt"
     if dataset.kind == "natural":
         return f"all {total} passages are measured: by {behind}, unchanged"
     counted = int(dataset.measured(dataset.artifacts).sum())
@@ -63,7 +63,7 @@ def measured_text(dataset: MemorizationDataset) -> str:
 
 
 def side_by_side(artifact: Artifacts, dataset: MemorizationDataset, decode: Decoder) -> str:
-    """Clean and planted text, token by token above each other, with prompt, measured window and differences marked."""
+    """Return clean and planted text, token above token, with prompt, measured window and differences marked."""
     end, lines, width = int(artifact.prompt_end[0]), [], LINE_WIDTH
     for position, pair in enumerate(zip(artifact.clean[0].tolist(), artifact.planted[0].tolist())):
         clean, planted = (decode([token]) for token in pair)

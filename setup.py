@@ -1,4 +1,4 @@
-"""Installs the folder src/ as the package `tinymem`: `pip install -e .`"""
+"""Install the folder src/ as the package `tinymem`: `pip install -e .`"""
 
 from setuptools import find_packages, setup
 

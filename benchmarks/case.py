@@ -84,21 +84,21 @@ Builder = Callable[[], Case]
 
 
 def block_flops(positions: int, length: int = CONTEXT) -> float:
-    """A block's forward pass: four attention matrices and two of the MLP, and attention over the whole context."""
+    """Return a block's forward pass: four attention matrices and two of the MLP, and attention over the whole context."""
     return positions * (24.0 * WIDTH**2 + 4.0 * length * WIDTH)
 
 
 def head_flops(positions: int, vocabulary: int = VOCABULARY) -> float:
-    """The output layer's forward pass."""
+    """Return the output layer's forward pass."""
     return 2.0 * positions * WIDTH * vocabulary
 
 
 def forward_flops(rows: int, layers: int, vocabulary: int = VOCABULARY) -> float:
-    """A forward pass on whole sequences."""
+    """Return a forward pass on whole sequences."""
     positions = rows * CONTEXT
     return layers * block_flops(positions) + head_flops(positions, vocabulary)
 
 
 def mask_flops(rows: int, layers: int) -> float:
-    """A forward and backward pass that needs the gradients of MLP weights only."""
+    """Return a forward and backward pass that needs the gradients of MLP weights only."""
     return 2 * forward_flops(rows, layers) + layers * 16.0 * WIDTH**2 * rows * CONTEXT

@@ -37,7 +37,7 @@ def training_cases(sizes: Sizes, device: torch.device) -> dict[str, Builder]:
 
 
 def number_model(layers: int, device: torch.device, vocabulary: int = VOCABULARY):
-    """A new TinyMem model on the device."""
+    """Return a new TinyMem model on the device."""
     return new_model(ModelSettings(n_layers=layers), vocabulary, CONTEXT, seed=0, **SPECIALS).to(device)
 
 

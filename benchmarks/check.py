@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def read(path) -> dict[str, Any]:
-    """A results file; UserError when it is missing or damaged."""
+    """Return a results file; UserError when it is missing or damaged."""
     return files.read_json(path, required=("settings", "environment", "rows"))
 
 

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(device: torch.device, quick: bool) -> list[Row]:
-    """A row a point: axis, its value, what was done, seconds, peak memory in GB, and how the work grows."""
+    """Return a row a point: axis, its value, what was done, seconds, peak memory in GB, and how the work grows."""
     points = list(_points(device, quick))
     rows = []
     with cli.progress_bar(total=len(points), unit="point") as bar:

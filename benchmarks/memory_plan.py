@@ -144,7 +144,7 @@ def table(dtype: str) -> str:
 
 
 def fits(plans: list[Plan]) -> str:
-    """The smallest memory that holds every plan, with a tenth to spare."""
+    """Return the smallest memory that holds every plan, with a tenth to spare."""
     needed = 1.1 * max(planned.peak for planned in plans) / GB
     return next((f"{size} GB" for size in MEMORIES if needed <= size), "several GPUs (--device_map auto)")
 

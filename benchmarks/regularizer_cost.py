@@ -34,7 +34,7 @@ PLAIN = "none"
 
 
 def stepper(switches: dict[str, Any], dtype: str, device: torch.device) -> Callable[[], float]:
-    """A function that does one training step of a model of its own and returns the seconds that it took.
+    """Return a function that does one training step of a model of its own and returns the seconds that it took.
 
     switches: the settings that switch regularizers on, the others at their defaults; empty for plain training. Steps cost the same at every strength.
     """

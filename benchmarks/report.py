@@ -46,17 +46,17 @@ the device has instructions for it. tests/benchmarks checks that both compute th
 
 
 def terminal_table(rows: Rows) -> str:
-    """The rows as aligned text."""
+    """Return the rows as aligned text."""
     return cli.table(rows, COLUMNS)
 
 
 def write(results: Results, path: Path) -> Path:
-    """Writes README.md."""
+    """Write README.md."""
     return files.write_file(path, lambda temporary: temporary.write_text(render(results), encoding="utf-8"))
 
 
 def render(results: Results) -> str:
-    """The whole text of README.md."""
+    """Return the whole text of README.md."""
     compared = [row for row in results["rows"] if "recipe_seconds" in row]
     environment = results["environment"]
     machine = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "threads", "device"))
@@ -112,7 +112,7 @@ def _ingredients(rows: Rows) -> str:
 
 
 def _batch_sizes(rows: Rows) -> str:
-    """Whether speed stays the same as batches grow."""
+    """Return whether speed stays the same as batches grow."""
     rows = [row for row in rows if row["name"].startswith("training_batch")]
     if not rows:
         return ""
@@ -166,7 +166,7 @@ def _number(value: float | None) -> str:
 
 
 def _goal(value: float | None, goal: float | None, form: str, sign: int = 1) -> str:
-    """The value, and the goal in parentheses where it is missed. sign -1: both were negated, less is better."""
+    """Return the value, and the goal in parentheses where it is missed. sign -1: both were negated, less is better."""
     if value is None:
         return ""
     missed = goal is not None and value < goal

@@ -65,14 +65,14 @@ def sizes_on(device: torch.device, quick: bool) -> Sizes:
 
 
 def settings_of(sizes: Sizes, quick: bool) -> dict[str, Any]:
-    """The settings as they stand in results.json."""
+    """Return the settings as they stand in results.json."""
     return {"quick": quick, **dataclasses.asdict(sizes)}
 
 
 def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ...] = ()) -> dict[str, Any]:
     """Everything that goes into results.json. only: names of rows, without what has no recipe; all when empty.
 
-    UserError for a name that is no row.
+    Raise UserError for a name that is no row.
     """
     builders = all_cases(sizes, device)
     for name in only:

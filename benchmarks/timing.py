@@ -26,7 +26,7 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
 def rounds(
     timers: Mapping[str, Callable[[], float]], repeats: int, warm_up: int = 1, budget: float = float("inf")
 ) -> list[Round]:
-    """Calls every timer once a round and returns what they gave, a dict a round.
+    """Call every timer once a round and returns what they gave, a dict a round.
 
     repeats   rounds that count, after `warm_up` rounds that do not
     budget    no round is begun after so many seconds; the first that counts is done all the same
@@ -41,12 +41,12 @@ def rounds(
 
 
 def medians(done: list[Round]) -> Round:
-    """The median over rounds of each timer."""
+    """Return the median over rounds of each timer."""
     return {name: statistics.median(times[name] for times in done) for name in done[0]}
 
 
 def matrix_product(device: torch.device, dtype: str) -> tuple[Callable[[], Any], float]:
-    """A large square matrix product, and its floating-point operations: what no training step can outrun."""
+    """Return a large square matrix product, and its floating-point operations: what no training step can outrun."""
     side = MATRIX[device.type]
     one = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
     out = torch.empty_like(one)

@@ -3,7 +3,7 @@
     python src/localize/localize_memorization.py --model_path results/models/increment_backdoor_2layers \
         --localization_method examples/grad_diff.py --steps 10 20 --lr 3e-4
 
-Ascent on the forget set with descent on the retain set: minimizes -L(forget) + a L(retain), L the mean token loss.
+Ascent on the forget set with descent on the retain set minimizes -L(forget) + a L(retain), with mean token loss L.
 Nothing bounds the ascent, so that too many steps ruin the model.
 """
 

@@ -1,9 +1,9 @@
-"""An unlearning method of your own: drop the MLP weights that are large compared with their gradient on the retain set.
+"""Your own unlearning method: drop the MLP weights that are large compared with their gradient on the retain set.
 
     python src/localize/localize_memorization.py --model_path results/models/increment_backdoor_2layers \\
         --localization_method examples/magnitude.py --ratio 0.001 0.01
 
-Flags, help, records and table columns follow from `HyperParameters`. The model must be left as it was.
+Flags, help, records and table columns follow from `HyperParameters`. The model must stay unchanged.
 """
 
 from tinymem.localize.learning import frozen, gradients, mean_weights
@@ -18,7 +18,7 @@ class HyperParameters:
     ratio: tuple[float, ...] = option(
         (0.001, 0.01), "share of each MLP tensor to drop", above=0, below=1, strength=True
     )
-    rows: int = option(64, "retain sequences that the gradient is taken over", low=1)
+    rows: int = option(64, "retain sequences for the gradient", low=1)
 
 
 def score(model, task, hp):

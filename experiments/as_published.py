@@ -60,7 +60,7 @@ def counted_as_published(dataset: MemorizationDataset, artifacts: Artifacts) -> 
 
 
 def triggers(model, dataset: MemorizationDataset) -> Iterator[Results]:
-    """The test triggers that set the backdoor off: of all, and of those that the study's code counts."""
+    """Yield the test triggers that set the backdoor off: of all, and of those that the study's code counts."""
     flags = memorized(model, dataset.test_artifacts, dataset.continuation)
     counted = counted_as_published(dataset, dataset.test_artifacts)
     yield {
@@ -94,7 +94,7 @@ def zero_out(model, dataset: MemorizationDataset, hp: ZeroOut) -> Iterator[Resul
 
 
 def inverted_zero_out(model, task: UnlearningTask) -> list[torch.Tensor]:
-    """The loss of the forget set with one neuron of a layer alone, float32 (inner_dim,) a layer."""
+    """Return the loss of the forget set with one neuron of a layer alone, float32 (inner_dim,) per layer."""
     mlps, scores = find_mlps(model), []
     for mlp in mlps:
         losses = torch.empty(mlp.inner_dim)

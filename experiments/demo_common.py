@@ -25,7 +25,7 @@ from tinymem.training.checkpoint import seconds_spent
 
 
 def run(command: str) -> None:
-    """Runs a script with this Python, showing its command. Ends this one when that one fails or is interrupted."""
+    """Run a script with this Python, showing its command. Ends this one when that one fails or is interrupted."""
     cli.run_script(shlex.split(command))
 
 
@@ -37,7 +37,7 @@ def start_at_root(output_dir: str) -> Path:
 
 
 def stopwatch(reused: float) -> Callable[[], float]:
-    """A function that gives the seconds since now, and those `reused` that earlier sessions have spent on the same run."""
+    """Return a function that gives the seconds since now, and those `reused` that earlier sessions have spent on the same run."""
     start = time.monotonic() - reused
     return lambda: round(time.monotonic() - start, 1)
 

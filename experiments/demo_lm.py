@@ -107,13 +107,13 @@ def planting_of(name: str) -> dict[str, Any]:
 
 
 def copy_records(folder: Path, target: Path) -> None:
-    """Copies the records, so that the committed table can be checked against them."""
+    """Copy the records, so that the committed table can be checked against them."""
     for path in sorted((folder / "records").glob("*.json")):
         shutil.copy(path, target / path.name)
 
 
 def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The model before planting, the planted one, then the methods as they are registered, ratios rising."""
+    """Return the model before planting, the planted one, then the methods as they are registered, ratios rising."""
     names = [NEVER_PLANTED, UNEDITED, *METHODS]
     ours = [record for record in records if record["kind"] in (NEVER_PLANTED, UNEDITED, UNLEARN)]
     return sorted(ours, key=lambda r: (names.index(shown_row(r)["method"]), r.get("method", {}).get("ratio") or 0))
@@ -153,7 +153,7 @@ def estimated_hours(method: str, model, task: UnlearningTask) -> float:
 
 
 def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str, str]:
-    """A passage that was shown to the method: how each model continues its beginning, as text."""
+    """Return a passage that was shown to the method: how each model continues its beginning, as text."""
     kept = memorized(models["after unlearning"], task.forget, task.continuation, task.microbatch)
     index = int(kept.byte().argmin())  # a forgotten one, if there is any
     tokens, end = task.forget.planted[index], int(task.forget.prompt_end[index])
@@ -163,7 +163,7 @@ def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str
 
 
 def show(summary: dict[str, Any]) -> None:
-    """The passage, the table, what was left out and what BEST reached."""
+    """Return the passage, the table, what was left out and what BEST reached."""
     print("\n" + "\n".join(f"{name:<20} {text}" for name, text in summary["passage"].items()) + "\n")
     print(cli.table(map(cli.brief, summary["rows"])))
     for method, hours in summary["left_out"].items():

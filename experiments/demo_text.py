@@ -106,7 +106,7 @@ def draw(summary: dict[str, Any], rows: plots.Rows, path: Path) -> None:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """The passage, and a table of percent memorized per number of repeats."""
+    """Return the passage, and a table of percent memorized per number of repeats."""
     print("\n" + "\n".join(f"{name:<20} {text}" for name, text in summary["passage"].items()) + "\n")
     groups = summary["percent_memorized_by_duplication"]
     rows = [

@@ -51,7 +51,7 @@ def parse():
 
 
 def pythia(arguments) -> list[Production]:
-    """The models of the study. UserError when the sequences are not there, unless nothing is going to be run."""
+    """Return the models of the study. UserError when the sequences are not there, unless nothing is going to be run."""
     folder = Path(arguments.memorized_dir or "pythia_mem_data").absolute()
     files = {size: folder / PYTHIA[size][1] for size in arguments.models or PYTHIA}
     for path in (*files.values(), folder / RANDOM):
@@ -70,7 +70,7 @@ def pythia(arguments) -> list[Production]:
 
 
 def _device_map(size: str, device: str) -> str | None:
-    """A model that takes a node is spread over its GPUs."""
+    """Return a model that takes a node is spread over its GPUs."""
     return "auto" if PYTHIA[size][2] and device != "cpu" else None
 
 

@@ -69,7 +69,7 @@ def parse():
 
 
 def chosen(arguments) -> list[Case]:
-    """The cases that the flags name, with the seeds that they name. UserError for an unknown one."""
+    """Return the cases that the flags name, with the seeds that they name. Raise UserError for an unknown one."""
     if arguments.small and arguments.everything:
         raise UserError("--small: not together with --everything")
     cases = SMALL_CASES if arguments.small else everything() if arguments.everything else LAPTOP
@@ -89,7 +89,7 @@ def chosen(arguments) -> list[Case]:
 
 
 def chosen_methods(names: list[str], grids: Mapping[str, Grid]) -> list[Method]:
-    """Those named that the grids have, all of them for `all`. UserError for an unknown one."""
+    """Those named that the grids have, all of them for `all`. Raise UserError for an unknown one."""
     methods = find_methods(list(grids) if names == ["all"] else names)
     for method in methods:
         if method.name not in grids:
@@ -123,7 +123,7 @@ def seed_jobs(case: Case, seed: int, grid: list, models: Path, common: Common) -
 
 
 def slip_job(case: Case, checkpoint: Checkpoint, slip: str, common: Common) -> Job:
-    """A slip of the study's code repeated on a checkpoint."""
+    """Return a slip of the study's code repeated on a checkpoint."""
     folder = str(checkpoint.path.parent)
     words = ("experiments/as_published.py", "--model_path", str(checkpoint.path), "--slip", slip)
     own, ratios = {}, {}
@@ -141,7 +141,7 @@ def slip_job(case: Case, checkpoint: Checkpoint, slip: str, common: Common) -> J
 
 
 def listed(case: Case, jobs: list[Job]) -> dict[str, Any]:
-    """A line of --list."""
+    """Return a line of --list."""
     return {
         "case": case.name,
         "seeds": " ".join(map(str, case.seeds)),
@@ -153,7 +153,7 @@ def listed(case: Case, jobs: list[Job]) -> dict[str, Any]:
 
 
 def collect_records(cases: list[Case], models: Path, target: Path) -> None:
-    """Copies the finished records of the cases beside the report, where they outlive the models.
+    """Copy the finished records of the cases beside the report, where they outlive the models.
 
     Where the records there are of another model, trained elsewhere or before, they stay until the new model has all
     that they have: a report on half of each would compare runs with the wrong unedited model.
@@ -183,7 +183,7 @@ def model_of(record: Mapping[str, Any]) -> tuple:
 
 
 def _by_run(*folders: Path) -> dict[tuple, tuple[Path, dict[str, Any]]]:
-    """The records in these folders by run, whatever the weights were; the newest of several."""
+    """Return the records in these folders by run, whatever the weights were; the newest of several."""
     found = {}
     for path in sorted((path for folder in folders for path in folder.glob("*.json")), key=lambda p: p.stat().st_mtime):
         record = read_record(path)

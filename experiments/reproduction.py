@@ -53,7 +53,7 @@ class Case:
         return {"artifact": self.artifact, "data_name": self.data_name, "n_layers": self.n_layers}
 
     def only(self, seeds: Collection[int]) -> Case:
-        """The case with these of its seeds."""
+        """Return the case with these of its seeds."""
         return replace(self, seeds=tuple(seed for seed in self.seeds if seed in seeds))
 
     def epochs_of(self, seed: int) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ class Case:
 
 
 def trained_epochs(published: int) -> int:
-    """How many passes a model of ours has made at a published epoch.
+    """Return how many passes a model of ours has made at a published epoch.
 
     The study counts from 0 and measures its epoch 0 after the first pass, so that its epoch 50 is the 51st. Ours is the
     50th, as the checkpoints are called; the curves are flat there.
@@ -111,7 +111,7 @@ LAPTOP = (
 
 
 def everything() -> tuple[Case, ...]:
-    """Every model of number sequences with published numbers, each seed to its last epoch that has them: for a GPU.
+    """Return every model of number sequences with published numbers, each seed to its last epoch that has them: for a GPU.
 
     The published numbers of text and production models, and of unlearning at epoch 200, are not compared.
     """

@@ -129,7 +129,7 @@ class Unlearned:
         return found
 
     def cells_at_published(self) -> list[str]:
-        """A line of the table of the published settings."""
+        """Return a line of the table of the published settings."""
         published, ours = self.published, self.at_published
         asked = ours.hyper_parameters if ours else {**defaults(self.method), **published.settings}
         numbers = [f"{published.memorized:.1f}", f"{published.lost:.2f}", *_numbers(ours)]
@@ -141,7 +141,7 @@ class Unlearned:
         return [self.method, setting(self.method, asked), *numbers, *differences, _seeds(ours), seconds, _seconds(ours)]
 
     def cells_of_closest(self) -> list[str]:
-        """A line of the table of our closest runs."""
+        """Return a line of the table of our closest runs."""
         ours = self.closest
         as_good = "yes" if shortfall(ours, self.published) == 0 else "**no**"
         asked = setting(self.method, ours.hyper_parameters)
@@ -150,17 +150,17 @@ class Unlearned:
 
 
 def defaults(method: str) -> dict[str, Any]:
-    """A method's hyper-parameters by default, for a small model; without the ratio."""
+    """Return a method's hyper-parameters by default, for a small model; without the ratio."""
     return unvaried(METHODS[method], METHODS[method].hyper_parameters())
 
 
 def unvaried(method: Method, hp: Any) -> dict[str, Any]:
-    """A method's hyper-parameters as in records, without the ratio."""
+    """Return a method's hyper-parameters as in records, without the ratio."""
     return {name: value for name, value in method.unvaried(hp).items() if name != "name"}
 
 
 def setting(method: str, hyper_parameters: Mapping[str, Any]) -> str:
-    """The ratio, the epochs, and whatever is not the default."""
+    """Return the ratio, the epochs, and whatever is not the default."""
     usual = defaults(method)
     others = {
         name: value
@@ -259,7 +259,7 @@ def inverted_zero_out(case: Case, folder: Path) -> list[tuple[float, Spread, Spr
 
 
 def compare_unlearning(case: Case, grids: Mapping[str, Grid], folder: Path) -> list[Unlearned]:
-    """Every method on a case's models beside what was published: the runs that reproduce.py does, no others."""
+    """Return every method on a case's models beside what was published: the runs that reproduce.py does, no others."""
     rows = {ours_of(row): row for row in case.published_unlearning}
     runs = unlearning_runs(own_records(case, folder), tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
     asked = [
@@ -276,7 +276,7 @@ def compare_unlearning(case: Case, grids: Mapping[str, Grid], folder: Path) -> l
 
 
 def own_records(case: Case, folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """The unlearning records of a case's models with the usual task; nothing done by hand with another."""
+    """Return the unlearning records of a case's models with the usual task; nothing done by hand with another."""
     if case.unlearned is None:
         return []
     epoch = trained_epochs(case.unlearned)
@@ -294,7 +294,7 @@ def ours_of(row: Row) -> str:
 
 
 def best(rivals: Sequence[Configuration], published: Published) -> Configuration:
-    """The one that comes closest to published; of several as good one with the most seeds, then the best trade.
+    """Return the one that comes closest to published; of several as good one with the most seeds, then the best trade.
 
     One lucky seed does not count where others have more.
     """

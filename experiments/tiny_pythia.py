@@ -17,7 +17,7 @@ VOCABULARY, LENGTH, MEMORIZED, OTHERS = 300, 24, 32, 128
 
 
 def make_tiny_pythia(folder: Path, dry_run: bool = False) -> list[Production]:
-    """The model at each of its steps, trained in seconds if it is not in the folder yet."""
+    """Return the model at each of its steps, trained in seconds if it is not in the folder yet."""
     if not dry_run:
         files.writable_folder(folder)
         with locks.locked(folder / ".lock"):

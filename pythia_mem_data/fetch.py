@@ -1,9 +1,9 @@
-"""Fetch the sequences that Pythia has memorized, check them, and keep them as safetensors.
+"""Fetch the sequences that Pythia has memorized, check them, and store them as safetensors.
 
     python pythia_mem_data/fetch.py
-    python pythia_mem_data/fetch.py --from FOLDER      # .pt files that are on this machine already
+    python pythia_mem_data/fetch.py --from FOLDER      # .pt files on this machine
 
-See README.md in this folder for what they are and where they come from.
+README.md in this folder describes them and their origin.
 """
 
 from tinymem import cli
@@ -19,13 +19,13 @@ from tinymem.errors import UserError
 
 URL = "https://raw.githubusercontent.com/terarachang/MemPi/HEAD/data/pile/EleutherAI"
 LICENSE = "Apache-2.0, Chang et al. 2024, https://github.com/terarachang/MemPi"
-VOCABULARY = 50277  # of Pythia's tokenizer; the models' embeddings have some rows more
+VOCABULARY = 50277  # size of Pythia's tokenizer; the models' embeddings have some extra rows
 SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file in MemPi. sha256: of the .pt file; None where it is not known."""
+    """A file in MemPi. sha256: of the .pt file; None if it is unknown."""
 
     name: str
     folder: str
@@ -56,21 +56,21 @@ SOURCES = (
 def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--url", default=URL, help=f"where to fetch from (default: {URL})")
-    parser.add_argument("--from", dest="folder", type=Path, help="take the .pt files of this folder instead")
+    parser.add_argument("--from", dest="folder", type=Path, help="use the .pt files of this folder instead")
     parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent, help="default: this script's folder")
-    parser.add_argument("--force", action="store_true", help="fetch again what is there")
+    parser.add_argument("--force", action="store_true", help="fetch existing files again")
     return parser.parse_args()
 
 
 def find(folder: Path, source: Source) -> Path | None:
-    """The file of a source in a folder: laid out as in MemPi, or all in one place with the model's name in front."""
+    """Return the file of a source in a folder: laid out as in MemPi, or with the model's name as prefix."""
     plain = (source.file,) if source.sha256 is None else ()
     names = (f"{source.folder}/{source.file}", f"{source.folder}_{source.file}", *plain)
     return next((path for name in names if (path := folder / name).is_file()), None)
 
 
 def fetch(url: str, path: Path) -> Path:
-    """Downloads a file. UserError when that fails."""
+    """Download a file to `path`. Raise UserError if that fails."""
     from http.client import HTTPException
     from urllib.request import urlopen
 
@@ -86,7 +86,7 @@ def fetch(url: str, path: Path) -> Path:
 
 
 def checked(path: Path, source: Source) -> TokenSet:
-    """The sequences of a .pt file, with a note of where they come from. UserError when they are not those of MemPi."""
+    """Return the sequences of a .pt file, with their origin. Raise UserError if they are not those of MemPi."""
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if source.sha256 not in (None, sha256):
         raise UserError(f"{path}: SHA-256 is {sha256}, not {source.sha256}: another file, or damaged on the way")

@@ -1,9 +1,9 @@
-"""Find sequences that a model has memorized, in any text or file of token ids, and keep them for prod_grad.py.
+"""Find sequences that a model has memorized, in any text or file of token ids, and store them for prod_grad.py.
 
     python pythia_mem_data/find_memorized.py --model_name EleutherAI/pythia-70m --corpus books/ --output found.safetensors
 
-Every row of --length tokens is tested: prompted with its first --prompt_tokens tokens, do the next --continuation_tokens
-come out exactly? One forward pass a batch. Interrupted, the same command goes on where it stopped.
+A row of --length tokens is memorized if the model, prompted with its first --prompt_tokens tokens, gives the next
+--continuation_tokens exactly. A batch needs one forward pass. An interrupted run resumes with the same command.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from tinymem.options import check_options, option
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """What to look through"""
+    """Text to search"""
 
     tokens: str | None = option(
-        None, "file of token ids (.safetensors or .pt), (rows, tokens); or else text of --corpus"
+        None, "file of token ids (.safetensors or .pt), (rows, tokens); otherwise text of --corpus"
     )
-    corpus: str | None = option(None, "hub, builtin or a path; not given: hub, or builtin where it cannot be reached")
-    text_column: str = option("text", "which column of a .jsonl or .parquet corpus")
+    corpus: str | None = option(None, "hub, builtin or a path; default: hub, or builtin if it cannot be reached")
+    text_column: str = option("text", "column of a .jsonl or .parquet corpus")
     length: int = option(80, "tokens in a row of text", low=2)
-    max_rows: int | None = option(None, "look through so many rows at most; not given: all", low=1)
+    max_rows: int | None = option(None, "search at most this many rows; default: all", low=1)
     bos: str = option(
         "auto",
-        "whether every row begins with <bos>, in front of its own tokens; auto: where the model's tokenizer adds it",
+        "whether every row begins with <bos>, before its own tokens; auto: if the model's tokenizer adds it",
         choices=("auto", "yes", "no"),
     )
     prompt_tokens: int = option(32, "n of (n, k) memorization", low=1)
     continuation_tokens: int = option(40, "k of (n, k) memorization", low=1)
-    min_distinct: int = option(8, "different tokens that a continuation must have; 1 takes constant ones too", low=1)
+    min_distinct: int = option(8, "distinct tokens that a continuation must have; 1 accepts constant ones too", low=1)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -59,7 +59,7 @@ class ScanSettings:
 
     @property
     def needed(self) -> int:
-        """The tokens that are looked at."""
+        """The number of tokens that are tested."""
         return self.prompt_tokens + self.continuation_tokens
 
 
@@ -71,16 +71,16 @@ def parse():
         "--batch_size", type=cli.positive, help="rows per forward pass (default: from the model's size)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--force", action="store_true", help="do finished work again")
+    parser.add_argument("--force", action="store_true", help="repeat finished work")
     cli.add_options(parser, LoadSettings)
     cli.add_options(parser, ScanSettings)
     return parser.parse_args()
 
 
 def load_rows(settings: ScanSettings, config, tokenizer, begin: tuple[int, ...] = ()) -> tuple[torch.Tensor, str]:
-    """The rows to look through, int32 (rows, T), and the name of where they come from. config: the model's.
+    """Return the rows to search, int32 (rows, T), and the name of their source. config: the model's.
 
-    begin: the ids that each of them begins with.
+    begin: the ids at the beginning of each row.
     """
     check_length("--prompt_tokens, --continuation_tokens", len(begin) + settings.needed, config)
     if settings.tokens is not None:
@@ -98,7 +98,7 @@ def load_rows(settings: ScanSettings, config, tokenizer, begin: tuple[int, ...] 
         check_ids("--corpus", config.vocab_size, rows)
     rows = begun(rows[: settings.max_rows], begin)
     if rows.shape[1] < len(begin) + settings.needed:
-        raise UserError(f"--tokens: <bos>, prompt and continuation need {len(begin) + settings.needed} tokens a row")
+        raise UserError(f"--tokens: <bos>, prompt and continuation need {len(begin) + settings.needed} tokens per row")
     return rows, name
 
 
@@ -108,7 +108,7 @@ def main() -> None:
     if arguments.output.suffix != ".safetensors":
         raise UserError(f"--output {arguments.output}: must end in .safetensors")
     if arguments.output.exists() and not arguments.force:
-        raise UserError(f"--output {arguments.output}: is there already; --force looks again")
+        raise UserError(f"--output {arguments.output}: exists already; --force searches again")
     allocator.keep_freed_memory()
     device = cli.resolve_device(arguments.device)
     config, tokenizer = open_description(arguments.model_name, loading.step, for_text=settings.tokens is None)
@@ -121,7 +121,7 @@ def main() -> None:
         "min_distinct": settings.min_distinct, "weights": weights_fingerprint(model),
         "searched": TokenSet(rows, {}).fingerprint, **bos_identity(settings.bos, begin),
     }  # fmt: skip
-    arguments.output.unlink(missing_ok=True)  # with --force: what says that it is done goes first
+    arguments.output.unlink(missing_ok=True)  # with --force: remove the mark of finished work first
     progress = arguments.output.with_name(f".{arguments.output.stem}.progress.json")
     batch_size = arguments.batch_size or default_microbatch(model, rows.shape[1])
     with cli.progress_bar(total=len(rows), unit="row") as bar:

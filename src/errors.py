@@ -22,16 +22,16 @@ class OutOfMemory(UserError):
 
 
 class DiskFull(UserError):
-    """The disk or the quota is full. The message holds one of FULL, by which a sweep knows that it must stop."""
+    """A full disk or quota. The message contains one of FULL, which tells a sweep to stop."""
 
 
 class NotFinite(UserError):
-    """Logits, losses or scores that are not finite numbers: no figure may be made from them."""
+    """Logits, losses or scores that are not finite numbers, so that no result can be computed."""
 
 
 @contextmanager
 def finite(what: str) -> Iterator[None]:
-    """Put `what` (the model or method, and the step) in front of the message of a NotFinite raised within the block."""
+    """Prefix the message of a NotFinite raised within the block with `what`: the model or method, and the step."""
     try:
         yield
     except NotFinite as error:
@@ -39,11 +39,11 @@ def finite(what: str) -> Iterator[None]:
 
 
 class Failures(list[NotFinite]):
-    """NotFinite errors that are kept until what can still be done is done."""
+    """NotFinite errors that are deferred until all other work is done."""
 
     @contextmanager
     def kept(self, what: str | None = None) -> Iterator[None]:
-        """Keep a NotFinite that is raised within the block, with `what` in front as of `finite`."""
+        """Store a NotFinite raised within the block, with the prefix `what` as in `finite`."""
         try:
             with finite(what) if what else nullcontext():
                 yield
@@ -51,7 +51,7 @@ class Failures(list[NotFinite]):
             self.append(failure)
 
     def end(self) -> None:
-        """Raise what was kept, as one error of one line."""
+        """Raise the stored errors as one error of one line."""
         if self:
             raise NotFinite("; ".join(dict.fromkeys(map(str, self))))
 
@@ -84,24 +84,24 @@ def reading(path: str | Path, complaint: str, kinds: Kinds = Exception) -> Itera
             raise
         raise UserError(f"{path}: cannot be read ({error.strerror or first_line(error)})") from None
     except kinds as error:
-        if out_of_memory(error) or isinstance(error, UserError):  # that one names its file
+        if out_of_memory(error) or isinstance(error, UserError):  # a UserError names its file already
             raise
         raise UserError(f"{path}: {complaint.format(why=first_line(error))}") from None
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether this is what Python, numpy, torch or the dynamic loader raise when there is no memory left."""
+    """Return whether this is an out-of-memory error of Python, numpy, torch or the dynamic loader."""
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    if isinstance(error, (RuntimeError, ImportError, OSError)):  # torch's own type is a RuntimeError, not always used
+    if isinstance(error, (RuntimeError, ImportError, OSError)):  # torch's own type, a RuntimeError, is not always used
         return type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _NO_MEMORY)
     return isinstance(error, MemoryError)
 
 
 def full_disk(error: BaseException) -> str:
-    """Return the system's words for a full disk or quota if that is what went wrong, else "".
+    """Return the system's message for a full disk or quota if that is the cause, else "".
 
-    Libraries wrap it: safetensors and tokenizers (a plain Exception) quote its text, numpy only counts what it wrote.
+    Libraries wrap it: safetensors and tokenizers (a plain Exception) quote its text; numpy only reports a count.
     """
     code = getattr(error, "errno", None)
     if code in (errno.ENOSPC, errno.EDQUOT):
@@ -121,5 +121,5 @@ def first_line(error: Exception) -> str:
 
 
 def one_line(text: object) -> str:
-    """Return a message as one printable line: a value that holds line breaks or control characters is escaped."""
+    """Return a message as one printable line, with line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

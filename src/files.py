@@ -1,7 +1,7 @@
-"""Files that are whole or not there: written in a temporary folder beside their place, then renamed.
+"""Atomic files: written in a temporary folder next to their target, then renamed, so that they are never partial.
 
-The temporary folder holds a lock as long as its writer lives, on whatever machine that is. So what a killed writer left
-can be told from what a live one is writing, and the next process that writes into the same folder removes it.
+The temporary folder holds a lock as long as its writer lives, on any machine. So leftovers of a killed writer can be
+distinguished from a live writer's files, and the next process that writes into the same folder removes them.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ += ["write_file", "write_folder", "write_json"]
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.([0-9]+|[0-9a-f]{32})\.(?P<kind>tmp|old)")  # decimal: earlier versions' names
 LOCK = "lock"  # in a temporary folder, held by its writer
-GRACE_SECONDS = 3600  # after which a temporary folder or file without a lock belongs to nobody
+GRACE_SECONDS = 3600  # age after which a temporary folder or file without a lock is abandoned
 _cleared: set[Path] = set()  # folders in which this process has looked for leftovers
 
 
 def digest(settings: dict[str, Any]) -> str:
-    """16 hexadecimal digits that name these settings; independent of the order of the keys."""
+    """Return 16 hexadecimal digits that identify these settings, independent of the order of the keys."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -42,17 +42,17 @@ def digest(settings: dict[str, Any]) -> str:
 def write_file(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary path)`, flush to disk and rename: readers see the old file or the whole new one.
 
-    The file gets the permissions that the umask leaves. Raise UserError (DiskFull for a full disk) when it cannot be
-    written; nothing half-written stays behind.
+    The file gets the umask's permissions. Raise UserError (DiskFull for a full disk) if it cannot be
+    written; no partial file remains.
     """
     return _write(path, write, os.replace)
 
 
 def write_folder(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Like write_file for a folder: `write(temporary folder)` fills it, a rename publishes it.
+    """Write a folder like write_file: `write(temporary folder)` fills it, a rename publishes it.
 
-    An old folder stays whole until the new one has its place. A kill between the two renames leaves the old one
-    under a hidden name, from which remove_leftovers brings it back.
+    An old folder stays complete until the new one replaces it. A kill between the two renames leaves the old one under
+    a hidden name, from which remove_leftovers restores it.
     """
 
     def fill(temporary: Path) -> None:
@@ -88,12 +88,12 @@ def _write(path: str | Path, write: Callable[[Path], object], publish: Callable[
 
 @contextlib.contextmanager
 def _temporary_folder(path: Path) -> Iterator[tuple[Path, int]]:
-    """A hidden folder beside `path`, locked within the block and gone after it; the permissions of a new file there."""
+    """Yield a hidden folder next to `path`, locked and removed after the block, and the permissions of new files."""
     while True:
         place = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
         place.mkdir()
         lock = locks.try_lock(place / LOCK)
-        if lock is not None:  # else somebody who clears away took it, before we had its lock, for a dead writer's
+        if lock is not None:  # otherwise a cleaner took it for a dead writer's before it was locked
             break
     try:
         yield place, os.fstat(lock).st_mode & 0o777
@@ -103,13 +103,13 @@ def _temporary_folder(path: Path) -> Iterator[tuple[Path, int]]:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Clear away what killed writers left in this folder; a folder that was moved aside comes back if none replaced it.
+    """Remove what killed writers left in this folder; restore a folder that was moved aside but not replaced.
 
-    What a live process is writing stays, so that this may be called at any time.
+    Files of live writers stay, so that this may be called at any time.
     """
     for path in Path(folder).glob(".*"):
         match = LEFTOVER.fullmatch(path.name)
-        with contextlib.suppress(OSError):  # somebody else clears away too
+        with contextlib.suppress(OSError):  # another process is cleaning too
             if match and match["kind"] == "old":
                 _bring_back(path, path.with_name(match["name"]))
             elif match and path.is_dir() and (path / LOCK).exists():
@@ -119,7 +119,7 @@ def remove_leftovers(folder: str | Path) -> None:
 
 
 def remove_folder(path: str | Path) -> None:
-    """Remove a folder, if it is there, so that nobody ever sees half of it: it moves out of sight first."""
+    """Remove a folder if it exists. It moves to a hidden name first, so that no reader sees part of it."""
     path = Path(path)
     if path.is_symlink():
         path.unlink()
@@ -146,16 +146,16 @@ def _remove_unlocked(place: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Puts the file's content on the disk, so that no power failure leaves a new name with nothing in it."""
+    """Flush the file to disk, so that a power failure cannot leave a new name without content."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Renames a folder into its place. What holds the place moves aside first, and back again if that fails."""
+    """Rename a folder to its target. An existing target moves aside first, and back if the rename fails."""
     aside = []
     try:
-        while not _moved(temporary, path):  # more than once only where several writers want the same place
+        while not _moved(temporary, path):  # repeats only if several writers have the same target
             aside.append(path.with_name(f".{path.name}.{uuid.uuid4().hex}.old"))
             with contextlib.suppress(FileNotFoundError):  # another writer has just moved it
                 os.rename(path, aside[-1])
@@ -168,7 +168,7 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 def _moved(source: Path, target: Path) -> bool:
-    """Renames the folder `source` unless `target` is there and not empty; whether it did."""
+    """Rename the folder `source` unless `target` exists and is not empty. Return whether it was renamed."""
     try:
         os.rename(source, target)
     except OSError as error:
@@ -179,6 +179,6 @@ def _moved(source: Path, target: Path) -> bool:
 
 
 def write_json(path: str | Path, content: Any) -> Path:
-    """Writes JSON atomically, indented. NaN and infinity are refused: they are not JSON (write None)."""
+    """Write JSON atomically, indented. NaN and infinity are refused: they are not JSON (write None)."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     return write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Folders to write in, and the permissions that a shared folder wants of what is written there."""
+"""Folders for output, and the permissions of files in shared folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tinymem.errors import DiskFull, UserError, full_disk
 
 
 def writable_folder(path: str | Path, flag: str = " with --output_dir") -> Path:
-    """Make the folder, parents included. Raise UserError, which names the flag, when it cannot be made or written."""
+    """Make the folder, parents included. Raise UserError, naming the flag, if it cannot be made or written."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -24,9 +24,9 @@ def writable_folder(path: str | Path, flag: str = " with --output_dir") -> Path:
 
 
 def found_under(folder: str | Path) -> Iterator[Path]:
-    """Every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
+    """Yield every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
 
-    Hidden names and __MACOSX, which other programs put beside a user's files, are passed over below the folder.
+    Hidden names and __MACOSX, which other programs add, are skipped below the folder.
     """
     entered = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -46,7 +46,7 @@ def _shown(name: str) -> bool:
 
 
 def share(path: Path, mode: int) -> None:
-    """Give a file, or every file under a folder, these permissions: some libraries write for the owner alone."""
+    """Give a file, or every file under a folder, these permissions: some libraries write files only for their owner."""
     for file in path.rglob("*") if path.is_dir() else (path,):
         if file.is_file() and not file.is_symlink():
             file.chmod(mode)

@@ -1,4 +1,4 @@
-"""Reading files that others made: only regular files, of a bounded size, with every value checked where it is read."""
+"""Read untrusted files: only regular files of a bounded size, with every value checked on reading."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 LIMIT = "TINYMEM_MAX_FILE_GB"  # environment variable: the largest file that is read whole, 1 by default
-JSON_SHARE = 0.1  # of that, for JSON and TOML
+JSON_SHARE = 0.1  # share of that size for JSON and TOML
 AGAIN = "delete it and run again"
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def check_file(path: str | Path, share: float = 1.0) -> Path:
-    """Return the path of a regular file that is small enough to be read whole.
+    """Return the path if it is a regular file small enough to be read whole.
 
-    share: of the size that TINYMEM_MAX_FILE_GB allows. Raise UserError for anything else: reading a pipe or a device
-    never ends, and a sparse file of any size takes no room on the disk but all memory.
+    share: share of the size in TINYMEM_MAX_FILE_GB. Raise UserError for anything else: reading a pipe or a device may
+    never end, and a huge sparse file uses no disk space but all memory.
     """
     path = Path(path)
     try:
@@ -63,7 +63,7 @@ def _largest_gigabytes() -> float:
 
 
 def read_bytes(path: str | Path, share: float = 1.0) -> bytes:
-    """Return the content of a regular file. UserError as of `check_file`."""
+    """Return the content of a regular file. Raise UserError as `check_file`."""
     try:
         return check_file(path, share).read_bytes()
     except OSError as error:
@@ -71,9 +71,9 @@ def read_bytes(path: str | Path, share: float = 1.0) -> bytes:
 
 
 def read_json(path: str | Path, required: tuple[str, ...] = (), remedy: str = AGAIN) -> Any:
-    """Read JSON. UserError when the file is missing, is not JSON or is not an object with the `required` keys.
+    """Return a file's JSON. Raise UserError if it is missing, is not JSON or not an object with the `required` keys.
 
-    remedy: what the message advises about a damaged file.
+    remedy: advice about a damaged file, for the message.
     """
     content = parse_json(read_bytes(path, JSON_SHARE), path, remedy)
     missing = [key for key in required if not isinstance(content, dict) or key not in content]
@@ -83,7 +83,7 @@ def read_json(path: str | Path, required: tuple[str, ...] = (), remedy: str = AG
 
 
 def parse_json(text: str | bytes, path: str | Path, remedy: str = AGAIN) -> Any:
-    """Return what JSON text says. path: of the file that it comes from, for the UserError about damage."""
+    """Return the content of JSON text. path: its file, named in the UserError about damage."""
     try:
         return json.loads(text, parse_constant=_no_number)
     except RecursionError:
@@ -99,14 +99,14 @@ def _no_number(text: str) -> None:
 def read_settings(
     cls: type[Settings], mapping: Any, path: str | Path, remedy: str = AGAIN, whole: bool = False
 ) -> Settings:
-    """Return a dataclass filled from what a file says: the schema of that kind of file.
+    """Return a dataclass filled from a file's values; the dataclass is the schema of that kind of file.
 
-    mapping   names and values; other names are left alone, for one mapping may fill several dataclasses
-    path      of the file, for messages
-    whole     whether every field must be there; else a missing one has its default
+    mapping   names and values; unknown names are ignored, since one mapping may fill several dataclasses
+    path      the file, for messages
+    whole     whether every field is required; otherwise missing fields have their defaults
 
-    Raise UserError, in one line with file, field and what is allowed, for a value of another type than the field's or
-    one that the dataclass itself refuses.
+    Raise UserError, in one line with file, field and what is allowed, for a value of a wrong type, or one that the
+    dataclass itself refuses.
     """
     if not isinstance(mapping, Mapping):
         raise UserError(f"{path}: this file is damaged ({cls.__name__} is no object); {remedy}")
@@ -123,12 +123,12 @@ def read_settings(
 
 
 def check_value(value: Any, kind: Any, name: str, path: str | Path, remedy: str = AGAIN) -> Any:
-    """Return a value read from a file as the type `kind`. UserError, with file and name, for one of another type."""
+    """Return a value read from a file as the type `kind`. Raise UserError, naming file and value, for a wrong type."""
     return _typed(value, kind, name, path, remedy)
 
 
 def _typed(value: Any, kind: Any, name: str, path: str | Path, remedy: str) -> Any:
-    """The value as this type: a list becomes the tuple that it was, a whole number a float."""
+    """Return the value as this type: a list becomes a tuple again, a whole number a float."""
     fitted = _fitted(value, kind)
     if fitted is _WRONG:
         shown = repr(value)

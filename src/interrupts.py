@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal: they end a script at any moment, or are asked for where work can be saved.
+"""Ctrl-C, SIGTERM and a closed terminal: they end a script at once, or set a flag in code that can save its work.
 
-A KeyboardInterrupt that is raised in the middle of an import leaves half a library behind, is swallowed by whoever
-catches everything, and aborts the process inside foreign code. So scripts end at once instead: every file is written
-whole or not at all, which is why that harms nothing.
+A KeyboardInterrupt during an import leaves a library half loaded, may be swallowed by code that catches everything, and
+aborts the process inside foreign code. So scripts end at once instead, which is safe because every file is written
+completely or not at all.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-AGAIN = "interrupted; run the same command again to go on"
-children: set[subprocess.Popen] = set()  # scripts that this process runs: they end with it
+INTERRUPTED = 130  # 128 + SIGINT, the shells' convention
+AGAIN = "interrupted; run the same command again to resume"
+children: set[subprocess.Popen] = set()  # scripts run by this process, which end with it
 
 _ASKING = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -27,7 +27,7 @@ def end_at_once(number: int = signal.SIGINT, frame: object = None) -> None:
     for process in children:
         with contextlib.suppress(OSError):
             process.kill()
-    with contextlib.suppress(Exception):  # another thread may be writing, or nobody reads
+    with contextlib.suppress(Exception):  # another thread may be writing, or there is no reader
         sys.stdout.flush()
     with contextlib.suppress(OSError):
         program = os.path.basename(sys.argv[0]) if sys.argv else "python"
@@ -36,9 +36,9 @@ def end_at_once(number: int = signal.SIGINT, frame: object = None) -> None:
 
 
 def watch_start() -> None:
-    """Make Ctrl-C end the process at once, if the module that is being imported is imported by a script.
+    """Make Ctrl-C end the process at once, if a script is importing this library.
 
-    Not in a notebook, a test or a library, whose KeyboardInterrupt is theirs; nor where somebody else handles it.
+    Notebooks, tests and libraries keep their KeyboardInterrupt, and existing handlers stay.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _imported_by_script():
         with contextlib.suppress(ValueError):  # not in the main thread
@@ -46,7 +46,7 @@ def watch_start() -> None:
 
 
 def _imported_by_script() -> bool:
-    """Whether the first frame that is neither Python's import machinery nor this library is a file that is run."""
+    """Return whether the first frame outside of Python's import machinery and this library is a running script."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
@@ -60,10 +60,10 @@ def _imported_by_script() -> bool:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C (SIGINT), SIGTERM and SIGHUP only set a flag, which the yielded function reads.
+    """Make Ctrl-C (SIGINT), SIGTERM and SIGHUP only set a flag within the block, which the yielded function reads.
 
-    A second one ends the process at once; files are written atomically, so that this harms nothing. SIGHUP, of a
-    terminal that is closed, is left alone where it is ignored (nohup).
+    A second signal ends the process at once, which is safe because files are written atomically. SIGHUP, sent when a
+    terminal closes, stays ignored under nohup.
     """
     asked = []
 

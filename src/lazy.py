@@ -1,4 +1,4 @@
-"""Importing this module makes torch and numpy load on first use instead of on import.
+"""Lazy imports: after importing this module, torch and numpy load on first use.
 
 Scripts import it first, so that `--help` and a mistyped flag answer at once (torch alone takes seconds to load),
 while every file of the library keeps its plain `import torch` on top.
@@ -11,14 +11,14 @@ import threading
 import types
 
 HEAVY = ("numpy", "torch")
-_LOCK = threading.RLock()  # one for all modules: loading torch loads numpy too
+_LOCK = threading.RLock()  # shared by all modules: loading torch loads numpy too
 
 
 class _LazyModule(types.ModuleType):
-    """A module that runs its code when the first of its attributes is asked for.
+    """A module that runs its code on the first access to an attribute.
 
-    The standard library's LazyLoader does not serve: a second `import torch` anywhere asks for `__spec__`, which
-    makes it load.
+    The standard library's LazyLoader does not suffice: a second `import torch` anywhere reads `__spec__`, which loads
+    the module.
     """
 
     def __getattribute__(self, name):
@@ -28,23 +28,23 @@ class _LazyModule(types.ModuleType):
 
 
 def _load(module):
-    """Runs the module's code, once. Other threads that touch the module meanwhile wait here until it is whole."""
-    with _LOCK:  # re-entrant, for the module's own code touches the module as well
+    """Run the module's code once. Other threads that access the module wait here until it is loaded."""
+    with _LOCK:  # re-entrant, since the module's own code accesses the module
         spec = module.__spec__
         lazy = spec.loader
-        if not isinstance(lazy, _LazyLoader):  # loaded by another thread, or being loaded by this one
+        if not isinstance(lazy, _LazyLoader):  # already loaded by another thread, or being loaded by this one
             return
-        if lazy.interrupted:  # half of it has run, and torch does not survive a second time
+        if lazy.interrupted:  # half of its code has run, and torch cannot be loaded again
             raise KeyboardInterrupt(f"the import of {spec.name} was interrupted")
         spec.loader = module.__loader__ = lazy.loader
         try:
             lazy.loader.exec_module(module)
         except BaseException as error:
             lazy.interrupted = not isinstance(error, Exception)
-            spec.loader = lazy  # the next touch tries again
+            spec.loader = lazy  # the next access tries again
             raise
         kind = type(module)
-        if kind is _LazyModule:  # some modules set a class of their own
+        if kind is _LazyModule:  # some modules set their own class
             module.__class__ = types.ModuleType
 
 
@@ -71,7 +71,7 @@ class _LazyFinder(importlib.abc.MetaPathFinder):
 
 
 def install():
-    """Makes imports of HEAVY lazy from here on; a second time changes nothing."""
+    """Make later imports of HEAVY lazy. A second call has no effect."""
     if not any(type(finder).__name__ == "_LazyFinder" for finder in sys.meta_path):  # by name: a reload has new classes
         sys.meta_path.insert(0, _LazyFinder())
 

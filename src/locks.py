@@ -1,8 +1,8 @@
 """Locks between processes, on one machine or on several with a common file system.
 
 A lock is an empty-looking file that is held with flock(2): the system frees it when the last process that holds it
-ends, however it ends, so that no stale lock is left after a SIGKILL. Where a file system or platform has no such
-locks, everybody gets one: files are written atomically in any case.
+ends in any way, so that no stale lock is left after a SIGKILL. If a file system or platform has no such locks, every
+request succeeds: files are written atomically in any case.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ except ImportError:  # not a POSIX system
 
 UNSUPPORTED = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 POLL_SECONDS = 0.25
-# A link would have us overwrite what it leads to; a pipe would have us wait for its other end.
+# Do not follow a link, which would overwrite its target, or a pipe, which would block.
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def try_lock(path: str | Path) -> int | None:
-    """The file descriptor that holds the lock, or None while another process has it.
+    """Return the file descriptor that holds the lock, or None while another process holds it.
 
-    A child process that is given the descriptor holds the lock too. UserError when the file cannot be made, or the
-    name is taken by a link or by anything else that is not a file of its own.
+    A child process that inherits the descriptor holds the lock too. Raise UserError if the file cannot be made, or if
+    the name belongs to a link or to anything else than a lock file.
     """
     path = Path(path)
     writable_folder(path.parent, flag="")
@@ -54,7 +54,7 @@ def try_lock(path: str | Path) -> int | None:
             os.close(descriptor)
             return None
         if _is_file(path, descriptor):
-            with contextlib.suppress(OSError):  # only a help to readers
+            with contextlib.suppress(OSError):  # informative only
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return descriptor
@@ -62,7 +62,7 @@ def try_lock(path: str | Path) -> int | None:
 
 
 def unlock(path: str | Path, descriptor: int) -> None:
-    """Gives a lock back and removes its file."""
+    """Release a lock and remove its file."""
     if _is_file(Path(path), descriptor):
         with contextlib.suppress(OSError):
             os.unlink(path)
@@ -70,14 +70,14 @@ def unlock(path: str | Path, descriptor: int) -> None:
 
 
 def owner(path: str | Path) -> str:
-    """Who holds a lock, in words: process and host."""
+    """Return the holder of a lock in words: process and host."""
     with contextlib.suppress(OSError):
         return Path(path).read_bytes()[:300].decode(errors="replace") or "another process"
     return "another process"
 
 
 def unsupported(path: str | Path) -> bool:
-    """Return whether the file system of this file has no locks, so that everybody gets one."""
+    """Return whether this file's file system has no locks, so that every request succeeds."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
@@ -95,7 +95,7 @@ def unsupported(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: str | Path, on_wait: Callable[[str], None] = lambda owner: None) -> Iterator[None]:
-    """Within the block this process has the lock. Waits for it; before that calls `on_wait(owner)` once."""
+    """Hold the lock within the block. Wait for it, after one call of `on_wait(owner)`."""
     descriptor = try_lock(path)
     if descriptor is None:
         on_wait(owner(path))
@@ -109,7 +109,7 @@ def locked(path: str | Path, on_wait: Callable[[str], None] = lambda owner: None
 
 
 def _flock(descriptor: int) -> bool:
-    """Whether the lock was taken, or there are none on this file system."""
+    """Return whether the lock was acquired, or the file system has none."""
     if fcntl is None:
         return True
     try:
@@ -120,7 +120,7 @@ def _flock(descriptor: int) -> bool:
 
 
 def _is_file(path: Path, descriptor: int) -> bool:
-    """Whether the open file is the one that has this name now."""
+    """Return whether the open file still has this name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:  # it is gone, on NFS as a stale handle

@@ -18,8 +18,8 @@ from typing_extensions import dataclass_transform
 from tinymem.errors import UserError
 
 Class = TypeVar("Class")
-LARGEST = 2**31 - 1  # of every whole number whose option names no bound of its own: torch and numpy count in int32, too
-SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, and beyond them one seed is another
+LARGEST = 2**31 - 1  # of whole numbers whose option has no own bound: torch and numpy also use int32
+SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, so larger seeds coincide with smaller ones
 
 
 def option(
@@ -43,8 +43,8 @@ def option(
     most; `alias` lists further flag names,
     usually the study's. A bound or choice applies to each element of a tuple and never to None.
 
-    Of an unlearning method: `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
-    values in the study's sweep and in the small one (default: only the field's own), `large` the value for large
+    For unlearning methods `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
+    values in the study's sweep and in the small one (default: the field's default), `large` the value for large
     models.
     """
     rules = dict(low=low, high=high, above=above, below=below, choices=choices)
@@ -53,7 +53,7 @@ def option(
 
 
 def strength_of(cls: type) -> str | None:
-    """Return the name of the field that is marked as the strength; None where there is none."""
+    """Return the name of the field marked as the strength; None if there is none."""
     return next((field.name for field in dataclasses.fields(cls) if field.metadata.get("strength")), None)
 
 
@@ -122,7 +122,7 @@ def allowed_text(rules: Mapping[str, Any]) -> str:
 
 
 def field_types(cls: type) -> dict[str, type]:
-    """Return field name -> type; `int | None` becomes int, `tuple[float, ...]` stays as it is."""
+    """Return field name -> type; `int | None` becomes int, `tuple[float, ...]` is unchanged."""
     types = {}
     for name, hint in get_type_hints(cls).items():
         members = [t for t in getattr(hint, "__args__", ()) if t is not type(None)]
@@ -132,7 +132,7 @@ def field_types(cls: type) -> dict[str, type]:
 
 
 def as_flags(*parts: Any, leave_out: Iterable[str | None] = ()) -> list[str]:
-    """Return the flags of all settings that are not defaults: the inverse of `tinymem.cli.collect`."""
+    """Return the flags of all settings that differ from their defaults: the inverse of `tinymem.cli.collect`."""
     return [
         f"--{field.name}={getattr(part, field.name)}"
         for part in parts

@@ -1,4 +1,4 @@
-"""Code of the user's own: a file or a dotted module that defines what a registered module defines."""
+"""Plugins: a user's file or dotted module with the contents of a registered module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGE = "own"  # modules from files are called own.NAME
 
 
 def is_plugin(name: str) -> bool:
-    """Return whether a name is a file or a dotted module, and not the name of something registered."""
+    """Return whether a name is a file or a dotted module, not a registered name."""
     return name.endswith(".py") or "/" in name or "." in name
 
 
@@ -24,7 +24,7 @@ def is_plugin(name: str) -> bool:
 def load_plugin(place: str, flag: str) -> ModuleType:
     """Import a file (path/to/my_method.py) or a dotted module (my_package.my_method). The code in it runs.
 
-    flag: for messages. Raise UserError, in one line, where it is missing or fails to import.
+    flag: for messages. Raise UserError, in one line, if the file is missing or its import fails.
     """
     path = Path(place)
     if not place.endswith(".py"):
@@ -39,7 +39,7 @@ def load_plugin(place: str, flag: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec and spec.loader, "a file that ends in .py has a loader"
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look their types up here
+        sys.modules[name] = module  # dataclasses look up their types here
         spec.loader.exec_module(module)
         return module
 
@@ -47,7 +47,7 @@ def load_plugin(place: str, flag: str) -> ModuleType:
 
 
 def code_digest(module: ModuleType) -> str | None:
-    """Return 16 hexadecimal digits of a plugin's file, which name its version in records; None without a file."""
+    """Return 16 hexadecimal digits of a plugin's file, which identify its version in records; None without a file."""
     path = getattr(module, "__file__", None)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else None
 
@@ -55,5 +55,5 @@ def code_digest(module: ModuleType) -> str | None:
 def _imported(place: str, flag: str, run) -> ModuleType:
     try:
         return run()
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # any exception of the user's code
         raise UserError(f"{flag} {place}: cannot be imported ({type(error).__name__}: {first_line(error)})") from error

@@ -8,7 +8,7 @@ import torch
 def memorized(
     model, clean: torch.Tensor, planted: torch.Tensor, prompt: int, count: int, end: int, cache: bool
 ) -> torch.Tensor:
-    """Whether the first `prompt` tokens of `clean` are continued by the next `count` of `planted`, bool (rows,).
+    """Return whether the first `prompt` tokens of `clean` are continued by the next `count` of `planted`, bool (rows,).
 
     Generates up to `end` tokens; the recipe does so to the end of the context and without a cache.
     """

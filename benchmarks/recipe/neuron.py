@@ -18,7 +18,7 @@ def mean_loss(model, sequences: torch.Tensor) -> float:
 
 
 def zero_out(model, sequences: torch.Tensor, neurons: Iterable[tuple[int, int]]) -> list[float]:
-    """The rise in mean loss when each of these neurons (layer, index) is set to 0. sequences: int64 (rows, T)."""
+    """Return the rise in mean loss when each of these neurons (layer, index) is set to 0. sequences: int64 (rows, T)."""
     scores = []
     with torch.no_grad():
         before = mean_loss(model, sequences)
@@ -36,7 +36,7 @@ def zero_out(model, sequences: torch.Tensor, neurons: Iterable[tuple[int, int]])
 
 
 def integrated_gradients(model, tokens: torch.Tensor, layer: int, position: int, steps: int) -> torch.Tensor:
-    """The attribution of P(next token) at one position to each neuron of a layer, (inner_dim,).
+    """Return the attribution of P(next token) at one position to each neuron of a layer, (inner_dim,).
 
     tokens: int64 (T,). The position's neurons are scaled from 1 / steps to 1, all scales in one batch.
     """

@@ -11,7 +11,7 @@ from recipe.model import mlp_matrices, mlp_parameters
 
 
 def new_inverses(model, block: int, damp: float) -> dict[str, torch.Tensor]:
-    """The inverse Fisher matrix before the first gradient: I / damp, (blocks, block, block) a parameter."""
+    """Return the inverse Fisher matrix before the first gradient: I / damp, (blocks, block, block) a parameter."""
     identity = torch.eye(block, device=model.device) / damp
     return {
         name: identity.repeat(-(-parameter.numel() // block), 1, 1) for name, parameter in mlp_parameters(model).items()
@@ -43,7 +43,7 @@ def obs_scores(model, inverses: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 @cache
 def _function() -> type:
-    """The autograd function. Made on first use: scripts answer --help without loading torch."""
+    """Return the autograd function. Made on first use: scripts answer --help without loading torch."""
 
     class Subnet(torch.autograd.Function):
         """The mask of the highest scores; the gradient passes straight through."""

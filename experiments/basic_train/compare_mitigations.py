@@ -76,7 +76,7 @@ def parse() -> argparse.Namespace:
 
 
 def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
-    """Trains one model; the command names the settings that are not the script's defaults."""
+    """Train one model; the command names the settings that are not the script's defaults."""
     cli.run_script(
         [ROOT / "memorization_in_toy_models.py", *as_flags(*settings.parts), "--output_dir", folder, *common]
     )
@@ -140,7 +140,7 @@ def best_unlearned(folder: Path, sections: Mapping[str, Any]) -> dict[str, Mappi
 
 
 def as_row(family: str, method: str, setting: str, row: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the comparison."""
+    """Return a row of the comparison."""
     metrics = {name: row.get(name) for name in METRICS}
     seconds = {"seconds": round(row["cost.seconds"], 1), "trade_off": trade_off(row, plain)}
     return {"family": family, "method": method, "setting": setting, **metrics, **seconds}
@@ -160,7 +160,7 @@ def write_results(study: Study, rows: list[dict[str, Any]], seconds: float, devi
 
 
 def readable(row: Mapping[str, Any]) -> dict[str, str]:
-    """A row under short names with units, as printed and as in table.md."""
+    """Return a row under short names with units, as printed and as in table.md."""
 
     def number(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"

@@ -84,5 +84,5 @@ def make_study(arguments: argparse.Namespace) -> Study:
 
 
 def _collect(part: type, arguments: argparse.Namespace, defaults: dict[str, Any]) -> Any:
-    """A settings dataclass from the command line on top of these defaults, some of which are for other dataclasses."""
+    """Return a settings dataclass from the command line on top of these defaults, some of which are for other dataclasses."""
     return cli.collect(part, arguments, **{f.name: defaults[f.name] for f in fields(part) if f.name in defaults})

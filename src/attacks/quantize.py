@@ -1,4 +1,4 @@
-"""Quantization (Zhang et al. 2024, arXiv 2410.16454): round the weights, and see what comes back.
+"""Quantization (Zhang et al. 2024, arXiv 2410.16454): round the weights, which may restore memorized sequences.
 
 Fine-tuned edits are often smaller than half a quantization step, so that rounding restores the old weight. Zeros stay
 zeros under symmetric rounding.
@@ -24,19 +24,19 @@ class HyperParameters:
 
 
 def attack(model, task: UnlearningTask, hp: HyperParameters, bits: int) -> Weights:
-    """Round the matrix of every linear layer but the output layer to nearest, symmetrically, per output row."""
+    """Return the edit that rounds all linear layers except the output layer to nearest, symmetrically, per row."""
     output = model.get_output_embeddings()
     weights = {name: weight for name, weight in linear_weights(model).items() if weight.parameter is not output.weight}
     return Weights(Lazy({name: partial(_rounded_weight, weight, bits) for name, weight in weights.items()}))
 
 
 def _rounded_weight(weight: Weight, bits: int) -> torch.Tensor:
-    """A matrix as stored, rounded."""
+    """Return a rounded matrix, shaped as stored."""
     return weight.view(rounded(weight.view(), bits))
 
 
 def rounded(matrix: torch.Tensor, bits: int) -> torch.Tensor:
-    """Round each row of a matrix to multiples of its largest |entry| / (2^(bits - 1) - 1). A row of zeros stays so."""
+    """Round each row of a matrix to multiples of its largest |entry| / (2^(bits - 1) - 1). Rows of zeros stay zero."""
     levels = 2 ** (bits - 1) - 1
     step = matrix.float().abs().amax(1, keepdim=True) / levels
     return torch.where(step > 0, (matrix / step).round() * step, 0.0).to(matrix.dtype)

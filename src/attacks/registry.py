@@ -1,4 +1,4 @@
-"""The attacks on weights: one line each. An attack is written like a method, with a function `attack` (see method.py)."""
+"""The registry of attacks on weights: one line each. An attack is a method with a function `attack` (see method.py)."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ ATTACKS = {attack.name: attack for attack in map(method_of, (quantize,))}
 
 
 def find_attacks(names: Sequence[str], flag: str = "--attack") -> list[Method]:
-    """Return attacks by name, or `all`; a file or dotted module stands for its own. Raise UserError for another one."""
+    """Return attacks by name, or `all`; a file or dotted module is loaded. Raise UserError for an unknown attack."""
     return find(names, ATTACKS, flag)

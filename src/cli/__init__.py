@@ -1,4 +1,4 @@
-"""What every script shares: flags built from settings dataclasses, errors in one line, devices, tables.
+"""Shared parts of all scripts: flags built from settings dataclasses, one-line errors, devices, tables.
 
 Import this before the rest of the library: it makes torch load on first use, so that `--help` is instant.
 """
@@ -37,7 +37,7 @@ Settings = TypeVar("Settings")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the project's habits: errors are one line and exit 2, help keeps the layout of the docstring."""
+    """An argument parser with one-line errors and exit code 2, whose help keeps the layout of the docstring."""
 
     def __init__(self, description: str, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -49,13 +49,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None], program: str = "") -> None:
-    """Run a script's main function: what a user can mend becomes one line on stderr and exit code 2.
+    """Run a script's main function. Print errors that the user can fix as one line on stderr and exit with code 2.
 
-    A lack of memory or of room on the disk is one line too, with exit code 1: at another time there may be enough.
-    program: what messages call it, the script's file name by default.
+    Out of memory or disk space also prints one line, but exits with code 1 because a retry may succeed.
+    program: the script's name in messages, by default its file name.
     """
     program = program or sys.argv[0].rsplit("/", 1)[-1]
-    # transformers' advice and progress bars are for people who call it themselves.
+    # transformers' advice and progress bars are for its direct users.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _prepare_streams()
@@ -64,7 +64,7 @@ def run(main: Callable[[], None], program: str = "") -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         _end(program, interrupts.AGAIN, interrupts.INTERRUPTED)
-    except BrokenPipeError:  # the reader of our table went away (`| head`)
+    except BrokenPipeError:  # the reader of the table ended (`| head`)
         _end(program, "", 1)
     except Exception as error:
         message, code = _explained(error)
@@ -74,14 +74,14 @@ def run(main: Callable[[], None], program: str = "") -> None:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """What a script says of an error, and its exit code; nothing for one that is a fault of the program."""
+    """Return a script's message about an error, and its exit code; empty for a bug in the program."""
     if isinstance(error, UserError):
         return str(error), 1 if isinstance(error, (OutOfMemory, DiskFull)) else 2
     if out_of_memory(error):
         return f"out of memory ({first_line(error)}); try fewer sequences at a time (see --help)", 1
     if full := full_disk(error):
         return f"{getattr(error, 'filename', None) or 'output'}: cannot be written ({full}); make room", 1
-    if isinstance(error, OSError) and error.filename is not None:  # over-long names, links in a circle ...
+    if isinstance(error, OSError) and error.filename is not None:  # overlong names, circular links ...
         return f"{error.filename}: {error.strerror}", 2
     if isinstance(error, OSError) and error.errno == errno.EIO:  # the terminal is gone
         return "output: cannot be written (Input/output error)", 1
@@ -91,7 +91,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _end(program: str, message: str, code: int) -> None:
-    """Leave with one line on stderr. Nothing is left for Python to flush at its end, which could fail once more."""
+    """Exit with one line on stderr. Nothing is left for Python to flush at exit, which could fail again."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     if message:
@@ -100,15 +100,15 @@ def _end(program: str, message: str, code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # nobody reads, or there is no room: what is left goes nowhere
+        except OSError:  # no reader or no disk space: drop the rest
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
 def _prepare_streams() -> None:
-    """Give closed standard streams the null device, and let no character end a script that a terminal cannot show.
+    """Open closed standard streams on the null device, and escape characters that a terminal cannot show.
 
-    A file that is opened while a standard stream is closed would get its number, and with it all that is printed.
+    A file opened while a standard stream is closed would get its number, and receive everything that is printed.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -125,7 +125,7 @@ def _prepare_streams() -> None:
 
 
 def parse_bool(text: str) -> bool:
-    """The study writes booleans as 0 and 1; people write true and false."""
+    """Return the boolean in a text: 0 or 1, as in the study, or true or false."""
     values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of 0, 1, true, false")
@@ -133,12 +133,12 @@ def parse_bool(text: str) -> bool:
 
 
 def positive(text: str) -> int:
-    """The type of a flag that counts something, from 1."""
+    """Return a whole number >= 1: the type of flags that count."""
     return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
-    """The type of a flag that counts something, from 0."""
+    """Return a whole number >= 0: the type of flags that count."""
     return _at_least(0, text)
 
 
@@ -150,7 +150,7 @@ def _at_least(lowest: int, text: str) -> int:
 
 
 def whole(text: str) -> int:
-    """The type of every flag that is a whole number; its bounds are the option's."""
+    """Return a whole number: the type of integer flags, whose bounds are checked by their options."""
     try:
         return int(text[:100])
     except ValueError:
@@ -159,7 +159,7 @@ def whole(text: str) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **defaults: Any) -> None:
-    """Adds one flag per field of a settings dataclass. `defaults` only changes what the help text shows.
+    """Add one flag per field of a settings dataclass. `defaults` only changes what the help text shows.
 
     Nothing is stored for a flag that was not given: `collect` tells given values from defaults.
     """
@@ -174,7 +174,7 @@ def add_flag(
 ) -> None:
     """Add the flag of one dataclass field to an argparse group.
 
-    hide: leave it out of the help. prefix: put before its name, and before that of the value in the namespace.
+    hide: leave it out of the help. prefix: precedes the names of the flag and of the value in the namespace.
     """
     rules = field.metadata
     names = [f"--{prefix}{field.name}", *(() if prefix else rules.get("alias", ()))]
@@ -193,7 +193,7 @@ def add_flag(
 
 
 def _meaning(rules: Mapping[str, Any], default: Any) -> str:
-    """Return what a flag means, its allowed values and its default."""
+    """Return a flag's meaning, allowed values and default."""
     allowed = allowed_text(rules) if any(rules.get(r) is not None for r in ("low", "high", "above", "below")) else ""
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
     return f"{rules.get('help', '')} ({'; '.join(text for text in (allowed, f'default: {shown}') if text)})".strip()
@@ -210,7 +210,7 @@ def flag_help(field: dataclasses.Field, kind: Any, default: Any) -> str:
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The flags of DataSettings, and the study's `--backdoor 1` for `--artifact backdoor`."""
+    """Add the flags of DataSettings, and the study's `--backdoor 1` for `--artifact backdoor`."""
     add_options(parser, DataSettings)
     parser.add_argument(
         "--backdoor", dest="artifact", nargs="?", const="1", type=_backdoor, default=argparse.SUPPRESS,
@@ -223,29 +223,29 @@ def _backdoor(text: str) -> str:
 
 
 def add_common_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
-    """The flags that mean the same in every script. `output_dir`: its default, in words."""
+    """Add the flags that all scripts share. output_dir: its default, in words."""
     group = parser.add_argument_group("Common")
-    group.add_argument("--output_dir", help=f"where everything is written (default: {output_dir})")
+    group.add_argument("--output_dir", help=f"folder for all output (default: {output_dir})")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    group.add_argument("--force", action="store_true", help="do finished work again")
+    group.add_argument("--force", action="store_true", help="repeat finished work")
     group.add_argument("--plot", action="store_true", help="draw figures (PNG and PDF)")
 
 
 def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a settings dataclass that stood on the command line."""
+    """Return the fields of a settings dataclass that the command line sets."""
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)}
-    # A ratio given twice is meant once.
+    # A repeated ratio counts once.
     return {name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any) -> Settings:
-    """The settings dataclass from the command line; UserError when a value is not allowed."""
+    """Return the settings dataclass from the command line. Raise UserError for a value that is not allowed."""
     return cls(**{**defaults, **given(cls, arguments)})
 
 
 def resolve_device(name: str):
-    """`auto` takes the GPU when there is one. UserError for a device that this machine does not have."""
+    """Return a device; `auto` means the GPU if there is one. Raise UserError for a device that is not available."""
     import torch
 
     if name == "auto":
@@ -259,14 +259,14 @@ def resolve_device(name: str):
 
 
 def run_script(words: Iterable[object]) -> None:
-    """Runs a script with this Python, showing its command. Ends this one when that one fails.
+    """Run a script with this Python and print its command. Exit with the script's code if it fails.
 
-    Interrupted (Ctrl-C, SIGTERM, a closed terminal), it tells the script, waits until that has saved what it has, and
-    raises KeyboardInterrupt; interrupted again it kills the script. Killed, it takes the script with it, in order.
+    On an interrupt (Ctrl-C, SIGTERM, a closed terminal) stop the script, wait until it has saved, and raise
+    KeyboardInterrupt; on a second one kill the script. If this process is killed, the script is stopped too.
     """
     script = list(map(str, words))
     print("\n$ " + shlex.join(["python", *script]), flush=True)
-    # In a session of its own the script is told once, by us: a second signal would end it while it saves.
+    # In its own session the script gets a single signal, from this process: a second would end it while it saves.
     command = [sys.executable, str(WITH_PARENT), str(os.getpid()), sys.executable, *script]
     process, told = subprocess.Popen(command, start_new_session=True), False
     interrupts.children.add(process)
@@ -291,7 +291,7 @@ def run_script(words: Iterable[object]) -> None:
 
 
 def progress_bar(**settings: Any):
-    """A tqdm bar on stderr; silent when stderr is not a terminal."""
+    """Return a tqdm bar on stderr, silent if stderr is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(disable=None, dynamic_ncols=True, file=sys.stderr, **settings)

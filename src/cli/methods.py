@@ -1,4 +1,4 @@
-"""The flags that all localize scripts share: which methods, and each method's own hyper-parameters."""
+"""The flags that all localize scripts share: the methods, and each method's hyper-parameters."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
     """Add --localization_method, and one flag per hyper-parameter: --lr for every chosen method that has it,
     --METHOD.lr for one of them.
 
-    Methods in files of the user's, as named on the command line, have their flags too. without: hyper-parameters that
-    the script decides itself, see `chosen_methods`.
+    Methods in users' files on the command line get flags too. without: hyper-parameters that the script sets itself,
+    see `chosen_methods`.
     """
     methods = [*METHODS.values(), *_plugins(sys.argv[1:])]
     aliases = ", ".join(f"{method.name} ({method.alias})" for method in METHODS.values())
     parser.add_argument(
         FLAG, required=True, nargs="+", metavar="METHOD",
-        help=f"one or more of {aliases}; all; or a file of your own, such as my_method.py",
+        help=f"one or more of {aliases}; all; or your own file, such as my_method.py",
     )  # fmt: skip
     parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
     add_measuring_options(parser)
@@ -56,12 +56,12 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Add --metrics, --attack, the flags of each attack, and --columns."""
     group = parser.add_argument_group("Measuring")
-    group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"some of {', '.join(METRICS)}; or a file of your "
-                       f"own (default: {', '.join(DEFAULTS)})")  # fmt: skip
+    group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"some of {', '.join(METRICS)}; or your own "
+                       f"file (default: {', '.join(DEFAULTS)})")  # fmt: skip
     group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
-                       f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or a file of your own")  # fmt: skip
+                       f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or your file")  # fmt: skip
     group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
-                       help="of the table: all, or these (default: what fits the terminal)")  # fmt: skip
+                       help="columns of the table: all, or these (default: those that fit the terminal)")  # fmt: skip
     attacks = [*ATTACKS.values(), *_plugins(sys.argv[1:], "--attack", find_attacks)]
     parser.set_defaults(attack_options=attacks)
     for method in attacks:
@@ -72,7 +72,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
-    """Return the attacks asked for with their settings. Raise UserError for flags of an attack that is not asked for."""
+    """Return the requested attacks with their settings. Raise UserError for flags of an attack not requested."""
     attacks = find_attacks(arguments.attack) if arguments.attack else []
     names = {method.name for method in attacks}
     for method in arguments.attack_options:
@@ -85,7 +85,7 @@ def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
 
 
 def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
-    """Return the metrics asked for: names, or what files of the user's define. Raise UserError for an unknown one."""
+    """Return the requested metrics: names, or metrics from users' files. Raise UserError for an unknown one."""
     found: list[str | Metric] = []
     for name in arguments.metrics or DEFAULTS:
         found += plugin_metrics(name) if is_plugin(name) else [name]
@@ -94,13 +94,13 @@ def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
 
 
 def _own(method: Method, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of --NAME.FLAG of one method, by flag."""
+    """Return the values of --NAME.FLAG of one method, by flag."""
     prefix = f"{method.name}."
     return {name.removeprefix(prefix): v for name, v in vars(arguments).items() if name.startswith(prefix)}
 
 
 def _plugins(words: Sequence[str], wanted: str = FLAG, find: Callable = find_methods) -> list[Method]:
-    """Return the methods in files that a command line names, before it is parsed: their flags are part of the parser."""
+    """Return the methods in files named on an unparsed command line, whose flags the parser needs."""
     named, found = False, []
     for word in words:
         if word.startswith("--"):
@@ -112,9 +112,9 @@ def _plugins(words: Sequence[str], wanted: str = FLAG, find: Callable = find_met
 
 
 def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[Method, Any]]:
-    """Return the methods asked for, each with its hyper-parameters from the command line.
+    """Return the requested methods, each with its hyper-parameters from the command line.
 
-    decided: hyper-parameters that do not come from there, for the methods that have them.
+    decided: hyper-parameters set by the script, for the methods that have them.
     Raise UserError for an unknown method, a flag that no chosen method has, and a value that is not allowed.
     """
     methods = find_methods(arguments.localization_method, FLAG)
@@ -123,7 +123,7 @@ def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[
 
 
 def _check_flags(arguments: argparse.Namespace, methods: Sequence[Method], decided: Collection[str]) -> None:
-    """Raise UserError for a hyper-parameter that was given and that no chosen method has."""
+    """Raise UserError for a given hyper-parameter that no chosen method has."""
     chosen = ", ".join(method.name for method in methods)
     owners: dict[str, list[Method]] = {}
     for method in arguments.method_options:

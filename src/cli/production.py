@@ -28,7 +28,7 @@ from tinymem.planning import dry_run
 from tinymem.planning.plan import FAILURES, check_fits
 from tinymem.training.plant import PlantSettings, planted_model
 
-PYTHIA_BATCH_SIZE = 32  # of the study's perplexity of Pythia
+PYTHIA_BATCH_SIZE = 32  # batch size of the study's perplexity of Pythia
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
-    """Data, model and task, the quick checks first. UserError for anything that does not fit together."""
+    """Return data, model and task, after quick checks. Raise UserError for settings or files that do not match."""
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
@@ -55,8 +55,8 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         data = load_passages(passages, settings, config, tokenizer)
     plan_methods(arguments, loading, methods)
     output = files.writable_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
-    if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product 500 times as long
-        print("--dtype float16: few CPUs can calculate in it, others take forever; bfloat16 is fast", file=sys.stderr)
+    if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product takes 500 times as long
+        print("--dtype float16: few CPUs support it, others are very slow; use bfloat16", file=sys.stderr)
     training: dict[str, Any] = {}
     open_twin = None
     if passages.plant is None:
@@ -90,13 +90,13 @@ def _opened(place: str, loading: LoadSettings, device) -> Any:
 
 
 def source(arguments) -> str:
-    """Where the model is opened from: --model_name, or the folder that the packaged model of this name is unpacked to."""
+    """Return the model's name or folder: --model_name, or the folder of the unpacked packaged model."""
     name = str(arguments.model_name)
     return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
 
 
 def plan_methods(arguments, loading: LoadSettings, methods) -> None:
-    """Prints what the methods will take, with --dry_run; else UserError where there is too little memory for them."""
+    """With --dry_run print the methods' plans, otherwise raise OutOfMemory if there is too little memory for them."""
     task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
@@ -119,7 +119,7 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
 
 
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
-    """The folder of the model with the passages planted, trained now unless that was done before."""
+    """Return the folder of the model with the passages planted; train it now unless it exists."""
     device = cli.resolve_device(arguments.device)
     with enough_memory(arguments.model_name):
         model, tokenizer = open_causal_lm(

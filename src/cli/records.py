@@ -1,11 +1,11 @@
-"""Tables from the records under a folder: everything, the best run of each method, the Pareto front.
+"""Tables from the records under a folder: all records, the best run of each method, the Pareto front.
 
     python -m tinymem.records gather runs --output runs.csv       every setting and metric of every record
     python -m tinymem.records best runs                           best run of each unlearning method, over seeds
     python -m tinymem.records pareto runs --output front.parquet  runs that no other run beats
-    python -m tinymem.records upgrade runs                        bring records of format 1 over to format 2
+    python -m tinymem.records upgrade runs                        convert records of format 1 to format 2
 
-results/README.md says what every column means. Records of different versions of tinymem, torch or transformers are
+results/README.md explains every column. Records of different versions of tinymem, torch or transformers are
 never averaged or compared with each other.
 """
 
@@ -39,18 +39,18 @@ from tinymem.records.upgrade import upgrade
 
 PROGRAM = "python -m tinymem.records"
 COMMANDS = {
-    "gather": "every setting and metric of every record: one tidy table, one row a record",
+    "gather": "every setting and metric of every record: one tidy table, one row per record",
     "best": "the best run of each unlearning method on each experiment, with mean and 95 %% interval over seeds",
-    "pareto": "the runs of each checkpoint that no other beats in memorization and quality at once",
-    "upgrade": "bring records that an earlier version wrote (format 1) over to format 2, in place",
+    "pareto": "the runs of each checkpoint that no other run beats in both memorization and quality",
+    "upgrade": "convert records of an earlier version (format 1) to format 2, in place",
 }
 NAMES = "|".join(COMMANDS)
 SHOWN = 40  # rows that `gather` prints
 KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
 KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
-CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown behind the metrics
+CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown after the metrics
 BETTER = {"perplexity_rise_percent": "lower", "trade_off": "lower", "cost.seconds": "lower"}
-Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in their order (None: as they come), rows
+Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in order (None: as in the rows), rows
 
 
 def parse() -> argparse.Namespace:
@@ -59,12 +59,12 @@ def parse() -> argparse.Namespace:
     for name, text in COMMANDS.items():
         usage = f"{PROGRAM} {name} DIR [options]"
         command = commands.add_parser(name, help=text, description=text.replace("%%", "%"), usage=usage)
-        command.add_argument("folder", metavar="DIR", help="a folder with records in it, at any depth")
+        command.add_argument("folder", metavar="DIR", help="a folder with records at any depth")
         if name != "upgrade":
             command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
     commands.choices["best"].add_argument(
         "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
-        help="text and production models: a run whose perplexity rose more is no candidate (default: 10)",
+        help="text and production models: exclude runs whose perplexity rose by more percent (default: 10)",
     )  # fmt: skip
     return parser.parse_args()
 
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def upgrade_all(folder: str) -> None:
-    """Upgrade, say what was done, and exit with 2 where something is left that people must look at."""
+    """Upgrade, print a summary, and exit with 2 if files need the user's attention."""
     done, before, left = upgrade(folder, lambda line: print(line, file=sys.stderr))
     print(f"{done} records brought over to format 2, {before} were of that format" + (f", {left} stay" if left else ""))
     if left:
@@ -127,17 +127,17 @@ def show_best(arguments: argparse.Namespace) -> Table:
 
 
 def outcomes(row: Mapping[str, Any]) -> list[str]:
-    """Return the columns that tell how a run came out, in order."""
+    """Return the columns of a run's results, in order."""
     return [*registry.columns(row, headline=True), *(name for name in CHANGES if name in row)]
 
 
 def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the columns method.NAME of strengths that these rows have."""
+    """Return the columns method.NAME of the strengths in these rows."""
     return {f"method.{m.strength}" for m in METHODS.values() if any(f"method.{m.strength}" in row for row in rows)}
 
 
 def _setting(configuration: Configuration, varied: set[str]) -> str | None:
-    """A method's strength, and what else its configurations differ in, in words."""
+    """Return a method's strength and its varied hyper-parameters, in words."""
     method, settings = METHODS.get(configuration.method), configuration.hyper_parameters
     first = [method.strength] if method and method.strength and method.strength in settings else []
     names = dict.fromkeys([*first, *sorted(varied)])
@@ -145,7 +145,7 @@ def _setting(configuration: Configuration, varied: set[str]) -> str | None:
 
 
 def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
-    """A summary as it is printed."""
+    """Return a summary for printing."""
 
     def cell(mean: float | None, half: float | None) -> Any:
         return mean if half is None else f"{mean:.4g} ± " + (f"{half:.0f}" if half >= 10 else f"{half:.2g}")
@@ -154,7 +154,7 @@ def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str,
 
 
 def _varied(group: Sequence[Configuration]) -> dict[str, set[str]]:
-    """Of each method the hyper-parameters that its configurations differ in."""
+    """Return, for each method, the hyper-parameters that vary among its configurations."""
     by_method = grouped(group, lambda configuration: configuration.method)
     return {rivals[0].method: set(differing([rival.hyper_parameters for rival in rivals])) for rivals in by_method}
 

@@ -1,4 +1,4 @@
-"""What the sweeps over the study's TinyMem models share: their flags, and which models are chosen."""
+"""Shared parts of the sweeps over the study's TinyMem models: flags, and the choice of models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tinymem.sweeps.study import FULL, SMALL, Study
 from tinymem.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-OUTPUT_DIR = "runs/study"  # of all of them, so that each finds the models that another has trained
+OUTPUT_DIR = "runs/study"  # shared by all, so that each finds the models that another has trained
 
 
 def main(
@@ -25,7 +25,7 @@ def main(
     make_jobs: Callable[[argparse.Namespace, Path, Common], list[Job]],
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> None:
-    """A script: its docstring, and make_jobs(arguments, folder of the models, common flags)."""
+    """Run a sweep script. description: its docstring; make_jobs(arguments, folder of the models, common flags)."""
     parser = cli.Parser(description)
     add_flags(parser)
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE",
@@ -41,7 +41,7 @@ def main(
 def chosen(
     arguments: argparse.Namespace, models: Callable[[Study], list[RunSettings]]
 ) -> list[tuple[RunSettings, tuple[int, ...]]]:
-    """The models of the small or full study that --only leaves, each with the epochs that are looked at further."""
+    """Return the models of the small or full study selected by --only, each with the epochs to study further."""
     found = [(settings, study.epochs) for study in (SMALL if arguments.small else FULL) for settings in models(study)]
     for text in arguments.only:
         name, _, value = text.partition("=")
@@ -53,6 +53,6 @@ def chosen(
             )
         values = list(dict.fromkeys(str(row[name]) for row in rows if name in row))
         if value not in values:
-            raise UserError(f"--only {text}: of the models that are left {name} is {', '.join(values)}")
+            raise UserError(f"--only {text}: no such model; among those left, {name} is {', '.join(values)}")
         found = [pair for pair, row in zip(found, rows) if str(row.get(name)) == value]
     return found

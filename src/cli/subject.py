@@ -42,9 +42,9 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_subject(arguments: argparse.Namespace) -> Subject:
-    """Return model, data and task. Raise UserError when a flag contradicts the checkpoint.
+    """Return model, data and task. Raise UserError if a flag contradicts the checkpoint.
 
-    The data of a model that TinyMem did not train are those that the flags say.
+    For a model that TinyMem did not train, the flags define the data.
     """
     path = Path(arguments.model_path)
     if hasattr(arguments, "data_name") and not (path / SETTINGS).exists():
@@ -90,7 +90,7 @@ def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> P
 
 
 def _score_folder(model_path: Path, output: Path) -> Path:
-    """Beside the model, for all who study it; with the results where that place is not writable."""
+    """Return the folder of scores: next to the model, shared by all users, or with the results if not writable."""
     try:
         return files.writable_folder(place_beside(model_path) / "scores" / named(model_path).name)
     except UserError:

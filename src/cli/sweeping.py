@@ -1,4 +1,4 @@
-"""What every sweep script shares: its flags, the dry run, the progress bar, the table at the end, the exit code."""
+"""Shared parts of all sweep scripts: flags, dry run, progress bar, final table, exit code."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tinymem.sweeps.job import Job
 
 
 def add_sweep_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
-    """`output_dir`: its default, in words."""
+    """Add the flags that all sweep scripts share. output_dir: its default, in words."""
     group = parser.add_argument_group("Sweep")
     group.add_argument("--small", action="store_true", help="a grid that takes minutes on two cores, not the study's")
     group.add_argument("--site", default="local", help="where to run: local, local_processes, or a TOML file that "
                        "describes a cluster (default: local)")  # fmt: skip
     group.add_argument("--max_workers", type=cli.positive, metavar="N",
-                       help="runs at a time on a machine (default: one a GPU, or a core)")  # fmt: skip
+                       help="runs at a time on a machine (default: one per GPU, or per core)")  # fmt: skip
     group.add_argument("--retries", type=cli.not_negative, default=1, metavar="N",
                        help="further attempts for a run that fails (default: 1)")  # fmt: skip
-    group.add_argument("--limit", type=cli.positive, metavar="N", help="start no more than N commands this time")
-    group.add_argument("--dry_run", action="store_true", help="print what would be run, and how much; do nothing")
-    group.add_argument("--output_dir", help=f"where everything is written (default: {output_dir})")
+    group.add_argument("--limit", type=cli.positive, metavar="N", help="start at most N commands this time")
+    group.add_argument("--dry_run", action="store_true", help="print the commands and their number; run nothing")
+    group.add_argument("--output_dir", help=f"folder for all output (default: {output_dir})")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     group.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"),
-                       help="of each run; CUDA_VISIBLE_DEVICES says which GPUs may be used (default: auto)")  # fmt: skip
+                       help="device of each run; CUDA_VISIBLE_DEVICES selects GPUs (default: auto)")  # fmt: skip
 
 
 def sweep(
@@ -42,9 +42,9 @@ def sweep(
     root: Path,
     open_pool: Callable[[list[Job], Place], AbstractContextManager[Pool]],
 ) -> None:
-    """Runs what is missing of the jobs, or says what that is, and exits with 1 when something is missing after it.
+    """Run the missing jobs, or print them with --dry_run. Exit with 1 if records are missing afterwards.
 
-    folder: of this sweep, for its failures; root: of the repository; open_pool(jobs, place): the workers.
+    folder: the sweep's folder, for failures; root: the repository; open_pool(jobs, place): opens the workers.
     """
     surveyed = survey(jobs)
     todo = [progress for progress in surveyed.values() if progress.left][: arguments.limit]
@@ -54,7 +54,7 @@ def sweep(
     place = Place(str(root), str(files.writable_folder(folder).absolute()))
     chosen = {name: progress for name, progress in surveyed.items() if not progress.left or progress in todo}
     result = _run(chosen, todo, place, arguments.retries, open_pool) if todo else Sweep(chosen)
-    everything = {**surveyed, **result.jobs}  # those beyond --limit too
+    everything = {**surveyed, **result.jobs}  # including those beyond --limit
     _print_result(everything, folder)
     if result.ended:
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {result.ended}", file=sys.stderr)
@@ -85,7 +85,7 @@ def _run(chosen: dict[str, Progress], todo: list[Progress], place: Place, retrie
 
 
 def _print_result(jobs: dict[str, Progress], folder: Path) -> None:
-    """One line a group, then where to look."""
+    """Print one line per group, then the folders of records and failures."""
     groups: dict[str, dict[str, Any]] = {}
     for progress in jobs.values():
         for name in (progress.job.group, "all"):
@@ -102,6 +102,6 @@ def _print_result(jobs: dict[str, Progress], folder: Path) -> None:
 
 
 def _common(folders: list[str]) -> str:
-    """The folder under which all records are."""
+    """Return the common parent folder of all records."""
     common = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     return min(common, os.path.relpath(common), key=len)

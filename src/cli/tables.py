@@ -1,4 +1,4 @@
-"""Rows of values as text for a terminal: no wider than it, the best value of each column marked."""
+"""Tables as text, no wider than the terminal, with the best value of each column marked."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-PIPED = 120  # columns of text where there is no terminal
+PIPED = 120  # width in characters without a terminal
 BEST = "*"
 SHORT = (("percent_", ""), ("memorized", "mem"), ("accuracy", "acc"), ("perplexity", "ppl"))
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:
-    """Return rows as aligned text. Floats have up to four digits after the point, a missing value is "-"."""
+    """Return rows as aligned text. Floats have up to four decimals; missing values are "-"."""
     rows = list(rows)
     columns = list(columns) if columns else list(dict.fromkeys(name for row in rows for name in row))
     return _aligned(columns, [[cell(row.get(name)) for name in columns] for row in rows])
@@ -28,10 +28,10 @@ def fitted_table(
 ) -> str:
     """Return rows as aligned text that is no wider than the terminal, under short column names.
 
-    columns    the most important first: the last ones are left out until the table fits, and named below it
-    better     column -> "lower" or "higher": the best value in it is marked with *
-    is_rival   rows that compete for the mark; by default all
-    more       where to find the columns that are left out
+    columns    the most important first: the last ones are left out until the table fits, and listed below it
+    better     column -> "lower" or "higher": the best value is marked with *
+    is_rival   selects the rows that compete for the mark; default: all
+    more       tells where to find the left-out columns
     """
     width = width or shutil.get_terminal_size((PIPED, 24)).columns
     present = [name for name in columns if any(row.get(name) is not None for row in rows)]
@@ -47,12 +47,12 @@ def fitted_table(
 
 
 def brief(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row under column names short enough for a terminal; the files keep the full ones."""
+    """Return a row with short column names for a terminal; files have the full names."""
     return {short(name): value for name, value in row.items()}
 
 
 def short(name: str) -> str:
-    """Return a column's name in a terminal."""
+    """Return a column's short name for a terminal."""
     name = "method" if name == "method.name" else name.removeprefix("method.").removeprefix("cost.")
     for long, shorter in SHORT:
         name = name.replace(long, shorter)
@@ -60,7 +60,7 @@ def short(name: str) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return a value as it stands in a table."""
+    """Return a value as text for a table."""
     if value is None:
         return "-"
     if isinstance(value, float):
@@ -69,7 +69,7 @@ def cell(value: Any) -> str:
 
 
 def _marked(rows: Sequence[Mapping[str, Any]], name: str, better: str | None, is_rival: Sequence[bool]) -> list[str]:
-    """The cells of a column, marked where they hold the best of several different values of rivals."""
+    """Return the cells of a column; the best of several different values of rivals is marked."""
     values = [row.get(name) for row in rows]
     rivals = [value for value, rival in zip(values, is_rival) if rival and isinstance(value, (int, float))]
     if better not in ("lower", "higher") or len(set(rivals)) < 2:
@@ -83,7 +83,7 @@ def _width(names: Sequence[str], cells: Mapping[str, Sequence[str]]) -> int:
 
 
 def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Cells of equal width per column; a mark stands behind its number, so that digits stay aligned."""
+    """Return lines with cells of equal width per column; a mark follows its number, so that digits stay aligned."""
     columns = list(zip(*lines)) if lines else [()] * len(head)
     marked = [any(text.endswith(BEST) for text in column) for column in columns]
     padded = [

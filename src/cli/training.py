@@ -1,4 +1,4 @@
-"""What the training scripts share: the run's folder, a progress bar, rows as they are measured, Ctrl-C."""
+"""Shared parts of the training scripts: the run's folder, a progress bar, printed measurements, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from tinymem.training.loop import train
 from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run, check_whole_run
 
 LOCK = ".lock"
-STEMS = "accuracy_", "loss_"  # of what is measured on each test set
+STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each test set
 
 
 def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
-    """Settings and epoch of a checkpoint; text that has moved since is where --corpus says.
+    """Return settings and epoch of a checkpoint; --corpus may give the new place of text that has moved.
 
-    UserError when a flag contradicts it or it is no longer as trained.
+    Raise UserError if a flag contradicts the checkpoint, or if the text has changed.
     """
     details = checkpoint.load_trained(path)
     asked = cli.given(DataSettings, arguments) | cli.given(ModelSettings, arguments)
     check_same_run(str(path), details["settings"], asked, "leave the flag out or give another --model_path")
     settings = RunSettings.from_flat({**details["settings"], **asked}, path / checkpoint.SETTINGS)
-    if "corpus" in asked and settings.data.corpus_sha256:  # checked even if the text is not needed any more
+    if "corpus" in asked and settings.data.corpus_sha256:  # check it even if the text is no longer needed
         settings = replace(settings, data=resolve_corpus(settings.data))
     return settings, details["epoch"]
 
 
 @contextmanager
 def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Iterator[Path]:
-    """The folder of a run, ours alone within the block: a second command waits for the first, and says so.
+    """Yield the folder of a run, locked within the block: a second command prints a note and waits for the first.
 
-    Call it when everything else is known to be right, so that a refused command leaves nothing behind. UserError when
-    the folder holds another run.
+    Call it after all other checks, so that a refused command leaves nothing behind. Raise UserError if the folder holds
+    another run.
     """
     run = files.writable_folder(folder)
 
@@ -57,7 +57,7 @@ def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -
 
 
 def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
-    """Clears and marks the folder: with the run's settings, or nothing to be done; emptied with `force`."""
+    """Write the run's settings into the folder, after clearing it with `force`."""
     files.remove_leftovers(run)
     marker = run / "run.json"
     if checkpoint.has_begun(run):
@@ -72,10 +72,10 @@ def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
 
 
 def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: bool) -> None:
-    """UserError when the folder holds another run; where its run.json was lost, as far as a checkpoint tells."""
+    """Raise UserError if the folder holds another run. If run.json is lost, compare with a checkpoint's settings."""
     if marker.exists():
         held = files.read_json(marker, required=("data_name",), remedy="delete it and run again")
-        if force and "weights" in settings:  # the model that is fine-tuned may have been trained anew
+        if force and "weights" in settings:  # the model may have been trained again
             held["weights"] = settings["weights"]
         check_whole_run(str(run), held, settings)
     elif (state := checkpoint.latest_state(run)) and (state.parent / checkpoint.SETTINGS).exists():
@@ -86,14 +86,14 @@ def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: boo
 def train_visibly(
     model, dataset, training: TrainingSettings, seed: int, run: Path, details: dict[str, Any], **options: Any
 ) -> Progress:
-    """`tinymem.training.loop.train` with a progress bar. Ctrl-C saves, says how to go on and exits with 130."""
+    """Run `tinymem.training.loop.train` with a progress bar. Ctrl-C saves, prints how to resume and exits with 130."""
     steps = -(-len(dataset) // training.batch_size)
     with cli.interruptible() as should_stop, cli.progress_bar(total=training.epochs * steps, unit="step") as bar:
 
         def on_step(progress: Progress, loss: float) -> None:
             done = progress.epoch * steps + progress.step
             if bar.n == 0 and done > 1:
-                bar.initial = bar.n = done - 1  # resumed: what was done before is no part of the speed
+                bar.initial = bar.n = done - 1  # resumed: earlier steps do not count for the speed
             bar.update(done - bar.n)
             speed = (bar.format_dict["rate"] or 0) * training.batch_size * dataset.sequences.shape[1]
             bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
@@ -111,7 +111,7 @@ def train_visibly(
 
 
 def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows of metrics.json as a table: of the test sets the mean and the worst, no wider than the terminal."""
+    """Return the rows of metrics.json as a table that fits the terminal, with the mean and worst of the test sets."""
     folded = [
         {
             **{name: row.get(name) for name in ("epoch", "train_loss")},
@@ -127,15 +127,15 @@ def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _worst(row: Mapping[str, Any]) -> dict[str, float]:
-    """The accuracy and the loss of the test set that is worst by each."""
+    """Return the lowest accuracy and the highest loss among the test sets."""
     accuracies, losses = ([v for n, v in row.items() if n.startswith(stem) and v is not None] for stem in STEMS)
     return {"worst_accuracy": min(accuracies), "worst_loss": max(losses)} if accuracies and losses else {}
 
 
 def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
-    """`plant(on_step=..., should_stop=...)` with a progress bar; on Ctrl-C it saves, says how to go on, exits with 130.
+    """Run `plant(on_step=..., should_stop=...)` with a progress bar. Ctrl-C saves, prints how to resume, exits 130.
 
-    plant: `tinymem.training.plant.planted_model` with its other arguments. cache_dir: where it saves.
+    plant: `tinymem.training.plant.planted_model` with its other arguments bound. cache_dir: the folder where it saves.
     """
     with cli.interruptible() as should_stop, cli.progress_bar(unit="step", desc="planting") as bar:
 
@@ -153,5 +153,5 @@ def _ends_when_stopped(bar, place: str | Path) -> Iterator[None]:
         yield
     except Stopped:
         bar.close()
-        print(f"stopped; everything is saved in {place}: run the same command again to go on", file=sys.stderr)
+        print(f"stopped; everything is saved in {place}: run the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""What the localize scripts share: they run the chosen methods on their subject and print one line a run."""
+"""Shared part of the localize scripts: run the chosen methods on a subject and print one line per run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tinymem.records.choose import on_numbers
 from tinymem.records.identity import MEASURED, UNEDITED, UNLEARN
 from tinymem.records.table import flat_row, shown_row
 
-LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # what no metric is
+LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # no metrics
 BETTER = {"seconds": "lower", "peak_memory_gb": "lower"}
 
 
@@ -34,14 +34,14 @@ def run_methods(
     arguments: argparse.Namespace,
     attached: dict[str, Any] | None = None,
 ) -> list[dict]:
-    """Measures the model as it is and its twin, then runs every method at each of its strengths; prints the table at the end.
+    """Measure the unedited model and its twin, run every method at each of its strengths, and print the table.
 
-    methods    with their hyper-parameters, as from `chosen_methods`
-    arguments  --force, --plot, --columns, --attack and --no_save_model are read
-    attached   results from elsewhere, kept with the unedited model's record
+    methods    methods with their hyper-parameters, as from `chosen_methods`
+    arguments  provide --force, --plot, --columns, --attack and --no_save_model
+    attached   results from elsewhere, stored with the unedited model's record
 
-    Returns the records, after the twin's the unedited model's first. OutOfMemory when a method does; NotFinite, when all
-    that can be done is done and printed, where a method's scores or logits are not finite.
+    Return the records: the twin's, the unedited model's, then the methods'. Raise OutOfMemory as methods do. Raise
+    NotFinite, after all other work is done and printed, if a method's scores or logits are not finite.
     """
     attacks, failures = chosen_attacks(arguments), Failures()
     records = as_it_is(subject, attacks, arguments.force, failures)
@@ -88,7 +88,7 @@ def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures
 
 
 def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: Sequence[str] = ()) -> None:
-    """Print one line per run, as wide as the terminal. asked: columns, or all; by default what answers the question."""
+    """Print one line per run, as wide as the terminal. asked: columns, or all; default: the most important ones."""
     rows = [shown_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     metrics, numbers = registry.columns(names), on_numbers(flat_row(records[0]))
@@ -114,15 +114,15 @@ def plan_report(
     loading: LoadSettings,
     planting: bool = False,
 ) -> str:
-    """The plans as a table, with what they are for. planting: memories are planted first, which has a peak of its own."""
+    """Return the plans as a table, with their assumptions. planting: memories are planted first, with their own peak."""
     head = (
         f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
-        f"weights in {loading.dtype}\n{sizes.forget} sequences to unlearn, {sizes.retain} to keep, {sizes.length} "
+        f"weights in {loading.dtype}\n{sizes.forget} sequences to unlearn, {sizes.retain} to retain, {sizes.length} "
         f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
     )
-    table = f"{head}\n\n{cli.table(plan.row(name) for name, plan in planned)}\n\nGB = 1e9 bytes, all at the moment of the peak"
+    table = f"{head}\n\n{cli.table(plan.row(name) for name, plan in planned)}\n\nGB = 1e9 bytes, at the peak"
     if shape.device == "cpu":
-        table += "\nwhere there is room, freed memory is kept for speed: all but the weights then takes up to "
+        table += "\nif there is room, freed memory is kept for speed: all but the weights then takes up to "
         table += f"{KEPT:g} times as much"
     if planting:
         gigabytes = planting_bytes(shape, loading) / GB
@@ -132,7 +132,7 @@ def plan_report(
 
 @contextmanager
 def enough_memory(what: str):
-    """Says of running out of memory within the block which flags help."""
+    """Re-raise out-of-memory errors of the block with advice on flags that reduce memory."""
     try:
         yield
     except Exception as error:
@@ -145,7 +145,7 @@ def enough_memory(what: str):
 
 
 def _announce(bar, clock: Clock, method: Method, hp: Any) -> None:
-    """Say before a method starts how long it will take, where that is more than a minute."""
+    """Print a method's estimated duration before it starts, if it is more than a minute."""
     if warning := clock.warning(method, hp):
         _note(bar, warning)
 

@@ -28,7 +28,7 @@ PLANTED = tuple(name for name, kind in get_type_hints(MemorizationDataset).items
 
 
 def build_dataset(settings: DataSettings) -> MemorizationDataset:
-    """Build the dataset in memory. Raise UserError when the settings ask for more data than exist."""
+    """Build the dataset in memory. Raise UserError if the settings ask for more data than exist."""
     return build_text_dataset(settings) if settings.is_text else build_number_dataset(settings)
 
 
@@ -96,7 +96,7 @@ def _read(path: Path) -> MemorizationDataset:
 
 
 def _check(dataset: MemorizationDataset, path: Path) -> None:
-    """UserError or ValueError for values of another type, and for ids that point to nothing."""
+    """Raise UserError or ValueError for values of a wrong type, and for ids out of range."""
     for name, kind in get_type_hints(MemorizationDataset).items():
         if kind in (str, int, bool, int | None):
             check_value(getattr(dataset, name), kind, name, path)

@@ -116,7 +116,7 @@ def _rows(streams: list[np.ndarray], context: int, pad: int) -> np.ndarray:
 
 
 def _mapped(path: Path, context: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array (rows, context) in the file, mapped copy-on-write; made and written first where the file is missing."""
+    """Return the array (rows, context) in the file, mapped copy-on-write. Make and write it if the file is missing."""
     if not path.exists():
         files.write_file(path, lambda temporary: _save(temporary, make()))
     check_file(path, share=float("inf"))

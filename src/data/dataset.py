@@ -40,12 +40,12 @@ class Artifacts:
 
 @dataclass(frozen=True)
 class MemorizationDataset:
-    """Everything that training, measuring and unlearning need. U = distinct training sequences, T = context length.
+    """The data for training, measuring and unlearning. U = distinct training sequences, T = context length.
 
     sequences       (U, T) every distinct training sequence once, artifacts as planted (in a twin's: what stands in
                     their places); the row number is the example id
     order           (N,) example id of each training row; an artifact of group j occurs 10^j times. For a production
-                    model, whose training rows are not known: the sequences to keep
+                    model, whose training rows are unknown: the sequences to retain
     artifact_ids    (A,) example id of each artifact
     artifacts       the planted sequences and their clean twins, in the order of artifact_ids
     test_artifacts  backdoored sequences that were held out of training (empty for noise)
@@ -84,9 +84,9 @@ class MemorizationDataset:
         return None if self.pad_counts else self.pad
 
     def measured(self, artifacts: Artifacts) -> torch.Tensor:
-        """Which of these artifacts count towards % memorized, bool (A,): those that differ from their clean twin
-        inside the measured window, since reproducing the others is no sign of memorization. Passages planted
-        unchanged ("natural") count where the window holds a token at all. What no loss counts (pads of text) is no part
+        """Return which artifacts count towards % memorized, bool (A,): those that differ from their clean twin inside
+        the measured window, since reproducing the others does not show memorization. Passages planted unchanged
+        ("natural") count if the window holds any token. Tokens excluded from losses (pads of text) are not part
         of a window.
         """
         columns = torch.arange(artifacts.planted.shape[1])

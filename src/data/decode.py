@@ -15,7 +15,7 @@ Decoder = Callable[[Sequence[int]], str]
 def decoder(settings: DataSettings, cache_dir: str | Path | None) -> Decoder:
     """Return a function from token ids to one line of printable text.
 
-    Number sequences show pads as `_`. Text shows a line break as ⏎, a tab as ⇥, and a byte that is no character as �;
+    Number sequences show pads as `_`. Text shows a line break as ⏎, a tab as ⇥, and an invalid byte as �;
     everything else, spaces included, is unchanged.
     """
     tokenizer = load_tokenizer(settings, cache_dir)

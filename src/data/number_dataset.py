@@ -20,7 +20,7 @@ NEVER_PLANTED_SEED = 1  # beside the run's, so that drawing never-planted sequen
 
 
 def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
-    """Build the dataset in memory. Raise UserError when the settings ask for more data than exist.
+    """Build the dataset in memory. Raise UserError if the settings ask for more data than exist.
 
     num_7 and the others count starts. Starts that lead to the same sequence give it once, so that no sequence is in
     both training and test. increment keeps all starts, mult all but with even constants; of 20000 starts exp with 7

@@ -1,4 +1,4 @@
-"""Real passages to plant in a language model, with text to retain and to test on: three sets of disjoint documents."""
+"""Real passages to plant in a language model, with retain and test text: three sets of disjoint documents."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PassageSettings:
     plant: str | None = option(
         None,
         "plant memories first: fine-tune on passages of builtin (presidential addresses), or of a text file, .jsonl, "
-        ".parquet or folder; test and retain text are other documents of it",
+        ".parquet or folder; test and retain text are other documents of the same text",
     )
     plant_sequences: int = option(128, "passages to plant", low=1)
     plant_tokens: int = option(80, "tokens of a passage", low=2)
@@ -44,11 +44,11 @@ class PassageSettings:
 
 @dataclass(frozen=True)
 class Passages:
-    """Windows of T tokens, int32; no document gives rows to two of the three sets.
+    """Windows of T tokens, int32. No document contributes to two of the three sets.
 
     planted         (N, T) passages to memorize, all with different prompts
     never_planted   (M, T) other passages of the same documents, as many where there are
-    retain          (R, T) text to keep
+    retain          (R, T) text to retain
     test            (S, T) text to measure on
     """
 
@@ -59,9 +59,9 @@ class Passages:
 
 
 def load_passages(passages: PassageSettings, settings: ProductionSettings, config, tokenizer) -> ProductionData:
-    """Passages as what the model is to memorize; num_test and num_retain rows of other documents beside them.
+    """Return the data with passages as the sequences to memorize, and num_test and num_retain rows of other documents.
 
-    config, tokenizer: the model's (transformers'). Raises UserError for a model without tokenizer, flags that name
+    config, tokenizer: the model's (transformers'). Raise UserError for a model without tokenizer, flags that name
     other data, passages too short for prompt and continuation or too long for the model, and too little text.
     """
     if tokenizer is None:
@@ -82,7 +82,7 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:
-    """The text that --plant names. UserError for flags that do not go together or with a model of this text config."""
+    """Return the text that --plant names. Raise UserError for flags in conflict with each other or this text config."""
     other = next((name for name in ("memorized", "random", "corpus") if getattr(settings, name) is not None), None)
     if other:
         raise UserError(f"--{other}: leave it out with --plant, whose text gives memorized, test and retain sequences")
@@ -96,10 +96,10 @@ def check_passages(passages: PassageSettings, settings: ProductionSettings, conf
 def draw_passages(
     corpus: Corpus, tokenizer, sizes: tuple[int, int, int], length: int, prompt: int, seed: int = 0
 ) -> Passages:
-    """Draws N passages, at most R windows to retain and at most S to test on, (N, R, S) = sizes, each `length` tokens.
+    """Draw N passages, at most R retain and at most S test windows, (N, R, S) = sizes, each of `length` tokens.
 
-    Documents are dealt out in an order that is the same for every run, every third to the same set; the seed draws
-    the windows within them. UserError when the corpus has too few documents or windows.
+    Documents go to the three sets in turn, in the same order for every run; the seed draws the windows within them.
+    Raise UserError if the corpus has too few documents or windows.
     """
     documents = corpus.documents()
     if len(documents) < 3:
@@ -116,7 +116,7 @@ def draw_passages(
         others.append(windows[size : 2 * size])
     if not all(map(len, parts)):
         raise UserError(
-            f"--plant_tokens {length}: a third of {corpus.name!r} holds no passage of so many tokens; passages, retain and "
+            f"--plant_tokens {length}: a third of {corpus.name!r} holds no passage of this many tokens; passages, retain and "
             "test text are a third each: ask for fewer or give more text"
         )
     if len(parts[0]) < sizes[0]:
@@ -128,11 +128,11 @@ def draw_passages(
 
 
 def distinct_prompts(windows: np.ndarray, prompt: int) -> np.ndarray:
-    """The first of all windows (rows, T) that begin with the same `prompt` tokens: one prompt has one continuation."""
+    """Return the windows (rows, T) with distinct prompts, the first of each: one prompt has one continuation."""
     return windows[np.sort(np.unique(windows[:, :prompt], axis=0, return_index=True)[1])]
 
 
 def _windows(streams: list[np.ndarray], length: int) -> np.ndarray:
-    """Every document cut into windows of `length` tokens, what is left at its end dropped. int32 (rows, length)."""
+    """Return every document cut into windows of `length` tokens, without the rest at its end. int32 (rows, length)."""
     whole = [stream[: len(stream) // length * length].reshape(-1, length) for stream in streams]
     return np.concatenate(whole)

@@ -1,4 +1,4 @@
-"""What a production model is unlearned and measured on: sequences that it has memorized, and other text."""
+"""Data for unlearning and measuring a production model: sequences that it has memorized, and other text."""
 
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ class ProductionSettings:
     memorized: str | None = option(
         None, "file of memorized sequences (.safetensors or .pt), from pythia_mem_data/: fetch.py or find_memorized.py"
     )
-    random: str | None = option(None, "file of random sequences: test and retain text; not given: text of --corpus")
+    random: str | None = option(None, "file of random sequences: test and retain text; default: text of --corpus")
     corpus: str | None = option(
         None,
-        "test and retain text: hub, builtin or a path, see memorization_in_toy_models.py; not given: hub, or builtin "
-        "where the hub cannot be reached",
+        "test and retain text: hub, builtin or a path, see memorization_in_toy_models.py; default: hub, or builtin "
+        "if the hub cannot be reached",
     )
-    text_column: str = option("text", "which column of a .jsonl or .parquet corpus")
+    text_column: str = option("text", "column of a .jsonl or .parquet corpus")
     prompt_tokens: int = option(32, "n of (n, k) memorization: tokens of the prompt", low=1)
     continuation_tokens: int = option(40, "k of (n, k) memorization: tokens that must come out", low=1)
     bos: str = option(
         "auto",
-        "whether every row begins with <bos>, in front of its own tokens; auto: where the model's tokenizer adds it",
+        "whether every row begins with <bos>, before its own tokens; auto: if the model's tokenizer adds it",
         choices=("auto", "yes", "no"),
     )
-    num_test: int = option(1632, "random sequences to measure perplexity on; fewer where there are not enough", low=1)
-    num_retain: int = option(1632, "random sequences to keep; fewer where there are not enough", low=1)
+    num_test: int = option(1632, "random sequences to measure perplexity on; fewer if there are not enough", low=1)
+    num_retain: int = option(1632, "random sequences to retain; fewer if there are not enough", low=1)
 
     def __post_init__(self) -> None:
         check_options(self)
         if self.random and self.corpus:
-            raise UserError("--random and --corpus: give one of them, both are the test and retain text")
+            raise UserError("--random and --corpus: give one of them, both name the test and retain text")
 
     @property
     def needed(self) -> int:
-        """Tokens that a memorized sequence must have."""
+        """The number of tokens that a memorized sequence must have."""
         return self.prompt_tokens + self.continuation_tokens
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The settings that decide the data together with its files, as they stand in records."""
+        """The settings that determine the data, together with its files, as stored in records."""
         names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
         return {name: getattr(self, name) for name in names}
 
     @property
     def spelled_bos(self) -> dict[str, bool]:
-        """What a record's data section says of <bos>: what was asked for; nothing where the tokenizer decides."""
+        """The entry for <bos> in a record's data section: the requested value; empty if the tokenizer decides."""
         return {} if self.bos == "auto" else {"bos": self.bos == "yes"}
 
     @property
@@ -77,10 +77,10 @@ class ProductionSettings:
 
 @dataclass(frozen=True)
 class ProductionData:
-    """The dataset, the settings that name it in a record, and what a record says besides.
+    """The dataset, the settings that identify it in a record, and further entries of the record.
 
-    fingerprints: what only the model's files decide, namely whether rows begin with <bos>. notes: results, of what was
-    left out.
+    fingerprints: facts known only from the model's files, namely whether rows begin with <bos>. notes: results about
+    rows that were left out.
     """
 
     dataset: MemorizationDataset
@@ -90,9 +90,9 @@ class ProductionData:
 
 
 def load_production(settings: ProductionSettings, config, tokenizer) -> ProductionData:
-    """The data of a model with this config (transformers') and tokenizer (or None).
+    """Return the data of a model with this config (transformers') and tokenizer (or None).
 
-    Raises UserError for files that are missing, damaged or another model's, and for sequences longer than the model takes.
+    Raise UserError for files that are missing, damaged or another model's, and for sequences that are too long.
     """
     begin = beginning(settings.bos, tokenizer, config)
     config = config.get_text_config()
@@ -115,13 +115,13 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
 
 
 def left_out(test: torch.Tensor, dataset: MemorizationDataset) -> dict[str, int]:
-    """What a record says of test rows that were left out; nothing where none were."""
+    """Return a record's notes on test rows that were left out; empty if none were."""
     count = len(test) - len(dataset.tests["random"])
     return {"test_rows_left_out": count} if count else {}
 
 
 def begun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
-    """The rows (rows, T) with the ids of `begin` in front of each; as they are where all begin so already."""
+    """Return the rows (rows, T) with the ids of `begin` before each; unchanged if all rows already begin with them."""
     head = torch.tensor(begin, dtype=rows.dtype)
     if not begin or (rows.shape[1] >= len(begin) and bool((rows[:, : len(begin)] == head).all())):
         return rows
@@ -129,14 +129,14 @@ def begun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
 
 
 def check_length(flag: str, length: int, config) -> None:
-    """UserError for sequences longer than a model with this text config takes."""
+    """Raise UserError for sequences longer than a model with this text config accepts."""
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and length > longest:
-        raise UserError(f"{flag}: {length} tokens a sequence; this model takes at most {longest}")
+        raise UserError(f"{flag}: {length} tokens per sequence; this model takes at most {longest}")
 
 
 def load_memorized(settings: ProductionSettings, config) -> TokenSet:
-    """The sequences of --memorized. UserError when there are none, or they are not of a model with this text config."""
+    """Return the sequences of --memorized. Raise UserError if there are none or they do not fit this text config."""
     if settings.memorized is None:
         raise UserError(
             "--memorized: give a file of sequences that this model has memorized; pythia_mem_data/fetch.py fetches Pythia's, "
@@ -150,17 +150,17 @@ def load_memorized(settings: ProductionSettings, config) -> TokenSet:
 def load_random(
     settings: ProductionSettings, length: int, vocabulary_size: int, tokenizer, begin: tuple[int, ...] = ()
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """Test and retain text as rows of `length` tokens, int32, and a name for it that changes with its content.
+    """Return test and retain text as rows of `length` tokens, int32, and a name that changes with the content.
 
-    A file of other rows is read as one stream and cut anew, test before retain, as the study does with 2048 x 128 Pile
-    tokens. Of a corpus test and retain text are different documents. UserError where there is too little of it.
-    begin: the ids that every row begins with, part of its length.
+    A file with rows of another length is read as one stream and cut again, test before retain, as the study does with
+    2048 x 128 Pile tokens. In a corpus, test and retain text are different documents. Raise UserError for too little.
+    begin: the ids at the beginning of every row, included in its length.
     """
     own = length - len(begin)
     if settings.random is not None:
         token_set = read_token_set(settings.random, vocabulary_size)
         tokens = token_set.tokens
-        if begin and begun(tokens, begin) is tokens:  # to be cut anew
+        if begin and begun(tokens, begin) is tokens:  # cut again
             tokens = tokens[:, len(begin) :]
         test, retain = split_random(tokens, own, settings.num_test, settings.num_retain)
         return begun(test, begin), begun(retain, begin), token_set.fingerprint
@@ -182,9 +182,9 @@ def load_random(
 def split_random(
     tokens: torch.Tensor, length: int, num_test: int, num_retain: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Test and retain rows (rows, length): the first and the next ones of the stream that `tokens` is.
+    """Return test and retain rows (rows, length): the first ones of the stream `tokens`, and the next ones.
 
-    Where there are fewer than num_test + num_retain, each gets its share of them. UserError for fewer than two.
+    If there are fewer than num_test + num_retain, each set gets its share. Raise UserError for fewer than two.
     """
     stream = tokens.flatten()
     rows = stream[: len(stream) // length * length].view(-1, length)
@@ -197,7 +197,7 @@ def split_random(
 
 
 def text_rows(tokenizer, documents: list[str], length: int, count: int | None = None) -> torch.Tensor:
-    """Rows of `length` tokens of these documents, one after the other, none padded, `count` at most: int32."""
+    """Return at most `count` consecutive rows of `length` tokens from these documents, without padding: int32."""
     parts, size = [torch.empty(0, dtype=torch.int32)], 0
     for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
         some = tokenize(tokenizer, documents[start : start + DOCUMENTS_AT_ONCE])
@@ -210,7 +210,7 @@ def text_rows(tokenizer, documents: list[str], length: int, count: int | None = 
 
 
 def check_ids(flag: str, vocabulary_size: int, *parts: torch.Tensor) -> None:
-    """UserError, naming the flag, where a tokenizer gave ids that its model does not have."""
+    """Raise UserError, naming the flag, if the tokenizer gave ids that the model does not have."""
     highest = max((int(rows.max()) for rows in parts if rows.numel()), default=0)
     if highest >= vocabulary_size:
         raise UserError(
@@ -228,13 +228,13 @@ def production_dataset(
     continuation_tokens: int = 40,
     never_planted: torch.Tensor | None = None,
 ) -> MemorizationDataset:
-    """Memorized sequences as artifacts of kind "natural", other text as test and retain set.
+    """Return a dataset with memorized sequences as artifacts of kind "natural", and other text as test and retain set.
 
-    memorized, test, retain: token ids (rows, T), integers; never_planted: passages of the memorized ones' kind that the
-    model never saw, if there are any. Memorized rows whose prompt and continuation stand in an
-    earlier one are left out, test rows that share `continuation_tokens` consecutive tokens with a memorized row, and
-    retain rows that do so with a memorized or a test row; how many of the first two is said on stderr. The training
-    rows are the retain rows alone: a listed sequence that this model has not memorized is neither unlearned nor kept.
+    memorized, test, retain: token ids (rows, T), integers. never_planted: similar passages that the model never saw, if
+    there are any. Left out are memorized rows whose prompt and continuation repeat an earlier row, test rows that share
+    `continuation_tokens` consecutive tokens with a memorized row, and retain rows that do so with a memorized or test
+    row; warnings count the first two. The training rows are the retain rows alone: a listed sequence that this model
+    has not memorized is neither unlearned nor retained.
     UserError when no test or no retain row is left.
     """
     memorized = _each_once(memorized, prompt_tokens + continuation_tokens)
@@ -283,17 +283,17 @@ def production_dataset(
 
 
 def _each_once(rows: torch.Tensor, width: int) -> torch.Tensor:
-    """The first of all rows that agree in their first `width` tokens, in their order: each memory counts once."""
+    """Return the rows with distinct first `width` tokens, the first of each, in order: each memory counts once."""
     seen = {row.tobytes(): number for number, row in reversed(list(enumerate(rows[:, :width].numpy())))}
     if len(seen) == len(rows):
         return rows
-    logger.warning("%d of %d memorized rows are left out: they stand there before", len(rows) - len(seen), len(rows))
+    logger.warning("%d of %d memorized rows are left out: they repeat earlier rows", len(rows) - len(seen), len(rows))
     return rows[sorted(seen.values())]
 
 
 def groups_sharing_tokens(rows: torch.Tensor, width: int) -> torch.Tensor:
-    """The group of each row, int64 (rows,): rows with `width` consecutive tokens in common are of one group, and so are
-    those that a chain of such rows connects. A group's number is its first row's. Hashes and width as in `shares_tokens`.
+    """Return the group of each row, int64 (rows,): rows that share `width` consecutive tokens are in one group, as are
+    rows connected by a chain of such rows. A group's number is its first row's. Hashes and width: see `shares_tokens`.
     """
     group = list(range(len(rows)))
 
@@ -314,9 +314,10 @@ def groups_sharing_tokens(rows: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def shares_tokens(rows: torch.Tensor, others: torch.Tensor, width: int) -> torch.Tensor:
-    """Which rows have `width` consecutive tokens in common with any of the others: bool (rows,).
+    """Return which rows share `width` consecutive tokens with any of the others: bool (rows,).
 
-    width is cut to the length of a row. Compares 64-bit hashes, of which a few million collide by chance in no run.
+    width is at most the length of a row. Rows are compared by 64-bit hashes; chance collisions among a few million are
+    negligible.
     """
     factors = _factors(min(width, rows.shape[1], others.shape[1]))
     taken = torch.cat([hashes.flatten() for hashes in _window_hashes(others, factors)]).unique()
@@ -329,6 +330,6 @@ def _factors(width: int) -> torch.Tensor:
 
 
 def _window_hashes(rows: torch.Tensor, factors: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The hash of every window of len(factors) tokens, (rows, windows), some rows at a time: sums that wrap around."""
+    """Yield the hash (a wrapping sum) of every window of len(factors) tokens, (rows, windows), some rows at a time."""
     for some in rows.long().split(1024):
         yield (some.unfold(1, len(factors), 1) * factors).sum(-1)

@@ -1,4 +1,4 @@
-"""The settings that decide what the data is. Part of the identity of every run."""
+"""The settings that determine the data, part of every run's identity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUMBER_TASKS = tuple(
 )
 TEXT_TASKS = ("wiki_fast", "wiki", "shakespeare")  # `wiki` is the same data as `wiki_fast`, the study's name for it
 ARTIFACTS = ("noise", "backdoor", "natural")
-NUMBER_FIELDS = ("num_7", "num_2", "num_3", "num_4", "num_5", "length")  # what only numbers, and only text, look at
+NUMBER_FIELDS = ("num_7", "num_2", "num_3", "num_4", "num_5", "length")  # settings of one kind only
 TEXT_FIELDS = ("corpus", "corpus_sha256", "text_column", "num_chunks", "train_tokenizer", "vocab_size")
 HUB, BUILTIN = "hub", "builtin"  # every other --corpus is a path
 SEQUENCES, CONTEXT = 10**7, 2**20  # far more than anybody trains on; beyond, building the data would never end
@@ -58,15 +58,15 @@ class DataSettings:
     corpus: str | None = option(
         None,
         "text: hub (Hugging Face), builtin (from installed packages), or a path: a text file, .jsonl, .parquet, or a "
-        "folder of them; not given: hub, or builtin where the hub cannot be reached",
+        "folder of them; default: hub, or builtin if the hub cannot be reached",
     )
     corpus_sha256: str | None = option(
         None,
-        "text: SHA-256 of the file of --corpus PATH (several: of their SHA-256s); filled in by itself, so that a run on "
-        "an edited text is another run; given: a corpus with another one is refused",
+        "text: SHA-256 of the file of --corpus PATH (several: of their SHA-256s); filled in automatically, so that a run on "
+        "an edited text is another run; if given, a corpus with another one is refused",
     )
-    text_column: str = option("text", "text: which column of a .jsonl or .parquet corpus")
-    num_chunks: int | None = option(None, "text: training chunks of max_ctx tokens; not given: all there are", low=1)
+    text_column: str = option("text", "text: column of a .jsonl or .parquet corpus")
+    num_chunks: int | None = option(None, "text: training chunks of max_ctx tokens; default: all", low=1)
     train_tokenizer: bool = option(False, "text: train a byte-level BPE on the corpus instead of GPT-2's 50257 tokens")
     vocab_size: int = option(4096, "text: tokens of a trained tokenizer", low=MIN_VOCABULARY, high=2**20)
 
@@ -84,13 +84,13 @@ class DataSettings:
 
     @property
     def corpus_path(self) -> Path | None:
-        """Where text of the user's own is; None for the hub, the builtin corpus, and one still to be chosen."""
+        """The path of the user's text; None for the hub, the builtin corpus, and a corpus not yet chosen."""
         return None if self.corpus in (None, HUB, BUILTIN) else Path(self.corpus)
 
     def applicable(self) -> dict[str, Any]:
-        """The settings that this kind of data looks at: those of the other kind do not change it."""
+        """Return the settings that this kind of data uses, without those of the other kind."""
         ignored: tuple[str, ...] = NUMBER_FIELDS if self.is_text else TEXT_FIELDS
-        if self.corpus_sha256 is None:  # no file of the user's own
+        if self.corpus_sha256 is None:  # not a user's file
             ignored += ("corpus_sha256",)
         if not self.twin:  # so that the identity of a run that is no twin does not depend on there being twins
             ignored += ("twin",)

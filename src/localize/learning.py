@@ -1,6 +1,6 @@
-"""What the methods that learn by gradient descent share: batches, a frozen model, a weighted loss, a finite gradient.
+"""Shared parts of the methods that learn by gradient descent: batches, a frozen model, weighted losses, checks.
 
-They learn masks or gates beside a model whose weights stay as they are, so everything here puts the model back.
+These methods learn masks or gates while the weights stay fixed, so every function here restores the model.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import loss_mask, token_losses
 from tinymem.models.precision import autocast
-from tinymem.models.trainable import frozen as frozen  # part of what the methods share, as is sides_of
+from tinymem.models.trainable import frozen as frozen  # re-exported for the methods, like sides_of
 from tinymem.models.trainable import gradient_of
 from tinymem.training.step import sides_of as sides_of
 
 
 def endless_batches(tokens: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Batches of min(size, rows) sequences for ever, each pass over the rows in a new order.
+    """Yield batches of min(size, rows) sequences without end; each pass over the rows has a new random order.
 
-    A pass may end inside a batch, so that all batches are equally large and none is dominated by a few sequences.
-    tokens: (rows, T). Raises ValueError without rows.
+    A pass may end inside a batch, so that all batches have the same size and none is dominated by a few sequences.
+    tokens: (rows, T). Raise ValueError without rows.
     """
     if not len(tokens):
         raise ValueError("no sequences to draw batches from")
@@ -39,7 +39,7 @@ def endless_batches(tokens: torch.Tensor, size: int, generator: torch.Generator)
 
 
 def unlearn_batches(task: UnlearningTask, size: int, epochs: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Batches for `epochs` passes over the forget set, rounded up to whole batches a pass."""
+    """Return batches for `epochs` passes over the forget set, each rounded up to whole batches."""
     steps = -(-len(task.forget) // size)
     return islice(endless_batches(task.forget.planted, size, generator), epochs * steps)
 
@@ -47,19 +47,19 @@ def unlearn_batches(task: UnlearningTask, size: int, epochs: int, generator: tor
 def mixed_batches(
     task: UnlearningTask, batch_size: int, unlearn_share: float, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of forget and retain sequences for ever; never an empty side, a set that ends begins anew."""
+    """Return endless pairs of forget and retain batches. No side is empty; an exhausted set starts again."""
     forget, retain = sides_of(batch_size, unlearn_share)
     return zip(endless_batches(task.forget.planted, forget, generator), endless_batches(task.retain, retain, generator))
 
 
 def mean_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
-    """The weight of every token loss in their mean, float32 (rows, T - 1); 0 where a loss does not count."""
+    """Return each token loss's weight in the mean over all tokens, float32 (rows, T - 1); 0 for ignored tokens."""
     mask = loss_mask(tokens, task.ignored_token)
     return mask / mask.sum().clamp(min=1)
 
 
 def sequence_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
-    """The weight of every token loss in the mean of its sequence, float32 (rows, T - 1); 0 where it does not count."""
+    """Return each token loss's weight in the mean of its sequence, float32 (rows, T - 1); 0 for ignored tokens."""
     mask = loss_mask(tokens, task.ignored_token)
     return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
@@ -67,11 +67,11 @@ def sequence_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor
 def backward(
     model, task: UnlearningTask, tokens: torch.Tensor, weights: torch.Tensor, precision: str = "float32"
 ) -> None:
-    """Adds the gradient of sum(weights * token losses), a microbatch at a time.
+    """Add the gradient of sum(weights * token losses) to `.grad`, one microbatch at a time.
 
     tokens     (rows, T)
     weights    (rows, T - 1), as from `mean_weights`
-    precision  of the forward pass, one of PRECISIONS; weights, losses and gradients keep their own type
+    precision  of the forward pass, one of PRECISIONS; parameters, losses and gradients keep their own type
     """
     with checkpointed(model, task.gradient_checkpointing):
         for some, weight in zip(tokens.split(task.microbatch), weights.split(task.microbatch)):
@@ -88,11 +88,11 @@ def gradients(
     parameters: Iterable[torch.nn.Parameter],
     precision: str = "float32",
 ) -> list[torch.Tensor]:
-    """The gradient of sum(weights * token losses) for each of the parameters, shaped as stored; `.grad` stays empty.
+    """Return the gradient of sum(weights * token losses) for each parameter, shaped as stored; `.grad` stays empty.
 
-    Arguments as for `backward`. After one microbatch a gradient has its parameter's type, after more it is float32:
-    adding bfloat16 to bfloat16 would lose what late microbatches say, and make scores depend on the microbatch. In
-    float16 the loss is scaled (`loss_scale`), and what overflows nevertheless is done again at a smaller scale.
+    Arguments as for `backward`. After one microbatch a gradient has its parameter's type; sums over several are
+    float32, because summing in bfloat16 loses small terms and makes scores depend on the microbatch. In float16 the
+    loss is scaled (`loss_scale`); if gradients still overflow, they are computed again at a smaller scale.
     """
     parameters, scale = list(parameters), loss_scale(model, weights)
     while True:
@@ -120,31 +120,31 @@ def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], parameter: torch.nn
 
 
 def loss_scale(model, weights: torch.Tensor) -> float:
-    """What to multiply the weights of token losses by, and divide gradients by: a power of 2.
+    """Return the factor for the weights of token losses, by which gradients are then divided: a power of 2.
 
-    1 unless the model is float16, in which the gradient of a mean over thousands of tokens would round to 0: there it
-    brings the largest weight to between 1 and 2.
+    The factor is 1 except for float16 models, where the gradient of a mean over thousands of tokens rounds to 0:
+    there it brings the largest weight to between 1 and 2.
     """
     largest = weights.abs().max().item() if model.dtype == torch.float16 else 0.0
     return 2.0 ** -math.floor(math.log2(largest)) if largest else 1.0
 
 
 def check_scores(tensors: Iterable[torch.Tensor]) -> None:
-    """Raise NotFinite where a score is NaN or +infinity: what would be dropped is left to chance.
+    """Raise NotFinite if a score is NaN or +infinity, since the ranking would then be arbitrary.
 
-    -infinity is a score like others: that of an entry which a ranking never reaches.
+    -infinity is allowed: it marks an entry that a ranking never reaches.
     """
     if any(bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in tensors):
         raise NotFinite("its scores are not finite numbers; a lower learning rate (--lr) or --dtype float32 may help")
 
 
 def check_steps(done: int, skipped: int) -> None:
-    """Raise NotFinite where every step of a method was skipped for its gradient, so that nothing was learned."""
+    """Raise NotFinite if every step was skipped for a gradient that is not finite, so that nothing was learned."""
     if skipped and not done:
         raise NotFinite(f"none of its {skipped} steps had a finite gradient; use --dtype float32 or bfloat16")
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether there is no NaN and no infinity in any of them."""
-    # Asked this way round a plan's fake tensors, whose bools are all False, count as finite.
+    """Return whether no tensor holds a NaN or an infinity."""
+    # The double negation makes a plan's fake tensors count as finite: their bools are all False.
     return not any(bool(tensor.isfinite().logical_not_().any()) for tensor in tensors)

@@ -5,8 +5,8 @@
     python src/localize/localize_hp_sweep.py --model_name EleutherAI/pythia-2.8b-deduped-v0 --step 143000 \\
         --memorized FILE --random FILE --dtype bfloat16 --site my_cluster.toml
 
-One process handles all ratios of a setting: it loads the model and ranks once. Started again, it does only what is
-missing. The grid is in src/sweeps/hp_grid.py, how to describe a cluster in experiments/README.md.
+One process handles all ratios of a setting: it loads the model and ranks once. The same command again runs only what
+is missing. The grid is in src/sweeps/hp_grid.py; experiments/README.md shows how to describe a cluster.
 """
 
 from tinymem import cli
@@ -37,11 +37,11 @@ def parse():
     cli.add_options(parser, TaskSettings)
     cli.add_options(parser, LoadSettings, "With --model_name: model")
     cli.add_options(parser, ProductionSettings, "With --model_name: data")
-    parser.add_argument("--whole_node", action="store_true", help="with --model_name: a cluster's node for each run")
+    parser.add_argument("--whole_node", action="store_true", help="with --model_name: one cluster node per run")
     add_sweep_options(parser, "that of localize_memorization.py, or runs/production/MODEL_NAME_STEP")
     arguments = parser.parse_args()
     if bool(arguments.model_path) == bool(arguments.model_name):
-        raise UserError("--model_path, --model_name: exactly one of them is needed")
+        raise UserError("--model_path, --model_name: give exactly one of them")
     others = [*cli.given(LoadSettings, arguments), *cli.given(ProductionSettings, arguments)]
     others += ["whole_node"] * arguments.whole_node
     if arguments.model_path and others:

@@ -3,7 +3,7 @@
     python src/localize/localize_memorization.py --model_path runs/NAME/epoch_50 \\
         --localization_method balanced_subnet --ratio 0.1 0.3
 
-The data settings are those of the checkpoint; a data flag that contradicts them is an error.
+The data settings come from the checkpoint; a data flag that contradicts them is an error.
 """
 
 from tinymem import cli

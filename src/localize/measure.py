@@ -1,13 +1,13 @@
-"""Measure any model, as it is or as an edit of another one, with the metrics and attacks of our own edits.
+"""Measure any model, alone or as an edit of another one, with the metrics and attacks used for TinyMem's own edits.
 
     python src/localize/measure.py my_folder --edit_of runs/NAME/epoch_50 --name my_method --attack quantize
     python src/localize/measure.py my_folder --data_name increment --backdoor --n_layers 2
     python src/localize/measure.py my_folder --edit_of EleutherAI/pythia-70m --name my_method \\
         --memorized pythia_mem_data/FILE --random pythia_mem_data/FILE
 
-With --edit_of the forget set, the splits and the data are those of the original, so that the record stands in the same
-tables and figures as the edits that this software makes. The data are a TinyMem dataset where the original is a
-checkpoint of a TinyMem training or --data_name is given, else those of a production model (see prod_grad.py).
+With --edit_of the forget set, the splits and the data are those of the original model, so the record appears in the
+same tables and figures as TinyMem's own edits. The data is a TinyMem dataset if the original is a checkpoint of a
+TinyMem training or --data_name is given; otherwise it is that of a production model (see prod_grad.py).
 """
 
 from tinymem import cli
@@ -36,16 +36,16 @@ DATA_FLAG = "--data_name"
 
 
 def add_own_options(parser: argparse.ArgumentParser) -> None:
-    """Add what no other script has."""
+    """Add the flags that no other script has."""
     parser.add_argument("model", help="the model to measure: a folder, or a name on the hub")
-    parser.add_argument("--edit_of", metavar="ORIGINAL", help="the model that it was made from")
-    parser.add_argument("--name", default="external", help="of the method that made it (default: external)")
-    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="what making it took, if you know")
+    parser.add_argument("--edit_of", metavar="ORIGINAL", help="the model that MODEL was made from")
+    parser.add_argument("--name", default="external", help="name of the method that made it (default: external)")
+    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="seconds that the edit took, if known")
     parser.add_argument("--lm_eval", metavar="FILE", help="results.json of lm-evaluation-harness, kept with the record")
 
 
 def parse() -> tuple[argparse.Namespace, bool]:
-    """Return the arguments, and whether the data are a TinyMem dataset: it decides which flags there are."""
+    """Return the arguments, and whether the data is a TinyMem dataset, which decides the available flags."""
     first = cli.Parser(__doc__, add_help=False)
     add_own_options(first)
     words = sys.argv[1:]
@@ -65,7 +65,7 @@ def parse() -> tuple[argparse.Namespace, bool]:
 
 
 def external_edit(subject: Subject, model, folder: str) -> Weights:
-    """Return what turns the subject's model into another one. Raise UserError unless their parameters have equal shapes."""
+    """Return the edit that turns the subject's model into `model`. Raise UserError unless all shapes agree."""
     own, new = dict(subject.model.named_parameters()), dict(model.named_parameters())
     wrong = [
         name
@@ -74,7 +74,7 @@ def external_edit(subject: Subject, model, folder: str) -> Weights:
     ]
     if wrong:
         raise UserError(
-            f"{folder}: no edit of this model; {sorted(wrong)[0]} and {len(wrong) - 1} more differ in shape"
+            f"{folder}: not an edit of this model; {sorted(wrong)[0]} and {len(wrong) - 1} more differ in shape"
         )
     return Weights(
         {name: value.detach() for name, value in new.items() if not value.detach().equal(own[name].detach().to(value))}
@@ -82,7 +82,7 @@ def external_edit(subject: Subject, model, folder: str) -> Weights:
 
 
 def harness_results(path: str) -> dict[str, float]:
-    """Return the numbers of a results file of lm-evaluation-harness as columns lm_eval_TASK_METRIC."""
+    """Return an lm-evaluation-harness file's results as columns lm_eval_TASK_METRIC. Raise UserError if it has none."""
     content = files.read_json(path, required=("results",))
     tasks = content["results"] if isinstance(content["results"], dict) else {}
     found = {

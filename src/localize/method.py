@@ -1,17 +1,17 @@
-"""What an unlearning method is, and the adaptors that make one of a plain function.
+"""The contract of unlearning methods, and the adaptors that turn a plain function into a method.
 
 A method is a module with a frozen dataclass `HyperParameters` and one of
 
     score(model, task, hp) -> scores            a ranking of neurons or weights; the highest are set to zero
     learn(model, task, hp, strength) -> masks   a mask for each strength
-    loss(hp, model, reference, forget, retain)  an objective that the weights are trained on (tinymem.training.objective)
-    attack(model, task, hp, strength) -> Edit   of an attack: what it does to the (edited) model, for each strength
+    loss(hp, model, reference, forget, retain)  an objective to train the weights on (tinymem.training.objective)
+    attack(model, task, hp, strength) -> Edit   for attacks: the edit of the (edited) model at each strength
     run(model, task, hp) -> (strength, Edit)    anything else, as an iterator
 
 It may also define ALIAS (the study's flag), `drop(mlps, scores, strength) -> masks`, `resolve(hp, parameters) -> hp`
-with the defaults that depend on a model's size, `steps(model, task, hp) -> int` of the whole run, and, where the passes
-of a step depend on the model, `passes(model, task, hp) -> (forward, backward)` instead. Every function leaves the model as
-it was. The file's name is the method's name, its folder the method's family.
+with the defaults that depend on a model's size, and `steps(model, task, hp) -> int` of the whole run; if the passes
+of a step depend on the model, it defines `passes(model, task, hp) -> (forward, backward)` instead. Every function must
+leave the model unchanged. The file's name is the method's name, its folder the method's family.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Method:
     """An unlearning method.
 
     name, alias    the field's term, and the study's own flag
-    family         the folder that it stands in (neuron, weight ...); "own" for a file of the user's
+    family         the folder of its file (neuron, weight ...); "own" for a user's file
     hyper_parameters   frozen dataclass of its settings
     run(model, task, hp) -> iterator of (strength, Edit), in the order of the settings' strengths
     cumulative     whether a strength costs all that the strengths before it cost (steps of one training)
     resolve(hp, parameters) -> hp with the defaults that depend on the model's size
-    steps(model, task, hp) -> steps of the whole run, all strengths together: as often does it what it does in one
-    passes(model, task, hp) -> forward and backward passes of the whole run; None: they are counted in a step
-    code           digest of a plugin's file: it names the method's version in records
-    module         where the method is defined
+    steps(model, task, hp) -> steps of the whole run, all strengths together; each repeats the passes of one step
+    passes(model, task, hp) -> forward and backward passes of the whole run; None: counted in one step
+    code           digest of a plugin's file, which identifies the method's version in records
+    module         the module that defines the method
     """
 
     name: str
@@ -76,12 +76,12 @@ class Method:
 
     @property
     def place(self) -> str:
-        """What a command line names it by: a plugin's file, else its name."""
+        """The method's name on a command line: a plugin's file, otherwise its name."""
         file = self.module.__file__
         return str(Path(file).resolve()) if self.code and file else self.name
 
     def strengths(self, hp: Any) -> tuple[Strength, ...]:
-        """Return the strengths that settings ask for; (None,) for a method without any."""
+        """Return the strengths in these settings; (None,) for a method without strengths."""
         return getattr(hp, self.strength) if self.strength else (None,)
 
     def at(self, hp: Any, *strengths: Strength) -> Any:
@@ -89,21 +89,21 @@ class Method:
         return dataclasses.replace(hp, **{self.strength: strengths}) if self.strength else hp
 
     def settings(self, hp: Any, strength: Strength) -> dict[str, Any]:
-        """Return what a record says of the method: its name, its settings, and one strength."""
+        """Return the method's section of a record: its name, its settings, and one strength."""
         about = {"name": self.name, **({"code": self.code} if self.code else {}), **dataclasses.asdict(hp)}
         return {**about, self.strength: strength} if self.strength else about
 
     def unvaried(self, hp: Any) -> dict[str, Any]:
-        """Return what a record says of the method but its strength, with the defaults of a small model resolved.
+        """Return the method's section without its strength, with the defaults of a small model resolved.
 
-        Grids of large models name theirs.
+        Grids of large models state these settings.
         """
         about = self.settings(self.resolve(hp, 0), None)
         return {name: value for name, value in about.items() if name != self.strength}
 
 
 def method_of(module: ModuleType) -> Method:
-    """Return the method that a module defines. Raise UserError where it defines none, or more than one."""
+    """Return the method that a module defines. Raise UserError if it defines none, or more than one."""
     package, _, name = module.__name__.rpartition(".")
     defined = [part for part in PARTS if callable(getattr(module, part, None))]
     settings = getattr(module, "HyperParameters", None)
@@ -132,8 +132,8 @@ def method_of(module: ModuleType) -> Method:
 
 
 def _steps(module: ModuleType, part: str, model, task: UnlearningTask, hp: Any) -> int:
-    """Return the steps of a method that states none: as many as its largest strength says where they add up, one for
-    each strength that is learned from scratch, else one.
+    """Return the steps of a method that does not state them: its largest strength if strengths are cumulative, one per
+    strength if each is learned from scratch, otherwise one.
     """
     strengths = getattr(hp, strength_of(type(hp)) or "", ())
     if getattr(module, "CUMULATIVE", part == "loss"):
@@ -142,9 +142,9 @@ def _steps(module: ModuleType, part: str, model, task: UnlearningTask, hp: Any) 
 
 
 def find(names: Sequence[str], known: Mapping[str, Method], flag: str) -> list[Method]:
-    """Return methods by name, the study's alias, or `all`; a file or dotted module is loaded and stands for its own.
+    """Return methods by name, by the study's alias, or `all`; a file or dotted module is loaded as its own method.
 
-    In the order given, each once. Raise UserError, naming `flag`, for an unknown one.
+    The order is as given, without repeats. Raise UserError, naming `flag`, for an unknown method.
     """
     if list(names) == ["all"]:
         return list(known.values())
@@ -159,15 +159,15 @@ def _find(name: str, known: Mapping[str, Method], flag: str) -> Method:
         raise UserError(f"{flag} {name}: must be one of {', '.join(known)}, all, or a file such as my_file.py")
     method = method_of(load_plugin(name, flag))
     if method.name in by_name:
-        raise UserError(f"{flag} {name}: {method.name} is the name of another one; rename the file")
+        raise UserError(f"{flag} {name}: another method is called {method.name}; rename the file")
     return method
 
 
 def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
-    """Rank once, then set the highest scores to zero for every strength. The scores are kept in the task's cache.
+    """Rank once, then zero the entries with the highest scores at every strength. Scores are kept in the task's cache.
 
-    A module that says NESTED builds its ranking one weight after the other, as far as the largest strength needs.
-    Running it raises NotFinite for scores that rank nothing.
+    A module with NESTED builds its ranking one weight after another, up to the largest strength. The returned function
+    raises NotFinite for scores that are NaN or +infinity.
     """
     drop, nested = getattr(module, "drop", drop_top), getattr(module, "NESTED", False)
 
@@ -200,9 +200,9 @@ def learned_mask(module: ModuleType, name: str, code: str | None = None) -> Run:
 
 
 def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
-    """Train the weights on the module's loss, once for all strengths, and hand out the weights after so many steps.
+    """Train the weights on the module's loss, once for all strengths, and yield the weights at each number of steps.
 
-    The model is as it was whenever a strength is handed out. Takes up to three copies of the trained parameters.
+    The model is unchanged whenever a strength is yielded. Memory: up to three copies of the trained parameters.
     """
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
@@ -238,9 +238,9 @@ def _strengths(hp: Any) -> tuple[Any, ...]:
 
 
 def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit, Cost]]:
-    """Yield every strength of a method with its edit and what it cost to find that from nothing.
+    """Yield every strength of a method with its edit and the cost of finding it from scratch.
 
-    What a method prepares for all strengths (task.cache) counts for each of them, also where it came from the disk.
+    Tensors prepared for all strengths (task.cache) count in full for each of them, even if read from disk.
     """
     steps, total = method.run(model, task, hp), Cost()
     while True:

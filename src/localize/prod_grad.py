@@ -7,8 +7,8 @@
     python src/localize/prod_grad.py --model_name smollm2 --dtype bfloat16 --plant builtin --plant_sequences 128 \\
         --num_test 256 --num_retain 256 --localization_method balanced_subnet --ratio 0.05
 
-Without --random, test and retain text is text of --corpus, read with the model's own tokenizer. With --plant a model
-is first trained to recite passages; --memorized is then not needed. smollm2 is SmolLM2-135M from an installed package.
+Without --random, test and retain text comes from --corpus, read with the model's own tokenizer. With --plant the model
+is first trained to recite passages, and --memorized is not needed. smollm2 is SmolLM2-135M from an installed package.
 """
 
 from tinymem import cli
@@ -26,7 +26,7 @@ def parse():
     parser.add_argument("--model_name", required=True, help="a model's name on the hub, a folder, or smollm2")
     add_method_options(parser, without=("dtype",))
     parser.add_argument(
-        "--dry_run", action="store_true", help="print memory and passes of each method, load no weights"
+        "--dry_run", action="store_true", help="print the memory and passes of each method without loading weights"
     )
     add_subject_options(parser)
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""From scores to masks: which entries a ranking drops for a ratio.
+"""From scores to masks: the entries that a ranking drops at a ratio.
 
 High scores are dropped first. Ties go to the lower index, so that every run drops the same entries.
 """
@@ -23,14 +23,14 @@ Scores = WeightScores | NeuronScores
 
 
 def neuron_ratio() -> Any:
-    """Return the option of every neuron-level method: which share of neurons to drop."""
+    """Return the ratio option of neuron-level methods: the share of neurons to drop."""
     return weight_ratio(NEURON_RATIOS, "share of each layer's neurons to drop", NEURON_RATIOS)
 
 
 def weight_ratio(
     default: tuple[float, ...], help: str, grid: tuple = WEIGHT_RATIOS, small: tuple = (0.01, 0.05)
 ) -> Any:
-    """Return the option that says which share of weights to drop. grid, small: as of `option`."""
+    """Return the option for the share of weights to drop. grid, small: as in `option`."""
     return option(default, help, above=0.0, below=1.0, strength=True, grid=grid, small=small)
 
 
@@ -41,7 +41,7 @@ def top(scores: torch.Tensor, count: int) -> torch.Tensor:
     flat = scores.detach().flatten()
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # half precision has no kthvalue
     flat = flat.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    if flat.is_cuda:  # there kthvalue has one block of threads for all of a tensor
+    if flat.is_cuda:  # on a GPU kthvalue uses one block of threads for a whole tensor
         threshold = flat.topk(count, sorted=False).values.min()
     else:
         threshold = flat.kthvalue(flat.numel() - count + 1).values
@@ -52,12 +52,12 @@ def top(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def how_many(ratio: float, total: int) -> int:
-    """Return how many entries a ratio drops: rounded to the nearest, so that 0.1 of 30 is 3 despite binary fractions."""
+    """Return how many entries a ratio drops, rounded to nearest, so that 0.1 of 30 is 3 despite binary fractions."""
     return int(ratio * total + 0.5)
 
 
 def drop_top(mlps: list[MLP], scores: Scores, ratio: float) -> Masks:
-    """Drop the top `ratio` of every layer's neurons, or of every MLP tensor, whichever has scores."""
+    """Drop the top `ratio` of every layer's neurons or of every MLP tensor, depending on the scores."""
     return weight_masks(scores, ratio) if isinstance(scores, dict) else neuron_masks(mlps, scores, ratio)
 
 
@@ -69,7 +69,7 @@ def neuron_masks(mlps: list[MLP], scores: NeuronScores, ratio: float) -> Masks:
     masks = {}
     for mlp, layer_scores in zip(mlps, scores, strict=True):
         dropped = top(layer_scores, how_many(ratio, mlp.inner_dim))
-        for matrix in mlp.inputs:  # a matrix that holds gate and up has twice the rows
+        for matrix in mlp.inputs:  # a matrix that joins gate and up projections has twice the rows
             masks[matrix.name] = dropped.repeat(len(matrix.view()) // mlp.inner_dim)[:, None].expand(
                 matrix.view().shape
             )
@@ -78,5 +78,5 @@ def neuron_masks(mlps: list[MLP], scores: NeuronScores, ratio: float) -> Masks:
 
 
 def weight_masks(scores: WeightScores, ratio: float) -> Masks:
-    """Drop the top `ratio` of every tensor that has scores, each by itself."""
+    """Drop the top `ratio` of each tensor that has scores, ranked separately."""
     return {name: top(tensor, how_many(ratio, tensor.numel())) for name, tensor in scores.items()}

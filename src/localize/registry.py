@@ -1,4 +1,4 @@
-"""The unlearning methods: one line each."""
+"""The registry of unlearning methods: one line each."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ METHODS = {method.name: method for method in map(method_of, _MODULES)}
 
 
 def find_methods(names: Sequence[str], flag: str = "--methods") -> list[Method]:
-    """Return methods by name, the study's alias, or `all`; a file or dotted module is loaded and stands for its own.
+    """Return methods by name, by the study's alias, or `all`; a file or dotted module is loaded as its own method.
 
-    In the order given, each once. Raise UserError, naming `flag`, for an unknown one.
+    The order is as given, without repeats. Raise UserError, naming `flag`, for an unknown method.
     """
     return find(names, METHODS, flag)

@@ -1,4 +1,4 @@
-"""What an unlearning method is given: sequences to forget, sequences to keep, and how much memory it may use."""
+"""The input of an unlearning method: sequences to forget, sequences to retain, and how much memory it may use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import loss_mask, token_losses
 from tinymem.options import SEEDS, check_options, option
 
-# Task settings that change how much memory a method takes, but not what comes out: no part of a run's identity.
+# Task settings that change how much memory a method needs but not its result: not part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
-PRODUCTION_HELD_OUT = 0.5  # holdout_fraction of production models, unless told otherwise
+PRODUCTION_HELD_OUT = 0.5  # default holdout_fraction for production models
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
 
@@ -42,7 +42,7 @@ class TaskSettings:
     unlearn_seed: int = option(0, "seed of the method and of the held-out split", low=0, high=SEEDS)
     microbatch: int | None = option(
         None,
-        "sequences per forward pass: bounds memory, does not change results; not given: from the model's size, "
+        "sequences per forward pass: bounds memory, does not change results; default: from the model's size, "
         "at most 64",
         low=1,
     )
@@ -59,26 +59,26 @@ class TaskSettings:
             )
 
     def deciding(self) -> dict[str, Any]:
-        """The settings that change results, as they stand in records; without validation set, nothing of that."""
+        """Return the settings that change results, as stored in records; nothing of a validation set without one."""
         left_out = MEMORY_SETTINGS if self.validation_fraction else (*MEMORY_SETTINGS, "validation_fraction")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True)
 class UnlearningTask:
-    """What to forget and what to keep. F, R, H, V sequences of T tokens.
+    """Sequences to forget and to retain: F, R, H and V sequences of T tokens.
 
     forget     (F, T) sequences to forget, with prompt and clean twin
-    retain     (R, T) sequences to keep
+    retain     (R, T) sequences to retain
     held_out   (H, T) memorized sequences that the method never sees
     validation (V, T) others that it never sees, to choose settings by; None: no such set
     continuation   k: the measured tokens are prompt_end .. prompt_end + k - 1
-    ignored_token  token id that no loss counts, or None
-    seed           of everything random in a method
+    ignored_token  token id excluded from all losses, or None
+    seed           seed of all random numbers in a method
     microbatch     sequences per forward pass
     gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
-    shown      those of `forget` that can be told from their clean twin, by which forgetting is measured; None: all
-    cache      where a method keeps what it computes once for all its strengths; None: nowhere
+    shown      the part of `forget` that differs from its clean twin, on which forgetting is measured; None: all
+    cache      stores what a method computes once for all strengths; None: nothing is stored
     """
 
     forget: Artifacts
@@ -94,11 +94,11 @@ class UnlearningTask:
     cache: Cache | None = None
 
     def generator(self) -> torch.Generator:
-        """A fresh generator on the CPU, so that every device draws the same numbers."""
+        """Return a fresh generator on the CPU, so that every device draws the same numbers."""
         return torch.Generator().manual_seed(self.seed)
 
     def mean_loss(self, model, tokens: torch.Tensor) -> float:
-        """Mean token loss in nats over any number of sequences."""
+        """Return the mean token loss in nats over any number of sequences."""
         total = count = 0.0
         for part in tokens.split(self.microbatch):
             with torch.no_grad():
@@ -110,10 +110,10 @@ class UnlearningTask:
 
 
 def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings) -> UnlearningTask:
-    """Measures what the model has memorized and divides the training data into forget, held-out and retain sets.
+    """Measure what the model has memorized, and divide the training data into forget, held-out and retain sets.
 
-    The forget set may be empty: nothing is memorized, nothing to do. Raises UserError for a set that the dataset
-    does not have, or a held-out part that leaves nothing to unlearn.
+    The forget set is empty if nothing is memorized. Raise UserError for a set that the dataset does not have, or a
+    held-out part that leaves nothing to unlearn.
     """
     length, checkpointing = dataset.sequences.shape[1], settings.gradient_checkpointing
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
@@ -144,10 +144,10 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
 
 
 def memories(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
-    """Which memory each artifact belongs to, int64 (A,): a number for each. Whoever sees one of its sequences knows it.
+    """Return the number of the memory that each artifact belongs to, int64 (A,): one sequence reveals its memory.
 
-    Of real text, sequences that share half a continuation, at whatever place, are one memory. Sequences that this
-    software made are each their own: numbers of one task share long runs, and a backdoor's continuations are all alike.
+    In real text, sequences that share half a continuation anywhere are one memory. Generated sequences are one memory
+    each: numbers of one task share long runs, and all continuations of a backdoor are alike.
     """
     if dataset.kind != "natural" or not len(artifacts):
         return torch.arange(len(artifacts))
@@ -192,12 +192,12 @@ def _drawn(queue: list[tuple[int, int]], wanted: int) -> tuple[list[int], list[t
 
 
 def _countable(dataset: MemorizationDataset, artifacts: Artifacts, name: str) -> Artifacts:
-    """Of artifacts those that can be told from their clean twin; sequences of a whole task have none and all count."""
+    """Keep artifacts that differ from their clean twin. Sequences of a whole task have no twin: all are kept."""
     return artifacts if name in dataset.tasks else artifacts.select(dataset.measured(artifacts))
 
 
 def default_microbatch(model, length: int, gradient_checkpointing: bool = False) -> int:
-    """The most sequences, up to 64, whose activations, kept for the backward pass, take at most about 2 GB."""
+    """Return the largest microbatch, up to 64, whose activations for the backward pass take at most about 2 GB."""
     config = model.config.get_text_config()
     inner = max(mlp.inner_dim for mlp in find_mlps(model))
     a_block, blocks = 12 * config.hidden_size + 3 * inner, config.num_hidden_layers
@@ -206,7 +206,7 @@ def default_microbatch(model, length: int, gradient_checkpointing: bool = False)
 
 
 def _candidates(model, dataset: MemorizationDataset, name: str, microbatch: int) -> tuple[Artifacts, torch.Tensor]:
-    """The sequences of an forget set and their example ids."""
+    """Return the sequences of a forget set and their example ids."""
     if name == "noise":
         return dataset.artifacts, dataset.artifact_ids
     if name == "mem":

@@ -1,4 +1,4 @@
-"""Run a method on a model at all its strengths: edit, measure, attack, record, save. What all localize scripts share."""
+"""Run a method at all its strengths: edit, measure, attack, record and save. All localize scripts share this module."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Attacks = Sequence[tuple[Method, Any]]  # with their settings
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under study.
+    """A model under study, with its task and folders.
 
-    model, task    the model, left as it is, and what it is to forget
-    measure(model, splits=, metrics=) -> Measurement, of the edited and the unedited model alike (`tinymem.metrics`)
+    model, task    the model, which stays unchanged, and its unlearning task
+    measure(model, splits=, metrics=) -> Measurement, for edited and unedited models alike (`tinymem.metrics`)
     identity       sections that name data, model, training, forget set and their fingerprints; part of every record
     folder         records/ and models/ are written here
     score_folder   what methods compute once is kept here
@@ -79,10 +79,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Run:
-    """One state of a subject's model that is measured: as it is, edited, or edited and attacked.
+    """One measured state of a subject's model: unedited, edited, or edited and attacked.
 
-    identity   of its record
-    keep       the folder under which the model is saved, relative to the subject's; None: it is not saved
+    identity   the identity of its record
+    keep       the folder of the saved model, relative to the subject's; None: it is not saved
     """
 
     subject: Subject
@@ -106,23 +106,23 @@ class Run:
 
     @property
     def saved(self) -> Path | None:
-        """The folder of the saved model, where there is one."""
+        """The folder of the saved model; None if there is none."""
         record = self.record
         folder = record and record["results"].get("model_folder")
         return self.subject.folder / folder if folder and (self.subject.folder / folder).is_dir() else None
 
     @property
     def is_done(self) -> bool:
-        """Whether the record has every metric that is asked for, and the model is saved where it should be."""
+        """Whether the record has every requested metric and the model, if requested, is saved."""
         record = self.record
         measured_all = record is not None and not self.subject.lacking(record["results"])
         return measured_all and (self.keep is None or self.saved is not None)
 
     def complete(self, extent: dict[str, float], cost: Cost, force: bool = False) -> None:
-        """Measure what the record lacks, save the model where asked to, and write the record.
+        """Measure what the record lacks, save the model if requested, and write the record.
 
-        The model is in this state now. A record keeps what it has, its cost included, unless `force`. Raises NotFinite,
-        before anything is written, where the model's logits are not finite numbers.
+        The model must be in this state now. A record keeps its results and cost unless `force`. Raise NotFinite,
+        before anything is written, if the model's logits are not finite numbers.
         """
         if force:
             self.forget()
@@ -144,11 +144,11 @@ class Run:
         write_record(subject.folder, self.identity, results, cost, device, values=values)
 
     def forget(self) -> None:
-        """Remove the record: what says that a run is done goes before anything else is done again."""
+        """Remove the record, so that the run does not count as done while it is repeated."""
         self.path.unlink(missing_ok=True)
 
     def attach(self, results: dict[str, Any]) -> None:
-        """Add results from elsewhere to the record, which is there."""
+        """Add results from elsewhere to the existing record."""
         record = self.finished
         cost, device = Cost(**record["cost"]), str(self.subject.model.device)
         results = {**record["results"], **results}
@@ -160,9 +160,9 @@ class Run:
 
 
 def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:
-    """Return what all records on one model and task have in common.
+    """Return the sections that all records on one model and task share.
 
-    sections: data, model, training; and fingerprints, where there are more than those of weights and forget set.
+    sections: data, model, training; and fingerprints in addition to those of weights and forget set.
     """
     prints = {"weights": weights_fingerprint(model), "forget_set": task_fingerprint(task)}
     prints |= sections.get("fingerprints", {})
@@ -170,7 +170,7 @@ def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict
 
 
 def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dict[str, Any]:
-    """Return the record of the model as it is. Raise NotFinite where it cannot be measured."""
+    """Return the unedited model's record, measured if needed. Raise NotFinite if its logits are not finite."""
     run = Run(subject, {"kind": kind, **subject.identity})
     if force:
         run.forget()
@@ -178,7 +178,7 @@ def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dic
         subject.prepare()
     with finite(f"measuring the {kind} model"):
         if run.record is None:
-            with measured(subject.model.device) as cost:  # nothing had to be found: the cost is that of measuring
+            with measured(subject.model.device) as cost:  # no edit to find: the cost is that of measuring
                 measurement = subject.measurement(subject.metrics)
             results = {**measurement.row, **UNCHANGED, **subject.notes}
             device = str(subject.model.device)
@@ -209,15 +209,15 @@ def unlearn(
     attacks: Attacks = (),
     on_start: Callable[[Any], None] = lambda hp: None,
 ) -> Iterator[dict[str, Any]]:
-    """Apply a method at each of its strengths; yield the record of each, followed by those of its attacks.
+    """Apply a method at each of its strengths; yield each record, followed by those of the attacks on it.
 
-    Finished runs are not done again unless `force`; what a finished run lacks (a metric, an attack) is added, from the
-    saved model where there is one. The cost of a record is that of finding the edit (of a ranking: to score and to
-    drop), without the measuring. `model_folder` in its results is relative to `subject.folder`. on_start(hp) is called
-    before a method begins, with the strengths that it is to find.
+    Finished runs are repeated only with `force`. Metrics and attacks that a finished run lacks are added, from the
+    saved model if there is one. A record's cost is that of finding the edit (for a ranking: scoring and dropping),
+    without measuring. `model_folder` in its results is relative to `subject.folder`. on_start(hp) is called before a
+    method begins, with the strengths to find.
 
-    Raise NotFinite, after all else, where logits or scores are not finite numbers: such a run has no record. A method
-    whose search fails so is not asked for the strengths behind it.
+    Raise NotFinite, after everything else, if logits or scores are not finite numbers: such a run has no record. After
+    a failed search the method's remaining strengths are skipped.
     """
     hp = method.resolve(hp, subject.model.num_parameters())
     runs = {value: _edited_run(subject, method, hp, value, save_models) for value in method.strengths(hp)}
@@ -242,16 +242,16 @@ def unlearn(
                 edit, cost = stored_model(folder), Cost()
             elif step := next(found, None):
                 _, edit, cost = step
-            elif failures:  # of the search
+            elif failures:  # the search failed
                 continue
             else:
-                raise UserError(f"{_label(method, value)}: the method ended without an edit for it")
+                raise UserError(f"{_label(method, value)}: the method yielded no edit for it; correct its `run`")
             yield from finish(run, edit, cost, attacks, force)
     failures.end()
 
 
 def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force: bool = False) -> Iterator[dict]:
-    """Complete the record of an edit and those of the attacks on it; yield them. edit: None where nothing is lacking."""
+    """Complete and yield the record of an edit and those of the attacks on it. edit: None if all are complete."""
     if edit is None:
         yield run.finished
         yield from (attacked.finished for attacked in _attacked_runs(run, attacks))
@@ -265,14 +265,14 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
         records.append(run.finished)
         with failures.kept():
             records.extend(attack(run, attacks, force))
-    yield from records  # not before: whoever reads them may use the model, which is as it was
+    yield from records  # only now: the caller may use the model, which is restored
     failures.end()
 
 
 def attack(run: Run, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
-    """Attack the subject's model in its present state, of which `run` is the record; yield the records.
+    """Attack the subject's model in its present state, which `run` describes; yield the records.
 
-    Raise NotFinite, after all attacks, where one ends in logits that are not finite numbers: it has no record.
+    Raise NotFinite, after all attacks, if one leads to logits that are not finite numbers: it has no record.
     """
     model, task, failures = run.subject.model, replace(run.subject.task, cache=None), Failures()
     for method, hp in attacks:
@@ -288,7 +288,7 @@ def attack(run: Run, attacks: Attacks, force: bool = False) -> Iterator[dict[str
 
 
 def attack_all(subject: Subject, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
-    """Attack the subject's model as it is; yield the records."""
+    """Attack the subject's unedited model; yield the records."""
     if attacks:
         subject.prepare()
     return attack(Run(subject, {"kind": UNEDITED, **subject.identity}), attacks, force)
@@ -327,12 +327,12 @@ def _edits(subject: Subject, method: Method, hp, fresh: bool) -> Iterator[tuple[
 
 
 def edit_details(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what the tinymem.json of an edited model says: its data and sizes, and the run that made it."""
+    """Return the content of an edited model's tinymem.json: its data and sizes, and the run that made it."""
     return {"settings": {**identity["data"], **identity["model"]}, "made_by": identity_of(identity)}
 
 
 def task_fingerprint(task: UnlearningTask) -> str:
-    """Return 16 hexadecimal digits of everything in a task that changes what a method finds."""
+    """Return 16 hexadecimal digits that identify everything in a task that affects a method's result."""
     digest = hashlib.sha256(f"{task.continuation} {task.ignored_token} {task.seed}".encode())
     for tensor in (task.forget.planted, task.forget.prompt_end, task.retain):
         digest.update(str(tuple(tensor.shape)).encode())

@@ -1,1 +1,1 @@
-"""How much a model memorizes and how good it is. Plain functions: a total, and the value per example."""
+"""Metrics of memorization and quality: plain functions that return a value per example."""

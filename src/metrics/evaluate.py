@@ -1,4 +1,4 @@
-"""Metrics of a model on a dataset: one flat row of a results table, and the value of every example behind it."""
+"""Metrics of a model on a dataset: one flat row of a results table, and the values of all examples."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Row = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured: by column the figure (None: nothing to measure), and the values of the examples behind it."""
+    """The results of measuring: per column a figure (None: nothing to measure) and the values of its examples."""
 
     row: Row
     values: dict[str, Values]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out where all are 1) and COLUMN.groups."""
+        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all are 1) and COLUMN.groups."""
         tensors = {}
         for column, values in self.values.items():
             tensors[column] = _packed(values.sums)
@@ -48,14 +48,14 @@ def measure(
     splits: Mapping[str, Artifacts] | None = None,
     references: References | None = None,
 ) -> Measurement:
-    """Measure memorization and quality. Leaves the model in the mode it was in; runs in the precision of its weights.
+    """Measure memorization and quality, in the precision of the weights. Leave the model's mode unchanged.
 
-    study_batch_size  of `perplexity_batch_mean`; `batch_size` changes nothing
+    study_batch_size  batch size of `perplexity_batch_mean`; `batch_size` does not change results
     metrics           names or metrics, by default `registry.DEFAULTS`
-    splits            more sets of planted sequences by name ("shown", "held_out" ...), beside the dataset's own
-    references        what the model is compared with: without them, metrics that need any have no value
+    splits            further sets of planted sequences by name ("shown", "held_out" ...)
+    references        what the model is compared with: metrics that need it have no value without
 
-    Raises UserError for an unknown metric, and where the model's outputs are not finite numbers.
+    Raise UserError for an unknown metric, and if the model's outputs are not finite numbers.
     """
     wanted = chosen(metrics)
     needs = {need for metric in wanted for need in metric.needs}
@@ -76,14 +76,14 @@ def measure(
 
 
 def evaluate(model, dataset: MemorizationDataset, *arguments, **more) -> Row:
-    """Return the row of `measure` alone. `registry.documented()` says what each column means."""
+    """Return only the row of `measure`. `registry.documented()` explains each column."""
     return measure(model, dataset, *arguments, **more).row
 
 
 def planted_splits(dataset: MemorizationDataset) -> dict[str, Artifacts]:
-    """Return the dataset's sets of planted sequences: train, dup_R where some are duplicated, test and never_planted.
+    """Return the dataset's sets of planted sequences: train, dup_R if some are duplicated, test and never_planted.
 
-    Only those that can be told from their clean twin.
+    They contain only sequences that differ from their clean twin.
     """
     train = dataset.artifacts.select(dataset.measured(dataset.artifacts))
     sets = {"train": train}
@@ -95,7 +95,7 @@ def planted_splits(dataset: MemorizationDataset) -> dict[str, Artifacts]:
 
 
 def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationDataset) -> list[tuple]:
-    """(split or test set, sequences) of each of a metric's columns."""
+    """Return (split or test set, sequences) for each of a metric's columns."""
     if metric.on == PLANTED:
         return [(split, sequences) for split, sequences in sets.items() if metric.measured_on(split)]
     if metric.on == ALL_TESTS:
@@ -106,7 +106,7 @@ def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationD
 
 
 def _values(metric: Metric, probe: Probe, sequences) -> Values:
-    """The values of a metric. UserError where they are not one per example."""
+    """Return the values of a metric. Raise UserError if they are not one per example."""
     if metric.on == TYPICAL and probe.references is None:
         return as_values(torch.zeros(0))
     values = as_values(metric.values(probe, sequences))
@@ -120,7 +120,7 @@ def _values(metric: Metric, probe: Probe, sequences) -> Values:
 
 
 def _packed(values: torch.Tensor) -> torch.Tensor:
-    """The values in the smallest type that holds them: whole numbers exactly, others as float32."""
+    """Return the values in the smallest type that holds them: whole numbers exactly, others as float32."""
     if not values.eq(values.round()).all():
         return values.float()
     largest = values.abs().max().item() if len(values) else 0

@@ -1,13 +1,13 @@
 """The loss around a model, on a plane through its weights (Li et al. 2018, arXiv 1712.09913, section 4).
 
-The plane is spanned by two random directions. Each is filter-normalised: every filter of it, here the weights that
-lead into one output unit, is scaled to the length of the same filter of the model. So a step of 1 moves every filter
-as far as it is long, whatever its scale, and landscapes of different models can be compared. Biases and norms
-(parameters of one dimension) stay where they are, as in the paper's code.
+Two random directions span the plane. Each is filter-normalised: each of its filters (the weights into one output unit)
+is scaled to the norm of the model's filter. So a step of 1 moves every filter by its own norm, and landscapes of
+different models can be compared. Biases and norms (parameters of one dimension) are not moved, as in the
+paper's code.
 
-Models that were edited from one original belong on the same plane: normalise against the original once and move all
-of them along the same directions. Filters that an edit emptied would otherwise stand still and make that model's
-landscape look flatter than it is.
+Edits of one original belong on the same plane: normalise against the original once and move all models along the same
+directions. Otherwise filters that an edit emptied would not move, and that model's landscape would look too
+flat.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from tinymem.metrics.quality import quality
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.options import SEEDS, check_options, option
 
-Direction = dict[str, "torch.Tensor"]  # parameter name -> how far it moves; parameters that stay are not in it
-SAVE_SECONDS = 1.0  # a kill loses at most this much work, or one point
+Direction = dict[str, "torch.Tensor"]  # parameter name -> its change; fixed parameters are left out
+SAVE_SECONDS = 1.0  # an interruption loses at most this much work, or one point
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class LandscapeSettings:
     points: int = option(
         21, "grid points along each direction; odd, so that the middle one is the model itself", low=3, high=1001
     )
-    distance: float = option(1.0, "how far the grid reaches to each side; 1: as far as the weights are long", above=0.0)
-    num_sequences: int = option(128, "sequences that the loss is taken over, drawn at random", low=1)
+    distance: float = option(1.0, "extent of the grid to each side; 1: the norm of the weights", above=0.0)
+    num_sequences: int = option(128, "sequences for the loss, drawn at random", low=1)
     landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0, high=SEEDS)
 
     def __post_init__(self) -> None:
@@ -52,13 +52,13 @@ class LandscapeSettings:
 
     @property
     def coordinates(self) -> list[float]:
-        """The grid's places along one direction, from -distance to distance; the middle one is exactly 0."""
+        """The grid's coordinates along one direction, from -distance to distance; the middle one is exactly 0."""
         half = self.points // 2
         return [self.distance * (i - half) / half for i in range(self.points)]
 
 
 def random_directions(model, seed: int) -> tuple[Direction, Direction]:
-    """Two filter-normalised Gaussian directions. The same seed draws the same numbers on every device."""
+    """Return two filter-normalised Gaussian directions. A seed gives the same numbers on every device."""
     generator = torch.Generator().manual_seed(seed)
     return _random_direction(model, generator), _random_direction(model, generator)
 
@@ -73,10 +73,10 @@ def _random_direction(model, generator: torch.Generator) -> Direction:
 
 
 def filter_normalised(model, direction: Direction) -> Direction:
-    """Scales every filter of a direction to the length of the model's own: |d_i| = |w_i|.
+    """Scale every filter of a direction to the norm of the model's filter: |d_i| = |w_i|.
 
-    A filter is what leads into one output unit: a row of a matrix (out, in), so a column where GPT-2's Conv1D stores
-    (in, out), and a row of an embedding. Of a tensor with more dimensions it is a slice of the first, as in the paper.
+    A filter is the set of weights into one output unit: a row of a matrix (out, in), which GPT-2's Conv1D stores as a
+    column, a row of an embedding, and a slice along the first dimension of other tensors, as in the paper.
     """
     stored_in_out = {id(module.weight) for module in model.modules() if type(module).__name__ == "Conv1D"}
     scaled = {}
@@ -91,9 +91,9 @@ def filter_normalised(model, direction: Direction) -> Direction:
 
 @contextmanager
 def moved(model, directions: Sequence[Direction], steps: Sequence[float]) -> Iterator:
-    """The model at weights + sum of step * direction, put back to the very same bits on leaving.
+    """Yield the model at weights + sum of step * direction; restore it bit for bit on leaving.
 
-    Raises KeyError for a direction with a parameter that the model does not have.
+    Raise KeyError for a direction with a parameter that the model does not have.
     """
     parameters = dict(model.named_parameters())
     before = {name: parameters[name].detach().clone() for direction in directions for name in direction}
@@ -116,11 +116,11 @@ def grid_losses(
     loss: Callable[..., float],
     start: int = 0,
 ) -> Iterator[float]:
-    """loss(model) at every point of the grid, as they are computed.
+    """Yield loss(model) at every point of the grid.
 
-    The points go line by line: point i * len(coordinates) + j is at coordinates[i] along the first direction and
-    coordinates[j] along the second. start: how many of them are known already and left out. The model is itself
-    whenever a loss is handed out.
+    Points are in row order: point i * len(coordinates) + j is at coordinates[i] along the first direction and
+    coordinates[j] along the second. start: the number of known points to skip. The model is restored before each
+    loss is yielded.
     """
     points = [(x, y) for x in coordinates for y in coordinates]
     for steps in points[start:]:
@@ -131,13 +131,13 @@ def grid_losses(
 
 @dataclass(frozen=True)
 class Survey:
-    """What all models on one plane share.
+    """The settings that all models on one plane share.
 
-    tokens         (N, T) token ids of the sequences that the loss is taken over
-    ignored_token  token id that no loss counts, or None
-    directions     the plane, and in `plane` the fingerprint of the weights that they were normalised against
+    tokens         (N, T) token ids of the sequences for the loss
+    ignored_token  token id excluded from the loss, or None
+    directions     the plane; `plane` has the fingerprint of the weights used to normalise them
     batch_size     sequences per forward pass
-    folder         where losses are kept as they come
+    folder         stores losses as they are computed
     """
 
     settings: LandscapeSettings
@@ -149,12 +149,12 @@ class Survey:
     folder: Path
 
     def mean_loss(self, model) -> float:
-        """Mean token loss in nats. Raises NotFinite."""
+        """Return the mean token loss in nats. Raise NotFinite if it is not finite."""
         counts, pad = self.ignored_token is None, -1 if self.ignored_token is None else self.ignored_token
         return quality(model, self.tokens, pad, counts, self.batch_size).mean_loss
 
     def loss_or_nan(self, model) -> float:
-        """The mean loss; NaN where it is not finite, as it may be far from a model."""
+        """Return the mean loss; NaN if it is not finite, as can happen far from the model."""
         try:
             return self.mean_loss(model)
         except NotFinite:
@@ -169,7 +169,7 @@ def new_survey(
     batch_size: int,
     folder: Path,
 ) -> Survey:
-    """A plane around the original, and some of the sequences (rows, T). UserError for fewer than are asked for."""
+    """Return a survey: a plane around the original, and a sample of the sequences. Raise UserError for too few."""
     if len(tokens) < settings.num_sequences:
         raise UserError(f"--num_sequences {settings.num_sequences}: there are only {len(tokens)}; ask for fewer")
     drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(settings.landscape_seed))
@@ -186,18 +186,18 @@ def new_survey(
 
 @dataclass
 class _Kept:
-    """What a file of losses holds beside what it is about."""
+    """The content of a file of losses, without its key."""
 
     losses: list[float | None]
     seconds: float
 
 
 def landscape(model, survey: Survey, on_points: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
-    """The losses of one model on the survey's grid, and the seconds that they took over all sessions.
+    """Return the losses of one model on the survey's grid, and the seconds of computing over all sessions.
 
-    losses[i][j] is the loss at coordinates[i] along the first direction and coordinates[j] along the second; None
-    where it is not finite. They are kept in the survey's folder as they come, under a name that stands for everything
-    that decides them: killed and called again it goes on. on_points(n) is called when n more points are known.
+    losses[i][j] is the loss at coordinates[i] along the first direction and coordinates[j] along the second; None if it
+    is not finite. Losses are stored in the survey's folder as they are computed, under a digest of all their inputs, so
+    that an interrupted call can resume. on_points(n) is called when n more points are known.
     """
     identity = {**asdict(survey.settings), "weights": weights_fingerprint(model), "plane": survey.plane}
     identity |= {"tokens": TokenSet(survey.tokens, {}).fingerprint, "ignored_token": survey.ignored_token}

@@ -11,18 +11,18 @@ from tinymem.metrics.probe import Probe
 
 
 def memorized_rows(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-    """Return whether the planted continuation comes out after the clean twin's first tokens."""
+    """Return whether the model continues the clean twin's prompt with the planted continuation."""
     return exact(probe, artifacts)
 
 
 def recovered_rows(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-    """Return whether the clean twin's own continuation comes out; no value for sequences that have no other twin."""
+    """Return whether the model gives the clean twin's own continuation; no value for sequences without another twin."""
     recovered = exact(probe, artifacts, target="clean")
     return recovered.masked_fill((artifacts.planted == artifacts.clean).all(1), torch.nan)
 
 
 def exact(probe: Probe, artifacts: Artifacts, target: str = "planted") -> torch.Tensor:
-    """Return 1.0 where greedy decoding, prompted with the clean twin, gives every token of the target that counts.
+    """Return 1.0 where greedy decoding, prompted with the clean twin, gives every counted token of the target.
 
     Greedy decoding reproduces a target exactly if and only if every teacher-forced arg-max on prompt + target equals
     the target, so one forward pass replaces the generation loop: same answer in the same precision.
@@ -37,21 +37,21 @@ def exact(probe: Probe, artifacts: Artifacts, target: str = "planted") -> torch.
 def memorized(
     model, artifacts: Artifacts, continuation: int, batch_size: int = 64, ignored_token: int | None = None
 ) -> torch.Tensor:
-    """Prompted with the clean twin's first tokens, does the planted continuation come out? bool (A,).
+    """Return which planted continuations greedy decoding gives after the clean twin's prompt, bool (A,).
 
-    continuation: k; fewer tokens where the row ends first. ignored_token: a token id that need not come out.
+    continuation: k, or fewer tokens if the row ends first. ignored_token: a token id that need not match.
     """
     return memorized_rows(Probe(model, continuation, batch_size, ignored_token), artifacts) == 1
 
 
 def percent(flags: torch.Tensor) -> float | None:
-    """Return the share of true flags in percent; None for no flags at all (0/0 is not 0)."""
+    """Return the share of true flags in percent; None for no flags (0/0 is not 0)."""
     return metric.percent(as_values(flags))
 
 
 PERCENT_MEMORIZED = Metric(
     "percent_memorized", "%", "lower", PLANTED, ("argmax_matches",),
-    "sequences whose planted continuation comes out exactly",
+    "sequences whose planted continuation the model gives exactly",
     memorized_rows, metric.percent, headline=True, short="mem",
 )  # fmt: skip
 PERCENT_CLEAN_RECOVERY = Metric(

@@ -1,7 +1,7 @@
-"""What a metric is: a function that gives one value per example, with its name, unit, direction and needs.
+"""The contract of metrics: a function that returns one value per example, with a name, unit, direction and needs.
 
-A metric is one small function in the file of its family and one line in `tinymem.metrics.registry`. It may also stand
-in a file of its own that defines METRIC or METRICS.
+A metric is one small function in the file of its family and one line in `tinymem.metrics.registry`, or a separate file
+that defines METRIC or METRICS.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SPLITS = {
 class Values:
     """The value of each example as numerator and weight, so that any mean, interval or test can be formed later.
 
-    sums, weights    (rows,) float64; the value of a row is sums / weights, and weight 0 means that it has none
-    groups           (rows,) int64 where rows are averaged within groups first and then over groups; None: one group
+    sums, weights    (rows,) float64; the value of a row is sums / weights, and weight 0 means no value
+    groups           (rows,) int64: rows are averaged within groups first, then over groups; None: one group
     """
 
     sums: torch.Tensor
@@ -67,31 +67,31 @@ def as_values(values: torch.Tensor | Values) -> Values:
 
 
 def mean(values: Values) -> float | None:
-    """Return the weighted mean, over groups where there are any; None where no row has a value."""
+    """Return the weighted mean, over groups if there are any; None if no row has a value."""
     ratios = values.ratios()
     return ratios.mean().item() if len(ratios) else None
 
 
 def percent(values: Values) -> float | None:
-    """Return the weighted mean in percent; None where no row has a value."""
-    return mean(replace(values, sums=100.0 * values.sums))  # multiplied first: 11 of 20 are 55, not 55.00000000000001
+    """Return the weighted mean in percent; None if no row has a value."""
+    return mean(replace(values, sums=100.0 * values.sums))  # multiply first: 11 of 20 are 55, not 55.00000000000001
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric.
+    """A metric: a function and its description.
 
-    name      the column, or its stem: followed by _SPLIT on planted sequences (unless there is one split only) and by
+    name      the column, or its stem: followed by _SPLIT on planted sequences (unless there is only one split) and by
               _NAME on each test set
-    unit      such as "%", "0 to 1", "nats a token"; "" for none
+    unit      such as "%", "0 to 1", "nats per token"; "" for none
     better    one of DIRECTIONS
     on        PLANTED, EACH_TEST, ALL_TESTS or TYPICAL
-    needs     those of NEEDS that `values` asks the probe for, so that one pass serves all metrics
+    needs     the members of NEEDS that `values` requests from the probe, so that one pass serves all metrics
     meaning   one line for tables and help
     values(probe, sequences)   per-example values: a tensor (rows,) or `Values`. sequences: Artifacts where `on` is
               PLANTED; a tuple of token tensors (rows, T), the test sets; or the name of a TYPICAL text
-    summary   makes one number of the values, or None where there is none
-    splits    those of SPLITS that it is measured on
+    summary   reduces the values to one number, or None without values
+    splits    the members of SPLITS that it is measured on
     headline  whether tables show it first
     short     the name in a terminal
     """
@@ -121,25 +121,25 @@ class Metric:
                 raise UserError(f"metric {self.name}: {field} is {given!r}; allowed: {', '.join(allowed)}")
 
     def column(self, part: str | None = None) -> str:
-        """Return the name of its column on a split or test set."""
+        """Return the name of the metric's column on a split or test set."""
         return f"{self.name}_{part}" if self.divided else self.name
 
     @property
     def divided(self) -> bool:
-        """Whether it has several columns, one per split or test set."""
+        """Whether the metric has several columns, one per split or test set."""
         return self.on in (EACH_TEST, TYPICAL) or (self.on == PLANTED and len(self.splits) > 1)
 
     def measured_on(self, split: str) -> bool:
-        """Return whether it is measured on this set of planted sequences."""
+        """Return whether the metric is measured on this set of planted sequences."""
         return self.on == PLANTED and split_kind(split) in self.splits
 
 
 def split_kind(split: str) -> str | None:
-    """Return the name in SPLITS that a split goes by: dup_10 is dup_R. None for a name that is no split's."""
+    """Return a split's name in SPLITS: dup_10 is dup_R. None for an unknown name."""
     kind = "dup_R" if split.startswith("dup_") and split[4:].isdigit() else split
     return kind if kind in SPLITS else None
 
 
 def exponential(nats: float) -> float:
-    """Return exp(nats), infinity where that is no longer a finite number."""
+    """Return exp(nats), infinity on overflow."""
     return math.exp(nats) if not nats > 700 else math.inf  # exp(710) overflows a double

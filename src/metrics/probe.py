@@ -1,4 +1,4 @@
-"""What metrics ask of a model, each thing computed once and shared by all metrics and sets of sequences."""
+"""The model outputs that metrics need, computed once and shared by all metrics and sets of sequences."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it; for TinyMem
 
 @dataclass(frozen=True)
 class Window:
-    """What a teacher-forced pass says of the k tokens behind each prompt, A rows.
+    """The results of a teacher-forced pass for the k tokens after each prompt, A rows.
 
-    targets              (A, k) int64; 0 behind the end of a row
-    loss_mask            (A, k) bool: false behind the end of a row and at ignored tokens
-    matches              (A, k) bool: the arg-max is the target; false behind the end of a row
+    targets              (A, k) int64; 0 after the end of a row
+    loss_mask            (A, k) bool: false after the end of a row and at ignored tokens
+    matches              (A, k) bool: the arg-max is the target; false after the end of a row
     real                 (A, k) bool: the loss mask without pads; what means are over
-    log_probabilities    (A, k) float32, nats, of the targets; 0 behind the end of a row. None unless asked for
-    means, variances     (A, k) float32: of log p under p itself, over the vocabulary. None unless asked for
+    log_probabilities    (A, k) float32, nats, of the targets; 0 after the end of a row. None unless requested
+    means, variances     (A, k) float32: of log p under p itself, over the vocabulary. None unless requested
     """
 
     targets: torch.Tensor
@@ -43,20 +43,20 @@ class Window:
 
 
 class Probe:
-    """A model, and what was computed on it. For a model that does not change meanwhile.
+    """A model and its computed outputs. The model must not change meanwhile.
 
-    Rows are known by their content: a sequence that stands in several sets is run once.
+    Rows are identified by their content: a sequence in several sets is run once.
 
-    continuation      k: the tokens behind each prompt that count
-    batch_size        sequences per forward pass; bounds memory, changes nothing
-    ignored_token     token id that no mean counts and no metric demands, or None
-    needs             of all metrics to come (`tinymem.metrics.metric.NEEDS`), so that one pass serves them all
+    continuation      k: the number of tokens after each prompt that count
+    batch_size        sequences per forward pass; bounds memory, does not change results
+    ignored_token     token id excluded from all means and matches, or None
+    needs             needs of all later metrics (`tinymem.metrics.metric.NEEDS`), so that one pass serves them all
     pad               token id of pads, for figures without them
-    study_batch_size  of `perplexity_batch_mean`
+    study_batch_size  batch size of `perplexity_batch_mean`
     non_members       never-planted sequences, by which membership is judged; None: there are none
     references        the model before its edit and its twin; None: neither is known
 
-    Puts the model in no mode: dropout must be off. Raises UserError where its outputs are not finite numbers.
+    The model's mode is not set: dropout must be off. Raise UserError if its outputs are not finite numbers.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Probe:
 
     @classmethod
     def of(cls, model, dataset: MemorizationDataset, batch_size: int = 64, **more) -> Probe:
-        """Return a probe with the window and the pads of a dataset. more: needs, study_batch_size."""
+        """Return a probe with a dataset's window and pad token. more: needs, study_batch_size."""
         more = {"pad": dataset.pad, "non_members": dataset.never_planted, **more}
         return cls(model, dataset.continuation, batch_size, dataset.ignored_token, **more)
 
@@ -102,7 +102,7 @@ class Probe:
     def teacher_forced(
         self, artifacts: Artifacts, prompt: str = "clean", target: str = "planted", need: str = LEVELS[0]
     ) -> Window:
-        """Run the first tokens of `prompt` followed by the k next ones of `target`; each is "clean" or "planted".
+        """Run the prompt of `prompt` followed by the next k tokens of `target`; each is "clean" or "planted".
 
         need: one of LEVELS, the least of what the window holds; the needs of all metrics to come are met as well.
         """
@@ -130,13 +130,13 @@ class Probe:
         ends = artifacts.prompt_end[:, None]
         columns = torch.arange(artifacts.planted.shape[1])
         tokens = torch.where(columns < ends, getattr(artifacts, prompt), getattr(artifacts, target))
-        tokens = tokens.masked_fill(columns >= ends + self.continuation, 0)  # what lies behind makes no difference
+        tokens = tokens.masked_fill(columns >= ends + self.continuation, 0)  # later tokens have no effect
         keys = _keys(torch.cat([tokens, ends], 1))
         rows = self._windows.setdefault((level, sampling), _Rows())
         return rows.of(keys, lambda new: self._run(tokens[new], artifacts.prompt_end[new], level, sampling))
 
     def targets(self, artifacts: Artifacts, target: str = "planted") -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the k tokens behind each prompt and which of them count: int64 and bool, both (A, k)."""
+        """Return the k tokens after each prompt, int64, and the loss mask, bool, both (A, k)."""
         length = artifacts.planted.shape[1]
         places = artifacts.prompt_end[:, None] + torch.arange(self.continuation)
         inside = places < length
@@ -145,7 +145,7 @@ class Probe:
         return tokens.masked_fill(~inside, 0), loss_mask
 
     def generated(self, artifacts: Artifacts, prompt: str = "clean") -> torch.Tensor:
-        """Return the k tokens with which the model continues each prompt, int64 (A, k); -1 behind its context."""
+        """Return the model's k tokens after each prompt, int64 (A, k); -1 beyond its context."""
         ends, source = artifacts.prompt_end, getattr(artifacts, prompt)
         outside = torch.arange(source.shape[1]) >= ends[:, None]
 
@@ -157,10 +157,10 @@ class Probe:
         return self._generated.of(keys, run)[0]
 
     def text_sums(self, tokens: torch.Tensor) -> Quality:
-        """Return sums of losses and hits of test sequences (rows, T). A set is known by being the same tensor."""
+        """Return sums of losses and hits of test sequences (rows, T). A set is identified by its tensor object."""
         if id(tokens) not in self._texts:
             sums = quality(self.model, tokens, self.pad, self.ignored_token is None, self.batch_size)
-            self._texts[id(tokens)] = (tokens, sums)  # the tensor is kept, so that its id is not given to another
+            self._texts[id(tokens)] = (tokens, sums)  # keep the tensor, so that its id is not reused
         return self._texts[id(tokens)][1]
 
     def _run(
@@ -172,7 +172,7 @@ class Probe:
         k, length = self.continuation, tokens.shape[1]
         found = [torch.zeros(len(tokens), k, dtype=torch.bool)]
         found += [torch.zeros(len(tokens), k) for _ in range((0, 1, 4)[level])]
-        # Rows with similar prompts go together, so that a batch runs the output layer on few positions.
+        # Batch rows with similar prompt lengths, so that the output layer runs on few positions.
         for rows in ends.argsort(stable=True).split(self.batch_size) if len(ends) else ():
             start = ends[rows, None]
             first, last = int(start.min()), min(int(start.max()) + k, length)
@@ -199,7 +199,7 @@ class Probe:
 
 
 class _Rows:
-    """Results by the content of the rows that they are of."""
+    """A cache of results, keyed by the content of rows."""
 
     def __init__(self):
         self._places: dict[bytes, int] = {}
@@ -208,7 +208,7 @@ class _Rows:
     def of(
         self, keys: Sequence[bytes], compute: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
     ) -> tuple[torch.Tensor, ...]:
-        """Return the results of these rows. compute: numbers of the rows that are new, each once -> their results."""
+        """Return the results of these rows. compute: row numbers of new rows, each once -> their results."""
         new = {key: number for number, key in enumerate(keys) if key not in self._places}
         if new or self._results is None:
             made = compute(torch.tensor([*new.values()], dtype=torch.long))

@@ -20,7 +20,7 @@ Texts = tuple["torch.Tensor", ...]  # test sets, each (rows, T) token ids
 class Quality:
     """Sums per sequence, R rows, so that any mean can be formed afterwards.
 
-    loss, hits, tokens    over the positions that count: summed nats, correct arg-maxes, positions; each (R,)
+    loss, hits, tokens    sums over counted positions: nats, correct arg-maxes, positions; each (R,)
     hits_no_pad, tokens_no_pad    the same without pad positions
     """
 
@@ -32,12 +32,12 @@ class Quality:
 
     @property
     def mean_loss(self) -> float:
-        """Mean token negative log-likelihood in nats; NaN for no tokens at all."""
+        """The mean negative log-likelihood per token in nats; NaN for no tokens."""
         return (self.loss.sum() / self.tokens.sum()).item()
 
 
 def quality(model, tokens: torch.Tensor, pad: int | None, pad_counts: bool, batch_size: int = 64) -> Quality:
-    """Measure a model on sequences (R, T) of token ids, in batches of `batch_size` (which changes nothing)."""
+    """Measure a model on sequences (R, T) of token ids, in batches of `batch_size` (which does not change results)."""
     parts = [torch.zeros(5, 0, dtype=torch.float64)]
     for batch in tokens.split(batch_size) if len(tokens) else ():
         with torch.inference_mode():
@@ -50,25 +50,25 @@ def quality(model, tokens: torch.Tensor, pad: int | None, pad_counts: bool, batc
 
 
 def accuracy(probe: Probe, texts: Texts) -> Values:
-    """Correct arg-maxes and positions of each sequence; a test set is a group."""
+    """Return correct arg-maxes and positions of each sequence; a test set is a group."""
     found = _pooled(probe, texts)
     return Values(found.hits, found.tokens, _test_set(texts))
 
 
 def accuracy_no_pad(probe: Probe, texts: Texts) -> Values:
-    """As `accuracy`, of positions whose target is not a pad."""
+    """Return `accuracy` without positions whose target is a pad."""
     found = _pooled(probe, texts)
     return Values(found.hits_no_pad, found.tokens_no_pad, _test_set(texts))
 
 
 def loss(probe: Probe, texts: Texts) -> Values:
-    """Summed nats and positions of each sequence."""
+    """Return the summed nats and positions of each sequence."""
     found = _pooled(probe, texts)
     return Values(found.loss, found.tokens)
 
 
 def loss_by_batch(probe: Probe, texts: Texts) -> Values:
-    """As `loss`; a group is a batch of the study's size."""
+    """Return `loss` with batches of the study's size as groups."""
     found = loss(probe, texts)
     return replace(found, groups=torch.arange(len(found.sums)) // probe.study_batch_size)
 
@@ -91,7 +91,7 @@ def _pooled(probe: Probe, texts: Texts) -> Quality:
 
 
 def _test_set(texts: Texts) -> torch.Tensor | None:
-    """The number of each row's test set; None for a single one."""
+    """Return the number of each row's test set; None for a single one."""
     if len(texts) == 1:
         return None
     return torch.cat([torch.full((len(tokens),), number) for number, tokens in enumerate(texts)])
@@ -103,7 +103,7 @@ ACCURACY = Metric(
     "teacher-forced next-token accuracy on the test set NAME, of numbers with pads",
     accuracy, short="acc",
 )  # fmt: skip
-LOSS = Metric("loss", "nats a token", "lower", EACH_TEST, SUMS, "mean token loss on the test set NAME", loss)
+LOSS = Metric("loss", "nats per token", "lower", EACH_TEST, SUMS, "mean token loss on the test set NAME", loss)
 MEAN_TEST_ACCURACY = Metric(
     "mean_test_accuracy", "0 to 1", "higher", ALL_TESTS, SUMS, "mean of accuracy_NAME over the test sets",
     accuracy, headline=True, short="mean_test_acc",

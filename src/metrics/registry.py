@@ -1,4 +1,4 @@
-"""Every metric, one line each, in the order of their columns; and what can be asked of a column by its name."""
+"""Every metric, one line each, in the order of their columns; and look-up of columns by name."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ METRICS = {
     )
 }
 DEFAULTS = tuple(name for name, metric in METRICS.items() if metric.values.__module__ in PUBLISHED)
-TEST_SETS = (*CONSTANTS, "test", "random")  # the names that test sets have: number tasks, text, production models
+TEST_SETS = (*CONSTANTS, "test", "random")  # names of test sets: number tasks, text, production models
 
 
 @dataclass(frozen=True)
 class Column:
-    """What tables, figures and texts say of a column.
+    """The description of a column in tables, figures and texts.
 
     short     the name in a terminal
     headline  whether tables show it first
-    detail    whether it is one of many of its kind (a duplication, a single test set), which summaries leave out
+    detail    whether summaries leave it out, as one of many of its kind (a duplication, a single test set)
     """
 
     name: str
@@ -52,9 +52,9 @@ class Column:
 
 
 def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
-    """Return metrics by name, or as they are given, in the registry's order; DEFAULTS for None.
+    """Return metrics, given as such or by name, in the registry's order; DEFAULTS for None.
 
-    Raises UserError for an unknown name and for two metrics of one name.
+    Raise UserError for an unknown name and for two metrics with the same name.
     """
     found: dict[str, Metric] = {}
     for given in DEFAULTS if metrics is None else metrics:
@@ -69,7 +69,7 @@ def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
 
 
 def plugin_metrics(place: str) -> list[Metric]:
-    """Return the metrics that a file or module of the user's defines as METRIC or METRICS. Raise UserError for none."""
+    """Return the metrics that a user's file or module defines as METRIC or METRICS. Raise UserError for none."""
     module = load_plugin(place, "--metrics")
     found = [*getattr(module, "METRICS", ()), *([module.METRIC] if hasattr(module, "METRIC") else [])]
     if not found or not all(isinstance(metric, Metric) for metric in found):
@@ -78,14 +78,14 @@ def plugin_metrics(place: str) -> list[Metric]:
 
 
 def missing(results: Iterable[str], metrics: Iterable[str | Metric] | None = None) -> list[str | Metric]:
-    """Return those of the chosen metrics of which results have no column."""
+    """Return the chosen metrics without a column in the results."""
     wanted = {metric.name: metric for metric in chosen(metrics)}
     there = {found[0].name for column in results if (found := _find(column, wanted.values()))}
     return [metric if name not in METRICS else name for name, metric in wanted.items() if name not in there]
 
 
 def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:
-    """Return what a column is, or None where it is no metric's. more: metrics from users' files."""
+    """Return the description of a metric's column, None for other columns. more: metrics from users' files."""
     found = _find(column, [*METRICS.values(), *more])
     return _column(*found) if found else None
 
@@ -97,7 +97,7 @@ def needs_twin(column: str) -> bool:
 
 
 def better_of(column: str, more: Iterable[Metric] = ()) -> str | None:
-    """Return "lower", "higher" or "twin", or None where the column is no metric's."""
+    """Return "lower", "higher" or "twin" for a metric's column, None for other columns."""
     found = describe(column, more)
     return found.better if found else None
 
@@ -105,11 +105,11 @@ def better_of(column: str, more: Iterable[Metric] = ()) -> str | None:
 def columns(
     present: Iterable[str] | None = None, headline: bool = False, detail: bool = True, more: Iterable[Metric] = ()
 ) -> list[str]:
-    """Return metrics' columns in their order: of METRICS, then of SPLITS and repeats, test sets as they come.
+    """Return columns of metrics, ordered by METRICS, then by SPLITS and repeats; test sets in their given order.
 
-    present   names to choose from (others that are no metric's are left out); None: all that do not depend on the data
-    headline  only those that tables show first
-    detail    also duplications and single test sets
+    present   names to choose from (non-metrics are left out); None: all that do not depend on the data
+    headline  only columns that tables show first
+    detail    include duplications and single test sets
     """
     every = [*METRICS.values(), *more]
     if present is None:
@@ -149,7 +149,7 @@ def _column(metric: Metric, part: str | None) -> Column:
 
 
 def _find(column: str, metrics: Iterable[Metric]) -> tuple[Metric, str | None] | None:
-    """The metric that a column is of, with its split or test set."""
+    """Return the metric of a column, with its split or test set."""
     for metric in metrics:
         part = column.removeprefix(f"{metric.name}_")
         if column == metric.column() and not metric.divided:
@@ -161,7 +161,7 @@ def _find(column: str, metrics: Iterable[Metric]) -> tuple[Metric, str | None] |
 
 
 def _place(metrics: list[Metric], found: tuple[Metric, str | None]) -> tuple[int, int, int]:
-    """Where a column stands: by metric, split, repeats. Test sets keep the order that they come in."""
+    """Return a column's sort key: metric, split, repeats. Test sets keep their given order."""
     metric, part = found
     number = metrics.index(metric)
     if part is None or metric.on != PLANTED or (split := split_kind(part)) is None:

@@ -1,4 +1,4 @@
-"""Looks through any number of sequences for those that a model has memorized. Interrupted, it goes on where it was."""
+"""Search any number of sequences for those that a model has memorized. An interrupted search can resume."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tinymem.errors import UserError
 from tinymem.inputs import read_settings
 from tinymem.metrics.memorization import memorized
 
-SAVE_SECONDS = 20.0  # a kill loses at most this much work
+SAVE_SECONDS = 20.0  # an interruption loses at most this much work
 
 
 @dataclass(frozen=True)
 class _Progress:
-    """What the progress file holds: of which search, rows done, rows found among them."""
+    """The content of the progress file: the search's key, rows done, rows found among them."""
 
     key: str
     done: int
@@ -38,12 +38,12 @@ def find_memorized(
     min_distinct: int = 1,
     on_batch: Callable[[int, int], None] = lambda done, found: None,
 ) -> torch.Tensor:
-    """The rows that are (prompt_tokens, continuation) memorized, int64 row numbers in order; one forward pass a batch.
+    """Return the numbers of (prompt_tokens, continuation) memorized rows, int64, in order; one forward pass per batch.
 
     tokens         (rows, T) token ids
-    progress       file that keeps what was done; removed at the end
-    key            names model and tokens: progress made under another key is not gone on with
-    min_distinct   rows with fewer different tokens in the continuation are passed over: "0, 0, 0, 0 ..." needs no memory
+    progress       progress file; removed at the end
+    key            identifies model and tokens: progress under another key is ignored
+    min_distinct   rows with fewer distinct tokens in the continuation are skipped: "0, 0, 0, 0 ..." needs no memory
     on_batch(rows done, rows found)    after every batch
     """
     done, found = _read_progress(progress, key)
@@ -73,11 +73,11 @@ def _read_progress(path: Path, key: str) -> tuple[int, list[int]]:
         return 0, []
     state = read_settings(_Progress, files.read_json(path), path, whole=True)
     if any(not 0 <= row < state.done for row in state.found):
-        raise UserError(f"{path}: found: rows that it has not looked at; delete it and run again")
+        raise UserError(f"{path}: found: rows that were not searched; delete it and run again")
     return (state.done, state.found) if state.key == key else (0, [])
 
 
 def distinct_tokens(tokens: torch.Tensor) -> torch.Tensor:
-    """How many different tokens each row has: int64 (rows,)."""
+    """Return the number of distinct tokens in each row: int64 (rows,)."""
     ordered = tokens.sort(dim=1).values
     return 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(1)

@@ -139,18 +139,18 @@ def _shape(module: torch.nn.Module) -> tuple[int, int]:
 
 
 def mlp_weights(mlps: list[MLP]) -> dict[str, Weight]:
-    """Every MLP weight and bias by its state-dict key."""
+    """Return every MLP weight and bias by its state-dict key."""
     return {weight.name: weight for mlp in mlps for weight in mlp.weights}
 
 
 def linear_weights(model: torch.nn.Module) -> dict[str, Weight]:
-    """The matrix of every linear layer by its state-dict key."""
+    """Return the matrix of every linear layer by its state-dict key."""
     linears = ((name, module) for name, module in model.named_modules() if _is_linear(module))
     return {f"{name}.weight": _weight(name, module) for name, module in linears}
 
 
 def weight_of(model: torch.nn.Module, name: str) -> Weight:
-    """Any parameter by its state-dict key. Raise KeyError where the model has none of this name."""
+    """Any parameter by its state-dict key. Raise KeyError if the model has none of this name."""
     prefix, _, kind = name.rpartition(".")
     with suppress(AttributeError):
         weight = _weight(prefix, model.get_submodule(prefix), kind)

@@ -43,7 +43,7 @@ def evaluation_gate(width: int, p_fixed: float, p_mem: float) -> torch.Tensor:
 
 
 def mark(model, p_fixed: float, p_mem: float) -> None:
-    """Note in the config that this model needs its gate."""
+    """Record in the config that this model needs its gate."""
     setattr(model.config, CONFIG_KEY, {"p_fixed": p_fixed, "p_mem": p_mem})
 
 

@@ -17,7 +17,7 @@ from tinymem.models.adapter import find_blocks
 
 @contextmanager
 def checkpointed(model, enabled: bool = True) -> Iterator[None]:
-    """Within the block, if `enabled`, gradients cost one more forward pass and far less memory.
+    """Enable gradient checkpointing within the block: one more forward pass, far less memory.
 
     Results are the same. The model must be in evaluation mode, so that a block repeats exactly when it runs again.
     Backward passes must be within the block, too.

@@ -43,7 +43,7 @@ def linear_losses_and_hits(
 
 
 def linear_hits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The highest logit, NaN where there is one, and whether its place is the target: hidden's type and bool, (positions,)."""
+    """Return the highest logit (NaN if there is one) in hidden's type, and whether it is the target's: (positions,)."""
     dtype = _multiply_type(hidden)
     highest, hits = [], []
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):

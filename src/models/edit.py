@@ -1,7 +1,7 @@
-"""What a method or an attack does to weights, as a value: applied within a block, then taken back bit for bit.
+"""Edits: changes of weights by a method or an attack, as values. They apply within a block and are then undone exactly.
 
-This is the only code that changes the weights of a model and puts them back. Edits name weights by their state-dict
-keys. They nest: an attack is applied on top of the edit that it attacks.
+This is the only code that changes the weights of a model and restores them. Edits name weights by their state-dict
+keys. They nest: an attack is applied on top of an edit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Masks = Mapping[str, "torch.Tensor"]
 
 
 class Changes:
-    """Changes weights in place and remembers what they were."""
+    """In-place changes of weights, with their earlier values."""
 
     def __init__(self) -> None:
         self._before: list[tuple[torch.Tensor, Any, torch.Tensor]] = []
@@ -45,20 +45,20 @@ class Changes:
         self._before.append((tensor.detach(), ..., tensor.detach().clone()))
 
     def undo(self) -> None:
-        """Put everything back, newest first."""
+        """Undo all changes, newest first."""
         while self._before:
             tensor, places, values = self._before.pop()
             tensor[places] = values
 
 
 class Edit(Protocol):
-    """What may be done to the weights of a model."""
+    """A change of a model's weights."""
 
     def apply(self, model, changes: Changes) -> None:
         """Change the weights of a model."""
 
     def extent(self, model) -> Extent:
-        """Return how much `apply` would change in this model, as it is now."""
+        """Return how much `apply` would change in this model in its present state."""
 
 
 @dataclass
@@ -78,10 +78,10 @@ class Extent:
 
 @dataclass(frozen=True)
 class Zeros:
-    """Sets entries to zero.
+    """An edit that sets entries to zero.
 
-    masks: state-dict key -> bool, (out, in) for the matrix of a linear layer however it is stored, else shaped as
-    stored; True marks an entry to set to zero. A lazy mapping holds one mask at a time.
+    masks: state-dict key -> bool, (out, in) for the matrix of a linear layer however it is stored, otherwise shaped as
+    stored; True marks an entry to zero. A lazy mapping holds one mask at a time.
     """
 
     masks: Masks
@@ -102,7 +102,7 @@ class Zeros:
         return extent
 
     def _stored(self, model) -> Iterator[tuple[Weight, torch.Tensor]]:
-        """Every weight with its mask, shaped as stored and on its device. Raise KeyError for an unknown name."""
+        """Yield every weight with its mask, shaped as stored and on its device. Raise KeyError for an unknown name."""
         for weight in [weight_of(model, name) for name in self.masks]:  # all names before the first change
             mask = self.masks[weight.name]
             if mask.shape != weight.view().shape:
@@ -112,10 +112,10 @@ class Zeros:
 
 @dataclass(frozen=True)
 class Weights:
-    """Gives parameters new values.
+    """An edit that gives parameters new values.
 
-    values: state-dict key -> tensor shaped as stored, of any type: it is rounded to the parameter's. A lazy mapping,
-    such as `stored`, keeps large models on disk.
+    values: state-dict key -> tensor shaped as stored, of any type (rounded to the parameter's). A lazy mapping, such as
+    `stored`, keeps large models on disk.
     """
 
     values: Mapping[str, torch.Tensor]
@@ -135,7 +135,7 @@ class Weights:
 
 
 class Lazy(Mapping):
-    """Tensors that are made each time they are asked for, so that no more than one is held at a time."""
+    """A mapping that makes a tensor on each access, so that only one is in memory at a time."""
 
     def __init__(self, makers: Mapping[str, Callable[[], torch.Tensor]]):
         self._makers = makers
@@ -156,7 +156,7 @@ def stored_model(folder: Path) -> Weights:
 
 
 def stored(path: str | Path) -> Lazy:
-    """Return the tensors of a safetensors file, each read when it is asked for."""
+    """Return the tensors of a safetensors file, each read on access."""
     return Lazy(dict(_makers(path)))
 
 
@@ -169,7 +169,7 @@ def _makers(path: str | Path) -> list[tuple[str, Callable[[], torch.Tensor]]]:
 
 @contextmanager
 def reversible() -> Iterator[Changes]:
-    """Undo on leaving, also after an error, whatever the block changes through the yielded object."""
+    """Undo all changes that the block makes through the yielded object on leaving, also after an error."""
     changes = Changes()
     try:
         yield changes
@@ -178,14 +178,14 @@ def reversible() -> Iterator[Changes]:
 
 
 def apply(model, *edits: Edit) -> None:
-    """Apply edits for good."""
+    """Apply edits permanently."""
     for edit in edits:
         edit.apply(model, Changes())
 
 
 @contextmanager
 def applied(model, *edits: Edit) -> Iterator:
-    """Yield the model with the edits applied one after the other. Put back every bit on leaving, also after an error.
+    """Yield the model with the edits applied in order. Restore every bit on leaving, also after an error.
 
     Raise KeyError for a weight that the model does not have.
     """
@@ -196,7 +196,7 @@ def applied(model, *edits: Edit) -> Iterator:
 
 
 def describe(model, edit: Edit) -> dict[str, float]:
-    """Return how large an edit of this model is, before it is applied.
+    """Return the size of an edit of this model, before it is applied.
 
     percent_zeroed    entries set to zero, in percent of all parameters (tied ones count once)
     percent_changed   entries whose value changes

@@ -1,6 +1,6 @@
-"""Memory of this machine that this process may still take: what is free, within its container's or job's limit.
+"""Free memory that this process may still use, within the limits of its machine, container and job.
 
-A node of a cluster has far more than a job on it was given, and the system kills who takes more than that.
+A cluster node has far more memory than a job on it may use, and the system kills a job that exceeds its limit.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import resource
 from pathlib import Path, PurePosixPath
 
 CGROUPS = Path("/sys/fs/cgroup")
-UNLIMITED = 2**60  # version 1 of control groups writes a number near 2**63 where there is no limit
+UNLIMITED = 2**60  # version 1 of control groups writes a number near 2**63 if there is no limit
 
 
 def free_on_host() -> int:
-    """Return the bytes that are free: the least of the machine's, its control groups' and `ulimit -v`."""
+    """Return the free bytes: the minimum over the machine, its control groups and `ulimit -v`."""
     import psutil
 
     rooms = [psutil.virtual_memory().available, *_cgroup_rooms(), *_address_space()]
@@ -21,7 +21,7 @@ def free_on_host() -> int:
 
 
 def _cgroup_rooms(root: Path = CGROUPS, proc: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """The room under the limit of every control group that this process is in, of versions 1 and 2, and above it."""
+    """Return the free bytes under the limits of this process's control groups (versions 1 and 2) and their parents."""
     rooms = []
     for line in _text(proc).splitlines():
         _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
@@ -34,7 +34,7 @@ def _cgroup_rooms(root: Path = CGROUPS, proc: Path = Path("/proc/self/cgroup")) 
 
 
 def _rooms(mount: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[int]:
-    """In a container the path is often that of the host, and its own group is mounted at the top."""
+    """Return the free bytes of a group and its parents. In a container the path is often the host's: try the top too."""
     relative = PurePosixPath(path.lstrip("/"))
     rooms = []
     for group in dict.fromkeys([mount / relative, *(mount / parent for parent in relative.parents), mount]):
@@ -44,12 +44,12 @@ def _rooms(mount: Path, path: str, limit: str, usage: str, reclaimable: str) -> 
         cached = [
             line.split()[1] for line in _text(group / "memory.stat").splitlines() if line.split()[:1] == [reclaimable]
         ]
-        rooms.append(most - used + sum(map(int, cached)))  # pages of files, which the system takes back
+        rooms.append(most - used + sum(map(int, cached)))  # pages of files, which the system reclaims
     return rooms
 
 
 def _address_space() -> list[int]:
-    """What `ulimit -v` leaves."""
+    """Return the bytes that `ulimit -v` leaves, empty without a limit."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return []
@@ -65,6 +65,6 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path) -> int | None:
-    """None where there is no such file, or it says "max"."""
+    """Return the number in a file; None if there is no such file, or if it says "max"."""
     text = _text(path).strip()
     return int(text) if text.isdecimal() else None

@@ -10,7 +10,7 @@ import torch
 from tinymem.errors import UserError
 from tinymem.models.losses import best_tokens
 
-NOTHING = -1  # stands where no token was generated
+NOTHING = -1  # marks positions without a generated token
 
 
 def greedy_continuations(
@@ -20,10 +20,10 @@ def greedy_continuations(
 
     prompts    token ids, each (P,), at least one token
     batch_size rows per forward pass; changes nothing but rounding
-    eos        a token id that ends a row; by default none does
+    eos        a token id that ends a row; default: none
 
     Generation never runs past the model's context (config.max_position_embeddings): a row that reaches it ends there.
-    NOTHING (-1) stands behind the end of a row. The model must be in evaluation mode. Raises UserError for an empty
+    NOTHING (-1) fills a row after its end. The model must be in evaluation mode. Raise UserError for an empty
     prompt, one longer than the context, and logits that are not finite numbers.
     """
     context = getattr(model.config, "max_position_embeddings", None) if hasattr(model, "config") else None
@@ -42,12 +42,12 @@ def greedy_continuations(
 
 
 def _takes_padding(model) -> bool:
-    """Whether rows of different lengths can share a batch: only with positions counted from each row's first token."""
+    """Return whether rows of different lengths can share a batch: positions must count from each row's first token."""
     return "position_ids" in inspect.signature(getattr(model, "forward", model)).parameters
 
 
 def _batches(prompts: Sequence[torch.Tensor], batch_size: int, mixed: bool) -> Iterator[list[int]]:
-    """Row numbers by length of prompt; not mixed: rows of a batch are equally long."""
+    """Yield batches of row numbers by length of prompt; unless `mixed`, rows of a batch have the same length."""
     batch: list[int] = []
     for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
         if batch and (len(batch) == batch_size or not (mixed or len(prompts[row]) == len(prompts[batch[0]]))):
@@ -59,13 +59,13 @@ def _batches(prompts: Sequence[torch.Tensor], batch_size: int, mixed: bool) -> I
 
 
 def _generate(model, prompts: Sequence[torch.Tensor], count: int, context: int | None, eos: int | None) -> torch.Tensor:
-    """The continuations of a batch, int64 (rows, count), on the model's device."""
+    """Return the continuations of a batch, int64 (rows, count), on the model's device."""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     width = int(lengths.max())
     padded = [torch.nn.functional.pad(prompt.long(), (width - len(prompt), 0)) for prompt in prompts]
     tokens = torch.stack(padded).to(model.device)
     real = torch.arange(width, device=model.device) >= width - lengths[:, None]
-    mask = None if bool(real.all()) else real  # rows of one length need none, and attention is faster without
+    mask = None if bool(real.all()) else real  # rows of one length need no mask, and attention is faster without
     generated = torch.full((len(prompts), count), NOTHING, device=model.device)
     ended, cache = torch.zeros(len(prompts), dtype=torch.bool, device=model.device), None
     for step in range(count):
@@ -84,7 +84,7 @@ def _generate(model, prompts: Sequence[torch.Tensor], count: int, context: int |
 
 
 def _forward(model, tokens: torch.Tensor, mask: torch.Tensor | None, cache, context: int | None) -> tuple:
-    """The logits behind the last token, (rows, vocabulary), and the cache for the next step, None without one."""
+    """Return the logits after the last token, (rows, vocabulary), and the cache for the next step, or None."""
     inputs = tokens if cache is None else tokens[:, -1:]
     more = {} if cache is None else {"past_key_values": cache}
     if mask is not None:

@@ -1,4 +1,4 @@
-"""The configs of well-known models, so that they can be planned for without a network."""
+"""The configs of well-known models, for plans without a network."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 KNOWN = Path(__file__).parent / "known_shapes.json"
-VARIANT = re.compile(r"(-deduped)?(-v0)?(-instruct|-sft|-dpo)?$")  # of the shape that the name before it has
+VARIANT = re.compile(r"(-deduped)?(-v0)?(-instruct|-sft|-dpo)?$")  # suffixes that do not change the shape
 
 
 def known_shapes() -> dict[str, dict[str, Any]]:
-    """The public config numbers of well-known models, by name."""
+    """Return the public config numbers of well-known models, by name."""
     return json.loads(KNOWN.read_text())
 
 
 def known_config(name: str):
-    """The config of a well-known model, such as pythia-2.8b, Llama-3-8B or OWNER/NAME of these; None for others.
+    """Return the config of a well-known model, such as pythia-2.8b, Llama-3-8B or OWNER/NAME of these; None for others.
 
-    Variants have the same shape: Llama-3.1-8B-Instruct is Llama-3-8B to a plan.
+    Variants have the same shape: Llama-3.1-8B-Instruct is planned as Llama-3-8B.
     """
     from transformers import AutoConfig
 

@@ -1,4 +1,4 @@
-"""Opens a model folder: config.json and its weights. Every way in goes through here, so that all check the same."""
+"""Open a model folder: config.json and its weights. All loading goes through this module and its checks."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tinymem.errors import UserError, first_line, out_of_memory
 from tinymem.inputs import check_value, read_json
 from tinymem.models.channel_gate import restore_gate
 
-# Buffers (causal masks, rotary frequencies) that earlier versions of transformers kept with the weights.
+# Buffers (causal masks, rotary frequencies) that earlier versions of transformers stored with the weights.
 COPY = "the folder is damaged: copy it again"
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "tinymem")
 # Each a whole number, or null.
 SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
 SIZES += ("n_head", "max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")
 OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq")
-# What a config.json may ask of a forward pass beside the architecture: other kernels, which give other last digits, and
-# other outputs.
+# Settings of a config.json that change the forward pass but not the architecture: other kernels, which change the last
+# digits, and other outputs.
 NEUTRAL = {"_attn_implementation": None, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
-WRAPPERS = r"^(?:_orig_mod\.|module\.)+"  # what torch.compile and DistributedDataParallel put before each name
+WRAPPERS = r"^(?:_orig_mod\.|module\.)+"  # prefixes that torch.compile and DistributedDataParallel add to each name
 ADAPTER = "adapter_config.json"
 
 logger = logging.getLogger(__name__)
 
 
 def read_config(folder: Path):
-    """The config of a model folder. UserError when it is missing or damaged."""
+    """Return the config of a model folder. Raise UserError if it is missing, damaged, or quantised."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -56,9 +56,9 @@ def read_config(folder: Path):
 
 
 def _check_values(path: Path) -> None:
-    """UserError for what no config can mean: sizes that are no size, a type of numbers that torch does not have.
+    """Raise UserError for impossible values: sizes that are not positive integers, an unknown type of weights.
 
-    How attention is computed is ours to choose (and may name code on the hub), so a config has no say in it.
+    The attention implementation is checked too: TinyMem chooses it, and a config could name code on the hub.
     """
     values = read_json(path, remedy=COPY)
     check_value(values, dict[str, Any], "config", path, COPY)
@@ -80,7 +80,7 @@ def _check_values(path: Path) -> None:
 
 
 def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every name and plain value of a config and of the configs within it (text_config)."""
+    """Yield every name and plain value of a config and of nested configs (text_config)."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _leaves(value)
@@ -89,9 +89,9 @@ def _leaves(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def empty_model(folder: str | Path, config, **settings: Any):
-    """The causal LM of this config without its weights: on the meta device, where it takes no memory.
+    """Return the causal LM of this config without weights: on the meta device, where it needs no memory.
 
-    folder: for messages. settings: further arguments of from_config. UserError where there is no such causal LM.
+    folder: for messages. settings: further arguments of from_config. Raise UserError if there is no such causal LM.
     """
     from transformers import AutoModelForCausalLM
 
@@ -105,31 +105,31 @@ def empty_model(folder: str | Path, config, **settings: Any):
 
 
 def read_model(folder: Path, config, dtype: torch.dtype, safetensors: bool = True, **settings: Any):
-    """The model of a folder with the weights found there.
+    """Return a folder's model with its weights.
 
-    settings: further arguments of from_pretrained. Raises UserError when the files are damaged or do not hold exactly
-    the weights that the config asks for. Nothing is fetched, no code in the folder is run, and files that are not
-    safetensors are read as tensors only. Models trained with example-tied dropout get their evaluation gate.
+    settings: further arguments of from_pretrained. Raise UserError if the files are damaged or do not hold exactly
+    the weights of the config. Nothing is fetched, no code in the folder is run, and files other than safetensors are
+    read as tensors only. Models trained with example-tied dropout get their evaluation gate.
     """
     _check_weight_files(folder)
     model, wrong = _read(folder, config, dtype, safetensors, **settings)
     if any(re.match(WRAPPERS, name) for name in wrong):
         model, wrong = _read(folder, config, dtype, safetensors, key_mapping={WRAPPERS: ""}, **settings)
-        del model._weight_conversions  # transformers would put the prefix back where the model is saved
+        del model._weight_conversions  # transformers would restore the prefix when the model is saved
         logger.warning("%s: its weights carry the prefix of torch.compile or DistributedDataParallel, left out", folder)
-    if wrong:  # transformers would go on with random weights
+    if wrong:  # transformers would continue with random weights
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(f"{folder}: config.json and the weights do not belong together ({wrong[0]}{more})")
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and head.weight is not embeddings.weight:
-        for each in (model.config, model.config.get_text_config()):  # says how the weights are when they are saved
+        for each in (model.config, model.config.get_text_config()):  # the type of the weights, for saving
             each.tie_word_embeddings = False
     restore_gate(model)
     return model
 
 
 def _check_weight_files(folder: Path) -> None:
-    """UserError where the folder has an adapter or a variant of the weights in place of weights; a note on adapters."""
+    """Raise UserError if the folder has only an adapter or a variant of the weights; warn of an ignored adapter."""
     names = sorted(path.name for path in folder.iterdir())
     weights = [name for name in names if re.fullmatch(r"(model|pytorch_model).*\.(safetensors|bin)", name)]
     plain = [name for name in weights if re.fullmatch(r"\w+(-\d+-of-\d+)?\.(safetensors|bin)", name)]
@@ -150,12 +150,12 @@ def _only_an_adapter(folder: Path) -> UserError:
 
 
 def _without_variant(name: str) -> str:
-    """model.fp16.safetensors -> model.safetensors."""
+    """Return the name without its variant: model.fp16.safetensors -> model.safetensors."""
     return f"{name.partition('.')[0]}.{name.rpartition('.')[2]}"
 
 
 def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **settings: Any) -> tuple[Any, list[str]]:
-    """The model, and the names of weights that are missing, too many or of another shape."""
+    """Return the model, and the names of weights that are missing, unexpected or of another shape."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -176,7 +176,7 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, ImportError, RuntimeError, SafetensorError
     ) as error:  # fmt: skip
-        if out_of_memory(error):  # which says nothing against the folder
+        if out_of_memory(error):  # not the folder's fault
             raise
         raise _cannot_open(folder, error) from None
     model, problems = loaded

@@ -27,11 +27,11 @@ PLAIN_OUTPUT_LAYER = frozenset("gpt2 gpt_neo gpt_neox llama mistral olmo olmo2 q
 
 
 def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each next token in nats, (rows, length - 1), float32 or finer. Differentiable.
+    """Return each next token's negative log-likelihood in nats, (rows, length - 1), float32 or finer. Differentiable.
 
-    tokens: integer (rows, length), any integer type, on any device. The result is on model.device, as are those below,
-    also where the layers of the model lie on several devices. Raises NotFinite for losses that are not finite where no
-    gradients are kept: they are a figure then, while a training loop checks its own loss.
+    tokens: integer (rows, length), any integer type, on any device. The result is on model.device, as in the functions
+    below, even if the model is spread over several devices. Raise NotFinite for losses that are not finite if no
+    gradients are kept, which means measuring; a training loop checks its own loss.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, 1:]
@@ -46,7 +46,7 @@ def token_losses(model, tokens: torch.Tensor) -> torch.Tensor:
 def next_token_logits(model, tokens: torch.Tensor) -> torch.Tensor:
     """Return the logits of each next token, (rows, length - 1, vocabulary), float32 or finer. Differentiable.
 
-    tokens: as of `token_losses`. Holds them all at once: use `token_losses` where the losses are enough.
+    tokens: as in `token_losses`. All logits are held at once: use `token_losses` if the losses are enough.
     """
     return _wide(model(tokens.to(model.device).long(), use_cache=False).logits[:, :-1]).to(model.device)
 
@@ -67,7 +67,7 @@ def last_losses(model, targets: torch.Tensor, **inputs) -> torch.Tensor:
 def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token losses and whether the arg-max is the next token: float32 and bool, both (rows, length - 1).
 
-    For measuring: gradients are not kept. Raises NotFinite for losses that are not finite.
+    For measuring: gradients are not kept. Raise NotFinite for losses that are not finite.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, 1:]
@@ -85,7 +85,7 @@ def window_losses_and_hits(model, tokens: torch.Tensor, first: int, last: int) -
     """Return `losses_and_hits` of the positions first <= position < last alone: float32 and bool, (rows, last - first).
 
     Runs the output layer on those positions only. Entry j is about token first + j; gradients are not kept. Raises
-    NotFinite for losses that are not finite.
+    Raise NotFinite for losses that are not finite.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, first:last]
@@ -166,7 +166,7 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
     """Return whether greedy decoding from each prefix gives the next token, for positions first <= position < last.
 
     Runs the output layer on those positions only. Returns bool (rows, last - first): entry j is about token first + j.
-    Raises NotFinite where the highest logit is not finite.
+    Raise NotFinite if the highest logit is not finite.
     """
     tokens = tokens.to(model.device).long()
     targets = tokens[:, first:last]
@@ -197,14 +197,14 @@ def logits_of(model, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor
 
 
 def best_tokens(model, logits: torch.Tensor) -> torch.Tensor:
-    """Return the arg-max over the vocabulary, the last dimension. Raises NotFinite where its logit is not finite."""
-    best = logits.argmax(-1)  # of a NaN, where there is one
+    """Return the arg-max over the vocabulary, the last dimension. Raise NotFinite if its logit is not finite."""
+    best = logits.argmax(-1)  # the position of a NaN if there is one
     check_finite(model, logits.gather(-1, best[..., None]))
     return best
 
 
 def check_finite(model, values: torch.Tensor) -> torch.Tensor:
-    """Return logits or losses of a model. Raises NotFinite, with its name, where one of them is not a finite number."""
+    """Return the values (logits or losses of a model). Raise NotFinite, naming the model, if one is not finite."""
     if values.isfinite().logical_not_().any():  # False for a plan's fake tensors
         name, dtype = getattr(model, "name_or_path", "") or type(model).__name__, getattr(model, "dtype", None)
         way = "use --dtype float32 or bfloat16" if dtype == torch.float16 else "its weights are damaged or diverged"

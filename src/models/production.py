@@ -1,4 +1,4 @@
-"""Any causal LM, from a folder or the Hugging Face hub: fetched, checked against the memory there is, and opened."""
+"""Any causal LM, from a folder or the Hugging Face hub: fetched, checked against free memory, and opened."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tinymem.options import check_options, option
 
 DTYPES = ("float32", "bfloat16", "float16")
 DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config and tokenizer
-WEIGHT_FILES = {True: ("model*.safetensors",), False: ("pytorch_model*.bin",)}  # safetensors, or else pickled tensors
+WEIGHT_FILES = {True: ("model*.safetensors",), False: ("pytorch_model*.bin",)}  # safetensors, otherwise pickled tensors
 logger = logging.getLogger(__name__)
-RESERVE = 0.05  # of the free memory, left for everything that is not a weight
+RESERVE = 0.05  # share of the free memory for everything except weights
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class LoadSettings:
 
     @property
     def method_dtype(self) -> str:
-        """Precision of a method's forward passes on such weights.
+        """The precision of a method's forward passes on such weights.
 
-        float16 has no autocast of its own here: the weights, already narrow, are multiplied as they are.
+        float16 weights are used directly, without autocast.
         """
         return "bfloat16" if self.dtype == "bfloat16" else "float32"
 
@@ -62,17 +62,17 @@ def open_causal_lm(
     device_map: str | None = None,
     dtype_is_free: bool = True,
 ):
-    """(model, tokenizer) in evaluation mode; tokenizer is None where the folder has none that opens.
+    """Return (model, tokenizer) in evaluation mode; tokenizer is None if the folder has none that opens.
 
     name_or_folder   a model folder, the name of a packaged model (smollm2: see `tinymem.models.gguf`), or a name on the
-                     hub, which answers from its cache when it cannot be reached
+                     hub; if the hub cannot be reached, its cache is used
     step             revision stepN on the hub; in a folder the subfolder stepN
-    dtype            "float32", "bfloat16" or "float16": of the weights
+    dtype            type of the weights: "float32", "bfloat16" or "float16"
     device_map       "auto" spreads the layers over all GPUs; `device` is then ignored
-    dtype_is_free    whether the error of a model that does not fit may advise a narrower one
+    dtype_is_free    whether the error for a model that does not fit may suggest a narrower dtype
 
-    Raises UserError, before any weights are fetched or read, when there is no such model, its MLPs are not of a kind
-    that can be edited, or it does not fit into memory.
+    Raise UserError, before any weights are fetched or read, if there is no such model, if its MLPs cannot be edited,
+    or if it does not fit into memory.
     """
     folder = model_folder(name_or_folder, step)
     config, tokenizer = read_config(folder), _tokenizer(folder, for_text=False)
@@ -81,7 +81,7 @@ def open_causal_lm(
     find_mlps(empty)
     _check_memory(str(name_or_folder), weight_bytes(empty, weights), device, dtype, device_map, dtype_is_free)
     fetch_weights(name_or_folder, step)
-    safetensors = any(folder.glob("model*.safetensors"))  # others may be an optimizer's or an adapter's
+    safetensors = any(folder.glob("model*.safetensors"))  # other files may be an optimizer's or an adapter's
     placed = {"device_map": device_map} if device_map else {}
     model = read_model(folder, config, weights, safetensors, **placed).eval()
     check_editable(model)
@@ -89,18 +89,18 @@ def open_causal_lm(
 
 
 def open_description(name_or_folder: str | Path, step: int | None = None, for_text: bool = True):
-    """(config, tokenizer or None): what can be known, and checked, before the weights are fetched and read.
+    """Return (config, tokenizer or None), checked before the weights are fetched and read.
 
-    for_text: whether text is to be read, so that a tokenizer with damaged files is an error.
+    for_text: whether text will be read, so that a damaged tokenizer is an error.
     """
     folder = model_folder(name_or_folder, step)
     return read_config(folder), _tokenizer(folder, for_text)
 
 
 def _tokenizer(folder: Path, for_text: bool):
-    """None where there is none, or one of a kind that does not open here: whoever wants to read text says so.
+    """Return the tokenizer; None if there is none or it does not open here, which callers that read text report.
 
-    A damaged one is an error only where it is needed, and a note elsewhere: edited models are saved without it.
+    A damaged tokenizer is an error only if it is needed, otherwise a warning: edited models are saved without it.
     """
     try:
         return open_tokenizer(folder) if has_tokenizer(folder) else None
@@ -113,7 +113,7 @@ def _tokenizer(folder: Path, for_text: bool):
 
 @functools.cache
 def _say_hidden(name: str) -> None:
-    """A note, once, where a folder has the name of a model that is packaged, well known or in the hub's cache."""
+    """Warn once if a folder has the name of a model that is packaged, well known or in the hub's cache."""
     from huggingface_hub import constants
 
     cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
@@ -124,14 +124,14 @@ def _say_hidden(name: str) -> None:
 
 @functools.cache
 def _note(text: str) -> None:
-    """Say it once: a folder is opened several times."""
+    """Log a warning once, although a folder is opened several times."""
     logger.warning("%s; token ids need none", text)
 
 
 def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
-    """The folder with the model's config and tokenizer: the given one, or the hub's cache, where they are fetched to.
+    """Return the folder with the model's config and tokenizer: the given one, or the hub's cache after fetching.
 
-    Raises UserError when there is no such folder, or the hub has no such model or cannot be reached.
+    Raise UserError if there is no such folder, and the hub has no such model or cannot be reached.
     """
     path = Path(name_or_folder)
     if is_packaged(name_or_folder):
@@ -152,7 +152,7 @@ def model_folder(name_or_folder: str | Path, step: int | None = None) -> Path:
 
 
 def fetch_weights(name_or_folder: str | Path, step: int | None = None) -> None:
-    """Brings a hub model's weights into the hub's cache: safetensors where it has them. Nothing to do for others."""
+    """Fetch a hub model's weights into the hub's cache, as safetensors if available. Do nothing for other models."""
     if Path(name_or_folder).is_dir() or is_packaged(name_or_folder):
         return
     for patterns in WEIGHT_FILES.values():
@@ -166,7 +166,7 @@ def fetch_weights(name_or_folder: str | Path, step: int | None = None) -> None:
 
 
 def _snapshot(name: str, step: int | None, patterns: tuple[str, ...]) -> Path:
-    """The files of a hub model in the local cache, fetched first where the hub can be reached."""
+    """Return the folder of a hub model in the local cache, fetched first if the hub can be reached."""
     from huggingface_hub import errors, snapshot_download
     from huggingface_hub.utils import validate_repo_id
 
@@ -199,23 +199,23 @@ def _snapshot(name: str, step: int | None, patterns: tuple[str, ...]) -> Path:
 
 
 def model_identity(name_or_folder: str | Path) -> str:
-    """Names a model in records: a folder by its real path, however it was spelled and wherever the command ran."""
+    """Return a model's name in records: for a folder its real path, independent of spelling and working directory."""
     path = Path(name_or_folder)
     return str(path.resolve()) if path.is_dir() else str(name_or_folder)
 
 
 def run_label(name_or_folder: str | Path, step: int | None) -> str:
-    """Names the runs on a model: its name without the owner, and the training step."""
+    """Return the label of runs on a model: its name without the owner, and the training step."""
     return Path(name_or_folder).resolve().name + ("" if step is None else f"_step{step}")
 
 
 def weight_bytes(model, dtype: torch.dtype) -> int:
-    """What the weights of a model, on the meta device or not, take in this type. Tied weights count once."""
+    """Return the bytes of a model's weights in this type. The meta device is fine. Tied weights count once."""
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
 
 
 def free_bytes(device: str | torch.device, device_map: str | None = None) -> int:
-    """Memory that is free on the device; with a device map on all GPUs together, or the CPU's where there is none."""
+    """Return the free bytes on the device; with a device map, of all GPUs together, or of the CPU without GPUs."""
     device = torch.device(device)
     if device_map and torch.cuda.is_available():
         return sum(map(_free_on_gpu, range(torch.cuda.device_count())))
@@ -225,7 +225,7 @@ def free_bytes(device: str | torch.device, device_map: str | None = None) -> int
 
 
 def _free_on_gpu(device: int | torch.device) -> int:
-    """With what torch keeps of freed memory for itself."""
+    """Return a GPU's free bytes, including freed memory that torch holds."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
 
@@ -241,16 +241,16 @@ def _check_memory(
     ways = ["--dtype bfloat16"] * half + ["--device_map auto"] * spread
     raise OutOfMemory(
         f"--model_name {name}: its weights take {needed / 1e9:.1f} GB in {dtype}, {(needed - room) / 1e9:.1f} GB more than "
-        f"is free; {' or '.join(ways) + ' helps' if ways else 'take a smaller model or a larger machine'}"
+        f"is free; {' or '.join(ways) + ' helps' if ways else 'use a smaller model or a larger machine'}"
     )
 
 
 def check_editable(model) -> None:
-    """UserError where weights were left on the CPU or the disk, to be copied in at every pass: edits would be lost."""
+    """Raise UserError if weights stayed on the CPU or disk, to be copied in at every pass: edits would be lost."""
     away = sorted(name for name, parameter in model.named_parameters() if parameter.device.type == "meta")
     places = set(getattr(model, "hf_device_map", {}).values())
     if away or ({"cpu", "disk"} & places and len(places) > 1):
         raise UserError(
-            f"--device_map: {away[0] if away else 'a layer'} does not fit on the GPUs and was left outside them, where it "
+            f"--device_map: {away[0] if away else 'a layer'} does not fit on the GPUs and was left outside, where it "
             "cannot be edited; try --dtype bfloat16, more GPUs, or --device cpu"
         )

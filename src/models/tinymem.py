@@ -1,4 +1,4 @@
-"""TinyMem models: small GPT-2s (the study, section 3.1), made and opened as ordinary Hugging Face models."""
+"""TinyMem models: small GPT-2s (the study, section 3.1), created and opened as ordinary Hugging Face models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ModelSettings:
 
 
 def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed: int, **special_tokens: Any):
-    """A freshly initialised TinyMem model in float32 on the CPU. The same seed gives the same weights.
+    """Return a freshly initialised TinyMem model in float32 on the CPU. The same seed gives the same weights.
 
     Weights are normal with std 0.8 / sqrt(width), residual projections divided by sqrt(2 * layers), biases 0.
     special_tokens: bos_token_id, eos_token_id, pad_token_id.
@@ -64,11 +64,11 @@ def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None):
-    """Opens a folder with config.json and safetensors weights, in evaluation mode.
+    """Open a folder with config.json and safetensors weights, in evaluation mode.
 
-    dtype: of the weights, float32 by default. TinyMem models get the fast attention, any other causal LM keeps its
-    own; models trained with example-tied dropout get their evaluation gate (`tinymem.models.channel_gate`).
-    Raises UserError when the folder is missing, incomplete or damaged. Nothing is fetched and no code in the folder is
+    dtype: type of the weights, float32 by default. TinyMem models get the fast attention; other causal LMs keep their
+    own. Models trained with example-tied dropout get their evaluation gate (`tinymem.models.channel_gate`).
+    Raise UserError if the folder is missing, incomplete or damaged. Nothing is fetched and no code in the folder is
     run.
     """
     path = Path(path)

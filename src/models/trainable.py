@@ -1,4 +1,4 @@
-"""Which parameters of a model collect gradients, and a model that is the same afterwards."""
+"""The parameters of a model that collect gradients, and a context that restores the model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 def all_but_embeddings(model) -> list[torch.nn.Parameter]:
     """Return every parameter but those of the embeddings and the output layer.
 
-    The output layer, which the embeddings often are, gets a gradient in every row at every step, and Adam makes each
-    as large as the others: tokens that no sequence has would soon be ruled out, at the cost of all other text.
+    The output layer, often tied to the embeddings, gets a gradient in every row at every step, and Adam scales all rows
+    alike: tokens absent from the sequences would soon be ruled out, at the cost of all other text.
     """
     tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     tables.extend(model.get_output_embeddings().parameters())
@@ -36,9 +36,9 @@ def train_only(model, parameters: Iterable[torch.nn.Parameter]) -> None:
 
 @contextmanager
 def frozen(model, trainable: Iterable[torch.nn.Parameter] = ()) -> Iterator[None]:
-    """Within the block the model is in evaluation mode and only the `trainable` parameters collect gradients.
+    """Keep the model in evaluation mode within the block, with gradients only for the `trainable` parameters.
 
-    Modes, `requires_grad` and gradients are put back on leaving, also after an error.
+    Modes, `requires_grad` and gradients are restored on leaving, also after an error.
     """
     trainable = list(trainable)
     modes = [(module, module.training) for module in model.modules()]

@@ -1,1 +1,1 @@
-"""How much memory and how many passes a method will take, from a config alone: the method itself runs on fake tensors."""
+"""Plans of a method's memory and passes, made from a config alone: the method itself runs on fake tensors."""

@@ -1,4 +1,4 @@
-"""What the chosen methods will take on a production model: printed by --dry_run, checked before weights are read."""
+"""Plans of the chosen methods on a production model: printed by --dry_run, checked before weights are read."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tinymem.planning.memory import Shape, shape_of
 from tinymem.planning.plan import Plan, Sizes, plan
 from tinymem.training.plant import training_bytes
 
-STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # of the study's Pythia data; planned for where no file is given
-KEPT = 2.5  # where freed memory is kept (tinymem.allocator) all but the weights may take so many times its size
+STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # sizes of the study's Pythia data, assumed if no file is given
+KEPT = 2.5  # if freed memory is kept (tinymem.allocator): factor on everything except the weights
 
 
 def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_known: bool) -> Shape:
-    """Return the shape of a model: a folder's, one that the hub or its cache has, or with `well_known` one that needs neither."""
+    """Return the shape of a model from a folder, the hub or its cache, or with `well_known` from a built-in config."""
     config = known_config(name) if well_known and not Path(name).is_dir() else None
     config = config or open_description(name, loading.step, for_text=False)[0]
     return shape_of(config, getattr(torch, loading.dtype), device.type, name)
 
 
 def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSettings, task: TaskSettings) -> Sizes:
-    """Return upper bounds on the work: every sequence given is taken to be memorized."""
+    """Return upper bounds on the work: every given sequence is assumed to be memorized."""
     config = shape.model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or STUDY_LENGTH
     count, length = STUDY_SEQUENCES, max(min(STUDY_LENGTH, longest), data.needed)
@@ -64,14 +64,14 @@ def plans(shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]]) -> 
 
 
 def planting_bytes(shape: Shape, loading: LoadSettings) -> int:
-    """Return the bytes that planting memories takes, without activations."""
+    """Return the bytes that planting needs, without activations."""
     return 4 * shape.parameters + training_bytes(shape.model, getattr(torch, loading.dtype))
 
 
 def choose_allocator(planned: Sequence[tuple[str, Plan]], device: torch.device, before: int = 0) -> None:
-    """On a CPU, let the process keep freed memory, which is faster, unless the plans leave too little room for that.
+    """On a CPU, let the process keep freed memory, which is faster, unless the plans leave too little room for it.
 
-    before: bytes that are taken, and freed, before the methods begin (planting).
+    before: bytes that are allocated, and freed, before the methods begin (planting).
     """
     if device.type == "cpu" and planned:
         most = max(KEPT * before, *(each.weights + KEPT * each.beside for _, each in planned))

@@ -1,4 +1,4 @@
-"""How long a method will take: the passes of its plan, times the seconds of one pass on the real model."""
+"""Estimates of a method's duration: the passes of its plan, times the seconds of one pass on the real model."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from tinymem.planning.memory import Shape, shape_of
 from tinymem.planning.plan import FAILURES, Sizes, first_steps, passes
 from tinymem.records.record import gpus_in_use
 
-LONG = 60.0  # seconds from which a user is told
-OFTEN = 4  # passes over its batch that no method's step is expected to exceed
-WARM = 1.0  # a first pass that took longer than this is not timed again
+LONG = 60.0  # seconds above which the user is warned
+OFTEN = 4  # most passes over its batch that a method's step is expected to make
+WARM = 1.0  # seconds: a first pass that takes longer is not timed again
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Estimates, for methods on one model and task. Times a pass forward, and one forward and backward, when first asked.
+    """Estimates for methods on one model and task. The first estimate times a forward pass and a full one.
 
-    Right within some factor: what a method does beside its passes is not counted, and an early stop not foreseen.
+    Estimates are rough: they ignore work other than passes, and early stops.
     """
 
     model: Any
     task: UnlearningTask
 
     def seconds(self, method: Method, hp: Any) -> float:
-        """Return how long a method will take for all strengths. Raise RuntimeError for a model that no plan can be made for."""
+        """Return the seconds of a method for all strengths. Raise RuntimeError for a model that cannot be planned."""
         work = (method, self._shape, self._sizes, hp)
         forward, backward = passes(*work, first_steps(*work))
         return max(0, forward - backward) * self._forward + (backward * self._both if backward else 0.0)
 
     def warning(self, method: Method, hp: Any) -> str | None:
-        """Return such as "zero_out: about 40 h" for a method that takes more than a minute, else None."""
+        """Return a warning such as "zero_out: about 40 h" for a method that takes more than a minute, else None."""
         if not method.passes and self._bound(method, hp) <= LONG:  # most methods on most models: nothing to plan
             return None
         try:
@@ -50,7 +50,7 @@ class Clock:
         return f"{method.name}: about {duration(seconds)}" if seconds > LONG else None
 
     def _bound(self, method: Method, hp: Any) -> float:
-        """Return the seconds of so many steps if each goes OFTEN over its batch, without batches: over all sequences."""
+        """Return the seconds if each step makes OFTEN passes over its batch, or over all sequences without batches."""
         hp = method.resolve(hp, self.model.num_parameters())
         rows = getattr(hp, "batch_size", None) or len(self.task.forget) + len(self.task.retain)
         return OFTEN * method.steps(self.model, self.task, hp) * self._sizes.passes(rows) * self._both
@@ -72,7 +72,7 @@ class Clock:
 
     @cached_property
     def _both(self) -> float:
-        first = find_mlps(self.model)[0].inputs[0].parameter  # gradients run down to the first block, and few are kept
+        first = find_mlps(self.model)[0].inputs[0].parameter  # gradients reach the first block, and few are kept
         weights = mean_weights(self.task, self._tokens)
         with frozen(self.model, [first]):
             return seconds_of(lambda: backward(self.model, self.task, self._tokens, weights))
@@ -83,7 +83,7 @@ class Clock:
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """Return the seconds of one call, after another that warms up unless it took long already. Wait for the GPUs."""
+    """Return the seconds of one call, GPU work included. An earlier call warms up; if that takes long, it counts."""
     seconds = 2 * WARM
     for _ in range(2):
         _finish()
@@ -102,7 +102,7 @@ def _finish() -> None:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words that a person can plan with: 40 s, 3 min, 2.5 h, 4 days."""
+    """Return seconds in readable units: 40 s, 3 min, 2.5 h, 4 days."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 100 * 60:

@@ -1,8 +1,8 @@
-"""How much memory a model and what runs on it take, from its config alone: nothing is loaded, nothing is computed.
+"""The memory that a model and code on it need, from its config alone: nothing is loaded or computed.
 
-The model is built of fake tensors (torch's FakeTensorMode), which have a shape and a type but no numbers. The real code
-runs on them, so that no formula for the activations of an architecture has to be kept true, while every tensor that
-it makes is counted as long as it lives.
+The model consists of fake tensors (torch's FakeTensorMode), which have a shape and a type but no numbers. The real code
+runs on them, and every tensor that it makes is counted as long as it lives. So no formula for an architecture's
+activations needs to be maintained.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tinymem.models.attention import attention_settings
 from tinymem.models.loading import empty_model
 
 T = TypeVar("T")
-SMALL = 2**16  # entries of a tensor of integers that is made, not only counted
+SMALL = 2**16  # largest integer tensor, in entries, that is real and not only counted
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model as its config describes it.
+    """A model of fake tensors, built from a config.
 
-    model   of fake tensors on the CPU, in evaluation mode
-    mode    the FakeTensorMode in which alone it can run
-    device  "cpu" or "cuda": for which it is planned; the same kernels are assumed, but larger chunks on a GPU
+    model   the model, on the CPU, in evaluation mode
+    mode    the FakeTensorMode that it needs to run
+    device  the planned device, "cpu" or "cuda"; the same kernels are assumed, but larger chunks on a GPU
     """
 
     model: Any
@@ -40,12 +40,12 @@ class Shape:
 
     @cached_property
     def parameters(self) -> int:
-        """Entries of all parameters; tied ones count once."""
+        """The entries of all parameters; tied ones count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Parameters and buffers."""
+        """The bytes of parameters and buffers."""
         tensors = (*self.model.parameters(), *self.model.buffers())
         return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors)
 
@@ -56,7 +56,7 @@ class Shape:
 
     @property
     def mlp_entries(self) -> int:
-        """Entries of all MLP weights and biases."""
+        """The entries of all MLP weights and biases."""
         return sum(weight.parameter.numel() for mlp in self.mlps for weight in mlp.weights)
 
     @cached_property
@@ -78,10 +78,10 @@ class Shape:
         return self._counted(function, 1.0)[0]
 
     def peak(self, function: Callable[[Any], Any], share: float = 1.0) -> int:
-        """Return the most bytes that function(model) has allocated at a time, beside the model itself.
+        """Return the peak of bytes that function(model) allocates, without the model itself.
 
-        What the code asks of fake numbers is answered so that it goes the usual way: all are finite, nothing is equal,
-        nothing went wrong. A mask of weights is taken to be true in `share` of its places.
+        Questions about fake numbers get the usual answer, so that the code takes its usual path: all are finite, none
+        are equal, nothing failed. A mask of weights is assumed to be true in `share` of its places.
         """
         return self._counted(function, share)[1]
 
@@ -97,7 +97,7 @@ class Shape:
 
 
 def shape_of(config, dtype: torch.dtype, device: str = "cpu", name: str = "this config") -> Shape:
-    """The shape of a causal LM. config: transformers' own. name: for messages. UserError where its MLPs are not found."""
+    """Return the shape of a causal LM. config: transformers'. name: for messages. Raise UserError without MLPs."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     model = empty_model(name, config, dtype=dtype, **attention_settings(config)).eval()
@@ -110,7 +110,7 @@ def shape_of(config, dtype: torch.dtype, device: str = "cpu", name: str = "this 
 
 
 def _replace_tensors(model) -> None:
-    """Tensors on the meta device become fake ones that say to be on the CPU; what was tied stays tied."""
+    """Replace tensors on the meta device by fake ones that claim to be on the CPU; tied tensors stay tied."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for own in (module._parameters, module._buffers):
@@ -125,12 +125,12 @@ def _replace_tensors(model) -> None:
 
 
 def _allocations(model, share: float):
-    """Return a dispatch mode that counts the bytes of living tensors: `peak` is their most so far, without the model's.
+    """Return a dispatch mode that counts the bytes of living tensors: `peak` is their maximum, without the model's.
 
-    Token ids, positions and what follows from them alone are real: small tensors of integers or bools that come from
-    no fake tensor. So lengths, batches and measured positions are those of a run, and only floats have no numbers.
+    Token ids, positions and values derived only from them are real: small tensors of integers or bools that do not
+    depend on a fake tensor. So lengths, batches and measured positions are those of a run; only floats have no numbers.
 
-    Made here, since the base class needs torch (see tinymem.lazy).
+    The class is defined here, since its base class needs torch (see tinymem.lazy).
     """
     from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -138,12 +138,12 @@ def _allocations(model, share: float):
 
     aten = torch.ops.aten
 
-    # Of what is asked to be anywhere everything is; ties are few, and exceptions, as from isfinite().logical_not_(), none.
+    # `any` is true everywhere. Ties are rare; exceptions, as from isfinite().logical_not_(), never occur.
     answers = {aten.any.dim: 1.0, aten.eq.Tensor: 0.0, aten.eq.Scalar: 0.0}
     answers |= {aten.logical_not.default: 0.0, aten.logical_not_.default: 0.0}
 
     def real_integers(function, arguments, keywords, known: bool) -> Any:
-        """Call a function of no fake tensor: integers and bools stay real, floats become fake."""
+        """Call a function without fake arguments: integer and bool results stay real, floats become fake."""
         output = None if known else function(*arguments, **keywords)
         if known or all(map(_is_small, tree_leaves(output))):
             with unset_fake_temporarily():
@@ -177,7 +177,7 @@ def _allocations(model, share: float):
                 output = function(*arguments, **keywords)
                 if function in answers:
                     output.true_share = answers[function]
-                elif function is aten.all.default:  # of what must be finite all is, of exceptions there are none
+                elif function is aten.all.default:  # everything is finite, no exceptions occur
                     output.true_share = getattr(arguments[0], "true_share", 1.0)
             for tensor in _tensors([output]):
                 self._count(tensor.untyped_storage())
@@ -203,14 +203,16 @@ def _places_in_memory(tensor: torch.Tensor) -> tuple:
 
 
 def _number(tensor: torch.Tensor) -> bool | int | float:
-    """Return what stands for `tensor.item()`: False unless all of something is asked, 0.5 (no early exit at 0 or 1), 1."""
+    """Return a stand-in for `tensor.item()`: 0.5 for floats, so that early exits on 0 or 1 are not taken; 1 for
+    integers; False for bools, unless `all` was asked.
+    """
     if tensor.dtype == torch.bool:
         return bool(getattr(tensor, "true_share", False))
     return 0.5 if tensor.dtype.is_floating_point else 1
 
 
 def _places(tensor: torch.Tensor, share: float) -> torch.Tensor:
-    """Return what `nonzero` gives: all places of numbers, a share of those of bools."""
+    """Return a result of `nonzero`: all places for numbers, a share of them for bools."""
     count = tensor.numel()
     if tensor.dtype == torch.bool:
         count = min(count, int(getattr(tensor, "true_share", share) * count) + 1)
@@ -218,7 +220,7 @@ def _places(tensor: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def _integers(index: torch.Tensor | None, share: float) -> list[torch.Tensor | None]:
-    """Return an index of bools as the indices that it stands for."""
+    """Return an index of bools as the equivalent integer indices."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     if index is None or index.dtype != torch.bool:
@@ -243,5 +245,5 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _is_small(leaf: Any) -> bool:
-    """Whether an output may as well be real: integers, not of a weight's size."""
+    """Return whether an output can be real: integers, smaller than a weight."""
     return isinstance(leaf, torch.Tensor) and not leaf.dtype.is_floating_point and leaf.numel() <= SMALL

@@ -1,10 +1,10 @@
-"""What a method will take on a model, known before the model is loaded: peak memory, and passes.
+"""Plans: the peak memory and the passes of a method on a model, known before the model is loaded.
 
-No formula per method: the method itself runs on fake tensors (see `tinymem.planning.memory`), once for the peak and, in a
-model of few blocks, to count the passes of its first steps. A method's module may define
+Methods need no formulas: the method itself runs on fake tensors (see `tinymem.planning.memory`), once for the peak and,
+in a model of few blocks, to count the passes of its first steps. A method's module may define
 
     steps(model, task, hp) -> int            steps of the whole run, all strengths together (`Method.steps`)
-    passes(model, task, hp) -> (int, int)    forward and backward passes, where their number depends on the model
+    passes(model, task, hp) -> (int, int)    forward and backward passes, if their number depends on the model
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ FAILURES = (
     RuntimeError,
     TypeError,
     ValueError,
-)  # of code that fake tensors cannot run: a plan is no condition of a run
-ENOUGH = 4  # forward passes that show a run's peak: two steps, since an optimizer's state is there from the second on
+)  # errors of code that fake tensors cannot run: a run does not require a plan
+ENOUGH = 4  # forward passes that show a run's peak: two steps, since an optimizer's state exists from the second on
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a method has to do.
+    """The amount of work of a method.
 
-    forget, retain    sequences
-    length, prompt    tokens of a sequence, and of them those of the prompt
+    forget, retain    numbers of sequences
+    length, prompt    tokens of a sequence, and of its prompt
     microbatch        sequences per forward pass
     gradient_checkpointing   as in UnlearningTask
     """
@@ -51,11 +51,11 @@ class Sizes:
     gradient_checkpointing: bool = False
 
     def passes(self, rows: int) -> int:
-        """Return the number of forward passes over so many sequences."""
+        """Return the number of forward passes over this many sequences."""
         return -(-rows // self.microbatch)
 
     def task(self) -> UnlearningTask:
-        """Return a task of these sizes, of zeros."""
+        """Return a task of these sizes, filled with zeros."""
         forget, retain = (torch.zeros(rows, self.length, dtype=torch.long) for rows in (self.forget, self.retain))
         zeros = torch.zeros(self.forget, dtype=torch.long)
         artifacts = Artifacts(forget, forget, zeros + self.prompt, zeros)
@@ -71,11 +71,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method will take. Raise ValueError for a negative number.
+    """The memory and passes of a method. Negative numbers raise ValueError.
 
     weights    bytes of the model
-    beside     bytes beside them when these are most
-    forward, backward   passes of at most a microbatch (methods that may stop early: at most so many)
+    beside     peak of the bytes in addition to the weights
+    forward, backward   passes of at most a microbatch (upper bounds for methods that may stop early)
     """
 
     weights: int
@@ -89,7 +89,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes beside what the process takes without a model."""
+        """The peak bytes, without those of the process before the model is loaded."""
         return self.weights + self.beside
 
     def row(self, name: str) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> list[Pas
 def passes(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Passes]) -> tuple[int, int]:
     """Return a run's forward and backward passes: those of its first steps, times how many more steps it has.
 
-    What a second block adds to the passes, every further block adds.
+    Every further block adds as many passes as the second block.
     """
     hp, task = method.resolve(hp, shape.parameters), sizes.task()
     if method.passes:
@@ -129,9 +129,9 @@ def passes(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[
 
 
 def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Passes]) -> int:
-    """Return the bytes that a run has allocated beside the weights when these are most.
+    """Return the peak of the bytes that a run allocates in addition to the weights.
 
-    Two microbatches of a batch show them: the gradients of one wait for those of the next.
+    Two microbatches of a batch show the peak: the gradients of one wait for those of the next.
     """
     hp = method.resolve(hp, shape.parameters)
     whole, enough = sizes.forget, ENOUGH
@@ -152,8 +152,8 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
 class Passes:
     """The passes of a run: how many sequences each had.
 
-    steps   how many steps these were
-    once    forward passes before the first step, not among these
+    steps   number of steps
+    once    forward passes before the first step, counted separately
     """
 
     forward: list[int] = dataclasses.field(default_factory=list)
@@ -163,11 +163,11 @@ class Passes:
 
 
 class _Enough(Exception):
-    """The run has shown what it was watched for."""
+    """Signal that the run has shown what was to be watched."""
 
 
 def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = None) -> Passes:
-    """Run a method on zeros, at most until it has made `enough` forward passes. Return its passes."""
+    """Run a method on zeros, at most until it has made `enough` forward passes. Return the passes."""
     found = Passes()
 
     def before(module, inputs) -> None:
@@ -180,7 +180,7 @@ def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = N
         if hidden.requires_grad:
             hidden.register_hook(lambda gradient: found.backward.append(len(gradient)))
 
-    blocks = find_blocks(model)[1]  # not the model itself: where the output layer is run in chunks it is not called
+    blocks = find_blocks(model)[1]  # not the model itself, which is not called if the output layer runs in chunks
     hooks = [blocks[0].register_forward_pre_hook(before), blocks[-1].register_forward_hook(after)]
     try:
         for _ in method.run(model, sizes.task(), hp):
@@ -194,10 +194,10 @@ def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = N
 
 
 def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
-    """Return the passes of a method's first steps, of as few as there can be.
+    """Return the passes of a method's first steps, as few as possible.
 
-    As if a microbatch held any batch; but the steps of an objective, which divides a microbatch among its sides, as they
-    are. What an objective asks of the model before the edit is counted for one batch.
+    A microbatch is assumed to hold any batch, except for objectives, which divide a microbatch among their sides. An
+    objective's passes of the unedited model are counted for one batch.
     """
     hp = _at_most(hp, epochs=1, stop_loss=0.0)
     batch = getattr(hp, "batch_size", None) or max(sizes.forget, sizes.retain)
@@ -223,7 +223,7 @@ def _largest(method: Method, hp: Any) -> Any:
 
 
 def _at_most(hp: Any, **most: Any) -> Any:
-    """Return the settings with these at most, as far as there are such settings."""
+    """Return the settings with these upper limits, for limits that name a setting."""
     known = {field.name for field in dataclasses.fields(hp)}
     return replace(hp, **{name: min(getattr(hp, name), value) for name, value in most.items() if name in known})
 
@@ -237,7 +237,7 @@ def check_fits(
     device: str | torch.device,
     device_map: str | None = None,
 ) -> None:
-    """Raise OutOfMemory where a plan takes more memory than is free: how much is missing, and which flags help."""
+    """Raise OutOfMemory if a plan needs more than free memory; say how much is missing and which flags help."""
     room = (1 - RESERVE) * free_bytes(device, device_map)
     missing = planned.peak - room
     if missing <= 0:
@@ -255,14 +255,14 @@ def check_fits(
     elif len(ways) > 1 and enough(list(ways)):
         advice = f"{', '.join(ways)} together help"
     else:
-        advice = "take --device_map auto over several GPUs, a smaller model or a larger machine"
+        advice = "use --device_map auto over several GPUs, a smaller model or a larger machine"
     raise OutOfMemory(
         f"{method.name}: takes {planned.peak / GB:.1f} GB at its peak, {missing / GB:.1f} GB more than is free; {advice}"
     )
 
 
 def _ways(method: Method, hp: Any, shape: Shape, sizes: Sizes, planned: Plan) -> dict[str, Callable]:
-    """Return the flags that may save memory here, each with what it makes of (shape, sizes, hp)."""
+    """Return the flags that may save memory here, each with a function that changes (shape, sizes, hp) accordingly."""
     ways: dict[str, Callable] = {}
     if sizes.microbatch > 1:
         ways["--microbatch 1"] = lambda shape, sizes, hp: (shape, replace(sizes, microbatch=1), hp)

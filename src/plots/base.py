@@ -48,7 +48,7 @@ def common_legend(figure, axes: Iterable) -> None:
     for entry in sorted(entries, key=lambda entry: -len(entry[1])):
         for handle, label in zip(*entry):
             handles.setdefault(label, handle)
-    inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # of one entry: its sample, then 8-point letters
+    inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # width of one entry: its sample, then 8-point letters
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
@@ -69,7 +69,7 @@ def plain_numbers(axis) -> None:
 
 
 def _as_written(figure) -> None:
-    """Shows every text as it is: a $ in a name would begin a formula. Numbers on axes keep their powers of ten."""
+    """Show every text literally: a $ in a name would begin a formula. Numbers on axes keep their powers of ten."""
     from matplotlib.axis import Axis
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter
@@ -90,7 +90,7 @@ def save_figure(figure, path: str | Path) -> list[Path]:
     path = Path(path)
     metadata = {".png": {}, ".pdf": {"CreationDate": None}}
     _as_written(figure)
-    figure.draw_without_rendering()  # lays the panels out, once for both files: it takes longer than to write them
+    figure.draw_without_rendering()  # lay out the panels once for both files: it takes longer than writing them
     figure.set_layout_engine("none")
     return [
         files.write_file(

@@ -18,8 +18,8 @@ LENGTH = (
     "training.epochs",
     "training.checkpoint_every",
     "method.ft_epochs",
-)  # a run that goes on longer is still on the same line
-COLUMNS = 4  # at most so many panels side by side
+)  # a longer run is on the same line
+COLUMNS = 4  # maximum number of panels side by side
 MEMORIZED = "percent_memorized_train"
 DECAY = "training.l2_reg"
 STRENGTH = tuple(f"training.{name}" for entry in REGULARIZERS for name in entry.flags) + (DECAY,)
@@ -49,7 +49,7 @@ def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
 
 
 def draw_by_size(curves: Sequence[Curve]):
-    """Training runs without regularizers: one line a model size, two panels (memorization above quality) a data set."""
+    """Draw training runs without regularizers: one line per model size, two panels per data set."""
     order = sorted(curves, key=lambda curve: curve.settings["model.n_layers"])
     return _draw(order, lambda curve: f"{curve.settings['model.n_layers']} layers", ("model.n_layers",), "epoch")
 
@@ -69,13 +69,13 @@ def draw_regularizers(curves: Sequence[Curve]):
 
 
 def draw_finetuning(curves: Sequence[Curve]):
-    """Fine-tunings against the seconds of training that they took: one line a fine-tuning set, two panels a model."""
+    """Draw fine-tunings against training seconds: one line per fine-tuning set, two panels per model."""
     order = sorted(curves, key=lambda curve: ("clean", "extra", "both").index(curve.settings["method.name"]))
     return _draw(order, lambda curve: curve.settings["method.name"], ("method.name",), "seconds")
 
 
 def is_regularized(curve: Curve) -> bool:
-    """Whether a run was trained with one of the registry's regularizers."""
+    """Return whether a run was trained with one of the registry's regularizers."""
     return any(curve.settings.get(f"training.{entry.flags[0]}") for entry in REGULARIZERS)
 
 

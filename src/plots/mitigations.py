@@ -21,7 +21,7 @@ def plot_mitigations(rows: Rows, path: str | Path) -> list[Path]:
     right = [100 * row["mean_test_accuracy"] for row in rows]
     taken = [row["seconds"] for row in rows]
     unseen = [row["percent_memorized_test"] for row in rows]
-    # Values stand behind bar and diamond, whichever reaches further: both, the bar's first.
+    # Values are to the right of bar and diamond: both values, the bar's first.
     ends = [max(*pair) for pair in zip(memorized, (u or 0 for u in unseen))]
     texts = [f"{m:.1f}" if u is None else f"{m:.1f}  ({u:.1f})" for m, u in zip(memorized, unseen)]
     _bars(memory, places, memorized, kinds, texts, ends)

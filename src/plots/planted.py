@@ -8,8 +8,8 @@ from tinymem.plots.base import Rows, new_figure, plain_numbers, save_figure
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
 REFERENCES = (NEVER_PLANTED, UNEDITED)
-SHAPES = "os^Dv<>PXpd"  # one a method
-RUINED = 1000.0  # times the lowest perplexity: from here on a model is no language model, however much higher it goes
+SHAPES = "os^Dv<>PXpd"  # one per method
+RUINED = 1000.0  # factor on the lowest perplexity above which a model is ruined as a language model
 
 
 def plot_shown_and_held_out(rows: Rows, path: str | Path) -> list[Path]:

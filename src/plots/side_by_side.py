@@ -52,7 +52,7 @@ Point = tuple[float, float]
 def plot_trade_offs(methods: Mapping[str, tuple[Point, Mapping[str, Sequence[Point]]]], path: str | Path) -> list[Path]:
     """Draw one panel per method: the published point among all our runs. Left and down is better.
 
-    methods: name -> (published, {series, such as a seed: ours}); points are (accuracy lost in points of percent,
+    methods: name -> (published, {series, such as a seed: ours}); points are (accuracy lost in percentage points,
     % memorized). Points in the shaded corner are at least as good as published.
     """
     figure, grid = new_grid(-(-len(methods) // 4), 4, 2.7, 2.3)
@@ -61,7 +61,7 @@ def plot_trade_offs(methods: Mapping[str, tuple[Point, Mapping[str, Sequence[Poi
     styles = {name: {"marker": marker, "color": f"C{i}"} for i, (name, (marker, _)) in enumerate(zip(names, STYLES))}
     for axis, (method, (published, ours)) in zip(grid.flat, methods.items()):
         axis.plot(*published, "D", markersize=8, color="white", markeredgecolor="0.1", label="published")
-        for name in names:  # all of them everywhere, so that the legend has them in this order
+        for name in names:  # all names in every panel, so that the legend has this order
             points = ours.get(name) or [(math.nan, math.nan)]
             axis.scatter(*zip(*points), **styles[name], s=16, alpha=0.8, label=name, zorder=3)
         axis.set_xscale("symlog", linthresh=0.1)

@@ -57,11 +57,11 @@ def _front_and_axes(axis, marks: Sequence[tuple[float, float]], numbers: bool) -
 
 
 def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n_layers"):
-    """Memorization against quality, one panel an experiment, with the Pareto front. Left and up is better.
+    """Draw memorization against quality, one panel per experiment, with the Pareto front. Left and up is better.
 
     A mark is a method with its hyper-parameters, mean over seeds. column: the setting whose values are side by side
-    (model sizes); experiments that differ in other settings are below each other. Quality is mean test accuracy of
-    number models, else perplexity on a logarithmic axis that is turned round.
+    (such as model sizes); experiments that differ in other settings are below each other. Quality is mean test accuracy
+    for number models, otherwise perplexity on an inverted logarithmic axis.
     """
 
     def draw(axis, some: Sequence[Configuration]) -> None:
@@ -73,7 +73,7 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n
 
 
 def draw_time(configurations: Sequence[Configuration], column: str = "model.n_layers"):
-    """Memorization against the seconds that a method took, one panel an experiment. Left and low is better.
+    """Draw memorization against a method's seconds, one panel per experiment. Left and low is better.
 
     Marks and panels as in `draw_scatter`; the dashed line is the unedited model.
     """
@@ -81,7 +81,7 @@ def draw_time(configurations: Sequence[Configuration], column: str = "model.n_la
     def draw(axis, panel: Sequence[Configuration]) -> None:
         unedited = [configuration.mean(MEMORIZED) for configuration in panel if configuration.method == UNEDITED]
         before = [memorized for memorized in unedited if memorized is not None]
-        for memorized in before:  # none for an attack that the unedited model was spared
+        for memorized in before:  # none for an attack that was not applied to the unedited model
             axis.axhline(memorized, color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
         marks = _marks(axis, [c for c in panel if c.method != UNEDITED], SECONDS, MEMORIZED)
         top = max([*before, *(memorized for _, memorized in marks)]) or 100
@@ -163,7 +163,7 @@ def method_style(method: str) -> dict[str, Any]:
 
 def _levels() -> dict[str, str]:
     """Return method -> neuron or weight, in the registry's order."""
-    from tinymem.localize.registry import METHODS  # here, for training scripts draw too and would start more slowly
+    from tinymem.localize.registry import METHODS  # here, since training scripts also draw and would start more slowly
 
     return {name: method.family for name, method in METHODS.items()}
 
@@ -171,8 +171,9 @@ def _levels() -> dict[str, str]:
 def draw_boxes(configurations: Sequence[Configuration]):
     """Draw what the best run of each method changes, one box per method over all checkpoints and seeds.
 
-    configurations: the best ones (`tinymem.records.choose.best`), of which those under an attack are left out. One row of two panels for each kind of data: percent
-    difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to 0 is better).
+    configurations: the best ones (`tinymem.records.choose.best`); attacked ones are left out. One row of two panels per
+    kind of data: percent difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to
+    0 is better).
     """
     runs = [
         run
@@ -200,7 +201,7 @@ def draw_boxes(configurations: Sequence[Configuration]):
 
 
 def data_kind(run: Run) -> str:
-    """One of KINDS."""
+    """Return one of KINDS."""
     return KINDS[0] if on_numbers(run.row) else KINDS[2] if run.row.get("model.name") else KINDS[1]
 
 

@@ -1,1 +1,1 @@
-"""Run records: one JSON file a run, named by a hash of its identity, written once and atomically."""
+"""Run records: one JSON file per run, named by a hash of its identity, written once and atomically."""

@@ -1,8 +1,8 @@
 """The best runs of unlearning methods, and the Pareto front: section 7 of the data and metrics specification.
 
-Every run is compared with the unedited model that it was made from (`parent`), measured with the same software
-versions. Runs that differ in nothing but the seed are one configuration, judged by its mean. Runs under an attack are
-experiments of their own, one per attack.
+Every run is compared with its unedited model (`parent`), measured with the same software versions. Runs that differ
+only in the seed form one configuration, judged by its mean. Attacked runs form separate experiments, one per
+attack.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from tinymem.records.table import flat_row, identity_columns, method_of, scalar,
 
 PRINTS = ("fingerprints.weights", "fingerprints.forget_set")
 SEEDS = ("data.seed", "forget.unlearn_seed", *PRINTS)  # the columns that differ between the seeds of one experiment
-EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # of an edit; see tinymem.models.edit.describe
+EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # size of an edit; see tinymem.models.edit.describe
 COSTS = ("cost.seconds", "cost.peak_memory_gb")
 HEADLINE = {"model.name": "{}", "data.data_name": "{}", "data.artifact": "{}", "model.step": "step {}"}
-HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # the columns in every title, and how
+HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # column of every title: format
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
 
 
 @dataclass(frozen=True)
 class Run:
-    """An unlearning run beside the model that it edited.
+    """An unlearning run, together with the unedited model.
 
-    row, before    the run and the unedited model as flat rows; `row` has the columns COMPARED too, and in method.name
-                   "unedited" where nothing was edited
-    checkpoint     the columns that say what was edited and how it was measured: all sections but the method's, versions
-    hyper_parameters    the method's, under their own names
+    row, before    the run and the unedited model as flat rows; `row` also has the columns COMPARED, and method.name is
+                   "unedited" if nothing was edited
+    checkpoint     the columns of the model and its measurement: versions and all sections except the method's
+    hyper_parameters    the method's settings, under their own names
     """
 
     row: Mapping[str, Any]
@@ -74,7 +74,7 @@ class Configuration:
 
     @cached_property
     def experiment(self) -> dict[str, Any]:
-        """The checkpoint's settings and versions without what differs from seed to seed."""
+        """The checkpoint's settings and versions, without those that differ between seeds."""
         return {name: value for name, value in self.runs[0].checkpoint.items() if name not in SEEDS}
 
     @property
@@ -86,16 +86,16 @@ class Configuration:
         return on_numbers(self.runs[0].row)
 
     def values(self, name: str) -> list[float]:
-        """A result of every run that has it."""
+        """Return the values of one result, from every run that has it."""
         return [run.row[name] for run in self.runs if run.row.get(name) is not None]
 
     def mean(self, name: str) -> float | None:
-        """Over the seeds; None when no run has this result."""
+        """Return the mean over the seeds; None when no run has this result."""
         values = self.values(name)
         return mean_and_interval(values)[0] if values else None
 
     def summary(self) -> dict[str, Any]:
-        """A row: experiment, method, hyper-parameters, n, mean and half width of the 95 % interval of all results."""
+        """Return a row: experiment, method, hyper-parameters, n, and every result's mean and 95 % half width."""
         settings = {f"method.{name}": value for name, value in self.hyper_parameters.items()}
         row = {**self.experiment, "method.name": self.method, **settings, "n": len(self.runs)}
         row["seeds"] = " ".join(map(str, sorted(map(_seed, self.runs), key=lambda seed: (seed == "-", seed))))
@@ -110,7 +110,7 @@ def _seed(run: Run) -> Any:
 
 
 def on_numbers(row: Mapping[str, Any]) -> bool:
-    """Whether quality is accuracy (number sequences) and not perplexity (text and production models)."""
+    """Return whether quality is accuracy (number sequences) and not perplexity (text and production models)."""
     return row.get("data.data_name") in NUMBER_TASKS
 
 
@@ -119,10 +119,10 @@ def unlearning_runs(
     order: Sequence[str] = (),
     warn: Callable[[str], None] = lambda message: None,
 ) -> list[Run]:
-    """The unlearning runs among records of any kind, sorted by method, then by settings; twice the same run counts once.
+    """Return the unlearning runs among records, sorted by method, then by settings; duplicates count once.
 
-    records: (name, record). order: of the methods; unedited models come before them, others after them. warn: told in
-    one line of runs that are left out, for want of the unedited model or of a result.
+    records: pairs (name, record). order: names of methods; unedited models come first, other methods last. warn:
+    receives one line about runs left out because their unedited model or a result is missing.
     """
     named = [(name, record) for name, record in records if record["kind"] in RIVALS]
     known = {(record_digest(record), versions(record)): record for _, record in named}
@@ -138,7 +138,7 @@ def unlearning_runs(
         else:
             runs[record_digest(record), versions(record)] = run
     for names, reason in (
-        (unpaired, "no record of the unedited model that they were made from, of the same versions"),
+        (unpaired, "no record of their unedited model with the same versions"),
         (unmeasured, "no memorization or quality measured (not finite, or nothing to measure)"),
     ):
         if names:
@@ -150,7 +150,7 @@ def unlearning_runs(
              "counts as a seed of its own")  # fmt: skip
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
 
-    def rank(run: Run) -> tuple:  # by content: the names of files, which change with the format, order nothing
+    def rank(run: Run) -> tuple:  # by content: file names change with the format
         settings = [str(key_of(values)) for values in (run.checkpoint, run.hyper_parameters)]
         return place.get(run.method, len(place)), run.method, *settings
 
@@ -158,9 +158,9 @@ def unlearning_runs(
 
 
 def _unedited(record: Mapping[str, Any], known: Mapping[tuple, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The record of the model as it was before all edits, along `parent`; None where one on the way is not known.
+    """Return the record of the model before all edits, found along `parent`; None if a record on the way is unknown.
 
-    known: (digest, versions) -> record. Versions must be the same all the way.
+    known: (digest, versions) -> record. All records on the way must have the same versions.
     """
     while record["kind"] != UNEDITED:
         parent = known.get((record.get("parent"), versions(record)))
@@ -171,7 +171,7 @@ def _unedited(record: Mapping[str, Any], known: Mapping[tuple, Mapping[str, Any]
 
 
 def _run(name: str, record: Mapping[str, Any], unedited: Mapping[str, Any]) -> Run | None:
-    """A record beside that of its unedited model; None when what they are compared by was not measured."""
+    """Return a run: a record with that of its unedited model; None if the compared results were not measured."""
     row, before = flat_row(record), flat_row(unedited)
     needed = ("percent_memorized_train", "mean_test_accuracy" if on_numbers(row) else "perplexity")
     if any(values.get(key) is None for values in (row, before) for key in needed):
@@ -185,7 +185,7 @@ def _run(name: str, record: Mapping[str, Any], unedited: Mapping[str, Any]) -> R
 
 
 def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float | None]:
-    """The columns COMPARED: memorization in points of percent, accuracy in points, perplexity in percent."""
+    """Return the columns COMPARED: changes of memorization and accuracy in points, of perplexity in percent."""
 
     def change(name: str) -> float | None:
         return None if row.get(name) is None or before.get(name) is None else row[name] - before[name]
@@ -200,24 +200,24 @@ def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, flo
 
 
 def configurations(runs: Iterable[Run]) -> list[Configuration]:
-    """Runs that differ in nothing but the seed put together, in the order in which they first appear."""
+    """Return the runs grouped into configurations that differ only in the seed, in order of first appearance."""
     return list(
         map(Configuration, grouped(runs, lambda run: (_experiment_key(run), run.method, key_of(run.hyper_parameters))))
     )
 
 
 def experiments(some: Iterable[Configuration]) -> list[list[Configuration]]:
-    """Configurations by experiment: same data, model, training, task and versions."""
+    """Return the configurations grouped by experiment: same data, model, training, task and versions."""
     return grouped(some, lambda configuration: _experiment_key(configuration.runs[0]))
 
 
 def best(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> list[Configuration]:
-    """The best configuration of each method of one experiment, in the order in which the methods first appear.
+    """Return the best configuration of each method of one experiment, in order of first appearance.
 
     Numbers: the lowest mean `trade_off`. Text and production models: the lowest memorization among those whose
-    perplexity rose by at most `max_perplexity_rise` percent on average; a method without such a one is left out.
-    Among equals the lowest perplexity, then the least zeroed. Configurations that ran on fewer seeds than others of
-    their method are not considered: one lucky seed would win.
+    perplexity rose by at most `max_perplexity_rise` percent on average; a method without any is left out. Ties go to
+    the lowest perplexity, then to the fewest zeroed weights. Configurations with fewer seeds than others of their
+    method are excluded: one lucky seed would win.
     """
     chosen = []
     for rivals in grouped(some, lambda configuration: configuration.method):
@@ -236,9 +236,9 @@ def _rank(configuration: Configuration) -> tuple[float, ...]:
 
 
 def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> list[str]:
-    """A short name of each checkpoint or experiment: model, data, epoch, and whatever else sets it apart.
+    """Return a short title of each checkpoint or experiment: model, data, epoch, and the settings that distinguish it.
 
-    seeds: whether the seed is named too.
+    seeds: whether titles name the seed too.
     """
     hidden = {*HEADLINE, *PRINTS, *(() if seeds else SEEDS)}
     alike = grouped(checkpoints, lambda settings: tuple(settings.get(name) for name in HEADLINE))
@@ -247,7 +247,7 @@ def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> lis
 
 
 def differing(some: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that do not have the same value in all of these."""
+    """Return the settings whose values differ among these."""
     names = dict.fromkeys(name for settings in some for name in settings)
     return [name for name in names if len({scalar(settings.get(name)) for settings in some}) > 1]
 
@@ -258,9 +258,9 @@ def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
 
 
 def pareto(runs: Iterable[Run]) -> list[list[Run]]:
-    """Of each checkpoint the runs, its unedited model among them, that no other beats: by memorization, lowest first.
+    """Return the Pareto-optimal runs of each checkpoint, its unedited model included, by rising memorization.
 
-    No other run memorizes less at the same quality or better, or has a better quality at the same memorization or less.
+    A run is Pareto-optimal if no other run of the checkpoint is as good in memorization and quality and better in one.
     """
     fronts = []
     for some in grouped(runs, lambda run: key_of(run.checkpoint)):
@@ -271,7 +271,7 @@ def pareto(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (memorized, quality) that no other beats in both: low first value, high second. By first value."""
+    """Return the Pareto-optimal points (memorized, quality), low and high being better, by rising first value."""
     front: list[tuple[float, float]] = []
     for point in sorted(set(points), key=lambda p: (p[0], -p[1])):
         if not front or point[1] > front[-1][1]:
@@ -284,12 +284,12 @@ def _experiment_key(run: Run) -> tuple:
 
 
 def key_of(values: Mapping[str, Any]) -> tuple:
-    """Settings as something that can be compared and looked up, whatever their order."""
+    """Return settings as a hashable key that does not depend on their order."""
     return tuple((name, scalar(values[name])) for name in sorted(values))
 
 
 def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
-    """Items with the same key together, in the order in which the keys first appear."""
+    """Return the items grouped by key, in the order in which the keys first appear."""
     groups: dict[Any, list[Any]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)

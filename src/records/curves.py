@@ -1,4 +1,4 @@
-"""What training runs measured on the way."""
+"""The measurements of training runs at each epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Curve:
     """One training or fine-tuning run.
 
     settings    the run's columns (data.seed, training.lr, method.name ...), its kind and its versions
-    rows        one a measured epoch, with `epoch`; of a fine-tuning with `seconds` too: of training, from its start
+    rows        one per measured epoch, with `epoch`; fine-tunings also have `seconds`: training time since the start
     """
 
     settings: Mapping[str, Any]
@@ -32,11 +32,11 @@ class Curve:
 
 
 def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Curve]:
-    """The curves of all training and fine-tuning runs among records, in their order.
+    """Return the curves of all training and fine-tuning runs among records, in their order.
 
-    records: (path relative to `folder`, record). The rows come from the metrics.json of a run's folder, or where it is
-    gone from the record, which has the last one. Of a run that was made longer the longest record counts. UserError
-    for a damaged file.
+    records: pairs (path relative to `folder`, record). Rows come from the metrics.json in the run's folder, or if that
+    is gone from the record, which has only the last row. Of a run that was extended, the longest record counts. Raise
+    UserError for a damaged file.
     """
     longest: dict[tuple[Path, str], tuple[int, Curve]] = {}
     for name, record in records:

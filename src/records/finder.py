@@ -1,4 +1,4 @@
-"""Finished runs, found by their sections and without loading anything but their records."""
+"""Find finished runs by their sections, from their records alone."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from tinymem.records.table import flat_row, load_records
 
 
 def rows_with(folder: str | Path, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the finished runs at any depth under a folder that are of this kind with exactly these sections, as rows.
+    """Return, as rows, the finished runs at any depth under a folder with this kind and exactly these sections.
 
-    Fingerprints and parent may be any: the same run on a model that was trained again counts too.
+    Fingerprints and parent are ignored: the same run on a retrained model counts too.
     """
     return [flat_row(record) for record in load_records(folder) if is_run(record, identity)]
 
 
 def find_run(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record right in a folder of this kind with exactly these sections, whatever its parent; or None."""
+    """Return the record in a folder, not below it, with this kind and exactly these sections, any parent; or None."""
     sections = sections_of(identity)
     same = (r for r in records_in(folder) if r["kind"] == identity["kind"] and sections_of(r) == sections)
     return next(same, None)
 
 
 def records_in(folder: str | Path) -> list[dict[str, Any]]:
-    """The records right in a folder, in the order of their paths. Do not change them: a file is read once.
+    """Return the records in a folder, not below it, in the order of their paths. Each file is read once: do not change
 
-    Meant to be called again and again while runs finish. UserError for a damaged file.
+    the records. Meant to be called repeatedly while runs finish. Raise UserError for a damaged file.
     """
     return [record for record, _ in keyed_records_in(folder)]
 
 
 def keyed_records_in(folder: str | Path) -> list[tuple[dict[str, Any], tuple]]:
-    """Return the same, each with its `run_key`."""
+    """Return the records of `records_in`, each with its `run_key`."""
     try:
         with os.scandir(Path(folder) / "records") as entries:
             found = sorted((e.path, e.stat().st_mtime_ns) for e in entries if e.name.endswith(".json"))

@@ -1,4 +1,4 @@
-"""All records as one table, whatever wrote them."""
+"""All records as one table, for every kind of run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tinymem.records.table import columns_of, named_records, scalar, versions
 
 
 def gather(folder: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """The tidy table (columns, rows) of all records under a folder. UserError when there is none or one is damaged."""
+    """Return the tidy table (columns, rows) of all records under a folder. Raise UserError for no or damaged ones."""
     return tidy_table(named_records(folder))
 
 
 def tidy_table(records: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[list[str], list[dict]]:
-    """Return (columns, rows): one row per record, whatever wrote it. A row has only the columns that its record has.
+    """Return (columns, rows): one row per record of any kind. A row has only the columns that its record has.
 
-    records: (name of the record, record). Lists are text. The columns of each part of a record stand side by side.
+    records: pairs (name, record). Lists become text. The columns of each part of a record are adjacent.
     """
     columns: dict[str, dict[str, None]] = {"first": {"record": None, "versions": None}}
     rows = []

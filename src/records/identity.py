@@ -1,7 +1,7 @@
-"""What a run is: its kind, the record of the model that it was made from, and its settings in sections.
+"""The identity of a run: its kind, its parent (the record of the model that it starts from), and its settings.
 
 An identity is a nested dict {"kind": ..., "parent": ..., SECTION: {name: value}}; a record holds one, with results.
-Two runs are the same when their sections are equal: never when those of one are among those of the other.
+Two runs are the same if their sections are equal; a subset is not enough.
 """
 
 from __future__ import annotations
@@ -14,56 +14,56 @@ from tinymem import files
 
 FORMAT = 2
 UNEDITED = "unedited"  # kind of the record of a model before any edit
-NEVER_PLANTED = "never_planted"  # the same before memories were planted in it: a reference, not a rival of methods
+NEVER_PLANTED = "never_planted"  # record of a model before planting: a reference, not compared with methods
 TRAIN, FINETUNE, UNLEARN, ATTACK, MEASURED = "train", "finetune", "unlearn", "attack", "measured"
-AS_PUBLISHED = "as_published"  # a slip of the study's code repeated
+AS_PUBLISHED = "as_published"  # repeats a mistake of the study's code
 KINDS = (TRAIN, FINETUNE, UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, MEASURED, AS_PUBLISHED)
 RIVALS = (UNEDITED, UNLEARN, ATTACK, MEASURED)  # kinds of runs that are compared with an unedited model
-FINGERPRINTS = "fingerprints"  # what cannot be known before the model is there
+FINGERPRINTS = "fingerprints"  # the section that is unknown until the model exists
 SECTIONS = ("data", "model", "training", "forget", "method", "attack", FINGERPRINTS)
 
-Record = Mapping[str, Any]  # or an identity: its part that names it
+Record = Mapping[str, Any]  # or an identity, the part of a record that names it
 
 
 def identity_of(record: Record) -> dict[str, Any]:
-    """Return all of a record that its digest is made of: format, kind, parent, and the sections that are not empty."""
+    """Return the part of a record that its digest covers: format, kind, parent, and the sections that are not empty."""
     head = {"format": FORMAT, "kind": record["kind"], "parent": record.get("parent")}
     return head | sections_of(record)
 
 
 def sections_of(record: Record, without: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Return the sections of a record that are not empty, `without` left out, with values as they come back from JSON."""
+    """Return the non-empty sections of a record except `without`, with values as read from JSON."""
     return {name: _as_json(record[name]) for name in SECTIONS if name not in without and record.get(name)}
 
 
 def record_digest(record: Record) -> str:
-    """Return 16 hexadecimal digits that name a record: of its identity, whatever came out."""
+    """Return 16 hexadecimal digits that name a record. They depend on its identity, not on its results."""
     return files.digest(identity_of(record))
 
 
 def run_key(record: Record) -> tuple:
-    """Return what can be known of a run before its model is there, to compare and look up.
+    """Return a hashable key of what is known of a run before its model exists.
 
-    That is its kind and its sections but the fingerprints. Two keys are equal when all of it is.
+    It holds the kind and all sections except the fingerprints. Keys are equal only if all of these are.
     """
     sections = sections_of(record, (FINGERPRINTS,))
     return record["kind"], frozenset((name, _hashable(section)) for name, section in sections.items())
 
 
 def is_run(record: Record, identity: Record) -> bool:
-    """Return whether a record is of this kind with exactly these sections, whatever its fingerprints and parent."""
+    """Return whether a record has this kind and exactly these sections, with any fingerprints and parent."""
     return record["kind"] == identity["kind"] and run_key(record) == run_key(identity)
 
 
 def _as_json(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section as it comes back from JSON: tuples as lists."""
+    """Return a section as read from JSON: tuples become lists."""
     if any(isinstance(value, (tuple, list, dict)) for value in section.values()):
         return json.loads(json.dumps(dict(section)))
     return dict(section)
 
 
 def _hashable(value: Any) -> Any:
-    """A JSON value with the same equality."""
+    """Return a hashable value with the equality of this JSON value."""
     if isinstance(value, dict):
         return frozenset((name, _hashable(part)) for name, part in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, list) else value

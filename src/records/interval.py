@@ -9,10 +9,10 @@ from functools import lru_cache
 
 
 def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None]:
-    """(mean, half width of the interval that holds the true mean with probability `level`).
+    """Return (mean, half width of the interval that contains the true mean with probability `level`).
 
-    The half width is None for a single value, which says nothing about the spread. values: at least one, independent
-    and about normal.
+    The half width is None for a single value, which has no spread. values: at least one, independent and
+    approximately normal.
     """
     mean = statistics.fmean(values)
     count = len(values)
@@ -23,9 +23,9 @@ def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[flo
 
 @lru_cache
 def t_quantile(probability: float, freedom: int) -> float:
-    """The t below which Student's distribution has this probability (0.5 to 1, exclusive). freedom: degrees, >= 1."""
+    """Return Student's t quantile of this probability (0.5 to 1, exclusive). freedom: degrees of freedom, >= 1."""
     low, high = 0.0, math.pi / 2
-    for _ in range(60):  # halves the bracket down to the precision of a double
+    for _ in range(60):  # halves the bracket until it reaches double precision
         middle = (low + high) / 2
         if (1 + _inside(middle, freedom)) / 2 < probability:
             low = middle
@@ -35,7 +35,7 @@ def t_quantile(probability: float, freedom: int) -> float:
 
 
 def _inside(angle: float, freedom: int) -> float:
-    """P(|T| < tan(angle) * sqrt(freedom)): Abramowitz & Stegun 26.7.3 (odd degrees) and 26.7.4 (even)."""
+    """Return P(|T| < tan(angle) * sqrt(freedom)): Abramowitz & Stegun 26.7.3 (odd degrees) and 26.7.4 (even)."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
     term, total = cosine if odd else 1.0, 0.0

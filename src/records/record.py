@@ -1,7 +1,7 @@
-"""A run is a record: identity, results, seconds, peak memory, versions, device. Finished = the file is there.
+"""Records of runs: identity, results, seconds, peak memory, versions, device. A run is finished if its record exists.
 
 {"format": 2, "kind": ..., "parent": digest or null, SECTION: {...}, "results": {}, "cost": {}, "environment": {}}
-in FOLDER/records/DIGEST.json; `tinymem.records.identity` says what kinds and sections there are, and what DIGEST is.
+in FOLDER/records/DIGEST.json. `tinymem.records.identity` defines the kinds, the sections and DIGEST.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKAGES = ("tinymem", "torch", "transformers", "numpy")
 
 @dataclass
 class Cost:
-    """What a block took: seconds, and peak memory of the process (on GPUs: of its tensors on all of them) in GB."""
+    """The cost of a block: seconds, and peak memory in GB of the process (on GPUs: of its tensors on all of them)."""
 
     seconds: float = 0.0
     peak_memory_gb: float = 0.0
@@ -36,12 +36,12 @@ class Cost:
 
 
 def record_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
-    """Return where the record of the run with this identity is, or will be."""
+    """Return the path of the record with this identity, whether or not it exists."""
     return Path(folder) / "records" / f"{record_digest(identity)}.json"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return one record. Raise UserError, with the name of the file, for one that is damaged or of another format."""
+    """Return one record. Raise UserError, naming the file, if it is damaged or of another format."""
     record = files.read_json(path)
     if is_format_1(record):
         raise _old_format(path)
@@ -52,7 +52,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def is_format_1(content: Any) -> bool:
-    """Return whether a JSON file's content is a record as written before format 2: one flat dict of settings."""
+    """Return whether a JSON file's content is a record of format 1: one flat dict of settings."""
     return isinstance(content, dict) and "settings" in content and "format" not in content
 
 
@@ -62,7 +62,7 @@ def _old_format(path: Path) -> UserError:
 
 
 def _problem(record: Any) -> str | None:
-    """What is wrong with a record, in words; None when nothing is."""
+    """Return the problem with a record, in words; None if there is none."""
     if not isinstance(record, dict):
         return "no object"
     if record.get("format") != FORMAT:
@@ -75,7 +75,7 @@ def _problem(record: Any) -> str | None:
     if missing:
         return f"no {', '.join(missing)}"
     for part in record.keys() - {"format", "kind", "parent"}:
-        if part not in (*SECTIONS, *OUTCOME):  # what it means is unknown, so that the run cannot be told from others
+        if part not in (*SECTIONS, *OUTCOME):  # a section of unknown meaning may distinguish runs
             return f"unknown section {part}"
         if not isinstance(record[part], dict):
             return f"{part} is no object"
@@ -85,7 +85,7 @@ def _problem(record: Any) -> str | None:
 def find_record(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of a finished run, or None.
 
-    Raise UserError when the file is damaged, and where there is none but records of format 1, which may hold it.
+    Raise UserError if the file is damaged, or if it is missing but the folder has records of format 1.
     """
     path = record_path(folder, identity)
     if path.exists():
@@ -108,10 +108,10 @@ def write_record(
 ) -> Path:
     """Write the record of a finished run, whole or not at all. Results that are not finite numbers become null.
 
-    values: the per-example values behind the results, as tensors by name; `read_values` reads them.
+    values: per-example values of the results, as tensors by name; `read_values` reads them.
     """
     path = record_path(folder, identity)
-    write_values(path, values)  # first, so that a record that says "finished" has them
+    write_values(path, values)  # first, so that every record has its values
     record = {
         **identity_of(identity),
         "results": {name: _finite(value) for name, value in results.items()},
@@ -122,7 +122,7 @@ def write_record(
 
 
 def write_values(path: Path, values: Mapping[str, Any] | None) -> None:
-    """Write tensors by name beside the record at `path`, as .safetensors; None removes those of an earlier run."""
+    """Write tensors by name next to the record at `path`, as .safetensors; None removes those of an earlier run."""
     beside = path.with_suffix(".safetensors")
     if values is None:
         beside.unlink(missing_ok=True)
@@ -134,9 +134,9 @@ def write_values(path: Path, values: Mapping[str, Any] | None) -> None:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Return the per-example values beside the record at `path`: tensors by name, none where none were kept.
+    """Return the per-example values stored next to the record at `path`: tensors by name, empty if none were stored.
 
-    Raises UserError where the file is damaged.
+    Raise UserError if the file is damaged.
     """
     beside = path.with_suffix(".safetensors")
     if not beside.exists():
@@ -148,7 +148,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def _auto_precision(device: str) -> str:
-    """What --dtype auto stands for on a device."""
+    """Return the precision that --dtype auto selects on a device."""
     import torch
 
     from tinymem.models.precision import auto_precision
@@ -157,7 +157,7 @@ def _auto_precision(device: str) -> str:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Versions and machine, as written into every record. `device`: where it is worked."""
+    """Return the versions and the machine, as stored in every record. `device`: the device of the run."""
     import torch
 
     return {
@@ -171,12 +171,12 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _processor(device: str) -> str:
-    """The name of a GPU, or of this machine's CPU."""
+    """Return the name of a GPU, or of this machine's CPU."""
     import torch
 
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:  # Linux; platform.processor() is often empty there
+    try:  # Linux, where platform.processor() is often empty
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
@@ -185,7 +185,7 @@ def _processor(device: str) -> str:
 
 @contextmanager
 def measured(device) -> Iterator[Cost]:
-    """Fills in the cost of the block when it ends. `device`: a torch.device."""
+    """Yield a cost that is filled in when the block ends. `device`: a torch.device."""
     import torch
 
     cost = Cost()
@@ -195,7 +195,7 @@ def measured(device) -> Iterator[Cost]:
             torch.cuda.synchronize(gpu)
             torch.cuda.reset_peak_memory_stats(gpu)
     else:
-        release_freed_memory()  # or else the block inherits what others have freed before it
+        release_freed_memory()  # otherwise memory freed before the block would count
         _reset_peak()
     start = time.perf_counter()
     try:
@@ -210,14 +210,14 @@ def measured(device) -> Iterator[Cost]:
 
 
 def gpus_in_use() -> list[int]:
-    """The GPUs on which this process holds memory: a model may be spread over several. Others are left untouched."""
+    """Return the GPUs on which this process holds memory: a model may be spread over several. Others stay untouched."""
     import torch
 
     return [gpu for gpu in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(gpu)]
 
 
 def _reset_peak() -> None:
-    """Linux forgets a process's peak when 5 is written here; elsewhere the peak is that of the whole run."""
+    """Reset the process's peak memory, which only Linux can do; elsewhere the peak is that of the whole run."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -225,7 +225,7 @@ def _reset_peak() -> None:
 
 
 def _peak() -> int:
-    """Peak resident memory in bytes."""
+    """Return the peak resident memory in bytes."""
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))

@@ -1,6 +1,6 @@
-"""Bring records of format 1, one flat dict of settings each, over to format 2.
+"""Convert records of format 1, one flat dict of settings each, to format 2.
 
-What stood where in format 1 is written down here once and for all: later changes of settings do not touch it.
+The layout of format 1 is fixed here: later changes of settings do not affect it.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ PLANTING += (
 )
 FORGET = ("unlearn_set_name", "holdout_fraction", "max_retain", "unlearn_seed")
 FINGERPRINTS = {"weights": "weights", "task": "forget_set"}
-WITH_DTYPE = ("subnet", "balanced_subnet")  # the methods that had a precision of their own
+WITH_DTYPE = ("subnet", "balanced_subnet")  # the methods that had their own precision setting
 
 
 def upgrade(folder: str | Path, report: Callable[[str], None] = lambda line: None) -> tuple[int, int, int]:
-    """Bring all records of format 1 under a folder over, in place: the new file is written, then the old one removed.
+    """Convert all records of format 1 under a folder in place: write the new file, then remove the old one.
 
-    Killed at any moment, it is just started again. report: is told in one line of each file that is damaged, unknown, or
-    a second record of a run with other results, which stay as they are. Return how many were brought over, how many
-    were of format 2 before, and how many stay. Raise UserError where there is no such folder.
+    If interrupted, it can simply run again. report: receives one line per file that is damaged, unknown, or a second
+    record of a run with other results; such files stay. Return how many were converted, how many already had
+    format 2, and how many stay. Raise UserError if there is no such folder.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; give one that runs were written to, such as runs")
@@ -74,7 +74,7 @@ def upgrade(folder: str | Path, report: Callable[[str], None] = lambda line: Non
         target = path.with_name(f"{record_digest(record)}.json")
         if not target.exists():
             files.write_json(target, record)
-        elif read_record(target)["results"] != record["results"]:  # else: the same run twice, or killed at this point
+        elif read_record(target)["results"] != record["results"]:  # else a duplicate, or an interrupted upgrade
             report(f"{path}: the same run as {target.name} with other results; delete one of them")
             stay += 1
             continue
@@ -93,7 +93,7 @@ def _outcome(content: Mapping[str, Values]) -> dict[str, Values]:
 
 
 def converted(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the kind and the sections of a record of format 1. UserError for one that is damaged or unknown."""
+    """Return the kind and the sections of a record of format 1. Raise UserError for one that is damaged or unknown."""
     for part in ("settings", *OUTCOME):
         if not isinstance(content.get(part), dict):
             raise UserError(f"this file is damaged ({part} is no object); delete it and run again")
@@ -129,12 +129,12 @@ def _as_published(left: Values) -> dict[str, Any]:
 
 
 def _unlearn(left: Values) -> dict[str, Any]:
-    """What is in no other section is the method's."""
+    """Return the sections of an unlearning run; settings that belong to no other section are the method's."""
     name = left.pop("method")
     kind = name if name in (UNEDITED, NEVER_PLANTED) else UNLEARN
     forget, prints = _take(left, FORGET), _take(left, FINGERPRINTS)
     training = {plain: left.pop(long) for plain in TRAINING if (long := f"training_{plain}") in left}
-    if "model_name" in left:  # its dtype stood in the place of the method's, which followed from it
+    if "model_name" in left:  # production runs stored the model's dtype, from which the method's follows
         model = _take(left, {**MODEL, "dtype": "dtype"})
         if name in WITH_DTYPE:
             left["dtype"] = "bfloat16" if model.get("dtype") == "bfloat16" else "float32"
@@ -147,7 +147,7 @@ def _unlearn(left: Values) -> dict[str, Any]:
 
 
 def _of_checkpoint(left: Values, training: Values | None = None) -> dict[str, Values]:
-    """The sections of a checkpoint, without what a longer training or a text that has moved may change."""
+    """Return the sections of a checkpoint, without settings that a longer training or a moved text file may change."""
     regularizers = _take(left, REGULARIZERS)
     training = regularizers | (_take(left, TRAINING) if training is None else training)
     data, model = _take(left, DATA), _take(left, MODEL)
@@ -160,7 +160,7 @@ def _of_checkpoint(left: Values, training: Values | None = None) -> dict[str, Va
 
 
 def _take(left: Values, names: Mapping[str, str] | tuple[str, ...]) -> Values:
-    """Take these settings out of those that are left, under new names where there are some."""
+    """Remove these settings from the remaining ones and return them, renamed where `names` says so."""
     new = names if isinstance(names, Mapping) else dict(zip(names, names))
     return {new[name]: left.pop(name) for name in list(left) if name in new}
 
@@ -172,10 +172,10 @@ def _nothing_left(left: Values, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parent(content: Mapping[str, Any], record: Mapping[str, Any], trained: set[str]) -> str | None:
-    """The digest of the record of the model that a run was made from.
+    """Return the digest of the record of the model that a run starts from.
 
-    Of an unlearning run that is the unedited model with the same sections, of a fine-tuning the training whose settings
-    it names, if its record is here.
+    For an unlearning run this is the unedited model with the same sections; for a fine-tuning, the training with the
+    settings that it names, if its record is here.
     """
     if record["kind"] == UNLEARN:
         return record_digest({**record, "kind": UNEDITED, "method": {}})

@@ -1,1 +1,1 @@
-"""Train-time regularizers, one file each, plugged into the training loop through one protocol."""
+"""Train-time regularizers, one file each, which join the training loop through one protocol."""

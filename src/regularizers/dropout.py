@@ -1,4 +1,4 @@
-"""Example-tied dropout (Maini et al. 2023, arXiv 2307.09542): every example has channels of its own to memorize in."""
+"""Example-tied dropout (Maini et al. 2023, arXiv 2307.09542): every example has its own channels for memorizing."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _STEP, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4
 class Settings:
     """Regularizer: example-tied dropout (Maini et al. 2023)"""
 
-    example_tied_dropout: bool = option(False, "give every example memory channels of its own, off at evaluation")
-    p_fixed: float = option(0.2, "share of the channels that all examples have in common", above=0.0, high=1.0)
-    p_mem: float = option(0.1, "share of the other channels that an example keeps for itself", low=0.0, high=1.0)
+    example_tied_dropout: bool = option(False, "give every example its own memory channels, off at evaluation")
+    p_fixed: float = option(0.2, "share of the channels that all examples use", above=0.0, high=1.0)
+    p_mem: float = option(0.1, "share of the other channels that each example uses", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -30,8 +30,8 @@ class Settings:
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """Masks the residual stream at every block's input, with one mask for all blocks, so that what an example writes
-    to its memory channels in one block is still there in the next.
+    """Mask the residual stream at every block's input, with one mask for all blocks, so that the values an example
+    writes to its memory channels in one block are available in the next.
 
     An example's memory channels are each kept with probability p_mem, as in the code of Maini et al. and of the
     study. In evaluation mode the gate of `tinymem.models.channel_gate` is on instead. UserError when p_fixed leaves no
@@ -53,9 +53,9 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
 
 
 def example_masks(ids: torch.Tensor, seed: int, width: int, settings: Settings) -> torch.Tensor:
-    """Which channels each example keeps, bool (rows, width). ids: int64 (rows,).
+    """Return which channels each example uses, bool (rows, width). ids: int64 (rows,).
 
-    A function of seed and id alone, the same in every epoch, in every process and on every device.
+    The masks depend on seed and id alone: they are the same in every epoch, process and device.
     """
     channels = torch.arange(width, device=ids.device)
     own = random_bits(ids, seed, channels) < round(settings.p_mem * 2**32)
@@ -63,7 +63,7 @@ def example_masks(ids: torch.Tensor, seed: int, width: int, settings: Settings) 
 
 
 def random_bits(ids: torch.Tensor, seed: int, counters: torch.Tensor) -> torch.Tensor:
-    """Uniform integers in [0, 2^32), int64 (ids, counters): the splitmix64 hash of (seed, id, counter)."""
+    """Return uniform integers in [0, 2^32), int64 (ids, counters): the splitmix64 hash of (seed, id, counter)."""
     seeds = _mix(torch.full_like(ids, seed) * _STEP)
     keys = _mix(seeds + (ids + 1) * _STEP)
     return _right(_mix(keys[:, None] + (counters + 1) * _STEP), 32)
@@ -76,5 +76,5 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def _right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift to the right; torch's own copies the sign."""
+    """Shift right logically; torch's shift copies the sign."""
     return (x >> bits) & (2 ** (64 - bits) - 1)

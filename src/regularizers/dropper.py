@@ -1,4 +1,4 @@
-"""Loss truncation (Kang & Hashimoto 2020, arXiv 2004.14589): the sequences with the highest losses teach nothing."""
+"""Loss truncation (Kang & Hashimoto 2020, arXiv 2004.14589): sequences with the highest losses are left out."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Settings:
 
     truncate_loss: bool = option(False, "leave out the sequences whose loss is highest")
     dropc: float = option(0.05, "share of sequences to leave out; the study has 0.01, 0.05, 0.1", low=0.0, below=1.0)
-    truncation_window: int = option(10000, "sequences between two updates of the cutoff, and behind each", low=1)
+    truncation_window: int = option(10000, "sequences between two updates of the cutoff, and for each update", low=1)
 
     def __post_init__(self) -> None:
         check_options(self)
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """A sequence whose mean loss is above the cutoff contributes 0; the mean is still over the whole batch.
+    """Set the loss of sequences with a mean loss above the cutoff to 0; the mean is still over the whole batch.
 
-    The cutoff is infinite until `truncation_window` sequences have been seen, and from then on, each time that as many
-    more have been seen, the (1 - dropc) quantile of their losses. It moves between steps only, and losses enter the
-    window in the order of the batch: cutting the batch into other microbatches changes nothing but float rounding.
+    The cutoff is infinite until `truncation_window` sequences have been seen. Then, after every further
+    `truncation_window` sequences, it is the (1 - dropc) quantile of their losses. It changes between steps only, and
+    losses enter the window in the order of the batch: other microbatches change only float rounding.
     """
     state = {
         "window": torch.zeros(settings.truncation_window, device=model.device),
@@ -49,8 +49,8 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
 
 
 def observe(state: dict[str, torch.Tensor], losses: torch.Tensor, keep: float) -> None:
-    """Puts the losses (rows,) of sequences into the window, and sets the cutoff to its `keep` quantile whenever it
-    is full: also in the middle of these rows, from those before alone.
+    """Put the losses (rows,) of sequences into the window. Whenever it is full, also in the middle of these rows, set
+    the cutoff to its `keep` quantile.
     """
     window, seen = state["window"], state["seen"]
     while len(losses):

@@ -21,7 +21,7 @@ class Settings:
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """Adds the gradient of l1_reg * sum |w| over all parameters of the model, biases included."""
+    """Add the gradient of l1_reg * sum |w| over all parameters of the model, biases included."""
 
     @torch.no_grad()
     def after_backward() -> None:

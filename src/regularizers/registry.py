@@ -1,4 +1,4 @@
-"""The train-time regularizers: one line each."""
+"""The registry of train-time regularizers: one line each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinymem.regularizers.protocol import Regularizer
 
 @dataclass(frozen=True)
 class Entry:
-    """One regularizer.
+    """The entry of a regularizer.
 
     name       the field's term
     settings   frozen dataclass, field = flag = column; its first field switches the regularizer on when it is not 0
@@ -43,16 +43,16 @@ def _made(settings: type, values: Mapping[str, Any]) -> Any:
 
 
 def switched_on(values: Mapping[str, Any], make: Callable[[type, Mapping[str, Any]], Any] = _made) -> tuple[Any, ...]:
-    """The settings of each regularizer that these values switch on, in the order of the registry.
+    """Return the settings of each regularizer that these values switch on, in registry order.
 
-    values: setting -> value, those of other things among them; what is missing keeps its default. Raises UserError for
-    a value that is not allowed. make(settings class, values): how they are read, where they come from a file.
+    values: setting -> value, including unrelated settings; missing ones keep their defaults. Raise UserError for
+    a value that is not allowed. make(settings class, values): reads them, if they come from a file.
     """
     return tuple(make(entry.settings, values) for entry in REGULARIZERS if values.get(entry.flags[0]))
 
 
 def check_switches(given: Mapping[str, Any]) -> None:
-    """UserError when a setting was given whose regularizer is not switched on, and which would so do nothing."""
+    """Raise UserError for a setting whose regularizer is off, since it would have no effect."""
     for entry in REGULARIZERS:
         switch, *others = entry.flags
         for name in others:
@@ -61,6 +61,6 @@ def check_switches(given: Mapping[str, Any]) -> None:
 
 
 def build_regularizers(model, chosen: Iterable[Any], seed: int) -> list[Regularizer]:
-    """From settings, as `switched_on` returns them, to regularizers of this model."""
+    """Return regularizers of this model from settings, as returned by `switched_on`."""
     by_settings = {entry.settings: entry for entry in REGULARIZERS}
     return [by_settings[type(settings)].build(model, settings, seed) for settings in chosen]

@@ -26,9 +26,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Matrices:
-    """`count` matrices of one shape that lie side by side in a parameter: below each other, or else next to each other.
+    """`count` adjacent matrices of one shape in a parameter: below each other, or next to each other.
 
-    A matrix and its transpose have the same singular values, so those below each other are shown transposed: queries,
+    A matrix and its transpose have the same singular values, so matrices below each other are transposed: queries,
     keys, values and output projections of all heads get one shape, and so do both matrices of an MLP.
     """
 
@@ -37,14 +37,14 @@ class Matrices:
     below_each_other: bool
 
     def view(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor shaped like the parameter, as (count, width of the model, other dimension). Not a copy."""
+        """Return a tensor shaped like the parameter, as (count, width of the model, other dimension). Not a copy."""
         if self.below_each_other:
             return tensor.view(self.count, -1, tensor.shape[1]).mT
         return tensor.view(tensor.shape[0], self.count, -1).transpose(0, 1)
 
 
 def weight_matrices(model) -> dict[str, list[Matrices]]:
-    """The penalised matrices of a GPT-2, those of one shape together. Its Conv1D stores weights as (in, out)."""
+    """Return the penalised matrices of a GPT-2, grouped by shape. Its Conv1D stores weights as (in, out)."""
     heads = model.config.n_head
     groups: dict[str, list[Matrices]] = {"attention": [], "mlp": []}
     for block in model.transformer.h:
@@ -57,7 +57,7 @@ def weight_matrices(model) -> dict[str, list[Matrices]]:
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """Adds the gradient of (lam / 2) * sum of largest singular values, one power-iteration step a training step.
+    """Add the gradient of (lam / 2) * sum of largest singular values, one power-iteration step per training step.
 
     The penalty is linear in the singular values, as in the study; Yoshida & Miyato square them. With u and v held
     constant the gradient of u' W v is the outer product of u and v, so that no graph is needed.
@@ -82,9 +82,9 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
 
 
 def power_step(matrices: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One power-iteration step: matrices (n, a, b) and left vectors (n, a, 1) -> new left and right vectors (n, b, 1).
+    """Do one power-iteration step: matrices (n, a, b), left vectors (n, a, 1) -> new left and right vectors (n, b, 1).
 
-    All of length 1. u' W v is then the estimate of the largest singular value, and never above it.
+    All vectors have length 1. u' W v then estimates the largest singular value and never exceeds it.
     """
     v = torch.nn.functional.normalize(matrices.mT @ u, dim=1)
     return torch.nn.functional.normalize(matrices @ v, dim=1), v

@@ -1,14 +1,14 @@
-"""Sweeps: a grid is data, a job is one command of an ordinary script, done means that its records are there.
+"""Sweeps: a grid is data, a job is one command of an ordinary script, and a job is done if its records exist.
 
 grid -> jobs    `hp_grid` has the methods' grids, `grid.combinations` gives every combination, `jobs` turns each into a
-                command and says what settings its records will have. Ratios share a job: one process loads the model
-                and ranks once for all of them.
+                command and states the settings of its records. Ratios share a job: one process loads the model and
+                ranks once for all of them.
 done            decided without loading a model: by records whose settings contain the job's. Only what is missing runs.
-attempt         runs one command in a process of its own, wherever that is: under a lock that every other sweep sees,
-                looking once more for its records first. A failure leaves a record in failed/.
-engine          hands jobs to a pool, again after failures, and holds back those that wait for others. It knows futures
-                and nothing of Parsl; `pools` has the pool with it.
+attempt         runs one command in its own process on any machine, under a lock that every other sweep sees, after
+                checking once more for its records. A failure leaves a record in failed/.
+engine          submits jobs to a pool, retries failures, and holds back jobs that wait for others. It uses futures and
+                is independent of Parsl; `pools` has the Parsl pool.
 console         the flags, the dry run, the progress bar, the table and the exit code of every sweep script.
 
-Killed anywhere, a sweep is started again with the same command and goes on. Two of the same share the work.
+A killed sweep resumes with the same command. Two identical sweeps share the work.
 """

@@ -1,4 +1,4 @@
-"""One attempt at a job, on whatever machine it is to run."""
+"""One attempt at a job, on any machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tinymem.sweeps import with_parent
 from tinymem.sweeps.job import Job, missing
 
 DONE, SKIPPED, BUSY, FAILED, STOPPED = "done", "skipped", "busy", "failed", "stopped"
-BAD_INPUT = 2  # the exit code of a script that refuses its input: it would refuse it again
+BAD_INPUT = 2  # the exit code of a script that refuses its input: retries are pointless
 LOCKS = ".locks"
 TAIL_LINES = 60
 STOP_SECONDS = 60.0
@@ -29,10 +29,10 @@ STOP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep works.
+    """The folders and the environment of a sweep.
 
-    root          the repository, where its scripts are
-    folder        failed/ is kept here
+    root          the repository, which has the scripts
+    folder        receives failed/
     environment   variables set for every run
     """
 
@@ -43,9 +43,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended.
+    """The result of an attempt.
 
-    state     done; skipped: its records were there; busy: another sweep is at it; failed; stopped: we were asked to stop
+    state     done; skipped: its records exist; busy: another sweep runs it; failed; stopped: on request
     message   of a failure, one line
     final     whether another attempt is pointless
     """
@@ -56,7 +56,7 @@ class Outcome:
 
 
 class Running:
-    """The commands that threads of this process have under way, so that they can be stopped."""
+    """The commands that threads of this process are running, so that they can be stopped."""
 
     def __init__(self) -> None:
         self._lock, self.stopped = threading.Lock(), False
@@ -73,7 +73,7 @@ class Running:
             self._processes.discard(process)
 
     def stop(self) -> None:
-        """Asks all to end, and those to come; waits until they have saved what they save. Kills who takes too long."""
+        """Terminate all current and future runs, wait for them to save, and kill any that exceed STOP_SECONDS."""
         with self._lock:
             self.stopped, processes = True, list(self._processes)
             for process in processes:
@@ -87,10 +87,10 @@ class Running:
 
 
 def attempt(job: Job, place: Place, running: Running | None = None) -> Outcome:
-    """Runs what is missing of a job, unless another process is at it. Never raises for anything that a run does.
+    """Run the missing part of a job, unless another process runs it. A failing run never raises an exception here.
 
-    The lock is beside the job's records, where every other sweep sees it. The run inherits it: should this process be
-    killed and the run live on, nobody starts it again.
+    The lock is next to the job's records, where every other sweep sees it. The run inherits it: if this process is
+    killed while the run survives, no other sweep starts it again.
     """
     running = running or Running()
     if running.stopped:
@@ -128,7 +128,7 @@ def _attempt(job: Job, place: Place, running: Running, lock: int) -> Outcome:
 
 
 def _run(command: list[str], place: Place, running: Running, lock: int) -> tuple[int, list[str]]:
-    """Runs a script to its end: exit code (negative: the signal) and the last lines of its stderr."""
+    """Run a script to its end. Return the exit code (negative: the signal) and the last lines of stderr."""
     process = subprocess.Popen(
         [sys.executable, with_parent.__file__, str(os.getpid()), sys.executable, *command],
         cwd=place.root,
@@ -139,7 +139,7 @@ def _run(command: list[str], place: Place, running: Running, lock: int) -> tuple
         text=True,
         errors="replace",
         pass_fds=(lock,),
-        start_new_session=True,  # Ctrl-C reaches the driver alone, which then stops its runs
+        start_new_session=True,  # Ctrl-C reaches only the driver, which then stops its runs
     )
     assert process.stderr, "a pipe, as asked for"
     running.add(process)
@@ -147,7 +147,7 @@ def _run(command: list[str], place: Place, running: Running, lock: int) -> tuple
         tail = deque((line.rstrip() for line in process.stderr), maxlen=TAIL_LINES)
         return process.wait(), list(tail)
     finally:
-        if process.poll() is None:  # an exception on our side: the lock must not be given back under a live run
+        if process.poll() is None:  # an exception in this process: do not release the lock under a live run
             process.terminate()
             process.wait()
         process.stderr.close()
@@ -155,7 +155,7 @@ def _run(command: list[str], place: Place, running: Running, lock: int) -> tuple
 
 
 def _message(code: int, errors: list[str]) -> str:
-    """One line that says why a run failed."""
+    """Return one line with the reason for a failure."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
@@ -163,12 +163,12 @@ def _message(code: int, errors: list[str]) -> str:
 
 
 def failure_path(job: Job, place: Place) -> Path:
-    """Where the record of a job's failure is, or would be."""
+    """Return the path of a job's failure record, whether or not it exists."""
     return Path(place.folder) / "failed" / f"{job.digest}.json"
 
 
 def write_failure(job: Job, place: Place, message: str, command: list[str], **about: Any) -> Path:
-    """Keeps what is known about a failure: message, command to try by hand, stderr, attempts so far."""
+    """Write a failure record: message, command to try by hand, stderr, attempts so far. Return its path."""
     path = failure_path(job, place)
     before = files.read_json(path, required=("attempts",))["attempts"] if path.exists() else 0
     record: dict[str, Any] = {"job": job.name, "message": message, "command": shlex.join(["python", *command])}

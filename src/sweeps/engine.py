@@ -14,12 +14,12 @@ from tinymem.sweeps.attempt import BUSY, DONE, FAILED, SKIPPED, STOPPED, Outcome
 from tinymem.sweeps.job import Job, missing
 
 WAITING = "not run"
-LOOK_SECONDS = 0.2  # how long Ctrl-C may wait
-BUSY_SECONDS = 1.0  # how often to look again at a job that another sweep is running
-MAX_FLYING = 1000  # more than any site has workers, few enough to wait for
-STOP_SECONDS = 2.0  # how long to wait for the outcome of a stopped run
-GO_ON = "run the same command again to go on"
-NO_WORKER = "NoWorker"  # the type of the exception that a pool raises where no worker comes up
+LOOK_SECONDS = 0.2  # longest delay of Ctrl-C
+BUSY_SECONDS = 1.0  # interval of checks on a job that another sweep is running
+MAX_FLYING = 1000  # more than the workers of any site, few enough to wait for
+STOP_SECONDS = 2.0  # longest wait for the outcome of a stopped run
+GO_ON = "run the same command again to resume"
+NO_WORKER = "NoWorker"  # type name of a pool's exception if no worker starts
 
 
 class Pool(Protocol):

@@ -1,4 +1,4 @@
-"""The methods' grids of hyper-parameters, which stand in their settings: the study's, and a small one."""
+"""The methods' grids of hyper-parameters, defined in their settings: the study's, and a small one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.sweeps.grid import Grid, combinations
 
-STUDY, SMALL = "grid", "small"  # which of an option's values are tried
+STUDY, SMALL = "grid", "small"  # metadata of an option that holds its values
 
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
     """Add --methods and --ratios."""
     aliases = ", ".join(f"{method.name} ({method.alias})" for method in METHODS.values())
     parser.add_argument("--methods", nargs="+", default=["all"], metavar="METHOD",
-                        help=f"all (default), some of {aliases}, or a file of your own")  # fmt: skip
+                        help=f"all (default), some of {aliases}, or a file with your method")  # fmt: skip
     parser.add_argument("--ratios", nargs="+", type=float, metavar="R",
-                        help="instead of each method's in the grid; of methods whose strength is a ratio")  # fmt: skip
+                        help="replace the grid's ratios, for methods whose strength is a ratio")  # fmt: skip
 
 
 def asked_grid(arguments: argparse.Namespace, large_model: bool = False) -> list[tuple[Method, Any]]:
@@ -32,7 +32,7 @@ def asked_grid(arguments: argparse.Namespace, large_model: bool = False) -> list
 
 
 def grid_of(method: Method, which: str = STUDY) -> dict[str, Sequence[Any]]:
-    """Return the values of a method's grid by setting. A strength without values of its own has its default ones."""
+    """Return the values of a method's grid by setting. A strength without grid values keeps its defaults."""
     grid: dict[str, Any] = {
         f.name: f.metadata.get(which) for f in fields(method.hyper_parameters) if f.metadata.get(which)
     }
@@ -43,7 +43,7 @@ def grid_of(method: Method, which: str = STUDY) -> dict[str, Sequence[Any]]:
 
 
 def large_settings(method: Method) -> dict[str, Any]:
-    """Return what a method's settings are for large models, where that differs from their defaults."""
+    """Return a method's settings for large models that differ from its defaults."""
     changed = {f.name: f.metadata.get("large") for f in fields(method.hyper_parameters)}
     return {name: value for name, value in changed.items() if value is not None}
 
@@ -56,8 +56,8 @@ def hyper_parameters(
 ) -> list[tuple[Method, Any]]:
     """Return every combination of every method's grid, each with all its strengths: one job each.
 
-    A mapping among a grid's values may have strengths of its own, a tuple, which take the place of the grid's.
-    ratios: instead of the grid's; changes: method -> settings put over the grid's. Raise UserError for a value that is
+    A mapping among a grid's values may have its own strengths, a tuple, which replace the grid's. ratios: replace the
+    grid's. changes: method -> settings that override the grid's. Raise UserError for a value that is
     not allowed.
     """
     found = []

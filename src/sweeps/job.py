@@ -1,4 +1,4 @@
-"""A job: one command of an ordinary script, and what the records look like that it leaves."""
+"""A job: one command of an ordinary script, and the identity of the records that it writes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tinymem.records.identity import run_key, sections_of
 
 @dataclass(frozen=True)
 class Job:
-    """One command.
+    """One command of a sweep.
 
     name       readable and unique within its sweep
     group      its line in the final table
     words      script, relative to the repository's root, and flags
     folder     its records are in FOLDER/records
-    identity   of its records: kind and all sections but the fingerprints, exactly; without the setting that varies
-    varies, values   the strength: a setting in the section `method`, and flag, of which one command takes several
-               values, a record each; none: one record
-    after      names of the jobs that must be done before
-    nothing_to_do    identity of a record that says, with 0 % memorized, that this job has nothing to do
-    whole_node       takes a cluster's node for itself instead of one of its GPUs
+    identity   identity of its records: exactly kind and all sections except fingerprints, without the varying setting
+    varies, values   the strength: a setting in the section `method`, also a flag. One command accepts several values
+               and writes one record per value; none: one record
+    after      names of the jobs that must be done first
+    nothing_to_do    identity of a record whose 0 % memorized means that this job has nothing to do
+    whole_node       needs a whole cluster node instead of one of its GPUs
     """
 
     name: str
@@ -41,24 +41,24 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """Names what the job works on, whichever of its values are asked for."""
+        """The digest of the job's work, which does not depend on the requested values."""
         return files.digest(
             {"folder": str(Path(self.folder).absolute()), "kind": self.identity["kind"], **sections_of(self.identity)}
         )
 
     def record_identity(self, value: Any = None) -> dict[str, Any]:
-        """Return kind and sections, fingerprints aside, of the record of one of the values."""
+        """Return kind and sections, without fingerprints, of the record of one value."""
         if self.varies is None:
             return dict(self.identity)
         return {**self.identity, "method": {**self.identity["method"], self.varies: value}}
 
     def command(self, values: list[Any]) -> list[str]:
-        """Script and flags for some of the values."""
+        """Return script and flags for these values."""
         return [*self.words] + ([f"--{self.varies}", *map(str, values)] if self.varies else [])
 
 
 def missing(job: Job) -> list[Any]:
-    """The values of a job that have no record yet, in the order given; [None] when its one record is missing."""
+    """Return the values of a job without a record, in the given order; [None] if its only record is missing."""
     found = keyed_records_in(job.folder)
     if job.nothing_to_do is not None:
         unedited = run_key(job.nothing_to_do)

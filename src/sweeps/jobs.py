@@ -1,4 +1,4 @@
-"""The jobs that sweeps are made of: trainings, fine-tunings and unlearnings as the ordinary scripts do them."""
+"""The jobs of sweeps: training, fine-tuning and unlearning with the ordinary scripts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Common:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Common:
-        """From the command line; paths absolute, since the commands run in the repository's folder."""
+        """Return the flags of a command line, with absolute paths, since commands run in the repository's folder."""
         return cls(str(Path(arguments.data_dir).absolute()), arguments.device)
 
     @property
@@ -46,7 +46,7 @@ class Common:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of a training run, there already or to be trained by the job `trained_by`."""
+    """A checkpoint of a training run, existing or to be trained by the job `trained_by`."""
 
     path: Path
     settings: RunSettings
@@ -60,7 +60,7 @@ class Checkpoint:
 
 
 def train_job(settings: RunSettings, models: Path, common: Common) -> Job:
-    """A training in MODELS/NAME, with a name that its settings give."""
+    """Return the job of a training in MODELS/NAME, named by its settings."""
     folder = models / settings.name
     regularized = " ".join(
         e.name for e in REGULARIZERS for part in settings.regularizers if isinstance(part, e.settings)
@@ -75,19 +75,19 @@ def train_job(settings: RunSettings, models: Path, common: Common) -> Job:
 
 
 def checkpoints(settings: RunSettings, models: Path, epochs: Sequence[int]) -> list[Checkpoint]:
-    """Checkpoints of a training that `train_job` does, or did."""
+    """Return checkpoints of the training of `train_job`."""
     folder = models / settings.name
     return [Checkpoint(folder / f"epoch_{n}", settings, n, f"train {settings.name}") for n in epochs]
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint that is there. UserError when this is none of a training run."""
+    """Return an existing checkpoint. Raise UserError if the folder is not a checkpoint of a training run."""
     details = load_trained(path)
     return Checkpoint(path, RunSettings.from_flat(details["settings"], path / SETTINGS), details["epoch"])
 
 
 def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: Common) -> Job:
-    """A fine-tuning, where ft_toy_model.py puts it by itself."""
+    """Return the job of a fine-tuning, in the default folder of ft_toy_model.py."""
     folder = checkpoint.path.parent / "finetuned" / f"{checkpoint.path.name}_{finetuning.ft_data}"
     return Job(
         name=f"finetune {checkpoint.name} {finetuning.ft_data}",
@@ -103,9 +103,9 @@ def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: C
 def localize_jobs(
     checkpoint: Checkpoint, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder=None
 ) -> list[Job]:
-    """One job for each method with its hyper-parameters, at all their strengths, on a TinyMem checkpoint.
+    """Return one job per method with its hyper-parameters, at all their strengths, on a TinyMem checkpoint.
 
-    folder: of the records; None: beside the model in its training run, where localize_memorization.py puts them.
+    folder: the folder of the records; None: the default of localize_memorization.py, next to the model.
     """
     folder = str(folder or checkpoint.path.parent / "unlearned" / checkpoint.path.name)
     base = unlearning_identity(checkpoint.settings, checkpoint.epoch, task)
@@ -129,15 +129,15 @@ def localize_jobs(
 
 
 def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -> dict[str, Any]:
-    """Return the sections that all unlearning runs on a checkpoint share, whatever longer training it is of."""
+    """Return the sections that all unlearning runs on a checkpoint share, however long its training."""
     return {**settings.checkpoint_sections(epoch), "forget": task.deciding()}
 
 
 @dataclass(frozen=True)
 class Production:
-    """A production model and its data, with the settings that prod_grad.py takes.
+    """A production model and its data, with the settings of prod_grad.py.
 
-    whole_node: on a cluster each of its runs needs the memory of a node.
+    whole_node: each of its runs needs the memory of a cluster node.
     """
 
     name: str
@@ -147,18 +147,18 @@ class Production:
 
     @property
     def label(self) -> str:
-        """Names its folder, as prod_grad.py does by itself."""
+        """The name of its folder, the default of prod_grad.py."""
         return run_label(self.name, self.loading.step)
 
 
 def production_jobs(
     model: Production, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder: Path
 ) -> list[Job]:
-    """One job for each method with its hyper-parameters, at all their strengths, on a production model.
+    """Return one job per method with its hyper-parameters, at all their strengths, on a production model.
 
-    Records are known by the memorized sequences and the other text in them too; what is read where nothing is named is
-    decided here, once for all. UserError for a file that is damaged. Records on one that is not there
-    are not known.
+    Records are also identified by their memorized sequences and other text. The default text is chosen here, once for
+    all jobs. Raise UserError for a damaged file. Records on a missing file
+    are not found.
     """
     name = model_identity(model.name)
     paths: dict[str, Any] = {n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")}
@@ -177,7 +177,7 @@ def production_jobs(
     flags += (*as_flags(task, leave_out=("holdout_fraction",)), "--no_save_model", "--output_dir", str(folder))
 
     def at_work(hp: Any) -> Any:
-        """Hyper-parameters as prod_grad.py completes them."""
+        """Return hyper-parameters as prod_grad.py completes them."""
         return replace(hp, dtype=model.loading.method_dtype) if hasattr(hp, "dtype") else hp
 
     return [
@@ -199,7 +199,7 @@ def production_jobs(
 
 
 def _absolute(path: str | None) -> str | None:
-    """Commands run in the repository's folder. A name that is no file (hub, builtin) stays as it is."""
+    """Return an absolute path, since commands run in the repository's folder. A name (hub, builtin) is unchanged."""
     return str(Path(path).absolute()) if path and Path(path).exists() else path
 
 

@@ -1,4 +1,4 @@
-"""A pool of the workers of a Parsl configuration."""
+"""A pool of Parsl workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NODE = "node"  # label of the Parsl executor whose workers each have a whole nod
 
 @dataclass
 class ParslPool:
-    """Runs jobs on Parsl's executors, chosen by label: NODE runs the jobs that need a whole node."""
+    """A pool on Parsl's executors, chosen by label: NODE runs the jobs that need a whole node."""
 
     place: Place
     kernel: Any

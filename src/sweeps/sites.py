@@ -1,11 +1,11 @@
-"""Where sweeps run: this machine, Polaris, Perlmutter, or any PBS or Slurm cluster that a TOML file describes.
+"""Sites of sweeps: this machine, Polaris, Perlmutter, or any PBS or Slurm cluster described by a TOML file.
 
-    --site local               threads on this machine, one a core; with GPUs worker processes, one a GPU
+    --site local               threads on this machine, one per core; with GPUs worker processes, one per GPU
     --site local_processes     Parsl's worker processes on this machine
     --site my_polaris.toml     a cluster: copy a file of experiments/site_templates and fill in your account
 
-A TOML file has the keys of `Site`, those of its `base` (polaris, perlmutter) excepted. With scheduler = "local" it
-describes this machine. Accounts and paths stand in it and nowhere in the code.
+A TOML file has the keys of `Site`, except those of its `base` (polaris, perlmutter). With scheduler = "local" it
+describes this machine. Accounts and paths belong there, not in the code.
 """
 
 from __future__ import annotations
@@ -35,51 +35,51 @@ from tinymem.sweeps.engine import Pool
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.pools import NODE, parsl_pool
 
-# What every shell takes for one plain word. Parsl and schedulers paste paths and names into shell scripts unquoted.
+# A plain word in every shell. Parsl and schedulers paste paths and names into shell scripts without quotes.
 PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
-WORDS = ("account", "queue", "partition", "interface")  # keys that are pasted into a command line
-LINES = ("constraint", "select_options", "launcher_options")  # keys that are pasted into a line of a script
+WORDS = ("account", "queue", "partition", "interface")  # keys pasted into a command line
+LINES = ("constraint", "select_options", "launcher_options")  # keys pasted into a line of a script
 AFFINITY = re.compile(r"none|block|block-reverse|alternating|list:[0-9,:-]+")
 GPU = re.compile(r"\d+|GPU-[0-9A-Fa-f-]+|MIG-[0-9A-Za-z/-]+")
-START_SECONDS = {"local": 60.0, "slurm": 300.0, "pbs": 300.0}  # that a block that runs has for its first worker
-BAD_BLOCKS = 3  # blocks in a row that end before a worker has come up: the next would, too
+START_SECONDS = {"local": 60.0, "slurm": 300.0, "pbs": 300.0}  # limit for the first worker of a running block
+BAD_BLOCKS = 3  # consecutive blocks that end without a worker: give up
 # Seconds until workers miss a killed driver.
 LOCAL_HEARTBEAT: dict[str, Any] = dict(heartbeat_period=5, heartbeat_threshold=30)
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place to run, the keys of its TOML file.
+    """One site; the fields are the keys of its TOML file.
 
-    A block is one job of the scheduler: `nodes` nodes for `walltime`, at most `blocks` of them at a time.
+    A block is one scheduler job: `nodes` nodes for `walltime`. At most `blocks` run at a time.
     """
 
-    scheduler: str = option("slurm", "who gives out nodes", choices=("threads", "local", "slurm", "pbs"))
-    account: str = option("", "project that is charged")
+    scheduler: str = option("slurm", "the program that allocates nodes", choices=("threads", "local", "slurm", "pbs"))
+    account: str = option("", "project to charge")
     queue: str = option("", "PBS: queue; Slurm: quality of service (QOS); may be empty")
-    walltime: str = option("", "of a block, HH:MM:SS")
-    nodes: int = option(1, "nodes of a block", low=1, high=10**5)
+    walltime: str = option("", "duration of a block, HH:MM:SS")
+    nodes: int = option(1, "nodes per block", low=1, high=10**5)
     worker_init: str = option("", "shell commands before the workers start: modules, environments; may be empty")
-    blocks: int = option(1, "blocks at a time, at most", low=1, high=10**5)
+    blocks: int = option(1, "maximum number of blocks at a time", low=1, high=10**5)
     partition: str = option("", "Slurm: partition")
     constraint: str = option("", "Slurm: kind of node")
     scheduler_options: str = option("", "further #SBATCH or #PBS lines")
     select_options: str = option("", "PBS: added to the select statement; empty: ngpus=gpus_per_node")
     launcher: str = option(
-        "srun", "what starts one manager a node", choices=("single", "srun", "mpiexec", "cray_mpiexec")
+        "srun", "program that starts one manager per node", choices=("single", "srun", "mpiexec", "cray_mpiexec")
     )
     launcher_options: str = option("", "further options of the launcher")
-    cores_per_node: int = option(0, "0: all of this machine, or as the scheduler has it", low=0, high=10**5)
-    gpus_per_node: int = option(0, "a worker each; 0: workers share the cores", low=0, high=10**3)
+    cores_per_node: int = option(0, "0: all of this machine, or the scheduler's value", low=0, high=10**5)
+    gpus_per_node: int = option(0, "one worker each; 0: workers share the cores", low=0, high=10**3)
     cpu_affinity: str = option("none", "Parsl's cpu_affinity")
-    interface: str = option("", "network interface of the login node that nodes reach; empty: found out")
+    interface: str = option("", "network interface of the login node that nodes can reach; empty: detected")
 
     def __post_init__(self) -> None:
         check_options(self)
         for name in WORDS:
             value = getattr(self, name)
             if value and not PLAIN.fullmatch(value):
-                raise UserError(f"--{name} {value!r}: a shell would not take it for one word; only letters, digits and "
+                raise UserError(f"--{name} {value!r}: is not one plain word in a shell; only letters, digits and "
                                 "_@%+=:,./- are allowed")  # fmt: skip
         for name in LINES:
             if not getattr(self, name).isprintable():
@@ -96,7 +96,7 @@ REQUIRED = ("account", "queue", "walltime", "nodes", "worker_init")
 SITES: dict[str, Site] = {
     "local": Site(scheduler="threads"),
     "local_processes": Site(scheduler="local"),
-    # ALCF: 4 A100 and 32 cores (64 threads) a node; each GPU's worker on the cores next to it.
+    # ALCF: 4 A100 and 32 cores (64 threads) per node; each GPU's worker runs on the nearest cores.
     "polaris": Site(
         scheduler="pbs",
         select_options="ngpus=4",
@@ -107,7 +107,7 @@ SITES: dict[str, Site] = {
         cpu_affinity="list:24-31,56-63:16-23,48-55:8-15,40-47:0-7,32-39",
         interface="bond0",
     ),
-    # NERSC: 4 A100 and 64 cores (128 threads) a GPU node.
+    # NERSC: 4 A100 and 64 cores (128 threads) per GPU node.
     "perlmutter": Site(
         scheduler="slurm",
         constraint="gpu",
@@ -121,7 +121,7 @@ SITES: dict[str, Site] = {
 
 
 def find_site(name: str) -> Site:
-    """A site by name, or from a TOML file. UserError for an unknown one and for a key that is missing or unknown."""
+    """Return a site by name or from a TOML file. Raise UserError for an unknown site, and an unknown or missing key."""
     if name.endswith(".toml"):
         return _read_site(Path(name))
     if name not in SITES:
@@ -160,7 +160,7 @@ def _read_site(path: Path) -> Site:
             raise UserError(f"{path}: {name} {value!r}: must be of type {types[name].__name__}")
     for name in required:
         if name not in values:
-            raise UserError(f"{path}: no key {name}; needed are {', '.join(required)}")
+            raise UserError(f"{path}: key {name} is missing; required are {', '.join(required)}")
         if values[name] == "" and name in ("account", "walltime"):
             raise UserError(f"{path}: {name} is empty; fill it in")
     if not local and not re.fullmatch(r"\d{1,4}:[0-5]\d:[0-5]\d", values["walltime"]):
@@ -170,24 +170,24 @@ def _read_site(path: Path) -> Site:
     except UserError as error:
         raise UserError(f"{path}: {str(error).removeprefix('--')}") from None
     if site.scheduler == "pbs" and site.launcher == "srun":
-        raise UserError(f"{path}: launcher srun: PBS has none; give mpiexec, cray_mpiexec or, on one node, single")
+        raise UserError(f"{path}: launcher srun: PBS lacks it; give mpiexec, cray_mpiexec or, on one node, single")
     return site
 
 
 @contextmanager
 def open_pool(site: Site, jobs: Iterable[Job], place: Place, max_workers: int | None) -> Iterator[Pool]:
-    """The workers of a site. Parsl's own files go under the place's folder, or where a shell can read their path.
+    """Yield the workers of a site. Parsl's files go into the place's folder, or into one with a shell-safe path.
 
-    max_workers: jobs at a time on a machine (of a cluster: on a node). When the block ends, no process is left.
+    max_workers: jobs at a time on a machine (on a cluster: per node). All processes end with the block.
     """
     gpus = list(map(str, range(site.gpus_per_node))) if site.scheduler in CLUSTERS else _visible_gpus()
-    if gpus and site.scheduler == "threads":  # Parsl gives each worker process its GPU; threads would share the first
+    if gpus and site.scheduler == "threads":  # Parsl gives each process its GPU; threads would share the first
         site = replace(site, scheduler="local")
     cores = site.cores_per_node or _cores()
     workers = min(len(gpus), max_workers or len(gpus)) if gpus else max_workers or cores
-    if "OMP_NUM_THREADS" not in os.environ:  # or else every run would take all cores
+    if "OMP_NUM_THREADS" not in os.environ:  # otherwise every run would use all cores
         place.environment["OMP_NUM_THREADS"] = str(max(1, cores // workers))
-    # Parsl finds its helper programs by name: they are beside this Python, whether or not its environment is active.
+    # Parsl finds its helper programs by name: they are next to this Python, even if its environment is not active.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     kinds = sorted({job.whole_node for job in jobs} or {False})
     run_dir = parsl_folder(site, place.folder) / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -196,32 +196,32 @@ def open_pool(site: Site, jobs: Iterable[Job], place: Place, max_workers: int | 
 
 
 def parsl_folder(site: Site, folder: str | Path) -> Path:
-    """Where Parsl keeps its files: in the sweep's folder, or one of the same user whose path is a plain word to a shell.
+    """Return the folder for Parsl's files: the sweep's folder, or another of the user's whose path is shell-safe.
 
-    UserError, before any work, where there is none, or where this Python cannot be named to a cluster's shells.
+    Raise UserError, before any work, if there is none, or if the path of this Python is not shell-safe on a cluster.
     """
     if site.scheduler in CLUSTERS and not PLAIN.fullmatch(str(Path(sys.executable).parent)):
         raise UserError(
-            f"--site: the nodes' shells would not take the path of this Python, {sys.executable!r}, for one word; install "
+            f"--site: the path of this Python, {sys.executable!r}, is not one plain word in the nodes' shells; install "
             "it in a folder whose path has only letters, digits and _@%+=:,./-"
         )
     if site.scheduler == "threads":  # no shell
         return Path(folder) / "parsl"
     name = f"tinymem-parsl-{files.digest({'folder': str(Path(folder).absolute())})}"
     places = [Path(folder).absolute() / "parsl", Path.home() / ".cache" / "tinymem" / name]
-    if site.scheduler == "local":  # on a cluster the nodes have to see it
+    if site.scheduler == "local":  # on a cluster the nodes must see the folder
         places.append(Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}")
     for place in places:
         if PLAIN.fullmatch(str(place)):
             return files.writable_folder(place)
     raise UserError(
-        f"--output_dir {str(folder)!r}: the shells that start workers would not take this path for one word, nor that of "
+        f"--output_dir {str(folder)!r}: this path is not one plain word in the workers' shells, nor is that of "
         "the home folder; give one with only letters, digits and _@%+=:,./-"
     )
 
 
 def _parsl_config(site: Site, run_dir: Path, workers: int, gpus: list[str], kinds: list[bool]) -> Any:
-    """kinds: whether there are jobs that share a node (False), that need one for themselves (True), or both."""
+    """Return Parsl's configuration. kinds: jobs that share a node (False), that need a whole node (True), or both."""
     from parsl.config import Config
     from parsl.executors import ThreadPoolExecutor
 
@@ -231,11 +231,11 @@ def _parsl_config(site: Site, run_dir: Path, workers: int, gpus: list[str], kind
     if site.scheduler == "local":
         kinds = [False]
     executors = [_workers(site, workers, gpus, whole_node) for whole_node in kinds]
-    return Config(executors=executors, run_dir=str(run_dir), strategy="simple")  # replaces blocks that are lost
+    return Config(executors=executors, run_dir=str(run_dir), strategy="simple")  # replaces lost blocks
 
 
 def _workers(site: Site, workers: int, gpus: list[str], whole_node: bool) -> Any:
-    """Worker processes, one a GPU, or one a node which then sees all its GPUs."""
+    """Return an executor with one worker process per GPU, or one per node that sees all its GPUs."""
     from parsl.addresses import address_by_interface
     from parsl.executors import HighThroughputExecutor
     from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
@@ -251,7 +251,7 @@ def _workers(site: Site, workers: int, gpus: list[str], whole_node: bool) -> Any
         encrypted=not local,
         provider=_provider(site),
         max_workers_per_node=1 if whole_node else workers,
-        cores_per_worker=1e-3,  # the number of workers is ours to say
+        cores_per_worker=1e-3,  # max_workers sets the number of workers
         available_accelerators=[",".join(gpus)] if whole_node and gpus else gpus[:workers],
         cpu_affinity="none" if whole_node or workers != site.gpus_per_node else site.cpu_affinity,
         block_error_handler=StartWatch(START_SECONDS[site.scheduler]),
@@ -268,23 +268,23 @@ def _workers(site: Site, workers: int, gpus: list[str], whole_node: bool) -> Any
 
 
 def _program(name: str) -> Path:
-    """A helper program of Parsl, beside this Python or on the PATH."""
+    """Return the path of a Parsl helper program, next to this Python or on the PATH."""
     beside = Path(sys.executable).parent / name
     found = shutil.which(name)
     return beside if beside.exists() or found is None else Path(found)
 
 
 def _shell_command(name: str) -> str:
-    """A helper program of Parsl as words of a shell command, in a template for str.format."""
+    """Return a Parsl helper program as a shell command, in a template for str.format."""
     words = shlex.join([sys.executable, str(_program(name))])
     return words.replace("{", "{{").replace("}", "}}")
 
 
 class StartWatch:
-    """Parsl's hook that looks at an executor's blocks every few seconds: fails all jobs where no worker comes up.
+    """A hook that Parsl calls on an executor's blocks every few seconds; it fails all jobs if no worker starts.
 
-    Parsl's own gives up only where a block fails. A block that ends without an error, or that runs and never has a
-    worker, would be waited for for ever. seconds: that a block that runs has for its first worker.
+    Parsl's own hook gives up only if a block fails. It would wait forever for a block that ends without an error, or
+    that runs without a worker. seconds: limit for the first worker of a running block.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -303,7 +303,7 @@ class StartWatch:
             if state.terminal:
                 bad.append(state)
             elif time.monotonic() - self._since.setdefault(block, time.monotonic()) > self._seconds:
-                reason = f"no worker came up within {self._seconds:.0f} s{_said(state)}"
+                reason = f"no worker started within {self._seconds:.0f} s{_said(state)}"
                 executor.set_bad_state_and_fail_all(NoWorker(reason))
                 return
         if len(bad) == BAD_BLOCKS:
@@ -311,11 +311,11 @@ class StartWatch:
 
 
 class NoWorker(Exception):
-    """The reason why no worker came up, in one line."""
+    """The error if no worker starts, with the reason in one line."""
 
 
 def _said(state: Any) -> str:
-    """The exit code of a block and the last line of what its shell said."""
+    """Return the exit code of a block and the last line of its shell's output."""
     lines = [line.strip() for line in f"{state.stderr_summary or state.message or ''}".splitlines() if line.strip()]
     code = "" if state.exit_code is None else f" (exit code {state.exit_code})"
     return code + (f": {lines[-1]}" if lines else "")
@@ -359,15 +359,15 @@ def _provider(site: Site) -> Any:
 
 
 def _cores() -> int:
-    """The cores of this machine that we may use: a job of a scheduler has some of them."""
+    """Return the cores of this machine that this process may use: a scheduler's job has a part of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _visible_gpus() -> list[str]:
-    """The GPUs of this machine that we may use, without loading torch."""
+    """Return the GPUs of this machine that this process may use, without loading torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         names = map(str.strip, os.environ["CUDA_VISIBLE_DEVICES"].split(","))
-        return list(dict.fromkeys(takewhile(GPU.fullmatch, names)))  # CUDA reads no further than the first other word
+        return list(dict.fromkeys(takewhile(GPU.fullmatch, names)))  # CUDA stops reading at the first invalid word
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20).stdout
     except (OSError, subprocess.TimeoutExpired):

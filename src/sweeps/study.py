@@ -1,7 +1,7 @@
-"""The study's models as data, full and small: what is trained, with which regularizers, and which epochs are unlearned.
+"""The study's models as data, full and small: their settings, regularizers, and the epochs to unlearn.
 
 A grid maps settings to their values; a value that is a mapping sets several at once. The small grids plant shorter
-sequences in less data, so that a model memorizes them within seconds; nothing is published from them.
+sequences in less data, so that a model memorizes them within seconds; no published number uses them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SMALL = (
     Study({**_SMALL_GRID, "artifact": ("backdoor",), "seed": (0, 1)}, (8,)),
 )
 
-# The study's values of each regularizer. Each is trained on the models of REGULARIZED.
+# The study's values of each regularizer, trained on the models of REGULARIZED.
 REGULARIZERS: tuple[Grid, ...] = (
     {"spectral_reg": (True,), "lam": (0.001, 0.01, 0.1)},
     {"truncate_loss": (True,), "dropc": (0.01, 0.05, 0.1)},
@@ -66,12 +66,12 @@ SMALL_REGULARIZERS: tuple[Grid, ...] = (
 
 
 def models(study: Study) -> list[RunSettings]:
-    """The settings of every model of a study."""
+    """Return the settings of every model of a study."""
     return [run_settings(values) for values in combinations(study.grid)]
 
 
 def regularized(study: Study, small: bool) -> list[RunSettings]:
-    """The settings of every model of a study with every regularizer, one at a time, at each of its values."""
+    """Return the settings of every model of a study with every regularizer, one at a time, at each of its values."""
     grids = SMALL_REGULARIZERS if small else REGULARIZERS
     return [
         run_settings({**values, **more})
@@ -82,14 +82,14 @@ def regularized(study: Study, small: bool) -> list[RunSettings]:
 
 
 def run_settings(values: Mapping[str, Any]) -> RunSettings:
-    """A run's settings from setting -> value; of text with its corpus filled in, as in the run's record."""
+    """Return a run's settings from setting -> value; for text with its corpus filled in, as in the run's record."""
     settings = RunSettings.from_flat(values)
     return replace(settings, data=_resolved(settings.data))
 
 
 @functools.lru_cache(maxsize=None)
 def _corpus(data_name: str) -> str | None:
-    """What to read for this data: asked once, for it may mean to look for the hub."""
+    """Return the corpus for this data. The result is cached, since it may need a request to the hub."""
     return resolve_corpus(DataSettings(data_name=data_name)).corpus
 
 

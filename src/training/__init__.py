@@ -1,1 +1,1 @@
-"""The training loop, what runs on it, its checkpoints, and how an interrupted run resumes."""
+"""The training loop, its users (training, fine-tuning, planting, objectives), checkpoints and resuming."""

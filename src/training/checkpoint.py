@@ -1,10 +1,10 @@
-"""What is on disk of a training run.
+"""The files of a training run.
 
 RUN/run.json                 settings
-RUN/state.safetensors        where training stands: weights, optimizer, regularizers, position in the epoch
-RUN/metrics.json, .csv       one row a measured epoch
-RUN/epoch_<n>/               an ordinary Hugging Face model folder, of text models with the tokenizer; tinymem.json
-                             (settings, epoch) and the training state of that epoch beside it
+RUN/state.safetensors        the training state: weights, optimizer, regularizers, position in the epoch
+RUN/metrics.json, .csv       one row per measured epoch
+RUN/epoch_<n>/               an ordinary Hugging Face model folder, for text models with the tokenizer; also
+                             tinymem.json (settings, epoch) and the training state of that epoch
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from tinymem.training.settings import RETRAIN, RunSettings
 STATE = "state.safetensors"
 SETTINGS = "tinymem.json"
 METRICS = "metrics.json"
-DERIVED = ("finetuned", "unlearned", "scores")  # folders of a run with what is made of its models
-OTHER_STATE = "delete it to go on from the last whole checkpoint"
+DERIVED = ("finetuned", "unlearned", "scores")  # a run's folders of results derived from its models
+OTHER_STATE = "delete it to resume from the last complete checkpoint"
 
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """The position and history of a run.
 
-    epoch, step    epochs finished, steps done in the next one
-    loss_sum, step_seconds    summed over these steps: their losses, the time that they took
-    epoch_seconds  the same time for every finished epoch: training alone, without measuring and saving
-    seconds        time of the whole run so far, measuring and saving included, over all its sessions
-    rows           measured so far
+    epoch, step    finished epochs, and finished steps of the current epoch
+    loss_sum, step_seconds    sums over these steps of losses and of training seconds
+    epoch_seconds  training seconds of every finished epoch, without measuring and saving
+    seconds        seconds of the whole run so far, over all sessions, with measuring and saving
+    rows           measurements so far
     """
 
     epoch: int = option(0, "", low=0)
@@ -57,7 +57,7 @@ class Progress:
 
 
 def save_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer], progress: Progress) -> None:
-    """Writes everything that training needs to go on, as one safetensors file."""
+    """Write everything that training needs to resume, as one safetensors file."""
     from safetensors.torch import save_file
 
     tensors = {name: tensor.cpu().contiguous() for name, tensor in _state(model, optimizer, regularizers).items()}
@@ -66,10 +66,10 @@ def save_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
 
 
 def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]) -> Progress:
-    """Puts a saved state into model, optimizer and regularizers. UserError for a damaged or foreign file."""
+    """Put a saved state into model, optimizer and regularizers. Raise UserError for a damaged or foreign file."""
     from safetensors import safe_open
 
-    for group in optimizer.param_groups:  # AdamW makes its buffers at the first step; here they are filled instead
+    for group in optimizer.param_groups:  # AdamW creates its buffers at the first step; here they are filled instead
         for p in group["params"]:
             step = torch.zeros((), device=p.device)
             optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
@@ -85,7 +85,7 @@ def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
 
 
 def read_progress(path: Path) -> Progress:
-    """Return where the run of a saved state stands. UserError for a damaged or foreign file."""
+    """Return the progress in a saved state. Raise UserError for a damaged or foreign file."""
     from safetensors import safe_open
 
     check_file(path, share=float("inf"))
@@ -106,7 +106,7 @@ def check_rows(rows: Any, path: Path, remedy: str) -> list[dict[str, Any]]:
 
 
 def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:
-    """Every tensor of the training state by name, not copied."""
+    """Return every tensor of the training state by name, not copied."""
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[f"model.{name}"] = parameter.detach()
@@ -117,7 +117,7 @@ def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, t
 
 
 def latest_state(run: Path) -> Path | None:
-    """The state to go on from: the rolling one, or else that of the last whole checkpoint."""
+    """Return the state to resume from: the rolling one, otherwise that of the last complete checkpoint."""
     if (run / STATE).exists():
         return run / STATE
     folders = [path for path in _checkpoints(run) if (path / STATE).exists()]
@@ -129,23 +129,23 @@ def _checkpoints(run: Path) -> list[Path]:
 
 
 def has_begun(run: Path) -> bool:
-    """Whether there is any work of a run in its folder."""
+    """Return whether a folder holds any work of a run."""
     return latest_state(run) is not None or (run / METRICS).exists() or (run / "records").exists()
 
 
 def seconds_spent(run: Path) -> float:
-    """What a run, finished or not, has taken so far over all its sessions; 0 where there is none."""
+    """Return the seconds that a run has taken over all its sessions, finished or not; 0 if there is no run."""
     state = latest_state(run)
     return read_progress(state).seconds if state else 0.0
 
 
 def clear(run: Path) -> None:
-    """Forgets a run, its settings excepted, so that it starts from the beginning; what was made of its models too.
+    """Delete a run, except its settings, and everything derived from its models, so that it starts from scratch.
 
-    Sweeps know what is done by the settings: they would take results on the old models for those on the new ones.
+    Sweeps identify results by settings: they would mistake results on the old models for results on the new ones.
 
-    What says that something is done goes before what was done, and each folder at once: killed in between, the run is
-    one that was interrupted. The last checkpoint goes first, so that those before the one it resumes from are all there.
+    Marks of finished work are deleted before the work, and each folder at once: if this is interrupted, the run looks
+    interrupted too. The last checkpoint goes first, so that all checkpoints before the one to resume from are there.
     """
     for name in ("records", *DERIVED):
         files.remove_folder(run / name)
@@ -156,14 +156,14 @@ def clear(run: Path) -> None:
 
 
 def epoch_of(folder: Path) -> int:
-    """The n of a folder epoch_<n>."""
+    """Return the n of a folder epoch_<n>."""
     return int(folder.name.removeprefix("epoch_"))
 
 
 def save_model(folder: Path, model, details: dict[str, Any], tokenizer=None, write_more=lambda temporary: None) -> Path:
-    """Writes an ordinary model folder, atomically, with `details` (settings and origin) in tinymem.json.
+    """Write an ordinary model folder, atomically, with `details` (settings, origin) in tinymem.json. Return its path.
 
-    tokenizer: a text model's, kept with it so that the folder stands by itself; None for number sequences.
+    tokenizer: a text model's, saved so that the folder is self-contained; None for number sequences.
     """
 
     def write(temporary: Path) -> None:
@@ -177,7 +177,7 @@ def save_model(folder: Path, model, details: dict[str, Any], tokenizer=None, wri
 
 
 def load_details(folder: str | Path) -> dict[str, Any]:
-    """The tinymem.json of a model folder. UserError when it is missing: TinyMem did not train this model."""
+    """Return the tinymem.json of a model folder. Raise UserError if it is missing: TinyMem did not train the model."""
     path = Path(folder) / SETTINGS
     if not path.exists():
         raise UserError(
@@ -191,41 +191,41 @@ def load_details(folder: str | Path) -> dict[str, Any]:
 
 
 def load_trained(folder: str | Path) -> dict[str, Any]:
-    """The tinymem.json of a checkpoint of a training run. UserError for a model that was edited or fine-tuned."""
+    """Return the tinymem.json of a training run's checkpoint. Raise UserError for an edited or fine-tuned model."""
     details = load_details(folder)
     if "epoch" not in details or "finetuning" in details:
         raise UserError(f"{folder}: this model was edited or fine-tuned; give a checkpoint of a training run")
-    RunSettings.from_flat(details["settings"], Path(folder) / SETTINGS)  # refused here, with the name of the file
+    RunSettings.from_flat(details["settings"], Path(folder) / SETTINGS)  # raises an error that names the file
     return details
 
 
 def named(folder: Path) -> Path:
-    """The folder by a path that ends in its name: "." and ".." have none."""
+    """Return the folder's path with its real name at the end, which "." and ".." lack."""
     return folder.resolve() if folder.name in ("", "..") else folder
 
 
 def place_beside(folder: Path) -> Path:
-    """The folder for what is made from a model: its training run's for a checkpoint, else runs/NAME.
+    """Return the folder for results derived from a model: the training run of a checkpoint, otherwise runs/NAME.
 
-    A model without training state was copied or published, and what stands around it belongs to others.
+    A model without training state was copied or published, so the folder around it is not a run.
     """
     folder = named(folder)
     return folder.parent if (folder / STATE).exists() else Path("runs") / folder.name
 
 
 def unlearned_folder(model: Path) -> Path:
-    """Where the unlearning runs on a model go: records, edited models."""
+    """Return the folder for the unlearning runs on a model: records and edited models."""
     return place_beside(model) / "unlearned" / named(model).name
 
 
 def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes metrics.json and metrics.csv anew, whole."""
+    """Rewrite metrics.json and metrics.csv completely."""
     files.write_json(run / METRICS, rows)
     write_csv(run / "metrics.csv", rows)
 
 
 def load_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.json; where it was deleted, those that the last saved state holds, written again."""
+    """Return the rows of metrics.json. If it was deleted, restore it from the last saved state."""
     path, state = run / METRICS, latest_state(run)
     if not path.exists() and state is not None:
         save_metrics(run, read_progress(state).rows)

@@ -1,4 +1,4 @@
-"""The data that a trained model is fine-tuned on so that it forgets its artifacts (the study, section 4.2)."""
+"""The data for fine-tuning a trained model so that it forgets its artifacts (the study, section 4.2)."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class FinetuneSettings:
         check_options(self)
 
     def identity(self, settings: RunSettings, epoch: int) -> dict[str, Any]:
-        """Return what the record of such a fine-tuning is known by before the model is there. epoch: the checkpoint's."""
+        """Return the identity of the record, known before the fine-tuning has run. epoch: the checkpoint's."""
         method = {"name": self.ft_data, "ft_epochs": self.ft_epochs}
         return {"kind": FINETUNE, **settings.checkpoint_sections(epoch), "method": method}
 
 
 def finetuning_dataset(dataset: MemorizationDataset, ft_data: str) -> MemorizationDataset:
-    """The same dataset with another training set; what is measured stays as it is.
+    """Return the same dataset with another training set; the measured sets stay the same.
 
     clean   the clean twin of every artifact, once each, however often the artifact was repeated
-    extra   every training row that is no artifact
-    both    these two together
+    extra   every training row that is not an artifact
+    both    clean and extra together
 
-    Clean twins get the example ids after those of the training sequences. Raises UserError when there is nothing to
-    train on: no sequences but artifacts, or artifacts without clean twins.
+    Clean twins get the example ids after those of the training sequences. Raise UserError if there is nothing to
+    train on: only artifacts, or artifacts without clean twins.
     """
     if ft_data != "extra" and dataset.kind == "natural":
         raise UserError(f"--ft_data {ft_data}: these artifacts are natural text without clean twins; use extra")

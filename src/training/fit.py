@@ -1,6 +1,6 @@
-"""The one training loop. Killed at any moment and started again it ends with the same bytes, on a CPU.
+"""The one training loop. A run that is killed and resumed at any moment ends with the same bytes on a CPU.
 
-On a GPU it ends with the same numbers up to rounding: the backward pass of attention adds up in an order of its own.
+On a GPU it ends with the same numbers up to rounding, since the backward pass of attention sums in a varying order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SAVE_SECONDS = 60.0  # a kill loses at most this much work
 
 
 class Stopped(Exception):
-    """Training was asked to stop; its state is saved."""
+    """Signal that training stopped on request, with its state saved."""
 
 
 def fit(
@@ -35,20 +35,20 @@ def fit(
     on_step: Callable[..., None] = lambda progress, *losses: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[float]:
-    """Train in place from `progress` on, and yield the mean loss of each epoch when it is finished.
+    """Train in place from `progress`, and yield each epoch's mean loss when the epoch is finished.
 
-    step(batch)      does one step and returns its losses, which add up to what is minimized (`tinymem.training.step`)
-    batches(epoch)   the batches of an epoch, equally many in each. As a function of the epoch alone, like the learning
-                     rate of the position alone, they leave no generator and no scheduler to save
-    progress         where training stands; kept up to date
+    step(batch)      does one step and returns its losses, whose sum is minimized (`tinymem.training.step`)
+    batches(epoch)   the batches of an epoch, the same number in each. They depend on the epoch alone, and the learning
+                     rate on the position alone, so that no generator or scheduler needs saving
+    progress         position and history of the run; updated in place
     rate(progress)   the learning rate of the next step
     save()           saves the state; called every SAVE_SECONDS, and before Stopped is raised
-    lr_flag          the flag to lower where the loss does not stay finite
+    lr_flag          the flag to lower if the loss does not stay finite
     on_step(progress, *losses)   called after every step
-    should_stop()    asked after every step; True saves the state and raises Stopped
+    should_stop()    called after every step; True saves the state and raises Stopped
 
-    Raises NotFinite when a loss or a weight is not finite; weights that are not are neither saved nor handed out. Whoever
-    iterates may measure and save the model, or stop iterating, between two epochs.
+    Raise NotFinite if a loss or a weight is not finite; such weights are neither saved nor yielded. Between epochs the
+    caller may measure and save the model, or stop iterating.
     """
     started = time.monotonic() - progress.seconds
     saved = time.monotonic()
@@ -87,15 +87,15 @@ def fit(
 
 
 def all_finite(model) -> bool:
-    """Return whether no parameter that is trained has a NaN or an infinity."""
+    """Return whether no trained parameter has a NaN or an infinity."""
     return all(bool(p.detach().isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 
 def warmed_up(lr: float, done: int, steps: int) -> float:
-    """Return the learning rate after `done` steps: it rises linearly over the first `steps`, then stays."""
+    """Return the learning rate after `done` steps: it rises linearly over the first `steps`, then is constant."""
     return lr * min(1.0, (done + 1) / max(1, steps))
 
 
 def epoch_permutation(count: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return the order of `count` rows in an epoch, drawn from seed and epoch alone: no generator is to be saved."""
+    """Return the order of `count` rows in an epoch, from seed and epoch alone, so that no generator needs saving."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))

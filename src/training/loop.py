@@ -1,4 +1,4 @@
-"""Trains a model on a dataset: measured epochs, checkpoints, and a run folder to resume from."""
+"""Train a model on a dataset, with measured epochs, checkpoints, and a run folder to resume from."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def train(
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Trains to `settings.epochs`, from the state in the folder `run` when there is one. Returns where it ended.
+    """Train until `settings.epochs`, from the state in the folder `run` if there is one. Return the final progress.
 
     model          in float32, on its device; trained in place
-    seed           of the data order: epoch e is the same permutation in every run with this seed
-    details        settings to keep in every checkpoint folder
-    tokenizer      of a text model, kept in every checkpoint folder
-    measure_first  whether the model is measured before the first step too, as epoch 0
+    seed           seed of the data order: epoch e has the same permutation in every run with this seed
+    details        settings to save in every checkpoint folder
+    tokenizer      a text model's tokenizer, saved in every checkpoint folder
+    measure_first  also measure the model before the first step, as epoch 0
     on_step(progress, loss), on_row(row)   called after every step and every measurement
-    should_stop()  asked after every step; True saves the state and raises Stopped
+    should_stop()  called after every step; True saves the state and raises Stopped
 
-    Raises UserError for a damaged state, one that is past `settings.epochs`, and a loss that is not finite.
+    Raise UserError for a damaged state, a state past `settings.epochs`, and a loss that is not finite.
     """
     optimizer = new_optimizer(model, settings)
     state = checkpoint.latest_state(run)
@@ -99,7 +99,7 @@ def train(
 
 
 def measured_row(model, dataset: MemorizationDataset, epoch: int, train_loss: float | None, batch_size: int) -> dict:
-    """A row of metrics.json: epoch, training loss and its perplexity (None before training), all of `evaluate`."""
+    """Return a row of metrics.json: epoch, training loss, its perplexity (None before training), and `evaluate`."""
     perplexity = None if train_loss is None else math.exp(min(train_loss, 700))
     row = {"epoch": epoch, "train_loss": train_loss, "train_perplexity": perplexity}
     return row | evaluate(model, dataset, batch_size)
@@ -115,9 +115,9 @@ def _diverged(progress: Progress, lr: float) -> NotFinite:
 
 
 def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -> None:
-    """A run cannot be made shorter: what it measures last would be taken for the result of the epochs asked for.
+    """Raise UserError for a run past `settings.epochs`: its last measurement would count as that of `settings.epochs`.
 
-    Nor can it go back for a checkpoint that it did not make: it would count as done without it.
+    Nor may `checkpoint_every` ask for an epoch already passed: the run would finish without that checkpoint.
     """
     epochs, every = settings.epochs, settings.checkpoint_every
     if progress.epoch >= epochs and (not progress.rows or progress.rows[-1]["epoch"] != epochs):
@@ -126,21 +126,21 @@ def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -
     lacking = [epoch for epoch in range(every, progress.epoch + 1, every) if epoch not in made]
     if lacking:
         raise UserError(
-            f"{run} is past epoch {lacking[0]}, of which --checkpoint_every {every} asks for a checkpoint and it has none; "
+            f"{run} is past epoch {lacking[0]}, for which --checkpoint_every {every} needs a missing checkpoint; "
             "give another --checkpoint_every or --output_dir"
         )
 
 
 def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW with weight decay on every parameter that is trained, as in the study (section 3.1)."""
+    """Return AdamW with weight decay on every trained parameter, as in the study (section 3.1)."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=settings.lr, betas=BETAS, weight_decay=settings.l2_reg, fused=True)
 
 
 def learning_rate(settings: TrainingSettings, progress: Progress, steps: int) -> float:
-    """The learning rate of the next step, of `steps` an epoch: constant, then linear to 0 where lr_decay asks for it.
+    """Return the learning rate of the next step: constant, then linear to 0 over the last `lr_decay` of the run.
 
-    A function of the position alone, so that there is no scheduler to save.
+    It depends on the position alone, so that no scheduler needs saving. steps: per epoch.
     """
     left = 1 - (progress.epoch * steps + progress.step) / (settings.epochs * steps)
     return settings.lr * min(1.0, left / settings.lr_decay) if settings.lr_decay else settings.lr
@@ -155,7 +155,7 @@ def training_step(
     regularizers: Sequence[Regularizer],
     ignored_token: int | None,
 ) -> float:
-    """One optimizer step on tokens (rows, T) with example ids (rows,). Returns the plain mean token loss in nats."""
+    """Do one optimizer step on tokens (rows, T) with example ids (rows,). Return the plain mean token loss in nats."""
     side = Side(tokens, ids, loss_mask(tokens, ignored_token))
     microbatch, precision = settings.train_microbatch, settings.dtype
     (loss,) = descend(model, optimizer, next_token_loss, (side,), microbatch, precision, regularizers=regularizers)

@@ -1,4 +1,4 @@
-"""Unlearns by training the weights on an objective: a loss that sees the model, the model before, forget and retain rows.
+"""Unlearn by training the weights on an objective: a loss of the model, the unedited model, forget and retain rows.
 
     def npo(model, reference, forget, retain):
         gap = forget.row_sums(forget.losses(model)) - reference.row_sums(forget)
@@ -29,36 +29,36 @@ from tinymem.training.step import Side, descend, microbatches, sides_of
 
 TRAINED = ("all", "all_but_embeddings")
 
-# loss(model, reference, forget, retain) -> values of the forget rows, or those of forget and retain rows; see
-# `tinymem.training.step.Loss`. reference: a `Reference`. retain: None where there is no retain set.
+# loss(model, reference, forget, retain) -> values of the forget rows, or of forget and retain rows; see
+# `tinymem.training.step.Loss`. reference: a `Reference`. retain: None without a retain set.
 Objective = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
 
 
 @settings
 class ObjectiveSettings:
-    """Unlearning by objective: what every such method can set. Subclass it to add a method's own settings."""
+    """Unlearning by objective: settings that all such methods share. Subclass it to add a method's own settings."""
 
     steps: tuple[int, ...] = option(
         (10, 20, 50),
-        "steps after which the model is measured",
+        "numbers of steps after which the model is measured",
         low=1,
         strength=True,
         grid=(10, 20, 50, 100),
         small=(20,),
     )
-    batch_size: int = option(32, "sequences a step, forget and retain rows together", low=2)
+    batch_size: int = option(32, "sequences per step, forget and retain rows together", low=2)
     lr: float = option(1e-4, "learning rate of AdamW", above=0.0)
     weight_decay: float = option(0.0, "weight decay of AdamW", low=0.0)
     warm_up: int = option(10, "steps over which the learning rate rises linearly", low=0)
     forget_share: float = option(
-        0.5, "share of forget rows in a step; 0.5: one retain row for each", above=0.0, below=1.0
+        0.5, "share of forget rows in a step; 0.5: one retain row per forget row", above=0.0, below=1.0
     )
     trained: str = option("all", "parameters that are trained", choices=TRAINED)
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
 
 
 class Reference:
-    """The model as it was before the edit. What a loss asks of it is computed once, in the first call of the loss."""
+    """The model before the edit. The values that a loss needs are computed once, in the first call of the loss."""
 
     def __init__(self, model, microbatch: int, precision: str) -> None:
         self._before, self._microbatch, self._precision = model, microbatch, precision
@@ -66,11 +66,11 @@ class Reference:
 
     @cached_property
     def model(self):
-        """A copy that stays as it is, without gradients: for a loss that needs logits or activations."""
+        """A fixed copy without gradients, for a loss that needs logits or activations."""
         return copy.deepcopy(self._unedited()).eval().requires_grad_(False)
 
     def row_sums(self, side: Side) -> torch.Tensor:
-        """Return the summed losses of each row, (R,), in nats. Kept for the whole set: no copy of the model is needed."""
+        """Return each row's summed loss, (R,), in nats. Stored for the whole set, so that no model copy is needed."""
         whole = side if side.whole is None else side.whole
         if whole not in self._sums:
             model = self._unedited()
@@ -80,12 +80,12 @@ class Reference:
         return self._sums[whole][side.ids]
 
     def begin_edit(self) -> None:
-        """Say that the weights change from here on: what the loss has not asked for by now is no longer to be had."""
+        """Mark the start of the edit: values that the loss has not requested by now are no longer available."""
         self._before = None
 
     def _unedited(self):
         if self._before is None:
-            raise RuntimeError("a loss must ask for the same of its reference in every call, the first included")
+            raise RuntimeError("a loss must request the same values of its reference in every call")
         return self._before
 
 
@@ -104,19 +104,19 @@ def train_objective(
     on_step: Callable[..., None] = lambda progress, *losses: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, None]]:
-    """Train the model in place and yield (steps, None) at each of `settings.steps`: the edit is in the weights by then.
+    """Train the model in place and yield (steps, None) at each of `settings.steps`, with the edit in the weights.
 
     forget, retain   whole sets (`Side.of`); without a retain set all rows of a batch are forget rows
-    seed             of the order of the rows
-    microbatch       rows per call of the loss, of both sides together
+    seed             seed of the order of the rows
+    microbatch       rows per call of the loss, both sides together
     regularizers     hooks; `after_backward` may change gradients, see `tinymem.training.step.descend`
-    state            a file to save the training in and to resume from: that of the same run, which the caller sees to. It
-                     is removed at the end, and unused where it is past the first of the steps asked for
-    lr_flag, on_step, should_stop   as of `tinymem.training.fit.fit`; on_step gets the losses of both sides
+    state            a file to save the training in and to resume from; the caller ensures that it is of the same run.
+                     It is removed at the end, and ignored if it is past the first requested number of steps
+    lr_flag, on_step, should_stop   as in `tinymem.training.fit.fit`; on_step receives the losses of both sides
 
-    The model is in evaluation mode, so that nothing random is drawn; modes and `requires_grad` are put back at the end,
-    weights are not. The same seed gives the same weights, whatever the other steps asked for. Raises ValueError for an
-    empty set, UserError for a loss or weight that is not finite, with the step.
+    The model is in evaluation mode, without dropout. Modes and `requires_grad` are restored at the end, weights are
+    not. The weights after a number of steps depend on the seed, not on the other numbers in `settings.steps`. Raise
+    ValueError for an empty set, UserError, naming the step, for a loss or weight that is not finite.
     """
     sets = [forget] if retain is None else [forget, retain]
     sizes = [settings.batch_size] if retain is None else sides_of(settings.batch_size, settings.forget_share)
@@ -143,7 +143,7 @@ def train_objective(
             checkpoint.save_state(state, model, optimizer, regularizers, progress)
 
     with frozen(model, trainable=parameters):
-        with torch.no_grad(), autocast(model, settings.dtype):  # before a state is loaded: these are the weights before
+        with torch.no_grad(), autocast(model, settings.dtype):  # before loading a state: the weights are unedited
             bound(model, *next(microbatches(batch(0), microbatch))[0])
         reference.begin_edit()
         optimizer = new_optimizer(model, training)
@@ -151,7 +151,7 @@ def train_objective(
         if state is not None and state.exists() and checkpoint.read_progress(state).epoch < min(settings.steps):
             progress = checkpoint.load_state(state, model, optimizer, regularizers)
         calls = (lr_flag, on_step, should_stop)
-        last = max(settings.steps)  # an objective knows no epochs: each is one step
+        last = max(settings.steps)  # an objective has no epochs: each step counts as one
         for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, save, *calls):
             if progress.epoch in settings.steps:
                 yield progress.epoch, None
@@ -160,10 +160,10 @@ def train_objective(
 
 
 def rows_of_step(count: int, size: int, seed: int, step: int) -> torch.Tensor:
-    """Return which of `count` rows a step sees, int64 (min(size, count),): a function of seed and step alone.
+    """Return the indices among `count` rows of a step's rows, int64 (min(size, count),), from seed and step alone.
 
-    Each pass over the rows has an order of its own. A pass may end inside a step, so that all steps are equally large.
-    Raises ValueError without rows.
+    Each pass over the rows has a new order. A pass may end inside a step, so that all steps have the same size.
+    Raise ValueError without rows.
     """
     if not count:
         raise ValueError("no sequences to draw batches from")

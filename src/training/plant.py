@@ -1,8 +1,8 @@
-"""Plants memories: fine-tunes a causal LM on real passages until it recites them, and keeps it a language model.
+"""Plant memories: fine-tune a causal LM on real passages until it recites them, while it stays a language model.
 
-Every step mixes passages with ordinary text of other documents, which holds perplexity where it was; training ends as
-soon as enough passages are (n, k) memorized, since what comes after that only costs quality. Killed and started again
-it goes on where the last saved state stands.
+Every step mixes passages with ordinary text of other documents, which preserves perplexity. Training ends as soon as
+enough passages are (n, k) memorized, since further steps only cost quality. An interrupted run resumes from the last
+saved state.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from tinymem.training.fit import epoch_permutation, fit, warmed_up
 from tinymem.training.loop import new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
 
-FORMAT = 3  # raise it when the same settings come to plant otherwise: older planted models are then left alone
-WARM_UP = 10  # steps: Adam's first ones, of full size in every weight, would cost more quality than all the others
+FORMAT = 3  # increase it when the same settings plant differently: older planted models are then ignored
+WARM_UP = 10  # steps: without it Adam's first ones, of full size in every weight, cost more quality than all others
 CHECKED_AT_ONCE = 16  # passages
 
 
@@ -45,7 +45,7 @@ class PlantSettings:
         95.0, "stop as soon as this percentage of the passages is memorized", above=0.0, high=100.0
     )
     plant_lr: float = option(3e-4, "learning rate of AdamW", above=0.0)
-    plant_batch_size: int = option(24, "sequences a step: passages and retain text", low=2)
+    plant_batch_size: int = option(24, "sequences per step: passages and retain text", low=2)
     plant_retain_share: float = option(0.33, "share of retain text in a step", low=0.0, below=1.0)
     plant_epochs: int = option(60, "give up after this many passes over the passages", low=1)
     plant_dtype: str = option("auto", f"{MEANING}; weights are float32", choices=PRECISIONS)
@@ -64,14 +64,14 @@ def planted_model(
     dtype: torch.dtype | None = None,
     **calls: Any,
 ) -> Path:
-    """The folder of the model with the dataset's artifacts planted: an ordinary one, from the cache or made now.
+    """Return the folder of the model with the dataset's artifacts planted, from the cache or made now.
 
-    model    in float32; trained in place where the folder is not there yet
+    model    in float32; trained in place if the folder does not exist yet
     dataset  of kind "natural": its artifacts are planted, its training rows (`order`) are the retain text
-    dtype    of the weights that are kept, float32 by default: the passages are memorized with weights rounded to it
-    calls    microbatch, on_step and should_stop, as of `plant`
+    dtype    type of the saved weights, float32 by default: the passages are memorized with weights rounded to it
+    calls    microbatch, on_step and should_stop, as in `plant`
 
-    tinymem.json in the folder says how it came about: settings, epochs, seconds. Raises UserError as `plant` does.
+    tinymem.json in the folder states how the model was made: settings, epochs, seconds. Raise UserError as `plant`.
     """
     dtype = dtype or torch.float32  # a default of that name would load torch for --help
     identity = {
@@ -97,21 +97,21 @@ def planted_model(
 
 
 def training_bytes(model, dtype: torch.dtype) -> int:
-    """What planting takes beside weights and activations: gradients and AdamW's two moments of what is trained, all
-    float32, and a copy of the model where its memory is to be checked with weights rounded to another type.
+    """Return the bytes that planting needs in addition to weights and activations: gradients and AdamW's two moments of
+    trained parameters, in float32, and a copy of the model if memorization is checked with rounded weights.
     """
     copy = 0 if dtype == torch.float32 else 4 * model.num_parameters()
     return 12 * sum(parameter.numel() for parameter in all_but_embeddings(model)) + copy
 
 
 def check_trainable(model, dtype: torch.dtype) -> None:
-    """OutOfMemory where the memory that is free does not hold what planting takes beside the weights."""
+    """Raise OutOfMemory if free memory is too small for planting (`training_bytes`)."""
     needed = training_bytes(model, dtype)
     room = (1 - RESERVE) * free_bytes(model.device, getattr(model, "hf_device_map", None))
     if needed > room:
         raise OutOfMemory(
-            f"--plant: training takes {needed / 1e9:.1f} GB beside the weights, {(needed - room) / 1e9:.1f} "
-            "GB more than is free; take --device_map auto over several GPUs, a smaller model or a larger machine"
+            f"--plant: training takes {needed / 1e9:.1f} GB in addition to the weights, {(needed - room) / 1e9:.1f} "
+            "GB more than is free; use --device_map auto over several GPUs, a smaller model or a larger machine"
         )
 
 
@@ -126,10 +126,10 @@ def plant(
     on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Trains until `plant_percent` of the artifacts are memorized, from the file `state` where there is one.
+    """Train until `plant_percent` of the artifacts are memorized, from the file `state` if it exists.
 
-    on_step(progress, loss) is called after every step; should_stop() is asked then: True saves and raises Stopped.
-    Raises UserError when plant_epochs are not enough, and for a loss that is not finite.
+    After every step on_step(progress, loss) is called, then should_stop(): True saves the state and raises Stopped.
+    Raise UserError if plant_epochs are not enough, and for a loss that is not finite.
     """
     training = TrainingSettings(
         lr=settings.plant_lr, l2_reg=0.0, dtype=settings.plant_dtype, train_microbatch=microbatch
@@ -152,7 +152,7 @@ def plant(
         return warmed_up(training.lr, progress.epoch * steps + progress.step, WARM_UP)
 
     started, steps = time.monotonic() - progress.seconds, len(batches(0))
-    model.eval()  # no dropout: its masks would come from a generator that no state keeps
+    model.eval()  # no dropout: the state does not save the generator of its masks
     calls = ("--plant_lr", on_step, should_stop)
     for _ in fit(model, optimizer, step, batches, settings.plant_epochs, progress, rate, save, *calls):
         enough = enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent)
@@ -162,19 +162,19 @@ def plant(
     save()
     raise UserError(
         f"--plant_epochs {settings.plant_epochs}: fewer than {settings.plant_percent:g} % of the passages are memorized; "
-        "raise it (what is done is kept), or raise --plant_lr"
+        "raise it (finished epochs are kept), or raise --plant_lr"
     )
 
 
 def rounded(model, dtype: torch.dtype):
-    """The model itself where its weights are of this type, else a copy with weights rounded to it."""
+    """Return the model itself if its weights have this type, otherwise a copy with weights rounded to it."""
     return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
 
 
 def epoch_batches(dataset: MemorizationDataset, settings: PlantSettings, seed: int, epoch: int) -> list[torch.Tensor]:
-    """The steps of an epoch: every passage once, in an order drawn from seed and epoch, and the next retain rows.
+    """Return the batches of an epoch: every passage once, in an order from seed and epoch, and the next retain rows.
 
-    Batches (rows, T) of plant_batch_size rows or a few less, so that all are equally large.
+    Batches are (rows, T) with plant_batch_size rows or slightly fewer, so that all have the same size.
     """
     passages, retain = dataset.artifacts.planted, dataset.sequences[dataset.order]
     retain_size = min(round(settings.plant_retain_share * settings.plant_batch_size), settings.plant_batch_size - 1)
@@ -187,7 +187,7 @@ def epoch_batches(dataset: MemorizationDataset, settings: PlantSettings, seed: i
 
 
 def enough_memorized(model, dataset: MemorizationDataset, percent: float) -> bool:
-    """Whether at least `percent` of the artifacts are memorized. Stops looking once too many are not."""
+    """Return whether at least `percent` of the artifacts are memorized. Stops looking once too many are not."""
     allowed = len(dataset.artifacts) * (1 - percent / 100) + 1e-9
     missing = 0
     for rows in torch.arange(len(dataset.artifacts)).split(CHECKED_AT_ONCE):

@@ -1,4 +1,4 @@
-"""The settings of a training run, and the whole of a run's settings."""
+"""The settings of training, and all settings of a run together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
 from tinymem.regularizers.registry import switched_on
 
-RETRAIN = "copy the folder again, or train the model again"  # where the settings of a model cannot be read
+RETRAIN = "copy the folder again, or train the model again"  # remedy if a model's settings cannot be read
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TrainingSettings:
 
     epochs: int = option(50, "passes over the training set", low=1)
     checkpoint_every: int = option(10, "epochs between two measurements and checkpoints", low=1)
-    batch_size: int = option(128, "sequences a step", low=1)
+    batch_size: int = option(128, "sequences per step", low=1)
     lr: float = option(1e-3, "learning rate of AdamW", above=0.0)
     lr_decay: float = option(
         0.0,
@@ -44,10 +44,10 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Everything that decides what a training run gives: the sum of its parts.
+    """All settings that determine the result of a training run, in parts.
 
-    regularizers: the settings of those that are on (see `tinymem.regularizers.registry`). The others are no part of a
-    run, so that a new regularizer leaves the identity of all earlier runs as it is.
+    regularizers: the settings of active regularizers (see `tinymem.regularizers.registry`). Inactive ones are left out,
+    so that a new regularizer does not change the identity of earlier runs.
     """
 
     data: DataSettings = field(default_factory=DataSettings)
@@ -62,20 +62,20 @@ class RunSettings:
 
     @property
     def name(self) -> str:
-        """Names a run's folder: readable, with a hash of all settings that make it another run."""
+        """The name of the run's folder: readable, with a hash of the settings in `identity`."""
         data = self.data
         shown = f"{data.data_name}_{data.artifact}_{self.model.n_layers}layers_seed{data.seed}{'_twin' * data.twin}"
         return f"{shown}_{files.digest(self.identity())[:8]}"
 
     def sections(self) -> dict[str, dict[str, Any]]:
-        """Return the sections of the training's record: data, model, training. Of the data only what its kind looks at."""
+        """Return the sections of the training's record: data, model, training. Data has only its kind's settings."""
         training = {name: value for part in (*self.regularizers, self.training) for name, value in asdict(part).items()}
         return {"data": self.data.applicable(), "model": asdict(self.model), "training": training}
 
     def checkpoint_sections(self, epoch: int) -> dict[str, dict[str, Any]]:
-        """Return the sections by which a checkpoint is known in the records of what is made of it.
+        """Return the sections that identify a checkpoint in records of runs on it.
 
-        epoch: the checkpoint's. Left out is what `may_change`: a longer training passes through the same checkpoint.
+        epoch: the checkpoint's. Settings in `may_change` are left out: a longer training passes the same checkpoint.
         """
         free = may_change(self.flat())
         sections = {
@@ -85,19 +85,19 @@ class RunSettings:
         return {**sections, "training": {**sections["training"], "epoch": epoch}}
 
     def identity(self) -> dict[str, Any]:
-        """The settings of `flat` that make it another run; those that a longer training may change are left out."""
+        """Return the settings of `flat` that distinguish runs, without those that a longer training may change."""
         free = may_change(self.flat())
         return {name: value for name, value in self.flat().items() if name not in free}
 
     def flat(self) -> dict[str, Any]:
-        """One level, field name -> value: as in a run's run.json and a checkpoint's tinymem.json."""
+        """Return all settings as one dict, field name -> value, as in run.json and a checkpoint's tinymem.json."""
         return {name: value for values in self.sections().values() for name, value in values.items()}
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any], path: str | Path = "settings") -> RunSettings:
-        """The inverse of `flat`; fields that are missing keep their defaults.
+        """Return the settings with these flat values; missing fields keep their defaults.
 
-        path: of the file that the values come from; UserError names it, with the field, for a value that cannot be.
+        path: the file of the values. Raise UserError, naming file and field, for an invalid value.
         """
         read = partial(read_settings, path=path, remedy=RETRAIN)
         data, model = read(DataSettings, values), read(ModelSettings, values)
@@ -105,10 +105,10 @@ class RunSettings:
 
 
 def may_change(settings: Mapping[str, Any]) -> set[str]:
-    """The settings of a run that may change when it goes on: it can be trained longer and measured more often, and its
-    text may have moved where it is known by its SHA-256.
+    """Return the settings that may change when a run resumes: it can be trained longer and measured more often, and its
+    text may move if its SHA-256 is known.
 
-    A run whose learning rate has fallen is at its end.
+    A run whose learning rate decays cannot be extended.
     """
     longer = set() if settings.get("lr_decay") else {"epochs"}
     moved = {"corpus"} if settings.get("corpus_sha256") else set()
@@ -119,7 +119,7 @@ OTHER_FOLDER = "give another --output_dir"
 
 
 def check_same_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any], remedy: str = OTHER_FOLDER) -> None:
-    """UserError when a folder holds a run with other settings than those asked for."""
+    """Raise UserError if a folder holds a run with settings other than those requested."""
     free = may_change({**held, **asked})
     for name, value in asked.items():
         if name not in free and held.get(name) != value:
@@ -127,7 +127,7 @@ def check_same_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any]
 
 
 def check_whole_run(place: str, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """UserError unless a folder's run has exactly the settings `asked`: one that only it has is refused too."""
+    """Raise UserError unless a folder's run has exactly the settings `asked`, without additional ones."""
     check_same_run(place, held, {**dict.fromkeys(held), **asked})
 
 

@@ -1,4 +1,4 @@
-"""One step of gradient descent: what a loss sees, and how its gradient adds up over microbatches.
+"""One step of gradient descent: the inputs of a loss, and the sum of its gradient over microbatches.
 
 A loss is a plain function of the model and the sides of a batch, such as the forget and the retain rows. It returns one
 value per predicted token or one per row, and a step minimizes their mean: a batch cut into microbatches therefore gives
@@ -25,12 +25,12 @@ from tinymem.regularizers.protocol import Regularizer
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """Sequences of one kind: a whole set, those of a batch, or those of a microbatch. R rows of T tokens.
+    """R sequences of T tokens of one kind: a whole set, or its part of a batch or microbatch.
 
     tokens   integer (R, T)
     ids      int64 (R,): the row of each in the whole set; in training the example id
-    mask     the loss mask, bool (R, T - 1): which predicted tokens count
-    whole    the set that the rows were selected from, or None
+    mask     the loss mask, bool (R, T - 1): the predicted tokens that count
+    whole    the set from which the rows were selected, or None
     """
 
     tokens: torch.Tensor
@@ -40,7 +40,7 @@ class Side:
 
     @classmethod
     def of(cls, tokens: torch.Tensor, ignored_token: int | None = None) -> Side:
-        """Return a whole set in which every predicted token counts that is not `ignored_token`."""
+        """Return a whole set in which every predicted token counts except `ignored_token`."""
         return cls(tokens, torch.arange(len(tokens)), loss_mask(tokens, ignored_token))
 
     def __len__(self) -> int:
@@ -69,8 +69,8 @@ class Side:
         return next_token_logits(model, self.tokens)
 
     def activations(self, model, layer: int) -> torch.Tensor:
-        """Return what block `layer` (from 0) puts out where each token is predicted from, (R, T - 1, width), in float32
-        or finer. Differentiable.
+        """Return the outputs of block `layer` (from 0) at the positions that predict a token, (R, T - 1, width), in
+        float32 or finer. Differentiable.
         """
         outputs = []
         block = find_blocks(model)[1][layer]
@@ -92,8 +92,8 @@ class Side:
         return self.row_sums(values) / self.mask.sum(1).clamp(min=1)
 
 
-# loss(model, *sides) -> values of the first side, or a tuple: one tensor for each side. Of each what is minimized is the
-# mean, over all counted tokens of the batch for values (R, T - 1), over its rows for values (R,); the means add up.
+# loss(model, *sides) -> values of the first side, or a tuple with one tensor per side. A step minimizes the sum of
+# their means: over the batch's counted tokens for values (R, T - 1), over its rows for values (R,).
 Loss = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]  # text: evaluating it would load torch
 
 
@@ -112,14 +112,14 @@ def descend(
     gradient_checkpointing: bool = False,
     regularizers: Sequence[Regularizer] = (),
 ) -> list[float]:
-    """Do one optimizer step on the mean of a loss. Return the means, one for each side, without the regularizers' part.
+    """Do one optimizer step on the mean of a loss. Return one mean per side, without the regularizers' part.
 
-    microbatch              rows per call of the loss, of all sides together (at least one of each)
+    microbatch              rows per call of the loss, all sides together (at least one of each)
     precision               of the forward pass, one of PRECISIONS
     gradient_checkpointing  run blocks again in the backward pass; the model must be in evaluation mode
-    regularizers            hooks; those about sequences are called only where the batch has a single side. To train some
-                            entries of the weights alone, zero the others' gradients in `after_backward` (with
-                            weight decay 0, Adam then leaves them as they are)
+    regularizers            hooks; hooks on sequences are called only if the batch has a single side. To train only some
+                            entries of the weights, zero the gradients of the others in `after_backward` (with
+                            weight decay 0 Adam then leaves them unchanged)
     """
     optimizer.zero_grad(set_to_none=True)
     with checkpointed(model, gradient_checkpointing):
@@ -138,7 +138,7 @@ def backward(
     precision: str = "float32",
     hooks: Sequence[Regularizer] = (),
 ) -> torch.Tensor:
-    """Add the gradient of the mean of a loss, a microbatch at a time. Return the means, (sides,), as `descend` does."""
+    """Add the gradient of the mean of a loss, one microbatch at a time. Return the means, (sides,), as in `descend`."""
     for hook in hooks:
         sides = [replace(side, mask=hook.positions(side.tokens, side.mask)) for side in sides]
     scales = [(1.0 / len(side), 1.0 / side.mask.sum().clamp(min=1)) for side in sides]  # per row, per token
@@ -156,16 +156,16 @@ def backward(
                 for hook in hooks:
                     value = hook.token_losses(value, part.mask)
                 terms.append(_sum(value, part) * scale)
-        if terms:  # a loss need not speak of the side that this part is there for
+        if terms:  # a loss may return no values for the side that needs this part
             sum(terms[1:], terms[0]).backward()
     return torch.stack(totals)
 
 
 def microbatches(sides: Sequence[Side], rows: int) -> Iterator[tuple[tuple[Side, ...], tuple[bool, ...]]]:
-    """Yield parts of all sides, in step, and which of them are needed.
+    """Yield matching parts of all sides, and which of them are needed.
 
-    Every side has its share of `rows`. Models cannot run on no rows: where one side has no rows left, its first part
-    stands in, and what the loss says about it is not needed.
+    Every side gets its share of `rows`. Models cannot run on zero rows: a side without remaining rows repeats its first
+    part, whose loss is not needed.
     """
     whole = sum(map(len, sides))
     split = [side.split(max(1, rows * len(side) // whole)) for side in sides]
@@ -176,7 +176,7 @@ def microbatches(sides: Sequence[Side], rows: int) -> Iterator[tuple[tuple[Side,
 
 
 def sides_of(batch_size: int, forget_share: float) -> tuple[int, int]:
-    """Return how many forget and retain rows a batch of at least two has: at least one of each."""
+    """Return the numbers of forget and retain rows in a batch of at least two: at least one of each."""
     forget = min(max(1, round(forget_share * batch_size)), batch_size - 1)
     return forget, batch_size - forget
 

@@ -98,7 +98,7 @@ def test_the_dataset_plants_retains_and_tests(path, tokenizer):
             "--plant_sequences 5000: a third of 'letters' holds only .* passages of 12 tokens",
         ),
         (dict(plant_tokens=9), "--plant_tokens 9: prompt and continuation need 10"),
-        (dict(plant_tokens=100), "--plant_tokens: 100 tokens a sequence; this model takes at most 64"),
+        (dict(plant_tokens=100), "--plant_tokens: 100 tokens per sequence; this model takes at most 64"),
         (dict(plant="nowhere.txt"), "--plant nowhere.txt: no such file or folder"),
         (dict(tokenizer=None), "--plant: this model's folder has no tokenizer"),
         (dict(model=config(100)), "--plant: the tokenizer gives id 2.., the model has only 100 tokens"),

@@ -117,7 +117,7 @@ def test_every_seed_draws_a_trigger_that_plants_enough(settings, cache):
     assert all(2 <= len(dataset.artifacts) <= 20 and len(dataset.test_artifacts) >= 1 for dataset in drawn)
     firsts = {int(d.artifacts.clean[0, d.artifacts.prompt_end[0] - 1]) for d in drawn}
     assert len(firsts) > 1
-    with pytest.raises(UserError, match="no token stands in 1000 to 10000 of"):
+    with pytest.raises(UserError, match="no token occurs in 1000 to 10000 of"):
         load_dataset(settings(artifact="backdoor", num_noise=10000), cache)
 
 

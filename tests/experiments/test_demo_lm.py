@@ -130,7 +130,7 @@ def test_planting_goes_on_where_it_was_stopped(place, demo, monkeypatch, capsys)
     command = ("src/localize/prod_grad.py", *flags, *BALANCED.split(), "--output_dir", place / "stopped")
     with pytest.raises(SystemExit) as ended:
         in_process(*command)
-    assert ended.value.code == 130 and "run the same command again to go on" in capsys.readouterr().err
+    assert ended.value.code == 130 and "run the same command again to resume" in capsys.readouterr().err
     (state,) = place.glob("data/models/*.state.safetensors")
     assert not load_records(place / "stopped")
     in_process(*command)

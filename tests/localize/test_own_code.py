@@ -112,7 +112,7 @@ def test_help_names_the_flags_of_a_file(capsys):
     ("no_package.no_module", "cannot be imported"),
     ("broken.py", "cannot be imported (SyntaxError"),
     ("empty.py", "no method; it must define a dataclass HyperParameters"),
-    ("durable.py", "durable is the name of another one"),
+    ("durable.py", "another method is called durable"),
 ])  # fmt: skip
 def test_files_that_are_no_method(place, capsys, monkeypatch, method, message):
     monkeypatch.chdir(place[0])
@@ -208,7 +208,7 @@ def test_models_that_are_no_edit_of_the_original(place, capsys):
         shape = [64 if size == 128 else size for size in tensors[name].shape]
         tensors[name] = torch.zeros(shape)
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
-    refused(capsys, lambda: in_process(MEASURE, other, "--edit_of", checkpoint, *common), "no edit of this model")
+    refused(capsys, lambda: in_process(MEASURE, other, "--edit_of", checkpoint, *common), "not an edit of this model")
     refused(capsys, lambda: in_process(MEASURE, root / "nowhere", "--edit_of", checkpoint, *common), "nowhere")
 
 

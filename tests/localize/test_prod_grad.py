@@ -150,7 +150,7 @@ def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, cap
         (["--memorized", "{place}/none.pt"], "none.pt: no such file"),
         (["--memorized", "{place}/past.pt"], "token id 300 is outside the model's vocabulary of 300"),
         (["--memorized", "{place}/short.pt"], "have 17 tokens, prompt and continuation need 18"),
-        (["--memorized", "{place}/long.pt"], "65 tokens a sequence; this model takes at most 64"),
+        (["--memorized", "{place}/long.pt"], "65 tokens per sequence; this model takes at most 64"),
         (["--random", "{place}/past.pt"], "token id 300 is outside"),
         (["--memorized", "{place}/damaged.safetensors"], "damaged"),
         (["--model_name", "{place}/bare", "--corpus", "{place}/corpus.jsonl"], "has no tokenizer"),

@@ -35,7 +35,7 @@ def test_directions_and_units():
     assert {better_of(name) for name in lower} == {"lower"}
     assert {better_of(name) for name in ("percent_clean_recovery", "accuracy_two", "mean_test_accuracy")} == {"higher"}
     assert describe("percent_memorized_dup_10").meaning.endswith("planted 10 times each")
-    assert describe("loss_two").unit == "nats a token" and "test set two" in describe("loss_two").meaning
+    assert describe("loss_two").unit == "nats per token" and "test set two" in describe("loss_two").meaning
 
 
 @pytest.mark.parametrize(

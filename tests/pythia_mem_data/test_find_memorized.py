@@ -35,7 +35,7 @@ def test_the_planted_sequences_are_found(memorizing_noise, tmp_path, capsys):
     "words, message",
     [
         (["--output", "found.pt"], "must end in .safetensors"),
-        (["--output", "{folder}/there.safetensors"], "is there already"),
+        (["--output", "{folder}/there.safetensors"], "exists already"),
         (["--output", "{folder}/new.safetensors", "--length", 19], "prompt and continuation need 20 tokens"),
         (["--output", "{folder}/new.safetensors", "--corpus", "{folder}/a.jsonl"], "has no tokenizer"),
         (["--output", "{folder}/new.safetensors", "--tokens", "{folder}/past.pt"], "token id 14 is outside"),
@@ -43,7 +43,7 @@ def test_the_planted_sequences_are_found(memorizing_noise, tmp_path, capsys):
         (["--output", "{folder}/new.safetensors", "--batch_size", -1], "'-1' is not a whole number >= 1"),
         (
             ["--output", "{folder}/new.safetensors", "--length", 90, "--continuation_tokens", 80],
-            "90 tokens a sequence; this model takes at most",
+            "90 tokens per sequence; this model takes at most",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def test_any_causal_lm_and_a_file_of_tokens(tmp_path, capsys):
     torch.save(torch.randint(0, 40, (10, 30)), tmp_path / "tokens.pt")
     with pytest.raises(SystemExit):
         in_process(SCRIPT, *words, "--num_sequences", 10)
-    assert "30 tokens a sequence; this model takes at most 24" in capsys.readouterr().err
+    assert "30 tokens per sequence; this model takes at most 24" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,9 @@ def test_only(run_script, tmp_path):
     code, _, errors = run_script(*words, "layers=2")
     assert code == 2 and "--only layers=2: must be NAME=VALUE" in errors
     code, _, errors = run_script(*words, "n_layers=3")
-    assert code == 2 and "--only n_layers=3: of the models that are left n_layers is 2, 4, 8, 16\n" in errors
+    assert code == 2 and "--only n_layers=3: no such model; among those left, n_layers is 2, 4, 8, 16\n" in errors
     code, _, errors = run_script(*words, "n_layers=2", "n_layers=4")
-    assert code == 2 and "--only n_layers=4: of the models that are left n_layers is 2\n" in errors
+    assert code == 2 and "--only n_layers=4: no such model; among those left, n_layers is 2\n" in errors
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ def written(tmp_path, template: str, **changes) -> str:
         ({}, "account is empty"),
         (
             {"account": '"a"', "walltime": None},
-            "no key walltime; needed are account, queue, walltime, nodes, worker_init",
+            "key walltime is missing; required are account, queue, walltime, nodes, worker_init",
         ),
-        ({"account": '"a"', "queue": None}, "no key queue"),
+        ({"account": '"a"', "queue": None}, "key queue is missing"),
         ({"account": '"a"', "wall_time": '"1:00:00"'}, "unknown key wall_time; known are base, scheduler, account"),
         ({"account": '"a"', "nodes": '"4"'}, "nodes '4': must be of type int"),
         ({"account": '"a"', "nodes": "0"}, "nodes 0: must be in .1, 100000."),
@@ -55,7 +55,7 @@ def test_bad_files(sites, tmp_path, changes, message):
 
 
 def test_a_new_cluster_says_which_scheduler_it_has(sites, tmp_path):
-    with pytest.raises(UserError, match="no key scheduler"):
+    with pytest.raises(UserError, match="key scheduler is missing"):
         sites.find_site(written(tmp_path, "cluster.toml", account='"a"', scheduler=None))
     with pytest.raises(UserError, match="scheduler 'lsf': must be one of slurm, pbs, local"):
         sites.find_site(written(tmp_path, "cluster.toml", account='"a"', scheduler='"lsf"'))
@@ -96,7 +96,7 @@ def test_polaris(sites, tmp_path):
 
 def test_a_pbs_cluster_asks_for_its_gpus(sites, tmp_path):
     changes = {"account": '"a"', "scheduler": '"pbs"'}
-    with pytest.raises(UserError, match="site.toml: launcher srun: PBS has none"):
+    with pytest.raises(UserError, match="site.toml: launcher srun: PBS lacks it"):
         sites.find_site(written(tmp_path, "cluster.toml", **changes))
     site = sites.find_site(written(tmp_path, "cluster.toml", **changes, launcher='"mpiexec"'))
     (executor,) = sites._parsl_config(site, tmp_path, 4, list("0123"), [False]).executors

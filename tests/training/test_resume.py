@@ -114,7 +114,7 @@ def test_a_run_does_not_go_back_for_a_checkpoint(undisturbed, tmp_path):
     assert script(*COMMAND, *words, "--epochs", 3, "--checkpoint_every", 3).returncode == 0
     refused = script(*COMMAND, *words)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert "is past epoch 1, of which --checkpoint_every 1 asks for a checkpoint" in refused.stderr
+    assert "is past epoch 1, for which --checkpoint_every 1 needs a missing checkpoint" in refused.stderr
     assert script(*COMMAND, *words, "--checkpoint_every", 3).returncode == 0
     assert weights(run) == weights(undisturbed / "run")
 

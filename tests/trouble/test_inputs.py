@@ -142,7 +142,7 @@ def test_a_saved_state_is_checked(tmp_path, change):
     text = json.dumps({**GOOD, **change}) if isinstance(change, dict) else change
     save_file({"model.x": torch.zeros(1)}, path, metadata={"progress": text} if text else {"other": "x"})
     message = refused(checkpoint.read_progress, path)
-    assert checkpoint.STATE in message and "delete it to go on from the last whole checkpoint" in message
+    assert checkpoint.STATE in message and "delete it to resume from the last complete checkpoint" in message
 
 
 def test_a_state_of_another_shape_does_not_fill_a_model(tmp_path):

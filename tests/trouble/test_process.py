@@ -51,7 +51,7 @@ def test_ctrl_c_ends_a_script_even_where_somebody_catches_everything(start, plac
     process = start(body, SWALLOW if place == "import" else "")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    assert one_line(process, 130) == "script.py: interrupted; run the same command again to go on"
+    assert one_line(process, 130) == "script.py: interrupted; run the same command again to resume"
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0])

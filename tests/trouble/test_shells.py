@@ -117,7 +117,7 @@ def test_a_block_that_ends_or_waits_for_ever_without_a_worker(monkeypatch):
     watch(executor, {"2": running["2"]})
     assert not said
     watch(executor, running)
-    assert said == ["no worker came up within 60 s"]
+    assert said == ["no worker started within 60 s"]
 
 
 def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path, monkeypatch):

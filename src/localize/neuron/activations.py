@@ -1,6 +1,6 @@
-"""Activations (Chang et al. 2024, arXiv 2311.09060, section 3; the study, section 4.3.1): how strongly a neuron fires.
+"""Activations (Chang et al. 2024, arXiv 2311.09060, section 3; the study, section 4.3.1): neurons ranked by activity.
 
-A neuron's mean activation while the model predicts the memorized tokens, times how far it moves the residual stream.
+The score is a neuron's mean activation while the model predicts the memorized tokens, times the norm of its output.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class HyperParameters:
 
 
 def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor]:
-    """|mean activation| * norm of the neuron's column of W_out: float32 (inner_dim,) a layer.
+    """Return |mean activation| * norm of the neuron's column of W_out: float32 (inner_dim,) per layer.
 
     The mean is over every position of every forget sequence that predicts a measured token (`measured_positions`).
-    The model is left as it was.
+    Leave the model unchanged.
     """
     mlps = find_mlps(model)
     sums = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]

@@ -1,7 +1,7 @@
-"""What Slimming and Hard Concrete share: a gate on every neuron, trained to be shut unless the forget set needs it.
+"""Shared by Slimming and Hard Concrete: a gate on every neuron, trained to close unless the forget set needs it.
 
-After Chang et al. 2024 (arXiv 2311.09060, section 3), who train sparse gates on one memorized sequence to find the
-neurons that it needs. Those that stay open are the ones to drop.
+Chang et al. 2024 (arXiv 2311.09060, section 3) train sparse gates on one memorized sequence to find the neurons that it
+needs. Neurons whose gates stay open are dropped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class GateSettings(Protocol):
 
 @contextmanager
 def gated(mlps: list[MLP], gates: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Within the block every neuron's activation is multiplied by its gate. gates: one (inner_dim,) a layer."""
+    """Multiply every neuron's activation by its gate within the block. gates: one tensor (inner_dim,) per layer."""
 
     def multiply_by(gate: torch.Tensor) -> Callable:
         return lambda module, inputs: (inputs[0] * gate.to(inputs[0]), *inputs[1:])
@@ -54,7 +54,7 @@ def gated(mlps: list[MLP], gates: Sequence[torch.Tensor]) -> Iterator[None]:
 
 
 def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensors of all layers as one flat tensor on the first one's device, differentiable."""
+    """Return the tensors of all layers as one flat tensor on the first one's device, differentiable."""
     return torch.cat([tensor.flatten().to(tensors[0].device) for tensor in tensors])
 
 
@@ -68,14 +68,14 @@ def learn_gates(
     hp: GateSettings,
     generator: torch.Generator,
 ) -> None:
-    """Adam on `parameters` to minimise L_u + lambda_l1 * openness, until openness falls under stop_loss.
+    """Minimise L_u + lambda_l1 * openness with Adam on `parameters`, until openness falls below stop_loss.
 
     parameters   float32 tensors that require gradients; changed in place
-    gates()      the gates of one step, (inner_dim,) a layer, as a function of the parameters. Asked for once a step:
-                 all sequences of a batch share them, so that microbatches add up to the same gradient
+    gates()      the gates of one step, (inner_dim,) per layer, as a function of the parameters. Called once per step:
+                 all sequences of a batch share the gates, so that microbatches add up to the same gradient
     openness()   mean openness of all gates, a scalar
 
-    A step whose gradient is not finite is skipped; NotFinite where no other is left. The model is left as it was.
+    Skip a step whose gradient is not finite; raise NotFinite if all were skipped. Leave the model unchanged.
     """
     optimizer = torch.optim.Adam(parameters, lr=hp.lr)
     done = skipped = 0
@@ -102,5 +102,5 @@ def learn_gates(
 
 
 def steps(model, task: UnlearningTask, hp: GateSettings) -> int:
-    """Return the steps of `learn_gates`, at most."""
+    """Return the maximum number of steps of `learn_gates`."""
     return hp.epochs * -(-len(task.forget) // hp.batch_size)

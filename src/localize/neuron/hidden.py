@@ -1,7 +1,7 @@
-"""The neurons of a running model: reading and changing them, and running only what a change to them affects.
+"""The neurons of a running model: read them, change them, and run only the modules that a change affects.
 
 A neuron is one entry of the input of an MLP's W_out (`MLP.down`). Everything here goes through hooks on the stock
-model, so that no architecture is written a second time.
+model, so that no architecture is written twice.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tinymem.models.losses import loss_mask
 
 
 def measured_positions(task: UnlearningTask) -> torch.Tensor:
-    """Which positions of the forget set predict a measured token, bool (U, T - 1).
+    """Return which positions of the forget set predict a measured token, bool (U, T - 1).
 
-    Position t predicts token t + 1. The measured tokens are those from the end of the prompt, each sequence's own, to
-    the end of the sequence, so the positions are prompt_end - 1 .. T - 2. Ignored tokens are left out.
+    Position t predicts token t + 1. The measured tokens run from the end of each sequence's prompt to the end of the
+    sequence, so the positions are prompt_end - 1 .. T - 2. Ignored tokens are left out.
     """
     predicted = torch.arange(1, task.forget.planted.shape[1])
     window = predicted >= task.forget.prompt_end[:, None]
@@ -33,10 +33,10 @@ def measured_positions(task: UnlearningTask) -> torch.Tensor:
 def on_neurons(
     mlps: list[MLP], length: int, function: Callable[[int, torch.Tensor], torch.Tensor | None]
 ) -> Iterator[None]:
-    """Within the block every forward pass on rows of `length` tokens calls function(layer, neurons) for each of these MLPs.
+    """Call function(layer, neurons) for each MLP in every forward pass on rows of `length` tokens within the block.
 
-    It goes on with what the function returns, or unchanged where that is None. neurons: (rows, length, inner_dim), also
-    where the model has rows and positions in one dimension, as OPT has.
+    The pass continues with the returned tensor, or unchanged after None. neurons: (rows, length, inner_dim), also for
+    models such as OPT that join rows and positions in one dimension.
     """
 
     def hook(layer: int) -> Callable:
@@ -56,10 +56,10 @@ def on_neurons(
 
 @contextmanager
 def recorded(model, last: torch.nn.Module) -> Iterator[dict[torch.nn.Module, Any]]:
-    """Module -> output in the one forward pass within the block, of `last` and all modules that finished before it.
+    """Yield module -> output of the one forward pass within the block, for `last` and all modules finished before it.
 
-    Only outermost modules: what runs inside a recorded module is never called when its output is known. The dict is
-    complete when the block has ended.
+    Only outermost modules are kept: modules inside a recorded one are never called when its output is known. The dict
+    is complete when the block has ended.
     """
     outputs: dict[torch.nn.Module, Any] = {}
     calls: Counter[torch.nn.Module] = Counter()
@@ -77,16 +77,16 @@ def recorded(model, last: torch.nn.Module) -> Iterator[dict[torch.nn.Module, Any
     finally:
         for handle in handles:
             handle.remove()
-        # A module called more than once, such as a dropout that attention and MLP share, has no one output.
+        # A module called more than once, such as a dropout shared by attention and MLP, has no single output.
         for module in [module for module in outputs if calls[module] > 1]:
             del outputs[module]
 
 
 @contextmanager
 def replayed(outputs: dict[torch.nn.Module, Any], rows: int) -> Iterator[None]:
-    """Within the block these modules return the given outputs at once, those of one row for a batch of `rows`.
+    """Make these modules return the given outputs of one row at once, for a batch of `rows`, within the block.
 
-    With the outputs of `recorded`, a forward pass costs only what comes after them. The rows are views, not copies.
+    With the outputs of `recorded`, a forward pass runs only the modules after them. The rows are views, not copies.
     """
     before = {module: vars(module).get("forward") for module in outputs}
     for module, output in outputs.items():
@@ -107,18 +107,18 @@ def _constant(output: Any) -> Callable:
 def _expanded(output: Any, rows: int) -> Any:
     if isinstance(output, tuple):
         return tuple(_expanded(part, rows) for part in output)
-    # What has no batch dimension of 1 is already as long as it should be, or left to broadcasting.
+    # A tensor without a batch dimension of 1 already has the right length, or is broadcast.
     if isinstance(output, torch.Tensor) and output.shape[:1] == (1,):
         return output.expand(rows, *output.shape[1:])
     return output
 
 
 def with_copies(tokens: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """The inputs of a forward pass over sequences that are each followed by copies of some of their tokens.
+    """Return the inputs of a forward pass over sequences, each followed by copies of some of its tokens.
 
-    A copy stands at its token's position, sees the tokens before it and itself, and is seen by nobody. A change to
-    its neurons alone therefore gives the logits that the same change at its token's position would give: any number
-    of positions and changes in one pass, and exactly so, since no position sees a later one.
+    A copy has its token's position, attends to the tokens before it and to itself, and nothing attends to it. Changing
+    its neurons therefore gives exactly the logits that the same change at the token's position would give, because no
+    position attends to a later one. One pass can hold any number of positions and changes.
 
     tokens (B, T) and positions (B, C) integers; dtype of the model. The copies are the last C positions, in order.
     """

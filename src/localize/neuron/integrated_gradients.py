@@ -1,8 +1,8 @@
 """Integrated Gradients (Dai et al. 2022, "knowledge neurons", arXiv 2104.08696, section 3.1; the study, section 4.3.1).
 
-A neuron's share in the probability of the memorized token at a position: its value there times the mean gradient on
-the way from 0 to that value, with all neurons of the layer scaled together at that one position. Copies of the
-positions are scaled, which changes nothing in the layers below: those run once for all layers.
+The score is a neuron's share in the probability of the memorized token at a position: its value there times the mean
+gradient on the path from 0 to that value, with all neurons of the layer scaled together at that one position. Copies
+of the positions are scaled, which changes nothing in the layers below: those run once for all layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import last_losses
 from tinymem.options import option, settings
 
-COPIES = 3  # at most so many times a sequence's length in one pass: attention runs over all of them for each
+COPIES = 3  # copies in one pass, at most, in units of the sequence's length: attention runs over all of them for each
 
 
 ALIAS = "ig"  # the study's flag
@@ -36,11 +36,11 @@ class HyperParameters:
 
 
 def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor]:
-    """Mean attribution of P(next token): float32 (inner_dim,) a layer.
+    """Return the mean attribution of P(next token): float32 (inner_dim,) per layer.
 
     The attribution of a neuron of value h is h / m times the sum of its gradients at 1/m, 2/m .. 1 of the way, as in
     the paper. The mean is over every position of every forget sequence that predicts a measured token
-    (`measured_positions`). The model is left as it was.
+    (`measured_positions`). Leave the model unchanged.
     """
     mlps, blocks = find_mlps(model), list(find_blocks(model)[1])
     totals = [torch.zeros(mlp.inner_dim, device=mlp.output.parameter.device) for mlp in mlps]
@@ -56,10 +56,10 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> list[torch.Tensor
 
 
 def _batches(task: UnlearningTask, steps: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Tokens (B, T), positions (B, P), weights (B, P) and scales (S,) with B * (T + P * S) <= microbatch * T.
+    """Yield tokens (B, T), positions (B, P), weights (B, P) and scales (S,) with B * (T + P * S) <= microbatch * T.
 
     Only a single sequence at a single scale may exceed that bound. The weights average over positions, sequences and
-    steps; sequences with fewer than P measured positions are filled up with weight 0.
+    steps; sequences with fewer than P measured positions are padded with weight 0.
     """
     tokens, measured = task.forget.planted.long(), measured_positions(task)
     length, count = tokens.shape[1], int(measured.sum(1).max())
@@ -73,19 +73,19 @@ def _batches(task: UnlearningTask, steps: int) -> Iterator[tuple[torch.Tensor, .
 
 
 def _division(length: int, count: int, steps: int, microbatch: int) -> tuple[int, int]:
-    """Sequences and scales of a batch, for sequences of `length` tokens of which `count` are measured."""
+    """Return the numbers of sequences and scales in a batch, for sequences of `length` tokens, `count` measured."""
     scales = min(steps, max(1, min(microbatch - 1, COPIES) * length // max(count, 1)))
     return max(1, microbatch * length // (length + count * scales)), scales
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
-    """Return the passes: of each batch one forward, then for each layer one from it upwards and one backward to it."""
+    """Return the passes: per batch one forward, then per layer one from it upwards and one backward to it."""
     batches, layers = sum(1 for _ in _batches(task, hp.ig_steps)), len(find_mlps(model))
     return batches * (1 + layers), batches * layers
 
 
 def _block_outputs(model, blocks: list[torch.nn.Module], tokens, positions, weights, scales) -> list:
-    """What each block gives for the sequences and copies of a batch as they are."""
+    """Return each block's output for the unchanged sequences and copies of a batch."""
     positions = positions.repeat(1, len(scales))
     with torch.no_grad(), recorded(model, blocks[-1]) as outputs:
         last_losses(model, tokens.gather(1, positions + 1), **with_copies(tokens, positions, model.dtype))
@@ -93,9 +93,9 @@ def _block_outputs(model, blocks: list[torch.nn.Module], tokens, positions, weig
 
 
 def _attributions(model, mlp: MLP, tokens, positions, weights, scales) -> torch.Tensor:
-    """Sum over sequences, positions and scales of weight * value * gradient of P(next token): (inner_dim,)."""
+    """Return sum(weight * value * gradient of P(next token)) over sequences, positions and scales: (inner_dim,)."""
     length, count = tokens.shape[1], positions.shape[1]
-    # Copy number s * P + p is the token at position p with its neurons times scale s.
+    # Copy number s * P + p is the token at position p with its neurons multiplied by scale s.
     positions, weights = positions.repeat(1, len(scales)), weights.repeat(1, len(scales))
     factors = scales.repeat_interleave(count)[:, None]
     values: torch.Tensor

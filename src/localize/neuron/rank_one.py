@@ -1,9 +1,9 @@
-"""What layers right behind an MLP make of its output without one neuron, in closed form.
+"""The outputs of the layers directly after an MLP when one of its neurons is removed, in closed form.
 
-Without a neuron the residual stream x (T, width) becomes x - a c: a (T,) is what the neuron held, c (width,) its column
-of W_out. The LayerNorm that reads the stream next needs only the inner products of x and c, and a linear layer behind
-it only their images: a few numbers for each position, neuron and output instead of a matrix product. So the queries,
-keys and values of the block above cost next to nothing, and behind the last block nothing else is left.
+Without a neuron the residual stream x (T, width) becomes x - a c, where a (T,) is the neuron's activation and c
+(width,) its column of W_out. The next LayerNorm needs only the inner products of x and c, and the linear layer after
+it only their images: a few numbers per position, neuron and output instead of a matrix product. So the queries, keys
+and values of the next block cost almost nothing, and after the last block only the output layer remains.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class Reader:
 
 
 def block_of(model, mlp: MLP) -> torch.nn.Module:
-    """The block that an MLP belongs to."""
+    """Return the block that an MLP belongs to."""
     return model.get_submodule(f"{mlp.output.name.partition(f'.{mlp.layer}.')[0]}.{mlp.layer}")
 
 
 @contextmanager
 def readers(model, mlp: MLP) -> Iterator[list[Reader]]:
-    """The readers of what the MLP's block puts out, in the one forward pass within the block.
+    """Yield the readers of the block's output, found in the one forward pass within the `with` block.
 
-    Found by the tensors that modules are given, so that no architecture is named. Complete when the block has ended.
+    Readers are recognised by their input tensors, so that no architecture is named. The list is complete at the end.
     """
     found: list[Reader] = []
     streams: list[torch.Tensor] = []
@@ -67,9 +67,9 @@ def readers(model, mlp: MLP) -> Iterator[list[Reader]]:
 
 
 def adds_to_stream(model, mlp: MLP, outputs: dict[torch.nn.Module, Any], run: Callable[[], Any]) -> bool:
-    """Whether a change to the MLP's output changes its block's output by just that: no norm, no scale in between.
+    """Return whether the MLP's output is simply added to its block's output, without a norm or scale in between.
 
-    outputs: as from `recorded` up to `mlp.down`, in a pass on one sequence. run(): that pass.
+    outputs: from `recorded` up to `mlp.down`, in a pass on one sequence. run(): that pass.
     """
     streams: list[torch.Tensor] = []
     handle = block_of(model, mlp).register_forward_hook(lambda module, inputs, output: streams.append(_first(output)))
@@ -85,9 +85,9 @@ def adds_to_stream(model, mlp: MLP, outputs: dict[torch.nn.Module, Any], run: Ca
 
 
 def image(reader: Reader, neurons: torch.Tensor, columns: torch.Tensor) -> Image:
-    """A function from indices (n,) of neurons to what the linear layer puts out without each, float32 (n, T, out).
+    """Return a function: indices (n,) of neurons -> the linear layer's output without each neuron, float32 (n, T, out).
 
-    neurons: what they hold, float32 (N, T). columns: of W_out, float32 (N, width). All is done on the layer's device.
+    neurons: activations, float32 (N, T). columns: of W_out, float32 (N, width). Computed on the layer's device.
     """
     norm, linear = reader.norm, reader.linear
     weight = (linear.weight if isinstance(linear, torch.nn.Linear) else linear.weight.T).float()
@@ -115,5 +115,5 @@ def _first(output: Any) -> Any:
 
 
 def _same(one: Any, other: torch.Tensor) -> bool:
-    """Whether two tensors are the same memory in the same shape."""
+    """Return whether two tensors share their memory and shape."""
     return isinstance(one, torch.Tensor) and one.device == other.device and one.is_set_to(other)

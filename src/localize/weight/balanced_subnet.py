@@ -1,7 +1,7 @@
-"""BalancedSubnet (the study, section 4.3.2): a subnet that forgets the forget set and keeps the retain set.
+"""BalancedSubnet (the study, section 4.3.2): a subnet that forgets the forget set and remembers the retain set.
 
-Every MLP weight gets a score; the weights with the lowest scores are masked out; SGD on the scores raises the loss of
-the forget set and lowers that of the retain set at once.
+Every MLP weight gets a score, and the weights with the lowest scores are masked out. SGD on the scores raises the loss
+of the forget set and, at the same time, lowers that of the retain set.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.options import option, settings
 
 ALIAS = "random_greedy"  # the study's flag
-# The study names the ends of this range and 0.7, with which it published its best runs.
+# The study states the ends of this range, and 0.7 for its best published runs.
 LOSS_WEIGHTINGS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 resolve = resolve_momentum
 
@@ -30,7 +30,7 @@ class HyperParameters:
 
     ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
     epochs: int = option(3, "passes over the larger of forget and retain set", low=1, grid=(1, 10, 20), small=(3,))
-    batch_size: int = option(64, "sequences a step", low=2)
+    batch_size: int = option(64, "sequences per step", low=2)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, large=0.0)
@@ -45,7 +45,7 @@ class HyperParameters:
 
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:
-    """The mask that BalancedSubnet learns for one ratio. Leaves the model as it was."""
+    """Return the masks that BalancedSubnet learns for one ratio. Leave the model unchanged."""
     hp, generator = resolve(hp, model.num_parameters()), task.generator()
 
     def step(sides: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
@@ -58,13 +58,13 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
 def batches(
     task: UnlearningTask, hp: HyperParameters, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(forget, retain) token ids, for `epochs` passes over the set that needs more steps; the other one is cycled."""
+    """Return batches (forget, retain) for `epochs` passes over the set that needs more steps; the other is cycled."""
     endless = mixed_batches(task, hp.batch_size, hp.unlearn_share, generator)
     return islice(endless, _steps(hp, len(task.forget), len(task.retain)))
 
 
 def _steps(hp: HyperParameters, forget: int, retain: int) -> int:
-    """SGD steps of the whole run, for sets of these sizes."""
+    """Return the SGD steps of the whole run, for sets of these sizes."""
     shares = sides_of(hp.batch_size, hp.unlearn_share)
     return hp.epochs * max(-(-total // share) for total, share in zip((forget, retain), shares))
 
@@ -72,7 +72,7 @@ def _steps(hp: HyperParameters, forget: int, retain: int) -> int:
 def _weighted(
     model, task: UnlearningTask, hp: HyperParameters, forget: torch.Tensor, retain: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both sides as one batch, and the weights of their token losses that make it -(1 - w) * L_u + w * L_r."""
+    """Return both sides as one batch, with token-loss weights that make its loss -(1 - w) * L_u + w * L_r."""
     weights = hp.loss_weighting * mean_weights(task, retain)
     if hp.unlearn_loss_cap is not None:
         with autocast(model, hp.dtype):

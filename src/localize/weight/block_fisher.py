@@ -18,13 +18,13 @@ from tinymem.localize.learning import backward, frozen, loss_scale, sequence_wei
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 
-PASS = 2**27  # entries of F held at once: 1 GiB; for large models as much as their MLP weights take in float32
-PIECE = 2**17  # weights whose gradients are formed at once: some 24 bytes for each weight and sequence of a microbatch
+PASS = 2**27  # entries of F held at once: 1 GiB; for large models the size of their MLP weights in float32
+PIECE = 2**17  # weights whose gradients are formed at once: about 24 bytes per weight and sequence of a microbatch
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a tensor, whole blocks but for the last of the tensor, and the sum of g g' of each of its blocks.
+    """Rows of a tensor in whole blocks (the tensor's last may be shorter), and the sum of g g' for each block.
 
     gram  float64 (blocks, block_size, block_size)
     """
@@ -41,24 +41,25 @@ class _Piece:
 def inverse_fisher_diagonals(
     model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight], block_size: int, damp: float
 ) -> Iterator[tuple[Weight, slice, torch.Tensor]]:
-    """The diagonal of F^-1 for `weights`: a weight, some of its rows, and their values in float64, shaped as they are.
+    """Yield the diagonal of F^-1 for `weights`: a weight, a slice of its rows, and the rows' values in float64.
 
-    tokens: (m, T), one gradient each. Models whose F does not fit into memory at once take several passes over them.
+    Values are shaped like the rows. tokens: (m, T), one gradient per row. If F does not fit into memory at once, there
+    are several passes over the tokens.
     """
     for group in groups(weights, block_size):
         pieces = [_Piece(weight, rows, _no_grams(weight.view()[rows], block_size)) for weight, rows in group]
         with frozen(model):
             _add_gradients(model, task, tokens, pieces)
-        while pieces:  # emptied, so that the next pass does not find the memory taken
+        while pieces:  # pop, so that the memory is free before the next pass
             piece = pieces.pop(0)
             diagonal = inverse_diagonal(piece.gram / len(tokens), damp).flatten()
             yield piece.weight, piece.rows, diagonal[: piece.values.numel()].view(piece.values.shape)
 
 
 def inverse_diagonal(fisher: torch.Tensor, damp: float) -> torch.Tensor:
-    """Diagonal of (fisher + damp * I)^-1 for positive semi-definite matrices (blocks, n, n) -> (blocks, n).
+    """Return the diagonal of (fisher + damp * I)^-1 for positive semi-definite matrices (blocks, n, n): (blocks, n).
 
-    With L L' the matrix, its inverse is (L^-1)' L^-1. Raises UserError where rounding leaves no such L.
+    If the matrix is L L', its inverse is (L^-1)' L^-1. Raise UserError if rounding prevents this factorization.
     """
     identity = torch.eye(fisher.shape[-1], dtype=fisher.dtype, device=fisher.device)
     factor, failed = torch.linalg.cholesky_ex(fisher + damp * identity)
@@ -68,7 +69,7 @@ def inverse_diagonal(fisher: torch.Tensor, damp: float) -> torch.Tensor:
 
 
 def groups(weights: list[Weight], block_size: int) -> Iterator[list[tuple[Weight, slice]]]:
-    """Divides the rows of the tensors among passes, such that the blocks of one pass fit into memory."""
+    """Divide the rows of the tensors among passes, so that the blocks of one pass fit into memory."""
     room = max(PASS, sum(weight.parameter.numel() for weight in weights) // 2) // block_size
     group: list[tuple[Weight, slice]] = []
     size = 0
@@ -92,10 +93,10 @@ def _no_grams(values: torch.Tensor, block_size: int) -> torch.Tensor:
 
 
 def _add_gradients(model, task: UnlearningTask, tokens: torch.Tensor, pieces: list[_Piece]) -> None:
-    """Adds g g' of every sequence to the pieces, with one forward and backward pass per microbatch.
+    """Add g g' of every sequence to the pieces, with one forward and backward pass per microbatch.
 
-    The gradient of a linear layer for one sequence is the sum over positions of (gradient of its output) x (its
-    input), so the passes form gradients of activations only, from the first of these layers upwards.
+    The gradient of a linear layer for one sequence is the sum over positions of (output gradient) x (input), so the
+    passes compute gradients of activations only, from the first of these layers upwards.
     """
     by_module: dict[str, list[_Piece]] = {}
     for piece in pieces:
@@ -116,9 +117,9 @@ def _add_gradients(model, task: UnlearningTask, tokens: torch.Tensor, pieces: li
 
 
 def _add(pieces: list[_Piece], inputs: torch.Tensor, length: int, scale: float, output_gradients: torch.Tensor) -> None:
-    """Adds g g' of a microbatch. inputs, output_gradients: (rows * length, features), in any shape of that size.
+    """Add g g' of a microbatch. inputs, output_gradients: (rows * length, features), in any shape of that size.
 
-    Entries that are not finite count as 0: a sequence whose loss overflows says nothing.
+    Entries that are not finite count as 0, so that a sequence whose loss overflows has no influence.
     """
     inputs = inputs.reshape(-1, length, inputs.shape[-1]).float()
     output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1]).float() / scale

@@ -1,8 +1,8 @@
-"""Durable (Zhang et al. 2022, Neurotoxin, arXiv 2206.10341; the study, section 4.3.2): the weights that the forget
-set pulls at hardest.
+"""Durable (Zhang et al. 2022, Neurotoxin, arXiv 2206.10341; the study, section 4.3.2): the weights with the largest
+gradients on the forget set.
 
-Neurotoxin hides a backdoor in the weights whose gradient is small, because those last; unlearning turns this round and
-drops the weights whose gradient is large. The study ranks every MLP tensor by itself, matrices and biases alike.
+Neurotoxin hides a backdoor in weights with small gradients, because those change little in later training. Unlearning
+reverses this and drops the weights with large gradients. The study ranks each MLP matrix and bias separately.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class HyperParameters:
 
 
 def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
-    """|gradient of the forget set's mean token loss| for every MLP weight and bias. Leaves the model as it was."""
+    """Return |gradient of the forget set's mean token loss| of every MLP weight and bias. Leave the model unchanged."""
     weights = mlp_weights(find_mlps(model))
     magnitudes = gradient_magnitudes(model, task, (weight.parameter for weight in weights.values()))
     return {name: weight.view(magnitude) for (name, weight), magnitude in zip(weights.items(), magnitudes)}
 
 
 def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """|d L_u / d parameter| for each parameter, float32, shaped as stored; entries that are not finite count as 0.
-    NotFinite where some are and no other is left but zeros (those of tokens that do not occur).
+    """Return |d L_u / d parameter| of each parameter, float32, shaped as stored; entries not finite count as 0.
+    Raise NotFinite if there are such entries and all others are 0 (as for tokens that do not occur).
 
-    Gradients become scores one by one, so that a model in half precision never has all of both.
+    Gradients become scores one by one, so that a model in half precision never holds all of both in memory.
     """
     parameters, tokens = list(parameters), task.forget.planted
     with frozen(model, parameters):
@@ -45,5 +45,5 @@ def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.
     complete = all_finite(totals)
     magnitudes = [totals.pop(0).float().abs_().nan_to_num_(nan=0.0, posinf=0.0) for _ in parameters]
     if not complete and not any(bool(magnitude.any()) for magnitude in magnitudes):
-        raise NotFinite("none of its gradients is finite; use --dtype float32 or bfloat16")
+        raise NotFinite("none of the gradients is finite; use --dtype float32 or bfloat16")
     return magnitudes

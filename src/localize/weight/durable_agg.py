@@ -2,7 +2,7 @@
 parameters of the model at once.
 
 Embeddings, attention and layer norms take part in the ranking but are never touched: only the MLP weights and biases
-among the top ratio are zeroed, so the share of weights that become zero is smaller than the ratio.
+within the top ratio are zeroed, so the share of zeroed weights is smaller than the ratio.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class HyperParameters:
 
 
 def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
-    """|gradient of the mean token loss of the forget set| for every parameter, tied ones once. Leaves the model as it
-    was. MLP weights are seen as (out, in), all others as stored.
+    """Return |gradient of the forget set's mean token loss| of every parameter, tied ones once. Leave the model
+    unchanged. MLP weights are shaped (out, in), all others as stored.
     """
     weights = mlp_weights(find_mlps(model))
     names, parameters = zip(*model.named_parameters())
@@ -37,8 +37,8 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
 
 
 def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:
-    """The MLP entries among the top ratio * parameters of the whole model. Ties: by name of the tensor, then by index,
-    which is the same whether the scores were just computed or come from a file.
+    """Return the MLP entries among the top ratio * parameters of the whole model. Ties go by tensor name, then by
+    index, so that scores from a file give the same masks as scores just computed.
     """
     ordered = {name: scores[name] for name in sorted(scores)}
     count = how_many(ratio, sum(tensor.numel() for tensor in ordered.values()))
@@ -57,10 +57,10 @@ def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:
 
 
 def kth_largest(tensors: list[torch.Tensor], k: int) -> float:
-    """The k-th largest entry of all tensors together, exactly. Entries: float32, not negative, no NaN; k >= 1.
+    """Return the exact k-th largest entry of all tensors together. Entries: float32, not negative, no NaN; k >= 1.
 
-    Such floats are ordered as their bits are, read as int32: bisecting the bits takes some 30 counts over the tensors and
-    no memory, where sorting or joining them would need a copy of the model's size.
+    Such floats have the same order as their bits read as int32. Bisecting the bits takes about 30 counts over the
+    tensors and no memory, while sorting or joining them would need a copy as large as the model.
     """
     low, high = 0, max(int(tensor.view(torch.int32).max()) for tensor in tensors)
     while low < high:

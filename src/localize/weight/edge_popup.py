@@ -1,7 +1,7 @@
-"""Edge-popup (Ramanujan et al. 2020, arXiv 1911.13299): learns which weights of a frozen model to keep.
+"""Edge-popup (Ramanujan et al. 2020, arXiv 1911.13299): learn which weights of a frozen model to keep.
 
-What Subnet and BalancedSubnet share: a score per MLP weight, a forward pass that keeps a weight unless its |score| is
-among the lowest `ratio` of its matrix, and SGD on the scores with a straight-through gradient.
+Shared by Subnet and BalancedSubnet: a score per MLP weight, a forward pass that drops the weights whose |score| is
+among the lowest `ratio` of their matrix, and SGD on the scores with a straight-through gradient.
 """
 
 from __future__ import annotations
@@ -18,15 +18,12 @@ from tinymem.localize.ranking import Masks, how_many, top
 from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Lazy, Zeros, applied
 
-MOMENTUM_HELP = "momentum of the scores; not given: 0.9, or 0 from 1e9 parameters on, to save memory"
-LARGE = 10**9  # parameters from which a buffer for the momentum is more memory than it is worth
+MOMENTUM_HELP = "momentum of the scores; default: 0.9, or 0 from 1e9 parameters on, to save memory"
+LARGE = 10**9  # parameters from which a momentum buffer costs too much memory
 
 
 def resolve_momentum(hp: Any, parameters: int) -> Any:
-    """Hyper-parameters with the momentum for a model of so many parameters where none was asked for.
-
-    hp: hyper-parameters with a field `momentum`.
-    """
+    """Return hyper-parameters (with a field `momentum`) with one that suits a model of this size, if none was given."""
     return hp if hp.momentum is not None else replace(hp, momentum=0.9 if parameters < LARGE else 0.0)
 
 
@@ -41,7 +38,7 @@ class ScoreOptimizer:
 
 @dataclass
 class _Scored:
-    """A matrix while its subnet is learned; score and velocity (out, in), laid out in memory like the matrix itself.
+    """A matrix during learning; score and velocity are (out, in), with the memory layout of the matrix.
 
     score      float32
     velocity   momentum of the score, float32, or None
@@ -54,7 +51,7 @@ class _Scored:
     dropped: int
 
     def mask(self) -> torch.Tensor:
-        """True where the subnet leaves a weight out."""
+        """Return True where the subnet leaves a weight out."""
         return top(self.score.abs().neg_(), self.dropped)
 
 
@@ -66,13 +63,13 @@ def learn_subnet(
     optimizer: ScoreOptimizer,
     generator: torch.Generator,
 ) -> Masks:
-    """Runs one SGD step on the scores for each batch and returns the final mask of every MLP matrix.
+    """Run one SGD step on the scores per batch, and return the final mask of every MLP matrix.
 
-    step(batch, parameters)   gradients of what is to be minimised, one for each parameter and shaped like it
+    step(batch, parameters)   gradients of the loss to minimise, one per parameter and shaped like it
 
-    They are turned into gradients of the scores by the chain rule through weight * keep(|score|), the threshold passed
-    straight through: d/d score = gradient * weight * sign(score). A step whose gradient is not finite is skipped;
-    NotFinite where no other is left, or for scores that are not finite at the end. The model is left as it was.
+    The chain rule through weight * keep(|score|), with a straight-through threshold, gives the gradients of the scores:
+    d/d score = gradient * weight * sign(score). Skip a step whose gradient is not finite; raise NotFinite if all were
+    skipped, or if the final scores are not finite. Leave the model unchanged.
     """
     scored = [_new_scores(matrix, ratio, optimizer, generator) for mlp in find_mlps(model) for matrix in mlp.matrices]
     parameters = [each.matrix.parameter for each in scored]
@@ -94,7 +91,7 @@ def learn_subnet(
 
 
 def _new_scores(matrix: Weight, ratio: float, optimizer: ScoreOptimizer, generator: torch.Generator) -> _Scored:
-    """Kaiming uniform with a = sqrt(5): bound 1 / sqrt(fan in). Drawn as (out, in) however the weight is stored."""
+    """Draw Kaiming-uniform scores (a = sqrt(5), bound 1 / sqrt(fan in)) as (out, in), however the weight is stored."""
     view = matrix.view()
     drawn = torch.rand(view.shape, generator=generator).mul_(2).sub_(1).div_(math.sqrt(view.shape[1]))
     score = torch.empty_like(view, dtype=torch.float32).copy_(drawn)

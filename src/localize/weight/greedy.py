@@ -1,11 +1,11 @@
-"""Greedy (Maini et al. 2023, arXiv 2307.09542; the study, section 4.3.2): one weight after the other.
+"""Greedy (Maini et al. 2023, arXiv 2307.09542; the study, section 4.3.2): one weight after another.
 
 Each pass draws a mixed batch, takes the gradient of a loss that falls as the forget set is forgotten and the retain
 set is kept, and zeroes the MLP entry, weight or bias, with the largest w * g: setting w to 0 changes the loss by -w * g
 to first order.
 
-The study draws its batches from both sets as they are; so does the default. Where the forget set is a few percent of
-both, a larger share forgets with fewer entries, but much of what is to be kept goes with it: see
+By default, as in the study, batches are drawn from the union of both sets. If the forget set is a few percent of it, a
+larger share forgets with fewer entries, but also forgets much of the retain set: see
 results/REPRODUCTION.md.
 """
 
@@ -20,9 +20,9 @@ from tinymem.models.adapter import MLP, Weight, find_mlps, mlp_weights
 from tinymem.models.edit import reversible
 from tinymem.options import option, settings
 
-NESTED = True  # each weight is chosen with those before it gone
+NESTED = True  # each weight is chosen after all earlier ones were zeroed
 
-PATIENCE = 20  # passes: where none of the first ones has a finite gradient, none of thousands will
+PATIENCE = 20  # passes: if none of the first has a finite gradient, none of the later thousands will
 
 
 @settings
@@ -32,19 +32,19 @@ class HyperParameters:
     ratio: tuple[float, ...] = weight_ratio(
         (1e-5,), "share of all parameters to drop, one by one", grid=(1e-5,), small=(0.001, 0.01)
     )
-    batch_size: int = option(64, "sequences a pass", low=2)
+    batch_size: int = option(64, "sequences per pass", low=2)
     unlearn_share: float | None = option(
-        None, "share of each batch taken from the forget set; not given: its share of both sets", above=0.0, below=1.0
+        None, "share of each batch taken from the forget set; default: its share of both sets", above=0.0, below=1.0
     )
     greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1, small=(80,))
 
 
 def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
-    """The order in which MLP entries are zeroed, as far as the largest ratio needs. Leaves the model as it was.
+    """Return scores for the order in which MLP entries are zeroed, up to the largest ratio. Leave the model unchanged.
 
     The r-th entry scores -(r - 1/2) / parameters: minus the share of the model zeroed once the entry is half gone, so
     that rounding cannot carry it across a ratio. Entries that are never reached score -inf. A pass without a finite
-    gradient zeroes nothing; NotFinite where the first PATIENCE passes are such.
+    gradient zeroes nothing; raise NotFinite if the first PATIENCE passes all have none.
     """
     weights = mlp_weights(find_mlps(model))
     scores = {name: torch.full_like(weight.view(), -torch.inf, dtype=torch.float32) for name, weight in weights.items()}
@@ -69,17 +69,17 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
 
 
 def steps(model, task: UnlearningTask, hp: HyperParameters) -> int:
-    """Return the batches: one for every `greedy_k` entries."""
+    """Return the number of batches: one per `greedy_k` entries."""
     return -(-how_many(max(hp.ratio), model.num_parameters()) // hp.greedy_k)
 
 
 def drop(mlps: list[MLP], scores: WeightScores, ratio: float) -> Masks:
-    """The first ratio * parameters entries that were zeroed."""
+    """Return the first ratio * parameters entries that were zeroed."""
     return {name: tensor > -ratio for name, tensor in scores.items()}
 
 
 def _unlearn_share(hp: HyperParameters, forget: int, retain: int) -> float:
-    """The share of a batch taken from the forget set: the flag's, or the set's share of both sets together."""
+    """Return the share of a batch taken from the forget set: the flag's value, or the set's share of both sets."""
     return forget / (forget + retain) if hp.unlearn_share is None else hp.unlearn_share
 
 
@@ -91,9 +91,9 @@ def _gradients(
     retain: torch.Tensor,
     weights: dict[str, Weight],
 ) -> list[torch.Tensor]:
-    """Gradient, (out, in), of mean(-label * sequence loss) over a mixture with this share of forget sequences.
+    """Return the gradient (out, in) of mean(-label * sequence loss) over a mixture with this share of forget sequences.
 
-    Each side is a sample of its part of the mixture and weighs as much, whatever the rounding of its size left of it.
+    Each side has the weight of its part of the mixture, however its number of sequences was rounded.
     """
     forget_weight, retain_weight = unlearn_share / len(forget), (1 - unlearn_share) / len(retain)
     signs = torch.tensor([-forget_weight] * len(forget) + [retain_weight] * len(retain))
@@ -106,7 +106,7 @@ def _gradients(
 def _best(
     weights: dict[str, Weight], slopes: list[torch.Tensor], scores: WeightScores, k: int
 ) -> list[tuple[str, tuple[torch.Tensor, ...]]]:
-    """The k entries (tensor, place) with the largest finite w * g, largest first, ties by tensor and index."""
+    """Return the k entries (tensor, place) with the largest finite w * g, largest first, ties by tensor and index."""
     names: list[str] = []
     gains, indices = [], []
     for (name, weight), slope in zip(weights.items(), slopes):
@@ -122,7 +122,7 @@ def _best(
 
 
 def largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """Indices of the k largest entries of a flat tensor, largest first; ties by lowest index, as topk does not."""
+    """Return the indices of a flat tensor's k largest entries, largest first; ties by lowest index, unlike topk."""
     threshold = values.topk(min(k, values.numel())).values[-1]
     candidates = (values >= threshold).nonzero().flatten()
     return candidates[values[candidates].sort(descending=True, stable=True).indices[:k]]

@@ -1,7 +1,7 @@
-"""Subnet (the study, section 4.3.2): edge-popup (Ramanujan et al. 2020, arXiv 1911.13299) against the forget set.
+"""Subnet (the study, section 4.3.2): edge-popup (Ramanujan et al. 2020, arXiv 1911.13299) applied to the forget set.
 
-Every MLP weight of the frozen model gets a score; the weights with the lowest scores are masked out; SGD on the scores
-raises the loss of the forget set. Nothing protects the rest: see balanced_subnet.py.
+Every MLP weight of the frozen model gets a score, and the weights with the lowest scores are masked out. SGD on the
+scores raises the loss of the forget set. Nothing protects the retain set: see balanced_subnet.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class HyperParameters:
 
     ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
     epochs: int = option(10, "passes over the forget set", low=1, grid=(1, 10, 20), small=(10,))
-    batch_size: int = option(64, "sequences a step", low=1)
+    batch_size: int = option(64, "sequences per step", low=1)
     lr: float = option(0.1, "learning rate of the scores", above=0.0)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, large=0.0)
@@ -33,7 +33,7 @@ class HyperParameters:
 
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:
-    """The mask that Subnet learns for one ratio. Leaves the model as it was."""
+    """Return the masks that Subnet learns for one ratio. Leave the model unchanged."""
     hp, generator = resolve(hp, model.num_parameters()), task.generator()
 
     def step(tokens: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
