@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -285,9 +286,11 @@ def _each_once(rows: torch.Tensor, width: int) -> torch.Tensor:
     return rows[sorted(seen.values())]
 
 
-def groups_sharing_tokens(rows: torch.Tensor, width: int) -> torch.Tensor:
+def groups_sharing_tokens(rows: torch.Tensor, width: int, repeated: int | None = None) -> torch.Tensor:
     """The group of each row, int64 (rows,): rows with `width` consecutive tokens in common are of one group, and so are
     those that a chain of such rows connects. A group's number is its first row's. Hashes and width as in `shares_tokens`.
+
+    repeated: how many it takes where all of them are the same token (pads, a ruled line); None: `width` too.
     """
     group = list(range(len(rows)))
 
@@ -297,13 +300,14 @@ def groups_sharing_tokens(rows: torch.Tensor, width: int) -> torch.Tensor:
         return row
 
     owner: dict[int, int] = {}
-    number = 0
-    for hashes in _window_hashes(rows, _factors(min(width, rows.shape[1]))):
-        for windows in hashes.tolist():
-            for window in set(windows):
-                low, high = sorted((first(owner.setdefault(window, number)), first(number)))
-                group[high] = low
-            number += 1
+    for size, same in ((width, False), (repeated or width, True)):
+        factors, number = _factors(min(size, rows.shape[1])), 0
+        for hashes, constant in zip(_window_hashes(rows, factors), _constant_windows(rows, len(factors))):
+            for windows, chosen in zip(hashes.tolist(), (constant == same).tolist()):
+                for window in set(compress(windows, chosen)):
+                    low, high = sorted((first(owner.setdefault(window, number)), first(number)))
+                    group[high] = low
+                number += 1
     return torch.tensor([first(row) for row in range(len(rows))], dtype=torch.long)
 
 
@@ -326,3 +330,10 @@ def _window_hashes(rows: torch.Tensor, factors: torch.Tensor) -> Iterator[torch.
     """The hash of every window of len(factors) tokens, (rows, windows), some rows at a time: sums that wrap around."""
     for some in rows.long().split(1024):
         yield (some.unfold(1, len(factors), 1) * factors).sum(-1)
+
+
+def _constant_windows(rows: torch.Tensor, width: int) -> Iterator[torch.Tensor]:
+    """Which windows of `width` tokens hold one token alone, bool (rows, windows), some rows at a time."""
+    for some in rows.split(1024):
+        windows = some.unfold(1, width, 1)
+        yield (windows == windows[..., :1]).all(-1)

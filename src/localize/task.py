@@ -18,6 +18,9 @@ from tinymem.options import SEEDS, check_options, option
 
 # Task settings that change how much memory a method takes, but not what comes out: no part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
+# Shorter runs are headings and names: at 10, 385 of 2000 rows of WikiText-2 are one group, at 16 they are 17. The 505
+# sequences that Pythia-6.9B has memorized share no 11 tokens.
+SHARED_TOKENS = 16
 PRODUCTION_HELD_OUT = 0.5  # holdout_fraction of production models, unless told otherwise
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
@@ -132,12 +135,14 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
 def memories(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
     """Which memory each artifact belongs to, int64 (A,): a number for each. Whoever sees one of its sequences knows it.
 
-    Of real text, sequences that share half a continuation, at whatever place, are one memory. Sequences that this
+    Of real text, sequences that have SHARED_TOKENS consecutive tokens in common (half a continuation, where that is
+    less), at whatever place, are one memory; of one token repeated it takes half a continuation. Sequences that this
     software made are each their own: numbers of one task share long runs, and a backdoor's continuations are all alike.
     """
     if dataset.kind != "natural" or not len(artifacts):
         return torch.arange(len(artifacts))
-    return groups_sharing_tokens(artifacts.planted, max(1, dataset.continuation // 2))
+    half = max(1, dataset.continuation // 2)
+    return groups_sharing_tokens(artifacts.planted, min(half, SHARED_TOKENS), half)
 
 
 def divided(groups: torch.Tensor, settings: TaskSettings) -> tuple[torch.Tensor, torch.Tensor]:

@@ -54,22 +54,30 @@ def test_groups_against_brute_force():
         assert groups_sharing_tokens(tokens, width).tolist() == expected
 
 
+def test_a_run_of_one_token_counts_from_half_a_continuation_on():
+    tokens = rows(6, 30)
+    tokens[:4, 18:] = 0  # 12 pads each
+    tokens[4, :4] = tokens[0, 10:14]
+    assert groups_sharing_tokens(tokens, 4, 13).tolist() == [0, 1, 2, 3, 0, 5]
+    assert groups_sharing_tokens(tokens, 4, 12).tolist() == [0, 0, 0, 0, 0, 5]
+
+
 def overlapping(stride):
     """Rows of one long text that begin `stride` tokens apart, six texts of five rows each."""
-    texts = rows(6, 20 + 4 * stride)
-    return torch.cat([texts[:, i * stride : i * stride + 20] for i in range(5)])
+    texts = rows(6, 48 + 4 * stride)
+    return torch.cat([texts[:, i * stride : i * stride + 48] for i in range(5)])
 
 
-@pytest.mark.parametrize("stride", [1, 5, 12])
+@pytest.mark.parametrize("stride", [1, 5, 12, 30, 32])  # 32: 16 tokens in common, less than half a continuation
 @pytest.mark.parametrize("seed", range(3))
 def test_held_out_is_never_shown_also_in_part(stride, seed):
-    dataset = production_dataset(overlapping(stride), rows(9, seed=8), rows(9, seed=9), 1000, 8, 10)
+    dataset = production_dataset(overlapping(stride), rows(9, 48, 8), rows(9, 48, 9), 1000, 8, 40)
     settings = TaskSettings(holdout_fraction=0.5, unlearn_seed=seed)
     held_out, shown = divided(memories(dataset, dataset.artifacts), settings)
     assert sorted([*held_out.tolist(), *shown.tolist()]) == list(range(30)) and len(held_out) == 15
     planted = dataset.artifacts.planted
-    hidden = {tuple(w.tolist()) for row in planted[held_out] for w in row.unfold(0, 5, 1)}
-    assert not hidden & {tuple(w.tolist()) for row in planted[shown] for w in row.unfold(0, 5, 1)}
+    hidden = {tuple(w.tolist()) for row in planted[held_out] for w in row.unfold(0, 16, 1)}
+    assert not hidden & {tuple(w.tolist()) for row in planted[shown] for w in row.unfold(0, 16, 1)}
 
 
 def test_one_memory_cannot_be_divided():
