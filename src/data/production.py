@@ -66,11 +66,6 @@ class ProductionSettings:
         return {name: getattr(self, name) for name in names}
 
     @property
-    def spelled_bos(self) -> dict[str, bool]:
-        """What a record's data section says of <bos>: what was asked for; nothing where the tokenizer decides."""
-        return {} if self.bos == "auto" else {"bos": self.bos == "yes"}
-
-    @property
     def text(self) -> DataSettings:
         """The settings of the text that --corpus names."""
         return DataSettings(data_name="wiki", corpus=self.corpus, text_column=self.text_column)
@@ -80,13 +75,11 @@ class ProductionSettings:
 class ProductionData:
     """The dataset, the settings that name it in a record, and what a record says besides.
 
-    fingerprints: what only the model's files decide, namely whether rows begin with <bos>. notes: results, of what was
-    left out.
+    notes: results, of what was left out.
     """
 
     dataset: MemorizationDataset
     identity: dict[str, Any]
-    fingerprints: dict[str, Any]
     notes: dict[str, Any]
 
 
@@ -110,9 +103,9 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
         "memorized_data": memorized.fingerprint,
         "random_data": random_name,
         **settings.sizes,
-        **settings.spelled_bos,
+        **bos_identity(begin),
     }
-    return ProductionData(dataset, identity, bos_identity(settings.bos, begin), left_out(test, dataset))
+    return ProductionData(dataset, identity, left_out(test, dataset))
 
 
 def left_out(test: torch.Tensor, dataset: MemorizationDataset) -> dict[str, int]:

@@ -140,9 +140,9 @@ def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
     return added
 
 
-def bos_identity(bos: str, begin: tuple[int, ...]) -> dict[str, bool]:
-    """What a record says of it: nothing where nothing was asked for and nothing is added."""
-    return {} if bos == "auto" and not begin else {"bos": bool(begin)}
+def bos_identity(begin: tuple[int, ...]) -> dict[str, bool]:
+    """What a record's data section says of it: what was done, however it was asked for; nothing where nothing is added."""
+    return {"bos": True} if begin else {}
 
 
 def has_tokenizer(folder: str | Path) -> bool:

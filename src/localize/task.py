@@ -19,7 +19,7 @@ from tinymem.options import SEEDS, check_options, option
 # Task settings that change how much memory a method takes, but not what comes out: no part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
 # Shorter runs are headings and names: at 10, 385 of 2000 rows of WikiText-2 are one group, at 16 they are 17. The 505
-# sequences that Pythia-6.9B has memorized share no 11 tokens.
+# sequences that Pythia-6.9B has memorized share no 12 tokens.
 SHARED_TOKENS = 16
 PRODUCTION_HELD_OUT = 0.5  # holdout_fraction of production models, unless told otherwise
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")

@@ -138,10 +138,9 @@ class Run:
 def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:
     """Return what all records on one model and task have in common.
 
-    sections: data, model, training; and fingerprints, where there are more than those of weights and forget set.
+    sections: data, model, training.
     """
     prints = {"weights": weights_fingerprint(model), "forget_set": task_fingerprint(task)}
-    prints |= sections.get("fingerprints", {})
     return {**sections, "forget": settings.deciding(), "fingerprints": prints}
 
 
