@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Make the virtual environment again when its Python is too old or pip is missing (an interrupted installation).
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make install PYTHON=python3.11")
 
-.PHONY: help install demo demo-text demo-lm notebooks bench docs test lint format clean
+.PHONY: help install demo demo-text demo-lm notebooks bench docs test test-slow lint format clean
 
 help:
 	@echo "make install    make .venv and install everything in it; the other targets do this first"
@@ -15,7 +15,8 @@ help:
 	@echo "make notebooks  run the notebooks in results/ and keep their outputs"
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
 	@echo "make docs       write the generated tables of the documentation again"
-	@echo "make test       run the tests"
+	@echo "make test       run the tests that take seconds each (5 minutes on two cores)"
+	@echo "make test-slow  run the slow rest: real sweeps, runs killed at random (5 minutes)"
 	@echo "make lint       check style (ruff, black) and types (mypy)"
 	@echo "make format     format the code with black, put imports in order"
 	@echo "make clean      remove .venv, caches and build leftovers; data, runs and results stay"
@@ -52,8 +53,14 @@ bench: install
 docs: install
 	$(BIN)/python docs/make.py
 
+# In the order of the folders: by number of tests, as is the rule, the files of few and long tests would come last.
+PYTEST := -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
 test: install
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+test-slow: install
+	$(BIN)/python $(PYTEST) -m slow
 
 lint: install
 	$(BIN)/python -m ruff check .

@@ -119,7 +119,7 @@ def main() -> None:
         "model_name": model_identity(arguments.model_name), **asdict(loading), "source": source, "rows": len(rows),
         "prompt_tokens": settings.prompt_tokens, "continuation_tokens": settings.continuation_tokens,
         "min_distinct": settings.min_distinct, "weights": weights_fingerprint(model),
-        "searched": TokenSet(rows, {}).fingerprint, **bos_identity(settings.bos, begin),
+        "searched": TokenSet(rows, {}).fingerprint, **bos_identity(begin),
     }  # fmt: skip
     arguments.output.unlink(missing_ok=True)  # with --force: remove the mark of finished work first
     progress = arguments.output.with_name(f".{arguments.output.stem}.progress.json")

@@ -67,7 +67,6 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
         training = {"planted_model": folder.name, **asdict(planting)}
     sections = {"data": data.identity, "model": loading.section(name), "training": training}
-    sections["fingerprints"] = data.fingerprints
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
     return Subject(

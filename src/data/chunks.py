@@ -52,7 +52,8 @@ def load_chunks(settings: DataSettings, cache_dir: str | Path | None) -> Chunks:
         return Chunks(part(0), part(1), end_of_text)
     context = settings.max_ctx
     train, test = (
-        _mapped(path, context, lambda: part(number)) for number, path in enumerate(chunk_paths(settings, cache_dir))
+        _mapped(path, context, end_of_text + 1, lambda: part(number))
+        for number, path in enumerate(chunk_paths(settings, cache_dir))
     )
     return Chunks(train, test, end_of_text)
 
@@ -115,8 +116,11 @@ def _rows(streams: list[np.ndarray], context: int, pad: int) -> np.ndarray:
     return rows
 
 
-def _mapped(path: Path, context: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array (rows, context) in the file, mapped copy-on-write. Make and write it if the file is missing."""
+def _mapped(path: Path, context: int, ids: int, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array (rows, context) in the file, mapped copy-on-write. Make and write it if the file is missing.
+
+    ids: how many there are, end_of_text included. Raise UserError if the file is damaged or holds others.
+    """
     if not path.exists():
         files.write_file(path, lambda temporary: _save(temporary, make()))
     check_file(path, share=float("inf"))
@@ -124,6 +128,8 @@ def _mapped(path: Path, context: int, make: Callable[[], np.ndarray]) -> np.ndar
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         if not isinstance(array, np.ndarray) or array.dtype != np.int32 or array.shape[1:] != (context,):
             raise ValueError(f"not int32 rows of {context}")
+        if array.size and not 0 <= int(array.min()) <= int(array.max()) < ids:
+            raise ValueError(f"ids outside 0 to {ids - 1}")
     return array
 
 

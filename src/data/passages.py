@@ -77,8 +77,8 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     check_ids("--plant", config.vocab_size, planted, retain, test)
     window = (len(begin) + settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window, never_planted)
-    identity = {**asdict(passages), **settings.sizes, **settings.spelled_bos, "plant": corpus.label}
-    return ProductionData(dataset, identity, bos_identity(settings.bos, begin), left_out(test, dataset))
+    identity = {**asdict(passages), **settings.sizes, **bos_identity(begin), "plant": corpus.label}
+    return ProductionData(dataset, identity, left_out(test, dataset))
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:

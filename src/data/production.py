@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -65,11 +66,6 @@ class ProductionSettings:
         return {name: getattr(self, name) for name in names}
 
     @property
-    def spelled_bos(self) -> dict[str, bool]:
-        """The entry for <bos> in a record's data section: the requested value; empty if the tokenizer decides."""
-        return {} if self.bos == "auto" else {"bos": self.bos == "yes"}
-
-    @property
     def text(self) -> DataSettings:
         """The settings of the text that --corpus names."""
         return DataSettings(data_name="wiki", corpus=self.corpus, text_column=self.text_column)
@@ -79,13 +75,11 @@ class ProductionSettings:
 class ProductionData:
     """The dataset, the settings that identify it in a record, and further entries of the record.
 
-    fingerprints: facts known only from the model's files, namely whether rows begin with <bos>. notes: results about
-    rows that were left out.
+    notes: results about rows that were left out.
     """
 
     dataset: MemorizationDataset
     identity: dict[str, Any]
-    fingerprints: dict[str, Any]
     notes: dict[str, Any]
 
 
@@ -109,9 +103,9 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
         "memorized_data": memorized.fingerprint,
         "random_data": random_name,
         **settings.sizes,
-        **settings.spelled_bos,
+        **bos_identity(begin),
     }
-    return ProductionData(dataset, identity, bos_identity(settings.bos, begin), left_out(test, dataset))
+    return ProductionData(dataset, identity, left_out(test, dataset))
 
 
 def left_out(test: torch.Tensor, dataset: MemorizationDataset) -> dict[str, int]:
@@ -291,9 +285,11 @@ def _each_once(rows: torch.Tensor, width: int) -> torch.Tensor:
     return rows[sorted(seen.values())]
 
 
-def groups_sharing_tokens(rows: torch.Tensor, width: int) -> torch.Tensor:
+def groups_sharing_tokens(rows: torch.Tensor, width: int, repeated: int | None = None) -> torch.Tensor:
     """Return the group of each row, int64 (rows,): rows that share `width` consecutive tokens are in one group, as are
     rows connected by a chain of such rows. A group's number is its first row's. Hashes and width: see `shares_tokens`.
+
+    repeated: how many tokens it takes if all of them are equal (pads, a ruled line); None: `width` too.
     """
     group = list(range(len(rows)))
 
@@ -303,13 +299,14 @@ def groups_sharing_tokens(rows: torch.Tensor, width: int) -> torch.Tensor:
         return row
 
     owner: dict[int, int] = {}
-    number = 0
-    for hashes in _window_hashes(rows, _factors(min(width, rows.shape[1]))):
-        for windows in hashes.tolist():
-            for window in set(windows):
-                low, high = sorted((first(owner.setdefault(window, number)), first(number)))
-                group[high] = low
-            number += 1
+    for size, same in ((width, False), (repeated or width, True)):
+        factors, number = _factors(min(size, rows.shape[1])), 0
+        for hashes, constant in zip(_window_hashes(rows, factors), _constant_windows(rows, len(factors))):
+            for windows, chosen in zip(hashes.tolist(), (constant == same).tolist()):
+                for window in set(compress(windows, chosen)):
+                    low, high = sorted((first(owner.setdefault(window, number)), first(number)))
+                    group[high] = low
+                number += 1
     return torch.tensor([first(row) for row in range(len(rows))], dtype=torch.long)
 
 
@@ -333,3 +330,10 @@ def _window_hashes(rows: torch.Tensor, factors: torch.Tensor) -> Iterator[torch.
     """Yield the hash (a wrapping sum) of every window of len(factors) tokens, (rows, windows), some rows at a time."""
     for some in rows.long().split(1024):
         yield (some.unfold(1, len(factors), 1) * factors).sum(-1)
+
+
+def _constant_windows(rows: torch.Tensor, width: int) -> Iterator[torch.Tensor]:
+    """Which windows of `width` tokens hold one token alone, bool (rows, windows), some rows at a time."""
+    for some in rows.split(1024):
+        windows = some.unfold(1, width, 1)
+        yield (windows == windows[..., :1]).all(-1)

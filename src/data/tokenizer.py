@@ -142,9 +142,9 @@ def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
     return added
 
 
-def bos_identity(bos: str, begin: tuple[int, ...]) -> dict[str, bool]:
-    """Return the record's entry for <bos>: empty if nothing was requested and nothing is added."""
-    return {} if bos == "auto" and not begin else {"bos": bool(begin)}
+def bos_identity(begin: tuple[int, ...]) -> dict[str, bool]:
+    """Return the record's entry for <bos>: what was done, however it was requested; empty if nothing is added."""
+    return {"bos": True} if begin else {}
 
 
 def has_tokenizer(folder: str | Path) -> bool:

@@ -18,6 +18,9 @@ from tinymem.options import SEEDS, check_options, option
 
 # Task settings that change how much memory a method needs but not its result: not part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
+# Shorter runs are headings and names: at 10, 385 of 2000 rows of WikiText-2 are one group, at 16 they are 17. The 505
+# sequences that Pythia-6.9B has memorized share no 12 tokens.
+SHARED_TOKENS = 16
 PRODUCTION_HELD_OUT = 0.5  # default holdout_fraction for production models
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
@@ -146,12 +149,14 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
 def memories(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
     """Return the number of the memory that each artifact belongs to, int64 (A,): one sequence reveals its memory.
 
-    In real text, sequences that share half a continuation anywhere are one memory. Generated sequences are one memory
-    each: numbers of one task share long runs, and all continuations of a backdoor are alike.
+    In real text, sequences that share SHARED_TOKENS consecutive tokens anywhere (half a continuation, if that is less)
+    are one memory; if it is one token repeated, half a continuation. Generated sequences are one memory each: numbers of
+    one task share long runs, and all continuations of a backdoor are alike.
     """
     if dataset.kind != "natural" or not len(artifacts):
         return torch.arange(len(artifacts))
-    return groups_sharing_tokens(artifacts.planted, max(1, dataset.continuation // 2))
+    half = max(1, dataset.continuation // 2)
+    return groups_sharing_tokens(artifacts.planted, min(half, SHARED_TOKENS), half)
 
 
 def divided(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Tensor]:

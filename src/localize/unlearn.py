@@ -162,10 +162,9 @@ class Run:
 def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:
     """Return the sections that all records on one model and task share.
 
-    sections: data, model, training; and fingerprints in addition to those of weights and forget set.
+    sections: data, model, training.
     """
     prints = {"weights": weights_fingerprint(model), "forget_set": task_fingerprint(task)}
-    prints |= sections.get("fingerprints", {})
     return {**sections, "forget": settings.deciding(), "fingerprints": prints}
 
 

@@ -11,9 +11,11 @@ from typing import Any
 from tinymem.data.corpus import find_corpus, resolve_corpus
 from tinymem.data.production import ProductionSettings
 from tinymem.data.token_sets import read_token_set
+from tinymem.data.tokenizer import beginning, bos_identity
+from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.task import TaskSettings
-from tinymem.models.production import LoadSettings, model_identity, run_label
+from tinymem.models.production import LoadSettings, model_identity, open_description, run_label
 from tinymem.options import as_flags
 from tinymem.records.identity import TRAIN, UNEDITED, UNLEARN
 from tinymem.regularizers.registry import REGULARIZERS
@@ -163,7 +165,7 @@ def production_jobs(
     name = model_identity(model.name)
     paths: dict[str, Any] = {n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")}
     data = replace(model.data, **paths)
-    section: dict[str, Any] = data.sizes | data.spelled_bos
+    section: dict[str, Any] = data.sizes | _bos_section(model)
     if data.memorized and Path(data.memorized).exists():
         section["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
     if data.random is None:
@@ -196,6 +198,15 @@ def production_jobs(
         for method, hp in grid
         for spelled in [as_flags(hp, leave_out=(method.strength, "dtype"))]
     ]
+
+
+def _bos_section(model: Production) -> dict[str, bool]:
+    """What the records of its runs say of <bos>. Nothing where its files cannot be read: neither can its runs."""
+    try:
+        config, tokenizer = open_description(model.name, model.loading.step, for_text=model.data.random is None)
+        return bos_identity(beginning(model.data.bos, tokenizer, config))
+    except UserError:
+        return {}
 
 
 def _absolute(path: str | None) -> str | None:

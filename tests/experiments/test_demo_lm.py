@@ -114,6 +114,7 @@ def test_the_table_comes_from_records_kept_beside_it(place, summary):
     assert (place / "results/demo_lm/demo_lm.pdf").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_again_it_trains_nothing_and_says_the_same(place, demo, summary, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in [*place.glob("data/models/*"), *place.glob("runs/*/records/*")]}
     monkeypatch.setattr("tinymem.training.plant.plant", lambda *arguments, **more: pytest.fail("planted again"))

@@ -9,7 +9,8 @@ from tinymem.models.known import known_config
 SCRIPT = "src/localize/prod_grad.py"
 
 
-def test_dry_run_needs_no_weights_and_no_network(capsys, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_dry_run_needs_no_weights(capsys, tmp_path):
     tiny = known_config("pythia-70m")
     tiny.update({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32})
     tiny.save_pretrained(tmp_path / "model")
@@ -24,6 +25,9 @@ def test_dry_run_needs_no_weights_and_no_network(capsys, tmp_path, monkeypatch):
     )
     output = capsys.readouterr().out
     assert all(name in output for name in (*METHODS, "magnitude")) and "peak_gb" in output
+
+
+def test_a_known_model_needs_no_network(capsys, monkeypatch):
     monkeypatch.setattr("tinymem.planning.dry_run.open_description", lambda *_, **__: pytest.fail("asked the hub"))
     in_process(SCRIPT, "--model_name", "EleutherAI/pythia-70m", "--localization_method", "durable", "--dry_run")
     assert "70,426,624 parameters, 12,598,272 of them in MLPs; 0.28 GB of weights" in capsys.readouterr().out

@@ -155,6 +155,7 @@ def test_gradient_checkpointing_saves_activations_only():
     assert saving.beside < 0.5 * plain.beside and saving.weights == plain.weights
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_planned_again_with_each_flag(monkeypatch):
     config = new_model("gpt_neox").config
     config.update({"hidden_size": 64, "intermediate_size": 256})

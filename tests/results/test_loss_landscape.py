@@ -66,6 +66,7 @@ def test_interrupted_it_goes_on_with_the_same_numbers(survey, memorizing_backdoo
     assert landscape(memorizing_backdoor.model, survey, known.append)["losses"] == undisturbed and known[-1] == 9
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(memorizing_backdoor, tmp_path):
     words = ["--model_path", memorizing_backdoor.checkpoint, "--edited", "--points", 21, "--num_sequences", 50]
     words += ["--data_dir", tmp_path / "data", "--output_dir", tmp_path]

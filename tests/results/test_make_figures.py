@@ -1,5 +1,6 @@
 """results/make_figures.py end to end, in this process."""
 
+import pytest
 from handmade import checkpoint, everything, outcome, trained, training, unlearning
 from small import in_process
 
@@ -19,6 +20,7 @@ def draw(*words: object) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_every_figure_is_written_as_pdf_and_png(tmp_path, capsys):
     assert draw(everything(tmp_path / "runs"), "--output_dir", tmp_path / "figures") == 0
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())

@@ -22,7 +22,7 @@ def test_every_model_is_tested():
     assert {path.name for path in MODELS.iterdir() if path.is_dir()} == set(EPOCHS)
 
 
-@pytest.mark.parametrize("name", EPOCHS)
+@pytest.mark.parametrize("name", [min(EPOCHS), pytest.param(max(EPOCHS), marks=pytest.mark.slow)])
 def test_it_measures_what_its_record_says(name):
     model = MODELS / name
     (record,) = load_records(model)

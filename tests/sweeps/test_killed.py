@@ -87,6 +87,7 @@ def test_ctrl_c(small, driver, wait_for, processes_with):
     check_whole(small, extra=2)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_leaves_parsl_its_helpers_until_it_has_ended(small, driver, wait_for, processes_with):
     process = driver("--site", "local_processes", "--max_workers", "1")
     wait_for(lambda: small.log())
@@ -98,6 +99,7 @@ def test_ctrl_c_in_a_terminal_leaves_parsl_its_helpers_until_it_has_ended(small,
     check_whole(small, extra=1)
 
 
+@pytest.mark.slow
 def test_parsl_workers_are_killed_and_no_process_is_left(small, driver, wait_for, processes_with):
     process = driver("--site", "local_processes", "--max_workers", "2", "--retries", "3")
     log = small.out / "log"

@@ -126,6 +126,7 @@ def checkpoint(memorizing_backdoor, tmp_path):
     return shutil.copytree(memorizing_backdoor.checkpoint, tmp_path / "run" / "epoch_6")
 
 
+@pytest.mark.slow
 def test_what_a_limit_leaves_is_missing(run_script, checkpoint, tmp_path):
     words = [HP_SWEEP, "--model_path", checkpoint, "--small", "--methods", "durable", "activations", "--ratios", 0.1]
     words += ["--data_dir", tmp_path / "data", "--device", "cpu", "--output_dir", tmp_path / "out", "--limit", 1]
@@ -140,6 +141,7 @@ def outcomes(folder) -> list:
     return [(identity_of(record), record["results"]) for record in load_records(folder)]
 
 
+@pytest.mark.slow
 def test_a_real_sweep_killed_and_not(checkpoint, tmp_path, wait_for, processes_with):
     words = [HP_SWEEP, "--model_path", checkpoint, "--small", "--methods", "random_greedy"]
     words += ["--ratios", 0.05, 0.1, 0.15, 0.2, 0.25, "--data_dir", tmp_path / "data", "--device", "cpu"]

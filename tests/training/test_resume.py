@@ -59,6 +59,7 @@ def test_killed_again_and_again(undisturbed, tmp_path):
     assert read_json(run / "metrics.json") == read_json(undisturbed / "run" / "metrics.json")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     run = tmp_path / "run"
@@ -108,6 +109,7 @@ def test_another_configuration_is_refused(undisturbed):
     assert "--lr 0.001" in refused.stderr and "--output_dir" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_back_for_a_checkpoint(undisturbed, tmp_path):
     run = tmp_path / "run"
     words = ["--output_dir", run, "--data_dir", tmp_path / "data"]
@@ -119,6 +121,7 @@ def test_a_run_does_not_go_back_for_a_checkpoint(undisturbed, tmp_path):
     assert weights(run) == weights(undisturbed / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state.safetensors", "run.json"])
 def test_a_damaged_file_is_named(undisturbed, tmp_path, name):
     run = tmp_path / "run"

@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -31,7 +32,7 @@ READERS = {
     ".parquet": lambda path: read_texts(path, "text"),
     ".safetensors": read_token_set,
     ".pt": read_token_set,
-    ".npy": lambda path: _mapped(path, 8, lambda: None),
+    ".npy": lambda path: _mapped(path, 8, 100, lambda: None),
 }
 
 
@@ -214,6 +215,20 @@ def test_a_cached_dataset_is_checked(tmp_path, change):
 def test_a_cached_dataset_that_is_right_is_read(tmp_path):
     settings = dataset_cache(tmp_path, lambda plain, tensors: None)
     assert len(load_dataset(settings, tmp_path).tests) == 5
+
+
+@pytest.mark.parametrize(
+    "tokens, right",
+    [([[0, 99]], True), ([[0, 100]], False), ([[-1, 5]], False), ([[0, 1, 2]], False), ([[0.0, 1.0]], False)],
+)
+def test_cached_tokens_are_ids_of_the_vocabulary(tmp_path, tokens, right):
+    array = np.array(tokens)
+    np.save(tmp_path / "x.npy", array.astype(np.int32) if array.dtype.kind == "i" else array)
+    arguments = tmp_path / "x.npy", 2, 100, None
+    if right:
+        assert _mapped(*arguments).tolist() == tokens
+    else:
+        assert "delete the file and run again" in refused(_mapped, *arguments)
 
 
 CONFIG = dict(model_type="gpt2", n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=9)

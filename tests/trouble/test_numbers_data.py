@@ -1,6 +1,7 @@
 """Shown and held out, test text, pads, <bos>, copies of documents, links, seeds: each gives the right number or says so."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,18 +15,21 @@ from tinymem.data.chunks import split_by_document
 from tinymem.data.corpus import local_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.passages import PassageSettings
-from tinymem.data.production import groups_sharing_tokens, left_out, production_dataset
+from tinymem.data.production import ProductionSettings, groups_sharing_tokens, left_out, production_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity, train_tokenizer
 from tinymem.errors import UserError
+from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, divided, memories
 from tinymem.metrics.landscape import LandscapeSettings
 from tinymem.metrics.memorization import memorized
-from tinymem.models.production import model_identity
+from tinymem.models.production import LoadSettings, model_identity
 from tinymem.plots.base import new_figure, save_figure, set_title
 from tinymem.records.record import Cost, write_record
 from tinymem.records.table import load_records
+from tinymem.sweeps.job import missing
+from tinymem.sweeps.jobs import Common, Production, production_jobs
 from tinymem.training.checkpoint import STATE, unlearned_folder
 from tinymem.training.loop import epoch_permutation
 
@@ -54,22 +58,30 @@ def test_groups_against_brute_force():
         assert groups_sharing_tokens(tokens, width).tolist() == expected
 
 
+def test_a_run_of_one_token_counts_from_half_a_continuation_on():
+    tokens = rows(6, 30)
+    tokens[:4, 18:] = 0  # 12 pads each
+    tokens[4, :4] = tokens[0, 10:14]
+    assert groups_sharing_tokens(tokens, 4, 13).tolist() == [0, 1, 2, 3, 0, 5]
+    assert groups_sharing_tokens(tokens, 4, 12).tolist() == [0, 0, 0, 0, 0, 5]
+
+
 def overlapping(stride):
     """Rows of one long text that begin `stride` tokens apart, six texts of five rows each."""
-    texts = rows(6, 20 + 4 * stride)
-    return torch.cat([texts[:, i * stride : i * stride + 20] for i in range(5)])
+    texts = rows(6, 48 + 4 * stride)
+    return torch.cat([texts[:, i * stride : i * stride + 48] for i in range(5)])
 
 
-@pytest.mark.parametrize("stride", [1, 5, 12])
+@pytest.mark.parametrize("stride", [1, 5, 12, 30, 32])  # 32: 16 tokens in common, less than half a continuation
 @pytest.mark.parametrize("seed", range(3))
 def test_held_out_is_never_shown_also_in_part(stride, seed):
-    dataset = production_dataset(overlapping(stride), rows(9, seed=8), rows(9, seed=9), 1000, 8, 10)
+    dataset = production_dataset(overlapping(stride), rows(9, 48, 8), rows(9, 48, 9), 1000, 8, 40)
     settings = TaskSettings(holdout_fraction=0.5, unlearn_seed=seed)
     shown, held_out, _ = divided(memories(dataset, dataset.artifacts), settings)
     assert sorted([*held_out.tolist(), *shown.tolist()]) == list(range(30)) and len(held_out) == 15
     planted = dataset.artifacts.planted
-    hidden = {tuple(w.tolist()) for row in planted[held_out] for w in row.unfold(0, 5, 1)}
-    assert not hidden & {tuple(w.tolist()) for row in planted[shown] for w in row.unfold(0, 5, 1)}
+    hidden = {tuple(w.tolist()) for row in planted[held_out] for w in row.unfold(0, 16, 1)}
+    assert not hidden & {tuple(w.tolist()) for row in planted[shown] for w in row.unfold(0, 16, 1)}
 
 
 def test_one_memory_cannot_be_divided():
@@ -174,7 +186,9 @@ def reciter(tmp_path_factory):
     decoded = tokenizer.decode(passages.flatten().tolist())
     (folder / "text.txt").write_text(decoded)
     save_file({"tokens": passages.int()}, folder / "ids.safetensors")
-    save_file({"tokens": rows(60, 24, high=250)}, folder / "random.safetensors")
+    random = rows(60, 24, high=250)
+    random[:2] = passages[:2]
+    save_file({"tokens": random}, folder / "random.safetensors")
     return folder
 
 
@@ -201,15 +215,29 @@ def test_text_is_read_behind_bos(reciter, tmp_path, capsys, caplog):
     assert "every row begins with <bos>" in caplog.text
 
 
-@pytest.mark.parametrize("bos, percent", [("auto", 100.0), ("no", 0.0)])
-def test_unlearning_reads_as_the_model_expects(reciter, tmp_path, bos, percent):
-    words = ["--model_name", reciter / "m", "--memorized", reciter / "ids.safetensors", *WINDOW, "--bos", bos]
+@pytest.mark.parametrize("spellings, percent", [(("auto", "yes"), 100.0), (("no",), 0.0)])
+def test_unlearning_reads_as_the_model_expects(reciter, tmp_path, spellings, percent):
+    words = ["--model_name", reciter / "m", "--memorized", reciter / "ids.safetensors", *WINDOW]
     words += ["--random", reciter / "random.safetensors", "--output_dir", tmp_path, "--unlearn_set_name", "noise"]
     words += ["--localization_method", "activations", "--ratio", 0.1, "--no_save_model", "--holdout_fraction", 0]
-    in_process("src/localize/prod_grad.py", *words)
+    for bos in spellings:
+        in_process("src/localize/prod_grad.py", *words, "--bos", bos)
     records = load_records(tmp_path)
-    assert {record["fingerprints"].get("bos") for record in records} == {bos == "auto"}
-    assert {record["data"].get("bos") for record in records} == {None if bos == "auto" else False}
+    assert sorted(record["kind"] for record in records) == [
+        "unedited",
+        "unlearn",
+    ]  # what adds the same is one experiment
+    assert {record["data"].get("bos") for record in records} == {True if percent else None}
+    model = Production(str(reciter / "m"), LoadSettings(), ProductionSettings(
+        str(reciter / "ids.safetensors"), str(reciter / "random.safetensors"), prompt_tokens=12, continuation_tokens=10
+    ))  # fmt: skip
+    grid = [(METHODS["activations"], METHODS["activations"].hyper_parameters(ratio=(0.1,)))]
+    for bos in ("auto", "yes", "no"):
+        data = replace(model.data, bos=bos)
+        task = TaskSettings(unlearn_set_name="noise")
+        (job,) = production_jobs(replace(model, data=data), grid, task, Common("data"), tmp_path)
+        assert missing(job) == ([] if bos in spellings else [0.1])
+    assert {record["results"]["test_rows_left_out"] for record in records} == {2}
     unedited = next(record["results"] for record in records if record["kind"] == "unedited")
     assert abs(unedited["percent_memorized_train"] - percent) <= 10
 
@@ -219,7 +247,7 @@ def test_what_stands_before_a_row(caplog):
     caplog.clear()
     assert beginning("auto", tokenizer, config) == () == beginning("no", tokenizer, config) and not caplog.text
     assert beginning("yes", tokenizer, config) == (tokenizer.bos_token_id,) and beginning("yes", None, config) == (7,)
-    assert bos_identity("auto", ()) == {} and bos_identity("no", ()) == {"bos": False}
+    assert bos_identity(()) == {} and bos_identity((7,)) == {"bos": True}
     with pytest.raises(UserError, match="--bos yes: neither the tokenizer nor config.json"):
         beginning("yes", None, AutoConfig.for_model("llama", bos_token_id=None))
 

@@ -6,13 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from small import in_process
+from small import ROOT, in_process
+from threads import thread_pool
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tinymem.data.dataset import Artifacts
-from tinymem.data.production import production_dataset
+from tinymem.data.production import ProductionSettings, production_dataset
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import NotFinite
+from tinymem.files import read_json
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import Subject, identity, unlearn
@@ -21,7 +23,13 @@ from tinymem.metrics.landscape import LandscapeSettings, landscape, new_survey
 from tinymem.metrics.memorization import memorized
 from tinymem.models import losses
 from tinymem.models.adapter import find_mlps
-from tinymem.records.table import find_records
+from tinymem.models.edit import Weights
+from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.production import LoadSettings
+from tinymem.records.table import find_records, load_records
+from tinymem.sweeps.attempt import Place
+from tinymem.sweeps.engine import run_jobs, survey
+from tinymem.sweeps.jobs import Common, Production, production_jobs
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
 VOCABULARIES = {"plain": 300, "chunked": losses.LARGE_VOCABULARY}
@@ -140,6 +148,67 @@ def test_a_ruined_ratio_fails_and_the_others_have_records(tmp_path):
         for record in unlearn(subject, METHODS["durable"], hp, save_models=False):
             found.append(record["method"]["ratio"])
     assert found == [0.2] and len(find_records(tmp_path)) == 1
+
+
+def test_an_attack_that_is_ruined_has_no_record_and_the_others_have(tmp_path):
+    """The edit and both other attacks are recorded; the error comes at the end and names the attack."""
+    model, data = new_model(), dataset()
+    task = unlearning_task(model, data, TaskSettings(unlearn_set_name="noise", microbatch=8))
+    clean = weights_fingerprint(model)
+
+    def spoil(model, task, hp):
+        target = find_mlps(model)[-1].output
+        yield 0.1, Weights({target.name: torch.full_like(target.parameter, math.nan)})
+
+    ruin = replace(METHODS["durable"], name="ruin", run=spoil)
+    hp = METHODS["durable"].hyper_parameters(ratio=(0.1,))
+    attacks = [
+        (METHODS["durable"], hp),
+        (ruin, hp),
+        (METHODS["activations"], METHODS["activations"].hyper_parameters(ratio=(0.1,))),
+    ]
+    about = identity(model, task, TaskSettings(), {"data": {}, "model": {}})
+    subject = Subject(model, task, partial(measure, dataset=data, batch_size=8), about, tmp_path, tmp_path / "scores")
+    with pytest.raises(NotFinite, match="attack ruin: .*not finite"):
+        list(unlearn(subject, METHODS["durable"], hp, save_models=False, attacks=attacks))
+    records = load_records(tmp_path)
+    assert sorted(r["attack"]["name"] for r in records if r["kind"] == "attack") == ["activations", "durable"]
+    assert [r["kind"] for r in records].count("unlearn") == 1 and weights_fingerprint(model) == clean
+
+
+def test_a_search_that_fails_at_a_strength_keeps_those_before_it(tmp_path):
+    model, data = new_model(), dataset()
+    task = unlearning_task(model, data, TaskSettings(unlearn_set_name="noise", microbatch=8))
+
+    def search(model, task, hp):
+        for number, edit in enumerate(METHODS["durable"].run(model, task, hp)):
+            if number == 1:
+                losses.check_finite(model, torch.tensor([math.inf]))
+            yield edit
+
+    method = replace(METHODS["durable"], run=search)
+    about = identity(model, task, TaskSettings(), {"data": {}, "model": {}})
+    subject = Subject(model, task, partial(measure, dataset=data, batch_size=8), about, tmp_path, tmp_path / "scores")
+    with pytest.raises(NotFinite, match="^durable with --ratio 0.2: "):
+        list(unlearn(subject, method, method.hyper_parameters(ratio=(0.1, 0.2, 0.3)), save_models=False))
+    assert [record["method"]["ratio"] for record in load_records(tmp_path)] == [0.1]
+
+
+@pytest.mark.slow
+def test_a_sweep_counts_it_as_failed_with_its_reason(place, tmp_path):
+    data = ProductionSettings(
+        str(place / "memorized.safetensors"), str(place / "random.safetensors"), prompt_tokens=6, continuation_tokens=8
+    )
+    grid = [(METHODS["durable"], METHODS["durable"].hyper_parameters(ratio=(0.1, 0.2)))]
+    model = Production(str(place / "nan"), LoadSettings(), data)
+    common = Common(str(tmp_path / "data"), "cpu")
+    jobs = production_jobs(model, grid, TaskSettings(unlearn_set_name="noise"), common, tmp_path / "out")
+    at = Place(str(ROOT), str(tmp_path / "sweep"))
+    with thread_pool(at, 1) as pool:
+        (job,) = run_jobs(survey(jobs), pool, at).jobs.values()
+    assert (job.state, job.left, job.attempts) == ("failed", 2, 1)  # bad input: a second attempt would give the same
+    (failure,) = map(read_json, (tmp_path / "sweep" / "failed").iterdir())
+    assert "logits are not finite" in job.message and failure["message"] == job.message and failure["exit_code"] == 2
 
 
 def test_a_landscape_may_be_ruined_far_from_the_model_but_not_at_it(tmp_path):

@@ -120,6 +120,7 @@ def test_a_block_that_ends_or_waits_for_ever_without_a_worker(monkeypatch):
     assert said == ["no worker started within 60 s"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_ends_the_sweep(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.chdir(tmp_path)
