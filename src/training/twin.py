@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tinymem.errors import UserError
 from tinymem.records.identity import TRAIN, record_digest
 from tinymem.training import checkpoint
 from tinymem.training.settings import RunSettings
+
+# What changes how numbers are rounded but neither data, model nor order: a twin may be trained on another machine.
+ROUNDING = ("dtype", "train_microbatch")
 
 
 def twin_of(settings: RunSettings) -> RunSettings:
@@ -24,7 +28,7 @@ def twin_digest(settings: RunSettings) -> str:
 
 def find_twin(path: Path, settings: RunSettings, epoch: int) -> Path | None:
     """Return the twin of a checkpoint among the runs and model folders beside it and in runs/; None where there is none."""
-    wanted = twin_of(settings).checkpoint_sections(epoch)
+    wanted = _comparable(twin_of(settings), epoch)
     folders = (
         folder.parent if folder.name == checkpoint.SETTINGS else folder for folder in _near(path, settings, epoch)
     )
@@ -34,8 +38,8 @@ def find_twin(path: Path, settings: RunSettings, epoch: int) -> Path | None:
 def check_twin(path: Path, settings: RunSettings, epoch: int) -> Path:
     """Return the folder of a twin that was named. Raise UserError where it is the twin of another checkpoint."""
     details = checkpoint.load_trained(path)
-    found = RunSettings.from_flat(details["settings"], path).checkpoint_sections(details["epoch"])
-    for name, section in twin_of(settings).checkpoint_sections(epoch).items():
+    found = _comparable(RunSettings.from_flat(details["settings"], path), details["epoch"])
+    for name, section in _comparable(twin_of(settings), epoch).items():
         different = [key for key in section if found[name].get(key) != section[key]]
         if different:
             raise UserError(
@@ -54,10 +58,17 @@ def _near(path: Path, settings: RunSettings, epoch: int) -> Iterator[Path]:
         yield from sorted(Path("runs").glob(f"*/epoch_{epoch}/{checkpoint.SETTINGS}"))
 
 
-def _sections(folder: Path) -> dict | None:
-    """Return the sections of a checkpoint of a training run; None for anything else."""
+def _comparable(settings: RunSettings, epoch: int) -> dict[str, dict[str, Any]]:
+    """Return the sections of a checkpoint that its twin's must equal but for what makes it a twin."""
+    sections = settings.checkpoint_sections(epoch)
+    training = {name: value for name, value in sections["training"].items() if name not in ROUNDING}
+    return {**sections, "training": training}
+
+
+def _sections(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """Return the comparable sections of a checkpoint of a training run; None for anything else."""
     try:
         details = checkpoint.load_trained(folder)
-        return RunSettings.from_flat(details["settings"], folder).checkpoint_sections(details["epoch"])
+        return _comparable(RunSettings.from_flat(details["settings"], folder), details["epoch"])
     except UserError:
         return None

@@ -28,6 +28,8 @@ def test_a_twin_is_found_beside_its_run(trained, tmp_path):
     assert find_twin(place["twin"], twin_of(settings), 1).samefile(place["run"])
     assert find_twin(place["run"], settings, 2) is None
     assert check_twin(place["twin"], settings, 1) == place["twin"]
+    other_rounding = replace(settings, training=replace(settings.training, dtype="bfloat16", train_microbatch=8))
+    assert find_twin(place["run"], other_rounding, 1).samefile(place["twin"])
 
 
 def test_published_models_stand_beside_each_other(trained, tmp_path):
