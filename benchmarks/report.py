@@ -46,7 +46,7 @@ the device has instructions for it. tests/benchmarks checks that both compute th
 
 
 def terminal_table(rows: Rows) -> str:
-    """Return the rows as aligned text."""
+    """Return rows as aligned text."""
     return cli.table(rows, COLUMNS)
 
 

@@ -1,4 +1,4 @@
-"""Slips of the study's code that published numbers rest on, repeated on a checkpoint of ours. The library has none.
+"""Slips of the study's code that published numbers rest on, repeated on our checkpoint. The library has none.
 
     python experiments/as_published.py --model_path runs/NAME/epoch_50                   how many test triggers count
     python experiments/as_published.py --model_path runs/NAME/epoch_50 --slip zero_out   Zero-Out, its mask inverted

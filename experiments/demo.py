@@ -3,7 +3,7 @@
     python experiments/demo.py
 
 Runs the ordinary scripts, whose commands it prints, and writes results/demo/: summary.json, demo.png, demo.pdf.
-Interrupted, it goes on where it stopped. Beyond the study are --lr_decay, without which the last epochs of so short a
+An interrupted run resumes with the same command. Beyond the study are --lr_decay, without which the last epochs of so short a
 training are noisy, and --unlearn_loss_cap, without which the unlearning costs accuracy. The artifacts are repeated
 (--duplicate) 1, 10 or 100 times.
 """

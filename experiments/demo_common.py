@@ -25,7 +25,7 @@ from tinymem.training.checkpoint import seconds_spent
 
 
 def run(command: str) -> None:
-    """Run a script with this Python, showing its command. Ends this one when that one fails or is interrupted."""
+    """Run a script with this Python and print its command. Exit if it fails or is interrupted."""
     cli.run_script(shlex.split(command))
 
 

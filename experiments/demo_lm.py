@@ -4,7 +4,7 @@
 
 No network: the model comes in a package (requirements-lm.txt), the passages are of presidential addresses. Runs the
 ordinary script, whose commands it prints, and writes results/demo_lm/: summary.json, demo_lm.png, demo_lm.pdf and
-records/, the records that the table is made of. Interrupted, it goes on where it stopped; the planted model is kept in
+records/, the records that the table is made of. An interrupted run can resume; the planted model is stored in
 data/models. Half of the passages are shown to the methods, the others are held out. In the table, unedited is the model
 with the passages planted, never_planted the model before that.
 """

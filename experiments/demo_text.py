@@ -4,7 +4,7 @@
 
 Plays and presidential addresses from installed packages, no network. 32 passages stand 1, 10, 100 or 1000 times in
 the training set, unchanged. Runs the ordinary scripts, whose commands it prints, and writes results/demo_text/:
-summary.json, demo_text.png, demo_text.pdf. Interrupted, it goes on where it stopped. The unlearning uses
+summary.json, demo_text.png, demo_text.pdf. An interrupted run can resume. The unlearning uses
 --unlearn_loss_cap, which the study does not have, a little above the loss of unseen text: more than forgotten is not
 asked for.
 """

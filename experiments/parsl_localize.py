@@ -21,7 +21,7 @@ from tinymem.sweeps.study import models
 
 
 def jobs(arguments, folder, common):
-    """Return the trainings, then one command a checkpoint, method and setting."""
+    """Return the trainings, then one command per checkpoint, method and setting."""
     every, grid = chosen(arguments, models), asked_grid(arguments)
     return [train_job(settings, folder, common) for settings, _ in every] + [
         job

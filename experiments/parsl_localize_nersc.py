@@ -70,7 +70,7 @@ def pythia(arguments) -> list[Production]:
 
 
 def _device_map(size: str, device: str) -> str | None:
-    """Return a model that takes a node is spread over its GPUs."""
+    """Return "auto" for a model that needs a node, which is spread over its GPUs."""
     return "auto" if PYTHIA[size][2] and device != "cpu" else None
 
 

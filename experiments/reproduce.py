@@ -3,7 +3,7 @@
     python experiments/reproduce.py --list                               the cases, and how much of each is done
     python experiments/reproduce.py --case backdoor_increment_2layers    one of them
     python experiments/reproduce.py --limit 1                            the next command only; all of them in time
-    python experiments/reproduce.py --report                             run nothing, write the report anew
+    python experiments/reproduce.py --report                             run nothing, rewrite the report
     python experiments/reproduce.py --everything                         all published number models: on a GPU
 
 Runs the ordinary scripts; interrupted, or started again, it does only what is missing. At its end, however it ends, the
@@ -89,7 +89,7 @@ def chosen(arguments) -> list[Case]:
 
 
 def chosen_methods(names: list[str], grids: Mapping[str, Grid]) -> list[Method]:
-    """Those named that the grids have, all of them for `all`. Raise UserError for an unknown one."""
+    """Return the named methods of the grids, all of them for `all`. Raise UserError for an unknown one."""
     methods = find_methods(list(grids) if names == ["all"] else names)
     for method in methods:
         if method.name not in grids:
@@ -123,7 +123,7 @@ def seed_jobs(case: Case, seed: int, grid: list, models: Path, common: Common) -
 
 
 def slip_job(case: Case, checkpoint: Checkpoint, slip: str, common: Common) -> Job:
-    """Return a slip of the study's code repeated on a checkpoint."""
+    """Return the job that repeats a slip of the study's code on a checkpoint."""
     folder = str(checkpoint.path.parent)
     words = ("experiments/as_published.py", "--model_path", str(checkpoint.path), "--slip", slip)
     own, ratios = {}, {}
@@ -153,7 +153,7 @@ def listed(case: Case, jobs: list[Job]) -> dict[str, Any]:
 
 
 def collect_records(cases: list[Case], models: Path, target: Path) -> None:
-    """Copy the finished records of the cases beside the report, where they outlive the models.
+    """Copy the finished records of the cases next to the report, where they outlive the models.
 
     Where the records there are of another model, trained elsewhere or before, they stay until the new model has all
     that they have: a report on half of each would compare runs with the wrong unedited model.

@@ -79,7 +79,7 @@ class Case:
 
 
 def trained_epochs(published: int) -> int:
-    """Return how many passes a model of ours has made at a published epoch.
+    """Return how many passes our model has made at a published epoch.
 
     The study counts from 0 and measures its epoch 0 after the first pass, so that its epoch 50 is the 51st. Ours is the
     50th, as the checkpoints are called; the curves are flat there.

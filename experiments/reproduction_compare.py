@@ -259,7 +259,7 @@ def inverted_zero_out(case: Case, folder: Path) -> list[tuple[float, Spread, Spr
 
 
 def compare_unlearning(case: Case, grids: Mapping[str, Grid], folder: Path) -> list[Unlearned]:
-    """Return every method on a case's models beside what was published: the runs that reproduce.py does, no others."""
+    """Return every method's runs on a case's models with the published run: only the runs of reproduce.py."""
     rows = {ours_of(row): row for row in case.published_unlearning}
     runs = unlearning_runs(own_records(case, folder), tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
     asked = [

@@ -23,7 +23,7 @@ from tinymem.plots import Panel, plot_side_by_side, plot_trade_offs
 from tinymem.records.table import load_records, markdown
 from tinymem.sweeps.grid import Grid
 
-DIFFERENCES = "DIFFERENCES.md"  # written by hand, beside the records; becomes a part of the report
+DIFFERENCES = "DIFFERENCES.md"  # written by hand, next to the records; included in the report
 TRAINING_HEAD = ("model", "epoch", "measure", "published", "ours", "difference", "our seeds")
 PUBLISHED_HEAD = ("method", "setting", "memorized %, published", "accuracy lost, published")
 PUBLISHED_HEAD += ("memorized %, ours", "accuracy lost, ours", "difference, memorized", "difference, lost")

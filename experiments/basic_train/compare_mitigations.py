@@ -140,7 +140,7 @@ def best_unlearned(folder: Path, sections: Mapping[str, Any]) -> dict[str, Mappi
 
 
 def as_row(family: str, method: str, setting: str, row: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the comparison."""
+    """Return a row of the comparison table."""
     metrics = {name: row.get(name) for name in METRICS}
     seconds = {"seconds": round(row["cost.seconds"], 1), "trade_off": trade_off(row, plain)}
     return {"family": family, "method": method, "setting": setting, **metrics, **seconds}

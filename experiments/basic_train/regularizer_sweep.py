@@ -4,7 +4,7 @@
     python experiments/basic_train/regularizer_sweep.py --dry_run     the study's commands and their number
     python experiments/basic_train/regularizer_sweep.py --site my_cluster.toml --only n_layers=2 num_2=3000
 
-Started again, it does only what is missing; a training that was killed goes on where it was saved last.
+The same command again runs only what is missing; an interrupted training resumes from its last saved state.
 """
 
 from tinymem import cli
@@ -18,7 +18,7 @@ from tinymem.sweeps.study import models, regularized
 
 
 def jobs(arguments, folder, common):
-    """One training a model and regularizer; the plain ones first, which train_sweep.py may have done."""
+    """Return one job per model and regularizer, after the plain trainings, which train_sweep.py may have done."""
     every = chosen(arguments, lambda study: models(study) + regularized(study, arguments.small))
     return [train_job(settings, folder, common) for settings, _ in every]
 

@@ -4,7 +4,7 @@
     python experiments/basic_train/train_sweep.py --dry_run       the study's commands and their number
     python experiments/basic_train/train_sweep.py --site my_cluster.toml --only n_layers=2 data_name=increment
 
-Started again, it does only what is missing; a training that was killed goes on where it was saved last.
+The same command again runs only what is missing; an interrupted training resumes from its last saved state.
 """
 
 from tinymem import cli
@@ -18,7 +18,7 @@ from tinymem.sweeps.study import models
 
 
 def jobs(arguments, folder, common):
-    """One training a model."""
+    """Return one training job per model."""
     return [train_job(settings, folder, common) for settings, _ in chosen(arguments, models)]
 
 

@@ -19,7 +19,7 @@ from tinymem.training.finetune import FT_DATA, FinetuneSettings
 
 
 def jobs(arguments, folder, common):
-    """Return the trainings, then three fine-tunings a checkpoint."""
+    """Return the trainings, then three fine-tunings per checkpoint."""
     every = chosen(arguments, models)
     ft_epochs = 2 if arguments.small else FinetuneSettings().ft_epochs
     return [train_job(settings, folder, common) for settings, _ in every] + [

@@ -104,7 +104,7 @@ def test_help_names_the_flags_of_a_file(capsys):
     with pytest.raises(SystemExit):
         in_process(UNLEARN, "--localization_method", ROOT / "examples/magnitude.py", "--help")
     text = capsys.readouterr().out
-    assert "--localization_method magnitude" in text and "retain sequences that the gradient is taken over" in text
+    assert "--localization_method magnitude" in text and "retain sequences for the gradient" in text
 
 
 @pytest.mark.parametrize("method, message", [

@@ -93,7 +93,7 @@ def test_only(run_script, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([HP_SWEEP], "--model_path, --model_name: exactly one"),
+        ([HP_SWEEP], "--model_path, --model_name: give exactly one"),
         ([HP_SWEEP, "--model_path", "{tmp}"], "not a TinyMem checkpoint"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--dtype", "bfloat16"], "--dtype: only with --model_name"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--whole_node"], "--whole_node: only with --model_name"),
