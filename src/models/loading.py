@@ -22,6 +22,7 @@ ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_a
 # Each a whole number, or null.
 SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
 SIZES += ("n_head", "max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")
+LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer"), 10_000
 OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq")
 # Settings of a config.json that change the forward pass but not the architecture: other kernels, which change the last
 # digits, and other outputs.
@@ -69,6 +70,8 @@ def _check_values(path: Path) -> None:
             raise UserError(f"{path}: {name} {str(value)[:40]}: too large a number; {COPY}")
         if name in SIZES and value is not None and value < 1:
             raise UserError(f"{path}: {name} {value}: must be > 0; {COPY}")
+        if name in LAYERS and value is not None and value > MOST_LAYERS:  # a model of them is never built to its end
+            raise UserError(f"{path}: {name} {value}: must be <= {MOST_LAYERS}; {COPY}")
         if name in ("dtype", "torch_dtype") and value is not None:
             kind = getattr(torch, str(value).removeprefix("torch."), None)
             if not isinstance(kind, torch.dtype) or not kind.is_floating_point:

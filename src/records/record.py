@@ -18,6 +18,7 @@ from typing import Any
 from tinymem import files
 from tinymem.allocator import release_freed_memory
 from tinymem.errors import UserError, reading
+from tinymem.metrics.registry import describe
 from tinymem.records.identity import FORMAT, KINDS, SECTIONS, identity_of, record_digest
 
 OUTCOME = ("results", "cost", "environment")
@@ -79,7 +80,16 @@ def _problem(record: Any) -> str | None:
             return f"unknown section {part}"
         if not isinstance(record[part], dict):
             return f"{part} is no object"
-    return None
+    for name, value in record["results"].items():
+        if describe(name) and not _is_number(value):
+            return f"results.{name} is no number"
+    names = [record[part]["name"] for part in ("method", "attack") if "name" in record.get(part, {})]
+    return None if all(isinstance(name, str) for name in names) else "a method's name is no text"
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a float can hold it, or it is null: not finite."""
+    return value is None or isinstance(value, (int, float)) and abs(value) < 2**1000
 
 
 def find_record(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 FLAGS = [text for name, value in SMALL_DATA.items() for text in (f"--{name}", int(value))]
 TRAIN = ["memorization_in_toy_models.py", "--n_layers", 1, "--n_embd", 16, "--n_heads", 2, "--epochs", 6, *FLAGS]
 TRAIN += ["--checkpoint_every", 1, "--batch_size", 32, "--device", "cpu"]
-UNLEARN = ["src/localize/localize_memorization.py", "--localization_method", "durable", "obs", "--num_grads", 4]
+UNLEARN = ["src/localize/localize_memorization.py", "--localization_method", "durable", "activations"]
 UNLEARN += ["--ratio", 0.05, 0.1, "--unlearn_set_name", "noise", "--device", "cpu"]
 KILLS = 5
 

@@ -20,6 +20,7 @@ from tinymem.inputs import LIMIT, check_file, read_json, read_settings
 from tinymem.metrics.scan import _read_progress
 from tinymem.models.loading import read_config
 from tinymem.options import LARGEST
+from tinymem.records.record import Cost, read_record, write_record
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.settings import RunSettings
@@ -231,12 +232,26 @@ def test_cached_tokens_are_ids_of_the_vocabulary(tmp_path, tokens, right):
         assert "delete the file and run again" in refused(_mapped, *arguments)
 
 
+@pytest.mark.parametrize("value, right", [(0.5, True), (None, True), (1, True), ("high", False), ([1.0], False),
+                                          ({"a": 1}, False), (10**400, False)])  # fmt: skip
+def test_a_records_metrics_are_numbers(tmp_path, value, right):
+    path = write_record(tmp_path, {"kind": "unlearn", "method": {"name": "m"}}, {"perplexity": 1.0}, Cost(), "cpu")
+    record = {**json.loads(path.read_text()), "results": {"perplexity": value, "model_folder": "text"}}
+    path.write_text(json.dumps(record))
+    if right:
+        assert read_record(path)["results"]["perplexity"] == value
+    else:
+        assert "results.perplexity is no number" in refused(read_record, path)
+    path.write_text(json.dumps({**record, "results": {}, "method": {"name": 7}}))
+    assert "a method's name is no text" in refused(read_record, path)
+
+
 CONFIG = dict(model_type="gpt2", n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=9)
 
 
 @pytest.mark.parametrize(
     "change",
-    [dict(vocab_size="9"), dict(vocab_size=10**12), dict(n_layer=-1), dict(n_head=0), dict(n_embd=2.5), dict(dtype="int8"),
+    [dict(vocab_size="9"), dict(vocab_size=10**12), dict(n_layer=-1), dict(n_layer=10**9), dict(n_head=0), dict(n_embd=2.5), dict(dtype="int8"),
      dict(dtype="float99"), dict(torch_dtype=[1]), dict(attn_implementation="someone/kernel"), dict(_attn_implementation=7),
      dict(model_type=[]), dict(model_type="no_such")],
 )  # fmt: skip
