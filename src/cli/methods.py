@@ -14,7 +14,7 @@ from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.metrics.metric import Metric
-from tinymem.metrics.registry import DEFAULTS, METRICS, chosen, plugin_metrics
+from tinymem.metrics.registry import DEFAULTS, GROUPS, METRICS, PATTERNS, chosen, expanded, plugin_metrics
 from tinymem.options import field_types
 from tinymem.plugins import is_plugin
 
@@ -56,8 +56,8 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Add --metrics, --attack, the flags of each attack, and --columns."""
     group = parser.add_argument_group("Measuring")
-    group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"some of {', '.join(METRICS)}; or your own "
-                       f"file (default: {', '.join(DEFAULTS)})")  # fmt: skip
+    group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"groups ({', '.join(GROUPS)}), some of "
+                       f"{', '.join([*METRICS, *PATTERNS])}; or a file of your own (default: published)")  # fmt: skip
     group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
                        f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or your file")  # fmt: skip
     group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
@@ -89,6 +89,7 @@ def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
     found: list[str | Metric] = []
     for name in arguments.metrics or DEFAULTS:
         found += plugin_metrics(name) if is_plugin(name) else [name]
+    found = list(dict.fromkeys(expanded(found)))
     chosen(found)
     return tuple(found)
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 PLANTED, EACH_TEST, ALL_TESTS = "planted sequences", "each test set", "all test sets"
 TYPICAL = "typical text: retained and unseen"
 DIRECTIONS = ("lower", "higher", "twin")  # twin: the closer to the value of a model that was never planted
-NEEDS = ("argmax_matches", "log_probabilities", "distribution", "generation", "text_sums", "before", "twin")
+NEEDS = (
+    "argmax_matches", "log_probabilities", "distribution", "generation", "prefixes", "text_sums", "before", "twin",
+)  # fmt: skip
 TEXTS = {"retain": "the retain set", "unseen": "the test sets"}  # what TYPICAL text there is
 # The sets of planted sequences, in the order of their columns; dup_R stands for dup_1, dup_10 ...
 SPLITS = {
@@ -33,6 +35,8 @@ SPLITS = {
     "test": "backdoor triggers that were never trained on",
     "never_planted": "from the same generator but never planted",
 }
+COMPARED = ("train", "shown", "validation", "held_out", "never_planted")  # where forgetting is judged
+MEMBERS = COMPARED[:-1]  # those that are compared with never_planted
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,22 @@ def mean(values: Values) -> float | None:
 def percent(values: Values) -> float | None:
     """Return the weighted mean in percent; None if no row has a value."""
     return mean(replace(values, sums=100.0 * values.sums))  # multiply first: 11 of 20 are 55, not 55.00000000000001
+
+
+def median(values: Values) -> float | None:
+    """Return the median of the rows that have a value, the mean of the middle two; None where none has."""
+    return quantile(values, 0.5)
+
+
+def quantile(values: Values, share: float) -> float | None:
+    """Return the value below which this share of the rows lies, interpolated; None where no row has a value."""
+    some = values.weights > 0
+    found = (values.sums[some] / values.weights[some]).sort().values
+    if not len(found):
+        return None
+    place = share * (len(found) - 1)
+    low, high = found[math.floor(place)].item(), found[math.ceil(place)].item()
+    return low if low == high else low + (place % 1) * (high - low)  # equal ones may be infinite
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,16 @@ class Probe:
         self._windows: dict[tuple, _Rows] = {}
         self._generated = _Rows()
         self._texts: dict[int, tuple[torch.Tensor, Quality]] = {}
+        self._drifts: dict[str, Drift] = {}
 
     @classmethod
     def of(cls, model, dataset: MemorizationDataset, batch_size: int = 64, **more) -> Probe:
-        """Return a probe with a dataset's window and pad token. more: needs, study_batch_size."""
-        more = {"pad": dataset.pad, "non_members": dataset.never_planted, **more}
+        """Return a probe with the window and the pads of a dataset. more: needs, study_batch_size.
+
+        Non-members are chosen as members are: those that can be told from their clean twin.
+        """
+        others = dataset.never_planted
+        more = {"pad": dataset.pad, "non_members": others.select(dataset.measured(others)), **more}
         return cls(model, dataset.continuation, batch_size, dataset.ignored_token, **more)
 
     @property
@@ -97,7 +102,9 @@ class Probe:
         """
         if self.references is None:
             raise ValueError("drift: needs the model before its edit (references)")
-        return self.references.drift(self.model, name, self.batch_size)
+        if name not in self._drifts:
+            self._drifts[name] = self.references.drift(self.model, name, self.batch_size)
+        return self._drifts[name]
 
     def teacher_forced(
         self, artifacts: Artifacts, prompt: str = "clean", target: str = "planted", need: str = LEVELS[0]
@@ -109,7 +116,7 @@ class Probe:
         targets, loss_mask = self.targets(artifacts, target)
         level = max(self._level, LEVELS.index(need))
         found = self._forced(artifacts, prompt, target, level)
-        real = loss_mask if self.pad is None else loss_mask & (targets != self.pad)
+        _, real = self.real_targets(artifacts, target)
         logs, means, variances = (*found[1:4], None, None, None)[:3]
         return Window(targets, loss_mask, found[0], real, logs, means, variances)
 
@@ -143,6 +150,11 @@ class Probe:
         tokens = getattr(artifacts, target).gather(1, places.clamp(max=length - 1)).long()
         loss_mask = inside if self.ignored_token is None else inside & (tokens != self.ignored_token)
         return tokens.masked_fill(~inside, 0), loss_mask
+
+    def real_targets(self, artifacts: Artifacts, target: str = "planted") -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the k tokens behind each prompt and which of them count and are no pads: int64 and bool, both (A, k)."""
+        tokens, loss_mask = self.targets(artifacts, target)
+        return tokens, loss_mask if self.pad is None else loss_mask & (tokens != self.pad)
 
     def generated(self, artifacts: Artifacts, prompt: str = "clean") -> torch.Tensor:
         """Return the model's k tokens after each prompt, int64 (A, k); -1 beyond its context."""

@@ -8,7 +8,18 @@ from functools import partial
 
 from tinymem.data.numbers import CONSTANTS
 from tinymem.errors import UserError
-from tinymem.metrics import drift, memorization, quality
+from tinymem.metrics import (
+    drift,
+    exposure,
+    extraction,
+    membership,
+    memorization,
+    near_verbatim,
+    neighbours,
+    prefix,
+    quality,
+    verbatim,
+)
 from tinymem.metrics.metric import EACH_TEST, PLANTED, SPLITS, TEXTS, TYPICAL, Metric, split_kind
 from tinymem.plugins import load_plugin
 
@@ -27,10 +38,41 @@ METRICS = {
         drift.KL,
         drift.FLIP_RATE,
         drift.NDCG,
+        extraction.PERCENT_EXTRACTABLE,
+        extraction.MEDIAN_N,
+        verbatim.EXACT_MATCH_SHARE,
+        verbatim.EXTRACTION_STRENGTH,
+        verbatim.LONGEST_MATCH,
+        verbatim.LONGEST_MATCH_P95,
+        near_verbatim.PERCENT_NEAR_VERBATIM,
+        near_verbatim.PERCENT_COPIED,
+        near_verbatim.LEVENSHTEIN_SIMILARITY,
+        near_verbatim.ROUGE_L,
+        prefix.PREFIX_AREA,
+        membership.PLANTED_LOSS,
+        membership.ZLIB_RATIO,
+        membership.MIN_K,
+        membership.MIN_K_PLUS,
+        membership.LOSS_OVER_TWIN,
+        membership.AUC_LOSS,
+        membership.AUC_ZLIB,
+        membership.AUC_MIN_K,
+        membership.AUC_MIN_K_PLUS,
+        membership.AUC_TWIN,
+        exposure.EXPOSURE,
+        neighbours.NEIGHBOUR_ACCURACY,
     )
 }
-DEFAULTS = tuple(name for name, metric in METRICS.items() if metric.values.__module__ in PUBLISHED)
-TEST_SETS = (*CONSTANTS, "test", "random")  # names of test sets: number tasks, text, production models
+VARIANTS = (extraction.variant, prefix.variant)  # metrics whose name holds numbers: name -> metric, None for another's
+PATTERNS = ("percent_extractable_nN_pP_kK_tT", "percent_memorized_prefixM")  # how they are spelled
+DEFAULTS = tuple(name for name, metric in METRICS.items() if getattr(metric.values, "__module__", None) in PUBLISHED)
+COSTLY = {"generation", "prefixes"}  # what no forward pass over whole rows meets
+GROUPS = {
+    "published": DEFAULTS,
+    "forward": tuple(name for name, metric in METRICS.items() if not COSTLY & set(metric.needs)),
+    "all": tuple(METRICS),
+}
+TEST_SETS = (*CONSTANTS, "test", "random")  # the names that test sets have: number tasks, text, production models
 
 
 @dataclass(frozen=True)
@@ -54,18 +96,30 @@ class Column:
 def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
     """Return metrics, given as such or by name, in the registry's order; DEFAULTS for None.
 
-    Raise UserError for an unknown name and for two metrics with the same name.
+    A name may be that of a group (GROUPS) or one with numbers in it (PATTERNS). Raise UserError for an unknown name, a
+    number out of range, and two metrics with the same name.
     """
     found: dict[str, Metric] = {}
-    for given in DEFAULTS if metrics is None else metrics:
-        if not isinstance(given, Metric) and given not in METRICS:
-            raise UserError(f"--metrics {given}: no such metric; choose from {', '.join(METRICS)}")
-        metric = given if isinstance(given, Metric) else METRICS[given]
-        if found.get(metric.name, metric) is not metric or METRICS.get(metric.name, metric) is not metric:
+    for given in expanded(DEFAULTS if metrics is None else metrics):
+        metric = given if isinstance(given, Metric) else named(given)
+        if metric is None:
+            choice = ", ".join([*GROUPS, *METRICS, *PATTERNS])
+            raise UserError(f"--metrics {given}: no such metric; choose from {choice}")
+        if found.get(metric.name, metric) is not metric or (named(metric.name) or metric) is not metric:
             raise UserError(f"--metrics {metric.name}: there are two metrics of this name; rename one")
         found[metric.name] = metric
     places = {name: place for place, name in enumerate(METRICS)}
     return sorted(found.values(), key=lambda metric: places.get(metric.name, len(places)))
+
+
+def expanded(metrics: Iterable[str | Metric]) -> list[str | Metric]:
+    """Return metrics with the names of groups replaced by those of their metrics."""
+    return [each for given in metrics for each in (GROUPS.get(given, (given,)) if isinstance(given, str) else (given,))]
+
+
+def named(name: str) -> Metric | None:
+    """Return the metric of this name, or None. Raise UserError for a number in it that is out of range."""
+    return METRICS.get(name) or next(filter(None, (variant(name) for variant in VARIANTS)), None)
 
 
 def plugin_metrics(place: str) -> list[Metric]:
@@ -81,7 +135,7 @@ def missing(results: Iterable[str], metrics: Iterable[str | Metric] | None = Non
     """Return the chosen metrics without a column in the results."""
     wanted = {metric.name: metric for metric in chosen(metrics)}
     there = {found[0].name for column in results if (found := _find(column, wanted.values()))}
-    return [metric if name not in METRICS else name for name, metric in wanted.items() if name not in there]
+    return [name if named(name) else metric for name, metric in wanted.items() if name not in there]
 
 
 def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:
@@ -149,7 +203,7 @@ def _column(metric: Metric, part: str | None) -> Column:
 
 
 def _find(column: str, metrics: Iterable[Metric]) -> tuple[Metric, str | None] | None:
-    """Return the metric of a column, with its split or test set."""
+    """Return the metric of a column, with its split or test set; also one with numbers in its name."""
     for metric in metrics:
         part = column.removeprefix(f"{metric.name}_")
         if column == metric.column() and not metric.divided:
@@ -157,14 +211,31 @@ def _find(column: str, metrics: Iterable[Metric]) -> tuple[Metric, str | None] |
         if metric.divided and part != column:
             if metric.measured_on(part) or part in {EACH_TEST: (*TEST_SETS, "NAME"), TYPICAL: TEXTS}.get(metric.on, ()):
                 return metric, part
+    return _find_variant(column)
+
+
+def _find_variant(column: str) -> tuple[Metric, str] | None:
+    """The metric with numbers in its name that a column is of, with its split."""
+    for end, letter in enumerate(column):
+        name, part = column[:end], column[end + 1 :]
+        if letter != "_" or split_kind(part) is None:
+            continue
+        try:
+            metric = named(name)
+        except UserError:  # a column of someone else's
+            return None
+        if metric and name not in METRICS and metric.measured_on(part):
+            return metric, part
     return None
 
 
-def _place(metrics: list[Metric], found: tuple[Metric, str | None]) -> tuple[int, int, int]:
-    """Return a column's sort key: metric, split, repeats. Test sets keep their given order."""
+def _place(metrics: list[Metric], found: tuple[Metric, str | None]) -> tuple[int, str, int, int]:
+    """Return a column's sort key: metric (those with numbers in their names last), split, repeats. Test sets keep their
+    given order.
+    """
     metric, part = found
-    number = metrics.index(metric)
+    number, name = (metrics.index(metric), "") if metric in metrics else (len(metrics), metric.name)
     if part is None or metric.on != PLANTED or (split := split_kind(part)) is None:
-        return number, 0, 0
+        return number, name, 0, 0
     repeats = part.removeprefix("dup_")
-    return number, list(SPLITS).index(split), int(repeats) if repeats.isdigit() else 0
+    return number, name, list(SPLITS).index(split), int(repeats) if repeats.isdigit() else 0

@@ -1,0 +1,41 @@
+"""Counterfactual memorization: what a model says of a row because the row was trained on (Zhang et al., 2112.12938)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from tinymem.errors import UserError
+
+
+def counterfactual(with_row: torch.Tensor, without_row: torch.Tensor) -> torch.Tensor:
+    """Return the mean score of models trained with a row minus that of models trained without it, float64 (rows,).
+
+    with_row, without_row    scores (models, rows) of the same rows: planted models, and never-planted twins. NaN where a
+                             model has no score for a row; a row has no value where a whole side has none
+    Any value per row will do; the study of 2112.12938 takes the token accuracy (here `exact_match_share`).
+    """
+    if with_row.shape[1:] != without_row.shape[1:]:
+        raise UserError(f"counterfactual memorization: scores of {with_row.shape[1]} and {without_row.shape[1]} rows; "
+                        "both must be of the same rows")  # fmt: skip
+    return with_row.double().nanmean(0) - without_row.double().nanmean(0)
+
+
+def saved_scores(records: Sequence[Mapping[str, torch.Tensor]], column: str) -> torch.Tensor:
+    """Return the value of each row in each record, float64 (records, rows), NaN for none.
+
+    records: what `tinymem.records.record.read_values` returns. Raise UserError where one lacks the column or has it for
+    another number of rows.
+    """
+    found = []
+    for number, values in enumerate(records, 1):
+        if column not in values:
+            raise UserError(f"{column}: record {number} keeps no values of it; measure it first (--metrics)")
+        sums = values[column].double()
+        weights = values.get(f"{column}.weights", torch.ones_like(sums)).double()
+        found.append((sums / weights).masked_fill(weights == 0, torch.nan))
+    if len({len(scores) for scores in found}) > 1:
+        raise UserError(f"{column}: the records are of {', '.join(str(len(scores)) for scores in found)} rows; "
+                        "take those of one split")  # fmt: skip
+    return torch.stack(found)
