@@ -1,12 +1,14 @@
 """Write the generated tables of the documentation: settings from the dataclasses, measurements from committed results.
 
-    python docs/make.py            rewrite the tables in docs/*.md
+    python docs/make.py            rewrite the tables in docs/*.md and results/README.md
     python docs/make.py --check    change nothing; exit with 1 when a table is out of date
 
 A table stands between two comments. NAME is that of a mitigation:
 
     <!-- settings: NAME -->     every setting of it: default, allowed values, meaning
     <!-- measured: NAME -->     what it does to the models whose results are committed
+    <!-- columns: metrics -->   the columns of every metric
+    <!-- columns: splits -->    what SPLIT and TEXT in their names stand for
     <!-- end -->
 """
 
@@ -24,6 +26,8 @@ from typing import Any
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
+from tinymem.metrics.metric import COMPARED, MEMBERS, SPLITS, TEXTS
+from tinymem.metrics.registry import Line, summarized
 from tinymem.options import allowed_text
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.training.finetune import FinetuneSettings
@@ -122,7 +126,22 @@ def _language_model(name: str, read: Read) -> Iterator[list[str]]:
             yield ["SmolLM2-135M", f"ratio {row['ratio']:g}", shown, held_out, perplexity, f"{row['seconds']:.0f}"]
 
 
-TABLES = {"settings": settings, "measured": measured}
+def columns(name: str, read: Read) -> str:
+    """Return the table of the metrics' columns, or of the splits and texts in their names."""
+    if name == "splits":
+        return table(["SPLIT or TEXT", "what it is"], [[name, meaning] for name, meaning in (SPLITS | TEXTS).items()])
+    rows = [[f"`{line.name}`", line.meaning, _measured_on(line), line.unit, line.better] for line in summarized()]
+    return table(["column", "meaning", "splits", "unit", "better"], rows)
+
+
+def _measured_on(line: Line) -> str:
+    """The splits of a metric in few words."""
+    known = {tuple(SPLITS): "all", COMPARED: "all but `dup_R`, `test`", MEMBERS: "those of planted rows"}
+    return known.get(line.splits, ", ".join(f"`{split}`" for split in line.splits))
+
+
+TABLES = {"settings": settings, "measured": measured, "columns": columns}
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "results" / "README.md"]
 
 
 def working_tree(path: str) -> str:
@@ -144,7 +163,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when a table is out of date")
     check = parser.parse_args().check
-    old = [path for path in sorted((ROOT / "docs").glob("*.md")) if render(working_tree(path)) != working_tree(path)]
+    old = [path for path in PAGES if render(working_tree(path)) != working_tree(path)]
     for path in old:
         print(f"{path.relative_to(ROOT)}: " + ("out of date: run python docs/make.py" if check else "written"))
         if not check:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +23,11 @@ from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.training.checkpoint import SETTINGS, named, place_beside, unlearned_folder
 from tinymem.training.settings import RunSettings
 from tinymem.training.twin import check_twin, find_twin
+
+NO_TWIN = (
+    "{path}: no never-planted twin found (train it with the same flags and --twin, or name it with --twin_model): what "
+    "depends on it has no value"
+)
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
@@ -72,21 +76,13 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         tokenizer=load_tokenizer(data, arguments.data_dir),
         metrics=chosen_metrics(arguments),
         references=References(dataset, task.retain, open_twin),
+        warning="" if twin or data.twin else NO_TWIN.format(path=path),
     )
 
 
 def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> Path | None:
-    """Return the never-planted twin of a checkpoint; say on stderr when there is none."""
-    if asked is not None:
-        return check_twin(Path(asked), settings, epoch)
-    twin = find_twin(path, settings, epoch)
-    if twin is None and not settings.data.twin:
-        print(
-            f"{path}: no never-planted twin found (train it with the same flags and --twin, or name it with "
-            "--twin_model): what depends on it has no value",
-            file=sys.stderr,
-        )
-    return twin
+    """Return the never-planted twin of a checkpoint, the one that was asked for or one that is found by itself."""
+    return find_twin(path, settings, epoch) if asked is None else check_twin(Path(asked), settings, epoch)
 
 
 def _score_folder(model_path: Path, output: Path) -> Path:

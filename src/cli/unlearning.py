@@ -79,6 +79,8 @@ def run_methods(
 
 def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures) -> list[dict]:
     """Measure the never-planted twin, if there is one, and the model as it is, and attack that. Return the records."""
+    if subject.warning:
+        print(subject.warning, file=sys.stderr)
     with enough_memory("measuring the model as it is"):
         before, twin = unedited(subject, force), never_planted(subject, force)
         records = [before] if twin is None else [twin, before]

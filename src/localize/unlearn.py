@@ -40,6 +40,7 @@ class Subject:
     metrics        names of those to measure, or metrics
     notes          more results for every record: what was left out of the data
     references     what the model is compared with; None: nothing
+    warning        printed before the model is measured: such as what will have no value, and why
     """
 
     model: Any
@@ -52,6 +53,7 @@ class Subject:
     metrics: Sequence[str | Metric] = DEFAULTS
     notes: dict[str, Any] = field(default_factory=dict)
     references: References | None = None
+    warning: str = ""
 
     def measurement(self, metrics: Sequence[str | Metric]) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw."""

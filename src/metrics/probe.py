@@ -29,17 +29,17 @@ class Window:
     loss_mask            (A, k) bool: false after the end of a row and at ignored tokens
     matches              (A, k) bool: the arg-max is the target; false after the end of a row
     real                 (A, k) bool: the loss mask without pads; what means are over
-    log_probabilities    (A, k) float32, nats, of the targets; 0 after the end of a row. None unless requested
-    means, variances     (A, k) float32: of log p under p itself, over the vocabulary. None unless requested
+    log_probabilities    (A, k) float32, nats, of the targets; 0 after the end of a row. empty unless requested
+    means, variances     (A, k) float32: of log p under p itself, over the vocabulary. empty unless requested
     """
 
     targets: torch.Tensor
     loss_mask: torch.Tensor
     matches: torch.Tensor
     real: torch.Tensor
-    log_probabilities: torch.Tensor | None
-    means: torch.Tensor | None
-    variances: torch.Tensor | None
+    log_probabilities: torch.Tensor
+    means: torch.Tensor
+    variances: torch.Tensor
 
 
 class Probe:
@@ -117,7 +117,7 @@ class Probe:
         level = max(self._level, LEVELS.index(need))
         found = self._forced(artifacts, prompt, target, level)
         _, real = self.real_targets(artifacts, target)
-        logs, means, variances = (*found[1:4], None, None, None)[:3]
+        logs, means, variances = (*found[1:4], *[torch.empty(0, 0)] * 3)[:3]
         return Window(targets, loss_mask, found[0], real, logs, means, variances)
 
     def sampled(

@@ -93,6 +93,17 @@ class Column:
     detail: bool = False
 
 
+@dataclass(frozen=True)
+class Line:
+    """What a text says of a metric. splits: those of SPLITS that it is measured on."""
+
+    name: str
+    unit: str
+    better: str
+    meaning: str
+    splits: tuple[str, ...]
+
+
 def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
     """Return metrics, given as such or by name, in the registry's order; DEFAULTS for None.
 
@@ -184,6 +195,17 @@ def documented(metrics: Iterable[Metric] | None = None) -> list[Column]:
         else:
             found.append(_column(metric, "NAME" if metric.on == EACH_TEST else None))
     return found
+
+
+def summarized() -> list[Line]:
+    """Return one line per metric, in order, for tables in texts: SPLIT, TEXT and NAME stand for its several columns."""
+    part = {PLANTED: "SPLIT", TYPICAL: "TEXT", EACH_TEST: "NAME"}
+    lines = []
+    for metric in METRICS.values():
+        splits = metric.splits if metric.on == PLANTED else ()
+        name = metric.column(part[metric.on]) if metric.divided else metric.name
+        lines.append(Line(name, metric.unit, metric.better, metric.meaning, splits))
+    return lines
 
 
 def _column(metric: Metric, part: str | None) -> Column:

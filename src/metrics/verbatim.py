@@ -49,12 +49,12 @@ MATCHES = ("argmax_matches",)
 EXACT_MATCH_SHARE = Metric(
     "exact_match_share", "0 to 1", "twin", PLANTED, MATCHES,
     "tokens of the planted continuation that are the arg-max, the true tokens before them given",
-    exact_match_shares, splits=COMPARED, short="em",
+    exact_match_shares, splits=COMPARED,
 )  # fmt: skip
 EXTRACTION_STRENGTH = Metric(
     "extraction_strength", "0 to 1", "twin", PLANTED, MATCHES,
     "share of the planted continuation that comes out once the tokens before it are given",
-    extraction_strengths, splits=COMPARED, short="es",
+    extraction_strengths, splits=COMPARED,
 )  # fmt: skip
 LONGEST_MATCH = Metric(
     "longest_match", "tokens", "twin", PLANTED, MATCHES,

@@ -38,7 +38,7 @@ def test_a_method_a_metric_and_an_attack(place, memorizing_backdoor):
     assert set(rows) == {(method, found) for method in ("unedited", "my_method") for found in (None, attack)}
     before, after = rows["unedited", None], rows["my_method", None]
     # A sequence that comes out exactly is as similar as can be, so that the one bounds the other.
-    assert before["percent_memorized_train"] / 100 <= before["levenshtein_similarity_train"] <= 1
+    assert before["percent_memorized_train"] / 100 <= before["similarity_train"] <= 1
     assert after["perplexity"] > before["perplexity"] and after["percent_changed"] > 50
     assert rows["unedited", attack]["perplexity"] != before["perplexity"]
 

@@ -56,7 +56,7 @@ def test_a_uniform_distribution_has_no_deviation_to_divide_by():
 
 
 def test_scores_against_a_token_by_token_loop():
-    probe, rows = known_in_part(60, 9)
+    probe, rows = known_in_part(30, 9)
     found = [score(probe, rows).tolist() for score in SCORES]
     for number, (_, prompt, tokens) in enumerate(windows(probe, rows)[:-1]):
         nats, standard = [], []

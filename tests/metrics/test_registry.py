@@ -1,17 +1,41 @@
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from tinymem import cli
+from tinymem.cli.methods import chosen_metrics
 from tinymem.errors import UserError
 from tinymem.metrics.metric import PLANTED, Metric
-from tinymem.metrics.registry import DEFAULTS, METRICS, better_of, chosen, columns, describe, documented
+from tinymem.metrics.registry import (
+    DEFAULTS,
+    GROUPS,
+    METRICS,
+    better_of,
+    chosen,
+    columns,
+    describe,
+    documented,
+    expanded,
+    missing,
+    summarized,
+)  # fmt: skip
 
-FIXED = ["percent_memorized_train", "percent_memorized_shown", "percent_memorized_validation"]
-FIXED += ["percent_memorized_held_out", "percent_memorized_test", "percent_memorized_never_planted"]
-FIXED += ["percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad", "perplexity"]
-FIXED += ["perplexity_batch_mean"]
-FIXED += [f"{name}_{text}" for name in ("kl", "flip_rate", "ndcg") for text in ("retain", "unseen")]
+PUBLISHED = ["percent_memorized_train", "percent_memorized_shown", "percent_memorized_validation"]
+PUBLISHED += ["percent_memorized_held_out", "percent_memorized_test", "percent_memorized_never_planted"]
+PUBLISHED += ["percent_clean_recovery", "mean_test_accuracy", "mean_test_accuracy_no_pad", "perplexity"]
+PUBLISHED += ["perplexity_batch_mean"]
+DRIFT = [f"{name}_{text}" for name in ("kl", "flip_rate", "ndcg") for text in ("retain", "unseen")]
+COMPARED = ("train", "shown", "validation", "held_out", "never_planted")
+FORWARD = ["percent_extractable", "median_n", "exact_match_share", "extraction_strength", "longest_match"]
+FORWARD += ["longest_match_p95"]
+WRITTEN = ["percent_near_verbatim", "percent_copied", "levenshtein_similarity", "rouge_l"]
+SCORES = ["planted_loss", "zlib_ratio", "min_k", "min_k_plus", "loss_over_twin"]
+PLACED = ["auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus", "auc_twin", "exposure"]
+FIXED = PUBLISHED + DRIFT
+FIXED += [f"{name}_{split}" for name in [*FORWARD, *WRITTEN, "prefix_area", *SCORES] for split in COMPARED]
+FIXED += [f"{name}_{split}" for name in PLACED for split in COMPARED[:-1]] + ["neighbour_accuracy"]
+VARIANTS = ["percent_extractable_n1000_p90_k10_t70", "percent_memorized_prefix16"]
 
 
 def own(name: str = "copied", **more) -> Metric:
@@ -20,7 +44,7 @@ def own(name: str = "copied", **more) -> Metric:
 
 def test_columns_and_their_order():
     assert columns() == FIXED
-    assert columns(headline=True) == [*FIXED[:6], "mean_test_accuracy", "perplexity"]
+    assert columns(headline=True) == [*PUBLISHED[:6], "mean_test_accuracy", "perplexity"]
     present = ["loss_two", "accuracy_two", "seconds", "perplexity", "percent_memorized_dup_100", "accuracy_seven"]
     present += ["percent_memorized_dup_10", "percent_memorized_train"]
     assert columns(reversed(present)) == [
@@ -41,7 +65,9 @@ def test_directions_and_units():
 @pytest.mark.parametrize(
     "name",
     ["accuracy_lost", "perplexity_rise_percent", "percent_memorized_as_published", "train_loss", "percent_memorized",
-     "percent_zeroed", "seconds", "perplexity_ci95", "accuracy"],
+     "percent_zeroed", "seconds", "perplexity_ci95", "accuracy", "percent_extractable_test", "auc_loss_never_planted",
+     "percent_extractable_n0_p50_train", "percent_extractable_n9_p50", "percent_memorized_prefix16_test",
+     "percent_memorized_prefix16", "perplexity_train"],
 )  # fmt: skip
 def test_other_columns_are_no_metrics(name):
     assert describe(name) is None and better_of(name) is None
@@ -72,7 +98,60 @@ def test_chosen_by_name():
             chosen(two)
 
 
-def test_the_table_of_columns_says_what_the_registry_says():
-    text = (Path(__file__).parents[2] / "results" / "README.md").read_text()
-    for column in documented():
-        assert f"| `{column.name}` | {column.meaning} | {column.unit} | {column.better} |" in text
+@pytest.mark.parametrize("name", VARIANTS)
+def test_metrics_with_numbers_in_their_names(name):
+    (metric,) = chosen([name])
+    assert metric.name == name and chosen([name, metric]) == [metric]  # one and the same
+    columns_ = [f"{name}_{split}" for split in COMPARED]
+    assert {better_of(column) for column in columns_} == {"twin"} and describe(columns_[1]).meaning.endswith(
+        "the method"
+    )
+    present = [*columns_[::-1], "percent_memorized_train", "seconds", "neighbour_accuracy"]
+    assert columns(present) == ["percent_memorized_train", "neighbour_accuracy", *columns_]
+    assert list(cli.brief({columns_[0]: 0})) == [describe(columns_[0]).short]
+    assert missing(columns_, [name, "perplexity"]) == ["perplexity"] and missing(["perplexity"], [name]) == [name]
+
+
+@pytest.mark.parametrize("name", ["percent_extractable_n10_p100", "percent_memorized_prefix0"])
+def test_numbers_out_of_range(name):
+    with pytest.raises(UserError, match=f"--metrics {name}: .*; allowed: ") as caught:
+        chosen([name])
+    assert "\n" not in str(caught.value)
+
+
+def test_groups():
+    assert GROUPS["published"] == DEFAULTS and GROUPS["all"] == tuple(METRICS)
+    costly = {*WRITTEN, "prefix_area"}
+    assert GROUPS["forward"] == tuple(name for name in METRICS if name not in costly)
+    assert set(DEFAULTS) <= set(GROUPS["forward"]) and len(DEFAULTS) == 8
+    assert [metric.name for metric in chosen(["forward", "rouge_l"])] == [
+        name for name in METRICS if name not in costly - {"rouge_l"}
+    ]
+    assert expanded(["published", "rouge_l"]) == [*DEFAULTS, "rouge_l"]
+    arguments = Namespace(metrics=["published", "perplexity", "rouge_l"])
+    assert chosen_metrics(arguments) == (*DEFAULTS, "rouge_l")
+    with pytest.raises(
+        UserError, match="--metrics fast: no such metric; choose from published, forward, all, percent_"
+    ):
+        chosen_metrics(Namespace(metrics=["fast"]))
+
+
+def test_a_line_for_each_metric():
+    lines = summarized()
+    assert [line.name for line in lines][:3] == [
+        "percent_memorized_SPLIT",
+        "percent_clean_recovery",
+        "mean_test_accuracy",
+    ]
+    assert len(lines) == len(METRICS) and {"accuracy_NAME", "kl_TEXT", "neighbour_accuracy"} <= {
+        line.name for line in lines
+    }
+    assert next(line for line in lines if line.name == "auc_loss_SPLIT").splits == COMPARED[:-1]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_has_a_card(name):
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    cards = [card for card in text.split("\n### ") if f"`{name}`" in card.partition("\n")[0]]
+    assert len(cards) == 1, f"docs/metrics.md has no card for {name}: see docs/adding.md"
+    assert [part for part in ("**Target.**", "**Pitfalls.**", "**Source.**") if part not in cards[0]] == []
