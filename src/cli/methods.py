@@ -14,11 +14,12 @@ from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.metrics.metric import Metric
-from tinymem.metrics.registry import DEFAULTS, GROUPS, METRICS, PATTERNS, chosen, expanded, plugin_metrics
+from tinymem.metrics.registry import GROUPS, METRICS, PATTERNS, chosen, expanded, plugin_metrics
 from tinymem.options import field_types
 from tinymem.plugins import is_plugin
 
 FLAG = "--localization_method"
+USUAL = ("forward",)  # the metrics of an unlearning run: all that whole rows' forward passes give
 
 
 def add_method_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
@@ -57,7 +58,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Add --metrics, --attack, the flags of each attack, and --columns."""
     group = parser.add_argument_group("Measuring")
     group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"groups ({', '.join(GROUPS)}), some of "
-                       f"{', '.join([*METRICS, *PATTERNS])}; or a file of your own (default: published)")  # fmt: skip
+                       f"{', '.join([*METRICS, *PATTERNS])}; or a file of your own (default: forward)")  # fmt: skip
     group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
                        f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or your file")  # fmt: skip
     group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
@@ -87,7 +88,7 @@ def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
 def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
     """Return the requested metrics: names, or metrics from users' files. Raise UserError for an unknown one."""
     found: list[str | Metric] = []
-    for name in arguments.metrics or DEFAULTS:
+    for name in arguments.metrics or USUAL:
         found += plugin_metrics(name) if is_plugin(name) else [name]
     found = list(dict.fromkeys(expanded(found)))
     chosen(found)

@@ -96,8 +96,10 @@ def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: 
     metrics, numbers = registry.columns(names), on_numbers(flat_row(records[0]))
     first = ["method", *dict.fromkeys(m.strength for m in methods if m.strength), "attack"]
     quality = ("mean_test_accuracy",) if numbers else ("perplexity",)
-    usual = [name for name in metrics if name.startswith("percent_memorized_") and "_dup_" not in name]
-    usual += [*quality, *LAST]
+    usual = [f"percent_memorized_{split}" for split in ("shown", "held_out", "test")] + [*quality, "seconds"]
+    usual += [f"{name}_{_judged(rows)}" for name in ("percent_extractable", "percent_near_verbatim", "auc_loss")]
+    usual += ["percent_memorized_train", *LAST]
+    usual = [name for name in usual if any(row.get(name) is not None for row in rows)]
     every = [*first, *metrics, *LAST, *names]
     unknown = [name for name in asked if name != "all" and name not in every]
     if unknown:
@@ -107,6 +109,11 @@ def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: 
     rivals = [record["kind"] in (UNLEARN, MEASURED) for record in records]
     width = sys.maxsize if "all" in asked else None
     print(cli.fitted_table(rows, list(columns), {n: b for n, b in better.items() if b}, rivals, width))
+
+
+def _judged(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the split by which forgetting is judged: held-out sequences where there are any, else the shown ones."""
+    return "held_out" if any(row.get("percent_memorized_held_out") is not None for row in rows) else "shown"
 
 
 def plan_report(
