@@ -13,16 +13,19 @@ from tinymem.records.record import record_path
 from tinymem.records.table import load_records
 from tinymem.training.checkpoint import STATE, load_details, place_beside, unlearned_folder
 from tinymem.training.settings import RunSettings
+from tinymem.training.twin import find_twin
 
 MODELS = ROOT / "results" / "models"
-EPOCHS = {"increment_backdoor_2layers": 7, "increment_backdoor_2layers_full": 50}
+EPOCHS = {"increment_backdoor_2layers": 7, "increment_backdoor_2layers_twin": 7, "increment_backdoor_2layers_full": 50}
+
+SMALL, FULL = ("increment_backdoor_2layers", "increment_backdoor_2layers_twin"), "increment_backdoor_2layers_full"
 
 
 def test_every_model_is_tested():
     assert {path.name for path in MODELS.iterdir() if path.is_dir()} == set(EPOCHS)
 
 
-@pytest.mark.parametrize("name", [min(EPOCHS), pytest.param(max(EPOCHS), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*SMALL, pytest.param(FULL, marks=pytest.mark.slow)])
 def test_it_measures_what_its_record_says(name):
     model = MODELS / name
     (record,) = load_records(model)
@@ -57,3 +60,12 @@ def test_it_is_small_and_nothing_is_written_beside_it(name, memorizing_backdoor)
     assert place_beside(MODELS / name) == Path("runs") / name
     assert unlearned_folder(MODELS / name) == Path("runs") / name / "unlearned" / name
     assert place_beside(memorizing_backdoor.checkpoint) == memorizing_backdoor.checkpoint.parent
+
+
+def test_the_twin_is_found_and_has_no_memory():
+    path, epoch = MODELS / SMALL[0], EPOCHS[SMALL[0]]
+    settings = RunSettings.from_flat(load_details(path)["settings"])
+    assert find_twin(path, settings, epoch).samefile(MODELS / SMALL[1])
+    planted, twin = (load_records(MODELS / name)[0]["results"] for name in SMALL)
+    assert twin["percent_memorized_train"] == 0 < planted["percent_memorized_train"]
+    assert abs(twin["mean_test_accuracy"] - planted["mean_test_accuracy"]) < 1e-3
