@@ -44,7 +44,7 @@ def zlib_ratios(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 def min_k(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return the mean nats of the least likely 20 % of the tokens (Min-K%, 2310.16789)."""
     window = _window(probe, artifacts)
-    return -_mean_of_lowest(window.log_probabilities.double(), window.real)
+    return -_mean_of_lowest(_logs(window), window.real)
 
 
 def min_k_plus(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
@@ -53,8 +53,9 @@ def min_k_plus(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     Mean and deviation are those of log p over the vocabulary, under p.
     """
     window = _window(probe, artifacts, "distribution")
+    assert window.means is not None and window.variances is not None  # asked for
     deviations = window.variances.double().clamp(min=LEAST_VARIANCE).sqrt()
-    return -_mean_of_lowest((window.log_probabilities.double() - window.means) / deviations, window.real)
+    return -_mean_of_lowest((_logs(window) - window.means) / deviations, window.real)
 
 
 def losses_over_twin(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
@@ -111,9 +112,14 @@ def _window(probe: Probe, artifacts: Artifacts, need: str = "log_probabilities")
     return probe.teacher_forced(artifacts, prompt="planted", need=need)
 
 
+def _logs(window: Window) -> torch.Tensor:
+    assert window.log_probabilities is not None  # asked for
+    return window.log_probabilities.double()
+
+
 def _nats(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     window = _window(probe, artifacts)
-    return -window.log_probabilities.double().masked_fill(~window.real, 0.0).sum(1)
+    return -_logs(window).masked_fill(~window.real, 0.0).sum(1)
 
 
 def _length(window: Window) -> torch.Tensor:
