@@ -138,7 +138,7 @@ def unlearning_runs(
         else:
             runs[record_digest(record), versions(record)] = run
     for names, reason in (
-        (unpaired, "no record of their unedited model with the same versions"),
+        (unpaired, "no record of the unedited model with the same versions"),
         (unmeasured, "no memorization or quality measured (not finite, or nothing to measure)"),
     ):
         if names:
