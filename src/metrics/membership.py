@@ -20,7 +20,7 @@ from tinymem.metrics.probe import Probe, Window
 
 LOWEST = 0.2  # share of the tokens that Min-K% looks at
 LEAST_VARIANCE = 1e-6  # of Min-K%++
-Score = Callable[[Probe, Artifacts], torch.Tensor]
+Score = Callable[[Probe, Artifacts], "torch.Tensor"]
 
 
 def losses(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
