@@ -55,7 +55,7 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """Add --metrics, --attack, the flags of each attack, and --columns."""
+    """Add --metrics, --attack, the flags of each attack, --columns and --page."""
     group = parser.add_argument_group("Measuring")
     group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"groups ({', '.join(GROUPS)}), some of "
                        f"{', '.join([*METRICS, *PATTERNS])}; or a file of your own (default: forward)")  # fmt: skip
@@ -63,6 +63,8 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
                        f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or your file")  # fmt: skip
     group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
                        help="columns of the table: all, or these (default: those that fit the terminal)")  # fmt: skip
+    group.add_argument("--page", action="store_true",
+                       help="one page per run (HTML and PNG): what the model said before and after, and its twin")  # fmt: skip
     attacks = [*ATTACKS.values(), *_plugins(sys.argv[1:], "--attack", find_attacks)]
     parser.set_defaults(attack_options=attacks)
     for method in attacks:

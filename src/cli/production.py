@@ -78,6 +78,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         score_folder=files.writable_folder(output / "scores"),
         tokenizer=tokenizer,
         metrics=chosen_metrics(arguments),
+        examples=arguments.page,
         notes=data.notes,
         references=References(data.dataset, task.retain, open_twin),
     )

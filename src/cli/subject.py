@@ -75,6 +75,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         score_folder=_score_folder(path, folder),
         tokenizer=load_tokenizer(data, arguments.data_dir),
         metrics=chosen_metrics(arguments),
+        examples=arguments.page,
         references=References(dataset, task.retain, open_twin),
         warning="" if twin or data.twin else NO_TWIN.format(path=path),
     )

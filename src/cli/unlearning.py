@@ -11,6 +11,8 @@ from typing import Any
 
 from tinymem import cli, plots
 from tinymem.cli.methods import chosen_attacks
+from tinymem.data import numbers
+from tinymem.data.decode import text_decoder
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
 from tinymem.localize.method import Method
 from tinymem.localize.unlearn import Attacks, Run, Subject, attack_all, never_planted, unedited, unlearn
@@ -70,7 +72,9 @@ def run_methods(
                         _note(bar, f"{method.name}: {strength or ''}changes nothing in this model")
     if arguments.plot:
         figures = plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning")
+        figures += plots.plot_extraction(subject.folder, records, subject.folder / "extraction")
         print(*figures, sep="\n", file=sys.stderr)
+    write_pages(subject, records)
     print_table(records, [method for method, _ in methods], arguments.columns)
     print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
     failures.end()
@@ -89,17 +93,31 @@ def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures
     return records
 
 
+def write_pages(subject: Subject, records: Sequence[dict]) -> None:
+    """Write one page per run if they were asked for, and print their names."""
+    if subject.examples:
+        on_digits = on_numbers(flat_row(records[0]))
+        decode = numbers.decode if on_digits else text_decoder(subject.tokenizer)
+        print(*plots.write_pages(subject.folder, records, decode), sep="\n", file=sys.stderr)
+
+
 def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: Sequence[str] = ()) -> None:
     """Print one line per run, as wide as the terminal. asked: columns, or all; default: the most important ones."""
     rows = [shown_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    metrics, numbers = registry.columns(names), on_numbers(flat_row(records[0]))
+    metrics, on_digits = registry.columns(names), on_numbers(flat_row(records[0]))
     first = ["method", *dict.fromkeys(m.strength for m in methods if m.strength), "attack"]
+<<<<<<< HEAD
     quality = ("mean_test_accuracy",) if numbers else ("perplexity",)
     usual = [f"percent_memorized_{split}" for split in ("shown", "held_out", "test")] + [*quality, "seconds"]
     usual += [f"{name}_{_judged(rows)}" for name in ("percent_extractable", "percent_near_verbatim", "auc_loss")]
     usual += ["percent_memorized_train", *LAST]
     usual = [name for name in usual if any(row.get(name) is not None for row in rows)]
+=======
+    quality = ("mean_test_accuracy",) if on_digits else ("perplexity",)
+    usual = [name for name in metrics if name.startswith("percent_memorized_") and "_dup_" not in name]
+    usual += [*quality, *LAST]
+>>>>>>> page
     every = [*first, *metrics, *LAST, *names]
     unknown = [name for name in asked if name != "all" and name not in every]
     if unknown:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tinymem.data import numbers
 from tinymem.data.chunks import load_tokenizer
@@ -21,6 +22,13 @@ def decoder(settings: DataSettings, cache_dir: str | Path | None) -> Decoder:
     tokenizer = load_tokenizer(settings, cache_dir)
     if tokenizer is None:
         return numbers.decode
+    return text_decoder(tokenizer)
+
+
+def text_decoder(tokenizer: Any) -> Decoder:
+    """Return the same for a tokenizer; without one, token ids are shown as numbers."""
+    if tokenizer is None:
+        return lambda tokens: "".join(f"{int(token)} " for token in tokens)
     return lambda tokens: printable(tokenizer.decode([int(token) for token in tokens]))
 
 

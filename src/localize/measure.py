@@ -21,7 +21,7 @@ from typing import Any
 from tinymem import allocator, files
 from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
-from tinymem.cli.unlearning import as_it_is, print_table, run_methods
+from tinymem.cli.unlearning import as_it_is, print_table, run_methods, write_pages
 from tinymem.errors import Failures, UserError
 from tinymem.localize.unlearn import Run, Subject, finish
 from tinymem.models.edit import Weights
@@ -122,6 +122,7 @@ def main() -> None:
     if attached and run.record:
         run.attach(attached)
         records = [run.record if record["kind"] == MEASURED else record for record in records]
+    write_pages(original, records)
     print_table(records, asked=arguments.columns)
     print(f"\nrecords: {original.folder}/records")
     failures.end()

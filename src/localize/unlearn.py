@@ -14,7 +14,9 @@ from tinymem.localize.cache import Cache
 from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.task import TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Measurement
+from tinymem.metrics.examples import example_tokens, kept_split, sample
 from tinymem.metrics.metric import Metric
+from tinymem.metrics.probe import Probe
 from tinymem.metrics.reference import References
 from tinymem.metrics.registry import DEFAULTS, chosen, missing, needs_twin
 from tinymem.models.edit import Edit, applied, describe, stored_model
@@ -41,6 +43,8 @@ class Subject:
     notes          more results for every record: what was left out of the data
     references     what the model is compared with; None: nothing
     warning        printed before the model is measured: such as what will have no value, and why
+    examples       whether every record keeps what the model writes after some prompts; otherwise only those do whose
+                   metrics have models write
     """
 
     model: Any
@@ -54,13 +58,29 @@ class Subject:
     notes: dict[str, Any] = field(default_factory=dict)
     references: References | None = None
     warning: str = ""
+    examples: bool = False
 
     def measurement(self, metrics: Sequence[str | Metric]) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw."""
         task, more = self.task, {} if self.references is None else {"references": self.references}
         splits = {"shown": task.forget if task.shown is None else task.shown, "held_out": task.held_out}
         splits |= {} if task.validation is None else {"validation": task.validation}
-        return self.measure(self.model, splits=splits, metrics=metrics, **more)
+        found = self.measure(self.model, splits=splits, metrics=metrics, **more)
+        writes = self.examples or any("generation" in metric.needs for metric in chosen(metrics))
+        return replace(found, texts=self._texts(splits)) if writes else found
+
+    def _texts(self, splits: dict[str, Any]) -> dict[str, Any]:
+        """Return what the model writes after the prompts of some held-out sequences, of shown ones where there is none."""
+        split, task = "held_out" if len(splits["held_out"]) else "shown", self.task
+        probe, was_training = (
+            Probe(self.model, task.continuation, task.microbatch, task.ignored_token),
+            self.model.training,
+        )
+        self.model.eval()
+        try:
+            return example_tokens(probe, sample(splits[split]), split)
+        finally:
+            self.model.train(was_training)
 
     def prepare(self) -> None:
         """Keep what metrics will ask of the model before its edit: it is in that state now, or was when first called."""
@@ -115,10 +135,14 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the record has every requested metric and the model, if requested, is saved."""
+        """Whether the record has every requested metric and example and the model, if requested, is saved."""
         record = self.record
-        measured_all = record is not None and not self.subject.lacking(record["results"])
+        measured_all = record is not None and not self.subject.lacking(record["results"]) and not self._lacks_examples
         return measured_all and (self.keep is None or self.saved is not None)
+
+    @property
+    def _lacks_examples(self) -> bool:
+        return self.subject.examples and kept_split(read_values(self.path)) is None
 
     def complete(self, extent: dict[str, float], cost: Cost, force: bool = False) -> None:
         """Measure what the record lacks, save the model if requested, and write the record.
@@ -130,7 +154,7 @@ class Run:
             self.forget()
         record, subject, device = self.record, self.subject, str(self.subject.model.device)
         lacking = subject.metrics if record is None else subject.lacking(record["results"])
-        found = subject.measurement(lacking) if lacking else None
+        found = subject.measurement(lacking) if lacking or self._lacks_examples else None
         folder = self.keep
         if folder is None and record is not None:
             folder = record["results"].get("model_folder")

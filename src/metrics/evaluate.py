@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,14 +22,18 @@ Row = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """The results of measuring: per column a figure (None: nothing to measure) and the values of its examples."""
+    """The results of measuring: per column a figure (None: nothing to measure) and the values of its examples.
+
+    texts: what the model writes after some prompts, as `metrics.examples.example_tokens` returns it
+    """
 
     row: Row
     values: dict[str, Values]
+    texts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all are 1) and COLUMN.groups."""
-        tensors = {}
+        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all are 1), COLUMN.groups; and texts."""
+        tensors = dict(self.texts)
         for column, values in self.values.items():
             tensors[column] = _packed(values.sums)
             if not values.weights.eq(1).all():

@@ -5,11 +5,13 @@
 
 from tinymem.plots.base import STYLES, Rows, new_figure, save_figure
 from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizers, is_regularized, plot_training
+from tinymem.plots.extraction import draw_extraction, plot_extraction
 from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
+from tinymem.plots.page import write_pages
 from tinymem.plots.planted import plot_shown_and_held_out
 from tinymem.plots.side_by_side import Panel, plot_side_by_side, plot_trade_offs
-from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, plot_unlearning
+from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, draw_unlearning, plot_unlearning
 
 __all__ = [
     "Panel",
@@ -17,13 +19,16 @@ __all__ = [
     "Rows",
     "draw_boxes",
     "draw_by_size",
+    "draw_extraction",
     "draw_finetuning",
     "draw_landscapes",
     "draw_regularizers",
     "draw_scatter",
     "draw_time",
+    "draw_unlearning",
     "is_regularized",
     "new_figure",
+    "plot_extraction",
     "plot_mitigations",
     "plot_shown_and_held_out",
     "plot_side_by_side",
@@ -31,4 +36,5 @@ __all__ = [
     "plot_training",
     "plot_unlearning",
     "save_figure",
+    "write_pages",
 ]

@@ -85,8 +85,8 @@ def _as_written(figure) -> None:
             text.set_parse_math(False)
 
 
-def save_figure(figure, path: str | Path) -> list[Path]:
-    """Write path.png and path.pdf (`path` without suffix). The same figure gives the same files."""
+def save_figure(figure, path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
+    """Write path.png and path.pdf, or one of them (`path` without suffix). The same figure gives the same files."""
     path = Path(path)
     metadata = {".png": {}, ".pdf": {"CreationDate": None}}
     _as_written(figure)
@@ -97,5 +97,5 @@ def save_figure(figure, path: str | Path) -> list[Path]:
             path.with_name(path.name + suffix),
             partial(figure.savefig, format=suffix[1:], dpi=150, metadata=metadata[suffix]),
         )
-        for suffix in metadata
+        for suffix in suffixes
     ]

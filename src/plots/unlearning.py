@@ -18,7 +18,7 @@ from tinymem.records.choose import (
     pareto_front,
     titles,
 )
-from tinymem.records.identity import UNEDITED
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.table import method_of
 
 MEMORIZED = "percent_memorized_train"
@@ -28,9 +28,16 @@ SHAPES = "os^DvPX<>hp"
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
+    """Draw `draw_unlearning` and write it."""
+    return save_figure(draw_unlearning(rows), path)
+
+
+def draw_unlearning(rows: Rows):
     """Draw memorization against quality, one mark per run, with the Pareto front. Left and up is better.
 
-    Quality is mean test accuracy for number models, else perplexity on an inverted axis.
+    Quality is mean test accuracy for number models, else perplexity on an inverted axis. The never-planted twin is the
+    target, not a rival: what is left of it is shaded, since memorizing less than a model that never saw the sequences is
+    over-forgetting.
     """
     numbers = on_numbers(rows[0])
     quality = "mean_test_accuracy" if numbers else "perplexity"
@@ -39,9 +46,23 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
     for some in grouped(rows, method_of):
         method, points = method_of(some[0]), [(row[MEMORIZED], row[quality]) for row in some]
         axis.scatter(*zip(*points), label=method.replace("_", " "), **method_style(method))
-    _front_and_axes(axis, [(row[MEMORIZED], row[quality]) for row in rows], numbers)
+    rivals = [row for row in rows if row["kind"] != NEVER_PLANTED]
+    if rivals:
+        _front_and_axes(axis, [(row[MEMORIZED], row[quality]) for row in rivals], numbers)
+    for memorized in {row[MEMORIZED] for row in rows if row["kind"] == NEVER_PLANTED}:
+        _over_forgetting(axis, memorized)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return save_figure(figure, path)
+    return figure
+
+
+def _over_forgetting(axis, memorized: float) -> None:
+    """Draw the twin's memorization as a line and shade what is below it; below 0 % there is nothing."""
+    left = axis.get_xlim()[0]
+    axis.axvline(memorized, color="0.45", lw=0.9, ls="--", zorder=0.5)
+    if memorized > 0:
+        region = dict(facecolor="0.88", edgecolor="0.7", hatch="//", linewidth=0, zorder=0.4)
+        axis.axvspan(min(left, 0), memorized, label="over-forgetting", **region)
+        axis.set_xlim(left=min(left, 0))
 
 
 def _front_and_axes(axis, marks: Sequence[tuple[float, float]], numbers: bool) -> None:
@@ -150,8 +171,9 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
 
 def method_style(method: str) -> dict[str, Any]:
     """Return the mark of a method in all figures here: hollow at the neuron level, filled at the weight level."""
-    if method == UNEDITED:
-        return dict(marker="*", s=110, facecolor="white", edgecolor="black", zorder=3)
+    if method in (UNEDITED, NEVER_PLANTED):
+        face = "white" if method == UNEDITED else "black"
+        return dict(marker="*", s=110, facecolor=face, edgecolor="black", zorder=3)
     levels = _levels()
     names, level = list(levels), levels.get(method, "weight")
     peers = [name for name in names if levels[name] == level]
