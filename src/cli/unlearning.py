@@ -107,17 +107,11 @@ def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: 
     names = list(dict.fromkeys(name for row in rows for name in row))
     metrics, on_digits = registry.columns(names), on_numbers(flat_row(records[0]))
     first = ["method", *dict.fromkeys(m.strength for m in methods if m.strength), "attack"]
-<<<<<<< HEAD
-    quality = ("mean_test_accuracy",) if numbers else ("perplexity",)
+    quality = ("mean_test_accuracy",) if on_digits else ("perplexity",)
     usual = [f"percent_memorized_{split}" for split in ("shown", "held_out", "test")] + [*quality, "seconds"]
     usual += [f"{name}_{_judged(rows)}" for name in ("percent_extractable", "percent_near_verbatim", "auc_loss")]
     usual += ["percent_memorized_train", *LAST]
     usual = [name for name in usual if any(row.get(name) is not None for row in rows)]
-=======
-    quality = ("mean_test_accuracy",) if on_digits else ("perplexity",)
-    usual = [name for name in metrics if name.startswith("percent_memorized_") and "_dup_" not in name]
-    usual += [*quality, *LAST]
->>>>>>> page
     every = [*first, *metrics, *LAST, *names]
     unknown = [name for name in asked if name != "all" and name not in every]
     if unknown:
