@@ -199,9 +199,9 @@ def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dic
     run = Run(subject, {"kind": kind, **subject.identity})
     if force:
         run.forget()
-    if kind == UNEDITED and not run.is_done:
-        subject.prepare()
     with finite(f"measuring the {kind} model"):
+        if kind == UNEDITED and not run.is_done:
+            subject.prepare()
         if run.record is None:
             with measured(subject.model.device) as cost:  # no edit to find: the cost is that of measuring
                 measurement = subject.measurement(subject.metrics)
