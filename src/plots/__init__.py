@@ -6,6 +6,7 @@
 from tinymem.plots.base import STYLES, Rows, new_figure, save_figure
 from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizers, is_regularized, plot_training
 from tinymem.plots.extraction import draw_extraction, plot_extraction
+from tinymem.plots.faithfulness import plot_faithfulness
 from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
 from tinymem.plots.page import write_pages
@@ -29,6 +30,7 @@ __all__ = [
     "is_regularized",
     "new_figure",
     "plot_extraction",
+    "plot_faithfulness",
     "plot_mitigations",
     "plot_shown_and_held_out",
     "plot_side_by_side",
