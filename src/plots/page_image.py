@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tinymem.plots.page import Page
 
 FONT, POINTS, ASPECT = "DejaVu Sans Mono", 8, 0.602  # a letter's width is ASPECT of its size
-INDENT, WIDTH = 9, 92  # letters: of the column of names, and of the texts
+INDENT, WIDTH = 11, 92  # letters: of the column of names ("prompt 12" and a gap), and of the texts
 LEADING = 1.45  # height of a line in letter sizes
 PROMPT = 2 * WIDTH  # letters of a prompt that are shown: its end
 MARKS = {"differs": "#ffdca8", "first": "#ffb347"}  # those of the HTML; in grey they differ too, and by their weight
