@@ -1,6 +1,7 @@
-"""Killed at random instants, five times each, and started again: a training, an unlearning, a training with --force."""
+"""Killed at random instants, four times each, and started again: a training, an unlearning, a training with --force."""
 
 import random
+import shutil
 import time
 
 import pytest
@@ -15,7 +16,7 @@ TRAIN = ["memorization_in_toy_models.py", "--n_layers", 1, "--n_embd", 16, "--n_
 TRAIN += ["--checkpoint_every", 1, "--batch_size", 32, "--device", "cpu"]
 UNLEARN = ["src/localize/localize_memorization.py", "--localization_method", "durable", "activations"]
 UNLEARN += ["--ratio", 0.05, 0.1, "--unlearn_set_name", "noise", "--device", "cpu"]
-KILLS = 5
+KILLS = 4
 
 
 def train(place, *more):
@@ -48,16 +49,19 @@ def what_is_left(place) -> dict:
     return found
 
 
-def killed(command, seconds: float, moments: random.Random) -> int:
-    """Starts a command KILLS times and kills it; returns how often it was still running."""
+def kill(command, seconds: float, moments: random.Random, output) -> None:
+    """Starts a command and kills it, KILLS times. What ended before the kill is removed: the machine is faster now."""
     kills = 0
-    for _ in range(KILLS):
+    while kills < KILLS:
         process = start(*command)
         time.sleep(seconds * moments.uniform(0.3, 1))
         process.kill()
         process.communicate()
-        kills += process.returncode < 0
-    return kills
+        if process.returncode < 0:
+            kills += 1
+        else:
+            seconds *= 0.7
+            shutil.rmtree(output)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +79,10 @@ def undisturbed(tmp_path_factory):
 def test_the_same_comes_out(undisturbed, tmp_path):
     place, training, unlearning = undisturbed
     expected, moments = what_is_left(place), random.Random(0)
-    steps = [(train(tmp_path), training), (train(tmp_path, "--force"), training), (unlearn(tmp_path), unlearning)]
-    for number, (command, seconds) in enumerate(steps):
-        assert killed(command, seconds, moments) >= 2
+    steps = [(train(tmp_path), training, "run"), (train(tmp_path, "--force"), training, "run")]
+    steps += [(unlearn(tmp_path), unlearning, "un")]
+    for number, (command, seconds, output) in enumerate(steps):
+        kill(command, seconds, moments, tmp_path / output)
         done = script(*(word for word in command if word != "--force"))  # what a user types who forgot the flag
         assert done.returncode == 0, done.stderr
         done_so_far = {name: content for name, content in expected.items() if number == 2 or name.startswith("run")}
