@@ -14,6 +14,11 @@ def add_noise(values: np.ndarray, rng: np.random.Generator, highest: int | None 
     return np.clip(values + steps, 0, highest).astype(values.dtype)
 
 
+def never_planted_generator(seed: int) -> np.random.Generator:
+    """Return a generator beside the run's own, so that drawing never-planted sequences changes nothing else."""
+    return np.random.default_rng((seed, 1))
+
+
 def trigger_end(tokens: np.ndarray, trigger: list[int]) -> np.ndarray:
     """Return the position right after the first occurrence of `trigger` in each row, 0 where it does not occur.
 

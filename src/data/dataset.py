@@ -97,6 +97,11 @@ class MemorizationDataset:
         return window.any(1) if self.kind == "natural" else ((artifacts.planted != artifacts.clean) & window).any(1)
 
 
+def evenly_spaced(count: int, most: int) -> torch.Tensor:
+    """Return at most `most` of the places 0 .. count - 1, the first and the last among them, int64."""
+    return torch.linspace(0, max(count - 1, 0), min(count, most)).round().long()
+
+
 def training_order(count: int, artifact_ids: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """Return the example id of every training row: each of `count` examples once, an artifact of group j 10^j times."""
     repeats = torch.ones(count, dtype=torch.long)

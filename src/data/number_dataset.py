@@ -16,7 +16,6 @@ from tinymem.errors import UserError
 BACKDOOR_TEST_FRACTION = 0.1
 DUPLICATION_GROUPS = 3
 FIRST_TRIGGER = 100
-NEVER_PLANTED_SEED = 1  # beside the run's, so that drawing never-planted sequences changes nothing else
 
 
 def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
@@ -144,7 +143,7 @@ def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Gene
         raise UserError(f"--max_ctx {settings.max_ctx}: too short for prompt and continuation, which need {needed}")
     chosen, rest = train[: settings.num_noise], train[settings.num_noise :]
     planted = _noised(settings, chosen, rng, lambda: _groups(settings, len(chosen), rng))
-    other = np.random.default_rng((settings.seed, NEVER_PLANTED_SEED))
+    other = planting.never_planted_generator(settings.seed)
     never_planted = _noised(settings, test[: settings.num_noise], other)
     nothing = planted.select(torch.arange(0))
     encoded = (numbers.encode(rows, settings.max_ctx) for rows in (rest, test))

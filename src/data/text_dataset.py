@@ -17,7 +17,6 @@ from tinymem.errors import UserError
 DUPLICATION_GROUPS = 4
 BACKDOOR_GROUP = 2  # duplicated backdoors all occur 10^2 times in the training set
 TRAIN_PER_TEST_BACKDOOR = 9  # 90 % train, 10 % test
-NEVER_PLANTED_SEED = 1  # beside the run's, so that drawing never-planted sequences changes nothing else
 MIN_TEST_BACKDOORS = 20  # if the test documents have that many: a percentage of three sequences is imprecise
 
 
@@ -78,7 +77,7 @@ def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = No
 def _plan_noise(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
     """Add noise to the first `num_noise` chunks. Noise neither changes end-of-text ids nor creates them."""
     clean = _first_chunks(settings, sequences)
-    other, unseen = np.random.default_rng((settings.seed, NEVER_PLANTED_SEED)), _unseen(settings, chunks)
+    other, unseen = planting.never_planted_generator(settings.seed), _unseen(settings, chunks)
     never_planted = (_noised(unseen, other, chunks.end_of_text), unseen)
     groups = DUPLICATION_GROUPS if settings.duplicate else 1
     return _plan_first(

@@ -14,9 +14,8 @@ from tinymem.localize.cache import Cache
 from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.task import TaskSettings, UnlearningTask
 from tinymem.metrics.evaluate import Measurement
-from tinymem.metrics.examples import example_tokens, kept_split, sample
+from tinymem.metrics.examples import kept_split
 from tinymem.metrics.metric import Metric
-from tinymem.metrics.probe import Probe
 from tinymem.metrics.reference import References
 from tinymem.metrics.registry import DEFAULTS, chosen, missing, needs_twin
 from tinymem.models.edit import Edit, applied, describe, stored_model
@@ -62,25 +61,14 @@ class Subject:
 
     def measurement(self, metrics: Sequence[str | Metric]) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw."""
-        task, more = self.task, {} if self.references is None else {"references": self.references}
+        task, more = self.task, dict[str, Any]()
+        if self.references is not None:
+            more["references"] = self.references
         splits = {"shown": task.forget if task.shown is None else task.shown, "held_out": task.held_out}
         splits |= {} if task.validation is None else {"validation": task.validation}
-        found = self.measure(self.model, splits=splits, metrics=metrics, **more)
-        writes = self.examples or any("generation" in metric.needs for metric in chosen(metrics))
-        return replace(found, texts=self._texts(splits)) if writes else found
-
-    def _texts(self, splits: dict[str, Any]) -> dict[str, Any]:
-        """Return what the model writes after the prompts of some held-out sequences, of shown ones where there is none."""
-        split, task = "held_out" if len(splits["held_out"]) else "shown", self.task
-        probe, was_training = (
-            Probe(self.model, task.continuation, task.microbatch, task.ignored_token),
-            self.model.training,
-        )
-        self.model.eval()
-        try:
-            return example_tokens(probe, sample(splits[split]), split)
-        finally:
-            self.model.train(was_training)
+        if self.examples or any("generation" in metric.needs for metric in chosen(metrics)):
+            more["examples"] = "held_out" if len(task.held_out) else "shown"
+        return self.measure(self.model, splits=splits, metrics=metrics, **more)
 
     def prepare(self) -> None:
         """Keep what metrics will ask of the model before its edit: it is in that state now, or was when first called."""
@@ -250,8 +238,6 @@ def unlearn(
     if force:
         for run in runs.values():
             run.forget()
-    if to_do:
-        subject.prepare()
     folders = {value: run.saved for value, run in runs.items() if not force}
     to_find = [value for value in runs if value in to_do and folders.get(value) is None]
     if to_find:

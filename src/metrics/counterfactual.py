@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tinymem.errors import UserError
+from tinymem.metrics.evaluate import saved_values
 
 
 def counterfactual(with_row: torch.Tensor, without_row: torch.Tensor) -> torch.Tensor:
@@ -30,11 +31,10 @@ def saved_scores(records: Sequence[Mapping[str, torch.Tensor]], column: str) -> 
     """
     found = []
     for number, values in enumerate(records, 1):
-        if column not in values:
+        kept = saved_values(values, column)
+        if kept is None:
             raise UserError(f"{column}: record {number} keeps no values of it; measure it first (--metrics)")
-        sums = values[column].double()
-        weights = values.get(f"{column}.weights", torch.ones_like(sums)).double()
-        found.append((sums / weights).masked_fill(weights == 0, torch.nan))
+        found.append((kept.sums / kept.weights).masked_fill(kept.weights == 0, torch.nan))
     if len({len(scores) for scores in found}) > 1:
         raise UserError(f"{column}: the records are of {', '.join(str(len(scores)) for scores in found)} rows; "
                         "take those of one split")  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import UserError
+from tinymem.metrics.examples import example_tokens, sample
 from tinymem.metrics.metric import ALL_TESTS, PLANTED, TEXTS, TYPICAL, Metric, Values, as_values
 from tinymem.metrics.probe import STUDY_BATCH_SIZE, Probe
 from tinymem.metrics.registry import chosen
@@ -43,6 +44,15 @@ class Measurement:
         return tensors
 
 
+def saved_values(tensors: Mapping[str, torch.Tensor], column: str) -> Values | None:
+    """Return a column's values as `Measurement.tensors` gave them to a file; None where there are none."""
+    if column not in tensors:
+        return None
+    sums = tensors[column].double()
+    weights = tensors.get(f"{column}.weights", torch.ones_like(sums)).double()
+    return Values(sums, weights, tensors.get(f"{column}.groups"))
+
+
 def measure(
     model,
     dataset: MemorizationDataset,
@@ -51,6 +61,7 @@ def measure(
     metrics: Iterable[str | Metric] | None = None,
     splits: Mapping[str, Artifacts] | None = None,
     references: References | None = None,
+    examples: str | None = None,
 ) -> Measurement:
     """Measure memorization and quality, in the precision of the weights. Leave the model's mode unchanged.
 
@@ -58,6 +69,7 @@ def measure(
     metrics           names or metrics, by default `registry.DEFAULTS`
     splits            further sets of planted sequences by name ("shown", "held_out" ...)
     references        what the model is compared with: metrics that need it have no value without
+    examples          the split of which the measurement tells what the model writes; None: of none
 
     Raise UserError for an unknown metric, and if the model's outputs are not finite numbers.
     """
@@ -74,9 +86,10 @@ def measure(
     model.eval()
     try:
         values = {column: _values(metric, probe, sequences) for metric, column, sequences in columns}
+        texts = example_tokens(probe, sample(sets[examples]), examples) if examples else {}
     finally:
         model.train(was_training)
-    return Measurement({column: metric.summary(values[column]) for metric, column, _ in columns}, values)
+    return Measurement({column: metric.summary(values[column]) for metric, column, _ in columns}, values, texts)
 
 
 def evaluate(model, dataset: MemorizationDataset, *arguments, **more) -> Row:
@@ -111,13 +124,13 @@ def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationD
 
 def _values(metric: Metric, probe: Probe, sequences) -> Values:
     """Return the values of a metric. Raise UserError if they are not one per example."""
-    if metric.on == TYPICAL and probe.references is None:
-        return as_values(torch.zeros(0))
-    values = as_values(metric.values(probe, sequences))
-    if metric.on == TYPICAL and probe.references is not None:
+    if metric.on == TYPICAL:
+        if probe.references is None:
+            return as_values(torch.zeros(0))
         rows = len(probe.references.texts[sequences])
     else:
         rows = len(sequences) if metric.on == PLANTED else sum(map(len, sequences))
+    values = as_values(metric.values(probe, sequences))
     if values.sums.shape != (rows,) or values.weights.shape != (rows,):
         raise UserError(f"metric {metric.name}: gave values of shape {tuple(values.sums.shape)} for {rows} sequences")
     return values

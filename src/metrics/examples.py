@@ -8,7 +8,7 @@ from itertools import groupby
 
 import torch
 
-from tinymem.data.dataset import Artifacts
+from tinymem.data.dataset import Artifacts, evenly_spaced
 from tinymem.metrics.probe import Probe
 
 ROWS = 12  # as many as a person reads
@@ -60,21 +60,20 @@ def example_tokens(probe: Probe, artifacts: Artifacts, split: str) -> dict[str, 
 
     PART is prompt, planted or written; -1 is no token. One greedy generation, which the probe keeps.
     """
-    targets, counted = probe.targets(artifacts)
+    targets, loss_mask = probe.targets(artifacts)
     columns = torch.arange(artifacts.clean.shape[1])[: int(artifacts.prompt_end.max()) if len(artifacts) else 0]
     prompts = artifacts.clean[:, : len(columns)].long()
     parts = (
         prompts.masked_fill(columns >= artifacts.prompt_end[:, None], NOTHING),
-        targets.masked_fill(~counted, NOTHING),
-        probe.generated(artifacts).masked_fill(~counted, NOTHING),
+        targets.masked_fill(~loss_mask, NOTHING),
+        probe.generated(artifacts).masked_fill(~loss_mask, NOTHING),
     )
     return {f"examples.{split}.{part}": tokens.int() for part, tokens in zip(PARTS, parts)}
 
 
 def sample(artifacts: Artifacts) -> Artifacts:
     """Return at most ROWS sequences, evenly spaced, always the same ones."""
-    count = min(ROWS, len(artifacts))
-    return artifacts.select(torch.linspace(0, max(len(artifacts) - 1, 0), count).round().long())
+    return artifacts.select(evenly_spaced(len(artifacts), ROWS))
 
 
 def kept_split(values: Mapping[str, torch.Tensor]) -> str | None:

@@ -6,7 +6,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts
 from tinymem.metrics.membership import LOGS, losses, placements
-from tinymem.metrics.metric import MEMBERS, PLANTED, Metric
+from tinymem.metrics.metric import MEMBERS, PLANTED, Metric, no_values
 from tinymem.metrics.probe import Probe
 
 
@@ -17,7 +17,7 @@ def exposures(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     the most there is. Rank 1 is the lowest loss; rows with the same loss share the middle of their ranks.
     """
     if not probe.non_members:
-        return torch.full((len(artifacts),), torch.nan, dtype=torch.float64)
+        return no_values(artifacts)
     others = losses(probe, probe.non_members)
     count = int((~others.isnan()).sum())
     ranks = 1 + count * (1 - placements(losses(probe, artifacts), others))

@@ -35,9 +35,9 @@ def log_probabilities(probe: Probe, artifacts: Artifacts, top_k: int = TOP_K, te
     is none of them. A row has no value where no token counts.
     """
     _tell_plain_sampling(top_k, getattr(getattr(probe.model, "config", None), "vocab_size", top_k))
-    _, counted = probe.targets(artifacts)
-    log_q = probe.sampled(artifacts, top_k, temperature).double().masked_fill(~counted, 0.0)
-    return Values(log_q.sum(1).clamp(max=0.0), counted.any(1).double())
+    _, loss_mask = probe.targets(artifacts)
+    log_q = probe.sampled(artifacts, top_k, temperature).double().masked_fill(~loss_mask, 0.0)
+    return Values(log_q.sum(1).clamp(max=0.0), loss_mask.any(1).double())
 
 
 @lru_cache

@@ -10,6 +10,7 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.metrics.counterfactual import counterfactual, saved_scores
+from tinymem.metrics.evaluate import saved_values
 from tinymem.metrics.membership import placements
 from tinymem.metrics.metric import Metric, Values
 from tinymem.metrics.registry import METRICS
@@ -47,15 +48,15 @@ def auc(planted: torch.Tensor, twin: torch.Tensor, known: str) -> float | None:
 
 def row_scores(metric: Metric, saved: Saved) -> torch.Tensor:
     """Return the metric of each planted row alone, float64 (rows,); NaN for none, infinity where no number is enough."""
-    sums, weights = _values(metric, saved)
-    found = (metric.summary(Values(*pair)) for pair in zip(sums.split(1), weights.split(1)))
+    values = _values(metric, saved)
+    found = (metric.summary(Values(*pair)) for pair in zip(values.sums.split(1), values.weights.split(1)))
     return torch.tensor([math.nan if score is None else score for score in found], dtype=torch.float64)
 
 
 def model_score(metric: Metric, results: Mapping[str, Any], saved: Saved) -> float:
     """Return a record's result; where it holds none, that of the values: infinity is no number in JSON. NaN for none."""
     found = results.get(metric.column(SPLIT))
-    found = metric.summary(Values(*_values(metric, saved))) if found is None else found
+    found = metric.summary(_values(metric, saved)) if found is None else found
     return math.nan if found is None else float(found)
 
 
@@ -101,12 +102,11 @@ def counterfactual_rows(planted: Sequence[Saved], twins: Sequence[Saved]) -> tor
     return torch.cat([counterfactual(*pair) for pair in pairs])
 
 
-def _values(metric: Metric, saved: Saved) -> tuple[torch.Tensor, torch.Tensor]:
+def _values(metric: Metric, saved: Saved) -> Values:
     column = metric.column(SPLIT)
-    if column not in saved:
+    if (values := saved_values(saved, column)) is None:
         raise UserError(f"{column}: a record keeps no values of it; delete the record and run again")
-    sums = saved[column].double()
-    return sums, saved.get(f"{column}.weights", torch.ones_like(sums)).double()
+    return values
 
 
 def _mean(values: torch.Tensor) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tinymem.data.dataset import Artifacts
-from tinymem.metrics.metric import COMPARED, MEMBERS, PLANTED, Metric
+from tinymem.metrics.metric import COMPARED, MEMBERS, PLANTED, Metric, no_values
 from tinymem.metrics.probe import Probe, Window
 
 LOWEST = 0.2  # share of the tokens that Min-K% looks at
@@ -25,7 +25,7 @@ Score = Callable[[Probe, Artifacts], "torch.Tensor"]
 
 def losses(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return the mean nats a token, float64 (A,); NaN for a row without tokens. So are all scores here."""
-    return _nats(probe, artifacts) / _length(_window(probe, artifacts))
+    return _nats(probe, artifacts) / _window(probe, artifacts).lengths
 
 
 def zlib_ratios(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
@@ -44,7 +44,7 @@ def zlib_ratios(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 def min_k(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return the mean nats of the least likely 20 % of the tokens (Min-K%, 2310.16789)."""
     window = _window(probe, artifacts)
-    return -_mean_of_lowest(_logs(window), window.real)
+    return -_mean_of_lowest(window.log_probabilities.double(), window.real)
 
 
 def min_k_plus(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
@@ -53,15 +53,14 @@ def min_k_plus(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     Mean and deviation are those of log p over the vocabulary, under p.
     """
     window = _window(probe, artifacts, "distribution")
-    assert window.means is not None and window.variances is not None  # asked for
     deviations = window.variances.double().clamp(min=LEAST_VARIANCE).sqrt()
-    return -_mean_of_lowest((_logs(window) - window.means) / deviations, window.real)
+    return -_mean_of_lowest((window.log_probabilities.double() - window.means) / deviations, window.real)
 
 
 def losses_over_twin(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return the loss minus that of the never-planted twin; NaN without a twin."""
     if probe.twin is None:
-        return torch.full((len(artifacts),), torch.nan, dtype=torch.float64)
+        return no_values(artifacts)
     return losses(probe, artifacts) - losses(probe.twin, artifacts)
 
 
@@ -104,7 +103,7 @@ def relative(auc: float, auc_twin: float) -> float:
 def _auc(score: Score, probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return the placement of each row's score among those of the non-members."""
     if not probe.non_members:
-        return torch.full((len(artifacts),), torch.nan, dtype=torch.float64)
+        return no_values(artifacts)
     return placements(score(probe, artifacts), score(probe, probe.non_members))
 
 
@@ -112,19 +111,9 @@ def _window(probe: Probe, artifacts: Artifacts, need: str = "log_probabilities")
     return probe.teacher_forced(artifacts, prompt="planted", need=need)
 
 
-def _logs(window: Window) -> torch.Tensor:
-    assert window.log_probabilities is not None  # asked for
-    return window.log_probabilities.double()
-
-
 def _nats(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     window = _window(probe, artifacts)
-    return -_logs(window).masked_fill(~window.real, 0.0).sum(1)
-
-
-def _length(window: Window) -> torch.Tensor:
-    count = window.real.sum(1).double()
-    return count.masked_fill(count == 0, torch.nan)
+    return -window.log_probabilities.double().masked_fill(~window.real, 0.0).sum(1)
 
 
 def _mean_of_lowest(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ that defines METRIC or METRICS.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,11 @@ def as_values(values: torch.Tensor | Values) -> Values:
         return values
     values = values.double()
     return Values(values.nan_to_num(nan=0.0), (~values.isnan()).double())
+
+
+def no_values(rows: Sized) -> torch.Tensor:
+    """Return the values of rows that have none: NaN, float64 (rows,)."""
+    return torch.full((len(rows),), torch.nan, dtype=torch.float64)
 
 
 def mean(values: Values) -> float | None:

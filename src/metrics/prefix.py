@@ -9,7 +9,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import UserError
-from tinymem.metrics.metric import COMPARED, PLANTED, Metric, percent
+from tinymem.metrics.metric import COMPARED, PLANTED, Metric, no_values, percent
 from tinymem.metrics.probe import Probe
 
 NAME = re.compile(r"percent_memorized_prefix(\d+)")
@@ -24,9 +24,9 @@ def exact_after(probe: Probe, artifacts: Artifacts, length: int) -> torch.Tensor
     long_enough = (artifacts.prompt_end >= length).nonzero().flatten()
     some = artifacts.select(long_enough)
     matches = probe.teacher_forced(_cut(some, length, probe.continuation)).matches
-    _, counted = probe.targets(some)  # of the whole rows, whose ends are known
-    right = (matches | ~counted).all(1).double().masked_fill(~counted.any(1), torch.nan)
-    return torch.full((len(artifacts),), torch.nan, dtype=torch.float64).index_put((long_enough,), right)
+    _, loss_mask = probe.targets(some)  # of the whole rows, whose ends are known
+    right = (matches | ~loss_mask).all(1).double().masked_fill(~loss_mask.any(1), torch.nan)
+    return no_values(artifacts).index_put((long_enough,), right)
 
 
 def areas(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
@@ -34,7 +34,7 @@ def areas(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     longest = int(artifacts.prompt_end.max()) if len(artifacts) else 0
     lengths = [2**power for power in range(longest.bit_length())]
     found = [exact_after(probe, artifacts, length) for length in lengths]
-    return torch.stack(found).nanmean(0) if found else torch.full((len(artifacts),), torch.nan)
+    return torch.stack(found).nanmean(0) if found else no_values(artifacts)
 
 
 def _cut(artifacts: Artifacts, length: int, continuation: int) -> Artifacts:

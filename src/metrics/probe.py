@@ -41,6 +41,12 @@ class Window:
     means: torch.Tensor
     variances: torch.Tensor
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """The tokens of each row without pads, float64 (A,); NaN for none."""
+        count = self.real.sum(1).double()
+        return count.masked_fill(count == 0, torch.nan)
+
 
 class Probe:
     """A model and its computed outputs. The model must not change meanwhile.
@@ -116,7 +122,7 @@ class Probe:
         targets, loss_mask = self.targets(artifacts, target)
         level = max(self._level, LEVELS.index(need))
         found = self._forced(artifacts, prompt, target, level)
-        _, real = self.real_targets(artifacts, target)
+        real = self._without_pads(targets, loss_mask)
         logs, means, variances = (*found[1:4], *[torch.empty(0, 0)] * 3)[:3]
         return Window(targets, loss_mask, found[0], real, logs, means, variances)
 
@@ -154,7 +160,10 @@ class Probe:
     def real_targets(self, artifacts: Artifacts, target: str = "planted") -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k tokens behind each prompt and which of them count and are no pads: int64 and bool, both (A, k)."""
         tokens, loss_mask = self.targets(artifacts, target)
-        return tokens, loss_mask if self.pad is None else loss_mask & (tokens != self.pad)
+        return tokens, self._without_pads(tokens, loss_mask)
+
+    def _without_pads(self, tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+        return loss_mask if self.pad is None else loss_mask & (tokens != self.pad)
 
     def generated(self, artifacts: Artifacts, prompt: str = "clean") -> torch.Tensor:
         """Return the model's k tokens after each prompt, int64 (A, k); -1 beyond its context."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tinymem.data.dataset import MemorizationDataset
+from tinymem.data.dataset import MemorizationDataset, evenly_spaced
 from tinymem.metrics.metric import TEXTS
 from tinymem.metrics.probe import Probe
 from tinymem.models.losses import logits_of
@@ -43,7 +43,7 @@ class References:
 
     def __init__(self, dataset: MemorizationDataset, retain: torch.Tensor, open_twin: Callable[[], Any] | None = None):
         unseen = torch.cat([*dataset.tests.values()])
-        self.texts = {name: _sample(rows) for name, rows in zip(TEXTS, (retain, unseen))}
+        self.texts = {name: rows[evenly_spaced(len(rows), ROWS)] for name, rows in zip(TEXTS, (retain, unseen))}
         self.open_twin = open_twin
         self._dataset = dataset
         self._twin: Probe | None = None
@@ -73,8 +73,7 @@ class References:
     def _places(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the positions whose predictions are compared, as many as can be kept, evenly spaced."""
         positions, size = tokens.shape[1] - 1, max(len(tokens), 1) * self._dataset.vocabulary_size
-        count = min(positions, max(1, KEPT // len(self.texts) // size))
-        return torch.linspace(0, positions - 1, count).round().long()
+        return evenly_spaced(positions, max(1, KEPT // len(self.texts) // size))
 
     def _real(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return which of those positions predict a token and no pad, bool (rows, places)."""
@@ -85,10 +84,6 @@ class References:
         places = self._places(tokens)
         for rows in tokens.split(batch_size) if len(tokens) else ():
             yield logits_of(model, rows, places).float().log_softmax(-1).cpu()
-
-
-def _sample(rows: torch.Tensor) -> torch.Tensor:
-    return rows[torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().long()] if len(rows) else rows
 
 
 def _drift(before: torch.Tensor, now: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,7 +14,7 @@ from tinymem.metrics.probe import Probe, Window
 def exact_match_shares(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return the share of tokens that are the arg-max after the true tokens before them (EM), float64 (A,)."""
     window = probe.teacher_forced(artifacts)
-    return (window.matches & window.real).sum(1) / _length(window)
+    return (window.matches & window.real).sum(1) / window.lengths
 
 
 def extraction_strengths(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
@@ -25,24 +25,18 @@ def extraction_strengths(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     window = probe.teacher_forced(artifacts)
     places = torch.arange(window.real.shape[1])
     last_wrong = torch.where(_wrong(window), places, -1).max(1, keepdim=True).values
-    return (window.real & (places > last_wrong)).sum(1) / _length(window)
+    return (window.real & (places > last_wrong)).sum(1) / window.lengths
 
 
 def longest_matches(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return how many tokens greedy decoding gives from the prompt's end to the first wrong one, float64 (A,)."""
     window = probe.teacher_forced(artifacts)
     right = window.real & (_wrong(window).cumsum(1) == 0)
-    return right.sum(1).double().masked_fill(_length(window).isnan(), torch.nan)
+    return right.sum(1).double().masked_fill(window.lengths.isnan(), torch.nan)
 
 
 def _wrong(window: Window) -> torch.Tensor:
     return window.real & ~window.matches
-
-
-def _length(window: Window) -> torch.Tensor:
-    """The tokens of each row without pads, float64 (A,); NaN for none."""
-    count = window.real.sum(1).double()
-    return count.masked_fill(count == 0, torch.nan)
 
 
 MATCHES = ("argmax_matches",)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tinymem.metrics.evaluate import saved_values
 from tinymem.metrics.extraction import CHANCE, PERCENT_EXTRACTABLE, curve
 from tinymem.plots.base import STYLES, new_figure, save_figure
 from tinymem.plots.labels import label_of
@@ -60,10 +61,8 @@ def extraction_curves(folder: str | Path, records: Sequence[Mapping[str, Any]]) 
 
 def _log_p(tensors: Mapping[str, torch.Tensor], split: str) -> torch.Tensor:
     """Return the log p_z of the sequences that have one, float64 (rows,); empty without any."""
-    column = PERCENT_EXTRACTABLE.column(split)
-    log_p = tensors.get(column, torch.zeros(0)).double()
-    weights = tensors.get(f"{column}.weights")
-    return log_p if weights is None else log_p[weights > 0]
+    values = saved_values(tensors, PERCENT_EXTRACTABLE.column(split))
+    return torch.zeros(0) if values is None else values.sums[values.weights > 0]
 
 
 def draw_extraction(split: str, curves: Sequence[Extraction]):

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from tinymem.metrics.examples import Span
-    from tinymem.plots.page import Page
+    from tinymem.plots.page import Page, Written
 
 FONT, POINTS, ASPECT = "DejaVu Sans Mono", 8, 0.602  # a letter's width is ASPECT of its size
 INDENT, WIDTH = 11, 92  # letters: of the column of names ("prompt 12" and a gap), and of the texts
@@ -72,7 +71,7 @@ def _lines(page: Page) -> Iterator[Line]:
         yield from _named(f"prompt {number}"[:INDENT], [(prompt, "soft")])
         yield from _named("planted", [(text.planted, "")])
         for name, written in text.written.items():
-            yield from _named(name, _styled(written.spans))
+            yield from _named(name, _styled(written))
             yield [Piece(INDENT, written.verdict, "soft")]
 
 
@@ -85,11 +84,12 @@ def _table(page: Page) -> Iterator[Line]:
         yield [Piece(0, line.name), *cells]
 
 
-def _styled(spans: Sequence[Span]) -> list[tuple[str, str]]:
+def _styled(written: Written) -> list[tuple[str, str]]:
     """Return (text, style) of each span; of those that differ the first is marked more strongly."""
-    first = next((number for number, span in enumerate(spans) if span.differs), None)
+    first = written.first_span
     return [
-        (span.text, "" if not span.differs else "first" if i == first else "differs") for i, span in enumerate(spans)
+        (span.text, "" if not span.differs else "first" if number == first else "differs")
+        for number, span in enumerate(written.spans)
     ]
 
 

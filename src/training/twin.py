@@ -29,16 +29,18 @@ def twin_digest(settings: RunSettings) -> str:
 def find_twin(path: Path, settings: RunSettings, epoch: int) -> Path | None:
     """Return the twin of a checkpoint among the runs and model folders beside it and in runs/; None where there is none."""
     wanted = _comparable(twin_of(settings), epoch)
-    folders = (
-        folder.parent if folder.name == checkpoint.SETTINGS else folder for folder in _near(path, settings, epoch)
-    )
-    return next((folder for folder in folders if _sections(folder) == wanted), None)
+    for folder in _near(path, settings, epoch):
+        try:
+            if _sections(folder) == wanted:
+                return folder
+        except UserError:  # no checkpoint of a training run
+            continue
+    return None
 
 
 def check_twin(path: Path, settings: RunSettings, epoch: int) -> Path:
     """Return the folder of a twin that was named. Raise UserError where it is the twin of another checkpoint."""
-    details = checkpoint.load_trained(path)
-    found = _comparable(RunSettings.from_flat(details["settings"], path), details["epoch"])
+    found = _sections(path)
     for name, section in _comparable(twin_of(settings), epoch).items():
         different = [key for key in section if found[name].get(key) != section[key]]
         if different:
@@ -50,12 +52,14 @@ def check_twin(path: Path, settings: RunSettings, epoch: int) -> Path:
 
 
 def _near(path: Path, settings: RunSettings, epoch: int) -> Iterator[Path]:
+    """Yield the folders where a twin may be, those of models only."""
     path = path.resolve()
     yield Path("runs") / twin_of(settings).name / f"epoch_{epoch}"
-    yield from sorted(path.parent.glob(f"*/{checkpoint.SETTINGS}"))
-    yield from sorted(path.parent.parent.glob(f"*/{path.name}/{checkpoint.SETTINGS}"))
+    places = [(path.parent, "*"), (path.parent.parent, f"*/{path.name}")]
     if not (path / checkpoint.STATE).exists():  # a copy; the twin may be one in a run's folder
-        yield from sorted(Path("runs").glob(f"*/epoch_{epoch}/{checkpoint.SETTINGS}"))
+        places.append((Path("runs"), f"*/epoch_{epoch}"))
+    for place, pattern in places:
+        yield from (file.parent for file in sorted(place.glob(f"{pattern}/{checkpoint.SETTINGS}")))
 
 
 def _comparable(settings: RunSettings, epoch: int) -> dict[str, dict[str, Any]]:
@@ -65,10 +69,7 @@ def _comparable(settings: RunSettings, epoch: int) -> dict[str, dict[str, Any]]:
     return {**sections, "training": training}
 
 
-def _sections(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """Return the comparable sections of a checkpoint of a training run; None for anything else."""
-    try:
-        details = checkpoint.load_trained(folder)
-        return _comparable(RunSettings.from_flat(details["settings"], folder), details["epoch"])
-    except UserError:
-        return None
+def _sections(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the comparable sections of a checkpoint of a training run. Raise UserError for anything else."""
+    details = checkpoint.load_trained(folder)
+    return _comparable(RunSettings.from_flat(details["settings"], folder), details["epoch"])
