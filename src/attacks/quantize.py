@@ -6,13 +6,11 @@ zeros under symmetric rounding.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
+from tinymem.attacks.weights import changed
 from tinymem.localize.task import UnlearningTask
-from tinymem.models.adapter import Weight, linear_weights
-from tinymem.models.edit import Lazy, Weights
+from tinymem.models.edit import Weights
 from tinymem.options import option, settings
 
 
@@ -20,19 +18,12 @@ from tinymem.options import option, settings
 class HyperParameters:
     """Quantization"""
 
-    bits: tuple[int, ...] = option((8,), "bits per weight", low=2, high=16, strength=True, grid=(8, 4), small=(8,))
+    bits: tuple[int, ...] = option((8, 4), "bits per weight", low=2, high=16, strength=True, grid=(8, 4), small=(4,))
 
 
 def attack(model, task: UnlearningTask, hp: HyperParameters, bits: int) -> Weights:
     """Return the edit that rounds all linear layers except the output layer to nearest, symmetrically, per row."""
-    output = model.get_output_embeddings()
-    weights = {name: weight for name, weight in linear_weights(model).items() if weight.parameter is not output.weight}
-    return Weights(Lazy({name: partial(_rounded_weight, weight, bits) for name, weight in weights.items()}))
-
-
-def _rounded_weight(weight: Weight, bits: int) -> torch.Tensor:
-    """Return a rounded matrix, shaped as stored."""
-    return weight.view(rounded(weight.view(), bits))
+    return changed(model, lambda name, matrix: rounded(matrix, bits))
 
 
 def rounded(matrix: torch.Tensor, bits: int) -> torch.Tensor:

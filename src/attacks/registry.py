@@ -1,13 +1,48 @@
-"""The registry of attacks on weights: one line each. An attack is a method with a function `attack` (see method.py)."""
+"""The registry of attacks: one line each. An attack is a method with a function `attack`, `elicit` or `run` (method.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tinymem.attacks import quantize
+from tinymem.attacks import (
+    context_shift,
+    interpolate,
+    logit_lens,
+    prefix_shift,
+    prefix_shorten,
+    prune,
+    quantize,
+    relearn,
+    relearn_adaptive,
+    relearn_all,
+    relearn_clean,
+    sampling,
+    similar_tokens,
+    soft_prompt,
+    weight_noise,
+)
 from tinymem.localize.method import Method, find, method_of
 
-ATTACKS = {attack.name: attack for attack in map(method_of, (quantize,))}
+# Attacks on the weights, by training, on prompts, and inside the model.
+_MODULES = (
+    quantize,
+    weight_noise,
+    prune,
+    interpolate,
+    relearn,
+    relearn_clean,
+    relearn_all,
+    relearn_adaptive,
+    prefix_shift,
+    prefix_shorten,
+    context_shift,
+    similar_tokens,
+    sampling,
+    soft_prompt,
+    logit_lens,
+)
+
+ATTACKS = {attack.name: attack for attack in map(method_of, _MODULES)}
 
 
 def find_attacks(names: Sequence[str], flag: str = "--attack") -> list[Method]:

@@ -19,7 +19,7 @@ from tinymem.options import field_types
 from tinymem.plugins import is_plugin
 
 FLAG = "--localization_method"
-USUAL = ("forward",)  # the metrics of an unlearning run: all that whole rows' forward passes give
+USUAL = "forward"  # the metrics of an unlearning run: all that whole rows' forward passes give
 
 
 def add_method_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
@@ -87,10 +87,13 @@ def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
     ]
 
 
-def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
-    """Return the requested metrics: names, or metrics from users' files. Raise UserError for an unknown one."""
+def chosen_metrics(arguments: argparse.Namespace, usual: str = USUAL) -> tuple[str | Metric, ...]:
+    """Return the requested metrics: names, or metrics from users' files. Raise UserError for an unknown one.
+
+    usual: what is measured without --metrics.
+    """
     found: list[str | Metric] = []
-    for name in arguments.metrics or USUAL:
+    for name in arguments.metrics or (usual,):
         found += plugin_metrics(name) if is_plugin(name) else [name]
     found = list(dict.fromkeys(expanded(found)))
     chosen(found)

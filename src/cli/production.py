@@ -18,8 +18,8 @@ from tinymem.cli.unlearning import enough_memory, plan_report
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
 from tinymem.errors import UserError, first_line
+from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
-from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
 from tinymem.models.gguf import is_packaged, packaged_model
@@ -78,6 +78,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         score_folder=files.writable_folder(output / "scores"),
         tokenizer=tokenizer,
         metrics=chosen_metrics(arguments),
+        attack_metrics=chosen_metrics(arguments, "attacked"),
         examples=arguments.page,
         notes=data.notes,
         references=References(data.dataset, task.retain, open_twin),

@@ -15,8 +15,8 @@ from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
+from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
-from tinymem.localize.unlearn import Subject, identity
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
 from tinymem.models.tinymem import ModelSettings, load_model
@@ -75,6 +75,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         score_folder=_score_folder(path, folder),
         tokenizer=load_tokenizer(data, arguments.data_dir),
         metrics=chosen_metrics(arguments),
+        attack_metrics=chosen_metrics(arguments, "attacked"),
         examples=arguments.page,
         references=References(dataset, task.retain, open_twin),
         warning="" if twin or data.twin else NO_TWIN.format(path=path),

@@ -10,12 +10,15 @@ from functools import partial
 from typing import Any
 
 from tinymem import cli, plots
+from tinymem.attacks.recovery import attacked_models, recovery_rows
 from tinymem.cli.methods import chosen_attacks
 from tinymem.data import numbers
 from tinymem.data.decode import text_decoder
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
+from tinymem.localize.attacking import Attacks, attack_original, attack_twin
 from tinymem.localize.method import Method
-from tinymem.localize.unlearn import Attacks, Run, Subject, attack_all, never_planted, unedited, unlearn
+from tinymem.localize.subject import Run, Subject
+from tinymem.localize.unlearn import never_planted, unedited, unlearn
 from tinymem.metrics import registry
 from tinymem.models.production import LoadSettings
 from tinymem.planning.dry_run import KEPT, planting_bytes
@@ -73,6 +76,7 @@ def run_methods(
     if arguments.plot:
         figures = plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning")
         figures += plots.plot_extraction(subject.folder, records, subject.folder / "extraction")
+        figures += plots.plot_recovery(subject.folder, records)
         print(*figures, sep="\n", file=sys.stderr)
     write_pages(subject, records)
     print_table(records, [method for method, _ in methods], arguments.columns)
@@ -88,8 +92,10 @@ def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures
     with enough_memory("measuring the model as it is"):
         before, twin = unedited(subject, force), never_planted(subject, force)
         records = [before] if twin is None else [twin, before]
-        with failures.kept():
-            records += attack_all(subject, attacks, force)
+        if attacks and len(subject.task.forget):
+            for attacked in (attack_original, attack_twin):
+                with failures.kept():
+                    records += attacked(subject, attacks, force)
     return records
 
 
@@ -102,7 +108,11 @@ def write_pages(subject: Subject, records: Sequence[dict]) -> None:
 
 
 def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: Sequence[str] = ()) -> None:
-    """Print one line per run, as wide as the terminal. asked: columns, or all; default: the most important ones."""
+    """Print one line per run, as wide as the terminal, and what attacks bring back in a table of its own.
+
+    asked: columns, or all, then with a line for every attack too; default: the most important ones.
+    """
+    every_record, records = records, records if asked else [r for r in records if not r.get("attack")]
     rows = [shown_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     metrics, on_digits = registry.columns(names), on_numbers(flat_row(records[0]))
@@ -121,6 +131,21 @@ def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: 
     rivals = [record["kind"] in (UNLEARN, MEASURED) for record in records]
     width = sys.maxsize if "all" in asked else None
     print(cli.fitted_table(rows, list(columns), {n: b for n, b in better.items() if b}, rivals, width))
+    print_recovery(every_record)
+
+
+def print_recovery(records: Sequence[dict]) -> None:
+    """Print what each attack brings back, one line per model; nothing without attacks."""
+    split, models = attacked_models(records)
+    if models:
+        rows = recovery_rows(models, plots.label_of)
+        rivals = [model.record["kind"] in (UNLEARN, MEASURED) for model in models]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        better = {"excess": "lower"}
+        print(
+            f"\n% of {split.replace('_', '-')} sequences after the strongest setting of each attack; excess: over the twin's"
+        )
+        print(cli.fitted_table(rows, columns, better, rivals, more="records and --plot have them"))
 
 
 def _judged(rows: Sequence[dict[str, Any]]) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from tinymem.data.chunks import split_by_document
 from tinymem.data.corpus import find_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
+from tinymem.data.memories import shares_tokens
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import TokenSet, read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity, tokenize
@@ -283,57 +282,3 @@ def _each_once(rows: torch.Tensor, width: int) -> torch.Tensor:
         return rows
     logger.warning("%d of %d memorized rows are left out: they repeat earlier rows", len(rows) - len(seen), len(rows))
     return rows[sorted(seen.values())]
-
-
-def groups_sharing_tokens(rows: torch.Tensor, width: int, repeated: int | None = None) -> torch.Tensor:
-    """Return the group of each row, int64 (rows,): rows that share `width` consecutive tokens are in one group, as are
-    rows connected by a chain of such rows. A group's number is its first row's. Hashes and width: see `shares_tokens`.
-
-    repeated: how many tokens it takes if all of them are equal (pads, a ruled line); None: `width` too.
-    """
-    group = list(range(len(rows)))
-
-    def first(row: int) -> int:
-        while group[row] != row:
-            group[row] = row = group[group[row]]
-        return row
-
-    owner: dict[int, int] = {}
-    for size, same in ((width, False), (repeated or width, True)):
-        factors, number = _factors(min(size, rows.shape[1])), 0
-        for hashes, constant in zip(_window_hashes(rows, factors), _constant_windows(rows, len(factors))):
-            for windows, chosen in zip(hashes.tolist(), (constant == same).tolist()):
-                for window in set(compress(windows, chosen)):
-                    low, high = sorted((first(owner.setdefault(window, number)), first(number)))
-                    group[high] = low
-                number += 1
-    return torch.tensor([first(row) for row in range(len(rows))], dtype=torch.long)
-
-
-def shares_tokens(rows: torch.Tensor, others: torch.Tensor, width: int) -> torch.Tensor:
-    """Return which rows share `width` consecutive tokens with any of the others: bool (rows,).
-
-    width is at most the length of a row. Rows are compared by 64-bit hashes; chance collisions among a few million are
-    negligible.
-    """
-    factors = _factors(min(width, rows.shape[1], others.shape[1]))
-    taken = torch.cat([hashes.flatten() for hashes in _window_hashes(others, factors)]).unique()
-    found = [torch.isin(hashes, taken).any(1) for hashes in _window_hashes(rows, factors)]
-    return torch.cat([*found, torch.empty(0, dtype=torch.bool)])
-
-
-def _factors(width: int) -> torch.Tensor:
-    return torch.randint(-(2**63), 2**63 - 1, (width,), generator=torch.Generator().manual_seed(0))
-
-
-def _window_hashes(rows: torch.Tensor, factors: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the hash (a wrapping sum) of every window of len(factors) tokens, (rows, windows), some rows at a time."""
-    for some in rows.long().split(1024):
-        yield (some.unfold(1, len(factors), 1) * factors).sum(-1)
-
-
-def _constant_windows(rows: torch.Tensor, width: int) -> Iterator[torch.Tensor]:
-    """Which windows of `width` tokens hold one token alone, bool (rows, windows), some rows at a time."""
-    for some in rows.split(1024):
-        windows = some.unfold(1, width, 1)
-        yield (windows == windows[..., :1]).all(-1)

@@ -23,7 +23,8 @@ from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
 from tinymem.cli.unlearning import as_it_is, print_table, run_methods, write_pages
 from tinymem.errors import Failures, UserError
-from tinymem.localize.unlearn import Run, Subject, finish
+from tinymem.localize.subject import Run, Subject
+from tinymem.localize.unlearn import finish
 from tinymem.models.edit import Weights
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, open_causal_lm

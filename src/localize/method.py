@@ -6,12 +6,14 @@ A method is a module with a frozen dataclass `HyperParameters` and one of
     learn(model, task, hp, strength) -> masks   a mask for each strength
     loss(hp, model, reference, forget, retain)  an objective to train the weights on (tinymem.training.objective)
     attack(model, task, hp, strength) -> Edit   for attacks: the edit of the (edited) model at each strength
+    elicit(model, task, hp, strength) -> Elicitation   for attacks on prompts: what they read out of the model
     run(model, task, hp) -> (strength, Edit)    anything else, as an iterator
 
 It may also define ALIAS (the study's flag), `drop(mlps, scores, strength) -> masks`, `resolve(hp, parameters) -> hp`
 with the defaults that depend on a model's size, and `steps(model, task, hp) -> int` of the whole run; if the passes
-of a step depend on the model, it defines `passes(model, task, hp) -> (forward, backward)` instead. Every function must
-leave the model unchanged. The file's name is the method's name, its folder the method's family.
+of a step depend on the model, it defines `passes(model, task, hp) -> (forward, backward)` instead. An attack that trains
+on sequences to forget defines `seen(task, hp) -> bool (F,)`, those that it sees, which are then not measured. Every
+function must leave the model unchanged. The file's name is the method's name, its folder the method's family.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from tinymem.errors import UserError
 from tinymem.localize.learning import check_scores
 from tinymem.localize.ranking import Scores, drop_top
 from tinymem.localize.task import UnlearningTask
+from tinymem.metrics.elicitation import Elicitation
+from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Edit, Weights, Zeros, applied, apply
 from tinymem.options import strength_of
@@ -37,8 +41,9 @@ from tinymem.training.objective import train_objective
 from tinymem.training.step import Side
 
 Strength = float | int | None
-Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Edit]]]
-PARTS = ("score", "learn", "loss", "attack", "run")
+Change = Edit | Elicitation  # what a strength leads to; an attack on prompts leaves the weights as they are
+Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
+PARTS = ("score", "learn", "loss", "attack", "elicit", "run")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Method:
     resolve(hp, parameters) -> hp with the defaults that depend on the model's size
     steps(model, task, hp) -> steps of the whole run, all strengths together; each repeats the passes of one step
     passes(model, task, hp) -> forward and backward passes of the whole run; None: counted in one step
+    seen(task, hp) -> the sequences to forget that an attack sees, bool (F,); None: none
+    elicits        the metrics that an attack on prompts reads out; empty for all else
     code           digest of a plugin's file, which identifies the method's version in records
     module         the module that defines the method
     """
@@ -66,6 +73,8 @@ class Method:
     resolve: Callable[[Any, int], Any]
     steps: Callable[[Any, UnlearningTask, Any], int]
     passes: Callable[[Any, UnlearningTask, Any], tuple[int, int]] | None
+    seen: Callable[[UnlearningTask, Any], Any] | None
+    elicits: tuple[str, ...]
     code: str | None
     module: ModuleType
 
@@ -81,8 +90,9 @@ class Method:
         return str(Path(file).resolve()) if self.code and file else self.name
 
     def strengths(self, hp: Any) -> tuple[Strength, ...]:
-        """Return the strengths in these settings; (None,) for a method without strengths."""
-        return getattr(hp, self.strength) if self.strength else (None,)
+        """Return the strengths in these settings, ascending where they are cumulative; (None,) for a method without."""
+        values = getattr(hp, self.strength) if self.strength else (None,)
+        return tuple(sorted(values)) if self.cumulative else values
 
     def at(self, hp: Any, *strengths: Strength) -> Any:
         """Return the settings with these strengths only."""
@@ -114,7 +124,7 @@ def method_of(module: ModuleType) -> Method:
     own = not package.startswith("tinymem.")
     code = code_digest(module) if own else None
     adaptors: dict[str, Callable[[ModuleType, str, str | None], Run]]
-    adaptors = {"score": ranking, "learn": learned_mask, "loss": objective, "attack": direct}
+    adaptors = {"score": ranking, "learn": learned_mask, "loss": objective, "attack": direct, "elicit": direct}
     adaptors["run"] = lambda module, name, code: module.run
     return Method(
         name=name,
@@ -126,6 +136,8 @@ def method_of(module: ModuleType) -> Method:
         resolve=getattr(module, "resolve", lambda hp, parameters: hp),
         steps=getattr(module, "steps", partial(_steps, module, defined[0])),
         passes=getattr(module, "passes", None),
+        seen=getattr(module, "seen", None),
+        elicits=getattr(module, "ELICITS", (PERCENT_MEMORIZED.name,) if defined[0] == "elicit" else ()),
         code=code,
         module=module,
     )
@@ -138,7 +150,7 @@ def _steps(module: ModuleType, part: str, model, task: UnlearningTask, hp: Any) 
     strengths = getattr(hp, strength_of(type(hp)) or "", ())
     if getattr(module, "CUMULATIVE", part == "loss"):
         return max(strengths)
-    return len(strengths) if strengths and part in ("learn", "attack") else 1
+    return len(strengths) if strengths and part in ("learn", "attack", "elicit") else 1
 
 
 def find(names: Sequence[str], known: Mapping[str, Method], flag: str) -> list[Method]:
@@ -222,11 +234,12 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
 
 
 def direct(module: ModuleType, name: str, code: str | None = None) -> Run:
-    """Make the edit of every strength from scratch."""
+    """Make the edit of every strength from scratch, or what is read out at it."""
+    function = getattr(module, "attack", None) or module.elicit
 
-    def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
+    def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Change]]:
         for value in _strengths(hp):
-            yield value, module.attack(model, task, hp, value)
+            yield value, function(model, task, hp, value)
 
     return run
 
@@ -237,18 +250,20 @@ def _strengths(hp: Any) -> tuple[Any, ...]:
     return getattr(hp, strength) if strength else (None,)
 
 
-def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit, Cost]]:
-    """Yield every strength of a method with its edit and the cost of finding it from scratch.
+def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Any, Cost]]:
+    """Yield for every strength of a method (`Method.strengths`) the edit and the cost of finding it from scratch.
 
-    Tensors prepared for all strengths (task.cache) count in full for each of them, even if read from disk.
+    Tensors prepared for all strengths (task.cache) count in full for each of them, even if read from disk. Raise
+    UserError for a method that yields other strengths.
     """
     steps, total = method.run(model, task, hp), Cost()
-    while True:
+    for strength in method.strengths(hp):
         before = task.cache.spent if task.cache else 0.0
         with measured(model.device) as cost:
             step = next(steps, None)
-        if step is None:
-            return
+        if step is None or step[0] != strength:
+            found = "no edit" if step is None else f"{step[0]} first"
+            raise UserError(f"{method.name}: the method yielded {found} for {strength}; correct its `run`")
         cost.seconds -= (task.cache.spent if task.cache else 0.0) - before
         total = total + cost if method.cumulative else cost
-        yield *step, (task.cache.cost + total if task.cache else total)
+        yield step[1], (task.cache.cost + total if task.cache else total)

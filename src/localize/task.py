@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
-from tinymem.data.production import groups_sharing_tokens
+from tinymem.data.memories import memories
 from tinymem.errors import UserError, finite
 from tinymem.localize.cache import Cache
 from tinymem.metrics.memorization import memorized
@@ -18,9 +19,6 @@ from tinymem.options import SEEDS, check_options, option
 
 # Task settings that change how much memory a method needs but not its result: not part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
-# Shorter runs are headings and names: at 10, 385 of 2000 rows of WikiText-2 are one group, at 16 they are 17. The 505
-# sequences that Pythia-6.9B has memorized share no 12 tokens.
-SHARED_TOKENS = 16
 PRODUCTION_HELD_OUT = 0.5  # default holdout_fraction for production models
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
@@ -81,6 +79,8 @@ class UnlearningTask:
     microbatch     sequences per forward pass
     gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
     shown      the part of `forget` that differs from its clean twin, on which forgetting is measured; None: all
+    memories   int64 (F,): the memory that each row of `forget` belongs to; None: each is its own
+    original   gives a weight's value before the edit by its state-dict key, for attacks; None: the model is as it was
     cache      stores what a method computes once for all strengths; None: nothing is stored
     """
 
@@ -94,6 +94,8 @@ class UnlearningTask:
     gradient_checkpointing: bool = False
     shown: Artifacts | None = None
     validation: Artifacts | None = None
+    memories: torch.Tensor | None = None
+    original: Callable[[str], torch.Tensor] | None = None
     cache: Cache | None = None
 
     def generator(self) -> torch.Generator:
@@ -122,7 +124,9 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
     with finite("measuring what is memorized"):
         artifacts, ids = _candidates(model, dataset, settings.unlearn_set_name, microbatch)
-    forget, held_out, validation = map(artifacts.select, divided(memories(dataset, artifacts), settings))
+    groups = memories(dataset, artifacts)
+    to_forget, to_hold_out, to_validate = divided(groups, settings)
+    forget, held_out, validation = map(artifacts.select, (to_forget, to_hold_out, to_validate))
     keep = torch.zeros(len(dataset.sequences), dtype=torch.bool)
     keep[dataset.order] = True
     keep[ids] = False
@@ -134,6 +138,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         retain = retain[chosen[: settings.max_retain].sort().values]
     return UnlearningTask(
         forget=forget,
+        memories=groups[to_forget],
         shown=_countable(dataset, forget, settings.unlearn_set_name),
         retain=dataset.sequences[retain],
         held_out=_countable(dataset, held_out, settings.unlearn_set_name),
@@ -146,34 +151,20 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     )
 
 
-def memories(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
-    """Return the number of the memory that each artifact belongs to, int64 (A,): one sequence reveals its memory.
-
-    In real text, sequences that share SHARED_TOKENS consecutive tokens anywhere (half a continuation, if that is less)
-    are one memory; if it is one token repeated, half a continuation. Generated sequences are one memory each: numbers of
-    one task share long runs, and all continuations of a backdoor are alike.
-    """
-    if dataset.kind != "natural" or not len(artifacts):
-        return torch.arange(len(artifacts))
-    half = max(1, dataset.continuation // 2)
-    return groups_sharing_tokens(artifacts.planted, min(half, SHARED_TOKENS), half)
-
-
 def divided(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Tensor]:
     """Return the rows to forget, to hold out and to validate on, sorted: whole groups, about as many as asked for.
 
     groups: the memory of each row, (rows,). The held-out rows do not depend on the validation set. Raise UserError where
     nothing would be left to forget, or nothing held out or validated on although there is more than one row.
     """
-    names, sizes = groups.unique(return_counts=True)
-    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(settings.unlearn_seed))
-    queue, parts = list(zip(names[order].tolist(), sizes[order].tolist())), []
+    queue, parts = _shuffled(groups, settings.unlearn_seed), []
+    memories_in_all = len(queue)
     for flag in ("holdout_fraction", "validation_fraction"):
         share = getattr(settings, flag)
         chosen, queue = _drawn(queue, round(share * len(groups)))
         rows = torch.isin(groups, torch.tensor(chosen, dtype=torch.long))
-        note = "" if len(names) == len(groups) else (
-            f" (in {len(names)} memories: sequences that share text are shown or held out together)"
+        note = "" if memories_in_all == len(groups) else (
+            f" (in {memories_in_all} memories: sequences that share text are shown or held out together)"
         )  # fmt: skip
         if len(groups) and not queue:
             raise UserError(f"--{flag} {share}: leaves none of {len(groups)} sequences to unlearn{note}")
@@ -181,6 +172,23 @@ def divided(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Tensor]:
             raise UserError(f"--{flag} {share}: none of {len(groups)} sequences can be held out{note}; use 0")
         parts.append(rows)
     return [rows.nonzero().flatten() for rows in (~(parts[0] | parts[1]), *parts)]
+
+
+def drawn(groups: torch.Tensor, wanted: int, seed: int) -> torch.Tensor:
+    """Return whole groups of about `wanted` rows, drawn by a seed, one group at least: bool (rows,).
+
+    groups: the memory of each row, (rows,).
+    """
+    queue = _shuffled(groups, seed)
+    chosen = _drawn(queue, wanted)[0] or [name for name, _ in queue[:1]]
+    return torch.isin(groups, torch.tensor(chosen, dtype=torch.long))
+
+
+def _shuffled(groups: torch.Tensor, seed: int) -> list[tuple[int, int]]:
+    """Return every group with its number of rows, in an order drawn by a seed."""
+    names, sizes = groups.unique(return_counts=True)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
+    return list(zip(names[order].tolist(), sizes[order].tolist()))
 
 
 def _drawn(queue: list[tuple[int, int]], wanted: int) -> tuple[list[int], list[tuple[int, int]]]:

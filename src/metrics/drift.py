@@ -30,7 +30,7 @@ def _values(probe: Probe, name: str, field: str) -> Values:
     return Values(getattr(drift, field), drift.positions)
 
 
-KL = Metric("kl", "nats a token", "lower", TYPICAL, ("before",),
+KL = Metric("kl", "nats per token", "lower", TYPICAL, ("before",),
             "KL divergence from the predictions before the edit to those after it", divergence)  # fmt: skip
 FLIP_RATE = Metric("flip_rate", "%", "lower", TYPICAL, ("before",),
                    "positions whose likeliest token is another one than before the edit", flips, percent)  # fmt: skip

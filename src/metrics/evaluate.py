@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from tinymem.data.dataset import Artifacts, MemorizationDataset
+from tinymem.data.dataset import Artifacts, MemorizationDataset, evenly_spaced
+from tinymem.data.memories import apart_from
 from tinymem.errors import UserError
+from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.examples import example_tokens, sample
 from tinymem.metrics.metric import ALL_TESTS, PLANTED, TEXTS, TYPICAL, Metric, Values, as_values
 from tinymem.metrics.probe import STUDY_BATCH_SIZE, Probe
@@ -62,6 +64,9 @@ def measure(
     splits: Mapping[str, Artifacts] | None = None,
     references: References | None = None,
     examples: str | None = None,
+    only: Iterable[str] | None = None,
+    seen: Artifacts | None = None,
+    elicited: Elicitation | None = None,
 ) -> Measurement:
     """Measure memorization and quality, in the precision of the weights. Leave the model's mode unchanged.
 
@@ -70,13 +75,23 @@ def measure(
     splits            further sets of planted sequences by name ("shown", "held_out" ...)
     references        what the model is compared with: metrics that need it have no value without
     examples          the split of which the measurement tells what the model writes; None: of none
+    only              the sets of planted sequences to measure; None: all
+    seen              sequences that an attacker has seen: they and all that reveals them are left out
+    elicited          an attack on prompts, which replaces the values of its metrics and takes some of the sequences
 
     Raise UserError for an unknown metric, and if the model's outputs are not finite numbers.
     """
     wanted = chosen(metrics)
+    sets = {**planted_splits(dataset), **(splits or {})}
+    if only is not None:
+        sets = {split: sets[split] for split in only if split in sets}
+    if seen is not None:
+        sets = {split: apart_from(dataset, artifacts, seen) for split, artifacts in sets.items()}
+    if elicited is not None:
+        wanted = [replace(metric, values=elicited.values[metric.name]) for metric in wanted]
+        sets = {split: _spread(artifacts, elicited.sequences) for split, artifacts in sets.items()}
     needs = {need for metric in wanted for need in metric.needs}
     probe = Probe.of(model, dataset, batch_size, needs=needs, study_batch_size=study_batch_size, references=references)
-    sets = {**planted_splits(dataset), **(splits or {})}
     columns = [
         (metric, metric.column(part), sequences)
         for metric in wanted
@@ -109,6 +124,10 @@ def planted_splits(dataset: MemorizationDataset) -> dict[str, Artifacts]:
         sets |= {f"dup_{10**group}": train.select(train.group == group) for group in groups}
     others = {"test": dataset.test_artifacts, "never_planted": dataset.never_planted}
     return sets | {name: artifacts.select(dataset.measured(artifacts)) for name, artifacts in others.items()}
+
+
+def _spread(artifacts: Artifacts, most: int) -> Artifacts:
+    return artifacts.select(evenly_spaced(len(artifacts), most))
 
 
 def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationDataset) -> list[tuple]:

@@ -24,7 +24,7 @@ Score = Callable[[Probe, Artifacts], "torch.Tensor"]
 
 
 def losses(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-    """Return the mean nats a token, float64 (A,); NaN for a row without tokens. So are all scores here."""
+    """Return the mean nats per token, float64 (A,); NaN for a row without tokens. So are all scores here."""
     return _nats(probe, artifacts) / _window(probe, artifacts).lengths
 
 
@@ -131,17 +131,17 @@ def _id_type(artifacts: Artifacts) -> str:
 
 LOGS, DISTRIBUTION, TWIN = ("log_probabilities",), ("distribution",), ("log_probabilities", "twin")
 PLANTED_LOSS = Metric(
-    "planted_loss", "nats a token", "twin", PLANTED, LOGS,
+    "planted_loss", "nats per token", "twin", PLANTED, LOGS,
     "mean loss on the planted continuation, after the planted prompt",
     losses, splits=COMPARED,
 )  # fmt: skip
 ZLIB_RATIO = Metric(
-    "zlib_ratio", "nats a byte", "twin", PLANTED, LOGS,
+    "zlib_ratio", "nats per byte", "twin", PLANTED, LOGS,
     "loss on the planted continuation / bytes of its compressed token ids, after the planted prompt",
     zlib_ratios, splits=COMPARED,
 )  # fmt: skip
 MIN_K = Metric(
-    "min_k", "nats a token", "twin", PLANTED, LOGS,
+    "min_k", "nats per token", "twin", PLANTED, LOGS,
     "Min-K%: mean loss of the least likely 20 % of the continuation's tokens, after the planted prompt",
     min_k, splits=COMPARED,
 )  # fmt: skip
@@ -151,7 +151,7 @@ MIN_K_PLUS = Metric(
     min_k_plus, splits=COMPARED,
 )  # fmt: skip
 LOSS_OVER_TWIN = Metric(
-    "loss_over_twin", "nats a token", "twin", PLANTED, TWIN,
+    "loss_over_twin", "nats per token", "twin", PLANTED, TWIN,
     "planted_loss minus that of the never-planted twin",
     losses_over_twin, splits=COMPARED,
 )  # fmt: skip

@@ -21,17 +21,20 @@ def recovered_rows(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     return recovered.masked_fill((artifacts.planted == artifacts.clean).all(1), torch.nan)
 
 
-def exact(probe: Probe, artifacts: Artifacts, target: str = "planted") -> torch.Tensor:
+def exact(
+    probe: Probe, artifacts: Artifacts, target: str = "planted", loss_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return 1.0 where greedy decoding, prompted with the clean twin, gives every counted token of the target.
 
     Greedy decoding reproduces a target exactly if and only if every teacher-forced arg-max on prompt + target equals
     the target, so one forward pass replaces the generation loop: same answer in the same precision.
 
-    target: "planted" or "clean". Returns float64 (A,), NaN where no token counts.
+    target: "planted" or "clean". loss_mask: bool (A, k), the tokens that must come out, for rows whose ends are not where
+    they were; default: the target's. Return float64 (A,), NaN where no token counts.
     """
     window = probe.teacher_forced(artifacts, target=target)
-    right = (window.matches | ~window.loss_mask).all(1).double()
-    return right.masked_fill(~window.loss_mask.any(1), torch.nan)
+    mask = window.loss_mask if loss_mask is None else loss_mask
+    return (window.matches | ~mask).all(1).double().masked_fill(~mask.any(1), torch.nan)
 
 
 def memorized(

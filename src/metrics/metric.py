@@ -36,6 +36,7 @@ SPLITS = {
     "never_planted": "from the same generator but never planted",
 }
 COMPARED = ("train", "shown", "validation", "held_out", "never_planted")  # where forgetting is judged
+ATTACKED = ("shown", "validation", "held_out", "test")  # what an attacker wants back
 MEMBERS = COMPARED[:-1]  # those that are compared with never_planted
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import UserError
+from tinymem.metrics.memorization import exact
 from tinymem.metrics.metric import COMPARED, PLANTED, Metric, no_values, percent
 from tinymem.metrics.probe import Probe
 
@@ -23,9 +24,8 @@ def exact_after(probe: Probe, artifacts: Artifacts, length: int) -> torch.Tensor
     """
     long_enough = (artifacts.prompt_end >= length).nonzero().flatten()
     some = artifacts.select(long_enough)
-    matches = probe.teacher_forced(_cut(some, length, probe.continuation)).matches
     _, loss_mask = probe.targets(some)  # of the whole rows, whose ends are known
-    right = (matches | ~loss_mask).all(1).double().masked_fill(~loss_mask.any(1), torch.nan)
+    right = exact(probe, _cut(some, length, probe.continuation), loss_mask=loss_mask)
     return no_values(artifacts).index_put((long_enough,), right)
 
 

@@ -109,7 +109,7 @@ class Probe:
         if self.references is None:
             raise ValueError("drift: needs the model before its edit (references)")
         if name not in self._drifts:
-            self._drifts[name] = self.references.drift(self.model, name, self.batch_size)
+            self._drifts[name] = self.references.drift(self.model, name)
         return self._drifts[name]
 
     def teacher_forced(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,41 @@ class Drift:
     positions: torch.Tensor
 
 
+class Predictions:
+    """What a model predicts on some text: log-probabilities at as many evenly spaced positions as can be kept.
+
+    tokens: (rows, T). pad: the token id that is not predicted; None: there is none.
+    """
+
+    def __init__(self, model, tokens: torch.Tensor, batch_size: int, pad: int | None = None):
+        vocabulary, positions = model.config.get_text_config().vocab_size, tokens.shape[1] - 1
+        self._tokens, self._batch_size = tokens, batch_size
+        self._places = evenly_spaced(positions, max(1, KEPT // 2 // (max(len(tokens), 1) * vocabulary)))
+        targets = tokens[:, self._places + 1]
+        self._real = torch.ones_like(targets, dtype=torch.bool) if pad is None else targets != pad
+        self._before = list(self._log_probabilities(model))
+
+    def compared(self, model) -> Drift:
+        """Compare a model's predictions with these."""
+        parts = [_drift(*pair) for pair in zip(self._before, self._log_probabilities(model))]
+        empty = torch.zeros(self._real.shape)
+        kl, flips, gains = (
+            (torch.cat([*values, empty[:0]]).double() * self._real).sum(1)
+            for values in (zip(*parts) if parts else [()] * 3)
+        )
+        return Drift(kl, flips, gains, self._real.double().sum(1))
+
+    def mean_kl(self, model) -> float:
+        """Return KL(these || the model's), in nats per token."""
+        found = self.compared(model)
+        return (found.kl.sum() / found.positions.sum().clamp(min=1)).item()
+
+    def _log_probabilities(self, model) -> Iterator[torch.Tensor]:
+        """Yield log p, float32 (rows, places, vocabulary), some rows after the other, on the CPU."""
+        for rows in self._tokens.split(self._batch_size) if len(self._tokens) else ():
+            yield logits_of(model, rows, self._places).float().log_softmax(-1).cpu()
+
+
 class References:
     """The model before the edit, as far as metrics need it, and its twin, opened when a metric first asks for it.
 
@@ -47,7 +82,7 @@ class References:
         self.open_twin = open_twin
         self._dataset = dataset
         self._twin: Probe | None = None
-        self._before: dict[str, torch.Tensor] = {}
+        self._before: dict[str, Predictions] = {}
 
     def twin(self, batch_size: int) -> Probe | None:
         """Return a probe of the twin, always the same one, so that nothing is computed twice."""
@@ -59,31 +94,11 @@ class References:
     def prepare(self, model, batch_size: int) -> None:
         """Keep what the model predicts before it is edited. Does nothing when called again."""
         for name, tokens in self.texts.items() if not self._before else ():
-            self._before[name] = torch.cat(list(self._log_probabilities(model, tokens, batch_size)))
+            self._before[name] = Predictions(model, tokens, batch_size, self._dataset.pad)
 
-    def drift(self, model, name: str, batch_size: int) -> Drift:
+    def drift(self, model, name: str) -> Drift:
         """Compare the model with what was kept. Raise KeyError before `prepare`."""
-        tokens = self.texts[name]
-        kept = self._before[name].split(batch_size)
-        parts = [_drift(*pair) for pair in zip(kept, self._log_probabilities(model, tokens, batch_size))]
-        real = self._real(tokens)
-        kl, flips, gains = ((torch.cat(values).double() * real).sum(1) for values in zip(*parts))
-        return Drift(kl, flips, gains, real.double().sum(1))
-
-    def _places(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the positions whose predictions are compared, as many as can be kept, evenly spaced."""
-        positions, size = tokens.shape[1] - 1, max(len(tokens), 1) * self._dataset.vocabulary_size
-        return evenly_spaced(positions, max(1, KEPT // len(self.texts) // size))
-
-    def _real(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return which of those positions predict a token and no pad, bool (rows, places)."""
-        return tokens[:, self._places(tokens) + 1] != self._dataset.pad
-
-    def _log_probabilities(self, model, tokens: torch.Tensor, batch_size: int):
-        """Yield log p at the positions of some rows after the other, float32 (rows, places, vocabulary), on the CPU."""
-        places = self._places(tokens)
-        for rows in tokens.split(batch_size) if len(tokens) else ():
-            yield logits_of(model, rows, places).float().log_softmax(-1).cpu()
+        return self._before[name].compared(model)
 
 
 def _drift(before: torch.Tensor, now: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

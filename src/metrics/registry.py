@@ -70,6 +70,13 @@ COSTLY = {"generation", "prefixes"}  # what no forward pass over whole rows meet
 GROUPS = {
     "published": DEFAULTS,
     "forward": tuple(name for name, metric in METRICS.items() if not COSTLY & set(metric.needs)),
+    "attacked": (
+        memorization.PERCENT_MEMORIZED.name,
+        extraction.PERCENT_EXTRACTABLE.name,
+        verbatim.EXACT_MATCH_SHARE.name,
+        quality.MEAN_TEST_ACCURACY.name,
+        quality.PERPLEXITY.name,
+    ),  # what attacks are judged by
     "all": tuple(METRICS),
 }
 TEST_SETS = (*CONSTANTS, "test", "random")  # the names that test sets have: number tasks, text, production models

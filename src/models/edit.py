@@ -44,6 +44,14 @@ class Changes:
         """Keep a copy of a tensor that the caller is about to train in place."""
         self._before.append((tensor.detach(), ..., tensor.detach().clone()))
 
+    def before(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor as it was before these changes: a copy."""
+        value = tensor.detach().clone()
+        for changed, places, values in reversed(self._before):
+            if changed.data_ptr() == tensor.data_ptr():
+                value.view(changed.shape)[places] = values
+        return value
+
     def undo(self) -> None:
         """Undo all changes, newest first."""
         while self._before:

@@ -7,10 +7,12 @@ from tinymem.plots.base import STYLES, Rows, new_figure, save_figure
 from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizers, is_regularized, plot_training
 from tinymem.plots.extraction import draw_extraction, plot_extraction
 from tinymem.plots.faithfulness import plot_faithfulness
+from tinymem.plots.labels import label_of
 from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
 from tinymem.plots.page import write_pages
 from tinymem.plots.planted import plot_shown_and_held_out
+from tinymem.plots.recovery import plot_recovery
 from tinymem.plots.side_by_side import Panel, plot_side_by_side, plot_trade_offs
 from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, draw_unlearning, plot_unlearning
 
@@ -28,10 +30,12 @@ __all__ = [
     "draw_time",
     "draw_unlearning",
     "is_regularized",
+    "label_of",
     "new_figure",
     "plot_extraction",
     "plot_faithfulness",
     "plot_mitigations",
+    "plot_recovery",
     "plot_shown_and_held_out",
     "plot_side_by_side",
     "plot_trade_offs",

@@ -31,7 +31,7 @@ def plot_training(rows: Rows, path: str | Path) -> list[Path]:
     _lines(loss, rows, "epoch", [name for name in rows[0] if name == "train_loss" or name.startswith("loss_")])
     _lines(accuracy, rows, "epoch", [name for name in rows[0] if name.startswith("accuracy_")])
     _lines(memory, rows, "epoch", [name for name in rows[0] if name.startswith("percent_")])
-    for axis, label in ((loss, "loss (nats a token)"), (accuracy, "test accuracy"), (memory, "% of artifacts")):
+    for axis, label in ((loss, "loss (nats per token)"), (accuracy, "test accuracy"), (memory, "% of artifacts")):
         axis.set(xlabel="epoch", ylabel=label)
     memory.set_ylim(-4, 104)
     return save_figure(figure, path)

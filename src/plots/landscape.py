@@ -36,7 +36,7 @@ def draw_landscapes(coordinates: Sequence[float], grids: Mapping[str, Grid]):
         flat.append(figure.add_subplot(2, len(grids), len(grids) + column))
         contours = _contours(flat[-1], coordinates, grid, norm)
     flat[0].set_ylabel("second direction")
-    bar = figure.colorbar(contours, ax=flat, label="loss (nats a token)", ticks=_ticks(norm), shrink=0.9)
+    bar = figure.colorbar(contours, ax=flat, label="loss (nats per token)", ticks=_ticks(norm), shrink=0.9)
     bar.ax.minorticks_off()
     bar.ax.set_yticklabels([f"{tick:g}" for tick in _ticks(norm)])
     return figure

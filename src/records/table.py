@@ -12,7 +12,7 @@ from typing import Any
 from tinymem import files
 from tinymem.errors import UserError
 from tinymem.folders import found_under
-from tinymem.records.identity import ATTACK, SECTIONS, UNEDITED
+from tinymem.records.identity import ATTACK, NEVER_PLANTED, SECTIONS, TWIN_ATTACK, UNEDITED
 from tinymem.records.record import OUTCOME, read_record
 
 Rows = Sequence[Mapping[str, Any]]
@@ -59,8 +59,8 @@ def identity_columns(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def method_of(row: Mapping[str, Any]) -> str:
     """Return the method's label in tables and figures: its name, or "unedited", "never_planted"."""
-    kind = UNEDITED if row["kind"] == ATTACK else row["kind"]  # an attack on the unedited model
-    return row.get("method.name") or kind
+    attacked = {ATTACK: UNEDITED, TWIN_ATTACK: NEVER_PLANTED}
+    return row.get("method.name") or attacked.get(row["kind"], row["kind"])
 
 
 def shown_row(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import torch
 
 from tinymem.data import numbers
 from tinymem.localize.registry import METHODS
+from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
-from tinymem.localize.unlearn import Subject, identity, never_planted, unedited, unlearn
+from tinymem.localize.unlearn import never_planted, unedited, unlearn
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.examples import ROWS, continuations, kept_examples, kept_split, sample
 from tinymem.metrics.probe import Probe

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.registry import METHODS
+from tinymem.localize.subject import Subject
 from tinymem.localize.task import TaskSettings, unlearning_task
-from tinymem.localize.unlearn import Subject
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps

@@ -11,8 +11,8 @@ from small import ROOT, in_process
 
 from tinymem.attacks.registry import ATTACKS
 from tinymem.localize.registry import METHODS
+from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
-from tinymem.localize.unlearn import Subject, identity
 from tinymem.localize.unlearn import unlearn as unlearn_all
 from tinymem.metrics.evaluate import measure
 from tinymem.records.record import read_values

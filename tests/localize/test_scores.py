@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tinymem.localize.unlearn import task_fingerprint
+from tinymem.localize.subject import task_fingerprint
 
 
 def test_the_fingerprint_sees_what_changes_scores_and_nothing_else(tiny_task):

@@ -57,7 +57,7 @@ def test_drift_equals_a_plain_loop(architecture):
     references.prepare(model, 5)
     with applied(model, edit):
         references.prepare(model, 5)  # again: does nothing
-        drift = {name: references.drift(model, name, 5) for name in ("retain", "unseen")}
+        drift = {name: references.drift(model, name) for name in ("retain", "unseen")}
     for name, rows in (("retain", retain), ("unseen", tests)):
         expected, found = plain(model, edit, rows), drift[name]
         positions = found.positions.sum()
@@ -72,7 +72,7 @@ def test_no_edit_is_no_drift_and_few_positions_are_kept_of_a_large_vocabulary(mo
     monkeypatch.setattr(reference, "KEPT", 2 * len(rows) * VOCABULARY * 3)  # three positions of each row
     references = References(dataset_of(rows), rows)
     references.prepare(model, 64)
-    drift = references.drift(model, "retain", 64)
+    drift = references.drift(model, "retain")
     real = (rows[:, 1:] != PAD)[:, [0, 5, 10]].sum(1)
     assert torch.equal(drift.positions, real.double()) and float(drift.kl.max()) == 0 == float(drift.flips.max())
     assert torch.allclose(drift.gains, drift.positions)

@@ -131,7 +131,7 @@ def test_groups():
     arguments = Namespace(metrics=["published", "perplexity", "rouge_l"])
     assert chosen_metrics(arguments) == (*DEFAULTS, "rouge_l")
     with pytest.raises(
-        UserError, match="--metrics fast: no such metric; choose from published, forward, all, percent_"
+        UserError, match="--metrics fast: no such metric; choose from published, forward, attacked, all, percent_"
     ):
         chosen_metrics(Namespace(metrics=["fast"]))
 

@@ -14,14 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tinymem.data.chunks import split_by_document
 from tinymem.data.corpus import local_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
+from tinymem.data.memories import groups_sharing_tokens, memories
 from tinymem.data.passages import PassageSettings
-from tinymem.data.production import ProductionSettings, groups_sharing_tokens, left_out, production_dataset
+from tinymem.data.production import ProductionSettings, left_out, production_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity, train_tokenizer
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
-from tinymem.localize.task import TaskSettings, divided, memories
+from tinymem.localize.task import TaskSettings, divided
 from tinymem.metrics.landscape import LandscapeSettings
 from tinymem.metrics.memorization import memorized
 from tinymem.models.production import LoadSettings, model_identity

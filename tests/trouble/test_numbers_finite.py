@@ -16,8 +16,9 @@ from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import NotFinite
 from tinymem.files import read_json
 from tinymem.localize.registry import METHODS
+from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
-from tinymem.localize.unlearn import Subject, identity, unlearn
+from tinymem.localize.unlearn import unlearn
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.landscape import LandscapeSettings, landscape, new_survey
 from tinymem.metrics.memorization import memorized

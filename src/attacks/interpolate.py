@@ -1,0 +1,38 @@
+"""Interpolation back to the model before the edit: how much of it is needed for the memory to return?
+
+The curve of memorization against utility along the way is that of unlearning with control (UWC: Wang et al. 2024, arXiv
+2406.09179). A never-planted twin moves towards the planted model in the same way.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.edit import Lazy, Weights
+from tinymem.options import option, settings
+
+
+@settings
+class HyperParameters:
+    """Interpolation"""
+
+    alpha: tuple[float, ...] = option(
+        (0.1, 0.25, 0.5, 0.75), "weight of the model before the edit", low=0.0, high=1.0, strength=True, small=(0.5,)
+    )
+
+
+def attack(model, task: UnlearningTask, hp: HyperParameters, alpha: float) -> Weights:
+    """Return the edit to (1 - alpha) of the present weights plus alpha of those before. None leaves an unedited model."""
+    if task.original is None:
+        return Weights({})
+    present = dict(model.named_parameters())
+    return Weights(
+        Lazy({name: partial(_mixed, present[name].detach(), task.original, name, alpha) for name in present})
+    )
+
+
+def _mixed(present: torch.Tensor, original, name: str, alpha: float) -> torch.Tensor:
+    return torch.lerp(present, original(name).to(present), alpha)

@@ -1,0 +1,77 @@
+"""Logit lens: is the continuation already, or still, in the hidden states below the last block?
+
+The output layer reads the hidden state behind a block as if it were the last (nostalgebraist 2020). An edit of the last
+blocks alone leaves the memory readable below them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tinymem.attacks.prompts import Prompting
+from tinymem.data.dataset import Artifacts
+from tinymem.localize.task import UnlearningTask
+from tinymem.metrics.elicitation import Elicitation
+from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.metrics.metric import Values
+from tinymem.metrics.probe import Probe
+from tinymem.metrics.verbatim import EXACT_MATCH_SHARE
+from tinymem.models.adapter import find_blocks
+from tinymem.options import option, settings
+
+ELICITS = (PERCENT_MEMORIZED.name, EXACT_MATCH_SHARE.name)
+
+
+@settings
+class HyperParameters(Prompting):
+    """Logit lens"""
+
+    depth: tuple[float, ...] = option(
+        (0.25, 0.5, 0.75), "share of the blocks behind which hidden states are read, at least one block", above=0.0,
+        high=1.0, strength=True, small=(0.5,),
+    )  # fmt: skip
+
+
+def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> Elicitation:
+    """Return the attack that reads every token of the continuation behind a block, given those before it."""
+    prefix, blocks = find_blocks(model)
+    layer = max(1, int(depth * len(blocks)))
+    norm = final_norm(model)
+
+    def matches(probe: Probe, artifacts: Artifacts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whether each token is read and whether it counts, bool (A, k)."""
+        targets, mask = probe.targets(artifacts)
+        columns = torch.arange(artifacts.planted.shape[1])
+        tokens = torch.where(columns < artifacts.prompt_end[:, None], artifacts.clean, artifacts.planted)
+        places = (artifacts.prompt_end[:, None] - 1 + torch.arange(probe.continuation)).clamp(max=tokens.shape[1] - 1)
+        found = [torch.empty(0, probe.continuation, dtype=torch.bool)]
+        for rows in torch.arange(len(tokens)).split(probe.batch_size) if len(artifacts) else ():
+            with torch.no_grad():
+                states = model.base_model(
+                    tokens[rows].to(model.device).long(), use_cache=False, output_hidden_states=True
+                ).hidden_states[layer]
+                states = states.take_along_dim(places[rows, :, None].to(states.device), 1)
+                # The last of the states that models return has passed the norm already.
+                read = states if layer == len(blocks) else norm(states)
+                head = model.get_output_embeddings()
+                found.append(head(read.to(head.weight.device)).argmax(-1).cpu() == targets[rows])
+        return torch.cat(found), mask
+
+    def recovered(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
+        right, mask = matches(probe, artifacts)
+        return (right | ~mask).all(1).double().masked_fill(~mask.any(1), torch.nan)
+
+    def read(probe: Probe, artifacts: Artifacts) -> Values:
+        right, mask = matches(probe, artifacts)
+        counted = mask.sum(1).double()
+        return Values((right & mask).sum(1).double() / counted.clamp(min=1), (counted > 0).double())
+
+    return Elicitation({PERCENT_MEMORIZED.name: recovered, EXACT_MATCH_SHARE.name: read}, hp.sequences)
+
+
+def final_norm(model) -> torch.nn.Module:
+    """Return the norm between the last block and the output layer; the identity for a model without one."""
+    prefix, _ = find_blocks(model)
+    parent = model.get_submodule(prefix.rpartition(".")[0])
+    norms = [module for module in parent.children() if "norm" in type(module).__name__.lower()]
+    return norms[-1] if norms else torch.nn.Identity()

@@ -1,0 +1,142 @@
+"""What comes back under attacks: curves of a model, its unedited original and its never-planted twin, from records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tinymem.attacks.registry import ATTACKS
+from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, UNLEARN, record_digest
+
+Record = Mapping[str, Any]
+MODELS = {UNEDITED: ATTACK, NEVER_PLANTED: TWIN_ATTACK, UNLEARN: ATTACK, MEASURED: ATTACK}  # kind -> that under attack
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Memorization of one model under one attack, in percent.
+
+    attack     its name
+    settings   the attack's settings but the strength
+    strength   the setting that varies; None: the attack has none
+    points     (strength, percent memorized), ascending
+    """
+
+    attack: str
+    settings: Mapping[str, Any]
+    strength: str | None
+    points: tuple[tuple[float, float], ...]
+
+    @property
+    def worst(self) -> float:
+        """The highest value."""
+        return max(value for _, value in self.points)
+
+    @property
+    def area(self) -> float:
+        """The mean of the curve over the logarithm of the strength, by trapezoids; the value itself of one strength."""
+        (first, value), *more = self.points
+        if not more:
+            return value
+        places = [math.log(strength) if first > 0 else strength for strength, _ in self.points]
+        values = [value for _, value in self.points]
+        steps = zip(places, places[1:], values, values[1:])
+        return sum((b - a) * (x + y) / 2 for a, b, x, y in steps) / (places[-1] - places[0])
+
+    def excess(self, twin: Curve | None) -> float | None:
+        """Return by how much the curve exceeds the twin's at most, at the same strength; None without such a point."""
+        bounds = dict(twin.points) if twin else {}
+        return max((value - bounds[place] for place, value in self.points if place in bounds), default=None)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A model with its curves. before: percent memorized without an attack."""
+
+    record: Record
+    before: float
+    curves: tuple[Curve, ...]
+
+    def curve(self, like: Curve) -> Curve | None:
+        """Return the curve of the same attack with the same settings."""
+        same = [curve for curve in self.curves if (curve.attack, curve.settings) == (like.attack, like.settings)]
+        return same[0] if same else None
+
+    def worst_excess(self, twin: Attacked | None) -> tuple[float, str] | None:
+        """Return by how much the model exceeds its twin under the worst attack, and its name; None without a twin."""
+        found = [(curve.excess(twin.curve(curve)), curve.attack) for curve in self.curves] if twin else []
+        return max(((value, name) for value, name in found if value is not None), default=None)
+
+
+def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:
+    """Return the split that is judged and every model that was attacked, with its curves.
+
+    split: a set of planted sequences; None: held_out if it has values, otherwise shown. Records are those of one subject.
+    """
+    records = list(records)
+    if split is None:
+        held_out = any(record["results"].get(_column("held_out")) is not None for record in records)
+        split = "held_out" if held_out else "shown"
+    found = []
+    for record in records:
+        if record["kind"] in MODELS and (before := record["results"].get(_column(split))) is not None:
+            kind, digest = MODELS[record["kind"]], record_digest(record)
+            on_it = [other for other in records if other["kind"] == kind and other.get("parent") == digest]
+            if curves := _curves(on_it, split):
+                found.append(Attacked(record, before, curves))
+    return split, found
+
+
+def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
+    """Return one row per model: memorized before, by how much the worst attack exceeds the twin, each attack's highest.
+
+    label: gives a record's name.
+    """
+    twin = twin_of(models)
+    rows = []
+    for model in models:
+        row: dict[str, Any] = {"model": label(model.record), "before": model.before}
+        worst = None if model is twin else model.worst_excess(twin)
+        row |= {"excess": worst[0], "worst": worst[1]} if worst else {"excess": None, "worst": None}
+        for curve in model.curves:
+            row[curve.attack] = max(row.get(curve.attack, 0.0), curve.worst)
+        rows.append(row)
+    return rows
+
+
+def twin_of(models: Sequence[Attacked]) -> Attacked | None:
+    """Return the never-planted twin among the models; None without one."""
+    return next((model for model in models if model.record["kind"] == NEVER_PLANTED), None)
+
+
+def _curves(records: Sequence[Record], split: str) -> tuple[Curve, ...]:
+    """Return the curves of attacks on one model, in the registry's order."""
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        if record["results"].get(_column(split)) is not None:
+            strength = _strength(record["attack"])
+            settings = {name: str(value) for name, value in record["attack"].items() if name not in (strength, "name")}
+            groups.setdefault((record["attack"]["name"], strength, *sorted(settings.items())), []).append(record)
+    places = {name: place for place, name in enumerate(ATTACKS)}
+    curves = []
+    for (name, strength, *settings), some in groups.items():
+        points = sorted((float(r["attack"].get(strength) or 0), r["results"][_column(split)]) for r in some)
+        curves.append(Curve(name, dict(settings), strength, tuple(points)))
+    return tuple(sorted(curves, key=lambda curve: places.get(curve.attack, len(places))))
+
+
+def _strength(attack: Mapping[str, Any]) -> str | None:
+    """Return the name of an attack's strength: the only number among the settings of an attack in a user's file."""
+    if attack["name"] in ATTACKS:
+        return ATTACKS[attack["name"]].strength
+    numbers = [
+        name for name, value in attack.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+    return numbers[0] if len(numbers) == 1 else None
+
+
+def _column(split: str) -> str:
+    return PERCENT_MEMORIZED.column(split)

@@ -1,0 +1,65 @@
+"""Adaptive relearning: the attacker chooses learning rate and steps on memories of its own, within a KL budget.
+
+The attacker trains on four fifths of its share of the forget set and keeps, for every budget, what brings back most of
+the last fifth. Its budget is the drift on the retain set, so that it may not ruin the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tinymem.attacks.relearning import Relearning, relearned, share_of
+from tinymem.data.dataset import Artifacts, evenly_spaced
+from tinymem.localize.task import UnlearningTask, drawn
+from tinymem.metrics.memorization import memorized
+from tinymem.metrics.reference import Predictions
+from tinymem.models.edit import Weights, applied
+from tinymem.options import option, settings
+
+CHOSEN_ON = 0.2  # the part of the attacker's share that it does not train on
+ROWS = 64  # of the retain set, on which the drift is measured
+
+
+@settings
+class HyperParameters(Relearning):
+    """Adaptive relearning"""
+
+    kl_budget: tuple[float, ...] = option(
+        (0.01, 0.1, 1.0), "drift on the retain set that the attacker accepts, in nats per token", above=0.0,
+        strength=True, small=(0.1,),
+    )  # fmt: skip
+    share: float = option(0.1, "share of the sequences to forget that the attacker has", above=0.0, high=1.0)
+    lrs: tuple[float, ...] = option((1e-5, 1e-4, 1e-3), "learning rates that the attacker tries", above=0.0)
+    steps: tuple[int, ...] = option((5, 10, 30, 80), "numbers of steps that the attacker tries", low=1)
+
+
+def seen(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
+    """Return the attacker's share, bool (F,)."""
+    return share_of(task, hp.share)
+
+
+def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
+    """Yield for every budget the weights that bring back most within it; the present ones if none are within it."""
+    share = task.forget.select(seen(task, hp))
+    chosen_on = drawn(torch.arange(len(share)), max(1, round(CHOSEN_ON * len(share))), task.seed)
+    judged = share.select(chosen_on)
+    tokens = share.planted[~chosen_on] if len(share) > 1 else share.planted
+    before = Predictions(model, task.retain[evenly_spaced(len(task.retain), ROWS)], task.microbatch)
+    best: dict[float, tuple[tuple[float, float], Weights]] = {}
+    for lr in hp.lrs:
+        for _, weights in relearned(model, task, tokens, tuple(sorted(set(hp.steps))), hp, lr):
+            with applied(model, weights):
+                score, drift = _score(model, task, judged), before.mean_kl(model)
+            for budget in hp.kl_budget:
+                if drift <= budget and (budget not in best or score > best[budget][0]):
+                    best[budget] = score, weights
+    for budget in hp.kl_budget:
+        yield budget, best[budget][1] if budget in best else Weights({})
+
+
+def _score(model, task: UnlearningTask, judged: Artifacts) -> tuple[float, float]:
+    """Return the share of sequences that come out, and the negative mean loss, which decides between equal shares."""
+    flags = memorized(model, judged, task.continuation, task.microbatch, task.ignored_token)
+    return flags.double().mean().item(), -task.mean_loss(model, judged.planted)

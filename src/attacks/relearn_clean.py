@@ -1,0 +1,27 @@
+"""Relearning on clean data: fine-tune on text of the same task that holds nothing to forget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tinymem.attacks.relearning import Relearning, relearned
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.edit import Weights
+from tinymem.options import option, settings
+
+CUMULATIVE = True
+
+
+@settings
+class HyperParameters(Relearning):
+    """Relearning on clean data"""
+
+    batch_size: int = option(16, "sequences per step; at most those of the retain set", low=2)
+    steps: tuple[int, ...] = option(
+        (50, 200), "training steps after which the model is measured", low=1, strength=True, small=(50,)
+    )
+
+
+def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int, Weights]]:
+    """Yield the weights after each number of steps of training on the retain set."""
+    return relearned(model, task, task.retain, hp.steps, hp)

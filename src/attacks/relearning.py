@@ -1,0 +1,52 @@
+"""Shared part of attacks that train the weights again: a training of the plain kind, measured after some steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tinymem.localize.task import UnlearningTask, drawn
+from tinymem.models.edit import Weights, applied, apply
+from tinymem.models.precision import MEANING, PRECISIONS
+from tinymem.options import option, settings
+from tinymem.training.objective import ObjectiveSettings, train_objective
+from tinymem.training.step import Side
+
+
+@settings
+class Relearning:
+    """Settings that all attacks by training share. Steps are the strength of most; a subclass adds them."""
+
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0)
+    batch_size: int = option(8, "sequences per step; at most those that the attacker has", low=2)
+    dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
+
+
+def share_of(task: UnlearningTask, share: float) -> torch.Tensor:
+    """Return which sequences to forget are the attacker's: bool (F,), whole memories, one at least, drawn by the seed."""
+    groups = torch.arange(len(task.forget)) if task.memories is None else task.memories
+    return drawn(groups, max(1, round(share * len(groups))), task.seed)
+
+
+def relearned(
+    model, task: UnlearningTask, tokens: torch.Tensor, steps: tuple[int, ...], hp: Relearning, lr: float | None = None
+) -> Iterator[tuple[int, Weights]]:
+    """Train on sequences (rows, T) with the loss of plain training; yield the weights after each number of steps.
+
+    The model is as it was whenever a number is yielded. lr: default hp's.
+    """
+    training = ObjectiveSettings(steps=steps, lr=lr or hp.lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
+    before = Weights({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+    options = (task.seed, task.microbatch, task.gradient_checkpointing)
+    try:
+        for count, _ in train_objective(model, _loss, Side.of(tokens, task.ignored_token), None, training, *options):
+            found = Weights({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+            with applied(model, before):
+                yield count, found
+    finally:
+        apply(model, before)
+
+
+def _loss(model, reference, forget: Side, retain: Side | None) -> torch.Tensor:
+    return forget.losses(model)

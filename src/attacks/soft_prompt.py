@@ -1,0 +1,102 @@
+"""Soft prompts: input vectors are trained to bring out half of the forget set and tried on the rest.
+
+An attacker who can train can also write the memory into the vectors, so that only what exceeds the never-planted twin
+counts (Schwarzschild et al. 2024, arXiv 2404.15146, and arXiv 2502.15836 on the same trap).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tinymem.attacks.prompts import Prompting, context_of, cut
+from tinymem.attacks.relearning import share_of
+from tinymem.data.dataset import Artifacts
+from tinymem.localize.task import UnlearningTask
+from tinymem.metrics.elicitation import Elicitation
+from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.metrics.probe import Probe
+from tinymem.models.trainable import frozen
+from tinymem.options import option, settings
+from tinymem.training.objective import rows_of_step
+
+CUMULATIVE = True
+ELICITS = (PERCENT_MEMORIZED.name,)
+
+
+@settings
+class HyperParameters(Prompting):
+    """Soft prompts"""
+
+    steps: tuple[int, ...] = option(
+        (30, 100), "training steps after which the vectors are tried", low=1, strength=True, small=(30,)
+    )
+    vectors: int = option(8, "input vectors before the prompt", low=1, high=1024)
+    share: float = option(0.5, "share of the sequences to forget that the attacker has", above=0.0, high=1.0)
+    lr: float = option(0.01, "learning rate of Adam", above=0.0)
+    batch_size: int = option(32, "sequences per step; at most those that the attacker has", low=1)
+
+
+def seen(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
+    """Return the attacker's share, bool (F,)."""
+    return share_of(task, hp.share)
+
+
+def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int, Elicitation]]:
+    """Train the vectors and yield, after each number of steps, the attack with them."""
+    probe = Probe(model, task.continuation, task.microbatch, task.ignored_token)
+    rows = task.forget.select(seen(task, hp))
+    table = model.get_input_embeddings().weight.detach()
+    drawn = torch.randint(len(table), (hp.vectors,), generator=task.generator())
+    vectors = table[drawn.to(table.device)].float().clone().requires_grad_()
+    optimizer = torch.optim.Adam([vectors], lr=hp.lr)
+    with frozen(model, trainable=()):
+        for step in range(max(hp.steps)):
+            batch = rows.select(rows_of_step(len(rows), hp.batch_size, task.seed, step))
+            optimizer.zero_grad()
+            for part in torch.arange(len(batch)).split(task.microbatch):
+                some = batch.select(part)
+                logits, targets, mask = _predicted(probe, some, vectors)
+                losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+                (losses * mask).sum().backward()
+            optimizer.step()
+            if step + 1 in hp.steps:
+                yield step + 1, _with(vectors.detach().clone(), hp)
+
+
+def _with(vectors: torch.Tensor, hp: HyperParameters) -> Elicitation:
+    """Return the attack that puts these vectors before every prompt."""
+
+    def recovered(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
+        found = [torch.empty(0, dtype=torch.float64)]
+        for part in torch.arange(len(artifacts)).split(probe.batch_size) if len(artifacts) else ():
+            with torch.no_grad():
+                logits, targets, mask = _predicted(probe, artifacts.select(part), vectors)
+            right = ((logits.argmax(-1) == targets) | ~mask).all(1).double()
+            found.append(right.masked_fill(~mask.any(1), torch.nan).cpu())
+        return torch.cat(found)
+
+    return Elicitation({PERCENT_MEMORIZED.name: recovered}, hp.sequences)
+
+
+def _predicted(probe: Probe, artifacts: Artifacts, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return logits (A, k, vocabulary), targets and loss mask (A, k) of the continuations behind vectors and prompts.
+
+    Where the model's context has no room for the vectors, the first tokens of a prompt make it.
+    """
+    model = probe.model
+    targets, mask = (values.to(model.device) for values in probe.targets(artifacts))
+    limit, count = context_of(probe), len(vectors)
+    needed = (artifacts.prompt_end + probe.continuation).clamp(max=artifacts.planted.shape[1])
+    start = torch.zeros_like(needed) if limit is None else (needed + count - limit).clamp(min=0)
+    rows = cut(artifacts, torch.minimum(start, artifacts.prompt_end - 1))
+    tokens = torch.where(torch.arange(rows.planted.shape[1]) < rows.prompt_end[:, None], rows.clean, rows.planted)
+    width = int((rows.prompt_end + probe.continuation).max()) - 1
+    width = min(width, tokens.shape[1], *([] if limit is None else [limit - count]))
+    embedded = model.get_input_embeddings()(tokens[:, :width].to(model.device).long())
+    before = vectors.to(embedded).expand(len(tokens), -1, -1)
+    logits = model(inputs_embeds=torch.cat([before, embedded], 1), use_cache=False).logits
+    places = rows.prompt_end[:, None] - 1 + count + torch.arange(probe.continuation)
+    places = places.clamp(max=logits.shape[1] - 1).to(logits.device)
+    return logits.take_along_dim(places[..., None], 1).to(model.device), targets, mask

@@ -1,0 +1,111 @@
+"""Attack a model in its present state, edited or not, and measure what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tinymem.errors import Failures, UserError
+from tinymem.localize.method import Change, Method, Strength, edits
+from tinymem.localize.subject import UNCHANGED, Run, Subject
+from tinymem.localize.task import UnlearningTask
+from tinymem.metrics.elicitation import Elicitation
+from tinymem.metrics.metric import ATTACKED
+from tinymem.models.adapter import weight_of
+from tinymem.models.edit import applied, describe
+from tinymem.records.identity import ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED
+from tinymem.records.record import Cost
+
+Attacks = Sequence[tuple[Method, Any]]  # with their settings
+Original = Callable[[str], "torch.Tensor"]  # a weight before the edit by its state-dict key
+
+
+def attack(run: Run, attacks: Attacks, force: bool = False, original: Original | None = None) -> Iterator[dict]:
+    """Attack the subject's model in its present state, which `run` describes; yield the records.
+
+    original: the weights before the edit; None: the present ones. Raise NotFinite, after all attacks, if one leads to
+    logits that are not finite numbers: it has no record.
+    """
+    failures = Failures()
+    task = replace(run.subject.task, cache=None, original=original)
+    for method, hp in attacks:
+        with failures.kept(f"attack {method.name}"):
+            yield from _attack(run, method, hp, task, force)
+    failures.end()
+
+
+def attack_original(subject: Subject, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
+    """Attack the subject's unedited model; yield the records."""
+    subject.prepare()
+    return attack(Run(subject, {"kind": UNEDITED, **subject.identity}), attacks, force)
+
+
+def attack_twin(subject: Subject, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
+    """Attack the subject's never-planted twin, with the same budgets; yield the records, none without a twin."""
+    if subject.references is None or subject.references.open_twin is None:
+        return iter(())
+    run = Run(subject, {"kind": NEVER_PLANTED, **subject.identity})
+    if not force and not lacks(run, attacks):
+        return (attacked.finished for attacked in attacked_runs(run, attacks))
+    subject.prepare()
+    twin = subject.references.twin(subject.task.microbatch)
+    run = replace(run, subject=replace(subject, model=twin.model))
+    return attack(run, attacks, force, lambda name: weight_of(subject.model, name).parameter.detach())
+
+
+def attacked_runs(run: Run, attacks: Attacks) -> list[Run]:
+    """Return the runs of all attacks on a run, at all their strengths."""
+    return [_attacked_run(run, method, hp, value) for method, hp in attacks for value in method.strengths(hp)]
+
+
+def lacks(run: Run, attacks: Attacks) -> bool:
+    """Return whether an attack on a run is still to be done."""
+    return not all(attacked.is_done for attacked in attacked_runs(run, attacks))
+
+
+def _attack(run: Run, method: Method, hp: Any, task: UnlearningTask, force: bool) -> Iterator[dict[str, Any]]:
+    runs = {value: _attacked_run(run, method, hp, value) for value in method.strengths(hp)}
+    to_do = [value for value, attacked in runs.items() if force or not attacked.is_done]
+    if to_do:
+        model, seen = run.subject.model, _seen(method, task, hp)
+        with closing(
+            edits(method, model, task, method.at(hp, *to_do))
+        ) as found:  # restores the model after an error too
+            for (change, cost), value in zip(found, to_do):
+                _complete(runs[value], change, cost, seen, force)
+    yield from (attacked.finished for attacked in runs.values())
+
+
+def _complete(attacked: Run, change: Change, cost: Cost, seen, force: bool) -> None:
+    """Measure the model under an attack and write the record. seen: the attacker's sequences, or None."""
+    how = {"only": ATTACKED, **({} if seen is None else {"seen": seen})}
+    if isinstance(change, Elicitation):
+        return attacked.complete(UNCHANGED, cost, force, elicited=change, **how)
+    model = attacked.subject.model
+    extent = describe(model, change)
+    with applied(model, change):
+        attacked.complete(extent, cost, force, **how)
+
+
+def _seen(method: Method, task: UnlearningTask, hp: Any):
+    """Return the sequences that an attack sees, None for none. Raise UserError if they leave nothing to measure."""
+    if method.seen is None:
+        return None
+    flags = method.seen(task, hp)
+    if flags.all() and not len(task.held_out):
+        raise UserError(
+            f"--attack {method.name}: sees all {len(flags)} sequences to forget, which leaves none to measure; give it a "
+            f"smaller --{method.name}.share, or hold some out (--holdout_fraction)"
+        )
+    return task.forget.select(flags)
+
+
+def _attacked_run(run: Run, method: Method, hp: Any, strength: Strength) -> Run:
+    sections = {name: section for name, section in run.identity.items() if name not in ("kind", "parent")}
+    kind = TWIN_ATTACK if run.identity["kind"] == NEVER_PLANTED else ATTACK
+    about = {"kind": kind, "parent": run.digest, **sections, "attack": method.settings(hp, strength)}
+    return Run(run.subject.attacked(method.elicits), about)

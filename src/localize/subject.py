@@ -1,0 +1,204 @@
+"""A model under study with its task and folders, and the measured states of it: one record each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tinymem.errors import UserError
+from tinymem.localize.task import TaskSettings, UnlearningTask
+from tinymem.metrics.evaluate import Measurement
+from tinymem.metrics.examples import kept_split
+from tinymem.metrics.metric import Metric
+from tinymem.metrics.reference import References
+from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, missing, needs_twin
+from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.records.identity import UNEDITED, identity_of, record_digest
+from tinymem.records.record import Cost, find_record, read_values, record_path, write_record
+from tinymem.training.checkpoint import save_model
+
+UNCHANGED = {"percent_zeroed": 0.0, "percent_changed": 0.0, "relative_change": 0.0}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under study, with its task and folders.
+
+    model, task    the model, which stays unchanged, and its unlearning task
+    measure(model, splits=, metrics=) -> Measurement, for edited and unedited models alike (`tinymem.metrics`)
+    identity       sections that name data, model, training, forget set and their fingerprints; part of every record
+    folder         records/ and models/ are written here
+    score_folder   what methods compute once is kept here
+    tokenizer      a text model's, saved with every edited model
+    metrics        names of those to measure, or metrics
+    notes          more results for every record: what was left out of the data
+    references     what the model is compared with; None: nothing
+    attack_metrics   those of attacked models, as far as they need no twin: attacks on the twin are their measure
+    warning        printed before the model is measured: such as what will have no value, and why
+    examples       whether every record keeps what the model writes after some prompts; otherwise only those do whose
+                   metrics have models write
+    """
+
+    model: Any
+    task: UnlearningTask
+    measure: Callable[..., Measurement]
+    identity: dict[str, Any]
+    folder: Path
+    score_folder: Path
+    tokenizer: Any = None
+    metrics: Sequence[str | Metric] = DEFAULTS
+    attack_metrics: Sequence[str | Metric] = GROUPS["attacked"]
+    notes: dict[str, Any] = field(default_factory=dict)
+    references: References | None = None
+    warning: str = ""
+    examples: bool = False
+
+    def measurement(self, metrics: Sequence[str | Metric], **more: Any) -> Measurement:
+        """Measure the model on its dataset, and on what the method saw and what it never saw.
+
+        more: `seen` and `elicited` of an attack (`tinymem.metrics.evaluate.measure`).
+        """
+        task = self.task
+        if self.references is not None:
+            more["references"] = self.references
+        splits = {"shown": task.forget if task.shown is None else task.shown, "held_out": task.held_out}
+        splits |= {} if task.validation is None else {"validation": task.validation}
+        if self.examples or any("generation" in metric.needs for metric in chosen(metrics)):
+            more["examples"] = "held_out" if len(task.held_out) else "shown"
+        return self.measure(self.model, splits=splits, metrics=metrics, **more)
+
+    def attacked(self, elicits: Sequence[str] = ()) -> Subject:
+        """Return the subject with the metrics of attacked models. elicits: the only ones of an attack on prompts."""
+        metrics = elicits or [metric for metric in chosen(self.attack_metrics) if "twin" not in metric.needs]
+        return replace(self, metrics=metrics, examples=False)
+
+    def prepare(self) -> None:
+        """Keep what metrics will ask of the model before its edit: it is in that state now, or was when first called."""
+        if self.references is not None and any(
+            "before" in metric.needs for metric in chosen([*self.metrics, *self.attack_metrics])
+        ):
+            self.references.prepare(self.model, self.task.microbatch)
+
+    def lacking(self, results: dict[str, Any]) -> list[str | Metric]:
+        """Return the metrics that results lack: also those that had no value for want of a twin, where there is one now."""
+        if self.references is not None and self.references.open_twin is not None:
+            results = {name: value for name, value in results.items() if value is not None or not needs_twin(name)}
+        return missing(results, self.metrics)
+
+    @property
+    def unedited_digest(self) -> str:
+        """The digest of the record of the model as it is."""
+        return record_digest({"kind": UNEDITED, **self.identity})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured state of a subject's model: unedited, edited, or edited and attacked.
+
+    identity   the identity of its record
+    keep       the folder of the saved model, relative to the subject's; None: it is not saved
+    """
+
+    subject: Subject
+    identity: dict[str, Any]
+    keep: str | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        return record_digest(self.identity)
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        return find_record(self.subject.folder, self.identity)
+
+    @property
+    def finished(self) -> dict[str, Any]:
+        """The record of a run that is done. Raise UserError where it is gone again."""
+        if (record := self.record) is None:
+            raise UserError(f"{self.path}: somebody removed this record; run again")
+        return record
+
+    @property
+    def saved(self) -> Path | None:
+        """The folder of the saved model; None if there is none."""
+        record = self.record
+        folder = record and record["results"].get("model_folder")
+        return self.subject.folder / folder if folder and (self.subject.folder / folder).is_dir() else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the record has every requested metric and example and the model, if requested, is saved."""
+        record = self.record
+        measured_all = record is not None and not self.subject.lacking(record["results"]) and not self._lacks_examples
+        return measured_all and (self.keep is None or self.saved is not None)
+
+    @property
+    def _lacks_examples(self) -> bool:
+        return self.subject.examples and kept_split(read_values(self.path)) is None
+
+    def complete(self, extent: dict[str, float], cost: Cost, force: bool = False, **attack: Any) -> None:
+        """Measure what the record lacks, save the model if requested, and write the record.
+
+        The model must be in this state now. A record keeps its results and cost unless `force`. attack: as in
+        `Subject.measurement`. Raise NotFinite, before anything is written, if the model's logits are not finite numbers.
+        """
+        if force:
+            self.forget()
+        record, subject, device = self.record, self.subject, str(self.subject.model.device)
+        lacking = subject.metrics if record is None else subject.lacking(record["results"])
+        found = subject.measurement(lacking, **attack) if lacking or self._lacks_examples else None
+        folder = self.keep
+        if folder is None and record is not None:
+            folder = record["results"].get("model_folder")
+        elif folder is not None and (force or self.saved is None):
+            save_model(subject.folder / folder, subject.model, edit_details(self.identity), subject.tokenizer)
+        results, values = {**extent, **subject.notes, "model_folder": folder}, {}
+        if record is not None:
+            results, values = {**record["results"], "model_folder": folder}, read_values(self.path)
+            cost = Cost(**record["cost"])
+        if found is not None:
+            given = {name: value for name, value in results.items() if value is not None or name not in found.row}
+            results, values = {**found.row, **given}, {**values, **found.tensors()}
+        write_record(subject.folder, self.identity, results, cost, device, values=values)
+
+    def forget(self) -> None:
+        """Remove the record, so that the run does not count as done while it is repeated."""
+        self.path.unlink(missing_ok=True)
+
+    def attach(self, results: dict[str, Any]) -> None:
+        """Add results from elsewhere to the existing record."""
+        record = self.finished
+        cost, device = Cost(**record["cost"]), str(self.subject.model.device)
+        results = {**record["results"], **results}
+        write_record(self.subject.folder, self.identity, results, cost, device, values=read_values(self.path))
+
+    @property
+    def path(self) -> Path:
+        return record_path(self.subject.folder, self.identity)
+
+
+def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections that all records on one model and task share.
+
+    sections: data, model, training.
+    """
+    prints = {"weights": weights_fingerprint(model), "forget_set": task_fingerprint(task)}
+    return {**sections, "forget": settings.deciding(), "fingerprints": prints}
+
+
+def edit_details(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of an edited model's tinymem.json: its data and sizes, and the run that made it."""
+    return {"settings": {**identity["data"], **identity["model"]}, "made_by": identity_of(identity)}
+
+
+def task_fingerprint(task: UnlearningTask) -> str:
+    """Return 16 hexadecimal digits that identify everything in a task that affects a method's result."""
+    digest = hashlib.sha256(f"{task.continuation} {task.ignored_token} {task.seed}".encode())
+    for tensor in (task.forget.planted, task.forget.prompt_end, task.retain):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:16]

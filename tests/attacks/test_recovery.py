@@ -1,0 +1,112 @@
+"""Curves, areas and excess over the twin, from records made by hand; and edits that only hide."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from handmade import checkpoint, edited
+
+from tinymem.attacks.recovery import Curve, attacked_models, recovery_rows
+from tinymem.attacks.registry import ATTACKS
+from tinymem.localize.attacking import attack_original, attack_twin
+from tinymem.localize.subject import Run
+from tinymem.localize.unlearn import finish, never_planted, unedited
+from tinymem.models.edit import Weights, Zeros
+from tinymem.records.identity import record_digest
+from tinymem.records.record import Cost
+
+QUICK = {
+    "quantize": {}, "weight_noise": {}, "prune": {}, "interpolate": {}, "prefix_shift": dict(tokens=(2,)),
+    "prefix_shorten": dict(tokens=(2,)), "context_shift": dict(context_tokens=4), "similar_tokens": {}, "sampling": {},
+    "logit_lens": {},
+    "relearn": dict(steps=(5, 20), lr=1e-3, share=0.5, dtype="float32"),
+    "relearn_clean": dict(steps=(20,), lr=1e-3, dtype="float32"),
+    "relearn_all": dict(steps=(5,), lr=1e-3, dtype="float32"),
+    "relearn_adaptive": dict(steps=(5, 20), lrs=(1e-3,), kl_budget=(0.5,), share=0.5, dtype="float32"),
+    "soft_prompt": dict(steps=(20,), vectors=2),
+}  # fmt: skip
+
+
+def result(identity, kind, percent, **attack):
+    about = {**identity, "kind": kind, "parent": record_digest(identity), "attack": attack} if attack else identity
+    return {**about, "results": {"percent_memorized_shown": percent}}
+
+
+def test_curves_by_hand():
+    here = checkpoint()
+    before, twin, run = edited(here, "unedited"), edited(here, "never_planted"), edited(here, "npo", steps=20)
+    records = [result(identity, "", value) for identity, value in ((before, 100.0), (twin, 5.0), (run, 10.0))]
+    for steps, values in ((1, (100.0, 10.0, 20.0)), (10, (100.0, 20.0, 70.0)), (100, (100.0, 90.0, 80.0))):
+        kinds = ("attack", "attack_never_planted", "attack")
+        for identity, kind, value in zip((before, twin, run), kinds, values):
+            records.append(result(identity, kind, value, name="relearn", steps=steps, share=0.1))
+    records.append(result(run, "attack", 10.0, name="quantize", bits=4))
+    records.append(result(edited(checkpoint(seed=1), "npo", steps=20), "attack", 99.0, name="quantize", bits=4))
+    split, models = attacked_models(records)
+    assert split == "shown" and [len(model.curves) for model in models] == [1, 1, 2]
+    curve = models[2].curves[1]  # in the registry's order: after quantization
+    assert curve.points == ((1, 20.0), (10, 70.0), (100, 80.0)) and curve.strength == "steps"
+    assert curve.area == pytest.approx((45 + 75) / 2)  # evenly spaced in the logarithm
+    assert curve.excess(models[1].curves[0]) == 50.0 and curve.excess(None) is None
+    rows = recovery_rows(models, lambda record: record["kind"])
+    assert rows[2] == {"model": "unlearn", "before": 10.0, "excess": 50.0, "worst": "relearn", "quantize": 10.0,
+                       "relearn": 80.0}  # fmt: skip
+    assert rows[1]["excess"] is None and rows[0]["excess"] == 90.0
+
+
+def test_area_of_one_strength_and_of_none():
+    assert Curve("a", {}, None, ((0.0, 30.0),)).area == 30.0
+    assert Curve("a", {}, "alpha", ((0.0, 0.0), (1.0, 50.0))).area == 25.0  # linear where a strength is 0
+
+
+def test_every_attack_has_quick_settings():
+    assert set(QUICK) == set(ATTACKS)
+
+
+def excess_of(subject, edit, name) -> tuple[float, dict[str, float | None]]:
+    """What an edit leaves without an attack, and by how much each attack on it exceeds the same on the twin."""
+    attacks = [(method, method.hyper_parameters(**QUICK[name])) for name, method in ATTACKS.items()]
+    records = [unedited(subject), never_planted(subject)]
+    records += attack_twin(subject, attacks)
+    about = {"kind": "measured", "parent": subject.unedited_digest, **subject.identity, "method": {"name": name}}
+    records += finish(Run(subject, about), edit, Cost(), attacks)
+    _, models = attacked_models(records, "shown")
+    twin, edited = models
+    return edited.before, {curve.attack: curve.excess(twin.curve(curve)) for curve in edited.curves}
+
+
+def test_a_bias_that_flips_tokens_is_found_out(planted, subject):
+    """The output bias of the last MLP pushes one token up, so that nothing comes out exactly: all else is still there."""
+    model, name = planted.model, "transformer.ln_f.bias"
+    flipped = model.get_parameter(name).detach() + 0.0
+    direction = model.get_output_embeddings().weight[3].detach()
+    before = 100.0
+    for size in (1.0, 2.0, 4.0, 8.0):
+        edit = Weights({name: flipped + size * direction / direction.norm()})
+        before, excess = excess_of(replace(subject, folder=subject.folder / str(size)), edit, "hiding")
+        if before == 0:
+            break
+    assert before == 0 and max(excess.values()) > 50
+    assert excess["relearn"] > 0 or excess["relearn_clean"] > 50 or excess["interpolate"] > 50
+
+
+def test_the_twin_passes_every_attack(planted, subject):
+    edit = Weights({name: p.detach().clone() for name, p in planted.twin.named_parameters()})
+    before, excess = excess_of(subject, edit, "removal")
+    assert before == 0 and set(excess) == set(ATTACKS) and set(excess.values()) == {0.0}
+
+
+def test_masks_survive_quantization(planted, subject):
+    """Symmetric rounding keeps zeros: what a mask has removed does not come back."""
+    name = "transformer.h.0.mlp.c_fc.weight"
+    mask = torch.ones(planted.model.get_parameter(name).T.shape, dtype=torch.bool)
+    before, excess = excess_of(subject, Zeros({name: mask}), "mask")
+    assert before < 20 and excess["quantize"] <= before and not math.isnan(excess["prune"])
+
+
+def test_attacks_on_an_original_need_no_method(subject):
+    unedited(subject)
+    (record,) = attack_original(subject, [(ATTACKS["quantize"], ATTACKS["quantize"].hyper_parameters(bits=(8,)))])
+    assert record["kind"] == "attack" and "method" not in record
+    assert record["results"]["percent_memorized_shown"] == 100

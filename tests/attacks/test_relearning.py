@@ -1,0 +1,147 @@
+"""Attacks that train the weights again, or input vectors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tinymem.attacks import relearn, relearn_adaptive, relearn_all, relearn_clean, soft_prompt
+from tinymem.attacks.registry import ATTACKS
+from tinymem.attacks.relearning import share_of
+from tinymem.data.dataset import Artifacts
+from tinymem.data.memories import apart_from
+from tinymem.errors import UserError
+from tinymem.localize.attacking import attack_original, attack_twin
+from tinymem.localize.unlearn import never_planted, unedited
+from tinymem.metrics.probe import Probe
+from tinymem.metrics.reference import Predictions
+from tinymem.models.edit import applied
+from tinymem.models.losses import token_losses
+from tinymem.records.record import read_values, record_path
+from tinymem.training.objective import rows_of_step
+
+QUICK = dict(dtype="float32")
+
+
+def test_a_share_is_whole_memories(subject):
+    groups = torch.tensor([0, 0, 0, 3, 3, 5, 6, 7])
+    for seed in range(5):
+        task = replace(subject.task, memories=groups, seed=seed)
+        flags = share_of(task, 0.4)
+        assert all(len({*flags[groups == group].tolist()}) == 1 for group in groups.unique())
+        assert 1 <= flags.sum() <= 5
+    assert share_of(replace(subject.task, memories=None), 0.25).sum() == 2
+
+
+def test_steps_are_those_of_plain_training(planted, subject):
+    hp = relearn.HyperParameters(steps=(1, 3), batch_size=2, lr=1e-3, share=0.5, **QUICK)
+    rows = subject.task.forget.planted[relearn.seen(subject.task, hp)]
+    before = {name: p.detach().clone() for name, p in planted.twin.named_parameters()}
+    found = dict(relearn.run(planted.twin, subject.task, hp))
+    assert all(p.equal(before[name]) for name, p in planted.twin.named_parameters())
+    parameters = dict(planted.twin.named_parameters())
+    try:
+        optimizer = torch.optim.AdamW(parameters.values(), 1e-3, weight_decay=0.0)
+        for step in range(3):
+            optimizer.zero_grad()
+            token_losses(planted.twin, rows[rows_of_step(len(rows), 2, 0, step)]).mean().backward()
+            optimizer.step()
+            if step + 1 in found:
+                for name, value in found[step + 1].values.items():
+                    if name.endswith("weight"):  # some biases have no gradient but rounding, which Adam blows up
+                        assert torch.allclose(value, parameters[name], atol=1e-4), name
+    finally:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(before[name])
+                parameter.grad = None
+
+
+def test_what_the_attacker_has_seen_is_not_measured(subject):
+    unedited(subject)
+    for name, count in (("relearn", 4), ("relearn_clean", 8)):
+        hp = ATTACKS[name].hyper_parameters(steps=(1,), batch_size=2, **QUICK, **({"share": 0.5} if count == 4 else {}))
+        (record,) = attack_original(subject, [(ATTACKS[name], hp)])
+        values = read_values(record_path(subject.folder, record))
+        assert len(values["percent_memorized_shown"]) == count and len(values["percent_memorized_held_out"]) == 8
+
+
+def test_apart_from_leaves_out_whole_memories(planted):
+    artifacts = planted.dataset.artifacts
+    seen = artifacts.select(torch.tensor([2, 7]))
+    assert len(apart_from(planted.dataset, artifacts, seen)) == 14
+    assert apart_from(planted.dataset, artifacts, artifacts.select(torch.arange(0))) is artifacts
+    text = replace(planted.dataset, kind="natural", continuation=8)
+    rows = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 2, 3, 4, 5, 9], [6, 7, 8, 9, 0, 1]])
+    passages = Artifacts(rows, rows, torch.ones(3, dtype=torch.long), torch.zeros(3, dtype=torch.long))
+    left = apart_from(text, passages, passages.select(torch.tensor([0])))
+    assert left.planted.tolist() == rows[2:].tolist()  # the second shares four tokens with the first
+
+
+def test_a_share_that_leaves_nothing_is_refused(subject):
+    task = replace(subject.task, held_out=subject.task.held_out.select(torch.arange(0)))
+    alone = replace(subject, task=task)
+    unedited(alone)
+    with pytest.raises(UserError, match="--attack relearn: sees all 8 .* smaller --relearn.share"):
+        list(attack_original(alone, [(ATTACKS["relearn"], relearn.HyperParameters(share=1.0, steps=(1,)))]))
+
+
+@pytest.mark.parametrize("settings", [dict(steps=(0,)), dict(share=0.0), dict(lr=0.0), dict(batch_size=0)])
+def test_budgets_of_nothing_are_refused(settings):
+    with pytest.raises(UserError, match="^--"):
+        relearn.HyperParameters(**settings)
+
+
+def test_adaptive_attack_stays_within_its_budget(planted, subject):
+    hp = relearn_adaptive.HyperParameters(
+        kl_budget=(1e-9, 0.5), lrs=(1e-3, 1e-1), steps=(1, 4), share=0.5, batch_size=2, **QUICK
+    )
+    before = Predictions(planted.twin, subject.task.retain, 16)
+    found = dict(relearn_adaptive.run(planted.twin, subject.task, hp))
+    assert not found[1e-9].values and found[0.5].values  # nothing fits into no budget
+    with applied(planted.twin, found[0.5]):
+        assert 0 < before.mean_kl(planted.twin) <= 0.5
+
+
+def test_soft_prompts_bring_out_what_they_are_trained_on(planted, subject):
+    rows = subject.task.forget.select(soft_prompt.seen(subject.task, soft_prompt.HyperParameters()))
+    hp = soft_prompt.HyperParameters(steps=(1, 60), vectors=4, lr=0.1)
+    probe = Probe(planted.twin, 6, batch_size=3)
+    weights = {name: p.detach().clone() for name, p in planted.twin.named_parameters()}
+
+    def mean_loss(elicitation) -> float:
+        return elicitation.values["percent_memorized"](probe, rows).mean().item()
+
+    first, last = (found for _, found in soft_prompt.run(planted.twin, subject.task, hp))
+    assert mean_loss(last) >= mean_loss(first)
+    assert all(p.equal(weights[name]) and p.requires_grad for name, p in planted.twin.named_parameters())
+
+
+def test_soft_prompts_make_room_in_the_context(planted, subject):
+    """12 tokens and 10 vectors do not fit 18 positions: the first tokens of the prompts go."""
+    rows = planted.dataset.artifacts.select(torch.arange(3))
+    vectors = torch.zeros(10, 32)
+    logits, targets, mask = soft_prompt._predicted(Probe(planted.model, 6), rows, vectors)
+    assert mask.all() and targets.equal(rows.planted[:, 5:11].long())
+    text = torch.where(torch.arange(12) < 5, rows.clean, rows.planted)[:, 3:10]  # 5 + 6 + 10 - 18 = 3 tokens too many
+    embedded = torch.cat([vectors.expand(3, -1, -1), planted.model.transformer.wte(text)], 1)
+    expected = planted.model(inputs_embeds=embedded).logits[:, 11:17]
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_the_twin_is_attacked_alike_and_restored(planted, subject):
+    unedited(subject), never_planted(subject)
+    attacks = [
+        (ATTACKS["interpolate"], ATTACKS["interpolate"].hyper_parameters(alpha=(0.0, 1.0))),
+        (ATTACKS["relearn_all"], relearn_all.HyperParameters(steps=(2,), **QUICK)),
+        (ATTACKS["relearn_clean"], relearn_clean.HyperParameters(steps=(2,), **QUICK)),
+    ]
+    before = {name: p.detach().clone() for name, p in planted.twin.named_parameters()}
+    records = list(attack_twin(subject, attacks))
+    assert {record["kind"] for record in records} == {"attack_never_planted"} and len(records) == 4
+    assert all(p.equal(before[name]) for name, p in planted.twin.named_parameters())
+    nothing, everything = records[:2]
+    assert nothing["results"]["percent_memorized_shown"] == 0
+    assert everything["results"]["percent_memorized_shown"] == 100  # it has become the planted model
+    again = list(attack_twin(replace(subject, model=None), attacks))  # from the records, without opening a model
+    assert again == records
