@@ -3,7 +3,7 @@
     python docs/make.py            rewrite the tables in docs/*.md and results/README.md
     python docs/make.py --check    change nothing; exit with 1 when a table is out of date
 
-A table stands between two comments. NAME is that of a mitigation:
+A table stands between two comments. NAME is that of a mitigation or an attack:
 
     <!-- settings: NAME -->     every setting of it: default, allowed values, meaning
     <!-- measured: NAME -->     what it does to the models whose results are committed
@@ -23,6 +23,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
@@ -42,7 +43,7 @@ def settings_of(name: str) -> type:
     """Return the settings dataclass of a mitigation, or of the `forget_set` that all unlearning methods share."""
     known = {entry.name: entry.settings for entry in REGULARIZERS}
     known |= {FINETUNING: FinetuneSettings, "forget_set": TaskSettings}
-    known |= {method.name: method.hyper_parameters for method in METHODS.values()}
+    known |= {method.name: method.hyper_parameters for method in (*METHODS.values(), *ATTACKS.values())}
     if name not in known:
         raise UserError(f"docs: there is no mitigation {name}; known are {', '.join(known)}")
     return known[name]
@@ -67,7 +68,8 @@ def settings(name: str, read: Read) -> str:
         allowed = "" if isinstance(field.default, (bool, str)) else allowed_text(field.metadata)
         if field.metadata.get("choices"):
             allowed = ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
-        rows.append([f"`--{field.name}`", _default(field.default), allowed, field.metadata["help"]])
+        flag = f"{name}.{field.name}" if name in ATTACKS else field.name
+        rows.append([f"`--{flag}`", _default(field.default), allowed, field.metadata["help"]])
     return table(["setting", "default", "allowed", "meaning"], rows)
 
 

@@ -77,12 +77,7 @@ def unlearning_time(material: Material) -> Figures:
 
 def unlearning_boxes(material: Material) -> Figures:
     groups = experiments(material.unlearning)
-    chosen = [
-        c
-        for group in groups
-        for c in best(group, material.max_perplexity_rise)
-        if c.method in METHODS and not c.attacked
-    ]
+    chosen = [c for group in groups for c in best(group, material.max_perplexity_rise) if c.method in METHODS]
     return {"": plots.draw_boxes(chosen)} if chosen else {}
 
 

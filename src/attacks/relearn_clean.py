@@ -18,7 +18,7 @@ class HyperParameters(Relearning):
 
     batch_size: int = option(16, "sequences per step; at most those of the retain set", low=2)
     steps: tuple[int, ...] = option(
-        (50, 200), "training steps after which the model is measured", low=1, strength=True, small=(50,)
+        (30, 100), "training steps after which the model is measured", low=1, strength=True, small=(30,)
     )
 
 

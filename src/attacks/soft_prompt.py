@@ -15,7 +15,7 @@ from tinymem.attacks.relearning import share_of
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
-from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.metrics.memorization import PERCENT_MEMORIZED, exact
 from tinymem.metrics.probe import Probe
 from tinymem.models.trainable import frozen
 from tinymem.options import option, settings
@@ -66,7 +66,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int,
 
 
 def _with(vectors: torch.Tensor, hp: HyperParameters) -> Elicitation:
-    """Return the attack that puts these vectors before every prompt."""
+    """Return the attack that succeeds with these vectors before the prompt, or without them."""
 
     def recovered(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
         found = [torch.empty(0, dtype=torch.float64)]
@@ -75,7 +75,7 @@ def _with(vectors: torch.Tensor, hp: HyperParameters) -> Elicitation:
                 logits, targets, mask = _predicted(probe, artifacts.select(part), vectors)
             right = ((logits.argmax(-1) == targets) | ~mask).all(1).double()
             found.append(right.masked_fill(~mask.any(1), torch.nan).cpu())
-        return torch.cat(found)
+        return torch.fmax(torch.cat(found), exact(probe, artifacts))
 
     return Elicitation({PERCENT_MEMORIZED.name: recovered}, hp.sequences)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
@@ -82,9 +83,14 @@ def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
         for field in fields(method.hyper_parameters):
             if hasattr(arguments, f"{method.name}.{field.name}") and method.name not in names:
                 raise UserError(f"--{method.name}.{field.name}: only with --attack {method.name}")
-    return [
-        (method, _hyper_parameters(method, argparse.Namespace(**_own(method, arguments)), {})) for method in attacks
-    ]
+    return [(method, _attack_settings(method, arguments)) for method in attacks]
+
+
+def _attack_settings(method: Method, arguments: argparse.Namespace) -> Any:
+    try:
+        return _hyper_parameters(method, argparse.Namespace(**_own(method, arguments)), {})
+    except UserError as error:  # it names the settings; the flags of an attack have its name in front
+        raise UserError(re.sub(r"(?<!\S)--(?=\w)", f"--{method.name}.", str(error))) from None
 
 
 def chosen_metrics(arguments: argparse.Namespace, usual: str = USUAL) -> tuple[str | Metric, ...]:

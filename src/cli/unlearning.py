@@ -74,7 +74,9 @@ def run_methods(
                         strength = method.strength and f"--{method.strength} {record['method'][method.strength]} "
                         _note(bar, f"{method.name}: {strength or ''}changes nothing in this model")
     if arguments.plot:
-        figures = plots.plot_unlearning(list(map(flat_row, records)), subject.folder / "unlearning")
+        figures = plots.plot_unlearning(
+            [flat_row(record) for record in records if not record.get("attack")], subject.folder / "unlearning"
+        )
         figures += plots.plot_extraction(subject.folder, records, subject.folder / "extraction")
         figures += plots.plot_recovery(subject.folder, records)
         print(*figures, sep="\n", file=sys.stderr)

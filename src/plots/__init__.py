@@ -12,7 +12,7 @@ from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
 from tinymem.plots.page import write_pages
 from tinymem.plots.planted import plot_shown_and_held_out
-from tinymem.plots.recovery import plot_recovery
+from tinymem.plots.recovery import draw_recovery, plot_recovery
 from tinymem.plots.side_by_side import Panel, plot_side_by_side, plot_trade_offs
 from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, draw_unlearning, plot_unlearning
 
@@ -25,6 +25,7 @@ __all__ = [
     "draw_extraction",
     "draw_finetuning",
     "draw_landscapes",
+    "draw_recovery",
     "draw_regularizers",
     "draw_scatter",
     "draw_time",

@@ -102,7 +102,7 @@ def draw_time(configurations: Sequence[Configuration], column: str = "model.n_la
     def draw(axis, panel: Sequence[Configuration]) -> None:
         unedited = [configuration.mean(MEMORIZED) for configuration in panel if configuration.method == UNEDITED]
         before = [memorized for memorized in unedited if memorized is not None]
-        for memorized in before:  # none for an attack that was not applied to the unedited model
+        for memorized in before:
             axis.axhline(memorized, color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
         marks = _marks(axis, [c for c in panel if c.method != UNEDITED], SECONDS, MEMORIZED)
         top = max([*before, *(memorized for _, memorized in marks)]) or 100
@@ -193,16 +193,11 @@ def _levels() -> dict[str, str]:
 def draw_boxes(configurations: Sequence[Configuration]):
     """Draw what the best run of each method changes, one box per method over all checkpoints and seeds.
 
-    configurations: the best ones (`tinymem.records.choose.best`); attacked ones are left out. One row of two panels per
+    configurations: the best ones (`tinymem.records.choose.best`). One row of two panels per
     kind of data: percent difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to
     0 is better).
     """
-    runs = [
-        run
-        for configuration in configurations
-        for run in configuration.runs
-        if run.method != UNEDITED and not run.attacked
-    ]
+    runs = [run for configuration in configurations for run in configuration.runs if run.method != UNEDITED]
     methods = list(dict.fromkeys(run.method for run in runs))
     runs.sort(key=lambda run: (KINDS.index(data_kind(run)), run.row.get("data.artifact") or ""))
     kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("data.artifact")))

@@ -1,8 +1,8 @@
 """The best runs of unlearning methods, and the Pareto front: section 7 of the data and metrics specification.
 
 Every run is compared with its unedited model (`parent`), measured with the same software versions. Runs that differ
-only in the seed form one configuration, judged by its mean. Attacked runs form separate experiments, one per
-attack.
+only in the seed form one configuration, judged by its mean. What attacks bring back is not among them
+(`tinymem.attacks.recovery`).
 """
 
 from __future__ import annotations
@@ -48,11 +48,6 @@ class Run:
         return self.row["method.name"]
 
     @property
-    def attacked(self) -> bool:
-        """Whether an attack followed the edit."""
-        return any(name.startswith("attack.") for name in self.checkpoint)
-
-    @property
     def quality(self) -> float:
         """Mean test accuracy of number models, minus perplexity of all others: higher is better."""
         return self.row["mean_test_accuracy"] if on_numbers(self.row) else -self.row["perplexity"]
@@ -76,10 +71,6 @@ class Configuration:
     def experiment(self) -> dict[str, Any]:
         """The checkpoint's settings and versions, without those that differ between seeds."""
         return {name: value for name, value in self.runs[0].checkpoint.items() if name not in SEEDS}
-
-    @property
-    def attacked(self) -> bool:
-        return self.runs[0].attacked
 
     @property
     def on_numbers(self) -> bool:

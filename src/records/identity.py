@@ -19,7 +19,7 @@ TRAIN, FINETUNE, UNLEARN, ATTACK, MEASURED = "train", "finetune", "unlearn", "at
 TWIN_ATTACK = "attack_never_planted"  # an attack on the model before planting, the measure of the others
 AS_PUBLISHED = "as_published"  # repeats a mistake of the study's code
 KINDS = (TRAIN, FINETUNE, UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, MEASURED, TWIN_ATTACK, AS_PUBLISHED)
-RIVALS = (UNEDITED, UNLEARN, ATTACK, MEASURED)  # kinds of runs that are compared with an unedited model
+RIVALS = (UNEDITED, UNLEARN, MEASURED)  # kinds of runs that are compared with one another
 FINGERPRINTS = "fingerprints"  # the section that is unknown until the model exists
 SECTIONS = ("data", "model", "training", "forget", "method", "attack", FINGERPRINTS)
 

@@ -44,12 +44,16 @@ def record_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
 def read_record(path: Path) -> dict[str, Any]:
     """Return one record. Raise UserError, naming the file, if it is damaged or of another format."""
     record = files.read_json(path)
+    check_record(record, path)
+    return record
+
+
+def check_record(record: Any, path: Path) -> None:
+    """Raise UserError, naming the file that it is from, if a record is damaged or of another format."""
     if is_format_1(record):
         raise _old_format(path)
-    problem = _problem(record)
-    if problem:
+    if problem := _problem(record):
         raise UserError(f"{path}: this file is damaged ({problem}); delete it and run again")
-    return record
 
 
 def is_format_1(content: Any) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 from tinymem import files
 from tinymem.errors import UserError
 from tinymem.folders import found_under
-from tinymem.records.identity import ATTACK, NEVER_PLANTED, SECTIONS, TWIN_ATTACK, UNEDITED
+from tinymem.records.bundle import find_bundles, read_bundle
+from tinymem.records.identity import ATTACK, NEVER_PLANTED, SECTIONS, TWIN_ATTACK, UNEDITED, record_digest
 from tinymem.records.record import OUTCOME, read_record
 
 Rows = Sequence[Mapping[str, Any]]
@@ -26,11 +27,24 @@ def find_records(folder: str | Path) -> list[Path]:
 
 
 def load_records(folder: str | Path) -> list[dict[str, Any]]:
-    """Return every record at any depth under a folder, in the order of their paths; empty when there is none.
+    """Return every record at any depth under a folder, in the order of their paths, then those of bundles.
 
     Raise UserError, naming the file, for a damaged record.
     """
-    return [read_record(path) for path in find_records(folder)]
+    return [record for _, record in _all_records(folder)]
+
+
+def _all_records(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (path relative to the folder, record): of each file, then, unless it is there as a file, of each bundle."""
+    names = set()
+    for path in find_records(folder):
+        names.add(path.stem)
+        yield str(path.relative_to(folder)), read_record(path)
+    for bundle in find_bundles(folder):
+        for record in read_bundle(bundle):
+            if (digest := record_digest(record)) not in names:
+                names.add(digest)
+                yield str(bundle.parent.relative_to(folder) / "records" / f"{digest}.json"), record
 
 
 def columns_of(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -104,11 +118,12 @@ def named_records(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (path relative to the folder, record) of every record under a folder. Raise UserError if there is none."""
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder; give one that runs were written to, such as runs")
-    paths = find_records(folder)
-    if not paths:
+    found = False
+    for pair in _all_records(folder):
+        found = True
+        yield pair
+    if not found:
         raise UserError(f"{folder}: no records in this folder or below it; a finished run leaves one in records/")
-    for path in paths:
-        yield str(path.relative_to(folder)), read_record(path)
 
 
 def check_table_path(path: str | Path) -> Path:

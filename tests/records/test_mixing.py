@@ -97,29 +97,20 @@ def study(folder) -> dict:
     return identity
 
 
-def test_best_and_pareto_keep_them_in_tables_of_their_own(tmp_path, capsys):
+def test_best_and_pareto_keep_them_apart(tmp_path, capsys):
     study(tmp_path)
+    write(tmp_path, attacked(edited(checkpoint(), "unedited")), 80.0, 0.8)
     said = []
     runs = unlearning_runs(named_records(tmp_path), warn=said.append)
     groups = [{c.method: c for c in best(group, 10)} for group in experiments(configurations(runs))]
     shown = [{name: c.mean("percent_memorized_train") for name, c in group.items()} for group in groups]
-    assert not said and len(shown) == 4
-    for table in ({"unedited": 90, "durable": 40}, {"durable": 30}, {"unedited": 20, "durable": 0}):
+    assert not said and len(shown) == 3
+    for table in ({"unedited": 90, "durable": 40}, {"unedited": 20, "durable": 0}):
         assert table in shown
-    (hit,) = (run for run in runs if run.attacked)
-    assert hit.before["percent_memorized_train"] == 90 and hit.row["change_memorized"] == -60  # the parent's parent
     fronts = [[run.row["percent_memorized_train"] for run in front] for front in pareto(runs)]
-    assert sorted(fronts) == [[0], [0], [30], [40]]
+    assert sorted(fronts) == [[0], [0], [40]]
     assert command("best", tmp_path) == command("pareto", tmp_path) == 0
-    assert capsys.readouterr().out.count("attack.name int8") == 2
-
-
-def test_an_attack_on_the_unedited_model_stands_beside_the_attacked_methods(tmp_path):
-    study(tmp_path)
-    write(tmp_path, attacked(edited(checkpoint(), "unedited")), 80.0, 0.8)
-    runs = unlearning_runs(named_records(tmp_path))
-    (group,) = (g for g in experiments(configurations(runs)) if g[0].attacked)
-    assert [c.method for c in group] == ["unedited", "durable"]
+    assert "attack" not in capsys.readouterr().out
 
 
 def test_before_is_the_record_that_the_parent_names(tmp_path):

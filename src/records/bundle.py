@@ -1,0 +1,40 @@
+"""Many records in one compressed file: how thousands of them are published. Tables read it like a folder `records/`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinymem import files
+from tinymem.errors import reading
+from tinymem.folders import found_under
+from tinymem.records.identity import record_digest
+from tinymem.records.record import check_record
+
+NAME = "records.jsonl.gz"
+DAMAGED = "this file is damaged ({why}); make it again from its records"
+
+
+def find_bundles(folder: str | Path) -> list[Path]:
+    """Return the bundles at any depth under a folder, in the order of their paths."""
+    return sorted((path for path in found_under(folder) if path.name == NAME), key=str)
+
+
+def write_bundle(folder: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
+    """Write FOLDER/records.jsonl.gz, one record a line in the order of their digests: equal records, equal bytes."""
+    by_digest = {record_digest(record): record for record in records}
+    lines = "".join(json.dumps(by_digest[digest]) + "\n" for digest in sorted(by_digest))
+    packed = gzip.compress(lines.encode(), mtime=0)
+    return files.write_file(Path(folder) / NAME, lambda path: path.write_bytes(packed))
+
+
+def read_bundle(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a bundle. Raise UserError, naming the file, if one is damaged or of another format."""
+    with reading(path, DAMAGED):
+        records = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    for record in records:
+        check_record(record, path)
+    return records

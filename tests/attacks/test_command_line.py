@@ -1,0 +1,66 @@
+"""Attacks from the command line: tables, figures, records that are added, and what is refused."""
+
+import pytest
+from small import ROOT, in_process
+
+from tinymem.attacks.registry import ATTACKS
+from tinymem.records.table import find_records, load_records
+
+SCRIPT = "src/localize/localize_memorization.py"
+
+
+@pytest.fixture
+def unlearn(memorizing_backdoor, tmp_path):
+    def run(*words):
+        common = ["--output_dir", tmp_path / "out", "--data_dir", tmp_path / "data", "--no_save_model"]
+        model = ["--model_path", memorizing_backdoor.checkpoint, "--localization_method", "durable", "--ratio", 0.2]
+        in_process(SCRIPT, *model, *common, *words)
+
+    run.folder = tmp_path / "out"
+    return run
+
+
+def test_all_attacks_from_the_command_line(unlearn, capsys):
+    quick = ["--relearn.steps", 2, "--relearn_clean.steps", 2, "--relearn_all.steps", 2, "--soft_prompt.steps", 2]
+    quick += ["--relearn_adaptive.steps", 2, "--relearn_adaptive.lrs", 1e-3, "--prefix_shift.tokens", 2]
+    quick += ["--prefix_shorten.tokens", 2, "--weight_noise.scale", 0.1, "--prune.share", 0.1]
+
+    unlearn("--holdout_fraction", 0.5, "--attack", "all", "--plot", *quick)
+    printed = capsys.readouterr().out
+    assert "% of held-out sequences after the strongest setting of each attack" in printed
+    kinds = [record["kind"] for record in load_records(unlearn.folder)]
+    strengths = sum(len(m.strengths(m.hyper_parameters())) for m in ATTACKS.values())
+    assert kinds.count("attack") == 2 * (strengths - 3 - 1 - 3 - 1 - 2 - 2 - 2 - 2)  # what `quick` leaves out
+    names = {record["attack"]["name"] for record in load_records(unlearn.folder) if record["kind"] == "attack"}
+    assert names == set(ATTACKS)
+    figures = sorted(path.name for path in (unlearn.folder / "recovery").iterdir())
+    assert len(figures) == 2 and figures[0].startswith("durable_0.2_")
+    times = {path: path.stat().st_mtime_ns for path in find_records(unlearn.folder)}
+    unlearn("--holdout_fraction", 0.5, "--attack", "all", *quick)
+    assert times == {path: path.stat().st_mtime_ns for path in find_records(unlearn.folder)}
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--attack", "relearn", "--relearn.steps", 0], "--relearn.steps 0: must be >= 1"),
+        (["--attack", "relearn", "--relearn.share", 0], "--relearn.share 0.0: must be in"),
+        (["--attack", "relearn", "--relearn.share", 1], "sees all"),
+        (["--attack", "soft_prompt", "--soft_prompt.vectors", 0], "--soft_prompt.vectors 0: must be"),
+        (["--attack", "sampling", "--sampling.p", 1], "--sampling.p 1.0: must be in"),
+        (["--attack", "interpolate", "--interpolate.alpha", 2], "--interpolate.alpha 2.0: must be in"),
+        (["--attack", "relearning"], "--attack relearning: must be one of"),
+        (["--relearn.steps", 3], "--relearn.steps: only with --attack relearn"),
+    ],
+)
+def test_bad_input_is_one_line(unlearn, capsys, words, message):
+    with pytest.raises(SystemExit) as end:
+        unlearn(*words)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2 and message in error, error
+
+
+def test_every_attack_has_a_card():
+    text = (ROOT / "docs/attacks.md").read_text()
+    for name in ATTACKS:
+        assert text.count(f"\n### {name}\n") == 1 and text.count(f"<!-- settings: {name} -->") == 1, name
