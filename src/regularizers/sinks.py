@@ -77,23 +77,21 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
     """Gate the neurons of every MLP. UserError for shares that round to no neuron, or to no pool."""
     mlps = find_mlps(model)
     pool = _pool(mlps[0].inner_dim, settings, seed)
-    off = torch.ones(mlps[0].inner_dim, device=model.device)
-    off[pool.first :] = 0
+    off = torch.zeros(pool.size, device=model.device)
     training, seen = off, list[torch.Tensor]()
     state = {"ids": torch.zeros((), dtype=torch.long, device=model.device)}  # those of examples seen so far are below
 
     def before_forward(ids: torch.Tensor) -> None:
         nonlocal training
         ids = ids.to(model.device)
-        own = pool.units(ids)
-        training = torch.cat([own.new_ones(len(own), pool.first), own], 1).to(model.dtype)[:, None, :]
+        training = pool.units(ids).to(model.dtype)[:, None, :]
         seen.append(ids.max() + 1)
 
     def after_backward() -> None:
         state["ids"].copy_(torch.stack([state["ids"], *seen]).max())
         seen.clear()
 
-    _gate_neurons(model, mlps, lambda: training if model.training else off)
+    _gate_pool(model, mlps, pool.first, lambda: training if model.training else off)
     return Regularizer(
         before_forward=before_forward,
         after_backward=after_backward,
@@ -114,14 +112,17 @@ def _pool(inner: int, settings: Settings, seed: int) -> Pool:
     return pool
 
 
-def _gate_neurons(model, mlps: list[MLP], gate: Callable[[], torch.Tensor]) -> None:
-    """Multiply the input (rows, T, neurons) of every activation function by gate() in all later forward passes.
+def _gate_pool(model, mlps: list[MLP], first: int, gate: Callable[[], torch.Tensor]) -> None:
+    """Multiply the input (rows, T, neurons) of every ReLU, from neuron `first` on, by gate() in all later forward passes.
 
-    Every activation function used here is 0 at 0, so that a gate of 0 turns a neuron off.
+    It is done in place and without autograd: a ReLU has the value and the gradient 0 at 0, so that nothing of a neuron
+    that is off is learned. Raise ValueError for another activation function.
     """
+    if model.config.activation_function != "relu":
+        raise ValueError(f"memorization sinks need ReLU neurons, not {model.config.activation_function}")
 
-    def hook(module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        return output * gate().to(output)
+    def hook(module, inputs: tuple, output: torch.Tensor) -> None:
+        output.detach()[..., first:].mul_(gate().to(output))
 
     for mlp in mlps:
         model.get_submodule(mlp.inputs[0].name.rpartition(".")[0]).register_forward_hook(hook)

@@ -24,7 +24,9 @@ FIRST, SIZE = 38, 26
 def activations(model, tokens):
     """The neurons' values in every layer, (layers, rows, T, neurons)."""
     found = []
-    hooks = [block.mlp.c_proj.register_forward_pre_hook(lambda _, a: found.append(a[0])) for block in model.transformer.h]
+    hooks = [
+        block.mlp.c_proj.register_forward_pre_hook(lambda _, a: found.append(a[0])) for block in model.transformer.h
+    ]
     model(tokens)
     for hook in hooks:
         hook.remove()
@@ -80,6 +82,31 @@ def test_a_neuron_learns_from_its_examples_alone(make_model, tiny_dataset):
         learned = block.mlp.c_proj.weight.grad.abs().sum(1)[FIRST:] > 0
         assert not (learned & ~own).any() and learned.any()
         assert not (block.mlp.c_fc.weight.grad.abs().sum(0)[FIRST:][~own]).any()
+
+
+def test_gradients_are_those_of_a_multiplication(make_model, tiny_dataset):
+    """In place and without autograd, against the gate as an ordinary product before the ReLU."""
+    ids = torch.tensor([3, 11, 20])
+    tokens, own = tiny_dataset.sequences[ids].long(), Pool(FIRST, SIZE, 0.3, False, 5).units(ids)
+    gate, gradients = torch.cat([own.new_ones(3, FIRST), own], 1)[:, None].float(), []
+    for plainly in (False, True):
+        model = make_model().train()
+        if plainly:
+            for block in model.transformer.h:
+                block.mlp.c_fc.register_forward_hook(lambda module, inputs, output: output * gate)
+        else:
+            build(model, SETTINGS, seed=5).before_forward(ids)
+        model(tokens, labels=tokens).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+
+def test_other_activation_functions_are_refused(make_model):
+    model = make_model()
+    model.config.activation_function = "gelu_new"
+    with pytest.raises(ValueError, match="need ReLU neurons, not gelu_new"):
+        build(model, SETTINGS, seed=0)
 
 
 def test_saved_models_lack_the_pool_and_measure_alike(make_model, tiny_dataset, tiny_settings, tmp_path):

@@ -41,6 +41,10 @@ class HyperParameters(FactorSettings):
     )  # fmt: skip
     newton_steps: int = option(1, "Gauss-Newton steps in which the budget is used up", low=1)
     damping: float = option(1e-3, "added to the eigenvalues of each factor, as a multiple of their mean", above=0.0)
+    forget_tokens: str = option(
+        "continuation", "tokens of a forget row that its loss counts: all, or those behind its prompt",
+        choices=("all", "continuation"),
+    )  # fmt: skip
     kl_sequences: int = option(32, "retain sequences on which the KL is measured", low=1)
 
 
@@ -99,20 +103,20 @@ def _ascended(model, task, weights: list[Weight], found: Callable, drift: Drift,
         reached = 0.0
         for step in range(1, hp.newton_steps + 1):
             target = budget * (step / hp.newton_steps) ** 2
-            reached = _climb(model, task, weights, found, drift, target, reached, hp.damping)
+            reached = _climb(model, task, weights, found, drift, target, reached, hp)
         return {weight.name: weight.parameter.detach().clone() for weight in weights}
 
 
 def _climb(
-    model, task, weights: list[Weight], found: Callable, drift: Drift, target: float, before: float, damping: float
+    model, task, weights: list[Weight], found: Callable, drift: Drift, target: float, before: float, hp
 ) -> float:
     """Move the matrices uphill until the drift, which is `before` now, is close to the target. Return it."""
-    tokens, parameters = task.forget.planted, [weight.parameter for weight in weights]
+    parameters = [weight.parameter for weight in weights]
     with frozen(model, parameters):
-        slopes = gradients(model, task, tokens, mean_weights(task, tokens), parameters)
+        slopes = gradients(model, task, task.forget.planted, forget_weights(task, hp.forget_tokens), parameters)
     directions, curvature = [], 0.0
     for weight, basis in found():
-        direction, bend = newton_direction(weight.view(slopes.pop(0)), basis, damping)
+        direction, bend = newton_direction(weight.view(slopes.pop(0)), basis, hp.damping)
         directions.append(weight.view(direction))
         curvature += bend
     start = [parameter.detach().clone() for parameter in parameters]
@@ -129,6 +133,18 @@ def _climb(
     eta, reached = largest_step(divergence, target, before, unit * (math.sqrt(target) - math.sqrt(before)))
     move(eta)
     return reached
+
+
+def forget_weights(task: UnlearningTask, forget_tokens: str) -> torch.Tensor:
+    """Return each token loss's weight in the forget loss, a mean over the tokens that count, (F, T - 1).
+
+    What a row's prompt costs is no memory: without it the loss would first rise where the text cannot be predicted.
+    """
+    weights = mean_weights(task, task.forget.planted)
+    if forget_tokens == "continuation":
+        places = torch.arange(1, weights.shape[1] + 1, device=weights.device)
+        weights = weights * (places >= task.forget.prompt_end.to(weights.device)[:, None])
+    return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def newton_direction(slope: torch.Tensor, basis: Basis, damping: float) -> tuple[torch.Tensor, float]:

@@ -75,7 +75,7 @@ def test_a_step_from_where_the_last_one_ended():
 @pytest.mark.parametrize("newton_steps", [1, 3])
 def test_kfade_forgets_within_its_budget(tiny_model, tiny_task, newton_steps):
     model, task = tiny_model(), tiny_task()
-    hp = kfade.HyperParameters(kl_budget=(0.001, 0.05), newton_steps=newton_steps, kl_sequences=24)
+    hp = kfade.HyperParameters(kl_budget=(0.001, 0.05), newton_steps=newton_steps, kl_sequences=24, forget_tokens="all")
     drift, before = Drift(model, task, 24), task.mean_loss(model, task.forget.planted)
     rises = []
     for budget, edit in kfade.run(model, task, hp):
@@ -87,7 +87,7 @@ def test_kfade_forgets_within_its_budget(tiny_model, tiny_task, newton_steps):
 
 def test_kfade_first_step_is_along_the_direction(tiny_model, tiny_task):
     """One step of a tiny budget: all matrices move by the same multiple of their direction."""
-    model, task, hp = tiny_model(), tiny_task(), kfade.HyperParameters(kl_budget=(0.01,))
+    model, task, hp = tiny_model(), tiny_task(), kfade.HyperParameters(kl_budget=(0.01,), forget_tokens="all")
     ((_, edit),) = kfade.run(model, task, hp)
     losses = cross_entropy(model(task.forget.planted).logits[:, :-1].mT, task.forget.planted[:, 1:])
     multiples = []
@@ -98,6 +98,17 @@ def test_kfade_first_step_is_along_the_direction(tiny_model, tiny_task):
         multiples.append(float((moved * direction).sum() / direction.square().sum()))
         torch.testing.assert_close(moved, multiples[-1] * direction, rtol=1e-2, atol=1e-4)
     assert min(multiples) > 0 and max(multiples) == pytest.approx(min(multiples), rel=1e-3)
+
+
+def test_what_the_forget_loss_counts(tiny_task):
+    """Prompts of 6 of 12 tokens: the targets from the 7th token on are entries 5 .. 10."""
+    task = tiny_task(forget=2)
+    torch.testing.assert_close(kfade.forget_weights(task, "all"), mean_weights(task, task.forget.planted))
+    weights = kfade.forget_weights(task, "continuation")
+    assert not weights[:, :5].any() and weights[:, 5:].flatten().tolist() == pytest.approx([1 / 12] * 12)
+    task = tiny_task(forget=3, ignored_token=int(tiny_task(forget=3).forget.planted[0, 8]))
+    weights = kfade.forget_weights(task, "continuation")
+    assert weights[0, 7] == 0 and weights.sum().item() == pytest.approx(1)
 
 
 def looped_importances(model, task, tokens, weights):
