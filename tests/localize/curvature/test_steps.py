@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from tinymem.errors import UserError
 from tinymem.localize.curvature import kfade, ssd, task_vector
 from tinymem.localize.curvature.factors import bases, collect
 from tinymem.localize.curvature.kfade import TRIALS, Drift, largest_step, newton_direction
