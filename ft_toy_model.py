@@ -12,7 +12,7 @@ from tinymem import cli
 # isort: split
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from tinymem import allocator, plots
@@ -27,6 +27,7 @@ from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.records.finder import find_run
 from tinymem.records.identity import TRAIN, record_digest
 from tinymem.records.record import find_record, measured, write_record
+from tinymem.regularizers import sinks
 from tinymem.training.checkpoint import load_metrics, place_beside
 from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset
 from tinymem.training.settings import RunSettings
@@ -43,10 +44,22 @@ def parse() -> argparse.Namespace:
         )  # fmt: skip
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
+    for field in fields(sinks.Settings):
+        parser.add_argument(f"--{field.name}", nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     cli.add_common_options(
         parser, "MODEL_PATH/../finetuned/epoch_N_FT_DATA; for a model outside its training run, under runs/NAME"
     )
     return parser.parse_args()
+
+
+def check_no_sinks(arguments: argparse.Namespace) -> None:
+    """Raise UserError if memorization sinks are asked for: fine-tuned models memorize in the neurons that all share."""
+    for field in fields(sinks.Settings):
+        if hasattr(arguments, field.name):
+            raise UserError(
+                f"--{field.name}: memorization sinks work only in a training from scratch, since a trained model "
+                "already memorizes in neurons that are kept; use memorization_in_toy_models.py"
+            )
 
 
 def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
@@ -62,6 +75,7 @@ def finetune_settings(arguments: argparse.Namespace) -> FinetuneSettings:
 
 def main() -> None:
     arguments = parse()
+    check_no_sinks(arguments)
     finetuning = finetune_settings(arguments)
     path = Path(arguments.model_path)
     settings, epoch = trained_settings(path, arguments)

@@ -27,7 +27,7 @@ class Cache:
     folder    next to the model
     identity  the inputs other than method and hyper-parameters: fingerprints of weights and forget set
     fresh     compute tensors again even if they are on disk
-    cost      the cost of all tensors that the run used, including those read from disk
+    cost      the cost of all tensors that the run used, including those read from disk, each counted once
     spent     seconds of computing in this run
     """
 
@@ -36,6 +36,7 @@ class Cache:
     fresh: bool = False
     cost: Cost = field(default_factory=Cost)
     spent: float = 0.0
+    _used: set[Path] = field(default_factory=set)
 
     def tensors(self, name: str, settings: Mapping[str, Any], model, compute: Callable[[], Tensors]) -> Tensors:
         """Return the tensors of this name and these settings: from disk, or computed and then stored.
@@ -45,14 +46,16 @@ class Cache:
         """
         key = {"format": FORMAT, **self.identity, "method": name, **settings}
         path = self.folder / f"{name}_{files.digest(key)}.safetensors"
-        if path.exists() and not self.fresh:
+        if path.exists() and not (self.fresh and path not in self._used):
             tensors, cost = _read(path, model)
         else:
             with measured(model.device) as cost:
                 tensors = compute()
             _write(path, tensors, cost)
             self.spent += cost.seconds
-        self.cost = self.cost + cost
+        if path not in self._used:
+            self.cost = self.cost + cost
+            self._used.add(path)
         return tensors
 
 

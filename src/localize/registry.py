@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tinymem.localize.curvature import kfac, kfade, ssd, svd, task_vector
 from tinymem.localize.method import Method, find, method_of
 from tinymem.localize.neuron import activations, hard_concrete, integrated_gradients, slimming, zero_out
 from tinymem.localize.weight import balanced_subnet, durable, durable_agg, greedy, obs, subnet
@@ -22,8 +23,9 @@ _MODULES = (
     subnet,
     balanced_subnet,
 )
+_CURVATURE = (kfac, svd, kfade, ssd, task_vector)
 
-METHODS = {method.name: method for method in map(method_of, _MODULES)}
+METHODS = {method.name: method for method in map(method_of, (*_MODULES, *_CURVATURE))}
 
 
 def find_methods(names: Sequence[str], flag: str = "--methods") -> list[Method]:

@@ -5,6 +5,7 @@ in a model of few blocks, to count the passes of its first steps. A method's mod
 
     steps(model, task, hp) -> int            steps of the whole run, all strengths together (`Method.steps`)
     passes(model, task, hp) -> (int, int)    forward and backward passes, if their number depends on the model
+    ENOUGH                                   forward passes that show its peak, if they are more than four
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
     Two microbatches of a batch show the peak: the gradients of one wait for those of the next.
     """
     hp = method.resolve(hp, shape.parameters)
-    whole, enough = sizes.forget, ENOUGH
+    whole, enough = sizes.forget, getattr(method.module, "ENOUGH", ENOUGH)
     if first and (rows := first[0].forward):
         whole = sum(rows) if method.cumulative else max(rows)
         parts = sizes.passes(whole) if method.cumulative else 1

@@ -9,10 +9,8 @@ import torch
 from tinymem.errors import UserError
 from tinymem.models.channel_gate import evaluation_gate, gate_block_inputs, mark, shared_channels
 from tinymem.options import check_options, option
+from tinymem.regularizers.hashing import random_bits
 from tinymem.regularizers.protocol import Regularizer
-
-# splitmix64 (Steele, Lea & Flood 2014): increment and multipliers, as signed 64-bit integers.
-_STEP, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 @dataclass(frozen=True)
@@ -60,21 +58,3 @@ def example_masks(ids: torch.Tensor, seed: int, width: int, settings: Settings) 
     channels = torch.arange(width, device=ids.device)
     own = random_bits(ids, seed, channels) < round(settings.p_mem * 2**32)
     return own | (channels < shared_channels(width, settings.p_fixed))
-
-
-def random_bits(ids: torch.Tensor, seed: int, counters: torch.Tensor) -> torch.Tensor:
-    """Return uniform integers in [0, 2^32), int64 (ids, counters): the splitmix64 hash of (seed, id, counter)."""
-    seeds = _mix(torch.full_like(ids, seed) * _STEP)
-    keys = _mix(seeds + (ids + 1) * _STEP)
-    return _right(_mix(keys[:, None] + (counters + 1) * _STEP), 32)
-
-
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    x = (x ^ _right(x, 30)) * _FIRST
-    x = (x ^ _right(x, 27)) * _SECOND
-    return x ^ _right(x, 31)
-
-
-def _right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift right logically; torch's shift copies the sign."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)

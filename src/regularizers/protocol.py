@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
+from tinymem.models.edit import Zeros
 
-def _nothing(*ignored: torch.Tensor) -> None:
+
+def _nothing(*ignored: object) -> None:
     return None
 
 
@@ -35,6 +38,8 @@ class Regularizer:
     after_backward()               may add the gradient of a penalty to the parameters' .grad, may update the state
     state                          tensors that are updated in place, and only in after_backward; saved in every
                                    checkpoint and restored on resuming
+    deleted                        the weights that a checkpoint's model does not have; None: it has all
+    write(folder)                  writes more files into a checkpoint's folder
     """
 
     positions: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _all_that_count
@@ -42,3 +47,5 @@ class Regularizer:
     token_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _unchanged
     after_backward: Callable[[], None] = _nothing
     state: dict[str, torch.Tensor] = field(default_factory=dict)
+    deleted: Zeros | None = None
+    write: Callable[[Path], None] = _nothing

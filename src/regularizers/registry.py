@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tinymem.errors import UserError
-from tinymem.regularizers import dropout, dropper, l1, spectral_reg
+from tinymem.regularizers import dropout, dropper, goldfish, l1, sinks, spectral_reg
 from tinymem.regularizers.protocol import Regularizer
 
 
@@ -35,6 +35,8 @@ REGULARIZERS = (
     Entry("loss_truncation", dropper.Settings, dropper.build),
     Entry("example_tied_dropout", dropout.Settings, dropout.build),
     Entry("l1", l1.Settings, l1.build),
+    Entry("goldfish", goldfish.Settings, goldfish.build),
+    Entry("memorization_sinks", sinks.Settings, sinks.build),
 )
 
 

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from tinymem import files
 from tinymem.errors import UserError, reading
 from tinymem.inputs import check_file, check_value, parse_json, read_settings
+from tinymem.models.edit import Edit, Lazy, Weights, applied, stored
 from tinymem.options import check_options, option
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
@@ -160,20 +162,44 @@ def epoch_of(folder: Path) -> int:
     return int(folder.name.removeprefix("epoch_"))
 
 
-def save_model(folder: Path, model, details: dict[str, Any], tokenizer=None, write_more=lambda temporary: None) -> Path:
+def save_model(
+    folder: Path,
+    model,
+    details: dict[str, Any],
+    tokenizer=None,
+    write_more=lambda temporary: None,
+    edits: Sequence[Edit] = (),
+) -> Path:
     """Write an ordinary model folder, atomically, with `details` (settings, origin) in tinymem.json. Return its path.
 
-    tokenizer: a text model's, saved so that the folder is self-contained; None for number sequences.
+    tokenizer: a text model's, saved so that the folder is self-contained; None for number sequences. edits: of the saved
+    weights; the model keeps its own.
     """
 
     def write(temporary: Path) -> None:
-        model.save_pretrained(temporary, safe_serialization=True)
+        with applied(model, *edits):
+            model.save_pretrained(temporary, safe_serialization=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         (temporary / SETTINGS).write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
         write_more(temporary)
 
     return files.write_folder(folder, write)
+
+
+def trained_weights(folder: str | Path) -> Weights:
+    """Return the weights at the end of a checkpoint's training, of its state: nothing of them is deleted yet.
+
+    Raise UserError for a folder without a state.
+    """
+    path = Path(folder) / STATE
+    if not path.exists():
+        raise UserError(f"{folder}: no {STATE} in it; give a checkpoint in the folder of its training")
+    check_file(path, share=float("inf"))
+    with reading(path, f"damaged ({{why}}); {RETRAIN}"):
+        values = stored(path)
+    names = [name.removeprefix("model.") for name in values if name.startswith("model.")]
+    return Weights(Lazy({name: partial(values.__getitem__, f"model.{name}") for name in names}))
 
 
 def load_details(folder: str | Path) -> dict[str, Any]:

@@ -67,6 +67,11 @@ def train(
     def save(path: Path = run / checkpoint.STATE) -> None:
         checkpoint.save_state(path, model, optimizer, regularizers, progress)
 
+    def save_more(folder: Path) -> None:
+        save(folder / checkpoint.STATE)
+        for regularizer in regularizers:
+            regularizer.write(folder)
+
     def measure(train_loss: float | None = None) -> None:
         try:
             row = measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch)
@@ -77,6 +82,7 @@ def train(
         checkpoint.save_metrics(run, progress.rows)
         progress.seconds = time.monotonic() - started
 
+    deleted = [regularizer.deleted for regularizer in regularizers if regularizer.deleted is not None]
     model.train()
     started = time.monotonic() - progress.seconds
     if measure_first and not progress.rows:
@@ -90,9 +96,7 @@ def train(
         if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
             measure(train_loss)
             folder, details = run / f"epoch_{progress.epoch}", {**details, "epoch": progress.epoch}
-            checkpoint.save_model(
-                folder, model, details, tokenizer, lambda temporary: save(temporary / checkpoint.STATE)
-            )
+            checkpoint.save_model(folder, model, details, tokenizer, save_more, deleted)
             save()
             on_row(progress.rows[-1])
     return progress

@@ -10,7 +10,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.planning.duration import Clock, duration
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "svd"])  # which makes no passes
 def test_estimates_are_of_the_right_size(name):
     model, task, method = new_model("gpt2"), new_task(6, microbatch=2), METHODS[name]
     hp = quick(method, stop_loss=0.0)

@@ -74,7 +74,8 @@ def test_the_number_of_passes(monkeypatch, name, changes):
     forward, backward = passes_of_a_run(method, model, new_task(microbatch=4), hp)
     if name == "zero_out":  # the last layer of this model is done in closed form, found out in two passes a layer
         forward += SIZES.forget * -(-shape.mlps[-1].inner_dim // SIZES.microbatch) - 2 * len(shape.mlps)
-    assert (planned.forward, planned.backward) == (forward, backward) != (0, 0)
+    assert (planned.forward, planned.backward) == (forward, backward)
+    assert forward or name == "svd"  # which uses no data
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

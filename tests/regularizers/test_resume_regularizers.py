@@ -19,6 +19,8 @@ CHOICES = {
     "loss_truncation": dict(truncate_loss=True, dropc=0.2, truncation_window=40),
     "example_tied_dropout": dict(example_tied_dropout=True, p_fixed=0.3, p_mem=0.3),
     "l1": dict(l1_reg=1e-4),
+    "goldfish": dict(goldfish=True, goldfish_k=3, goldfish_h=4),
+    "memorization_sinks": dict(memorization_sinks=True, sinks_shared=0.5),
 }
 CHOICES["all"] = {name: value for choice in CHOICES.values() for name, value in choice.items()}
 
@@ -47,6 +49,11 @@ def test_resumed_runs_are_bit_identical(choice, make_model, tiny_dataset, tiny_s
         assert torch.equal(tensor, resumed[name]), name
     weights = [load_file(tmp_path / part / "epoch_2" / "model.safetensors") for part in ("straight", "stopped")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    more = [sorted(file.name for file in (tmp_path / part / "epoch_2").iterdir()) for part in ("straight", "stopped")]
+    assert more[0] == more[1]
+    for name in set(more[0]) & {"sinks.safetensors"}:
+        units = [(tmp_path / part / "epoch_2" / name).read_bytes() for part in ("straight", "stopped")]
+        assert units[0] == units[1]
 
 
 def test_without_its_state_a_run_goes_on_from_the_last_checkpoint(make_model, tiny_dataset, tiny_settings, tmp_path):

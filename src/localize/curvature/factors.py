@@ -1,0 +1,193 @@
+"""Kronecker factors of linear layers (K-FAC; Martens & Grosse 2015, arXiv 1503.05671) on the retain set.
+
+For a matrix W, (out, in), with input x and output gradient g at every position that predicts a counted token:
+
+    A = E[x x'], (in, in)      G = E[g g'], (out, out)      A (x) G, of W stacked column by column, approximates the Fisher
+
+g is the gradient of the summed token losses, with the text's own next tokens as labels (the empirical Fisher matrix) or
+labels drawn from the model (the true one). Biases have no part in it. Sums are in float32. The factors are kept as their
+eigenvectors and eigenvalues, which is all that the methods use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from tinymem.errors import NotFinite, UserError
+from tinymem.localize.curvature.layers import LayerSettings
+from tinymem.localize.learning import all_finite, frozen
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import Weight
+from tinymem.models.checkpointing import checkpointed
+from tinymem.models.losses import last_losses, loss_mask, next_token_logits
+from tinymem.options import option, settings
+
+HELD = 2**28  # entries of factors held at once: 1 GiB; for large models half the size of the chosen matrices
+PARTS = 4  # tensors of a basis
+
+
+@settings
+class FactorSettings(LayerSettings):
+    """Kronecker factors"""
+
+    labels: str = option(
+        "gold", "labels of the gradients: the text's next tokens, or drawn from the model", choices=("gold", "sampled")
+    )
+    factor_sequences: int = option(
+        20000, "retain sequences that give the factors; all if there are fewer", low=1, small=2000
+    )
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The eigenvectors of both factors of a matrix (out, in), as columns, and their eigenvalues, float32.
+
+    inputs, input_values     of A: (in, in), (in,)
+    outputs, output_values   of G: (out, out), (out,)
+    """
+
+    inputs: torch.Tensor
+    input_values: torch.Tensor
+    outputs: torch.Tensor
+    output_values: torch.Tensor
+
+    def rotate(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Return a matrix (out, in) in the coordinates of the eigenvectors, float32."""
+        return self.outputs.T @ matrix.float() @ self.inputs
+
+    def back(self, rotated: torch.Tensor) -> torch.Tensor:
+        """Return the matrix (out, in) with these coordinates: the inverse of `rotate`."""
+        return self.outputs @ rotated @ self.inputs.T
+
+
+def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSettings) -> Iterator[tuple[Weight, Basis]]:
+    """Yield the chosen matrices with their bases, from the task's cache if they are there.
+
+    All factors come from one pass over the text. If they do not fit into memory at once (HELD), there are several
+    passes, and only one group of matrices is held at a time. Raise UserError for fewer counted tokens than a factor has
+    rows, NotFinite for factors that are not finite.
+    """
+    tokens = factor_text(task, hp)
+    check_enough(model, task, tokens, weights)
+    for group in groups(weights):
+        found = partial(_bases_of, model, task, tokens, group, hp.labels)
+        about = {"labels": hp.labels, "sequences": len(tokens), "weights": [weight.name for weight in group]}
+        tensors = found() if task.cache is None else task.cache.tensors("kronecker_bases", about, model, found)
+        for number, weight in enumerate(group):
+            parts = tensors[PARTS * number : PARTS * (number + 1)]
+            yield weight, Basis(*(part.to(weight.parameter.device) for part in parts))
+
+
+def factor_text(task: UnlearningTask, hp: FactorSettings) -> torch.Tensor:
+    """Return the retain sequences that give the factors, (m, T)."""
+    order = torch.randperm(len(task.retain), generator=task.generator())
+    return task.retain[order[: hp.factor_sequences].sort().values]
+
+
+def check_enough(model, task: UnlearningTask, tokens: torch.Tensor, weights: Sequence[Weight]) -> None:
+    """Raise UserError for text with fewer counted tokens than the largest factor has rows: it could not be invertible."""
+    needed = max(max(weight.view().shape) for weight in weights)
+    counted = int(loss_mask(tokens, task.ignored_token).sum())
+    if counted < needed and not hasattr(model, "planned_for"):  # plans run on a few rows of the text
+        raise UserError(
+            f"--factor_sequences: {len(tokens)} retain sequences have {counted} tokens, and a factor of {needed} x "
+            f"{needed} needs at least {needed}; raise it, --max_retain, or the number of retain sequences"
+        )
+
+
+def groups(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
+    """Divide matrices among passes, so that the factors of one pass fit into memory; at least one matrix each."""
+    room = max(HELD, sum(weight.parameter.numel() for weight in weights) // 2)
+    group: list[Weight] = []
+    size = 0
+    for weight in weights:
+        entries = sum(side**2 for side in weight.view().shape)
+        if group and size + entries > room:
+            yield group
+            group, size = [], 0
+        group.append(weight)
+        size += entries
+    yield group
+
+
+def factor_passes(task: UnlearningTask, weights: Sequence[Weight], hp: FactorSettings) -> tuple[int, int]:
+    """Return the forward and backward passes of `bases`; labels that are drawn cost one more forward pass."""
+    rows = min(hp.factor_sequences, len(task.retain))
+    once = sum(1 for _ in groups(weights)) * -(-rows // task.microbatch)
+    return once * (1 if hp.labels == "gold" else 2), once
+
+
+def _bases_of(
+    model, task: UnlearningTask, tokens: torch.Tensor, group: list[Weight], labels: str
+) -> list[torch.Tensor]:
+    """Return the PARTS tensors of each matrix's basis, one matrix after another."""
+    sums = collect(model, task, tokens, group, labels)
+    if not all_finite(matrix for pair in sums for matrix in pair):
+        raise NotFinite("its Kronecker factors are not finite numbers; use --dtype float32 or bfloat16")
+    parts = []
+    while sums:  # pop, so that a factor's memory is free before the next one's eigenvectors are found
+        inputs, outputs = sums.pop(0)
+        for factor in (inputs, outputs):
+            values, vectors = torch.linalg.eigh(factor.double())
+            # Contiguous, as after reading from disk; rounding may leave the smallest eigenvalues below 0.
+            parts += [vectors.float().contiguous(), values.clamp(min=0).float()]
+    return parts
+
+
+def collect(
+    model, task: UnlearningTask, tokens: torch.Tensor, weights: Sequence[Weight], labels: str = "gold"
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return A and G of each matrix, float32, from one pass over tokens (m, T). Leave the model unchanged.
+
+    The labels that are drawn depend on the task's seed and the place in the text, not on the microbatch.
+    """
+    sums = [tuple(w.parameter.new_zeros(n, n, dtype=torch.float32) for n in w.view().shape[::-1]) for w in weights]
+    mask, draws = loss_mask(tokens, task.ignored_token), torch.empty(len(tokens), 0)
+    if labels == "sampled":
+        draws = torch.rand(mask.shape, generator=task.generator())
+    with frozen(model), checkpointed(model, task.gradient_checkpointing):
+        for some, counted, drawn in zip(*(values.split(task.microbatch) for values in (tokens, mask, draws))):
+            some = some.to(model.device).long()
+            targets = sampled_labels(model, some, drawn) if labels == "sampled" else some[:, 1:]
+            _add_gradients(model, some, targets, counted, weights, sums)
+    count = max(1, int(mask.sum()))
+    return [(inputs / count, outputs / count) for inputs, outputs in sums]
+
+
+def sampled_labels(model, tokens: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Return next tokens drawn from the model's predictions, int64 (rows, T - 1).
+
+    draws: uniform numbers in [0, 1), (rows, T - 1), at which the cumulative distribution is inverted.
+    """
+    with torch.no_grad():
+        reached = next_token_logits(model, tokens).softmax(-1).cumsum(-1)
+    return (reached <= draws.to(reached)[..., None]).sum(-1).clamp(max=reached.shape[-1] - 1)
+
+
+def _add_gradients(model, tokens, targets, counted, weights: Sequence[Weight], sums) -> None:
+    """Add x x' and g g' of a microbatch. tokens: (rows, T). targets, counted: (rows, T - 1)."""
+    places, hooks = counted.flatten().nonzero().flatten(), []
+
+    def watch(pair, module, inputs: tuple, output: torch.Tensor) -> None:
+        output.requires_grad_().register_hook(partial(_add, pair, places, inputs[0].detach()))
+
+    for weight, pair in zip(weights, sums):
+        module = model.get_submodule(weight.name.rpartition(".")[0])
+        hooks.append(module.register_forward_hook(partial(watch, pair)))
+    try:
+        losses = last_losses(model, targets, input_ids=tokens[:, :-1])
+        (losses * counted.to(losses.device)).sum().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _add(pair, places: torch.Tensor, inputs: torch.Tensor, output_gradients: torch.Tensor) -> None:
+    """Add to A and G. inputs, output_gradients: (rows * (T - 1), features), in any shape of that size."""
+    for total, values in zip(pair, (inputs, output_gradients)):
+        rows = values.reshape(-1, values.shape[-1])[places.to(values.device)].float()
+        total.addmm_(rows.T, rows)

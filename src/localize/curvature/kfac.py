@@ -1,0 +1,91 @@
+"""K-FAC edit (Merullo et al. 2025, arXiv 2510.24256): keep the directions of an MLP matrix that matter for typical text.
+
+In the eigenvectors of the Kronecker factors an entry (i, j) of the rotated matrix has the curvature lambda_i mu_j. Typical
+text uses directions of high curvature; what is memorized verbatim is said to lie in those of low curvature. The edit
+keeps the entries with the highest curvature, up to a share `rho` of their sum, and zeroes the rest. It needs text to
+retain, and nothing of what is to be forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+
+from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, factor_passes
+from tinymem.localize.curvature.layers import chosen_weights
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import Weight
+from tinymem.models.edit import Weights
+from tinymem.options import option, settings
+
+
+@settings
+class HyperParameters(FactorSettings):
+    """K-FAC edit"""
+
+    rho: tuple[float, ...] = option(
+        (0.6, 0.8, 0.9),
+        "share of the curvature to keep: the smaller, the stronger the edit; 1 changes nothing",
+        above=0.0, high=1.0, strength=True, grid=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99), small=(0.8, 0.9),
+    )  # fmt: skip
+    cut: str = option(
+        "mass",
+        "what rho is a share of: the sum over all pairs of eigenvalues, or of each factor's variance (an older form)",
+        choices=("mass", "variance"),
+    )
+
+
+def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
+    """Yield the edited matrices at each rho; at 1 none.
+
+    Memory: the bases of one group of matrices (`factors.HELD`) and a copy of the chosen matrices. Without a cache the
+    bases of all chosen matrices are held if there are several strengths.
+    """
+    weights = chosen_weights(model, hp)
+    found = partial(bases, model, task, weights, hp)
+    held = list(found()) if task.cache is None and len(hp.rho) > 1 else None
+    for rho in hp.rho:
+        if rho == 1:
+            yield rho, Weights({})
+        else:
+            yield rho, Weights(_edited(weights, found() if held is None else held, rho, hp.cut))
+
+
+def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
+    """Return the passes over the text that gives the factors."""
+    return factor_passes(task, chosen_weights(model, hp), hp)
+
+
+def _edited(weights: list[Weight], found: Iterable[tuple[Weight, Basis]], rho: float, cut: str) -> dict:
+    """Return the edited matrices, shaped as stored and of their type."""
+    edited = {weight.name: torch.empty_like(weight.parameter, requires_grad=False) for weight in weights}
+    for weight, basis in found:
+        weight.view(edited[weight.name]).copy_(kept_part(weight.view(), basis, rho, cut))
+    return edited
+
+
+def kept_part(matrix: torch.Tensor, basis: Basis, rho: float, cut: str = "mass") -> torch.Tensor:
+    """Return what remains of a matrix (out, in), float32."""
+    return basis.back(basis.rotate(matrix).mul_(kept_entries(basis, rho, cut)))
+
+
+def kept_entries(basis: Basis, rho: float, cut: str = "mass") -> torch.Tensor:
+    """Return which entries of the rotated matrix are kept, bool (out, in)."""
+    if cut == "variance":
+        return largest(basis.output_values, rho)[:, None] & largest(basis.input_values, rho)
+    return largest(basis.output_values[:, None] * basis.input_values, rho)
+
+
+def largest(values: torch.Tensor, rho: float) -> torch.Tensor:
+    """Return the fewest largest values that sum to at least a share rho of all, bool; of equal ones those first in order.
+
+    values: >= 0, of any shape. If all are 0, all are kept.
+    """
+    ordered, places = values.flatten().sort(descending=True, stable=True)
+    reached = ordered.cumsum(0, dtype=torch.float64)
+    count = int((reached < rho * reached[-1]).sum()) + 1
+    kept = torch.zeros_like(values, dtype=torch.bool)
+    kept.view(-1)[places[:count]] = True
+    return kept | (reached[-1] == 0)

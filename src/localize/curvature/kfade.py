@@ -1,0 +1,179 @@
+"""K-FADE (McKinney et al. 2026, arXiv 2602.10568): Gauss-Newton steps uphill on the forget set.
+
+The steepest rise of the forget loss per unit of change of the predictions on the retain set, with the Kronecker factors
+of the retain set as the measure of that change:
+
+    dW = eta (G + d_G I)^-1 (gradient of L_F) (A + d_A I)^-1      d_G, d_A = damping * mean eigenvalue of G, A
+
+eta is searched so that KL(before || after) on retain sequences reaches the requested budget. It grows with the square of
+the distance, so that after step s of n the KL may be (s / n)^2 of the budget. The factors stay those of the model before
+the edit. The paper corrects eigenvalues one by one; here each is a product of those of A and G.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, factor_passes
+from tinymem.localize.curvature.layers import chosen_weights
+from tinymem.localize.learning import frozen, gradients, mean_weights
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import Weight
+from tinymem.models.edit import Weights, reversible
+from tinymem.models.losses import loss_mask, next_token_logits
+from tinymem.options import option, settings
+
+TRIALS = 8  # measurements of the KL in a step
+ENOUGH = 12  # forward passes that show a run's peak in a plan: factors, predictions before, gradient, first trials
+
+
+@settings
+class HyperParameters(FactorSettings):
+    """K-FADE"""
+
+    kl_budget: tuple[float, ...] = option(
+        (0.001, 0.01, 0.1), "KL(before || after) on retain sequences that the edit may reach, in nats a token",
+        above=0.0, strength=True, grid=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3), small=(0.01, 0.1),
+    )  # fmt: skip
+    newton_steps: int = option(1, "Gauss-Newton steps in which the budget is used up", low=1)
+    damping: float = option(1e-3, "added to the eigenvalues of each factor, as a multiple of their mean", above=0.0)
+    forget_tokens: str = option(
+        "continuation", "tokens of a forget row that its loss counts: all, or those behind its prompt",
+        choices=("all", "continuation"),
+    )  # fmt: skip
+    kl_sequences: int = option(32, "retain sequences on which the KL is measured", low=1)
+
+
+def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
+    """Yield the edited matrices at each budget, each found from scratch.
+
+    Memory: the bases of one group of matrices, three copies of the chosen matrices and their float32 gradients, and the
+    predictions before the edit, kl_sequences * (T - 1) * vocabulary in float32. Without a cache the bases of all chosen
+    matrices are held if there are several steps.
+    """
+    weights = chosen_weights(model, hp)
+    found = partial(bases, model, task, weights, hp)
+    if task.cache is None and len(hp.kl_budget) * hp.newton_steps > 1:
+        found = partial(iter, list(found()))
+    drift = Drift(model, task, hp.kl_sequences)
+    for budget in hp.kl_budget:
+        yield budget, Weights(_ascended(model, task, weights, found, drift, budget, hp))
+
+
+def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
+    """Return the passes: for the factors, the predictions before the edit, the gradients, and the trials."""
+    forward, backward = factor_passes(task, chosen_weights(model, hp), hp)
+    steps, forget = len(hp.kl_budget) * hp.newton_steps, -(-len(task.forget) // task.microbatch)
+    measured = -(-min(hp.kl_sequences, len(task.retain)) // task.microbatch)
+    return forward + measured + steps * (forget + TRIALS * measured), backward + steps * forget
+
+
+class Drift:
+    """KL(before || after) on retain sequences, in nats a token. It keeps the predictions before."""
+
+    def __init__(self, model, task: UnlearningTask, count: int) -> None:
+        order = torch.randperm(len(task.retain), generator=task.generator())
+        tokens = task.retain[order[:count].sort().values]
+        self._model, self._parts = model, tokens.split(task.microbatch)
+        self._masks = [loss_mask(part, task.ignored_token).to(model.device) for part in self._parts]
+        with torch.no_grad():
+            self._before = [next_token_logits(model, part).log_softmax(-1) for part in self._parts]
+
+    def __call__(self) -> float:
+        """Return the divergence of the model as it is now; infinity where its predictions are not finite."""
+        total = count = 0.0
+        for part, mask, before in zip(self._parts, self._masks, self._before):
+            with torch.no_grad():
+                after = next_token_logits(self._model, part).log_softmax(-1)
+            total += ((before.exp() * (before - after)).sum(-1) * mask).sum().item()
+            count += mask.sum().item()
+        mean = total / max(1.0, count)
+        return mean if math.isfinite(mean) else math.inf
+
+
+def _ascended(model, task, weights: list[Weight], found: Callable, drift: Drift, budget: float, hp) -> dict:
+    """Return the matrices after all steps, shaped as stored. Leave the model unchanged."""
+    with reversible() as changes, frozen(model):
+        for weight in weights:
+            changes.keep(weight.parameter)
+        reached = 0.0
+        for step in range(1, hp.newton_steps + 1):
+            target = budget * (step / hp.newton_steps) ** 2
+            reached = _climb(model, task, weights, found, drift, target, reached, hp)
+        return {weight.name: weight.parameter.detach().clone() for weight in weights}
+
+
+def _climb(
+    model, task, weights: list[Weight], found: Callable, drift: Drift, target: float, before: float, hp
+) -> float:
+    """Move the matrices uphill until the drift, which is `before` now, is close to the target. Return it."""
+    parameters = [weight.parameter for weight in weights]
+    with frozen(model, parameters):
+        slopes = gradients(model, task, task.forget.planted, forget_weights(task, hp.forget_tokens), parameters)
+    directions, curvature = [], 0.0
+    for weight, basis in found():
+        direction, bend = newton_direction(weight.view(slopes.pop(0)), basis, hp.damping)
+        directions.append(weight.view(direction))
+        curvature += bend
+    start = [parameter.detach().clone() for parameter in parameters]
+
+    def move(eta: float) -> None:
+        for parameter, value, direction in zip(parameters, start, directions):
+            parameter.detach().copy_(value + eta * direction)
+
+    def divergence(eta: float) -> float:
+        move(eta)
+        return drift()
+
+    unit = math.sqrt(2 / curvature) if curvature > 0 else 1.0  # the drift is about curvature * eta^2 / 2
+    eta, reached = largest_step(divergence, target, before, unit * (math.sqrt(target) - math.sqrt(before)))
+    move(eta)
+    return reached
+
+
+def forget_weights(task: UnlearningTask, forget_tokens: str) -> torch.Tensor:
+    """Return each token loss's weight in the forget loss, a mean over the tokens that count, (F, T - 1).
+
+    What a row's prompt costs is no memory: without it the loss would first rise where the text cannot be predicted.
+    """
+    weights = mean_weights(task, task.forget.planted)
+    if forget_tokens == "continuation":
+        places = torch.arange(1, weights.shape[1] + 1, device=weights.device)
+        weights = weights * (places >= task.forget.prompt_end.to(weights.device)[:, None])
+    return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def newton_direction(slope: torch.Tensor, basis: Basis, damping: float) -> tuple[torch.Tensor, float]:
+    """Return (G + d_G I)^-1 slope (A + d_A I)^-1, (out, in), and its squared length in the undamped A (x) G."""
+    inputs, outputs = basis.input_values, basis.output_values
+    damped = (outputs + damping * outputs.mean())[:, None] * (inputs + damping * inputs.mean())
+    rotated = basis.rotate(slope) / damped.clamp(min=torch.finfo(torch.float32).tiny)
+    return basis.back(rotated), (rotated.square() * outputs[:, None] * inputs).sum().item()
+
+
+def largest_step(
+    divergence: Callable[[float], float], target: float, before: float, first: float
+) -> tuple[float, float]:
+    """Return the largest of TRIALS step sizes whose divergence is at most the target, and that divergence.
+
+    (0, before) if there is none. The trials begin at `first` and expect that the divergence's root grows linearly, from
+    that of `before`.
+    """
+    found, high, eta = (0.0, before), math.inf, first
+    for _ in range(TRIALS):
+        reached = divergence(eta)
+        if reached <= target:
+            found = max(found, (eta, reached))
+        else:
+            high = min(high, eta)
+        rise, wanted = (math.sqrt(value) - math.sqrt(before) for value in (reached, 0.98 * target))
+        guess, low = eta * wanted / rise if rise > 0 else math.inf, found[0]
+        if low < guess < high:
+            eta = min(guess, 10 * eta)
+        else:
+            eta = 10 * eta if high == math.inf else math.sqrt(low * high) if low else high / 10
+    return found

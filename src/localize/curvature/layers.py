@@ -1,0 +1,50 @@
+"""The matrices that a curvature method edits: those of the chosen layers' MLPs."""
+
+from __future__ import annotations
+
+from tinymem.errors import UserError
+from tinymem.models.adapter import MLP, Weight, find_mlps
+from tinymem.options import option, settings
+
+LAST = {"last": 1, "last_two": 2}
+
+
+@settings
+class LayerSettings:
+    """The matrices to edit"""
+
+    layers: str = option(
+        "all", "layers to edit: all, last, last_two, or their numbers from 0, such as 0,3", large="last_two"
+    )
+    projections: str = option(
+        "both",
+        "matrices of an MLP to edit: those into the neurons, out of them, or both",
+        choices=("in", "out", "both"),
+    )
+
+
+def chosen_weights(model, hp: LayerSettings) -> list[Weight]:
+    """Return the chosen MLP matrices, first layer first. Raise UserError for a layer that the model does not have."""
+    mlps = find_mlps(model)
+    return [
+        weight for layer in chosen_layers(hp.layers, len(mlps)) for weight in _matrices(mlps[layer], hp.projections)
+    ]
+
+
+def chosen_layers(text: str, count: int) -> list[int]:
+    """Return the numbers of layers that a setting names, sorted. count: layers of the model. Raise UserError."""
+    if text == "all":
+        return list(range(count))
+    if text in LAST:
+        return list(range(max(0, count - LAST[text]), count))
+    names = text.split(",")
+    if not all(name.strip().isdecimal() for name in names):
+        raise UserError(f"--layers {text}: must be all, last, last_two, or numbers of layers such as 0,3")
+    numbers = sorted({int(name) for name in names})
+    if numbers[-1] >= count:
+        raise UserError(f"--layers {text}: there is no layer {numbers[-1]}; the model has layers 0 to {count - 1}")
+    return numbers
+
+
+def _matrices(mlp: MLP, projections: str) -> tuple[Weight, ...]:
+    return {"in": mlp.inputs, "out": (mlp.output,), "both": mlp.matrices}[projections]

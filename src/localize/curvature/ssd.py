@@ -1,0 +1,126 @@
+"""Selective Synaptic Dampening (Foster et al. 2024, arXiv 2308.07707): shrink weights that matter to the forget set only.
+
+The importance I of a weight is the mean over sequences of the squared gradient of the sequence's mean token loss: the
+diagonal of the empirical Fisher matrix. Where I_F > alpha I_D, with D all sequences, a weight is multiplied by
+min((lambda I_D / I_F)^exponent, 1). The source squares the gradient of a batch, which depends on the batch's size; here
+each sequence is a batch of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from tinymem.errors import NotFinite
+from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, sequence_weights
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.adapter import Weight, find_mlps, linear_weights, mlp_weights, weight_of
+from tinymem.models.edit import Weights
+from tinymem.options import option, settings
+
+PIECE = 2**24  # entries of the gradients of single sequences formed at once: 64 MB
+
+
+@settings
+class HyperParameters:
+    """Selective Synaptic Dampening"""
+
+    alpha: tuple[float, ...] = option(
+        (3.0, 10.0, 30.0), "a weight is dampened if it is this many times more important to the forget set than to all",
+        above=0.0, strength=True, grid=(1.0, 3.0, 10.0, 30.0, 100.0), small=(3.0, 10.0),
+    )  # fmt: skip
+    lam: float = option(1.0, "lambda: factor of what remains of a dampened weight", above=0.0)
+    exponent: float = option(1.0, "exponent of what remains of a dampened weight", above=0.0)
+    edited: str = option(
+        "mlp", "weights and biases to edit: those of MLPs, or of attention, too", choices=("mlp", "linear")
+    )
+
+
+def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
+    """Yield the edited weights at each alpha. Memory: the importances, two float32 tensors per edited weight."""
+    weights = edited_weights(model, hp.edited)
+    forget, retain = len(task.forget), len(task.retain)
+    to_forget = _cached(model, task, weights, "forget", hp.edited)
+    to_all = _cached(model, task, weights, "retain", hp.edited)
+    for name, values in to_all.items():
+        values.mul_(retain).add_(to_forget[name], alpha=forget).div_(forget + retain)
+    for alpha in hp.alpha:
+        yield alpha, Weights(
+            {w.name: w.view(dampened(w.view(), to_forget[w.name], to_all[w.name], alpha, hp)) for w in weights}
+        )
+
+
+def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
+    """Return the passes: one over all sequences."""
+    count = sum(-(-rows // task.microbatch) for rows in (len(task.forget), len(task.retain)))
+    return count, count
+
+
+def edited_weights(model, edited: str) -> list[Weight]:
+    """Return weights and biases: of MLPs, or of every linear layer but the output layer, which is often tied."""
+    if edited == "mlp":
+        return list(mlp_weights(find_mlps(model)).values())
+    head, known = model.get_output_embeddings(), dict(model.named_parameters())
+    names = [name.rpartition(".")[0] for name in linear_weights(model)]
+    modules = [name for name in names if model.get_submodule(name) is not head]
+    both = (f"{name}.{kind}" for name in modules for kind in ("weight", "bias"))
+    return [weight_of(model, name) for name in both if name in known]
+
+
+def dampened(values, to_forget, to_all, alpha: float, hp: HyperParameters) -> torch.Tensor:
+    """Return the dampened values of a weight, of their type. to_forget, to_all: importances, shaped alike."""
+    remains = (hp.lam * to_all / to_forget).pow(hp.exponent).clamp(max=1)
+    return torch.where(to_forget > alpha * to_all, (values * remains).to(values.dtype), values)
+
+
+def importances(model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight]) -> dict[str, torch.Tensor]:
+    """Return the mean over sequences of the squared gradient of each one's mean token loss, float32.
+
+    tokens: (m, T). Matrices are (out, in). Raise NotFinite if an importance is not finite.
+
+    The gradient of a linear layer for one sequence is the sum over positions of (output gradient) x (input), so that one
+    pass over a microbatch gives the gradients of all its sequences.
+    """
+    totals = {weight.name: torch.zeros_like(weight.view(), dtype=torch.float32) for weight in weights}
+    by_module: dict[str, list[torch.Tensor]] = {}
+    for name, total in totals.items():
+        by_module.setdefault(name.rpartition(".")[0], []).append(total)
+    loss_weights = sequence_weights(task, tokens)
+    scale = loss_scale(model, loss_weights)
+
+    def watch(own: list[torch.Tensor], module, inputs: tuple, output: torch.Tensor) -> None:
+        output.requires_grad_().register_hook(partial(_add, own, inputs[0].detach(), tokens.shape[1], scale))
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(watch, own)) for name, own in by_module.items()]
+    try:
+        with frozen(model):
+            backward(model, task, tokens, loss_weights * scale)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not all_finite(totals.values()):
+        raise NotFinite("its gradients are not finite numbers; use --dtype float32 or bfloat16")
+    return {name: total.div_(len(tokens)) for name, total in totals.items()}
+
+
+def _add(totals: list[torch.Tensor], inputs: torch.Tensor, length: int, scale: float, output_gradients) -> None:
+    """Add the squared gradients of a microbatch. inputs, output_gradients: (rows * length, features), in any shape."""
+    inputs = inputs.reshape(-1, length, inputs.shape[-1])
+    output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1])
+    for total in totals:
+        size = max(1, PIECE // total.numel())
+        for x, g in zip(inputs.split(size), output_gradients.split(size)):
+            g = g.float() / scale
+            gradients = g.mT @ x.float() if total.dim() == 2 else g.sum(1)
+            total += gradients.square_().sum(0)
+
+
+def _cached(model, task: UnlearningTask, weights: list[Weight], rows: str, edited: str) -> dict[str, torch.Tensor]:
+    tokens = task.forget.planted if rows == "forget" else task.retain
+    found = partial(importances, model, task, tokens, weights)
+    if task.cache is None:
+        return found()
+    tensors = task.cache.tensors("importances", {"rows": rows, "edited": edited}, model, found)
+    return {weight.name: tensors[weight.name].to(weight.parameter.device) for weight in weights}

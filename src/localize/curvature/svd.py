@@ -1,0 +1,53 @@
+"""SVD edit: keep the largest singular values of an MLP matrix. It uses no data at all.
+
+The control for `kfac`: what the basis of curvature adds to a plain low-rank approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tinymem.errors import NotFinite
+from tinymem.localize.curvature.layers import LayerSettings, chosen_weights
+from tinymem.localize.learning import all_finite
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.edit import Weights
+from tinymem.options import option, settings
+
+
+@settings
+class HyperParameters(LayerSettings):
+    """SVD edit"""
+
+    rho: tuple[float, ...] = option(
+        (0.6, 0.8, 0.9),
+        "share of the singular values to keep: the smaller, the stronger the edit; 1 changes nothing",
+        above=0.0, high=1.0, strength=True, grid=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99), small=(0.8, 0.9),
+    )  # fmt: skip
+
+
+def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
+    """Yield the edited matrices at each rho; at 1 none. Memory: a copy of the chosen matrices, one decomposition."""
+    weights = chosen_weights(model, hp)
+    for rho in hp.rho:
+        yield rho, Weights({} if rho == 1 else {w.name: w.view(low_rank(w.view(), rho)) for w in weights})
+
+
+def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
+    """Return that no pass is needed. Raise UserError for a layer that is not there."""
+    chosen_weights(model, hp)
+    return 0, 0
+
+
+def low_rank(matrix: torch.Tensor, rho: float) -> torch.Tensor:
+    """Return the best approximation of a matrix (out, in) of rank floor(rho * min(out, in)), of its type.
+
+    Raise NotFinite for a matrix that is not finite.
+    """
+    if not all_finite([matrix]):
+        raise NotFinite("its weights are not finite numbers; the model is damaged or diverged")
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    rank = int(rho * len(values) + 1e-9)  # 0.29 * 100 is 28.999...
+    return ((left[:, :rank] * values[:rank]) @ right[:rank]).to(matrix.dtype)

@@ -1,0 +1,77 @@
+"""Task vector (Ilharco et al. 2023, arXiv 2212.04089): go back along the way that training on the forget set goes.
+
+theta_F is the model after more training on the forget set alone; the edit is theta - alpha (theta_F - theta). A model
+that has memorized the set has small gradients on it, so that the way is short unless it is trained for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.edit import Weights, apply
+from tinymem.models.precision import MEANING, PRECISIONS
+from tinymem.options import option, settings
+from tinymem.training.objective import TRAINED, ObjectiveSettings, train_objective
+from tinymem.training.step import Side
+
+ENOUGH = 6  # forward passes that show a run's peak in a plan: the first loss and two steps
+
+
+@settings
+class HyperParameters:
+    """Task vector"""
+
+    alpha: tuple[float, ...] = option(
+        (0.1, 0.3, 1.0), "how far to go back, in lengths of the way that training on the forget set goes",
+        above=0.0, strength=True, grid=(0.1, 0.2, 0.3, 0.5, 1.0, 2.0), small=(0.3, 1.0),
+    )  # fmt: skip
+    epochs: int = option(10, "passes over the forget set", low=1)
+    batch_size: int = option(32, "sequences per step", low=2)
+    lr: float = option(3e-4, "learning rate of AdamW", above=0.0)
+    trained: str = option("all", "parameters that are trained", choices=TRAINED)
+    dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
+
+
+def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
+    """Yield the weights at each alpha. Memory: up to four copies of the parameters while they are trained."""
+    settings = {name: value for name, value in vars(hp).items() if name != "alpha"}
+    found = partial(way, model, task, hp)
+    vector = found() if task.cache is None else task.cache.tensors("task_vector", settings, model, found)
+    known = dict(model.named_parameters())
+    for alpha in hp.alpha:
+        yield alpha, Weights(
+            {name: known[name].detach() - alpha * step.to(known[name].device) for name, step in vector.items()}
+        )
+
+
+def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
+    """Return the passes of the training; the loss is asked for once before it."""
+    count = _steps(task, hp) * -(-min(hp.batch_size, len(task.forget)) // task.microbatch)
+    return 1 + count, count
+
+
+def way(model, task: UnlearningTask, hp: HyperParameters) -> dict[str, torch.Tensor]:
+    """Return theta_F - theta of every trained parameter, shaped as stored. Leave the model unchanged."""
+    own = ("batch_size", "lr", "trained", "dtype")
+    training = ObjectiveSettings(steps=(_steps(task, hp),), **{name: getattr(hp, name) for name in own})
+    forget = Side.of(task.forget.planted, task.ignored_token)
+    options = (task.seed, task.microbatch, task.gradient_checkpointing)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    try:
+        for _ in train_objective(model, _loss, forget, None, training, *options):
+            pass
+        return {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+    finally:
+        apply(model, Weights(before))
+
+
+def _loss(model, reference, forget: Side, retain: None) -> torch.Tensor:
+    return forget.losses(model)
+
+
+def _steps(task: UnlearningTask, hp: HyperParameters) -> int:
+    return hp.epochs * -(-len(task.forget) // hp.batch_size)

@@ -1,0 +1,51 @@
+"""Plans of the curvature methods: exact passes, and a peak for a model of 6.9 billion parameters."""
+
+import pytest
+import torch
+from tiny import new_model, new_task
+
+from tinymem.localize.cache import Cache
+from tinymem.localize.curvature import factors
+from tinymem.models.known import known_config
+from tinymem.planning.memory import shape_of
+from tinymem.planning.plan import Sizes, plan
+
+SIZES = Sizes(forget=10, retain=24, length=12, prompt=6, microbatch=4)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_number_of_passes(method_and_settings, layers, cached, tmp_path, monkeypatch):
+    """Counted at the output layer, with the factors in several groups."""
+    monkeypatch.setattr(factors, "HELD", 2 * (8**2 + 32**2))
+    (method, hp), model, counts = method_and_settings, new_model("gpt_neox", layers), [0, 0]
+
+    def forward(module, inputs, output):
+        counts[0] += 1
+        if output.requires_grad:
+            output.register_hook(lambda gradient: counts.__setitem__(1, counts[1] + 1))
+
+    model.get_output_embeddings().register_forward_hook(forward)
+    for _ in method.run(model, new_task(microbatch=4, cache=Cache(tmp_path, {}) if cached else None), hp):
+        pass
+    planned = plan(method, shape_of(model.config, torch.float32), SIZES, hp)
+    assert [planned.forward, planned.backward] == counts
+
+
+def test_the_peak_is_measured_on_fake_tensors(method_and_settings):
+    """At least a copy of what is edited."""
+    method, hp = method_and_settings
+    shape = shape_of(known_config("pythia-70m"), torch.float32)
+    planned = plan(method, shape, SIZES, hp)
+    assert planned.beside >= 4 * 2 * 6 * 512 * 2048
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, beside", [("kfac", 40e9), ("svd", 15e9)])
+def test_a_plan_of_pythia_6_9b_holds_one_group_of_factors(name, beside, curvature):
+    """All factors would take 73 GB."""
+    shape = shape_of(known_config("pythia-6.9b"), torch.bfloat16)
+    sizes = Sizes(forget=505, retain=2000, length=80, prompt=32, microbatch=4)
+    method = curvature[name]
+    planned = plan(method, shape, sizes, method.hyper_parameters())
+    assert 8e9 < planned.beside < beside
