@@ -269,7 +269,7 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
         return
     run.subject.prepare()
     model, records, failures = run.subject.model, [], Failures()
-    extent = describe(model, edit)
+    extent = {**describe(model, edit), **getattr(edit, "notes", {})}
     with applied(model, edit):
         if force or not run.is_done:
             run.complete(extent, cost, force)
