@@ -12,7 +12,7 @@ from tinymem import cli
 from tinymem.attacks.registry import ATTACKS, find_attacks
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
-from tinymem.localize.registry import GROUPS, METHODS, find_methods
+from tinymem.localize.registry import GROUPS, METHODS, find_localizer, find_methods
 from tinymem.metrics.metric import Metric
 from tinymem.metrics.registry import GROUPS as METRIC_GROUPS
 from tinymem.metrics.registry import METRICS, PATTERNS, chosen, expanded, plugin_metrics
@@ -124,7 +124,11 @@ def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[
     """
     methods = find_methods(arguments.localization_method, FLAG)
     _check_flags(arguments, methods, decided)
-    return [(method, _hyper_parameters(method, arguments, decided)) for method in methods]
+    found = [(method, _hyper_parameters(method, arguments, decided)) for method in methods]
+    for _, hp in found:
+        if getattr(hp, "update_mask", None):
+            find_localizer(*hp.update_mask)
+    return found
 
 
 def _check_flags(arguments: argparse.Namespace, methods: Sequence[Method], decided: Collection[str]) -> None:

@@ -98,7 +98,7 @@ class Method:
 
     def settings(self, hp: Any, strength: Strength) -> dict[str, Any]:
         """Return the method's section of a record: its name, its settings, and one strength."""
-        about = {"name": self.name, **({"code": self.code} if self.code else {}), **dataclasses.asdict(hp)}
+        about = {"name": self.name, **({"code": self.code} if self.code else {}), **recorded(hp)}
         return {**about, self.strength: strength} if self.strength else about
 
     def unvaried(self, hp: Any) -> dict[str, Any]:
@@ -108,6 +108,14 @@ class Method:
         """
         about = self.settings(self.resolve(hp, 0), None)
         return {name: value for name, value in about.items() if name != self.strength}
+
+
+def recorded(hp: Any) -> dict[str, Any]:
+    """Return the settings that a record names: all but `unrecorded` ones at their default (see `option`)."""
+    hidden = {
+        f.name for f in dataclasses.fields(hp) if f.metadata.get("unrecorded") and getattr(hp, f.name) == f.default
+    }
+    return {name: value for name, value in dataclasses.asdict(hp).items() if name not in hidden}
 
 
 def method_of(module: ModuleType) -> Method:
@@ -264,7 +272,7 @@ def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | N
         return None
     from tinymem.localize.registry import find_localizer  # here, since the registry imports this module
 
-    localizer, ratio = find_localizer(hp.update_mask[0], "--update_mask"), float(hp.update_mask[1])
+    localizer, ratio = find_localizer(*hp.update_mask)
     settings = localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
     ((_, edit),) = localizer.run(model, task, settings)
     return {key: edit.masks[key] for key in edit.masks}

@@ -73,9 +73,18 @@ def find_methods(names: Sequence[str], flag: str = "--methods") -> list[Method]:
     return find(names, METHODS, flag, GROUPS)
 
 
-def find_localizer(name: str, flag: str) -> Method:
-    """Return one of the study's methods by name or alias. Raise UserError, naming `flag`, for any other."""
+def find_localizer(name: str, ratio: str) -> tuple[Method, float]:
+    """Return what `--update_mask NAME RATIO` asks for: one of the study's methods, and the ratio.
+
+    Raise UserError for another method, and for a ratio that is not in (0, 1).
+    """
     by_name = {method.alias: method for method in STUDY.values()} | STUDY
     if name not in by_name:
-        raise UserError(f"{flag} {name}: must be one of {', '.join(STUDY)}")
-    return by_name[name]
+        raise UserError(f"--update_mask {name}: must be one of {', '.join(STUDY)}")
+    try:
+        share = float(ratio)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise UserError(f"--update_mask {name} {ratio}: the ratio must be a number in (0, 1)")
+    return by_name[name], share
