@@ -62,7 +62,7 @@ def strength_of(cls: type) -> str | None:
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[Class]) -> type[Class]:
     """Make a class of options a frozen dataclass that refuses values that are not allowed (see `check_options`)."""
-    check_more = cls.__dict__.get("__post_init__")
+    check_more = getattr(cls, "__post_init__", None)  # also that of a class of settings that this one extends
 
     def __post_init__(self: Any) -> None:
         check_options(self)
