@@ -6,26 +6,15 @@ other text shares. The MLP matrices then move along the rest until KL(before || 
 
 from collections.abc import Iterator
 
-import torch
-
 from tinymem.errors import UserError
 from tinymem.localize.method import sides
-from tinymem.localize.objective.selection import (
-    BUDGET_ROWS,
-    SHARED_ROWS,
-    drift,
-    gradients,
-    memory_gradients,
-    some,
-    without_shared,
-    work,
-)
+from tinymem.localize.objective.selection import BUDGET_ROWS, SHARED_ROWS, gradients, memory_gradients, some, walk
+from tinymem.localize.objective.selection import without_shared, work
 from tinymem.models.adapter import find_mlps
-from tinymem.models.edit import Weights, applied
+from tinymem.models.edit import Weights
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import option, settings
 from tinymem.training.objective import FORGET_TOKENS
-from tinymem.training.reference import Reference
 
 CUMULATIVE = True
 
@@ -57,25 +46,7 @@ def run(model, task, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     found = memory_gradients(model, task, hp, matrices, forget)
     shared = found if hp.directions == "forget" else gradients(model, task, hp, matrices, some(retain, SHARED_ROWS))
     ways = [without_shared(*pair, hp.dropped) for pair in zip(found, shared)]
-    length = sum(m.view().float().square().sum() for m in matrices) / sum(way.square().sum() for way in ways)
-    reference, rows = Reference(model, task.microbatch, hp.dtype), some(retain, BUDGET_ROWS)
-
-    def moved(share: float) -> Weights:
-        new = (m.view() + share * length.sqrt() * way for m, way in zip(matrices, ways))
-        return Weights({m.name: m.view(values).to(m.parameter.dtype) for m, values in zip(matrices, new)})
-
-    def spent() -> float:
-        return drift(model, reference, rows, task.microbatch, hp.dtype)
-
-    spent()
-    reference.begin_edit()
-    for budget in hp.kl_budget:
-        share, step = 0.0, hp.lr
-        for _ in range(hp.max_steps):
-            with applied(model, moved(share + step)):
-                within = spent() <= budget
-            share, step = (share + step, step) if within else (share, step / 2)
-        yield budget, moved(share)
+    yield from walk(model, task, hp, matrices, ways, some(retain, BUDGET_ROWS))
 
 
 def passes(model, task, hp: HyperParameters) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from tinymem.localize.learning import frozen
 from tinymem.localize.objective.terms import divergence
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
-from tinymem.models.edit import reversible
+from tinymem.models.edit import Weights, applied, reversible
 from tinymem.models.precision import autocast
 from tinymem.models.trainable import gradient_of
 from tinymem.training.reference import Reference
@@ -78,6 +78,31 @@ def drift(model, reference: Reference, side: Side, microbatch: int, precision: s
         parts = rows.split(microbatch)
         total = sum((divergence(model, reference, part) * part.mask).sum() for part in parts)
     return (total / rows.mask.sum().clamp(min=1)).item()
+
+
+def walk(
+    model, task: UnlearningTask, hp: Any, matrices: Sequence[Weight], ways: Sequence[torch.Tensor], rows: Side
+) -> Iterator[tuple[float, Weights]]:
+    """Yield, for each budget, the weights farthest along the ways (out, in) whose drift on the rows is within it."""
+    length = sum(m.view().float().square().sum() for m in matrices) / sum(way.square().sum() for way in ways)
+    reference = Reference(model, task.microbatch, hp.dtype)
+
+    def moved(share: float) -> Weights:
+        new = (m.view() + share * length.sqrt() * way for m, way in zip(matrices, ways))
+        return Weights({m.name: m.view(values).to(m.parameter.dtype) for m, values in zip(matrices, new)})
+
+    def spent() -> float:
+        return drift(model, reference, rows, task.microbatch, hp.dtype)
+
+    spent()
+    reference.begin_edit()
+    for budget in hp.kl_budget:
+        share, step = 0.0, hp.lr
+        for _ in range(hp.max_steps):
+            with applied(model, moved(share + step)):
+                within = spent() <= budget
+            share, step = (share + step, step) if within else (share, step / 2)
+        yield budget, moved(share)
 
 
 def work(task: UnlearningTask, hp: Any) -> tuple[int, int]:
