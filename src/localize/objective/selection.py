@@ -84,7 +84,9 @@ def walk(
     model, task: UnlearningTask, hp: Any, matrices: Sequence[Weight], ways: Sequence[torch.Tensor], rows: Side
 ) -> Iterator[tuple[float, Weights]]:
     """Yield, for each budget, the weights farthest along the ways (out, in) whose drift on the rows is within it."""
-    length = sum(m.view().float().square().sum() for m in matrices) / sum(way.square().sum() for way in ways)
+    views = [matrix.view() for matrix in matrices]
+    weights, others = (torch.stack([t.float().square().sum() for t in each]).sum() for each in (views, ways))
+    length = weights / others
     reference = Reference(model, task.microbatch, hp.dtype)
 
     def moved(share: float) -> Weights:
