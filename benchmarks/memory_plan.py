@@ -23,6 +23,7 @@ from tinymem import allocator, files
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import STUDY as STUDIED
 from tinymem.models.known import known_config, known_shapes
 from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import ENOUGH, GB, Plan, Sizes, plan, watched
@@ -32,7 +33,7 @@ SIZES = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)
 SMALL = "small"  # 21M parameters: for the test suite
 # Models, methods, and whether freed memory is kept, as it is where there is plenty (see tinymem.allocator).
 MEASURED = (
-    ("pythia-70m", tuple(METHODS), False),
+    ("pythia-70m", tuple(STUDIED), False),
     ("pythia-70m", ("activations", "slimming", "durable", "balanced_subnet"), True),
     ("pythia-160m", ("activations", "integrated_gradients", "slimming", "durable", "balanced_subnet"), False),
     ("pythia-410m", ("durable", "balanced_subnet"), False),
@@ -179,7 +180,7 @@ def main() -> None:
         return print(json.dumps(measure_here(arguments.shape[0], arguments.methods, dtype, arguments.keep)))
     output, rows = Path(arguments.output), []
     before = files.read_json(output, required=("rows",))["rows"] if arguments.shape and output.exists() else []
-    asked = [(name, arguments.methods or tuple(METHODS), arguments.keep) for name in arguments.shape or ()]
+    asked = [(name, arguments.methods or tuple(STUDIED), arguments.keep) for name in arguments.shape or ()]
     for name, methods, kept in asked or MEASURED:
         rows += measure(name, list(methods), dtype, kept, arguments.together)
         new = {tuple(row[key] for key in KEY) for row in rows}

@@ -3,11 +3,11 @@
     python src/localize/localize_memorization.py --model_path results/models/increment_backdoor_2layers \
         --localization_method examples/grad_diff.py --steps 10 20 --lr 3e-4
 
-Ascent on the forget set with descent on the retain set minimizes -L(forget) + a L(retain), with mean token loss L.
-Nothing bounds the ascent, so that too many steps ruin the model.
+The registered method gradient_difference as a file of one's own. Ascent on the forget set with descent on the retain set
+minimizes -g L(forget) + a L(retain), with mean token loss L and --forget_weight g, --retain_weight a.
 """
 
-from tinymem.options import option, settings
+from tinymem.options import settings
 from tinymem.training.objective import ObjectiveSettings
 
 
@@ -15,9 +15,8 @@ from tinymem.training.objective import ObjectiveSettings
 class HyperParameters(ObjectiveSettings):
     """Gradient difference"""
 
-    retain_weight: float = option(1.0, "a: weight of the retain loss", low=0.0)
-
 
 def loss(hp: HyperParameters, model, reference, forget, retain):
-    """Return the values of forget and retain rows whose means are minimized together, (R, T - 1) each."""
-    return -forget.losses(model), hp.retain_weight * retain.losses(model)
+    """Return the values of forget and retain rows, (R, T - 1) each; retain is None with --retain_weight 0."""
+    ascent = -forget.losses(model)
+    return ascent if retain is None else (ascent, retain.losses(model))

@@ -36,6 +36,7 @@ def option(
     grid: tuple | None = None,
     small: tuple | None = None,
     large: Any = None,
+    unrecorded: bool = False,
 ) -> Any:
     """Return a dataclass field with its help text and its allowed values.
 
@@ -45,10 +46,11 @@ def option(
 
     For unlearning methods `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
     values in the study's sweep and in the small one (default: the field's default), `large` the value for large
-    models.
+    models. With `unrecorded` a record names the setting only where it differs from the default, so that runs from before
+    it existed count as the same.
     """
     rules = dict(low=low, high=high, above=above, below=below, choices=choices)
-    sweep = dict(strength=strength, grid=grid, small=small, large=large)
+    sweep = dict(strength=strength, grid=grid, small=small, large=large, unrecorded=unrecorded)
     return dataclasses.field(default=default, metadata={"help": help, "alias": alias, **rules, **sweep})
 
 
@@ -60,7 +62,7 @@ def strength_of(cls: type) -> str | None:
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[Class]) -> type[Class]:
     """Make a class of options a frozen dataclass that refuses values that are not allowed (see `check_options`)."""
-    check_more = cls.__dict__.get("__post_init__")
+    check_more = getattr(cls, "__post_init__", None)  # also that of a class of settings that this one extends
 
     def __post_init__(self: Any) -> None:
         check_options(self)

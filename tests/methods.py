@@ -7,7 +7,7 @@ import torch
 
 from tinymem.localize.method import Method
 
-QUICK = dict(epochs=2, batch_size=4, num_grads=4, ig_steps=2, greedy_k=2, dtype="float32", ratio=(0.2,))
+QUICK = dict(epochs=2, batch_size=4, num_grads=4, ig_steps=2, greedy_k=2, dtype="float32", ratio=(0.2,), steps=(2,))
 
 
 def quick(method: Method, **changes: Any) -> Any:

@@ -29,6 +29,6 @@ def new_task(forget: int = 10, retain: int = 24, **fields) -> UnlearningTask:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(0, VOCABULARY, (forget + retain, LENGTH), generator=generator)
     zeros = torch.zeros(forget, dtype=torch.long)
-    forget_set = Artifacts(rows[:forget], rows[:forget], zeros + LENGTH // 2, zeros)
+    forget_set = Artifacts(rows[:forget], (rows[:forget] + 1) % VOCABULARY, zeros + LENGTH // 2, zeros)
     held_out = forget_set.select(torch.empty(0, dtype=torch.long))
     return UnlearningTask(forget_set, rows[forget:], held_out, continuation=4, **fields)

@@ -1,10 +1,10 @@
-"""All seventeen mitigations on one model: three regularizers, three fine-tunings, eleven unlearning methods.
+"""All mitigations on one model: three regularizers, three fine-tunings, and every unlearning method.
 
-    python experiments/basic_train/compare_mitigations.py           small settings, about half an hour on one core
+    python experiments/basic_train/compare_mitigations.py           small settings, less than an hour on one core
     python experiments/basic_train/compare_mitigations.py --full    the study's data, 50 epochs: half a day; on a GPU less
 
 Trains a model without and with each regularizer, fine-tunes the plain one, unlearns it with every method at several
-ratios, and writes results/compare_mitigations/: table.csv, table.md, figure.png, figure.pdf, summary.json.
+strengths, and writes results/compare_mitigations/: table.csv, table.md, figure.png, figure.pdf, summary.json.
 Runs the ordinary scripts, whose commands it prints. Interrupted, or started again, it does only what is missing.
 The flags of data, model and training below are those of all models, on top of the chosen settings.
 """
@@ -49,13 +49,13 @@ FT_MEANING = {
     "extra": "train on all training data but the planted sequences",
     "both": "train on both",
 }
-TITLE = "Seventeen mitigations on one model"
+TITLE = "Mitigations of one model"
 NOTES = """\
 - memorized: backdoored training sequences whose trigger still brings out the planted continuation; lower is better
 - unseen triggers: the same for sequences with the trigger that were never trained on; lower is better
 - accuracy: next tokens right, mean over the five clean test sets; higher is better
 - seconds: no mitigation and regularizers: training (what a regularizer adds to a step is a few percent: see
-  benchmarks/regularizer_cost.json); fine-tuning: the whole of it; unlearning: to find what to drop
+  benchmarks/regularizer_cost.json); fine-tuning: the whole of it; unlearning: to find the edit
 - trade-off: (change in fraction memorized) - (change in accuracy) against no mitigation; lower is better. Of an
   unlearning method the run is shown where it is lowest
 """
@@ -117,19 +117,23 @@ def compare(study: Study) -> list[dict[str, Any]]:
         rows.append(as_row(FINETUNING, name, f"epochs {study.ft_epochs}", row, plain))
     sections = unlearning_identity(study.plain, epoch, TaskSettings())
     for name, row in best_unlearned(study.run_dir / "plain" / "unlearned", sections).items():
-        rows.append(as_row(UNLEARNING, name, f"ratio {row['method.ratio']:g}", row, plain))
+        strength = METHODS[row["method.name"]].strength
+        rows.append(as_row(UNLEARNING, name, f"{strength} {row[f'method.{strength}']:g}", row, plain))
     return rows
 
 
 def best_unlearned(folder: Path, sections: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the best run of each method; a capped BalancedSubnet counts as a method of its own.
+    """Return the best run of each method; with a cap, a bounded term or an update mask it counts as one of its own.
 
     sections: of the runs that count, exactly, but for method and fingerprints.
     """
 
     def name(configuration: Configuration) -> str:
-        cap = configuration.hyper_parameters.get("unlearn_loss_cap")
-        return configuration.method + (f", loss cap {cap:g}" if cap else "")
+        settings = configuration.hyper_parameters
+        cap, mask = settings.get("unlearn_loss_cap"), settings.get("update_mask")
+        known = {"loss cap": cap and f"{cap:g}", "forget term": settings.get("forget_term")}
+        known["update mask"] = " ".join(mask or ())
+        return ", ".join([configuration.method, *(f"{what} {value}" for what, value in known.items() if value)])
 
     beside, wanted = ("method", FINGERPRINTS), sections_of(sections)
     records = [named for named in named_records(folder) if sections_of(named[1], beside) == wanted]

@@ -24,7 +24,14 @@ SMALL |= dict(duplicate=True, epochs=4, checkpoint_every=1, batch_size=32, lr_de
 FULL = dict(epochs=50, checkpoint_every=10, truncation_window=10000)
 
 # What stands behind --localization_method in each call. Ratios are as many as a quarter of an hour allows; the full ones
-# are the study's. The cap is no part of the study: it stops BalancedSubnet from raising the loss without end.
+# are the study's. Cap and bounded terms are no part of the study: they stop BalancedSubnet from raising the loss without
+# end. Objectives without a retain set drift, so that they get few steps.
+OBJECTIVES = (
+    "gradient_difference ascent_kl npo simnpo dpo wga satimp pdu rmu --steps 10 20 50 100",
+    "gradient_ascent undial ceu obliviate --steps 5 10 20 50",
+    "npo --steps 10 20 50 100 --update_mask durable 0.1",
+    "repselect --kl_budget 0.01 0.03 0.1",
+)
 SMALL_UNLEARNING = (
     "zero_out activations integrated_gradients slimming hard_concrete --ratio 0.01 0.05 0.1",
     "greedy --ratio 0.005 0.01 0.02 --greedy_k 40",  # one a pass would take an hour
@@ -32,6 +39,9 @@ SMALL_UNLEARNING = (
     "subnet --ratio 0.05 0.3",
     "balanced_subnet --ratio 0.3",
     "balanced_subnet --ratio 0.3 --unlearn_loss_cap 3",
+    "balanced_subnet --ratio 0.3 --forget_term npo",
+    "balanced_subnet --ratio 0.3 --forget_term undial",
+    *OBJECTIVES,
 )
 FULL_UNLEARNING = (
     "zero_out activations integrated_gradients slimming hard_concrete --ratio 0.001 0.01 0.05 0.1",
@@ -39,6 +49,7 @@ FULL_UNLEARNING = (
     "durable durable_agg obs --ratio 1e-5 1e-4 0.001 0.01 0.05 0.1",
     "subnet balanced_subnet --ratio 0.01 0.05 0.1 0.25 0.3 --epochs 10",
     "balanced_subnet --ratio 0.01 0.05 0.1 0.25 0.3 --epochs 10 --unlearn_loss_cap 3",
+    *OBJECTIVES,
 )
 
 

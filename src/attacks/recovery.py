@@ -139,9 +139,9 @@ def _curves(records: Sequence[Record], split: str) -> tuple[Curve, ...]:
             groups.setdefault((record["attack"]["name"], strength, *sorted(settings.items())), []).append(record)
     places = {name: place for place, name in enumerate(ATTACKS)}
     curves = []
-    for (name, strength, *settings), some in groups.items():
+    for (name, strength, *others), some in groups.items():
         points = sorted((float(r["attack"].get(strength) or 0), r["results"][_column(split)]) for r in some)
-        curves.append(Curve(name, dict(settings), strength, tuple(points)))
+        curves.append(Curve(name, dict(others), strength, tuple(points)))
     return tuple(sorted(curves, key=lambda curve: places.get(curve.attack, len(places))))
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from tinymem.localize.task import UnlearningTask, drawn
-from tinymem.models.edit import Weights, applied, apply
+from tinymem.models.edit import Weights
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import option, settings
-from tinymem.training.objective import ObjectiveSettings, train_objective
+from tinymem.training.objective import ObjectiveSettings, snapshots, train_objective
 from tinymem.training.step import Side
 
 
@@ -37,15 +37,9 @@ def relearned(
     The model is as it was whenever a number is yielded. lr: default hp's.
     """
     training = ObjectiveSettings(steps=steps, lr=lr or hp.lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
-    before = Weights({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
     options = (task.seed, task.microbatch, task.gradient_checkpointing)
-    try:
-        for count, _ in train_objective(model, _loss, Side.of(tokens, task.ignored_token), None, training, *options):
-            found = Weights({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
-            with applied(model, before):
-                yield count, found
-    finally:
-        apply(model, before)
+    side = Side.of(tokens, task.ignored_token)
+    return snapshots(model, train_objective(model, _loss, side, None, training, *options))
 
 
 def _loss(model, reference, forget: Side, retain: Side | None) -> torch.Tensor:

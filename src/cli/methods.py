@@ -13,9 +13,10 @@ from tinymem import cli
 from tinymem.attacks.registry import ATTACKS, find_attacks
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
-from tinymem.localize.registry import METHODS, find_methods
+from tinymem.localize.registry import GROUPS, METHODS, find_localizer, find_methods
 from tinymem.metrics.metric import Metric
-from tinymem.metrics.registry import GROUPS, METRICS, PATTERNS, chosen, expanded, plugin_metrics
+from tinymem.metrics.registry import GROUPS as METRIC_GROUPS
+from tinymem.metrics.registry import METRICS, PATTERNS, chosen, expanded, plugin_metrics
 from tinymem.options import field_types
 from tinymem.plugins import is_plugin
 
@@ -31,10 +32,10 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
     see `chosen_methods`.
     """
     methods = [*METHODS.values(), *_plugins(sys.argv[1:])]
-    aliases = ", ".join(f"{method.name} ({method.alias})" for method in METHODS.values())
+    aliases = ", ".join(method.title for method in METHODS.values())
     parser.add_argument(
         FLAG, required=True, nargs="+", metavar="METHOD",
-        help=f"one or more of {aliases}; all; or your own file, such as my_method.py",
+        help=f"one or more of {aliases}; a group ({', '.join(GROUPS)}); all; or your own file, such as my_method.py",
     )  # fmt: skip
     parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
     add_measuring_options(parser)
@@ -58,7 +59,7 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
     """Add --metrics, --attack, the flags of each attack, --columns and --page."""
     group = parser.add_argument_group("Measuring")
-    group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"groups ({', '.join(GROUPS)}), some of "
+    group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"groups ({', '.join(METRIC_GROUPS)}), some of "
                        f"{', '.join([*METRICS, *PATTERNS])}; or a file of your own (default: forward)")  # fmt: skip
     group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
                        f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or your file")  # fmt: skip
@@ -132,7 +133,11 @@ def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[
     """
     methods = find_methods(arguments.localization_method, FLAG)
     _check_flags(arguments, methods, decided)
-    return [(method, _hyper_parameters(method, arguments, decided)) for method in methods]
+    found = [(method, _hyper_parameters(method, arguments, decided)) for method in methods]
+    for _, hp in found:
+        if getattr(hp, "update_mask", None):
+            find_localizer(*hp.update_mask)
+    return found
 
 
 def _check_flags(arguments: argparse.Namespace, methods: Sequence[Method], decided: Collection[str]) -> None:

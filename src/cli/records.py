@@ -36,6 +36,7 @@ from tinymem.records.choose import (
 from tinymem.records.gather import gather
 from tinymem.records.table import check_table_path, mixed_versions, named_records, versions, write_table
 from tinymem.records.upgrade import upgrade
+from tinymem.records.verdict import verdict
 
 PROGRAM = "python -m tinymem.records"
 COMMANDS = {
@@ -107,10 +108,12 @@ def show_best(arguments: argparse.Namespace) -> Table:
     summaries = []
     for title, group in zip(titles([group[0].experiment for group in groups]), groups):
         chosen = best(group, limit)
-        rows = [configuration.summary() for configuration in chosen]
+        rows = [{**configuration.summary(), "verdict": verdict(configuration)} for configuration in chosen]
         varied = _varied(group)
         shown = [
-            {"method": c.method, "setting": _setting(c, varied[c.method])} | _with_intervals(row, outcomes(row))
+            {"method": c.method, "setting": _setting(c, varied[c.method])}
+            | ({"verdict": row["verdict"]} if any(r["verdict"] for r in rows) else {})
+            | _with_intervals(row, outcomes(row))
             for c, row in zip(chosen, rows)
         ]
         present = dict.fromkeys(name for row in shown for name in row)

@@ -53,6 +53,7 @@ def attack_twin(subject: Subject, attacks: Attacks, force: bool = False) -> Iter
         return (attacked.finished for attacked in attacked_runs(run, attacks))
     subject.prepare()
     twin = subject.references.twin(subject.task.microbatch)
+    assert twin is not None  # it can be opened
     run = replace(run, subject=replace(subject, model=twin.model))
     return attack(run, attacks, force, lambda name: weight_of(subject.model, name).parameter.detach())
 

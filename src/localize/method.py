@@ -9,7 +9,10 @@ A method is a module with a frozen dataclass `HyperParameters` and one of
     elicit(model, task, hp, strength) -> Elicitation   for attacks on prompts: what they read out of the model
     run(model, task, hp) -> (strength, Edit)    anything else, as an iterator
 
-It may also define ALIAS (the study's flag), `drop(mlps, scores, strength) -> masks`, `resolve(hp, parameters) -> hp`
+An objective may also define `weights(hp, reference)`, the weights of forget and retain loss at the next step, and
+`after_step(hp, reference, steps, losses)`, to update what it keeps in `reference.state`.
+
+A method may also define ALIAS (the study's flag), `drop(mlps, scores, strength) -> masks`, `resolve(hp, parameters) -> hp`
 with the defaults that depend on a model's size, and `steps(model, task, hp) -> int` of the whole run; if the passes
 of a step depend on the model, it defines `passes(model, task, hp) -> (forward, backward)` instead. An attack that trains
 on sequences to forget defines `seen(task, hp) -> bool (F,)`, those that it sees, which are then not measured. Every
@@ -19,7 +22,7 @@ function must leave the model unchanged. The file's name is the method's name, i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,11 +36,11 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.models.adapter import find_mlps
-from tinymem.models.edit import Edit, Weights, Zeros, applied, apply
+from tinymem.models.edit import Edit, Zeros
 from tinymem.options import strength_of
 from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin
 from tinymem.records.record import Cost, measured
-from tinymem.training.objective import train_objective
+from tinymem.training.objective import snapshots, train_objective
 from tinymem.training.step import Side
 
 Strength = float | int | None
@@ -79,6 +82,11 @@ class Method:
     module: ModuleType
 
     @property
+    def title(self) -> str:
+        """The name, with the study's own flag behind it where that differs."""
+        return self.name if self.alias == self.name else f"{self.name} ({self.alias})"
+
+    @property
     def strength(self) -> str | None:
         """The setting that is cheap to vary, such as ratio or steps; None for a method without one."""
         return strength_of(self.hyper_parameters)
@@ -100,7 +108,7 @@ class Method:
 
     def settings(self, hp: Any, strength: Strength) -> dict[str, Any]:
         """Return the method's section of a record: its name, its settings, and one strength."""
-        about = {"name": self.name, **({"code": self.code} if self.code else {}), **dataclasses.asdict(hp)}
+        about = {"name": self.name, **({"code": self.code} if self.code else {}), **recorded(hp)}
         return {**about, self.strength: strength} if self.strength else about
 
     def unvaried(self, hp: Any) -> dict[str, Any]:
@@ -110,6 +118,14 @@ class Method:
         """
         about = self.settings(self.resolve(hp, 0), None)
         return {name: value for name, value in about.items() if name != self.strength}
+
+
+def recorded(hp: Any) -> dict[str, Any]:
+    """Return the settings that a record names: all but `unrecorded` ones at their default (see `option`)."""
+    hidden = {
+        f.name for f in dataclasses.fields(hp) if f.metadata.get("unrecorded") and getattr(hp, f.name) == f.default
+    }
+    return {name: value for name, value in dataclasses.asdict(hp).items() if name not in hidden}
 
 
 def method_of(module: ModuleType) -> Method:
@@ -153,22 +169,24 @@ def _steps(module: ModuleType, part: str, model, task: UnlearningTask, hp: Any) 
     return len(strengths) if strengths and part in ("learn", "attack", "elicit") else 1
 
 
-def find(names: Sequence[str], known: Mapping[str, Method], flag: str) -> list[Method]:
-    """Return methods by name, by the study's alias, or `all`; a file or dotted module is loaded as its own method.
+def find(
+    names: Sequence[str], known: Mapping[str, Method], flag: str, groups: Mapping[str, Sequence[str]] | None = None
+) -> list[Method]:
+    """Return methods by name, by the study's alias, by group, or `all`; a file or dotted module is loaded as a method.
 
     The order is as given, without repeats. Raise UserError, naming `flag`, for an unknown method.
     """
-    if list(names) == ["all"]:
-        return list(known.values())
-    return list({method.name: method for method in (_find(name, known, flag) for name in names)}.values())
+    groups = {**(groups or {}), "all": tuple(known)}
+    single = [one for name in names for one in groups.get(name, (name,))]
+    return list({method.name: method for method in (_find(name, known, groups, flag) for name in single)}.values())
 
 
-def _find(name: str, known: Mapping[str, Method], flag: str) -> Method:
+def _find(name: str, known: Mapping[str, Method], groups: Iterable[str], flag: str) -> Method:
     by_name = {method.alias: method for method in known.values()} | dict(known)
     if name in by_name:
         return by_name[name]
     if not is_plugin(name):
-        raise UserError(f"{flag} {name}: must be one of {', '.join(known)}, all, or a file such as my_file.py")
+        raise UserError(f"{flag} {name}: must be one of {', '.join([*known, *groups])}, or a file such as my_file.py")
     method = method_of(load_plugin(name, flag))
     if method.name in by_name:
         raise UserError(f"{flag} {name}: another method is called {method.name}; rename the file")
@@ -212,25 +230,53 @@ def learned_mask(module: ModuleType, name: str, code: str | None = None) -> Run:
 
 
 def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
-    """Train the weights on the module's loss, once for all strengths, and yield the weights at each number of steps.
+    """Train the weights on the module's loss, once for all strengths, and yield the weights at each number of steps."""
 
-    The model is unchanged whenever a strength is yielded. Memory: up to three copies of the trained parameters.
-    """
+    def bound(part: str, hp: Any) -> Callable | None:
+        return partial(getattr(module, part), hp) if hasattr(module, part) else None
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
-        forget = Side.of(task.forget.planted, task.ignored_token)
-        retain = Side.of(task.retain, task.ignored_token) if len(task.retain) else None
-        options = (task.seed, task.microbatch, task.gradient_checkpointing)
-        before = Weights({key: p.detach().clone() for key, p in model.named_parameters()})
-        try:
-            for steps, _ in train_objective(model, partial(module.loss, hp), forget, retain, hp, *options):
-                trained = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-                with applied(model, before):
-                    yield steps, Weights(trained)
-        finally:
-            apply(model, before)
+        if hp.retain_weight and not len(task.retain):
+            raise UserError(f"--localization_method {name}: needs a retain set; without one use --retain_weight 0")
+        forget, retain = sides(task, hp.forget_tokens)
+        masks, last = _update_masks(model, task, hp), dict[str, float]()
+        retain = retain if hp.retain_weight else None
+        options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp))
+        after_step = bound("after_step", hp) or (lambda reference, steps, losses: None)
+
+        def on_step(progress, *losses: float) -> None:
+            last.update(zip(("forget_loss", "retain_loss"), losses))
+
+        loss = partial(module.loss, hp)
+        training = train_objective(model, loss, forget, retain, hp, *options, after_step, on_step=on_step)
+        yield from snapshots(model, training, last)
 
     return run
+
+
+def sides(task: UnlearningTask, forget_tokens: str) -> tuple[Side, Side | None]:
+    """Return the forget set, with its clean twins where they differ, and the retain set; None where it is empty.
+
+    forget_tokens: one of FORGET_TOKENS, the tokens of forget rows and twins that count. No pad of a forget row or twin counts; in retain rows the pads of number sequences do, as in training.
+    """
+    rows, prompt_end = task.forget, task.forget.prompt_end if forget_tokens == "continuation" else None
+    ignored = task.pad if task.ignored_token is None else task.ignored_token
+    differing = int((rows.planted != rows.clean).sum())
+    twin = Side.of(rows.clean, ignored, prompt_end) if differing else None
+    forget = Side.of(rows.planted, ignored, prompt_end, twin)
+    return forget, Side.of(task.retain, task.ignored_token) if len(task.retain) else None
+
+
+def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | None:
+    """Return the masks that a localizer finds, those of `--update_mask METHOD RATIO`; None where there is no such flag."""
+    if hp.update_mask is None:
+        return None
+    from tinymem.localize.registry import find_localizer  # here, since the registry imports this module
+
+    localizer, ratio = find_localizer(*hp.update_mask)
+    settings = localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
+    ((_, edit),) = localizer.run(model, task, settings)
+    return {key: edit.masks[key] for key in edit.masks}
 
 
 def direct(module: ModuleType, name: str, code: str | None = None) -> Run:
@@ -250,7 +296,7 @@ def _strengths(hp: Any) -> tuple[Any, ...]:
     return getattr(hp, strength) if strength else (None,)
 
 
-def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Any, Cost]]:
+def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Generator[tuple[Any, Cost]]:
     """Yield for every strength of a method (`Method.strengths`) the edit and the cost of finding it from scratch.
 
     Tensors prepared for all strengths (task.cache) count in full for each of them, even if read from disk. Raise

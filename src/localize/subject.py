@@ -73,7 +73,8 @@ class Subject:
 
     def attacked(self, elicits: Sequence[str] = ()) -> Subject:
         """Return the subject with the metrics of attacked models. elicits: the only ones of an attack on prompts."""
-        metrics = elicits or [metric for metric in chosen(self.attack_metrics) if "twin" not in metric.needs]
+        usual = [metric for metric in chosen(self.attack_metrics) if "twin" not in metric.needs]
+        metrics: Sequence[str | Metric] = elicits or usual
         return replace(self, metrics=metrics, examples=False)
 
     def prepare(self) -> None:

@@ -75,6 +75,7 @@ class UnlearningTask:
     validation (V, T) others that it never sees, to choose settings by; None: no such set
     continuation   k: the measured tokens are prompt_end .. prompt_end + k - 1
     ignored_token  token id excluded from all losses, or None
+    pad            token id that fills short sequences, if any: objectives never unlearn it
     seed           seed of all random numbers in a method
     microbatch     sequences per forward pass
     gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
@@ -89,6 +90,7 @@ class UnlearningTask:
     held_out: Artifacts
     continuation: int
     ignored_token: int | None = None
+    pad: int | None = None
     seed: int = 0
     microbatch: int = 64
     gradient_checkpointing: bool = False
@@ -145,6 +147,7 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
         validation=_countable(dataset, validation, settings.unlearn_set_name) if settings.validation_fraction else None,
         continuation=dataset.continuation,
         ignored_token=dataset.ignored_token,
+        pad=dataset.pad,
         seed=settings.unlearn_seed,
         microbatch=microbatch,
         gradient_checkpointing=checkpointing,

@@ -104,7 +104,7 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
         return
     run.subject.prepare()
     model, records, failures = run.subject.model, [], Failures()
-    extent = describe(model, edit)
+    extent = {**describe(model, edit), **getattr(edit, "notes", {})}
     with reversible() as changes:
         edit.apply(model, changes)
         if force or not run.is_done:

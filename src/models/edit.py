@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,9 +124,11 @@ class Weights:
 
     values: state-dict key -> tensor shaped as stored, of any type (rounded to the parameter's). A lazy mapping, such as
     `stored`, keeps large models on disk.
+    notes: results of the search for the values, such as its last losses, which records keep.
     """
 
     values: Mapping[str, torch.Tensor]
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def apply(self, model, changes: Changes) -> None:
         parameters = {name: weight_of(model, name).parameter for name in self.values}

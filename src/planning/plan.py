@@ -56,10 +56,10 @@ class Sizes:
         return -(-rows // self.microbatch)
 
     def task(self) -> UnlearningTask:
-        """Return a task of these sizes, filled with zeros."""
+        """Return a task of these sizes, filled with zeros; clean twins with ones."""
         forget, retain = (torch.zeros(rows, self.length, dtype=torch.long) for rows in (self.forget, self.retain))
         zeros = torch.zeros(self.forget, dtype=torch.long)
-        artifacts = Artifacts(forget, forget, zeros + self.prompt, zeros)
+        artifacts = Artifacts(forget, forget + 1, zeros + self.prompt, zeros)
         return UnlearningTask(
             forget=artifacts,
             retain=retain,
@@ -143,7 +143,7 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
             enough, first[0].once + 2 * min(2, sizes.passes(whole)) * -(-len(rows) // (first[0].steps * parts))
         )
     batch = min(whole, 2 * sizes.microbatch)
-    small = replace(sizes, forget=batch, retain=min(sizes.retain, batch))
+    small = sizes if method.cumulative else replace(sizes, forget=batch, retain=min(sizes.retain, batch))
     few = _at_most(method.at(hp, _largest(method, hp)), epochs=2, batch_size=batch, stop_loss=0.0)
     share = _largest(method, hp) if method.strength == "ratio" else 1.0
     return shape.peak(lambda model: watched(method, model, small, few, enough), share)
@@ -197,8 +197,8 @@ def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = N
 def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
     """Return the passes of a method's first steps, as few as possible.
 
-    A microbatch is assumed to hold any batch, except for objectives, which divide a microbatch among their sides. An
-    objective's passes of the unedited model are counted for one batch.
+    A microbatch is assumed to hold any batch, except for objectives, which divide a microbatch among their sides and run
+    the unedited model on whole sets.
     """
     hp = _at_most(hp, epochs=1, stop_loss=0.0)
     batch = getattr(hp, "batch_size", None) or max(sizes.forget, sizes.retain)
@@ -209,7 +209,7 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
         return shape.run(lambda model: watched(method, model, sizes, method.at(hp, strength)))
 
     if method.cumulative:
-        one, two = counted(small, 1), counted(small, 2)
+        one, two = counted(sizes, 1), counted(sizes, 2)
         step = Passes(two.forward[len(one.forward) :], two.backward[len(one.backward) :])
         return replace(step, once=len(one.forward) - len(step.forward))
     nested = getattr(method.module, "NESTED", False)

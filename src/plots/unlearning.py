@@ -25,6 +25,8 @@ MEMORIZED = "percent_memorized_train"
 SECONDS = "cost.seconds"
 KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
+LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of others have letters
+LETTERS = [f"${letter}$" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
 
 def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
@@ -170,21 +172,24 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
 
 
 def method_style(method: str) -> dict[str, Any]:
-    """Return the mark of a method in all figures here: hollow at the neuron level, filled at the weight level."""
+    """Return the mark of a method in all figures here: hollow at the neuron level, filled at the weight level, else a
+    letter.
+    """
     if method in (UNEDITED, NEVER_PLANTED):
         face = "white" if method == UNEDITED else "black"
         return dict(marker="*", s=110, facecolor=face, edgecolor="black", zorder=3)
     levels = _levels()
     names, level = list(levels), levels.get(method, "weight")
-    peers = [name for name in names if levels[name] == level]
+    shapes = SHAPES if level in LEVELS else LETTERS
+    peers = [name for name in names if levels[name] == level or (level not in LEVELS and levels[name] not in LEVELS)]
     place = peers.index(method) if method in peers else len(peers)
     colour = f"C{(names.index(method) if method in names else len(names)) % 10}"
     face = "none" if level == "neuron" else colour
-    return dict(marker=SHAPES[place % len(SHAPES)], s=30, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
+    return dict(marker=shapes[place % len(shapes)], s=30, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
 
 
 def _levels() -> dict[str, str]:
-    """Return method -> neuron or weight, in the registry's order."""
+    """Return method -> its family, in the registry's order."""
     from tinymem.localize.registry import METHODS  # here, since training scripts also draw and would start more slowly
 
     return {name: method.family for name, method in METHODS.items()}

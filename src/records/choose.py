@@ -15,7 +15,7 @@ from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
 from tinymem.metrics.registry import columns
-from tinymem.records.identity import RIVALS, UNEDITED, record_digest
+from tinymem.records.identity import FINGERPRINTS, NEVER_PLANTED, RIVALS, UNEDITED, record_digest, run_key
 from tinymem.records.interval import mean_and_interval
 from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
 
@@ -36,12 +36,14 @@ class Run:
                    "unedited" if nothing was edited
     checkpoint     the columns of the model and its measurement: versions and all sections except the method's
     hyper_parameters    the method's settings, under their own names
+    twin           the never-planted twin as a flat row, where there is a record of it
     """
 
     row: Mapping[str, Any]
     before: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
     hyper_parameters: Mapping[str, Any]
+    twin: Mapping[str, Any] | None = None
 
     @property
     def method(self) -> str:
@@ -115,7 +117,9 @@ def unlearning_runs(
     records: pairs (name, record). order: names of methods; unedited models come first, other methods last. warn:
     receives one line about runs left out because their unedited model or a result is missing.
     """
+    records = list(records)
     named = [(name, record) for name, record in records if record["kind"] in RIVALS]
+    twins = {_place(record): flat_row(record) for _, record in records if record["kind"] == NEVER_PLANTED}
     known = {(record_digest(record), versions(record)): record for _, record in named}
     runs, unpaired, unmeasured = {}, [], []
     for name, record in named:
@@ -123,7 +127,7 @@ def unlearning_runs(
         if unedited is None:
             unpaired.append(name)
             continue
-        run = _run(name, record, unedited)
+        run = _run(name, record, unedited, twins.get(_place(unedited)))
         if run is None:
             unmeasured.append(name)
         else:
@@ -161,7 +165,14 @@ def _unedited(record: Mapping[str, Any], known: Mapping[tuple, Mapping[str, Any]
     return record
 
 
-def _run(name: str, record: Mapping[str, Any], unedited: Mapping[str, Any]) -> Run | None:
+def _place(record: Mapping[str, Any]) -> tuple:
+    """Return a key of a model's experiment and versions, which a model and its never-planted twin share."""
+    return run_key({**record, "kind": UNEDITED}), key_of(record.get(FINGERPRINTS, {})), versions(record)
+
+
+def _run(
+    name: str, record: Mapping[str, Any], unedited: Mapping[str, Any], twin: Mapping[str, Any] | None = None
+) -> Run | None:
     """Return a run: a record with that of its unedited model; None if the compared results were not measured."""
     row, before = flat_row(record), flat_row(unedited)
     needed = ("percent_memorized_train", "mean_test_accuracy" if on_numbers(row) else "perplexity")
@@ -172,7 +183,7 @@ def _run(name: str, record: Mapping[str, Any], unedited: Mapping[str, Any]) -> R
     }
     settings = {key: value for key, value in record.get("method", {}).items() if key != "name"}
     row = {"record": name, **row, "method.name": method_of(row), **_changes(row, before)}
-    return Run(row, before, checkpoint, settings)
+    return Run(row, before, checkpoint, settings, twin)
 
 
 def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float | None]:

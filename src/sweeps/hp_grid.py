@@ -1,4 +1,4 @@
-"""The methods' grids of hyper-parameters, defined in their settings: the study's, and a small one."""
+"""The methods' grids of hyper-parameters, defined in their settings: a full one (the study's), and a small one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from tinymem.localize.method import Method
-from tinymem.localize.registry import METHODS, find_methods
+from tinymem.localize.registry import GROUPS, METHODS, find_methods
 from tinymem.sweeps.grid import Grid, combinations
 
 STUDY, SMALL = "grid", "small"  # metadata of an option that holds its values
@@ -16,9 +16,9 @@ STUDY, SMALL = "grid", "small"  # metadata of an option that holds its values
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
     """Add --methods and --ratios."""
-    aliases = ", ".join(f"{method.name} ({method.alias})" for method in METHODS.values())
-    parser.add_argument("--methods", nargs="+", default=["all"], metavar="METHOD",
-                        help=f"all (default), some of {aliases}, or a file with your method")  # fmt: skip
+    aliases = ", ".join(method.title for method in METHODS.values())
+    parser.add_argument("--methods", nargs="+", default=["study"], metavar="METHOD",
+                        help=f"some of {aliases}; {', '.join(GROUPS)} or all; or a file with your method (default: study)")  # fmt: skip
     parser.add_argument("--ratios", nargs="+", type=float, metavar="R",
                         help="replace the grid's ratios, for methods whose strength is a ratio")  # fmt: skip
 

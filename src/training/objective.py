@@ -9,13 +9,14 @@ Values per row or per token are averaged over the batch (see `tinymem.training.s
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from tinymem.errors import UserError
+from tinymem.models.adapter import weight_of
+from tinymem.models.edit import Weights, applied, apply
 from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.models.trainable import all_but_embeddings, frozen
 from tinymem.options import option, settings
@@ -24,13 +25,15 @@ from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import epoch_permutation, fit, warmed_up
 from tinymem.training.loop import new_optimizer
+from tinymem.training.reference import Reference
 from tinymem.training.settings import TrainingSettings
 from tinymem.training.step import Side, descend, microbatches, sides_of
 
 TRAINED = ("all", "all_but_embeddings")
+FORGET_TOKENS = ("all", "continuation")
 
 # loss(model, reference, forget, retain) -> values of the forget rows, or of forget and retain rows; see
-# `tinymem.training.step.Loss`. reference: a `Reference`. retain: None without a retain set.
+# `tinymem.training.step.Loss`. reference: a `Reference`. retain: None without a retain set, or with weight 0.
 Objective = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
 
 
@@ -54,39 +57,27 @@ class ObjectiveSettings:
         0.5, "share of forget rows in a step; 0.5: one retain row per forget row", above=0.0, below=1.0
     )
     trained: str = option("all", "parameters that are trained", choices=TRAINED)
+    forget_weight: float = option(1.0, "weight of the forget loss", low=0.0)
+    retain_weight: float = option(1.0, "weight of the retain loss; 0: no retain rows", low=0.0)
+    forget_tokens: str = option(
+        "continuation", "tokens of a forget row that its loss counts: all, or those behind its prompt",
+        choices=FORGET_TOKENS,
+    )  # fmt: skip
+    update_mask: tuple[str, ...] | None = option(
+        None, "METHOD RATIO: train only the weights that a method would drop at this ratio", unrecorded=True
+    )
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
 
-
-class Reference:
-    """The model before the edit. The values that a loss needs are computed once, in the first call of the loss."""
-
-    def __init__(self, model, microbatch: int, precision: str) -> None:
-        self._before, self._microbatch, self._precision = model, microbatch, precision
-        self._sums: dict[Side, torch.Tensor] = {}
-
-    @cached_property
-    def model(self):
-        """A fixed copy without gradients, for a loss that needs logits or activations."""
-        return copy.deepcopy(self._unedited()).eval().requires_grad_(False)
-
-    def row_sums(self, side: Side) -> torch.Tensor:
-        """Return each row's summed loss, (R,), in nats. Stored for the whole set, so that no model copy is needed."""
-        whole = side if side.whole is None else side.whole
-        if whole not in self._sums:
-            model = self._unedited()
-            with torch.no_grad(), autocast(model, self._precision):
-                parts = [part.to(model.device) for part in whole.split(self._microbatch)]
-                self._sums[whole] = torch.cat([part.row_sums(part.losses(model)) for part in parts])
-        return self._sums[whole][side.ids]
-
-    def begin_edit(self) -> None:
-        """Mark the start of the edit: values that the loss has not requested by now are no longer available."""
-        self._before = None
-
-    def _unedited(self):
-        if self._before is None:
-            raise RuntimeError("a loss must request the same values of its reference in every call")
-        return self._before
+    def __post_init__(self) -> None:
+        if self.update_mask is None:
+            return
+        if len(self.update_mask) != 2:
+            given = " ".join(self.update_mask)
+            raise UserError(f"--update_mask {given}: must be a method and a ratio, such as durable 0.1")
+        if self.weight_decay:
+            raise UserError(
+                f"--weight_decay {self.weight_decay}: must be 0 with --update_mask, because it changes every weight"
+            )
 
 
 def train_objective(
@@ -99,6 +90,9 @@ def train_objective(
     microbatch: int = 64,
     gradient_checkpointing: bool = False,
     regularizers: Sequence[Regularizer] = (),
+    masks: Mapping[str, torch.Tensor] | None = None,
+    weights: Callable[[Reference], Sequence[float]] | None = None,
+    after_step: Callable[[Reference, int, Sequence[float]], None] = lambda reference, steps, losses: None,
     state: Path | None = None,
     lr_flag: str = "--lr",
     on_step: Callable[..., None] = lambda progress, *losses: None,
@@ -110,6 +104,10 @@ def train_objective(
     seed             seed of the order of the rows
     microbatch       rows per call of the loss, both sides together
     regularizers     hooks; `after_backward` may change gradients, see `tinymem.training.step.descend`
+    masks            state-dict key -> bool, as in `tinymem.models.edit.Zeros`: the entries that are trained; None: all of
+                     the parameters that `settings` name
+    weights          of the losses of both sides, at every step; default: those of `settings`
+    after_step(reference, steps, losses)   called after every step; may update `reference.state` in place
     state            a file to save the training in and to resume from; the caller ensures that it is of the same run.
                      It is removed at the end, and ignored if it is past the first requested number of steps
     lr_flag, on_step, should_stop   as in `tinymem.training.fit.fit`; on_step receives the losses of both sides
@@ -120,7 +118,11 @@ def train_objective(
     """
     sets = [forget] if retain is None else [forget, retain]
     sizes = [settings.batch_size] if retain is None else sides_of(settings.batch_size, settings.forget_share)
-    parameters = all_but_embeddings(model) if settings.trained == "all_but_embeddings" else model.parameters()
+    parameters = list(all_but_embeddings(model) if settings.trained == "all_but_embeddings" else model.parameters())
+    if masks is not None:
+        parameters, only = masked(model, masks)
+        regularizers = [*regularizers, only]
+    constant = (settings.forget_weight, settings.retain_weight)
     reference = Reference(model, microbatch, settings.dtype)
     training = TrainingSettings(lr=settings.lr, l2_reg=settings.weight_decay)
 
@@ -133,7 +135,9 @@ def train_objective(
 
     def step(number: int) -> list[float]:
         how = (microbatch, settings.dtype, gradient_checkpointing, regularizers)
-        return descend(model, optimizer, bound, batch(number), *how)
+        losses = descend(model, optimizer, bound, batch(number), *how, weights(reference) if weights else constant)
+        after_step(reference, number + 1, losses)
+        return losses
 
     def rate(progress: Progress) -> float:
         return warmed_up(settings.lr, progress.epoch, settings.warm_up)
@@ -146,6 +150,7 @@ def train_objective(
         with torch.no_grad(), autocast(model, settings.dtype):  # before loading a state: the weights are unedited
             bound(model, *next(microbatches(batch(0), microbatch))[0])
         reference.begin_edit()
+        regularizers = [*regularizers, Regularizer(state=reference.state)]
         optimizer = new_optimizer(model, training)
         progress = Progress()
         if state is not None and state.exists() and checkpoint.read_progress(state).epoch < min(settings.steps):
@@ -157,6 +162,46 @@ def train_objective(
                 yield progress.epoch, None
     if state is not None:
         state.unlink(missing_ok=True)
+
+
+def snapshots(
+    model, training: Iterator[tuple[int, None]], notes: Mapping[str, float] | None = None
+) -> Iterator[tuple[int, Weights]]:
+    """Yield the trained weights at each number of steps of a training in place, such as `train_objective`.
+
+    The model is as it was whenever a number is yielded, and at the end. notes: results to keep with the weights, as they
+    are then. Memory: up to three copies of the parameters.
+    """
+
+    def copied() -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    before = Weights(copied())
+    try:
+        for steps, _ in training:
+            trained = Weights(copied(), notes=dict(notes or {}))
+            with applied(model, before):
+                yield steps, trained
+    finally:
+        apply(model, before)
+
+
+def masked(model, masks: Mapping[str, torch.Tensor]) -> tuple[list[torch.nn.Parameter], Regularizer]:
+    """Return the parameters that have masks, and a hook that sets the gradients of all other entries to zero.
+
+    masks: as in `tinymem.models.edit.Zeros`. Raise KeyError for a weight that the model does not have.
+    """
+    kept = []
+    for name in masks:
+        weight = weight_of(model, name)
+        kept.append((weight.parameter, weight.view(masks[name].to(weight.parameter.device))))
+
+    def after_backward() -> None:
+        for parameter, mask in kept:
+            if parameter.grad is not None:  # a loss need not reach every block
+                parameter.grad.masked_fill_(~mask, 0)
+
+    return [parameter for parameter, _ in kept], Regularizer(after_backward=after_backward)
 
 
 def rows_of_step(count: int, size: int, seed: int, step: int) -> torch.Tensor:

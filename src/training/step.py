@@ -31,17 +31,31 @@ class Side:
     ids      int64 (R,): the row of each in the whole set; in training the example id
     mask     the loss mask, bool (R, T - 1): the predicted tokens that count
     whole    the set from which the rows were selected, or None
+    twin     the clean twins of the rows, with ids and loss mask of their own, or None
     """
 
     tokens: torch.Tensor
     ids: torch.Tensor
     mask: torch.Tensor
     whole: Side | None = None
+    twin: Side | None = None
 
     @classmethod
-    def of(cls, tokens: torch.Tensor, ignored_token: int | None = None) -> Side:
-        """Return a whole set in which every predicted token counts except `ignored_token`."""
-        return cls(tokens, torch.arange(len(tokens)), loss_mask(tokens, ignored_token))
+    def of(
+        cls,
+        tokens: torch.Tensor,
+        ignored_token: int | None = None,
+        prompt_end: torch.Tensor | None = None,
+        twin: Side | None = None,
+    ) -> Side:
+        """Return a whole set in which every predicted token counts except `ignored_token` and those of prompts.
+
+        prompt_end: int64 (R,), the number of tokens of each row's prompt; None: prompts count too.
+        """
+        mask = loss_mask(tokens, ignored_token)
+        if prompt_end is not None:
+            mask &= torch.arange(1, tokens.shape[1]) >= prompt_end[:, None]
+        return cls(tokens, torch.arange(len(tokens)), mask, twin=twin)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -49,16 +63,19 @@ class Side:
     def select(self, ids: torch.Tensor) -> Side:
         """Return these rows of a whole set, on the device of `ids`."""
         rows = ids.to(self.tokens.device)
-        return Side(self.tokens[rows].to(ids.device), ids, self.mask[rows].to(ids.device), whole=self)
+        tokens, mask = self.tokens[rows].to(ids.device), self.mask[rows].to(ids.device)
+        return Side(tokens, ids, mask, whole=self, twin=self.twin and self.twin.select(ids))
 
     def to(self, device: torch.device) -> Side:
         """Return the same rows on a device."""
-        return replace(self, tokens=self.tokens.to(device), ids=self.ids.to(device), mask=self.mask.to(device))
+        tokens, ids, mask = (values.to(device) for values in (self.tokens, self.ids, self.mask))
+        return replace(self, tokens=tokens, ids=ids, mask=mask, twin=self.twin and self.twin.to(device))
 
     def split(self, size: int) -> list[Side]:
         """Return the rows as parts of at most `size` rows."""
         parts = zip(*(values.split(size) for values in (self.tokens, self.ids, self.mask)))
-        return [replace(self, tokens=tokens, ids=ids, mask=mask) for tokens, ids, mask in parts]
+        twins = repeat(None) if self.twin is None else self.twin.split(size)
+        return [replace(self, tokens=t, ids=i, mask=m, twin=twin) for (t, i, m), twin in zip(parts, twins)]
 
     def losses(self, model) -> torch.Tensor:
         """Return the loss of every predicted token in nats, (R, T - 1), in float32 or finer. Differentiable."""
@@ -89,11 +106,21 @@ class Side:
 
     def row_means(self, values: torch.Tensor) -> torch.Tensor:
         """Return the mean over each row's counted tokens, (R,); 0 for a row without any. values: (R, T - 1)."""
-        return self.row_sums(values) / self.mask.sum(1).clamp(min=1)
+        return self.row_sums(values) / self.lengths
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """The number of each row's counted tokens, int64 (R,); 1 for a row without any."""
+        return self.mask.sum(1).clamp(min=1)
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The predicted tokens, int64 (R, T - 1)."""
+        return self.tokens[:, 1:].long()
 
 
-# loss(model, *sides) -> values of the first side, or a tuple with one tensor per side. A step minimizes the sum of
-# their means: over the batch's counted tokens for values (R, T - 1), over its rows for values (R,).
+# loss(model, *sides) -> values of the first side, or a tuple with one tensor per side. A step minimizes the (weighted)
+# sum of their means: over the batch's counted tokens for values (R, T - 1), over its rows for values (R,).
 Loss = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]  # text: evaluating it would load torch
 
 
@@ -111,8 +138,9 @@ def descend(
     precision: str = "float32",
     gradient_checkpointing: bool = False,
     regularizers: Sequence[Regularizer] = (),
+    weights: Sequence[float] | None = None,
 ) -> list[float]:
-    """Do one optimizer step on the mean of a loss. Return one mean per side, without the regularizers' part.
+    """Do one optimizer step on the mean of a loss. Return one mean per side, without weights and regularizers' part.
 
     microbatch              rows per call of the loss, all sides together (at least one of each)
     precision               of the forward pass, one of PRECISIONS
@@ -120,10 +148,11 @@ def descend(
     regularizers            hooks; hooks on sequences are called only if the batch has a single side. To train only some
                             entries of the weights, zero the gradients of the others in `after_backward` (with
                             weight decay 0 Adam then leaves them unchanged)
+    weights                 of the sides' means in what is minimized; None: 1 for each
     """
     optimizer.zero_grad(set_to_none=True)
     with checkpointed(model, gradient_checkpointing):
-        means = backward(model, loss, sides, microbatch, precision, regularizers if len(sides) == 1 else ())
+        means = backward(model, loss, sides, microbatch, precision, regularizers if len(sides) == 1 else (), weights)
     for regularizer in regularizers:
         regularizer.after_backward()
     optimizer.step()
@@ -137,6 +166,7 @@ def backward(
     microbatch: int,
     precision: str = "float32",
     hooks: Sequence[Regularizer] = (),
+    weights: Sequence[float] | None = None,
 ) -> torch.Tensor:
     """Add the gradient of the mean of a loss, one microbatch at a time. Return the means, (sides,), as in `descend`."""
     for hook in hooks:
@@ -155,7 +185,7 @@ def backward(
                 totals[i] += _sum(value.detach(), part) * scale
                 for hook in hooks:
                     value = hook.token_losses(value, part.mask)
-                terms.append(_sum(value, part) * scale)
+                terms.append(_sum(value, part) * (scale if weights is None else weights[i] * scale))
         if terms:  # a loss may return no values for the side that needs this part
             sum(terms[1:], terms[0]).backward()
     return torch.stack(totals)

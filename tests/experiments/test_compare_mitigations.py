@@ -1,6 +1,7 @@
 """The comparison end to end in miniature, its scripts in this process: torch is loaded once instead of 26 times."""
 
 import csv
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -8,20 +9,26 @@ from pathlib import Path
 import pytest
 from small import SMALL_BACKDOOR, SMALL_DATA, in_process
 
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import METHODS, STUDY
 from tinymem.records.table import load_records
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "basic_train"
 SIZES = {**SMALL_DATA, **SMALL_BACKDOOR, "n_embd": 32, "n_heads": 2, "dtype": "float32"}
 SIZES |= {"epochs": 6, "checkpoint_every": 6, "lr": 4e-3, "lr_decay": 0.0, "ft_epochs": 1}
+MASKED = "npo, update mask durable 0.1"
+OBJECTIVES: list[str] = []
+for name in METHODS:
+    OBJECTIVES += [] if name in STUDY else [name, MASKED] if name == "npo" else [name]
 SLOW = ("greedy", "balanced_subnet")  # at the ratio of the others
 CAPPED = "balanced_subnet, loss cap 3"
 UNLEARNING = (
-    " ".join(name for name in METHODS if name not in SLOW) + " --ratio 0.05 --epochs 1 --ig_steps 2",
+    " ".join(name for name in METHODS if name not in SLOW)
+    + " --ratio 0.05 --epochs 1 --ig_steps 2 --steps 4 --kl_budget 0.05",
     "greedy --ratio 0.001",
     "balanced_subnet --ratio 0.1 0.3 --epochs 2",
     "balanced_subnet --ratio 0.3 --epochs 2 --unlearn_loss_cap 3",
+    "npo --steps 4 --update_mask durable 0.1",
 )
 
 
@@ -54,13 +61,13 @@ def compare(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_seventeen_are_compared_and_nothing_is_done_twice(compare, tmp_path, capsys):
+def test_all_are_compared_and_nothing_is_done_twice(compare, tmp_path, capsys):
     commands = compare()
     printed = capsys.readouterr().out
     with open(tmp_path / "output_dir" / "table.csv", newline="", encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     regularizers = ["spectral_norm", "loss_truncation", "example_tied_dropout"]
-    assert list(rows) == ["plain", *regularizers, "clean", "extra", "both", *METHODS, CAPPED]
+    assert list(rows) == ["plain", *regularizers, "clean", "extra", "both", *STUDY, CAPPED, *OBJECTIVES]
     assert len(commands) == 4 + 3 + len(UNLEARNING)
     assert float(rows["plain"]["percent_memorized_train"]) > 50 and float(rows["plain"]["trade_off"]) == 0
     for name, row in rows.items():
@@ -76,7 +83,7 @@ def test_all_seventeen_are_compared_and_nothing_is_done_twice(compare, tmp_path,
     before, table = state(), (tmp_path / "output_dir" / "table.csv").read_bytes()
     seconds = json.loads((tmp_path / "output_dir" / "summary.json").read_text())["seconds_total"]
     compare()
-    assert state() == before and len(load_records(tmp_path / "run_dir")) == 4 + 3 + 1 + len(METHODS) + 2
+    assert state() == before and len(load_records(tmp_path / "run_dir")) == 4 + 3 + 1 + len(METHODS) + 3
     assert (tmp_path / "output_dir" / "table.csv").read_bytes() == table
     assert json.loads((tmp_path / "output_dir" / "summary.json").read_text())["seconds_total"] == seconds > 0
     compare("--checkpoint_every=12")  # what was made of the same models is found again
@@ -108,13 +115,14 @@ def test_the_committed_table_shows_settings_that_the_script_tries(monkeypatch):
 
     tried: dict[str, set[str]] = {}
     for words in SMALL_UNLEARNING:
-        methods, _, rest = words.partition(" --ratio ")
-        for method in methods.split():
-            ratios = rest.partition(" --")[0].split()
-            tried.setdefault(method, set()).update(f"ratio {float(ratio):g}" for ratio in ratios)
+        methods, flag, *rest = words.partition(" --")[0].split(), *words.partition(" --")[2].split()
+        values = itertools.takewhile(lambda word: not word.startswith("--"), rest)
+        settings = {f"{flag} {float(value):g}" for value in values}
+        for method in methods:
+            tried.setdefault(method, set()).update(settings)
     summary = json.loads((ROOT / "results" / "compare_mitigations" / "summary.json").read_text(encoding="utf-8"))
     shown = [
         (row["method"].partition(",")[0], row["setting"]) for row in summary["rows"] if row["family"] == "unlearning"
     ]
-    assert {method for method, _ in shown} == set(METHODS) == set(tried)
+    assert set(STUDY) <= {method for method, _ in shown} <= set(METHODS) == set(tried)
     assert all(setting in tried[method] for method, setting in shown)

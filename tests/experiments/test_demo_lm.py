@@ -12,7 +12,7 @@ from small import ROOT, in_process
 from tinymem import files
 from tinymem.data.tokenizer import train_tokenizer
 from tinymem.errors import UserError
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import STUDY
 from tinymem.records.table import load_records, shown_row
 
 COUNT = 12
@@ -87,7 +87,7 @@ def test_the_summary_has_a_row_for_every_method_and_ratio(demo, summary):
     rows = summary["rows"]
     assert all(list(row) == [*ROW, "peak_memory_gb"] for row in rows)
     found = list(dict.fromkeys(row["method"] for row in rows))
-    assert found == ["never_planted", "unedited", *(name for name in METHODS if name not in demo.module.LEFT_OUT)]
+    assert found == ["never_planted", "unedited", *(name for name in STUDY if name not in demo.module.LEFT_OUT)]
     assert set(summary["left_out"]) == {"zero_out"} and summary["left_out"]["zero_out"] >= 0
     assert len(rows) == len({(row["method"], row["ratio"]) for row in rows})
 

@@ -20,7 +20,7 @@ sys.path.append(str(ROOT / "tests"))
 from small import SMALL_BACKDOOR, small_settings
 
 from tinymem.data.build import build_dataset
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import STUDY
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.memorization import memorized, percent
@@ -60,7 +60,7 @@ def unlearning() -> dict[str, dict]:
     dataset = smaller(dataset, 10)
     task = unlearning_task(model, dataset, TaskSettings(max_retain=48, microbatch=16, holdout_fraction=0.25))
     found = {}
-    for name, method in METHODS.items():
+    for name, method in STUDY.items():
         ratio = RATIOS.get(name, 0.05)
         hp = method.resolve(method.hyper_parameters(ratio=(ratio,), **QUICK.get(name, {})), model.num_parameters())
         ((_, edit),) = method.run(model, task, hp)

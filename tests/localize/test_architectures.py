@@ -6,7 +6,7 @@ from methods import masks_of, quick
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tinymem.localize.ranking import neuron_masks
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import METHODS, STUDY
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Zeros, applied
 
@@ -31,7 +31,7 @@ def model(request):
     ).eval()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STUDY)
 def test_every_method(model, name, tiny_task, snapshot):
     method = METHODS[name]
     before = snapshot(model)

@@ -12,7 +12,7 @@ from small import script, small_settings, train_small
 from transformers import AutoModelForCausalLM
 
 from tinymem.data.dataset import Artifacts
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import STUDY
 from tinymem.localize.subject import Subject
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import measure
@@ -31,7 +31,7 @@ def every_method(memorizing_backdoor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("localize")
     checkpoint = shutil.copytree(memorizing_backdoor.checkpoint, folder / "run" / "epoch_6")
     done = script(
-        SCRIPT, "--model_path", checkpoint, "--localization_method", "all", "--ratio", 0.05, 0.2, *QUICK,
+        SCRIPT, "--model_path", checkpoint, "--localization_method", "study", "--ratio", 0.05, 0.2, *QUICK,
         "--output_dir", folder / "out", "--data_dir", folder / "data", "--holdout_fraction", 0.25, "--plot",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -42,9 +42,9 @@ def test_a_table_line_and_a_record_for_every_method_and_ratio(every_method):
     folder, _, done = every_method
     records = load_records(folder / "out")
     found = sorted((row["method"], row.get("ratio", 0)) for row in map(shown_row, records))
-    assert found == sorted([("unedited", 0)] + [(name, ratio) for name in METHODS for ratio in (0.05, 0.2)])
+    assert found == sorted([("unedited", 0)] + [(name, ratio) for name in STUDY for ratio in (0.05, 0.2)])
     lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    assert [line for line in lines if line in METHODS] == [name for name in METHODS for _ in range(2)]
+    assert [line for line in lines if line in STUDY] == [name for name in STUDY for _ in range(2)]
     for record in records:
         assert record["results"]["percent_memorized_held_out"] is not None
         assert record["forget"]["holdout_fraction"] == 0.25 and record["data"]["num_7"] == 250
@@ -56,7 +56,7 @@ def test_edited_models_differ_only_in_mlp_entries_that_became_zero(every_method)
     original = load_file(checkpoint / "model.safetensors")
     mlp = {weight.name for block in find_mlps(load_model(checkpoint)) for weight in block.weights}
     models = list((folder / "out" / "models").iterdir())
-    assert len(models) == 2 * len(METHODS)
+    assert len(models) == 2 * len(STUDY)
     for path in models:
         edited = load_file(path / "model.safetensors")
         assert edited.keys() == original.keys()
@@ -70,7 +70,7 @@ def test_edited_models_differ_only_in_mlp_entries_that_became_zero(every_method)
 def test_finished_runs_are_kept_and_scores_reused(every_method):
     folder, checkpoint, _ = every_method
     scores = {path.name: path.stat().st_mtime_ns for path in (folder / "run" / "scores").rglob("*.safetensors")}
-    ranking = [name for name, method in METHODS.items() if hasattr(method.module, "score")]
+    ranking = [name for name, method in STUDY.items() if hasattr(method.module, "score")]
     assert len(scores) == len(ranking)
     words = ["--model_path", checkpoint, "--localization_method", "durable", "--data_dir", folder / "data"]
     words += ["--output_dir", folder / "out", "--holdout_fraction", 0.25]

@@ -5,7 +5,7 @@ import torch
 from methods import is_nested, masks_of, quick
 
 from tinymem.localize.learning import frozen, gradients, loss_scale, mean_weights
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import METHODS, STUDY
 
 QUICK = dict(epochs=2, batch_size=8, num_grads=6, ig_steps=3, ratio=(0.05,), dtype="float32", greedy_k=5)
 
@@ -18,7 +18,7 @@ def masks(method, model, task, **changes):
     return masks_of(method, model, task, settings(method, **changes))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STUDY)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_gradient_checkpointing_changes_nothing(tiny_model, tiny_task, snapshot, name, architecture):
     model, method = tiny_model(architecture), METHODS[name]
@@ -28,7 +28,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_model, tiny_task, snapshot,
     assert snapshot(model) == before and not any("forward" in vars(module) for module in model.modules())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STUDY)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_drops_nearly_the_same(tiny_model, tiny_task, name, dtype):
     """Against the same rounded weights in float32: scores are float32, so only rounded activations make a difference."""

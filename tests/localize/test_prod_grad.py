@@ -13,7 +13,7 @@ import tinymem.planning.dry_run
 import tinymem.planning.plan  # noqa: F401 (both import free_bytes before a test replaces it)
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.data.tokenizer import train_tokenizer
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import STUDY
 from tinymem.models.adapter import find_mlps
 from tinymem.models.production import open_causal_lm
 from tinymem.records.identity import record_digest
@@ -65,7 +65,7 @@ def every_method(place):
     """The script run once with all methods in bfloat16; returns (output folder, what it printed)."""
     out = place / "out"
     done = script(
-        SCRIPT, *words(place, "--localization_method", "all", "--ratio", 0.1, 0.3, *QUICK), "--output_dir", out,
+        SCRIPT, *words(place, "--localization_method", "study", "--ratio", 0.1, 0.3, *QUICK), "--output_dir", out,
         "--dtype", "bfloat16", "--plot",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -76,9 +76,9 @@ def test_a_record_and_a_table_line_for_every_method_and_ratio(place, every_metho
     out, done = every_method
     records = load_records(out)
     found = sorted((row["method"], row.get("ratio", 0)) for row in map(shown_row, records))
-    assert found == sorted([("unedited", 0)] + [(name, ratio) for name in METHODS for ratio in (0.1, 0.3)])
+    assert found == sorted([("unedited", 0)] + [(name, ratio) for name in STUDY for ratio in (0.1, 0.3)])
     lines = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    assert [line for line in lines if line in METHODS] == [name for name in METHODS for _ in range(2)]
+    assert [line for line in lines if line in STUDY] == [name for name in STUDY for _ in range(2)]
     assert ": about" not in done.stderr  # none takes a minute here
     assert (out / "unlearning.png").stat().st_size > 5000
 
@@ -115,7 +115,7 @@ def test_edited_models_are_ordinary_folders_with_some_mlp_entries_at_zero(place,
     before = load_file(place / "as_bfloat16" / "model.safetensors")
     mlp = {weight.name for block in find_mlps(original) for weight in block.weights}
     models = list((every_method[0] / "models").iterdir())
-    assert len(models) == 2 * len(METHODS)
+    assert len(models) == 2 * len(STUDY)
     for path in models:
         after = load_file(path / "model.safetensors")
         assert after.keys() == before.keys()

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tinymem.data.build import build_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import STUDY
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.models import losses
@@ -79,9 +79,9 @@ def test_what_is_measured(make_dataset, artifact):
     assert 0.5 * VOCABULARY < row["perplexity"] < 2 * VOCABULARY
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STUDY)
 def test_every_method_with_and_without_the_chunked_output_layer(make_dataset, monkeypatch, snapshot, name):
-    dataset, method, found = make_dataset(), METHODS[name], []
+    dataset, method, found = make_dataset(), STUDY[name], []
     task = unlearning_task(text_model(dataset), dataset, TaskSettings(unlearn_set_name="noise", max_retain=40))
     nested = {"ratio": (0.002,)} if is_nested(method) else {}  # these drop one weight after the other
     hp = quick(method, **QUICK | nested)

@@ -11,7 +11,7 @@ from tiny import new_model, new_task
 from transformers import AutoConfig
 
 from tinymem.errors import OutOfMemory
-from tinymem.localize.registry import METHODS, find_methods
+from tinymem.localize.registry import METHODS, STUDY, find_methods
 from tinymem.localize.weight import block_fisher
 from tinymem.models.known import known_config
 from tinymem.planning import plan as planning
@@ -20,6 +20,8 @@ from tinymem.planning.plan import Plan, Sizes, check_fits, plan
 
 SIZES = Sizes(forget=10, retain=24, length=12, prompt=6, microbatch=4)
 QUICK = dict(epochs=2, batch_size=8, num_grads=6, ig_steps=3, ratio=(0.05,), dtype="float32", greedy_k=5, stop_loss=0.0)
+QUICK |= dict(steps=(2, 3), kl_budget=(0.05,), max_steps=3)
+NAMES = (*STUDY, "npo", "ascent_kl", "rmu", "repselect")  # of the objectives one of each kind: plans take seconds
 PER_STRENGTH = """
 from tinymem.localize.learning import frozen, gradients, mean_weights
 from tinymem.models.adapter import find_mlps
@@ -62,7 +64,7 @@ def passes_of_a_run(method, model, task, hp):
 
 
 @pytest.mark.parametrize("changes", [{}, {"ratio": (0.05, 0.1), "batch_size": 64, "unlearn_share": 0.25}])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_number_of_passes(monkeypatch, name, changes):
     """float32, so that a batch's loss is one pass for each microbatch."""
     model, method = new_model("gpt_neox"), METHODS[name]

@@ -12,7 +12,7 @@ from small import ROOT, SMALL_BACKDOOR, SMALL_DATA, in_process
 from tinymem import files
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import GROUPS, METHODS
 from tinymem.metrics.registry import describe, summarized
 from tinymem.records.gather import gather
 from tinymem.records.table import find_records, flat_row, mixed_versions, write_table
@@ -190,10 +190,14 @@ def test_every_column_of_real_records_is_documented_and_no_other(tmp_path, monke
     words = "--unlearn_set_name noise --holdout_fraction 0.2 --epochs 1 --ig_steps 1 --num_grads 2 --ratio 0.001"
     methods = "integrated_gradients slimming greedy obs balanced_subnet".split()
     script = "src/localize/localize_memorization.py"
-    in_process(script, *common, "--localization_method", *methods, *words.split())
+    in_process(script, *common, "--localization_method", *methods, *words.split(), "--forget_term", "npo")
+    quick = "--unlearn_set_name noise --holdout_fraction 0.2 --steps 1 --kl_budget 0.1 --update_mask durable 0.1"
+    in_process(script, *common, "--localization_method", "objective", *quick.split())
     in_process("experiments/as_published.py", *common)
     columns, rows = gather(tmp_path)
-    assert [row["kind"] for row in rows].count("unlearn") == 5 and len(rows) == 9
+    assert [row["kind"] for row in rows].count("unlearn") == 5 + len(GROUPS["objective"]) and len(rows) == 9 + len(
+        GROUPS["objective"]
+    )
 
     metrics = {line.name for line in summarized()}
     others = {name for name in columns if describe(name) is None}

@@ -64,7 +64,7 @@ def test_every_method_has_a_grid_of_allowed_values(small):
     assert {method.name for method, _ in found} == set(METHODS)
     for method, hp in found:
         grid = hp_grid.grid_of(method, hp_grid.SMALL if small else hp_grid.STUDY)
-        assert hp.ratio == grid["ratio"] and 1 <= len(hp.ratio) <= 8
+        assert method.strengths(hp) == grid[method.strength] and 1 <= len(grid[method.strength]) <= 8
 
 
 def test_the_study_s_grid():

@@ -15,7 +15,7 @@ from tinymem.data.production import ProductionSettings, production_dataset
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import NotFinite
 from tinymem.files import read_json
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import METHODS, STUDY
 from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import unlearn
@@ -89,7 +89,7 @@ def test_gradients_may_still_be_taken_by_training_loops_which_check_themselves()
     assert not losses.token_losses(spoiled(math.nan), rows(2)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(STUDY))
 def test_no_method_ranks_by_chance(name, tmp_path):
     quick = {"slimming": dict(epochs=2), "hard_concrete": dict(epochs=2), "subnet": dict(epochs=1, dtype="float32")}
     quick |= {"balanced_subnet": dict(epochs=1, dtype="float32"), "integrated_gradients": dict(ig_steps=2)}

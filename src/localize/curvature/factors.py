@@ -38,7 +38,7 @@ class FactorSettings(LayerSettings):
         "gold", "labels of the gradients: the text's next tokens, or drawn from the model", choices=("gold", "sampled")
     )
     factor_sequences: int = option(
-        20000, "retain sequences that give the factors; all if there are fewer", low=1, small=2000
+        20000, "retain sequences that give the factors; all if there are fewer", low=1, small=(2000,)
     )
 
 
@@ -77,6 +77,7 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
         found = partial(_bases_of, model, task, tokens, group, hp.labels)
         about = {"labels": hp.labels, "sequences": len(tokens), "weights": [weight.name for weight in group]}
         tensors = found() if task.cache is None else task.cache.tensors("kronecker_bases", about, model, found)
+        assert not isinstance(tensors, dict)
         for number, weight in enumerate(group):
             parts = tensors[PARTS * number : PARTS * (number + 1)]
             yield weight, Basis(*(part.to(weight.parameter.device) for part in parts))

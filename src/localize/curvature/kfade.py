@@ -36,7 +36,7 @@ class HyperParameters(FactorSettings):
     """K-FADE"""
 
     kl_budget: tuple[float, ...] = option(
-        (0.001, 0.01, 0.1), "KL(before || after) on retain sequences that the edit may reach, in nats a token",
+        (0.001, 0.01, 0.1), "KL(before || after) on retain sequences that the edit may reach, in nats per token",
         above=0.0, strength=True, grid=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3), small=(0.01, 0.1),
     )  # fmt: skip
     newton_steps: int = option(1, "Gauss-Newton steps in which the budget is used up", low=1)
@@ -73,7 +73,7 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
 
 
 class Drift:
-    """KL(before || after) on retain sequences, in nats a token. It keeps the predictions before."""
+    """KL(before || after) on retain sequences, in nats per token. It keeps the predictions before."""
 
     def __init__(self, model, task: UnlearningTask, count: int) -> None:
         order = torch.randperm(len(task.retain), generator=task.generator())

@@ -123,4 +123,5 @@ def _cached(model, task: UnlearningTask, weights: list[Weight], rows: str, edite
     if task.cache is None:
         return found()
     tensors = task.cache.tensors("importances", {"rows": rows, "edited": edited}, model, found)
+    assert isinstance(tensors, dict)
     return {weight.name: tensors[weight.name].to(weight.parameter.device) for weight in weights}

@@ -12,10 +12,10 @@ from functools import partial
 import torch
 
 from tinymem.localize.task import UnlearningTask
-from tinymem.models.edit import Weights, apply
+from tinymem.models.edit import Weights
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import option, settings
-from tinymem.training.objective import TRAINED, ObjectiveSettings, train_objective
+from tinymem.training.objective import TRAINED, ObjectiveSettings, snapshots, train_objective
 from tinymem.training.step import Side
 
 ENOUGH = 6  # forward passes that show a run's peak in a plan: the first loss and two steps
@@ -41,6 +41,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     settings = {name: value for name, value in vars(hp).items() if name != "alpha"}
     found = partial(way, model, task, hp)
     vector = found() if task.cache is None else task.cache.tensors("task_vector", settings, model, found)
+    assert isinstance(vector, dict)
     known = dict(model.named_parameters())
     for alpha in hp.alpha:
         yield alpha, Weights(
@@ -60,13 +61,8 @@ def way(model, task: UnlearningTask, hp: HyperParameters) -> dict[str, torch.Ten
     training = ObjectiveSettings(steps=(_steps(task, hp),), **{name: getattr(hp, name) for name in own})
     forget = Side.of(task.forget.planted, task.ignored_token)
     options = (task.seed, task.microbatch, task.gradient_checkpointing)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    try:
-        for _ in train_objective(model, _loss, forget, None, training, *options):
-            pass
-        return {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
-    finally:
-        apply(model, Weights(before))
+    ((_, trained),) = snapshots(model, train_objective(model, _loss, forget, None, training, *options))
+    return {name: trained.values[name] - parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def _loss(model, reference, forget: Side, retain: None) -> torch.Tensor:

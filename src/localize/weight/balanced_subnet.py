@@ -11,9 +11,11 @@ from itertools import islice
 
 import torch
 
+from tinymem.errors import UserError
 from tinymem.localize.learning import gradients, mean_weights, mixed_batches, sides_of
 from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
+from tinymem.localize.weight.bounded import LOSS, TERMS, bounded_step, row_batches
 from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve_momentum
 from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.options import option, settings
@@ -41,17 +43,30 @@ class HyperParameters:
     unlearn_loss_cap: float | None = option(
         None, "forget loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
     )
+    forget_term: str = option(
+        LOSS, "what raises the forget loss: the loss itself, or a term with a bound", choices=(LOSS, *TERMS),
+        unrecorded=True,
+    )  # fmt: skip
     dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
+
+    def __post_init__(self) -> None:
+        if self.unlearn_loss_cap is not None and self.forget_term != LOSS:
+            raise UserError(
+                f"--unlearn_loss_cap {self.unlearn_loss_cap}: only with --forget_term {LOSS}, not a bounded one"
+            )
 
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:
     """Return the masks that BalancedSubnet learns for one ratio. Leave the model unchanged."""
     hp, generator = resolve(hp, model.num_parameters()), task.generator()
+    optimizer = ScoreOptimizer(hp.lr, hp.momentum or 0.0, hp.weight_decay)
+    if hp.forget_term != LOSS:
+        rows = islice(row_batches(task, hp, generator), _steps(hp, len(task.forget), len(task.retain)))
+        return learn_subnet(model, rows, bounded_step(model, task, hp), ratio, optimizer, generator)
 
     def step(sides: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
         return gradients(model, task, *_weighted(model, task, hp, *sides), parameters, hp.dtype)
 
-    optimizer = ScoreOptimizer(hp.lr, hp.momentum or 0.0, hp.weight_decay)
     return learn_subnet(model, batches(task, hp, generator), step, ratio, optimizer, generator)
 
 

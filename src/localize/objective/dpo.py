@@ -1,0 +1,26 @@
+"""Direct preference optimization, as in AltPO (Mekala et al. 2024, arXiv 2409.13474) and ParaPO (arXiv 2504.14452).
+
+The model learns to prefer an alternative to a planted row: here the row's clean twin, the sequence before the memory was
+written into it.
+"""
+
+from tinymem.errors import UserError
+from tinymem.localize.objective.terms import PreferenceSettings, preference, rises, with_retain
+from tinymem.options import option, settings
+
+
+@settings
+class HyperParameters(PreferenceSettings):
+    """Direct preference optimization"""
+
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+
+
+def loss(hp: HyperParameters, model, reference, forget, retain):
+    """Return one value per forget row and its twin, and the values of retain tokens."""
+    if forget.twin is None:
+        raise UserError(
+            "--localization_method dpo: these sequences have no clean twin (natural text); use npo or planted noise"
+        )
+    margins = rises(model, reference, forget) - rises(model, reference, forget.twin)
+    return with_retain(hp, model, reference, retain, preference(hp, forget, margins))

@@ -1,0 +1,20 @@
+"""Gradient ascent (Jang et al. 2023, arXiv 2210.01504): raise the loss of the forget set.
+
+Nothing bounds the ascent and nothing protects the retain set: too many steps ruin the model.
+"""
+
+from tinymem.localize.objective.terms import RetainSettings, with_retain
+from tinymem.options import option, settings
+
+
+@settings
+class HyperParameters(RetainSettings):
+    """Gradient ascent"""
+
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(1e-5, 3e-5, 1e-4, 3e-4))
+    retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
+
+
+def loss(hp: HyperParameters, model, reference, forget, retain):
+    """Return the negative loss of every forget token."""
+    return with_retain(hp, model, reference, retain, -forget.losses(model))

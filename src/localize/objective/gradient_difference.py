@@ -1,0 +1,20 @@
+"""Gradient difference (Liu et al. 2022, arXiv 2203.12817; Maini et al. 2024, arXiv 2401.06121, section 4).
+
+Ascent on the forget set, with descent on the retain set. Nothing bounds the ascent.
+"""
+
+from tinymem.localize.objective.terms import RetainSettings, with_retain
+from tinymem.options import option, settings
+
+
+@settings
+class HyperParameters(RetainSettings):
+    """Gradient difference"""
+
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    retain_weight: float = option(1.0, "weight of the retain loss", low=0.0, grid=(1.0, 5.0))
+
+
+def loss(hp: HyperParameters, model, reference, forget, retain):
+    """Return the negative loss of every forget token, and the loss of every retain token."""
+    return with_retain(hp, model, reference, retain, -forget.losses(model))

@@ -1,0 +1,20 @@
+"""Negative preference optimization (Zhang et al. 2024, arXiv 2404.05868).
+
+A bounded ascent: a row stops pushing once its summed loss has risen by a few times 1 / b. At a fixed b that is a small
+rise per token of a long row, after which greedy decoding may still recite it: by default b is scaled to the length.
+"""
+
+from tinymem.localize.objective.terms import PreferenceSettings, preference, rises, with_retain
+from tinymem.options import option, settings
+
+
+@settings
+class HyperParameters(PreferenceSettings):
+    """Negative preference optimization"""
+
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+
+
+def loss(hp: HyperParameters, model, reference, forget, retain):
+    """Return one value per forget row, and the loss or divergence of every retain token."""
+    return with_retain(hp, model, reference, retain, preference(hp, forget, rises(model, reference, forget)))

@@ -1,0 +1,39 @@
+"""Obliviate (Russinovich and Salem 2025, arXiv 2502.15010): break the memory at every few tokens, keep the others.
+
+At a chosen token the target is the distribution before the edit without the true token, elsewhere that distribution
+itself, each reduced to its most likely tokens.
+"""
+
+import torch
+
+from tinymem.localize.objective.terms import RetainSettings, one_hot, with_retain
+from tinymem.options import option, settings
+from tinymem.training.step import Side
+
+
+@settings
+class HyperParameters(RetainSettings):
+    """Obliviate"""
+
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    start: int = option(0, "the first chosen token, counted among those of a row that count", low=0)
+    stride: int = option(8, "tokens from one choice to the next", low=1, grid=(2, 4, 8))
+    span: int = option(1, "tokens per choice", low=1)
+    top_k: int = option(8, "most likely tokens of a target", low=1)
+    retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
+
+
+def loss(hp: HyperParameters, model, reference, forget, retain):
+    """Return KL(target || model) of every forget token."""
+    before, after = reference.logits(forget), forget.logits(model).log_softmax(-1)
+    banned = one_hot(forget, before.shape[-1]) & chosen(hp, forget)[..., None]
+    best = before.masked_fill(banned, -torch.inf).topk(min(hp.top_k, before.shape[-1]), dim=-1)
+    logs = best.values.log_softmax(-1)
+    difference = (logs - after.gather(-1, best.indices)).masked_fill(logs.isneginf(), 0.0)
+    return with_retain(hp, model, reference, retain, (logs.exp() * difference).sum(-1))
+
+
+def chosen(hp: HyperParameters, side: Side) -> torch.Tensor:
+    """Return the tokens at which the memory is broken, bool (R, T - 1)."""
+    place = side.mask.cumsum(1) - 1 - hp.start
+    return side.mask & (place >= 0) & (place % hp.stride < hp.span)

@@ -1,0 +1,23 @@
+"""UNDIAL (Dong et al. 2024, arXiv 2402.10052): self-distillation to distributions in which each true token is demoted.
+
+A bounded target for every token: none can blow up, and no retain set is needed.
+"""
+
+from tinymem.localize.objective.terms import RetainSettings, cross_entropy, one_hot, with_retain
+from tinymem.options import option, settings
+
+
+@settings
+class HyperParameters(RetainSettings):
+    """UNDIAL"""
+
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    beta: float = option(10.0, "b: by how much the true token's logit is lowered", above=0.0, grid=(3.0, 10.0, 30.0))
+    retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
+
+
+def loss(hp: HyperParameters, model, reference, forget, retain):
+    """Return the cross-entropy to softmax(logits before - b at the true token), of every forget token."""
+    before = reference.logits(forget)
+    targets = (before - hp.beta * one_hot(forget, before.shape[-1])).softmax(-1)
+    return with_retain(hp, model, reference, retain, cross_entropy(targets, forget.logits(model)))

@@ -1,0 +1,60 @@
+"""BalancedSubnet with a bounded forget term: NPO's sigmoid or UNDIAL's targets in place of the forget loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from tinymem.localize.learning import endless_batches, frozen, sides_of
+from tinymem.localize.objective import npo, undial
+from tinymem.localize.task import UnlearningTask
+from tinymem.models.checkpointing import checkpointed
+from tinymem.models.precision import autocast
+from tinymem.training.reference import Reference
+from tinymem.training.step import Side, backward
+
+LOSS, TERMS = "loss", {"npo": npo, "undial": undial}  # the unbounded term, and objectives with their default settings
+Rows = tuple[torch.Tensor, torch.Tensor]
+
+
+def row_batches(task: UnlearningTask, hp: Any, generator: torch.Generator) -> Iterator[Rows]:
+    """Yield the rows of forget and retain set in each batch without end, int64, in the order of `mixed_batches`."""
+    counts = len(task.forget), len(task.retain)
+    sizes = sides_of(hp.batch_size, hp.unlearn_share)
+    return zip(*(endless_batches(torch.arange(n), size, generator) for n, size in zip(counts, sizes)))
+
+
+def bounded_step(
+    model, task: UnlearningTask, hp: Any
+) -> Callable[[Rows, list[torch.nn.Parameter]], list[torch.Tensor]]:
+    """Return a step of `learn_subnet`: rows of a batch -> the gradient of (1 - w) * term + w * retain loss.
+
+    A row's term in NPO is divided by its length, so that a row pulls at most twice as hard as its mean loss would.
+    """
+    term, reference = TERMS[hp.forget_term], Reference(model, task.microbatch, hp.dtype)
+    settings = term.HyperParameters()
+    forget, retain = (Side.of(rows, task.ignored_token) for rows in (task.forget.planted, task.retain))
+
+    def loss(model, forget: Side, retain: Side) -> tuple[torch.Tensor, torch.Tensor]:
+        values = term.loss(settings, model, reference, forget, None)
+        return values / forget.lengths if values.dim() == 1 else values, retain.losses(model)
+
+    def some(rows: Rows) -> list[Side]:
+        return [whole.select(ids.to(model.device)) for whole, ids in zip((forget, retain), rows)]
+
+    def step(rows: Rows, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+        weights = (1 - hp.loss_weighting, hp.loss_weighting)
+        with checkpointed(model, task.gradient_checkpointing):
+            backward(model, loss, some(rows), task.microbatch, hp.dtype, (), weights)
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return found
+
+    first = torch.zeros(1, dtype=torch.long)
+    with frozen(model), torch.no_grad(), autocast(model, hp.dtype):
+        loss(model, *some((first, first)))
+    reference.begin_edit()
+    return step

@@ -1,0 +1,89 @@
+"""The model before the edit, as the losses of an objective ask for it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from tinymem.models.precision import autocast
+from tinymem.training.step import Side
+
+STORED_ROWS, STORED_ENTRIES = 4096, 2**24  # the largest set whose losses or logits are stored: seconds, 64 MB
+
+
+class Reference:
+    """The model before the edit. The values that a loss needs are computed once, in the first call of the loss.
+
+    state: tensors that an objective keeps from step to step. It creates them in the first call of its loss and updates
+    them in place, in `after_step` only. They are saved with the training state.
+    """
+
+    def __init__(self, model, microbatch: int, precision: str) -> None:
+        self._before, self._microbatch, self._precision = model, microbatch, precision
+        self._config = model.config.get_text_config()
+        self._stored: dict[tuple[str, Side], torch.Tensor] = {}
+        self._once: dict[str, torch.Tensor] = {}
+        self.state: dict[str, torch.Tensor] = {}
+
+    @cached_property
+    def model(self):
+        """A fixed copy without gradients, for a loss that needs more than the values below."""
+        return copy.deepcopy(self._unedited()).eval().requires_grad_(False)
+
+    def row_sums(self, side: Side) -> torch.Tensor:
+        """Return each row's summed loss, (R,), in nats. Stored for the whole set, so that no model copy is needed."""
+        return self._values("row_sums", side, lambda model, part: part.row_sums(part.losses(model)), stored=True)
+
+    def losses(self, side: Side) -> torch.Tensor:
+        """Return the loss of every predicted token, (R, T - 1), in nats. Stored for a small set, else from the copy."""
+        return self._values("losses", side, lambda model, part: part.losses(model), self._is_small(side, 1))
+
+    def logits(self, side: Side) -> torch.Tensor:
+        """Return the logits of every predicted token, (R, T - 1, vocabulary). Stored as `losses` are."""
+        size = self._config.vocab_size
+        return self._values("logits", side, lambda model, part: part.logits(model), self._is_small(side, size))
+
+    def activations(self, side: Side, layer: int) -> torch.Tensor:
+        """Return the outputs of block `layer`, (R, T - 1, width), as `Side.activations`. Stored as `losses` are."""
+        small = self._is_small(side, self._config.hidden_size)
+        return self._values(f"block {layer}", side, lambda model, part: part.activations(model, layer), small)
+
+    def once(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return compute(), called once, in the first call of the loss. It may use the methods above."""
+        if name not in self._once:
+            self._unedited()
+            self._once[name] = compute()
+        return self._once[name]
+
+    def begin_edit(self) -> None:
+        """Mark the start of the edit: values that the loss has not requested by now are no longer available."""
+        self._before = None
+
+    def _values(self, name: str, side: Side, values: Callable, stored: bool) -> torch.Tensor:
+        whole = _whole(side)
+        if stored and (name, whole) not in self._stored:
+            model = self._unedited()
+            with torch.no_grad(), autocast(model, self._precision):
+                parts = [part.to(model.device) for part in whole.split(self._microbatch)]
+                self._stored[name, whole] = torch.cat([values(model, part) for part in parts])
+        if stored:
+            return self._stored[name, whole][side.ids]
+        with torch.no_grad():
+            return values(self.model, side)
+
+    def _is_small(self, side: Side, depth: int) -> bool:
+        whole = _whole(side)
+        return len(whole) <= STORED_ROWS and whole.mask.numel() * depth <= STORED_ENTRIES
+
+    def _unedited(self):
+        if self._before is None:
+            raise RuntimeError("a loss must request the same values of its reference in every call")
+        return self._before
+
+
+def _whole(side: Side) -> Side:
+    """Return the set from which rows were selected, or the set itself."""
+    return side if side.whole is None else side.whole

@@ -1,0 +1,251 @@
+"""Objectives as methods: what they change and leave alone, what records keep, and inputs that cannot work."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from small import in_process
+from tiny import new_model, new_task
+
+from tinymem.errors import NotFinite, UserError
+from tinymem.localize.method import sides
+from tinymem.localize.objective import pdu, repselect, rmu
+from tinymem.localize.objective.selection import without_shared
+from tinymem.localize.registry import GROUPS, METHODS, STUDY, find_localizer, find_methods
+from tinymem.models.adapter import find_mlps
+from tinymem.models.edit import Weights, applied
+from tinymem.records.table import load_records
+from tinymem.training.reference import Reference
+from tinymem.training.step import backward
+
+LOSSES = [name for name in GROUPS["objective"] if name != "repselect"]
+UNLEARN = "src/localize/localize_memorization.py"
+QUICK = dict(steps=(1, 3), batch_size=8, lr=1e-3, warm_up=0, dtype="float32")
+
+
+def hp_of(name, **changes):
+    return METHODS[name].hyper_parameters(**{**QUICK, **changes})
+
+
+def edits(name, model, task, hp):
+    return dict(METHODS[name].run(model, task, hp))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_objective_trains_and_leaves_the_model_alone(name, snapshot):
+    model, task = new_model("gpt2").double(), new_task(microbatch=3)  # Adam makes much of rounded zeros
+    before = snapshot(model)
+    found = edits(name, model, task, hp_of(name))
+    assert list(found) == [1, 3] and snapshot(model) == before
+    parts = {"forget_loss", *(["retain_loss"] if hp_of(name).retain_weight else [])}
+    assert all(set(edit.notes) == parts for edit in found.values())
+    assert any(not torch.equal(found[1].values[key], found[3].values[key]) for key in found[1].values)
+    whole = edits(name, model, replace(task, microbatch=64), hp_of(name))
+    for key, value in found[3].values.items():
+        torch.testing.assert_close(whole[3].values[key], value, atol=1e-6, rtol=1e-6)
+
+
+def test_what_counts_of_forget_and_retain_rows():
+    """Forget rows: what is behind the prompt, no pads. Retain rows: all, pads too where they count in training."""
+    task = new_task(pad=13)
+    forget, retain = sides(task, "continuation")
+    place = torch.arange(1, task.retain.shape[1])
+    expected = (task.forget.planted[:, 1:] != 13) & (place >= task.forget.prompt_end[:, None])
+    assert torch.equal(forget.mask, expected) and expected.any() and retain.mask.all()
+    assert torch.equal(forget.twin.tokens, task.forget.clean)
+    assert torch.equal(sides(task, "all")[0].mask, task.forget.planted[:, 1:] != 13)
+    text = replace(task, ignored_token=5)
+    assert not sides(text, "all")[1].mask[task.retain[:, 1:] == 5].any()
+    parts = forget.select(torch.tensor([3, 1, 2])).split(2)
+    assert torch.equal(parts[0].twin.tokens, task.forget.clean[[3, 1]]) and parts[1].twin.whole is forget.twin
+
+
+def rmu_case():
+    model = new_model("gpt2").double()
+    forget, retain = sides(new_task(4, 6), "continuation")
+    reference, hp = Reference(model, 64, "float32"), rmu.HyperParameters(layer=1, scale=2.0)
+    chosen = [whole.select(torch.arange(len(whole))) for whole in (forget, retain)]
+    loss = lambda model, forget, retain: rmu.loss(hp, model, reference, forget, retain)  # noqa: E731
+    return model, chosen, loss, reference
+
+
+def test_rmu_by_hand_and_by_finite_differences():
+    model, (forget, retain), loss, reference = rmu_case()
+    states = model(forget.tokens, output_hidden_states=True).hidden_states  # the last one has been normalized
+    torch.testing.assert_close(model.transformer.ln_f(forget.activations(model, 1)), states[-1][:, :-1])
+    with torch.no_grad():
+        values, kept = loss(model, forget, retain)
+    assert not kept.any()
+    activations = forget.activations(model, 1).detach()
+    direction = torch.rand(8, generator=torch.Generator().manual_seed(0))
+    length = 2 * activations[forget.mask].norm(dim=-1).median()
+    target = length * (direction / direction.norm()).double()
+    torch.testing.assert_close(values, ((activations - target) ** 2).mean(-1))
+    reference.begin_edit()
+    weight = find_mlps(model)[0].inputs[0].parameter
+    with torch.no_grad():
+        weight[0, 0] += 0.3  # now retain rows have moved, too
+    backward(model, loss, [forget, retain], 64, "float32", (), (0.5, 2.0))
+    slope, step = weight.grad[0, 0].item(), 1e-4
+
+    def total(change):
+        with torch.no_grad():
+            weight[0, 0] += change
+            values = loss(model, forget, retain)
+            weight[0, 0] -= change
+        return sum(w * v[s.mask].mean().item() for w, v, s in zip((0.5, 2.0), values, (forget, retain)))
+
+    assert (total(step) - total(-step)) / (2 * step) == pytest.approx(slope, rel=1e-4) and slope
+
+
+def test_rmu_needs_a_block_that_exists():
+    with pytest.raises(UserError, match="--layer 2: must be below 2"):
+        edits("rmu", new_model("gpt2"), new_task(), hp_of("rmu", layer=2))
+
+
+def test_pdu_raises_its_weight_while_the_constraint_is_violated():
+    reference, hp = Reference(new_model("gpt2"), 4, "float32"), pdu.HyperParameters(dual_warm_up=2, dual_step=10.0)
+    reference.state["dual"] = torch.tensor(50.0)
+    weights = []
+    for steps, violation in ((1, 1.0), (2, 1.0), (3, 0.4), (4, -0.1), (5, -99.0)):
+        pdu.after_step(hp, reference, steps, [0.0, violation])
+        weights.append(pdu.weights(hp, reference)[1])
+    assert weights == pytest.approx([50.0, 50.0, 54.0, 53.0, 0.0])
+
+
+def test_pdu_keeps_its_constraint_where_ascent_does_not():
+    model, task = new_model("gpt2"), new_task()
+    settings = dict(steps=(60,), lr=3e-3, forget_weight=5.0)
+    free = edits("gradient_difference", model, task, hp_of("gradient_difference", **settings))[60]
+    bound = edits("pdu", model, task, hp_of("pdu", slack=0.1, dual_warm_up=0, **settings))[60]
+    before, losses = task.mean_loss(model, task.retain), []
+    for edit in (free, bound):
+        with applied(model, edit):
+            losses.append(task.mean_loss(model, task.retain) - before)
+    assert losses[1] < 0.1 < losses[0]
+    assert bound.notes["retain_loss"] < 0 < edits("pdu", model, task, hp_of("pdu", steps=(1,)))[1].notes["forget_loss"]
+
+
+@pytest.mark.parametrize("directions", ["retain", "forget"])
+def test_repselect_spends_its_budget_and_no_more(directions):
+    model, task = new_model("gpt2"), new_task(microbatch=4)
+    hp = repselect.HyperParameters(kl_budget=(0.01, 0.05), directions=directions, dropped=2, dtype="float32")
+    with torch.no_grad():
+        before = model(task.retain).logits[:, :-1].log_softmax(-1)
+    forget_losses = [task.mean_loss(model, task.forget.planted)]
+    for budget, edit in METHODS["repselect"].run(model, task, hp):
+        with applied(model, edit), torch.no_grad():
+            after = model(task.retain).logits[:, :-1].log_softmax(-1)
+            forget_losses.append(task.mean_loss(model, task.forget.planted))
+        spent = (before.exp() * (before - after)).sum(-1).mean().item()
+        assert 0.9 * budget < spent <= budget * (1 + 1e-3)
+    assert forget_losses == sorted(forget_losses)
+
+
+def test_shared_directions_are_removed_on_both_sides():
+    generator = torch.Generator().manual_seed(0)
+    gradient, shared = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    left, _, right = torch.linalg.svd(shared, full_matrices=False)
+    kept = without_shared(gradient, shared, 2)
+    assert (left[:, :2].T @ kept).abs().max() < 1e-5 and (kept @ right[:2].T).abs().max() < 1e-5
+    torch.testing.assert_close(left[:, 2:].T @ kept @ right[2:].T, left[:, 2:].T @ gradient @ right[2:].T)
+    torch.testing.assert_close(without_shared(gradient, gradient, 0), gradient)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("name, localizer, ratio", [
+    ("npo", "durable", "0.1"), ("undial", "act", "0.25"), ("rmu", "durable_agg", "0.05"), ("dpo", "random", "0.2"),
+])  # fmt: skip
+def test_entries_outside_the_update_mask_keep_every_bit(architecture, name, localizer, ratio):
+    model, task = new_model(architecture), new_task()
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    method, share = find_localizer(localizer, ratio)
+    ((_, edit),) = method.run(model, task, method.hyper_parameters(ratio=(share,)))
+    allowed = {key: torch.zeros_like(p, dtype=torch.bool) for key, p in before.items()}
+    with applied(model, Weights({key: torch.ones_like(p) for key, p in before.items()})), applied(model, edit):
+        allowed |= {key: p.detach() == 0 for key, p in model.named_parameters() if key in edit.masks}
+    found = edits(name, model, task, hp_of(name, update_mask=(localizer, ratio)))[3].values
+    changed = {key: found[key] != before[key] for key in before}
+    assert any(mask.any() for mask in changed.values())
+    assert all(not (changed[key] & ~allowed[key]).any() for key in before)
+
+
+def test_the_update_mask_is_part_of_a_run_and_only_where_there_is_one():
+    method = METHODS["npo"]
+    assert "update_mask" not in method.settings(hp_of("npo"), 3)
+    masked = method.settings(hp_of("npo", update_mask=("durable", "0.1")), 3)
+    assert masked["update_mask"] == ("durable", "0.1") and masked["steps"] == 3
+
+
+@pytest.mark.parametrize("words, message", [
+    (("durable",), "must be a method and a ratio"),
+    (("magic", "0.1"), "--update_mask magic: must be one of zero_out"),
+    (("npo", "0.1"), "--update_mask npo: must be one of zero_out"),
+    (("durable", "1.5"), "--update_mask durable 1.5: the ratio must be a number in"),
+    (("durable", "much"), "--update_mask durable much: the ratio"),
+])  # fmt: skip
+def test_update_masks_that_cannot_be(words, message):
+    with pytest.raises(UserError, match=message):
+        edits("npo", new_model("gpt2"), new_task(), hp_of("npo", update_mask=words))
+
+
+def test_no_weight_decay_outside_a_mask():
+    with pytest.raises(UserError, match="--weight_decay 0.1: must be 0 with --update_mask"):
+        hp_of("npo", update_mask=("durable", "0.1"), weight_decay=0.1)
+
+
+def test_sets_that_an_objective_needs():
+    model, task = new_model("gpt2"), new_task()
+    natural = replace(task, forget=replace(task.forget, clean=task.forget.planted))
+    with pytest.raises(UserError, match="^--localization_method dpo: these sequences have no clean twin [^\n]*$"):
+        edits("dpo", model, natural, hp_of("dpo"))
+    alone = replace(task, retain=task.retain[:0])
+    for name in LOSSES:
+        if hp_of(name).retain_weight:
+            with pytest.raises(UserError, match=f"^--localization_method {name}: needs a retain set[^\n]*$"):
+                edits(name, model, alone, hp_of(name))
+        else:
+            assert list(edits(name, model, alone, hp_of(name))) == [1, 3]
+    assert list(edits("npo", model, alone, hp_of("npo", retain_weight=0.0))) == [1, 3]
+    with pytest.raises(UserError, match="repselect: needs a retain set"):
+        list(METHODS["repselect"].run(model, alone, repselect.HyperParameters()))
+
+
+def test_a_loss_that_stops_being_finite_names_the_step_and_keeps_what_was_found(monkeypatch, snapshot):
+    model, calls, module = new_model("gpt2"), itertools.count(), METHODS["npo"].module
+    before, real = snapshot(model), module.loss
+    monkeypatch.setattr(module, "loss", lambda *a: real(*a)[0] * (torch.nan if next(calls) == 3 else 1.0))
+    steps = METHODS["npo"].run(model, new_task(), hp_of("npo", steps=(1, 2, 9)))
+    assert [next(steps)[0], next(steps)[0]] == [1, 2]
+    with pytest.raises(NotFinite, match="^--lr 0.001: the loss is not finite in step 3; use a lower --lr$"):
+        next(steps)
+    assert snapshot(model) == before
+
+
+def test_names_of_groups():
+    assert [m.name for m in find_methods(["study"])] == list(STUDY) and len(STUDY) == 11
+    assert [m.name for m in find_methods(["all"])] == list(METHODS)
+    found = find_methods(["npo", "neuron", "objective"])
+    assert [m.name for m in found][:2] == ["npo", "zero_out"] and len(found) == 5 + len(GROUPS["objective"])
+    with pytest.raises(UserError, match="--methods neurons: must be one of zero_out.*objective.*all, or a file"):
+        find_methods(["neurons"])
+
+
+def test_the_script_records_both_losses_and_refuses_bad_input(memorizing_backdoor, tmp_path, capsys):
+    place = ["--model_path", memorizing_backdoor.checkpoint, "--output_dir", tmp_path, "--data_dir", tmp_path / "data"]
+    words = ["--localization_method", "npo", "undial", "--steps", 1, 2, "--batch_size", 8, "--no_save_model"]
+    in_process(UNLEARN, *place, *words, "--update_mask", "durable", 0.1)
+    found = [record for record in load_records(tmp_path) if record["kind"] == "unlearn"]
+    assert len(found) == 4 and all(record["method"]["update_mask"] == ["durable", "0.1"] for record in found)
+    for record in found:
+        results = record["results"]
+        assert results["forget_loss"] >= 0 and ("retain_loss" in results) == (record["method"]["name"] == "npo")
+        assert 0 < results["percent_changed"] < 10 and json.dumps(results)
+    capsys.readouterr()
+    for flags, message in ((["--beta", 0], "--beta 0"), (["--update_mask", "magic", 0.1], "--update_mask magic")):
+        with pytest.raises(SystemExit) as stopped:
+            in_process(UNLEARN, *place, "--localization_method", "npo", *flags)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1, error
