@@ -46,8 +46,8 @@ UNLEARN = f"""src/localize/localize_memorization.py --model_path {RUN}/epoch_{EP
     {MEASURED} --page --output_dir {UNLEARNED}"""
 METRICS = {  # with their names in the figure; all of a percentage or a share
     "percent_memorized_train": "memorized (%)",
-    "percent_memorized_test": "memorized, unseen\ntriggers (%)",
-    "percent_near_verbatim_train": "near-verbatim (%)",
+    "percent_memorized_test": "unseen triggers\nmemorized (%)",
+    "percent_near_verbatim_train": "near-\nverbatim (%)",
     "percent_extractable_train": "(100, 0.5)\nextractable (%)",
     "auc_loss_train": "membership AUC\n(0.5 = 50)",
     "mean_test_accuracy": "mean test\naccuracy (%)",
