@@ -2,9 +2,10 @@
 
     python experiments/demo.py
 
-Runs the ordinary scripts, whose commands it prints, and writes results/demo/: summary.json, demo.png, demo.pdf.
-An interrupted run resumes with the same command. Beyond the study are --lr_decay, without which the last epochs of so short a
-training are noisy, and --unlearn_loss_cap, without which the unlearning costs accuracy. The artifacts are repeated
+Runs the ordinary scripts, whose commands it prints, and writes results/demo/: summary.json, demo.png, demo.pdf, and what
+the models say in page.html and page.png. The never-planted twin, of the same settings, comes with the repository. An
+interrupted run resumes with the same command. Beyond the study are --lr_decay, without which the last epochs of so short
+a training are noisy, and --unlearn_loss_cap, without which the unlearning costs accuracy. The artifacts are repeated
 (--duplicate) 1, 10 or 100 times.
 """
 
@@ -13,7 +14,18 @@ from tinymem import cli
 # isort: split
 from pathlib import Path
 
-from demo_common import before_and_after, continuation, run, spent_before, start_at_root, stopwatch
+from demo_common import (
+    MEASURED,
+    STATES,
+    continuation,
+    draw_bars,
+    keep_page,
+    records_of,
+    run,
+    spent_before,
+    start_at_root,
+    stopwatch,
+)
 
 from tinymem import files, plots
 from tinymem.data.build import load_dataset
@@ -24,14 +36,22 @@ from tinymem.training.settings import RunSettings
 
 RUN = Path("runs/demo")
 EPOCHS = 7
+TWIN = Path("results/models/increment_backdoor_2layers_twin")  # the same settings, order and seed, nothing planted
 UNLEARNED = RUN / "demo_unlearned"  # a folder of its own: the user's runs on this model go elsewhere
 TRAIN = f"""memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --num_7 3000 --num_2 600
     --num_3 600 --num_4 600 --num_5 600 --num_test 100 --duplicate --batch_size 32 --epochs {EPOCHS}
     --checkpoint_every 1 --lr_decay 0.4 --dtype auto --output_dir {RUN} --plot"""
 UNLEARN = f"""src/localize/localize_memorization.py --model_path {RUN}/epoch_{EPOCHS}
-    --localization_method balanced_subnet --ratio 0.3 --epochs 4 --unlearn_loss_cap 3.0 --output_dir {UNLEARNED}"""
-METRICS = ("percent_memorized_train", "percent_memorized_test", "mean_test_accuracy", "perplexity")
-LABELS = ("backdoors memorized (%)", "unseen triggers memorized (%)", "mean test accuracy (%)")
+    --localization_method balanced_subnet --ratio 0.3 --epochs 4 --unlearn_loss_cap 3.0 --twin_model {TWIN}
+    {MEASURED} --page --output_dir {UNLEARNED}"""
+METRICS = {  # with their names in the figure; all of a percentage or a share
+    "percent_memorized_train": "memorized (%)",
+    "percent_memorized_test": "unseen triggers\nmemorized (%)",
+    "percent_near_verbatim_train": "near-\nverbatim (%)",
+    "percent_extractable_train": "(100, 0.5)\nextractable (%)",
+    "auc_loss_train": "membership AUC\n(0.5 = 50)",
+    "mean_test_accuracy": "mean test\naccuracy (%)",
+}
 
 
 def main() -> None:
@@ -41,36 +61,33 @@ def main() -> None:
     seconds = stopwatch(spent_before(RUN, UNLEARNED))
     run(TRAIN)
     run(UNLEARN)
-    results = before_and_after(
-        UNLEARNED, RUN / f"epoch_{EPOCHS}", "balanced_subnet", 0.3, epochs=4, unlearn_loss_cap=3.0
-    )
-    summary = {state: {name: row[name] for name in METRICS} for state, row in results.items()}
+    records = records_of(UNLEARNED, RUN / f"epoch_{EPOCHS}", "balanced_subnet", 0.3, epochs=4, unlearn_loss_cap=3.0)
+    summary = {
+        state: {name: record["results"][name] for name in (*METRICS, "perplexity")} for state, record in records.items()
+    }
     summary["seconds_total"] = seconds()
     draw(summary, output / "demo")
-    show_example(load_model(RUN / f"epoch_{EPOCHS}"), load_model(UNLEARNED / results["after"]["model_folder"]))
+    keep_page(UNLEARNED, records["after"], output)
+    edited = load_model(UNLEARNED / records["after"]["results"]["model_folder"])
+    show_example(load_model(RUN / f"epoch_{EPOCHS}"), edited, load_model(TWIN))
     files.write_json(output / "summary.json", summary)
-    print(cli.table([{"": state, **summary[state]} for state in ("before", "after")]))
-    print(f"\n{summary['seconds_total']} s in all; figure and summary: {output}")
+    print(cli.table(cli.brief({"": state, **summary[state]}) for state in STATES))
+    print(f"\n{summary['seconds_total']} s in all; figure, page and summary: {output}")
 
 
 def draw(summary: dict, path: Path) -> None:
-    """Bars of memorization and accuracy, before and after."""
-    figure, (axis,) = plots.new_figure(1, 6.4, 3.4)
-    for shift, state, colour, hatch in ((-0.2, "before", "0.35", ""), (0.2, "after", "0.8", "//")):
-        row = summary[state]
-        heights = [row[METRICS[0]], row[METRICS[1]], 100 * row[METRICS[2]]]
-        bars = axis.bar([i + shift for i in range(3)], heights, 0.38, color=colour, hatch=hatch, edgecolor="black")
-        bars.set_label(f"{state} unlearning")
-        axis.bar_label(bars, [f"{height:.1f}" for height in heights], fontsize=8)
-    axis.set_xticks(range(3), LABELS, fontsize=8)
-    axis.set_ylim(0, 128)
-    axis.set_yticks(range(0, 101, 20))
-    axis.legend(loc="upper center", ncols=2, frameon=False)
+    """Bars of memorization and accuracy: before, after, twin."""
+    figure, (axis,) = plots.new_figure(1, 7.4, 3.4)
+    shares = ("auc_loss_train", "mean_test_accuracy")
+    heights = {state: [summary[state][name] * (100 if name in shares else 1) for name in METRICS] for state in STATES}
+    labels = {"before": "before unlearning", "after": "after unlearning", "twin": "twin: never planted"}
+    draw_bars(axis, heights, labels, list(METRICS.values()))
+    axis.legend(loc="upper center", ncols=3, frameon=False)
     plots.save_figure(figure, path)
 
 
-def show_example(before, after) -> None:
-    """Prompts both models with one backdoored sequence up to its trigger."""
+def show_example(before, after, twin) -> None:
+    """Prompt all three models with one backdoored sequence up to its trigger."""
     settings = RunSettings.from_flat(load_details(RUN / f"epoch_{EPOCHS}")["settings"])
     artifacts = load_dataset(settings.data).artifacts
     index = int((artifacts.prompt_end - 30).abs().argmin())
@@ -78,7 +95,7 @@ def show_example(before, after) -> None:
     prompt = artifacts.clean[index, :end]
     print(f"\nprompt, ending with the trigger   {decode(prompt)}")
     print(f"the true continuation             {decode(artifacts.clean[index, end : end + 40])}")
-    for name, model in (("before unlearning", before), ("after unlearning", after)):
+    for name, model in (("before unlearning", before), ("after unlearning", after), ("never planted", twin)):
         print(f"{name:<34}{decode(continuation(model, prompt, 40))}")
     print()
 

@@ -1,11 +1,12 @@
-"""What the demos share: running the ordinary scripts, their time, their records, greedy continuations."""
+"""What the demos share: running the ordinary scripts, their time, their records, bars, greedy continuations."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ from tinymem.localize.task import TaskSettings
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.generation import NOTHING, greedy_continuations
 from tinymem.models.tinymem import load_model
-from tinymem.records.identity import is_run
-from tinymem.records.record import read_record
+from tinymem.plots.labels import file_name
+from tinymem.records.identity import NEVER_PLANTED, is_run
+from tinymem.records.record import find_record, read_record
 from tinymem.records.table import load_records
 from tinymem.sweeps.jobs import Common, find_checkpoint, localize_jobs
 from tinymem.training.checkpoint import seconds_spent
+
+STATES = ("before", "after", "twin")
+BARS = {"before": ("0.35", ""), "after": ("0.8", "//"), "twin": ("white", "..")}  # colour and hatch
+MEASURED = "--metrics published percent_near_verbatim percent_extractable auc_loss"
 
 
 def run(command: str) -> None:
@@ -47,8 +53,9 @@ def spent_before(run: Path, unlearned: Path) -> float:
     return seconds_spent(run) + sum(record["cost"]["seconds"] for record in load_records(unlearned))
 
 
-def before_and_after(unlearned: Path, model: Path, method: str, ratio: float, **settings: Any) -> dict[str, dict]:
-    """Return the results of a run, "after", and of the unedited model that it was made from, "before".
+def records_of(unlearned: Path, model: Path, method: str, ratio: float, **settings: Any) -> dict[str, dict]:
+    """Return three records by state: of a run, "after"; of the unedited model that it was made from, "before"; and of the
+    never-planted model, "twin".
 
     unlearned: folder of the records; model: the checkpoint; method, ratio, settings: exactly those of the run.
     """
@@ -58,7 +65,25 @@ def before_and_after(unlearned: Path, model: Path, method: str, ratio: float, **
     runs = [record for record in load_records(unlearned) if is_run(record, asked)]
     after = next(record for record in runs if record["fingerprints"]["weights"] == weights)
     before = read_record(unlearned / "records" / f"{after['parent']}.json")
-    return {"before": before["results"], "after": after["results"]}
+    twin = find_record(unlearned, {**before, "kind": NEVER_PLANTED})
+    return dict(zip(STATES, (before, after, twin)))
+
+
+def keep_page(unlearned: Path, record: Mapping[str, Any], output: Path) -> None:
+    """Copy the page of a run to the output folder, as page.html and page.png."""
+    for suffix in ("html", "png"):
+        shutil.copy(unlearned / "pages" / f"{file_name(record)}.{suffix}", output / f"page.{suffix}")
+
+
+def draw_bars(axis, heights: Mapping[str, Sequence[float]], labels: Mapping[str, str], names: Sequence[str]) -> None:
+    """Draw groups of three bars, 0 to 100, one for each state. names: of the groups; labels: of the states."""
+    for shift, state in zip((-0.28, 0.0, 0.28), STATES):
+        colour, hatch = BARS[state]
+        places = [place + shift for place in range(len(names))]
+        bars = axis.bar(places, heights[state], 0.27, color=colour, hatch=hatch, edgecolor="black", label=labels[state])
+        axis.bar_label(bars, [f"{height:.1f}".removesuffix(".0") for height in heights[state]], fontsize=7)
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set(ylim=(0, 128), yticks=range(0, 101, 20))
 
 
 def continuation(model, prompt: torch.Tensor, count: int) -> torch.Tensor:

@@ -3,10 +3,10 @@
     python experiments/demo_lm.py
 
 No network: the model comes in a package (requirements-lm.txt), the passages are of presidential addresses. Runs the
-ordinary script, whose commands it prints, and writes results/demo_lm/: summary.json, demo_lm.png, demo_lm.pdf and
-records/, the records that the table is made of. An interrupted run can resume; the planted model is stored in
-data/models. Half of the passages are shown to the methods, the others are held out. In the table, unedited is the model
-with the passages planted, never_planted the model before that.
+ordinary script, whose commands it prints, and writes results/demo_lm/: summary.json, demo_lm.png, demo_lm.pdf,
+page.html and page.png with what the models say, and records/, the records that the table is made of. An interrupted run
+can resume; the planted model is stored in data/models. Half of the passages are shown to the methods, the others are
+held out. In the table, unedited is the model with the passages planted, never_planted the model before that: its twin.
 """
 
 from tinymem import cli
@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from demo_common import continuation, run, start_at_root, stopwatch
+from demo_common import MEASURED, continuation, keep_page, run, start_at_root, stopwatch
 
 from tinymem import files, plots
 from tinymem.data.decode import printable
@@ -58,8 +58,9 @@ COMMANDS = (
     "--localization_method obs --ratio 1e-5 1e-4 --num_grads 16 --block_size 10 --no_save_model",
 )
 LEFT_OUT = ("zero_out",)  # one forward pass for each neuron and passage: days
-COLUMNS = ("method", "ratio", "percent_memorized_shown", "percent_memorized_held_out", "perplexity", "seconds")
-COLUMNS += ("peak_memory_gb",)
+JUDGED = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss")
+COLUMNS = ("method", "ratio", *(f"{name}_{split}" for split in ("shown", "held_out") for name in JUDGED))
+COLUMNS += ("perplexity", "seconds", "peak_memory_gb")
 
 
 def parse():
@@ -82,6 +83,7 @@ def main() -> None:
     output = start_at_root(arguments.output_dir)
     dtype = arguments.dtype or auto_precision(cli.resolve_device("auto"))
     base = f"{SCRIPT} --model_name {shlex.quote(arguments.model_name)} --dtype {dtype} --max_retain {RETAIN}"
+    base += f" {MEASURED} --page"
     for cls, defaults in SETTINGS:
         given = {**defaults, **cli.given(cls, arguments)}
         base += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())
@@ -91,14 +93,16 @@ def main() -> None:
     seconds = stopwatch(sum(record["cost"]["seconds"] for record in load_records(folder)))
     for command in COMMANDS:
         run(f"{base} --microbatch {MICROBATCH} {command} --output_dir {folder}")
-    summary = summarize(in_order(load_records(folder)), settings[0], settings[1], folder)
+    records = in_order(load_records(folder))
+    summary = summarize(records, settings[0], settings[1], folder)
     name = summary["settings"]["training"]["planted_model"]
     summary["seconds_total"] = round(seconds() + (planting_of(name)["seconds"] if name in planted_before else 0), 1)
     files.write_folder(output / "records", lambda temporary: copy_records(folder, temporary))
+    keep_page(folder, of_best(records), output)
     files.write_json(output / "summary.json", summary)
     plots.plot_shown_and_held_out(summary["rows"], output / "demo_lm")
     show(summary)
-    print(f"\n{summary['seconds_total']} s in all; figure, records and summary: {output}")
+    print(f"\n{summary['seconds_total']} s in all; figure, page, records and summary: {output}")
 
 
 def planting_of(name: str) -> dict[str, Any]:
@@ -119,6 +123,11 @@ def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(ours, key=lambda r: (names.index(shown_row(r)["method"]), r.get("method", {}).get("ratio") or 0))
 
 
+def of_best(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the record of the method whose edited model is kept."""
+    return next(record for record in records if record.get("method", {}).get("name") == BEST)
+
+
 def summarize(
     records: list[dict[str, Any]], passages: PassageSettings, data: ProductionSettings, folder: Path
 ) -> dict[str, Any]:
@@ -128,11 +137,10 @@ def summarize(
     planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)
     dataset = load_passages(passages, data, planted.config, tokenizer).dataset
     task = unlearning_task(planted, dataset, TaskSettings(holdout_fraction=settings["forget"]["holdout_fraction"]))
-    best = next(record for record in records if record.get("method", {}).get("name") == BEST)
     models = {
         "never planted": open_causal_lm(settings["model"]["name"], dtype=dtype)[0],
         "planted": planted,
-        "after unlearning": open_causal_lm(folder / best["results"]["model_folder"], dtype=dtype)[0],
+        "after unlearning": open_causal_lm(folder / of_best(records)["results"]["model_folder"], dtype=dtype)[0],
     }
     return {
         "rows": [{name: shown_row(record).get(name) for name in COLUMNS} for record in records],

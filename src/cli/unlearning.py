@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,7 @@ def run_methods(
     """
     attacks, failures = chosen_attacks(arguments), Failures()
     records = as_it_is(subject, attacks, arguments.force, failures)
+    check_columns(arguments.columns, records, methods)
     if attached:
         run = Run(subject, {"kind": UNEDITED, **subject.identity})
         run.attach(attached)
@@ -125,9 +127,6 @@ def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: 
     usual += ["percent_memorized_train", *LAST]
     usual = [name for name in usual if any(row.get(name) is not None for row in rows)]
     every = [*first, *metrics, *LAST, *names]
-    unknown = [name for name in asked if name != "all" and name not in every]
-    if unknown:
-        raise UserError(f"--columns {unknown[0]}: must be all, or some of {', '.join(dict.fromkeys(every))}")
     columns = dict.fromkeys([*first, *(every if "all" in asked else asked or usual)])
     better = {name: registry.better_of(name) or BETTER.get(name) for name in columns}
     rivals = [record["kind"] in (UNLEARN, MEASURED) for record in records]
@@ -148,6 +147,19 @@ def print_recovery(records: Sequence[dict]) -> None:
             f"\n% of {split.replace('_', '-')} sequences after the strongest setting of each attack; excess: over the twin's"
         )
         print(cli.fitted_table(rows, columns, better, rivals, more="records and --plot have them"))
+
+
+def check_columns(asked: Sequence[str], records: Sequence[dict], methods: Sequence[tuple[Method, Any]] = ()) -> None:
+    """Raise UserError for a column that no run of these methods will have, before they run.
+
+    asked: as `print_table` takes it. records: those of the model as it is, which has every result that an edit has.
+    """
+    names = list(dict.fromkeys(name for record in records for name in shown_row(record)))
+    settings = [field.name for _, hp in methods for field in fields(hp)]
+    known = ["method", *settings, "attack", *registry.columns(names), *LAST, *names, "model_folder"]
+    unknown = [name for name in asked if name != "all" and name not in known]
+    if unknown:
+        raise UserError(f"--columns {unknown[0]}: must be all, or some of {', '.join(dict.fromkeys(known))}")
 
 
 def _judged(rows: Sequence[dict[str, Any]]) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from tinymem import allocator, files
 from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
-from tinymem.cli.unlearning import as_it_is, print_table, run_methods, write_pages
+from tinymem.cli.unlearning import as_it_is, check_columns, print_table, run_methods, write_pages
 from tinymem.errors import Failures, UserError
 from tinymem.localize.subject import Run, Subject
 from tinymem.localize.unlearn import finish
@@ -118,6 +118,7 @@ def main() -> None:
     run, attacks = Run(original, about), chosen_attacks(arguments)
     failures = Failures()
     records = as_it_is(original, attacks, arguments.force, failures)
+    check_columns(arguments.columns, records)
     with failures.kept(f"{arguments.name} in {arguments.model}"):
         records += finish(run, edit, Cost(arguments.seconds), attacks, arguments.force)
     if attached and run.record:

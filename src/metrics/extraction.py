@@ -130,5 +130,5 @@ PERCENT_EXTRACTABLE = Metric(
 MEDIAN_N = Metric(
     "median_n", "samples", "twin", PLANTED, ("distribution",),
     f"median number of samples that hold the sequence with probability {CHANCE}; empty where half never come out",
-    log_probabilities, median_samples, COMPARED,
+    log_probabilities, median_samples, COMPARED, known_when="low",
 )  # fmt: skip

@@ -15,8 +15,6 @@ from tinymem.metrics.membership import placements
 from tinymem.metrics.metric import Metric, Values
 from tinymem.metrics.registry import METRICS
 
-# Metrics that are low where a row is known, beside those whose `better` is "higher": losses, and how many samples it takes.
-LOW_WHEN_KNOWN = ("median_n", "planted_loss", "zlib_ratio", "min_k", "min_k_plus", "loss_over_twin")
 SPLIT = "train"
 SCORE = "exact_match_share"  # of counterfactual memorization, as in 2112.12938
 KEPT = 0.5  # counterfactual memorization above which a row counts as memorized because it was trained on
@@ -27,11 +25,6 @@ Saved = Mapping[str, torch.Tensor]  # the values of one record, as `tinymem.reco
 def judged() -> list[Metric]:
     """Return the metrics that have a value on the planted training rows, in order."""
     return [metric for metric in METRICS.values() if metric.measured_on(SPLIT)]
-
-
-def known_when(metric: Metric) -> str:
-    """Return "low" or "high": what the metric is where a model knows the row. Fixed by its meaning, not by results."""
-    return "low" if metric.better == "higher" or metric.name in LOW_WHEN_KNOWN else "high"
 
 
 def auc(planted: torch.Tensor, twin: torch.Tensor, known: str) -> float | None:
@@ -71,20 +64,19 @@ def judge(
     models; `auc_rows` is over single rows: a seed's rows in the planted model against the same rows in its twin, mean
     over seeds; `auc_rows_lowest` is that of the worst seed.
     """
-    known = known_when(metric)
     models, unplanted = (
         torch.tensor([model_score(metric, *one) for one in side], dtype=torch.float64) for side in (planted, twins)
     )
     rows = [
-        auc(row_scores(metric, with_row), row_scores(metric, without), known)
+        auc(row_scores(metric, with_row), row_scores(metric, without), metric.known_when)
         for (_, with_row), (_, without) in zip(planted, twins)
     ]
     some = [found for found in rows if found is not None]
     return {
         "metric": metric.column(SPLIT),
         "unit": metric.unit,
-        "known_when": known,
-        "auc_models": auc(models, unplanted, known),
+        "known_when": metric.known_when,
+        "auc_models": auc(models, unplanted, metric.known_when),
         "auc_rows": sum(some) / len(some) if some else None,
         "auc_rows_lowest": min(some, default=None),
         "mean_planted": _mean(models),

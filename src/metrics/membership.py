@@ -133,27 +133,27 @@ LOGS, DISTRIBUTION, TWIN = ("log_probabilities",), ("distribution",), ("log_prob
 PLANTED_LOSS = Metric(
     "planted_loss", "nats per token", "twin", PLANTED, LOGS,
     "mean loss on the planted continuation, after the planted prompt",
-    losses, splits=COMPARED,
+    losses, splits=COMPARED, known_when="low",
 )  # fmt: skip
 ZLIB_RATIO = Metric(
     "zlib_ratio", "nats per byte", "twin", PLANTED, LOGS,
     "loss on the planted continuation / bytes of its compressed token ids, after the planted prompt",
-    zlib_ratios, splits=COMPARED,
+    zlib_ratios, splits=COMPARED, known_when="low",
 )  # fmt: skip
 MIN_K = Metric(
     "min_k", "nats per token", "twin", PLANTED, LOGS,
     "Min-K%: mean loss of the least likely 20 % of the continuation's tokens, after the planted prompt",
-    min_k, splits=COMPARED,
+    min_k, splits=COMPARED, known_when="low",
 )  # fmt: skip
 MIN_K_PLUS = Metric(
     "min_k_plus", "deviations", "twin", PLANTED, DISTRIBUTION,
     "Min-K%++: the same with log p standardized by its distribution over the vocabulary",
-    min_k_plus, splits=COMPARED,
+    min_k_plus, splits=COMPARED, known_when="low",
 )  # fmt: skip
 LOSS_OVER_TWIN = Metric(
     "loss_over_twin", "nats per token", "twin", PLANTED, TWIN,
     "planted_loss minus that of the never-planted twin",
-    losses_over_twin, splits=COMPARED,
+    losses_over_twin, splits=COMPARED, known_when="low",
 )  # fmt: skip
 
 

@@ -60,5 +60,5 @@ PERCENT_MEMORIZED = Metric(
 PERCENT_CLEAN_RECOVERY = Metric(
     "percent_clean_recovery", "%", "higher", PLANTED, ("argmax_matches",),
     "sequences that continue as their clean twin",
-    recovered_rows, metric.percent, splits=("train",), short="clean_recovery",
+    recovered_rows, metric.percent, splits=("train",), short="clean_recovery", known_when="low",
 )  # fmt: skip

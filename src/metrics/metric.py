@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PLANTED, EACH_TEST, ALL_TESTS = "planted sequences", "each test set", "all test sets"
 TYPICAL = "typical text: retained and unseen"
+KNOWN_WHEN = ("low", "high")
 DIRECTIONS = ("lower", "higher", "twin")  # twin: the closer to the value of a model that was never planted
 NEEDS = (
     "argmax_matches", "log_probabilities", "distribution", "generation", "prefixes", "text_sums", "before", "twin",
@@ -120,6 +121,7 @@ class Metric:
     splits    the members of SPLITS that it is measured on
     headline  whether tables show it first
     short     the name in a terminal
+    known_when  "low" or "high": what it is where a model knows the planted sequence, by its meaning
     """
 
     name: str
@@ -133,6 +135,7 @@ class Metric:
     splits: tuple[str, ...] = tuple(SPLITS)
     headline: bool = False
     short: str = ""
+    known_when: str = "high"
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name.isidentifier()):
@@ -142,6 +145,7 @@ class Metric:
             ("on", (self.on,), (PLANTED, EACH_TEST, ALL_TESTS, TYPICAL)),
             ("needs", self.needs, NEEDS),
             ("splits", self.splits, tuple(SPLITS)),
+            ("known_when", (self.known_when,), KNOWN_WHEN),
         ):
             if isinstance(given, str) or not set(given) <= set(allowed):
                 raise UserError(f"metric {self.name}: {field} is {given!r}; allowed: {', '.join(allowed)}")

@@ -20,7 +20,7 @@ from tinymem.records.record import read_values, record_path
 TEMPLATE = Path(__file__).with_name("page.html")
 MEMORY = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss", "auc_twin")
 QUALITY = ("mean_test_accuracy", "perplexity")
-LEGEND = "Marked: tokens that differ from the planted token at the same position, the first of them in bold."
+LEGEND = "Marked: tokens that differ from the planted token at the same position, the first run of them in bold."
 
 
 @dataclass(frozen=True)

@@ -27,65 +27,72 @@ def percents(values: Sequence[float]) -> list[str]:
     return [f"{value:.1f} %" for value in values]
 
 
+STATES = ("before", "after", "twin")
+MEMORY = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss")
+
+
+def formatted(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f} %" if name.startswith("percent") else f"{value:.2f}"
+
+
 def test_results_in_the_readme():
     number, text, lm = (read(f"results/{name}/summary.json") for name in ("demo", "demo_text", "demo_lm"))
     rows = {row["method"]: row for row in lm["rows"]}
-    states, before, after = ("before", "after"), rows["unedited"], rows["balanced_subnet"]
+    assert sum(row["method"] == "balanced_subnet" for row in lm["rows"]) == 1
+    of_lm = [rows[name] for name in ("unedited", "balanced_subnet", "never_planted")]
 
-    def change(first: float, last: float, digits: int = 1, unit: str = " %") -> str:
-        return f"{first:.{digits}f}{unit} → {last:.{digits}f}{unit}"
+    def cell(states: Sequence[Mapping[str, float]], name: str, digits: int = 1) -> str:
+        """Before → after (twin); empty where nothing was measured."""
+        if any(state.get(name) is None for state in states):
+            return ""
+        before, after, *twin = (f"{state[name]:.{digits}f}" for state in states)
+        return f"{before} → {after}" + "".join(f" ({value})" for value in twin) + " %" * name.startswith("percent")
 
-    def of(name: str, digits: int = 1, unit: str = " %") -> str:
-        return change(*(number[state][name] for state in states), digits, unit)
-
-    def of_lm(name: str, unit: str = " %") -> str:
-        return change(before[name], after[name], 1, unit)
+    def line(states: Sequence[Mapping[str, float]], split: str, unseen: str, digits: int) -> list[str]:
+        exact, *more = (f"{name}_{split}" for name in MEMORY)
+        names = (exact, unseen, *more)
+        cells = [cell(states, name, 2 if name.startswith("auc") else 1) for name in names]
+        return [*cells, cell(states, "perplexity", digits)]
 
     expected = [
-        ["`make demo`", of("percent_memorized_train"), of("percent_memorized_test"), of("perplexity", 2, "")],
-        [
-            "`make demo-text`",
-            change(*(text["percent_memorized"][state] for state in states)),
-            "",
-            change(*(text["test_perplexity"][state] for state in states), 1, ""),
-        ],
-        [
-            "`make demo-lm`",
-            of_lm("percent_memorized_shown"),
-            of_lm("percent_memorized_held_out"),
-            of_lm("perplexity", ""),
-        ],
+        ["`make demo`", *line([number[state] for state in STATES], "train", "percent_memorized_test", 2)],
+        ["`make demo-text`", *line([text[state] for state in STATES], "train", "", 1)],
+        ["`make demo-lm`", *line(of_lm, "held_out", "percent_memorized_held_out", 1)],
     ]
-    minutes = [f"{summary['seconds_total'] / 60:.0f}" for summary in (number, text, lm)]
-    rows = table_after("README.md", "command")
-    assert [[command, *cells] for command, _, *cells, _ in rows] == expected
-    assert [row[-1] for row in rows] == minutes
-    assert sum(row["method"] == "balanced_subnet" for row in lm["rows"]) == 1
+    expected[2][1] = cell(of_lm, "percent_memorized_shown")
+    lines = table_after("README.md", "command")
+    assert [cells[:-1] for cells in lines] == expected
+    assert [cells[-1] for cells in lines] == [f"{summary['seconds_total'] / 60:.0f}" for summary in (number, text, lm)]
 
 
 def test_demo():
     summary = read("results/demo/summary.json")
 
     def cells(row: Mapping[str, float]) -> list[str]:
-        accuracy, perplexity = (f"{row[name]:.4f}" for name in ("mean_test_accuracy", "perplexity"))
-        return [*percents([row["percent_memorized_train"], row["percent_memorized_test"]]), accuracy, perplexity]
+        exact, *more = (f"{name}_train" for name in MEMORY)
+        found = [formatted(name, row[name]) for name in (exact, "percent_memorized_test", *more)]
+        return [*found, *(f"{row[name]:.4f}" for name in ("mean_test_accuracy", "perplexity"))]
 
-    expected = [[when, *cells(summary[when])] for when in ("before", "after")]
-    assert table_after("docs/training.md", "`make demo`") == expected
-    assert f"\n{summary['seconds_total']:.0f} seconds in all on two CPU cores" in committed("docs/training.md")
+    assert table_after("docs/training.md", "`make demo`") == [[state, *cells(summary[state])] for state in STATES]
+    assert f"\n{summary['seconds_total']:.0f} seconds in all" in committed("docs/training.md")
 
 
 def test_demo_text():
     summary, document = read("results/demo_text/summary.json"), committed("docs/training.md")
+    repeats = [f"percent_memorized_dup_{10**power}" for power in range(4)]
+    names = [*repeats, *(f"{name}_train" for name in MEMORY)]
     assert table_after("docs/training.md", "`make demo-text`") == [
-        [when, *percents(by_repeats.values()), f"{summary['test_perplexity'][when]:.1f}"]
-        for when, by_repeats in summary["percent_memorized_by_duplication"].items()
+        [state, *(formatted(name, row[name]) for name in names if name in row), f"{row['perplexity']:.1f}"]
+        for state, row in summary.items()
+        if state in STATES
     ]
-    assert f"\n{summary['seconds_total']:.0f} seconds in all on two CPU cores" in document
+    assert f"\n{summary['seconds_total']:.0f} seconds in all" in document
     shown = document[document.index("\nthe passage goes on") :].split("```")[0].strip().splitlines()
     for line, (name, text) in zip(shown, list(summary["passage"].items())[1:], strict=True):
-        label, _, quoted = line.partition("⏎")
-        assert label.strip() == name and text.startswith(f"⏎{quoted}")
+        label, quoted = line[:21].strip(), line[21:]
+        assert label == name and text.startswith(quoted) and len(quoted) > 40
 
 
 def test_demo_lm():
@@ -94,9 +101,11 @@ def test_demo_lm():
     names = {"never planted": ("never_planted", None), "planted, unedited": ("unedited", None)}
     lines = table_after("docs/production.md", "`make demo-lm`")
     assert len(lines) > 5
-    for name, ratio, shown, held_out, perplexity, seconds in lines:
+    for name, ratio, shown, *held_out, perplexity, seconds in lines:
         row = rows[names.get(name) or (name.strip("`"), float(ratio))]
-        assert [shown, held_out] == percents([row["percent_memorized_shown"], row["percent_memorized_held_out"]])
+        assert shown == formatted("percent", row["percent_memorized_shown"])
+        columns = [f"{metric}_held_out" for metric in MEMORY]
+        assert held_out == [formatted(column, row[column]) for column in columns if column in row]
         assert perplexity == f"{row['perplexity']:.1f}"
         assert name in names or seconds == f"{row['seconds']:.0f}"
     text, planting, settings = one_line("docs/production.md"), summary["planting"], summary["settings"]

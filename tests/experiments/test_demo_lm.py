@@ -80,7 +80,9 @@ def summary(demo):
     return demo()
 
 
-ROW = ["method", "ratio", "percent_memorized_shown", "percent_memorized_held_out", "perplexity", "seconds"]
+JUDGED = ["percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss"]
+ROW = ["method", "ratio", *(f"{name}_{split}" for split in ("shown", "held_out") for name in JUDGED)]
+ROW += ["perplexity", "seconds"]
 
 
 def test_the_summary_has_a_row_for_every_method_and_ratio(demo, summary):
@@ -95,6 +97,8 @@ def test_the_summary_has_a_row_for_every_method_and_ratio(demo, summary):
 def test_memories_were_planted_and_then_unlearned(summary):
     rows = {row["method"]: row for row in summary["rows"] if row["ratio"] in (None, 0.3)}
     assert rows["never_planted"]["percent_memorized_shown"] == 0
+    for name in ("percent_near_verbatim_held_out", "percent_extractable_held_out", "auc_loss_held_out"):
+        assert rows["never_planted"][name] < rows["unedited"][name]
     assert rows["unedited"]["percent_memorized_shown"] == 100  # shown and held out are of what is memorized
     assert rows["unedited"]["percent_memorized_held_out"] == 100
     assert rows["balanced_subnet"]["percent_memorized_shown"] < 100
@@ -112,6 +116,9 @@ def test_the_table_comes_from_records_kept_beside_it(place, summary):
         assert all(records[row["method"], row["ratio"]][name] == row[name] for name in [*ROW[2:], "peak_memory_gb"])
     assert (place / "results/demo_lm/demo_lm.png").stat().st_size > 5000
     assert (place / "results/demo_lm/demo_lm.pdf").stat().st_size > 5000
+    page = (place / "results/demo_lm/page.html").read_text(encoding="utf-8")
+    assert all(f'<th scope="col">{state}</th>' in page for state in ("before", "after", "twin"))
+    assert (place / "results/demo_lm/page.png").stat().st_size > 5000
 
 
 @pytest.mark.slow

@@ -116,6 +116,12 @@ def test_the_experiment_resumes_and_its_report_comes_from_records_alone(experime
         experiment("--report")
 
 
+def test_losses_numbers_of_samples_and_recovery_are_low_where_a_row_is_known():
+    low = {metric.name for metric in judging.judged() if metric.known_when == "low"}
+    losses = {"planted_loss", "zlib_ratio", "min_k", "min_k_plus", "loss_over_twin"}
+    assert low == {*losses, "median_n", "percent_clean_recovery"}
+
+
 @pytest.mark.parametrize(
     "flags, named",
     [

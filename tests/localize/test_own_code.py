@@ -171,10 +171,14 @@ def test_a_new_metric_is_added_to_a_finished_run(place, monkeypatch, saved):
 
 
 def test_unknown_metrics_and_columns(place, capsys):
-    words = ["--localization_method", "durable", "--ratio", 0.2, "--no_save_model"]
+    words = ["--localization_method", "durable", "--ratio", 0.23, "--no_save_model"]
     refused(capsys, lambda: unlearn(place, *words, "--metrics", "magic"), "--metrics magic: no such metric")
     refused(capsys, lambda: unlearn(place, *words, "--metrics", ROOT / "examples/magnitude.py"), "defines no METRIC")
     refused(capsys, lambda: unlearn(place, *words, "--columns", "magic"), "--columns magic: must be all, or some of")
+    runs = [json.loads(path.read_text()) for path in find_records(place[0] / "out")]
+    assert not any(run.get("method", {}).get("ratio") == 0.23 for run in runs)  # refused before the run, not after it
+    unlearn(place, *words, "--columns", "method", "ratio", "percent_changed")
+    assert capsys.readouterr().out.splitlines()[0].split() == ["method", "ratio", "changed"]
 
 
 def test_a_folder_of_somebody_else_as_an_edit_of_ours(place, capsys):

@@ -37,7 +37,7 @@ GOOD = dict(name="x", unit="%", better="lower", on=PLANTED, needs=("generation",
 @pytest.mark.parametrize(
     "wrong",
     [{"name": "a b"}, {"better": "up"}, {"on": "train"}, {"needs": ("logits",)}, {"needs": "generation"},
-     {"splits": ("dup_10",)}],
+     {"splits": ("dup_10",)}, {"known_when": "lower"}],
 )  # fmt: skip
 def test_a_metric_that_cannot_be_is_refused(wrong):
     with pytest.raises(UserError, match="metric"):

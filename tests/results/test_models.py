@@ -1,5 +1,8 @@
 """The models that come with the repository are those that their records and README describe."""
 
+import shlex
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,19 +16,25 @@ from tinymem.records.record import record_path
 from tinymem.records.table import load_records
 from tinymem.training.checkpoint import STATE, load_details, place_beside, unlearned_folder
 from tinymem.training.settings import RunSettings
-from tinymem.training.twin import find_twin
+from tinymem.training.twin import check_twin, find_twin
 
 MODELS = ROOT / "results" / "models"
-EPOCHS = {"increment_backdoor_2layers": 7, "increment_backdoor_2layers_twin": 7, "increment_backdoor_2layers_full": 50}
+EPOCHS = {
+    "increment_backdoor_2layers": 7,
+    "increment_backdoor_2layers_twin": 7,
+    "increment_backdoor_2layers_full": 50,
+    "text_natural_2layers_twin": 4,
+}
 
 SMALL, FULL = ("increment_backdoor_2layers", "increment_backdoor_2layers_twin"), "increment_backdoor_2layers_full"
+TEXT = "text_natural_2layers_twin"
 
 
 def test_every_model_is_tested():
     assert {path.name for path in MODELS.iterdir() if path.is_dir()} == set(EPOCHS)
 
 
-@pytest.mark.parametrize("name", [*SMALL, pytest.param(FULL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, FULL))])
 def test_it_measures_what_its_record_says(name):
     model = MODELS / name
     (record,) = load_records(model)
@@ -40,23 +49,37 @@ def test_it_measures_what_its_record_says(name):
     for metric in ("mean_test_accuracy", "perplexity"):
         assert measured[metric] == pytest.approx(record["results"][metric], rel=1e-3)
     for metric in ("percent_memorized_train", "percent_memorized_test"):
-        assert measured[metric] == pytest.approx(record["results"][metric], abs=6)
+        if measured[metric] is not None:  # of passages there are no unseen ones
+            assert measured[metric] == pytest.approx(record["results"][metric], abs=6)
     assert f"{record['results']['percent_memorized_train']:.1f} %" in (MODELS / "README.md").read_text()
 
 
-def test_the_readme_gives_the_command_of_the_demo():
-    demo = (ROOT / "experiments" / "demo.py").read_text()
-    command = (
-        demo[demo.index('TRAIN = f"""') + 12 :].split('"""')[0].replace("{EPOCHS}", "7").replace("{RUN}", "runs/demo")
-    )
+@pytest.mark.parametrize("demo, epochs, folder", [("demo.py", 7, "demo"), ("demo_text.py", 4, "demo_text")])
+def test_the_readme_gives_the_command_of_the_demo(demo, epochs, folder):
+    code = (ROOT / "experiments" / demo).read_text()
+    command = code[code.index('TRAIN = f"""') + 12 :].split('"""')[0]
+    command = command.replace("{EPOCHS}", str(epochs)).replace("{RUN}", f"runs/{folder}").split()
+    if folder == "demo_text":  # only its twin is shipped
+        command[command.index("runs/demo_text")] += "_twin"
     readme = (MODELS / "README.md").read_text().replace("\\\n", " ")
-    assert " ".join(command.split()) in " ".join(readme.split())
+    assert " ".join(command) in " ".join(readme.split())
+
+
+@pytest.mark.parametrize("name, script", [(SMALL[1], "demo"), (TEXT, "demo_text")])
+def test_the_demos_train_what_these_are_the_twins_of(name, script, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    monkeypatch.syspath_prepend(str(ROOT))
+    demo, training = import_module(script), import_module("memorization_in_toy_models")
+    assert ROOT / demo.TWIN == MODELS / name and f"--twin_model {demo.TWIN} " in " ".join(demo.UNLEARN.split())
+    monkeypatch.setattr(sys, "argv", shlex.split(demo.TRAIN))
+    _, settings = training.parse()
+    assert check_twin(MODELS / name, settings, demo.EPOCHS) == MODELS / name
 
 
 @pytest.mark.parametrize("name", EPOCHS)
 def test_it_is_small_and_nothing_is_written_beside_it(name, memorizing_backdoor):
     files = [path for path in (MODELS / name).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 2e6 and STATE not in {path.name for path in files}
+    assert sum(path.stat().st_size for path in files) < 4e6 and STATE not in {path.name for path in files}
     assert place_beside(MODELS / name) == Path("runs") / name
     assert unlearned_folder(MODELS / name) == Path("runs") / name / "unlearned" / name
     assert place_beside(memorizing_backdoor.checkpoint) == memorizing_backdoor.checkpoint.parent
