@@ -35,9 +35,9 @@ def test_a_record_counts_once(tmp_path):
     assert len(load_records(tmp_path / "runs")) == len(records) == 2
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{"), gzip.compress(b'{"format": 2}\n')])
+@pytest.mark.parametrize("content", [b"no gzip", b"{", b'{"format": 2}\n'])
 def test_damage_is_one_line(tmp_path, content):
     path = write_bundle(tmp_path, some(tmp_path / "runs"))
-    path.write_bytes(content)
+    path.write_bytes(content if content == b"no gzip" else gzip.compress(content))
     with pytest.raises(UserError, match="records.jsonl.gz: (this file is damaged|cannot be read)"):
         load_records(tmp_path)
