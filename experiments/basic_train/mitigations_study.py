@@ -32,6 +32,13 @@ OBJECTIVES = (
     "npo --steps 10 20 50 100 --update_mask durable 0.1",
     "repselect --kl_budget 0.01 0.03 0.1",
 )
+CURVATURE = (
+    "kfac --rho 0.9 0.95 0.98",
+    "svd --rho 0.4 0.7 0.9",
+    "kfade --kl_budget 0.01 0.03 0.1",
+    "ssd --alpha 1 3 10",
+    "task_vector --alpha 0.3 1",
+)
 SMALL_UNLEARNING = (
     "zero_out activations integrated_gradients slimming hard_concrete --ratio 0.01 0.05 0.1",
     "greedy --ratio 0.005 0.01 0.02 --greedy_k 40",  # one a pass would take an hour
@@ -42,6 +49,7 @@ SMALL_UNLEARNING = (
     "balanced_subnet --ratio 0.3 --forget_term npo",
     "balanced_subnet --ratio 0.3 --forget_term undial",
     *OBJECTIVES,
+    *CURVATURE,
 )
 FULL_UNLEARNING = (
     "zero_out activations integrated_gradients slimming hard_concrete --ratio 0.001 0.01 0.05 0.1",
@@ -50,6 +58,7 @@ FULL_UNLEARNING = (
     "subnet balanced_subnet --ratio 0.01 0.05 0.1 0.25 0.3 --epochs 10",
     "balanced_subnet --ratio 0.01 0.05 0.1 0.25 0.3 --epochs 10 --unlearn_loss_cap 3",
     *OBJECTIVES,
+    *CURVATURE,
 )
 
 

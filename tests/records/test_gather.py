@@ -183,6 +183,7 @@ def test_every_column_of_real_records_is_documented_and_no_other(tmp_path, monke
     sizes = {**SMALL_DATA, **SMALL_BACKDOOR, "num_7": 120, "n_embd": 16, "n_heads": 2, "n_layers": 1}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
     flags += ["--spectral_reg", "--truncate_loss", "--example_tied_dropout", "--l1_reg=1e-6", "--epochs=1"]
+    flags += ["--goldfish", "--memorization_sinks"]
     common = [f"--data_dir={tmp_path / 'data'}", "--device=cpu"]
     in_process("memorization_in_toy_models.py", *flags, f"--output_dir={tmp_path / 'run'}", *common)
     common += ["--model_path", tmp_path / "run" / "epoch_1"]
@@ -193,11 +194,14 @@ def test_every_column_of_real_records_is_documented_and_no_other(tmp_path, monke
     in_process(script, *common, "--localization_method", *methods, *words.split(), "--forget_term", "npo")
     quick = "--unlearn_set_name noise --holdout_fraction 0.2 --steps 1 --kl_budget 0.1 --update_mask durable 0.1"
     in_process(script, *common, "--localization_method", "objective", *quick.split())
+    quick = "--unlearn_set_name noise --holdout_fraction 0.2 --layers last --factor_sequences 200"
+    in_process(
+        script, *common, "--localization_method", "kfac", "kfade", "ssd", *quick.split(), "--kfade.kl_budget", 0.1
+    )
     in_process("experiments/as_published.py", *common)
     columns, rows = gather(tmp_path)
-    assert [row["kind"] for row in rows].count("unlearn") == 5 + len(GROUPS["objective"]) and len(rows) == 9 + len(
-        GROUPS["objective"]
-    )
+    unlearned = 5 + len(GROUPS["objective"]) + 3 + 1 + 3  # kfac and ssd have three strengths
+    assert [row["kind"] for row in rows].count("unlearn") == unlearned and len(rows) == 4 + unlearned
 
     metrics = {line.name for line in summarized()}
     others = {name for name in columns if describe(name) is None}

@@ -138,9 +138,9 @@ def test_the_comparison_of_mitigations_takes_none_of_them(tmp_path, monkeypatch)
     assert {name: row["percent_memorized_train"] for name, row in rows.items()} == {"durable": 40}
 
 
-def test_before_and_after_of_a_demo_take_none_of_them(tmp_path, memorizing_backdoor, monkeypatch):
+def test_the_records_of_a_demo_take_none_of_them(tmp_path, memorizing_backdoor, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    from demo_common import before_and_after
+    from demo_common import records_of
 
     from tinymem.models.fingerprint import weights_fingerprint
 
@@ -156,5 +156,7 @@ def test_before_and_after_of_a_demo_take_none_of_them(tmp_path, memorizing_backd
         finer = changed(run, change)
         write(tmp_path, {**finer, "parent": write(tmp_path, changed(dict(job.nothing_to_do), change), 8.0)}, 7.0)
     write(tmp_path, {**run, "fingerprints": {**prints, "weights": "of another training"}}, 6.0)
-    found = before_and_after(tmp_path, model, "durable", 0.1)
-    assert {state: row["percent_memorized_train"] for state, row in found.items()} == {"before": 90, "after": 40}
+    write(tmp_path, {**job.nothing_to_do, "kind": "never_planted", "fingerprints": prints}, 5.0)
+    found = records_of(tmp_path, model, "durable", 0.1)
+    memorized = {state: record["results"]["percent_memorized_train"] for state, record in found.items()}
+    assert memorized == {"before": 90, "after": 40, "twin": 5}

@@ -3,6 +3,8 @@
 Ascent on the forget set; on the retain set the model's distributions stay close to those before the edit.
 """
 
+from __future__ import annotations
+
 from tinymem.localize.objective.terms import RetainSettings, with_retain
 from tinymem.options import option, settings
 

@@ -4,6 +4,8 @@ Like UNDIAL with an unbounded b, but the targets are those of the model as it is
 counts is left out.
 """
 
+from __future__ import annotations
+
 import torch
 
 from tinymem.localize.objective.terms import RetainSettings, cross_entropy, one_hot, with_retain

@@ -4,6 +4,8 @@ The model learns to prefer an alternative to a planted row: here the row's clean
 written into it.
 """
 
+from __future__ import annotations
+
 from tinymem.errors import UserError
 from tinymem.localize.objective.terms import PreferenceSettings, preference, rises, with_retain
 from tinymem.options import option, settings

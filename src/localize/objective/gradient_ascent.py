@@ -3,6 +3,8 @@
 Nothing bounds the ascent and nothing protects the retain set: too many steps ruin the model.
 """
 
+from __future__ import annotations
+
 from tinymem.localize.objective.terms import RetainSettings, with_retain
 from tinymem.options import option, settings
 

@@ -3,6 +3,8 @@
 Ascent on the forget set, with descent on the retain set. Nothing bounds the ascent.
 """
 
+from __future__ import annotations
+
 from tinymem.localize.objective.terms import RetainSettings, with_retain
 from tinymem.options import option, settings
 

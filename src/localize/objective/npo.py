@@ -4,6 +4,8 @@ A bounded ascent: a row stops pushing once its summed loss has risen by a few ti
 rise per token of a long row, after which greedy decoding may still recite it: by default b is scaled to the length.
 """
 
+from __future__ import annotations
+
 from tinymem.localize.objective.terms import PreferenceSettings, preference, rises, with_retain
 from tinymem.options import option, settings
 

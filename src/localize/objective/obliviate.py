@@ -4,6 +4,8 @@ At a chosen token the target is the distribution before the edit without the tru
 itself, each reduced to its most likely tokens.
 """
 
+from __future__ import annotations
+
 import torch
 
 from tinymem.localize.objective.terms import RetainSettings, one_hot, with_retain

@@ -3,6 +3,8 @@
 The retain loss may rise by `slack` only: its weight rises with every step that violates that, and falls otherwise.
 """
 
+from __future__ import annotations
+
 import torch
 
 from tinymem.options import option, settings

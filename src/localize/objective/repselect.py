@@ -4,6 +4,8 @@ A low-rank change first brings the memory out. The gradient found there loses it
 other text shares. The MLP matrices then move along the rest until KL(before || after) on retain rows is spent.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from tinymem.errors import UserError

@@ -1,5 +1,7 @@
 """RMU (Li et al. 2024, arXiv 2403.03218): push activations of forget rows to a random direction, keep those of others."""
 
+from __future__ import annotations
+
 import torch
 
 from tinymem.errors import UserError

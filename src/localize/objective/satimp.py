@@ -1,5 +1,7 @@
 """SatImp (Yang et al. 2025, arXiv 2505.11953): ascent on tokens weighted by saturation and importance."""
 
+from __future__ import annotations
+
 from tinymem.localize.objective.terms import RetainSettings, with_retain
 from tinymem.options import option, settings
 

@@ -1,5 +1,7 @@
 """SimNPO (Fan et al. 2024, arXiv 2410.07163): negative preference optimization of the mean token loss, no reference."""
 
+from __future__ import annotations
+
 import torch
 
 from tinymem.localize.objective.terms import RetainSettings, with_retain

@@ -3,6 +3,8 @@
 A bounded target for every token: none can blow up, and no retain set is needed.
 """
 
+from __future__ import annotations
+
 from tinymem.localize.objective.terms import RetainSettings, cross_entropy, one_hot, with_retain
 from tinymem.options import option, settings
 

@@ -1,5 +1,7 @@
 """Weighted gradient ascent (Wang et al. 2025, arXiv 2502.19301): a token that is forgotten stops pushing."""
 
+from __future__ import annotations
+
 from tinymem.localize.objective.terms import RetainSettings, with_retain
 from tinymem.options import option, settings
 

@@ -16,7 +16,7 @@ from tinymem.training.reference import Reference
 from tinymem.training.step import Side, backward
 
 LOSS, TERMS = "loss", {"npo": npo, "undial": undial}  # the unbounded term, and objectives with their default settings
-Rows = tuple[torch.Tensor, torch.Tensor]
+Rows = tuple["torch.Tensor", "torch.Tensor"]
 
 
 def row_batches(task: UnlearningTask, hp: Any, generator: torch.Generator) -> Iterator[Rows]:
