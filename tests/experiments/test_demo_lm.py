@@ -17,6 +17,8 @@ from tinymem.records.table import load_records, shown_row
 
 COUNT = 12
 BALANCED = "--localization_method balanced_subnet --ratio 0.3 --epochs 8 --batch_size 8"  # enough for so small a model
+pytestmark = pytest.mark.slow  # all of the demo's commands; what they do is tested by the script's own tests
+
 WORDS = "the a of union river law bridge town people year peace money army north south runs to by in under".split()
 
 

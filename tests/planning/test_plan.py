@@ -24,7 +24,7 @@ QUICK |= dict(steps=(2, 3), kl_budget=(0.05,), max_steps=3)
 # One of each kind of the others, which take half a minute. RMU does not reach the output layer, where passes are counted.
 NAMES = (
     *STUDY,
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("npo", "ascent_kl", "repselect", "kfac", "ssd")),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("npo", "ascent_kl", "repselect")),
 )
 PER_STRENGTH = """
 from tinymem.localize.learning import frozen, gradients, mean_weights

@@ -33,6 +33,7 @@ def test_the_same_command_gives_the_same_bytes(undisturbed, tmp_path):
     assert weights(tmp_path / "run") == weights(undisturbed / "run")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(undisturbed, tmp_path):
     run = tmp_path / "run"
     command = [*COMMAND, "--output_dir", run, "--data_dir", tmp_path / "data"]

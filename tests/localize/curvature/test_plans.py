@@ -10,6 +10,8 @@ from tinymem.models.known import known_config
 from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import Sizes, plan
 
+pytestmark = pytest.mark.slow  # a plan takes seconds
+
 SIZES = Sizes(forget=10, retain=24, length=12, prompt=6, microbatch=4)
 
 
@@ -40,7 +42,6 @@ def test_the_peak_is_measured_on_fake_tensors(method_and_settings):
     assert planned.beside >= 4 * 2 * 6 * 512 * 2048
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name, beside", [("kfac", 40e9), ("svd", 15e9)])
 def test_a_plan_of_pythia_6_9b_holds_one_group_of_factors(name, beside, curvature):
     """All factors would take 73 GB."""
