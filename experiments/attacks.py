@@ -30,7 +30,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import as_flags
-from tinymem.plots.labels import label_of
+from tinymem.plots.labels import strength_of
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest, run_key
 from tinymem.records.interval import mean_and_interval
@@ -61,7 +61,7 @@ SPLIT = "shown"  # what the method was told to forget, without what an attacker 
 NOTES = """\
 - before: sequences that come out without an attack, of those that the method was told to forget (shown); held out: of
   those that it never saw.
-- excess: by how many points of % the worst attack brings back more from the edited model than the same attack with the
+- excess: by how many points of % the worst attack (but `interpolate`, whose attacker has the original) brings back more from the edited model than the same attack with the
   same budget from the never-planted twin. 0: nothing that was not there for anybody.
 - Each attack: what its strongest setting brings back; what the attacker has seen is not measured. `relearn_all` trains
   on all sequences that are measured: only its excess counts.
@@ -267,7 +267,9 @@ def row_of(case: str, name: str, some: Sequence[tuple[int, Attacked]], models: M
         for key, value in values.items():
             found.setdefault(key, []).extend([] if value is None else [value])
     _, first = some[0]
-    row: dict[str, Any] = {"case": case, "model": name, "setting": label_of(first.record), "seeds": len(some)}
+    strength = strength_of(first.record)
+    setting = name.replace("_", " ") + (f", {strength[0]} {strength[1]:g}" if strength else "")
+    row: dict[str, Any] = {"case": case, "model": name, "setting": setting, "seeds": len(some)}
     for key, numbers in found.items():
         row[key], row[f"{key}_ci95"] = mean_and_interval(numbers) if numbers else (None, None)
     return row

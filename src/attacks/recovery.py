@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tinymem.attacks import interpolate
 from tinymem.attacks.registry import ATTACKS
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, UNLEARN, record_digest
 
 Record = Mapping[str, Any]
+UNCOUNTED = (interpolate.__name__.rpartition(".")[2],)  # its attacker has the original, with all that it has memorized
 MODELS = {UNEDITED: ATTACK, NEVER_PLANTED: TWIN_ATTACK, UNLEARN: ATTACK, MEASURED: ATTACK}  # kind -> that under attack
 
 
@@ -67,8 +69,12 @@ class Attacked:
         return same[0] if same else None
 
     def worst_excess(self, twin: Attacked | None) -> tuple[float, str] | None:
-        """Return by how much the model exceeds its twin under the worst attack, and its name; None without a twin."""
-        found = [(curve.excess(twin.curve(curve)), curve.attack) for curve in self.curves] if twin else []
+        """Return by how much the model exceeds its twin under the worst attack, and its name; None without a twin.
+
+        UNCOUNTED attacks are left out: they say how far away the original is.
+        """
+        counted = [curve for curve in self.curves if curve.attack not in UNCOUNTED] if twin else []
+        found = [(curve.excess(twin.curve(curve)), curve.attack) for curve in counted]
         return max(((value, name) for value, name in found if value is not None), default=None)
 
 
