@@ -7,11 +7,13 @@ the last fifth. Its budget is the drift on the retain set, so that it may not ru
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing, suppress
 
 import torch
 
 from tinymem.attacks.relearning import Relearning, relearned, share_of
 from tinymem.data.dataset import Artifacts, evenly_spaced
+from tinymem.errors import NotFinite
 from tinymem.localize.task import UnlearningTask, drawn
 from tinymem.metrics.memorization import memorized
 from tinymem.metrics.reference import Predictions
@@ -49,12 +51,14 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     before = Predictions(model, task.retain[evenly_spaced(len(task.retain), ROWS)], task.microbatch)
     best: dict[float, tuple[tuple[float, float], Weights]] = {}
     for lr in hp.lrs:
-        for _, weights in relearned(model, task, tokens, tuple(sorted(set(hp.steps))), hp, lr):
-            with applied(model, weights):
-                score, drift = _score(model, task, judged), before.mean_kl(model)
-            for budget in hp.kl_budget:
-                if drift <= budget and (budget not in best or score > best[budget][0]):
-                    best[budget] = score, weights
+        training = relearned(model, task, tokens, tuple(sorted(set(hp.steps))), hp, "--relearn_adaptive.lrs", lr)
+        with closing(training), suppress(NotFinite):  # a training that diverges is within no budget
+            for _, weights in training:
+                with applied(model, weights):
+                    score, drift = _score(model, task, judged), before.mean_kl(model)
+                for budget in hp.kl_budget:
+                    if drift <= budget and (budget not in best or score > best[budget][0]):
+                        best[budget] = score, weights
     for budget in hp.kl_budget:
         yield budget, best[budget][1] if budget in best else Weights({})
 

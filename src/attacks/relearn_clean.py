@@ -24,4 +24,4 @@ class HyperParameters(Relearning):
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int, Weights]]:
     """Yield the weights after each number of steps of training on the retain set."""
-    return relearned(model, task, task.retain, hp.steps, hp)
+    return relearned(model, task, task.retain, hp.steps, hp, "--relearn_clean.lr")

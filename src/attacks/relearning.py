@@ -30,16 +30,23 @@ def share_of(task: UnlearningTask, share: float) -> torch.Tensor:
 
 
 def relearned(
-    model, task: UnlearningTask, tokens: torch.Tensor, steps: tuple[int, ...], hp: Relearning, lr: float | None = None
+    model,
+    task: UnlearningTask,
+    tokens: torch.Tensor,
+    steps: tuple[int, ...],
+    hp: Relearning,
+    lr_flag: str,
+    lr: float | None = None,
 ) -> Iterator[tuple[int, Weights]]:
     """Train on sequences (rows, T) with the loss of plain training; yield the weights after each number of steps.
 
-    The model is as it was whenever a number is yielded. lr: default hp's.
+    The model is as it was whenever a number is yielded. lr: default hp's. lr_flag: named by the NotFinite of a training
+    that diverges.
     """
     training = ObjectiveSettings(steps=steps, lr=lr or hp.lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
     options = (task.seed, task.microbatch, task.gradient_checkpointing)
     side = Side.of(tokens, task.ignored_token)
-    return snapshots(model, train_objective(model, _loss, side, None, training, *options))
+    return snapshots(model, train_objective(model, _loss, side, None, training, *options, lr_flag=lr_flag))
 
 
 def _loss(model, reference, forget: Side, retain: Side | None) -> torch.Tensor:
