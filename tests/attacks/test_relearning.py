@@ -189,3 +189,15 @@ def test_a_strength_that_fails_leaves_the_others(subject):
         for record in attack_original(subject, [(ATTACKS["weight_noise"], hp)]):
             records.append(record["attack"]["scale"])
     assert records == [0.1, 0.01]
+
+
+@pytest.mark.parametrize("name", ["relearn_clean", "relearn_adaptive", "context_shift"])
+def test_attacks_that_need_a_retain_set_say_so(subject, name):
+    method = ATTACKS[name]
+    task = replace(subject.task, retain=subject.task.retain[:0])
+    with pytest.raises(UserError, match=f"^--attack {name}: needs a retain set[^\n]*$"):
+        next(method.run(subject.model, task, method.hyper_parameters()))
+
+
+def test_the_adaptive_attacker_has_no_flag_that_does_nothing():
+    assert "lr" not in relearn_adaptive.HyperParameters.__dataclass_fields__
