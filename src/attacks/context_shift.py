@@ -29,6 +29,7 @@ class HyperParameters(Prompting):
 
 def elicit(model, task: UnlearningTask, hp: HyperParameters, contexts: int) -> Elicitation:
     """Return the attack that succeeds if the continuation comes out behind any of the contexts, longer and longer ones."""
+    task.check_retain("--attack context_shift")
     texts = task.retain[evenly_spaced(len(task.retain), contexts)]
 
     def behind(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:

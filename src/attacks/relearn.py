@@ -34,4 +34,4 @@ def seen(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int, Weights]]:
     """Yield the weights after each number of steps of training on the share."""
-    return relearned(model, task, task.forget.planted[seen(task, hp)], hp.steps, hp)
+    return relearned(model, task, task.forget.planted[seen(task, hp)], hp.steps, hp, hp.lr, "--relearn.lr")

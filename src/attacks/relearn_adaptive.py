@@ -7,11 +7,13 @@ the last fifth. Its budget is the drift on the retain set, so that it may not ru
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing, suppress
 
 import torch
 
-from tinymem.attacks.relearning import Relearning, relearned, share_of
+from tinymem.attacks.relearning import WeightTraining, relearned, share_of
 from tinymem.data.dataset import Artifacts, evenly_spaced
+from tinymem.errors import NotFinite
 from tinymem.localize.task import UnlearningTask, drawn
 from tinymem.metrics.memorization import memorized
 from tinymem.metrics.reference import Predictions
@@ -23,7 +25,7 @@ ROWS = 64  # of the retain set, on which the drift is measured
 
 
 @settings
-class HyperParameters(Relearning):
+class HyperParameters(WeightTraining):
     """Adaptive relearning"""
 
     kl_budget: tuple[float, ...] = option(
@@ -42,6 +44,7 @@ def seen(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield for every budget the weights that bring back most within it; the present ones if none are within it."""
+    task.check_retain("--attack relearn_adaptive")
     share = task.forget.select(seen(task, hp))
     chosen_on = drawn(torch.arange(len(share)), max(1, round(CHOSEN_ON * len(share))), task.seed)
     judged = share.select(chosen_on)
@@ -49,12 +52,14 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     before = Predictions(model, task.retain[evenly_spaced(len(task.retain), ROWS)], task.microbatch)
     best: dict[float, tuple[tuple[float, float], Weights]] = {}
     for lr in hp.lrs:
-        for _, weights in relearned(model, task, tokens, tuple(sorted(set(hp.steps))), hp, lr):
-            with applied(model, weights):
-                score, drift = _score(model, task, judged), before.mean_kl(model)
-            for budget in hp.kl_budget:
-                if drift <= budget and (budget not in best or score > best[budget][0]):
-                    best[budget] = score, weights
+        training = relearned(model, task, tokens, tuple(sorted(set(hp.steps))), hp, lr, "--relearn_adaptive.lrs")
+        with closing(training), suppress(NotFinite):  # a training that diverges is within no budget
+            for _, weights in training:
+                with applied(model, weights):
+                    score, drift = _score(model, task, judged), before.mean_kl(model)
+                for budget in hp.kl_budget:
+                    if drift <= budget and (budget not in best or score > best[budget][0]):
+                        best[budget] = score, weights
     for budget in hp.kl_budget:
         yield budget, best[budget][1] if budget in best else Weights({})
 

@@ -28,4 +28,4 @@ class HyperParameters(Relearning):
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int, Weights]]:
     """Yield the weights after each number of steps of training on all sequences to forget."""
-    return relearned(model, task, task.forget.planted, hp.steps, hp)
+    return relearned(model, task, task.forget.planted, hp.steps, hp, hp.lr, "--relearn_all.lr")

@@ -24,4 +24,5 @@ class HyperParameters(Relearning):
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int, Weights]]:
     """Yield the weights after each number of steps of training on the retain set."""
-    return relearned(model, task, task.retain, hp.steps, hp)
+    task.check_retain("--attack relearn_clean")
+    return relearned(model, task, task.retain, hp.steps, hp, hp.lr, "--relearn_clean.lr")

@@ -15,12 +15,18 @@ from tinymem.training.step import Side
 
 
 @settings
-class Relearning:
+class WeightTraining:
     """Settings that all attacks by training share. Steps are the strength of most; a subclass adds them."""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0)
     batch_size: int = option(8, "sequences per step; at most those that the attacker has", low=2)
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
+
+
+@settings
+class Relearning(WeightTraining):
+    """Settings of an attack with one learning rate."""
+
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0)
 
 
 def share_of(task: UnlearningTask, share: float) -> torch.Tensor:
@@ -30,16 +36,23 @@ def share_of(task: UnlearningTask, share: float) -> torch.Tensor:
 
 
 def relearned(
-    model, task: UnlearningTask, tokens: torch.Tensor, steps: tuple[int, ...], hp: Relearning, lr: float | None = None
+    model,
+    task: UnlearningTask,
+    tokens: torch.Tensor,
+    steps: tuple[int, ...],
+    hp: WeightTraining,
+    lr: float,
+    lr_flag: str,
 ) -> Iterator[tuple[int, Weights]]:
     """Train on sequences (rows, T) with the loss of plain training; yield the weights after each number of steps.
 
-    The model is as it was whenever a number is yielded. lr: default hp's.
+    The model is as it was whenever a number is yielded. lr_flag: named by the NotFinite of a training
+    that diverges.
     """
-    training = ObjectiveSettings(steps=steps, lr=lr or hp.lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
+    training = ObjectiveSettings(steps=steps, lr=lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
     options = (task.seed, task.microbatch, task.gradient_checkpointing)
     side = Side.of(tokens, task.ignored_token)
-    return snapshots(model, train_objective(model, _loss, side, None, training, *options))
+    return snapshots(model, train_objective(model, _loss, side, None, training, *options, lr_flag=lr_flag))
 
 
 def _loss(model, reference, forget: Side, retain: Side | None) -> torch.Tensor:

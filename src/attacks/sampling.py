@@ -22,7 +22,7 @@ class HyperParameters(Prompting):
     top_k: int = option(
         TOP_K, "samples are drawn from the likeliest tokens; the whole vocabulary if that is less", low=1
     )
-    temperature: float = option(1.0, "temperature of the sampling", above=0.0)
+    temperature: float = option(1.0, "temperature of the sampling", low=0.01)
 
 
 def elicit(model, task: UnlearningTask, hp: HyperParameters, n: int) -> Elicitation:

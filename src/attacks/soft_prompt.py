@@ -13,6 +13,7 @@ import torch
 from tinymem.attacks.prompts import Prompting, context_of, cut
 from tinymem.attacks.relearning import share_of
 from tinymem.data.dataset import Artifacts
+from tinymem.errors import NotFinite, UserError
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import PERCENT_MEMORIZED, exact
@@ -44,8 +45,12 @@ def seen(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int, Elicitation]]:
-    """Train the vectors and yield, after each number of steps, the attack with them."""
+    """Train the vectors and yield, after each number of steps, the attack with them.
+
+    Raise UserError for more vectors than the model's context has room for, NotFinite for a training that diverges.
+    """
     probe = Probe(model, task.continuation, task.microbatch, task.ignored_token)
+    _check_room(probe, hp.vectors)
     rows = task.forget.select(seen(task, hp))
     table = model.get_input_embeddings().weight.detach()
     drawn = torch.randint(len(table), (hp.vectors,), generator=task.generator())
@@ -60,9 +65,25 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int,
                 logits, targets, mask = _predicted(probe, some, vectors)
                 losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
                 (losses * mask).sum().backward()
-            optimizer.step()
+            try:
+                optimizer.step()
+                finite = bool(vectors.detach().isfinite().all())
+            except RuntimeError:  # a step that is larger than a float32
+                finite = False
+            if not finite:
+                raise NotFinite(f"--soft_prompt.lr {hp.lr}: a vector is not finite in step {step + 1}; use a lower one")
             if step + 1 in hp.steps:
                 yield step + 1, _with(vectors.detach().clone(), hp)
+
+
+def _check_room(probe: Probe, vectors: int) -> None:
+    """Raise UserError where the context cannot hold the vectors, one token of a prompt and the continuation to read."""
+    limit = context_of(probe)
+    if limit is not None and vectors + probe.continuation > limit:
+        raise UserError(
+            f"--soft_prompt.vectors {vectors}: the model's context of {limit} tokens has room for at most "
+            f"{limit - probe.continuation} beside the continuation of {probe.continuation}"
+        )
 
 
 def _with(vectors: torch.Tensor, hp: HyperParameters) -> Elicitation:

@@ -33,8 +33,7 @@ def attack(run: Run, attacks: Attacks, force: bool = False, original: Original |
     failures = Failures()
     task = replace(run.subject.task, cache=None, original=original)
     for method, hp in attacks:
-        with failures.kept(f"attack {method.name}"):
-            yield from _attack(run, method, hp, task, force)
+        yield from _attack(run, method, hp, task, force, failures)
     failures.end()
 
 
@@ -68,17 +67,24 @@ def lacks(run: Run, attacks: Attacks) -> bool:
     return not all(attacked.is_done for attacked in attacked_runs(run, attacks))
 
 
-def _attack(run: Run, method: Method, hp: Any, task: UnlearningTask, force: bool) -> Iterator[dict[str, Any]]:
+def _attack(
+    run: Run, method: Method, hp: Any, task: UnlearningTask, force: bool, failures: Failures
+) -> Iterator[dict[str, Any]]:
+    """Make one attack at all its strengths; yield their records. A strength that fails leaves the others as they are."""
     runs = {value: _attacked_run(run, method, hp, value) for value in method.strengths(hp)}
     to_do = [value for value, attacked in runs.items() if force or not attacked.is_done]
     if to_do:
         model, seen = run.subject.model, _seen(method, task, hp)
-        with closing(
-            edits(method, model, task, method.at(hp, *to_do))
-        ) as found:  # restores the model after an error too
+        if force:
+            for attacked in runs.values():
+                attacked.forget()
+        search = edits(method, model, task, method.at(hp, *to_do))
+        with failures.kept(f"attack {method.name}"), closing(search) as found:  # restores the model after an error too
             for (change, cost), value in zip(found, to_do):
-                _complete(runs[value], change, cost, seen, force)
-    yield from (attacked.finished for attacked in runs.values())
+                at = f" with --{method.name}.{method.strength} {value}" if method.strength else ""
+                with failures.kept(f"attack {method.name}{at}"):
+                    _complete(runs[value], change, cost, seen, force)
+    yield from (attacked.finished for attacked in runs.values() if attacked.is_done)
 
 
 def _complete(attacked: Run, change: Change, cost: Cost, seen, force: bool) -> None:

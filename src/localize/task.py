@@ -104,6 +104,11 @@ class UnlearningTask:
         """Return a fresh generator on the CPU, so that every device draws the same numbers."""
         return torch.Generator().manual_seed(self.seed)
 
+    def check_retain(self, name: str) -> None:
+        """Raise UserError for a task without a retain set. name: the flag and the name of what needs one."""
+        if not len(self.retain):
+            raise UserError(f"{name}: needs a retain set; give it retain text, or leave {name.split()[-1]} out")
+
     def mean_loss(self, model, tokens: torch.Tensor) -> float:
         """Return the mean token loss in nats over any number of sequences."""
         total = count = 0.0

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinymem import files
+from tinymem import files, inputs
 from tinymem.errors import reading
 from tinymem.folders import found_under
 from tinymem.records.identity import record_digest
@@ -34,7 +34,8 @@ def write_bundle(folder: str | Path, records: Iterable[Mapping[str, Any]]) -> Pa
 def read_bundle(path: Path) -> list[dict[str, Any]]:
     """Return the records of a bundle. Raise UserError, naming the file, if one is damaged or of another format."""
     with reading(path, DAMAGED):
-        records = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+        lines = gzip.decompress(inputs.read_bytes(path)).decode().splitlines()
+        records = [inputs.parse_json(line, path) for line in lines]
     for record in records:
         check_record(record, path)
     return records

@@ -10,7 +10,7 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.attacks.relearning import share_of
 from tinymem.data.dataset import Artifacts
 from tinymem.data.memories import apart_from
-from tinymem.errors import UserError
+from tinymem.errors import NotFinite, UserError
 from tinymem.localize.attacking import attack_original, attack_twin
 from tinymem.localize.unlearn import never_planted, unedited
 from tinymem.metrics.probe import Probe
@@ -145,3 +145,59 @@ def test_the_twin_is_attacked_alike_and_restored(planted, subject):
     assert everything["results"]["percent_memorized_shown"] == 100  # it has become the planted model
     again = list(attack_twin(replace(subject, model=None), attacks))  # from the records, without opening a model
     assert again == records
+
+
+@pytest.mark.parametrize("vectors, fits", [(12, True), (13, False), (1024, False)])
+def test_soft_prompts_leave_room_for_what_is_read(subject, vectors, fits):
+    hp = soft_prompt.HyperParameters(steps=(1,), vectors=vectors)  # the context has 18 tokens, the continuation 6
+    if fits:
+        assert len([*soft_prompt.run(subject.model, subject.task, hp)]) == 1
+    else:
+        with pytest.raises(UserError, match=f"^--soft_prompt.vectors {vectors}: .* at most 12 beside"):
+            next(soft_prompt.run(subject.model, subject.task, hp))
+
+
+@pytest.mark.parametrize("lr", [1e38, 1e300])
+def test_soft_prompts_that_diverge_give_no_figure(subject, lr):
+    hp = soft_prompt.HyperParameters(steps=(3,), lr=lr)
+    with pytest.raises(NotFinite, match="^--soft_prompt.lr 1e.*a lower one$"):
+        next(soft_prompt.run(subject.model, subject.task, hp))
+
+
+@pytest.mark.parametrize("name", ["relearn", "relearn_all", "relearn_clean"])
+def test_a_training_that_diverges_names_its_own_flag(subject, name):
+    hp = ATTACKS[name].hyper_parameters(steps=(4,), lr=1e30, **QUICK)
+    with pytest.raises(NotFinite, match=f"^--{name}.lr 1e.30: .* use a lower --{name}.lr$"):
+        next(ATTACKS[name].run(subject.model, subject.task, hp))
+
+
+def test_an_adaptive_attacker_passes_over_learning_rates_that_diverge(subject):
+    def found(*lrs):
+        hp = relearn_adaptive.HyperParameters(kl_budget=(1e6,), lrs=lrs, steps=(1, 3), share=0.5, **QUICK)
+        ((_, edit),) = relearn_adaptive.run(subject.model, subject.task, hp)
+        return edit.values
+
+    alone, beside = found(1e-3), found(1e30, 1e-3, 1e300)
+    assert alone.keys() == beside.keys() and all(alone[name].equal(beside[name]) for name in alone)
+
+
+def test_a_strength_that_fails_leaves_the_others(subject):
+    unedited(subject)
+    hp = ATTACKS["weight_noise"].hyper_parameters(scale=(0.1, 1e38, 0.01))
+    records = []
+    with pytest.raises(NotFinite, match="^attack weight_noise with --weight_noise.scale 1e.38: "):
+        for record in attack_original(subject, [(ATTACKS["weight_noise"], hp)]):
+            records.append(record["attack"]["scale"])
+    assert records == [0.1, 0.01]
+
+
+@pytest.mark.parametrize("name", ["relearn_clean", "relearn_adaptive", "context_shift"])
+def test_attacks_that_need_a_retain_set_say_so(subject, name):
+    method = ATTACKS[name]
+    task = replace(subject.task, retain=subject.task.retain[:0])
+    with pytest.raises(UserError, match=f"^--attack {name}: needs a retain set[^\n]*$"):
+        next(method.run(subject.model, task, method.hyper_parameters()))
+
+
+def test_the_adaptive_attacker_has_no_flag_that_does_nothing():
+    assert "lr" not in relearn_adaptive.HyperParameters.__dataclass_fields__

@@ -1,6 +1,7 @@
 """Many records in one file, read like a folder of them."""
 
 import gzip
+import os
 
 import pytest
 from handmade import checkpoint, outcome, unlearning
@@ -40,4 +41,14 @@ def test_damage_is_one_line(tmp_path, content):
     path = write_bundle(tmp_path, some(tmp_path / "runs"))
     path.write_bytes(content if content == b"no gzip" else gzip.compress(content))
     with pytest.raises(UserError, match="records.jsonl.gz: (this file is damaged|cannot be read)"):
+        load_records(tmp_path)
+
+
+def test_only_regular_files_and_finite_numbers_are_read(tmp_path):
+    os.mkfifo(tmp_path / "records.jsonl.gz")
+    with pytest.raises(UserError, match="records.jsonl.gz: "):
+        load_records(tmp_path)
+    (tmp_path / "records.jsonl.gz").unlink()
+    (tmp_path / "records.jsonl.gz").write_bytes(gzip.compress(b'{"format": 2, "results": {"perplexity": NaN}}\n'))
+    with pytest.raises(UserError, match="NaN"):
         load_records(tmp_path)

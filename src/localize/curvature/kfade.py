@@ -55,6 +55,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     predictions before the edit, kl_sequences * (T - 1) * vocabulary in float32. Without a cache the bases of all chosen
     matrices are held if there are several steps.
     """
+    task.check_retain("--localization_method kfade")
     weights = chosen_weights(model, hp)
     found = partial(bases, model, task, weights, hp)
     if task.cache is None and len(hp.kl_budget) * hp.newton_steps > 1:

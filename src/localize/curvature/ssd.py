@@ -40,6 +40,7 @@ class HyperParameters:
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield the edited weights at each alpha. Memory: the importances, two float32 tensors per edited weight."""
+    task.check_retain("--localization_method ssd")
     weights = edited_weights(model, hp.edited)
     forget, retain = len(task.forget), len(task.retain)
     to_forget = _cached(model, task, weights, "forget", hp.edited)

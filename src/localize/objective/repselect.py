@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tinymem.errors import UserError
 from tinymem.localize.method import sides
 from tinymem.localize.objective.selection import (
     BUDGET_ROWS,
@@ -50,8 +49,8 @@ class HyperParameters:
 def run(model, task, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield the weights at each budget. Leave the model unchanged."""
     forget, retain = sides(task, hp.forget_tokens)
-    if retain is None:
-        raise UserError("--localization_method repselect: needs a retain set, on which its budget is spent")
+    task.check_retain("--localization_method repselect")
+    assert retain is not None
     matrices = [matrix for mlp in find_mlps(model) for matrix in mlp.matrices]
     found = memory_gradients(model, task, hp, matrices, forget)
     shared = found if hp.directions == "forget" else gradients(model, task, hp, matrices, some(retain, SHARED_ROWS))

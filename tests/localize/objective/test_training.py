@@ -249,3 +249,11 @@ def test_the_script_records_both_losses_and_refuses_bad_input(memorizing_backdoo
             in_process(UNLEARN, *place, "--localization_method", "npo", *flags)
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1, error
+
+
+@pytest.mark.parametrize("name", ["kfade", "ssd"])
+def test_curvature_edits_that_need_a_retain_set_say_so(name):
+    alone = new_task(forget=2, retain=0)
+    method = METHODS[name]
+    with pytest.raises(UserError, match=f"^--localization_method {name}: needs a retain set[^\n]*$"):
+        next(method.run(new_model("gpt2"), alone, method.hyper_parameters()))
