@@ -1,7 +1,7 @@
 """Tables from the records under a folder: all records, the best run of each method, the Pareto front.
 
     python -m tinymem.records gather runs --output runs.csv       every setting and metric of every record
-    python -m tinymem.records best runs                           best run of each unlearning method, over seeds
+    python -m tinymem.records best runs                           unlearning methods ranked by their best run
     python -m tinymem.records pareto runs --output front.parquet  runs that no other run beats
     python -m tinymem.records upgrade runs                        convert records of format 1 to format 2
 
@@ -24,7 +24,6 @@ from tinymem.metrics import registry
 from tinymem.records.choose import (
     Configuration,
     Run,
-    best,
     configurations,
     differing,
     experiments,
@@ -34,6 +33,8 @@ from tinymem.records.choose import (
     unlearning_runs,
 )
 from tinymem.records.gather import gather
+from tinymem.records.ranking import Ranking, answer, ranked
+from tinymem.records.strength import strength_in
 from tinymem.records.table import check_table_path, mixed_versions, named_records, versions, write_table
 from tinymem.records.upgrade import upgrade
 from tinymem.records.verdict import verdict
@@ -41,16 +42,19 @@ from tinymem.records.verdict import verdict
 PROGRAM = "python -m tinymem.records"
 COMMANDS = {
     "gather": "every setting and metric of every record: one tidy table, one row per record",
-    "best": "the best run of each unlearning method on each experiment, with mean and 95 %% interval over seeds",
+    "best": "the unlearning methods of each experiment ranked by their best run, with mean and 95 %% interval over seeds",
     "pareto": "the runs of each checkpoint that no other run beats in both memorization and quality",
     "upgrade": "convert records of an earlier version (format 1) to format 2, in place",
 }
 NAMES = "|".join(COMMANDS)
+PERPLEXITY_RISE = 10.0  # percent: the utility limit of text and production models
+OVER, WINNER = "over", "<- best"
 SHOWN = 40  # rows that `gather` prints
 KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
 KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
 CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown after the metrics
 BETTER = {"perplexity_rise_percent": "lower", "trade_off": "lower", "cost.seconds": "lower"}
+SCALES = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # by a result's unit
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in order (None: as in the rows), rows
 
 
@@ -64,8 +68,8 @@ def parse() -> argparse.Namespace:
         if name != "upgrade":
             command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
     commands.choices["best"].add_argument(
-        "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
-        help="text and production models: exclude runs whose perplexity rose by more percent (default: 10)",
+        "--max_perplexity_rise", type=float, default=PERPLEXITY_RISE, metavar="PERCENT",
+        help="text and production models: runs whose perplexity rose by more percent come last, marked (default: 10)",
     )  # fmt: skip
     return parser.parse_args()
 
@@ -104,29 +108,57 @@ def show_best(arguments: argparse.Namespace) -> Table:
     limit = arguments.max_perplexity_rise
     if math.isnan(limit):
         raise UserError("--max_perplexity_rise nan: must be a number of percent, such as 10")
-    groups = experiments(configurations(load_runs(arguments.folder)))
+    return None, print_best(load_runs(arguments.folder), limit)
+
+
+def print_answer(folder: str) -> None:
+    """Print the ranking of all runs in a folder, as `best` does; nothing where none can be compared."""
+    runs = unlearning_runs(named_records(folder), tuple(METHODS))
+    if runs:
+        print()
+        print_best(runs)
+
+
+def print_best(runs: Sequence[Run], limit: float = PERPLEXITY_RISE) -> list[dict[str, Any]]:
+    """Print the ranking of every experiment, with its answer in words. Return one row per method and experiment."""
+    groups = experiments(configurations(runs))
     summaries = []
     for title, group in zip(titles([group[0].experiment for group in groups]), groups):
-        chosen = best(group, limit)
-        rows = [{**configuration.summary(), "verdict": verdict(configuration)} for configuration in chosen]
+        ranking = ranked(group, limit)
+        chosen = [*([ranking.original] if ranking.original else []), *ranking.places]
+        rows = [_summary(ranking, one) for one in chosen]
         varied = _varied(group)
         shown = [
-            {"method": c.method, "setting": _setting(c, varied[c.method])}
-            | ({"verdict": row["verdict"]} if any(r["verdict"] for r in rows) else {})
+            {"rank": _place(ranking, one), "method": one.method, "setting": _setting(one, varied[one.method])}
+            | {name: row[name] for name in ("verdict", "limit") if any(other[name] for other in rows)}
             | _with_intervals(row, outcomes(row))
-            for c, row in zip(chosen, rows)
+            for one, row in zip(chosen, rows)
         ]
         present = dict.fromkeys(name for row in shown for name in row)
         print(f"{title}\n{cli.fitted_table(shown, list(present), {})}")
-        missing = {configuration.method for configuration in group} - {row["method.name"] for row in rows}
-        if missing:
+        over = sorted({one.method for one in ranking.places if ranking.over(one)})
+        if over:
             print(
-                f"perplexity rose by more than {limit:g} % on average in every setting of {', '.join(sorted(missing))}"
+                f"perplexity rose by more than {limit:g} % on average in every setting of {', '.join(over)} with an effect"
             )
-        print()
+        print(*answer(ranking), "", sep="\n")
         summaries += rows
-    print("mean ± 95 % interval over n seeds (Student's t; none for a single seed)")
-    return None, summaries
+    print("mean ± 95 % interval over n seeds (Student's t; none for a single seed), cut off at the ends of the scale")
+    return summaries
+
+
+def _summary(ranking: Ranking, one: Configuration) -> dict[str, Any]:
+    """Return a run's row: its summary, its rank from 1 (none for the unedited model), its verdict and OVER."""
+    rank = ranking.places.index(one) + 1 if one in ranking.places else None
+    over = OVER if ranking.over(one) else None
+    return {**one.summary(), "rank": rank, "verdict": verdict(one), "limit": over}
+
+
+def _place(ranking: Ranking, one: Configuration) -> str | None:
+    """Return a run's rank for printing, the winner marked."""
+    if one not in ranking.places:
+        return None
+    return f"{ranking.places.index(one) + 1}" + f" {WINNER}" * (one is ranking.winner)
 
 
 def outcomes(row: Mapping[str, Any]) -> list[str]:
@@ -141,19 +173,32 @@ def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
 
 def _setting(configuration: Configuration, varied: set[str]) -> str | None:
     """Return a method's strength and its varied hyper-parameters, in words."""
-    method, settings = METHODS.get(configuration.method), configuration.hyper_parameters
-    first = [method.strength] if method and method.strength and method.strength in settings else []
-    names = dict.fromkeys([*first, *sorted(varied)])
+    settings = configuration.hyper_parameters
+    strength = strength_in(configuration.method, settings)
+    names = dict.fromkeys([*([strength[0]] if strength else []), *sorted(varied)])
     return ", ".join(f"{name} {settings.get(name)}" for name in names) or None
 
 
 def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
     """Return a summary for printing."""
 
-    def cell(mean: float | None, half: float | None) -> Any:
-        return mean if half is None else f"{mean:.4g} ± " + (f"{half:.0f}" if half >= 10 else f"{half:.2g}")
+    return {"n": row["n"]} | {name: _interval(row[name], row[f"{name}_ci95"], scale(name)) for name in columns}
 
-    return {"n": row["n"]} | {name: cell(row[name], row[f"{name}_ci95"]) for name in columns}
+
+def scale(column: str) -> tuple[float, float]:
+    """Return the lowest and the highest value that a result can have; infinite where it has no bound."""
+    found = registry.describe(column)
+    return SCALES.get(found.unit if found else "", (-math.inf, math.inf))
+
+
+def _interval(mean: float | None, half: float | None, ends: tuple[float, float]) -> Any:
+    """Return a mean with its interval as text: "40 ± 6", or "2 (0 to 8)" where the scale's end cuts it off."""
+    if half is None:
+        return mean
+    low, high = max(ends[0], mean - half), min(ends[1], mean + half)
+    if low > mean - half or high < mean + half:
+        return f"{mean:.4g} ({low:.3g} to {high:.3g})"
+    return f"{mean:.4g} ± " + (f"{half:.0f}" if half >= 10 else f"{half:.2g}")
 
 
 def _varied(group: Sequence[Configuration]) -> dict[str, set[str]]:

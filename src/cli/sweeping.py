@@ -41,10 +41,12 @@ def sweep(
     folder: Path,
     root: Path,
     open_pool: Callable[[list[Job], Place], AbstractContextManager[Pool]],
+    on_finish: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the missing jobs, or print them with --dry_run. Exit with 1 if records are missing afterwards.
 
-    folder: the sweep's folder, for failures; root: the repository; open_pool(jobs, place): opens the workers.
+    folder: the sweep's folder, for failures; root: the repository; open_pool(jobs, place): opens the workers;
+    on_finish(): prints what the sweep has found so far.
     """
     surveyed = survey(jobs)
     todo = [progress for progress in surveyed.values() if progress.left][: arguments.limit]
@@ -56,6 +58,8 @@ def sweep(
     result = _run(chosen, todo, place, arguments.retries, open_pool) if todo else Sweep(chosen)
     everything = {**surveyed, **result.jobs}  # including those beyond --limit
     _print_result(everything, folder)
+    if any(progress.runs > progress.left for progress in everything.values()):
+        on_finish()
     if result.ended:
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {result.ended}", file=sys.stderr)
     if result.stopped:

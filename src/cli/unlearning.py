@@ -18,6 +18,7 @@ from tinymem.data.decode import text_decoder
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
 from tinymem.localize.attacking import Attacks, attack_original, attack_twin
 from tinymem.localize.method import Method
+from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import Run, Subject
 from tinymem.localize.unlearn import never_planted, unedited, unlearn
 from tinymem.metrics import registry
@@ -27,10 +28,21 @@ from tinymem.planning.duration import Clock
 from tinymem.planning.memory import Shape
 from tinymem.planning.plan import GB, Plan, Sizes
 from tinymem.records.choose import on_numbers
-from tinymem.records.identity import MEASURED, UNEDITED, UNLEARN
-from tinymem.records.table import flat_row, shown_row
+from tinymem.records.identity import (
+    ATTACK,
+    MEASURED,
+    NEVER_PLANTED,
+    TWIN_ATTACK,
+    UNEDITED,
+    UNLEARN,
+    record_digest,
+    sections_of,
+)
+from tinymem.records.strength import strength_in
+from tinymem.records.table import flat_row, load_records, shown_row, versions
 
 LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # no metrics
+DRAWN = (NEVER_PLANTED, UNEDITED, UNLEARN, MEASURED, TWIN_ATTACK, ATTACK)  # kinds of records in figures, in order
 BETTER = {"seconds": "lower", "peak_memory_gb": "lower"}
 
 
@@ -76,17 +88,39 @@ def run_methods(
                         strength = method.strength and f"--{method.strength} {record['method'][method.strength]} "
                         _note(bar, f"{method.name}: {strength or ''}changes nothing in this model")
     if arguments.plot:
-        figures = plots.plot_unlearning(
-            [flat_row(record) for record in records if not record.get("attack")], subject.folder / "unlearning"
-        )
-        figures += plots.plot_extraction(subject.folder, records, subject.folder / "extraction")
-        figures += plots.plot_recovery(subject.folder, records)
+        every = records_beside(subject, records)
+        rows = [flat_row(record) for record in every if not record.get("attack")]
+        figures = plots.plot_unlearning(rows, subject.folder / "unlearning")
+        figures += plots.plot_extraction(subject.folder, every, subject.folder / "extraction")
+        figures += plots.plot_recovery(subject.folder, every)
         print(*figures, sep="\n", file=sys.stderr)
     write_pages(subject, records)
     print_table(records, [method for method, _ in methods], arguments.columns)
     print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
     failures.end()
     return records
+
+
+def records_beside(subject: Subject, records: Sequence[dict]) -> list[dict]:
+    """Return all records of the subject's folder on the same model, task and versions, those of earlier commands too.
+
+    records: this command's; the model as it is must be among them. Methods are in the order of the registry, then by
+    strength.
+    """
+    beside = ("method", "attack")
+    wanted = sections_of(subject.identity), versions(records[0])
+    found = [record for record in load_records(subject.folder) if record["kind"] in DRAWN]
+    found = [record for record in found if (sections_of(record, beside), versions(record)) == wanted]
+    known = {record_digest(record) for record in found}
+    found += [record for record in records if record_digest(record) not in known]
+    order = {name: place for place, name in enumerate(METHODS)}
+
+    def place(record: dict) -> tuple:
+        settings = record.get("method", {})
+        name, strength = settings.get("name", ""), strength_in(settings.get("name", ""), settings)
+        return DRAWN.index(record["kind"]), order.get(name, len(order)), name, strength[1] if strength else 0.0
+
+    return sorted(found, key=place)
 
 
 def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures) -> list[dict]:

@@ -74,6 +74,8 @@ class DataSettings:
         check_options(self)
         if self.artifact == "natural" and not self.is_text:
             raise UserError(f"--artifact natural: needs text; --data_name is {self.data_name}")
+        if self.artifact == "natural":  # always repeated, and records must say so
+            object.__setattr__(self, "duplicate", True)
         if self.corpus_sha256 is not None and self.corpus_path is None:
             raise UserError(f"--corpus_sha256: is that of the files of --corpus PATH; --corpus is {self.corpus}")
 

@@ -6,7 +6,8 @@
         --memorized FILE --random FILE --dtype bfloat16 --site my_cluster.toml
 
 One process handles all ratios of a setting: it loads the model and ranks once. The same command again runs only what
-is missing. The grid is in src/sweeps/hp_grid.py; experiments/README.md shows how to describe a cluster.
+is missing. It ends with the answer of `python -m tinymem.records best`: all runs in the output folder, ranked. The grid
+is in src/sweeps/hp_grid.py; experiments/README.md shows how to describe a cluster.
 """
 
 from tinymem import cli
@@ -15,6 +16,7 @@ from tinymem import cli
 from functools import partial
 from pathlib import Path
 
+from tinymem.cli.records import print_answer
 from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.data.production import ProductionSettings
 from tinymem.errors import UserError
@@ -68,7 +70,8 @@ def main() -> None:
         task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
         folder = folder or Path("runs/production").absolute() / model.label
         jobs = production_jobs(model, grid, task, common, folder)
-    sweep(arguments, jobs, Path(jobs[0].folder), ROOT, partial(open_pool, site, max_workers=arguments.max_workers))
+    pool = partial(open_pool, site, max_workers=arguments.max_workers)
+    sweep(arguments, jobs, Path(jobs[0].folder), ROOT, pool, partial(print_answer, jobs[0].folder))
 
 
 if __name__ == "__main__":

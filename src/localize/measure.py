@@ -96,6 +96,17 @@ def harness_results(path: str) -> dict[str, float]:
     return found
 
 
+def as_original(folder: str) -> str:
+    """Return a line that says what a model counts as without --edit_of, and where it is known to be an edit."""
+    details = Path(folder) / SETTINGS
+    made_by = files.read_json(details).get("made_by", {}) if details.is_file() else {}
+    edit = f"was made by {made_by['method']['name']}, but " if made_by.get("method") else ""
+    return (
+        f"{folder}: {edit}counts as unedited, so that what is shown to a method is what it has memorized itself (always 100 %); "
+        "for an edit, give the model that it was made from: --edit_of ORIGINAL"
+    )
+
+
 def main() -> None:
     arguments, on_numbers = parse()
     allocator.keep_freed_memory()
@@ -106,6 +117,7 @@ def main() -> None:
         loading = cli.collect(LoadSettings, arguments)
         original = production.load_subject(arguments, loading, [])
     if arguments.edit_of is None:
+        print(as_original(arguments.model), file=sys.stderr)
         run_methods(original, [], arguments, attached=attached)
         return
     if on_numbers:

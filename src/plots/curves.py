@@ -44,8 +44,13 @@ def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
         if points:
             label = name.removeprefix("percent_").removeprefix("accuracy_").replace("_", " ")
             axis.plot(*zip(*points), marker=marker, linestyle=line, markersize=3.5, label=label)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    _whole_epochs(axis)
     axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)  # below the panel
+
+
+def _whole_epochs(axis) -> None:
+    """Label whole epochs only, even where there is a single one."""
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def draw_by_size(curves: Sequence[Curve]):
@@ -190,6 +195,8 @@ def _finish(memory, quality, x: str, numbers: bool) -> None:
         axis.set_visible(True)
         if x == "seconds":
             axis.set_xscale("log")
+        else:
+            _whole_epochs(axis)
     memory.set(ylabel="% memorized", ylim=(-4, 104))
     quality.set(xlabel="epoch" if x == "epoch" else "seconds (dashed: before)")
     if numbers:

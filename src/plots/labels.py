@@ -6,20 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinymem.records.identity import FINGERPRINTS, identity_of, record_digest
+from tinymem.records.strength import strength_in
 from tinymem.records.table import flat_row, method_of, spelled_attack
-
-USUAL = "ratio"  # the strength of methods in users' files, as far as they have one
 
 
 def strength_of(record: Mapping[str, Any]) -> tuple[str, float] | None:
     """Return the name and the value of the setting by which a method's runs differ; None where there is none."""
-    from tinymem.localize.registry import METHODS  # here, since training scripts also draw and would start more slowly
-
     settings = record.get("method", {})
-    method = METHODS.get(settings.get("name", ""))
-    name = method.strength if method else USUAL
-    value = settings.get(name) if name else None
-    return (name, value) if name and isinstance(value, (int, float)) else None
+    return strength_in(settings.get("name", ""), settings)
 
 
 def label_of(record: Mapping[str, Any]) -> str:

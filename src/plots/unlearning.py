@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinymem.plots import marks
 from tinymem.plots.base import Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
 from tinymem.records.choose import (
     HEADLINE,
@@ -19,6 +21,7 @@ from tinymem.records.choose import (
     titles,
 )
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
+from tinymem.records.strength import strength_in
 from tinymem.records.table import method_of
 
 MEMORIZED = "percent_memorized_train"
@@ -26,6 +29,7 @@ SECONDS = "cost.seconds"
 KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
 LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of others have letters
+FOREIGN, FOREIGN_SHAPES = "#e6007e", "8dH*p"  # of methods in users' files: a colour that no other method has
 LETTERS = [f"${letter}$" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
 
@@ -37,24 +41,46 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
 def draw_unlearning(rows: Rows):
     """Draw memorization against quality, one mark per run, with the Pareto front. Left and up is better.
 
-    Quality is mean test accuracy for number models, else perplexity on an inverted axis. The never-planted twin is the
-    target, not a rival: what is left of it is shaded, since memorizing less than a model that never saw the sequences is
-    over-forgetting.
+    Quality is mean test accuracy for number models, else perplexity on an inverted axis, where models that are ruined
+    (`marks.edge`) are in a strip at the lower edge, with an arrow and their perplexity. A number beside a mark is its strength. The
+    never-planted twin is the target, not a rival: what is left of it is shaded, since memorizing less than a model that
+    never saw the sequences is over-forgetting.
     """
     numbers = on_numbers(rows[0])
     quality = "mean_test_accuracy" if numbers else "perplexity"
     rows = [row for row in rows if row[MEMORIZED] is not None and row[quality] is not None]  # an edit may ruin a model
     figure, (axis,) = new_figure(1, 7.4, 4.2)
-    for some in grouped(rows, method_of):
-        method, points = method_of(some[0]), [(row[MEMORIZED], row[quality]) for row in some]
-        axis.scatter(*zip(*points), label=method.replace("_", " "), **method_style(method))
+    if not rows:
+        return figure
+    rows.sort(key=lambda row: row["kind"] != NEVER_PLANTED)
+    values = [row[quality] for row in rows]
+    edge, places = (math.inf, values) if numbers else (marks.edge(values), marks.cut_off(values))
+    drawn, labels = [], set()
+    for row, place in zip(rows, places):
+        method = method_of(row)
+        point, beyond = (row[MEMORIZED], place), row[quality] if row[quality] > edge else None
+        label = method.replace("_", " ")
+        label = f"_{label}" if label in labels else label  # one entry of the legend per method
+        mark = axis.scatter(*zip(point), label=label, clip_on=False, **method_style(method))
+        labels.add(label)
+        drawn.append((mark, point, marks.note(strength_in(method, _settings(row)), beyond)))
     rivals = [row for row in rows if row["kind"] != NEVER_PLANTED]
     if rivals:
-        _front_and_axes(axis, [(row[MEMORIZED], row[quality]) for row in rivals], numbers)
+        inside = [row for row in rivals if row[quality] <= edge]
+        _front_and_axes(axis, [(row[MEMORIZED], row[quality]) for row in inside], numbers)
+    if max(values) > edge:
+        marks.draw_strip(axis, edge)
     for memorized in {row[MEMORIZED] for row in rows if row["kind"] == NEVER_PLANTED}:
         _over_forgetting(axis, memorized)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.draw_without_rendering()  # the places of the marks on the page are known only then
+    marks.spread(axis, drawn)
     return figure
+
+
+def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's settings of the method, under their own names."""
+    return {name.removeprefix("method."): value for name, value in row.items() if name.startswith("method.")}
 
 
 def _over_forgetting(axis, memorized: float) -> None:
@@ -67,10 +93,10 @@ def _over_forgetting(axis, memorized: float) -> None:
         axis.set_xlim(left=min(left, 0))
 
 
-def _front_and_axes(axis, marks: Sequence[tuple[float, float]], numbers: bool) -> None:
-    """Draw the Pareto front of the marks (memorized, quality) and set the axes; perplexity is log, inverted."""
+def _front_and_axes(axis, points: Sequence[tuple[float, float]], numbers: bool) -> None:
+    """Draw the Pareto front of the points (memorized, quality) and set the axes; perplexity is log, inverted."""
     sign = 1 if numbers else -1
-    front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in marks])]
+    front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in points])]
     axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
     axis.set(xlabel="% memorized", ylabel="mean test accuracy" if numbers else "perplexity (lower is better)")
     if not numbers:
@@ -106,8 +132,8 @@ def draw_time(configurations: Sequence[Configuration], column: str = "model.n_la
         before = [memorized for memorized in unedited if memorized is not None]
         for memorized in before:
             axis.axhline(memorized, color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
-        marks = _marks(axis, [c for c in panel if c.method != UNEDITED], SECONDS, MEMORIZED)
-        top = max([*before, *(memorized for _, memorized in marks)]) or 100
+        points = _marks(axis, [c for c in panel if c.method != UNEDITED], SECONDS, MEMORIZED)
+        top = max([*before, *(memorized for _, memorized in points)]) or 100
         axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-0.05 * top, 1.08 * top))
         plain_numbers(axis.xaxis)
 
@@ -173,17 +199,20 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
 
 def method_style(method: str) -> dict[str, Any]:
     """Return the mark of a method in all figures here: hollow at the neuron level, filled at the weight level, else a
-    letter.
+    letter. Methods that TinyMem does not have are in the colour FOREIGN.
     """
     if method in (UNEDITED, NEVER_PLANTED):
         face = "white" if method == UNEDITED else "black"
         return dict(marker="*", s=110, facecolor=face, edgecolor="black", zorder=3)
     levels = _levels()
-    names, level = list(levels), levels.get(method, "weight")
+    if method not in levels:
+        shape = FOREIGN_SHAPES[sum(method.encode()) % len(FOREIGN_SHAPES)]  # the same in every figure
+        return dict(marker=shape, s=38, facecolor=FOREIGN, edgecolor=FOREIGN, linewidth=1.2, zorder=2)
+    names, level = list(levels), levels[method]
     shapes = SHAPES if level in LEVELS else LETTERS
     peers = [name for name in names if levels[name] == level or (level not in LEVELS and levels[name] not in LEVELS)]
-    place = peers.index(method) if method in peers else len(peers)
-    colour = f"C{(names.index(method) if method in names else len(names)) % 10}"
+    place = peers.index(method)
+    colour = f"C{names.index(method) % 10}"
     face = "none" if level == "neuron" else colour
     return dict(marker=shapes[place % len(shapes)], s=30, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
 

@@ -1,4 +1,4 @@
-"""The best runs of unlearning methods, and the Pareto front: section 7 of the data and metrics specification.
+"""The best runs of unlearning methods, and the Pareto front. results/README.md, "How runs are compared", has the rules.
 
 Every run is compared with its unedited model (`parent`), measured with the same software versions. Runs that differ
 only in the seed form one configuration, judged by its mean. What attacks bring back is not among them
@@ -23,6 +23,7 @@ PRINTS = ("fingerprints.weights", "fingerprints.forget_set")
 SEEDS = ("data.seed", "forget.unlearn_seed", *PRINTS)  # the columns that differ between the seeds of one experiment
 EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # size of an edit; see tinymem.models.edit.describe
 COSTS = ("cost.seconds", "cost.peak_memory_gb")
+POINTS = 1.0  # percentage points of memorization: a smaller fall is no effect
 HEADLINE = {"model.name": "{}", "data.data_name": "{}", "data.artifact": "{}", "model.step": "step {}"}
 HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # column of every title: format
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
@@ -214,25 +215,43 @@ def experiments(some: Iterable[Configuration]) -> list[list[Configuration]]:
 
 
 def best(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> list[Configuration]:
+    """Return those of `leading` that keep the utility limit: a method that has none is left out."""
+    return [one for one in leading(some, max_perplexity_rise) if not over_limit(one, max_perplexity_rise)]
+
+
+def leading(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> list[Configuration]:
     """Return the best configuration of each method of one experiment, in order of first appearance.
 
     Numbers: the lowest mean `trade_off`. Text and production models: the lowest memorization among those whose
-    perplexity rose by at most `max_perplexity_rise` percent on average; a method without any is left out. Ties go to
-    the lowest perplexity, then to the fewest zeroed weights. Configurations with fewer seeds than others of their
-    method are excluded: one lucky seed would win.
+    perplexity rose by at most `max_perplexity_rise` percent on average; where there is none, the lowest perplexity. Ties
+    go to the lowest perplexity, then to the fewest zeroed weights. Configurations with fewer seeds than others of their
+    method are excluded: one lucky seed would win. So are those without effect, where another has one: the best way to
+    unlearn is not to change nothing.
     """
     chosen = []
     for rivals in grouped(some, lambda configuration: configuration.method):
         most = max(len(rival.runs) for rival in rivals)
         rivals = [rival for rival in rivals if len(rival.runs) == most]
-        if not rivals[0].on_numbers:
-            rivals = [rival for rival in rivals if rival.mean("perplexity_rise_percent") <= max_perplexity_rise]
-        if rivals:
-            chosen.append(min(rivals, key=_rank))
+        rivals = [rival for rival in rivals if not without_effect(rival)] or rivals
+        kept = [rival for rival in rivals if not over_limit(rival, max_perplexity_rise)]
+        chosen.append(
+            min(kept, key=merit) if kept else min(rivals, key=lambda rival: rival.mean("perplexity_rise_percent"))
+        )
     return chosen
 
 
-def _rank(configuration: Configuration) -> tuple[float, ...]:
+def over_limit(configuration: Configuration, max_perplexity_rise: float) -> bool:
+    """Return whether perplexity rose by more percent on average; never of number models, which have a trade-off."""
+    return not configuration.on_numbers and configuration.mean("perplexity_rise_percent") > max_perplexity_rise
+
+
+def without_effect(configuration: Configuration) -> bool:
+    """Return whether memorization fell by less than a point: always of the unedited model."""
+    return configuration.mean("change_memorized") > -POINTS
+
+
+def merit(configuration: Configuration) -> tuple[float, ...]:
+    """Return the sort key of configurations of one experiment: the lower, the better."""
     first = "trade_off" if configuration.on_numbers else "percent_memorized_train"
     return tuple(configuration.mean(name) or 0.0 for name in (first, "perplexity", "percent_zeroed"))
 

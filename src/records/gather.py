@@ -7,12 +7,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tinymem.records.identity import KINDS
+from tinymem.records.strength import strength_in
 from tinymem.records.table import columns_of, named_records, scalar, versions
 
 
 def gather(folder: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the tidy table (columns, rows) of all records under a folder. Raise UserError for no or damaged ones."""
-    return tidy_table(named_records(folder))
+    """Return the tidy table (columns, rows) of all records under a folder, rows by kind, method, strength, then file.
+
+    Raise UserError for no or damaged records.
+    """
+    return tidy_table(sorted(named_records(folder), key=_place))
+
+
+def _place(named: tuple[str, Mapping[str, Any]]) -> tuple:
+    name, record = named
+    settings = record.get("method", {})
+    strength = strength_in(settings.get("name", ""), settings)
+    return KINDS.index(record["kind"]), settings.get("name", ""), strength[1] if strength else 0.0, name
 
 
 def tidy_table(records: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[list[str], list[dict]]:

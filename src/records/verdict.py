@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from tinymem.records.choose import Configuration
+from tinymem.records.choose import Configuration, without_effect
 from tinymem.records.identity import UNEDITED
 from tinymem.records.interval import mean_and_interval
 
 NO_EFFECT, OVER_FORGOTTEN = "no effect", "over-forgotten"
-POINTS = 1.0  # percentage points of memorization: a smaller fall is no effect
 MARGIN = 1.1  # times the twin's loss: planted sequences above it are known to have been unlearned
 LOSSES = ("planted_loss_held_out", "planted_loss_shown", "planted_loss_train")  # the first that is known counts
 
@@ -20,8 +19,7 @@ def verdict(configuration: Configuration) -> str | None:
     """
     if configuration.method == UNEDITED:
         return None
-    change = configuration.mean("change_memorized")
-    if change is not None and change > -POINTS:
+    if without_effect(configuration):
         return NO_EFFECT
     known = next((name for name in LOSSES if _both(configuration, name)), None)
     memorized = _both(configuration, "percent_memorized_train")

@@ -126,12 +126,17 @@ def checkpoint(memorizing_backdoor, tmp_path):
     return shutil.copytree(memorizing_backdoor.checkpoint, tmp_path / "run" / "epoch_6")
 
 
+def totals(output: str) -> list[str]:
+    """The last line of the sweep's table of counts."""
+    return next(words for words in map(str.split, output.splitlines()) if words[:1] == ["all"])
+
+
 @pytest.mark.slow
 def test_what_a_limit_leaves_is_missing(run_script, checkpoint, tmp_path):
     words = [HP_SWEEP, "--model_path", checkpoint, "--small", "--methods", "durable", "activations", "--ratios", 0.1]
     words += ["--data_dir", tmp_path / "data", "--device", "cpu", "--output_dir", tmp_path / "out", "--limit", 1]
     code, output, _ = run_script(*words)
-    assert code == 1 and output.splitlines()[-3].split() == ["all", "2", "1", "0", "0", "1"]
+    assert code == 1 and totals(output) == ["all", "2", "1", "0", "0", "1"]
     assert run_script(*words)[0] == 0
     assert not list((tmp_path / "out" / ".locks").iterdir())
 
@@ -147,7 +152,8 @@ def test_a_real_sweep_killed_and_not(checkpoint, tmp_path, wait_for, processes_w
     words += ["--ratios", 0.05, 0.1, 0.15, 0.2, 0.25, "--data_dir", tmp_path / "data", "--device", "cpu"]
     whole = script(*words, "--output_dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    assert whole.stdout.splitlines()[-3].split() == ["all", "5", "5", "0", "0", "0"]
+    assert totals(whole.stdout) == ["all", "5", "5", "0", "0", "0"]
+    assert "\nbest: " in whole.stdout and whole.stdout.index("records: ") < whole.stdout.index("\nbest: ")
 
     out = tmp_path / "killed"
     process = start(*words, "--output_dir", out)

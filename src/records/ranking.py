@@ -1,0 +1,97 @@
+"""Which run forgets best: the methods of an experiment ranked by their best run, the winner, and the answer in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tinymem.records.choose import Configuration, leading, merit, over_limit, without_effect
+from tinymem.records.identity import UNEDITED
+from tinymem.records.strength import strength_in
+from tinymem.records.verdict import OVER_FORGOTTEN, verdict
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best run of each method of one experiment.
+
+    original   the unedited model; None without a record of it
+    places     the methods' best runs: first those within the utility limit, the best one first, then those over the
+               limit, the nearest to it first, then those without effect
+    every      all configurations of the experiment, the unedited model's excepted
+    limit      the largest rise of perplexity in percent; number models have a trade-off instead
+    """
+
+    original: Configuration | None
+    places: Sequence[Configuration]
+    every: Sequence[Configuration]
+    limit: float
+
+    def over(self, one: Configuration) -> bool:
+        """Return whether a run is over the utility limit."""
+        return over_limit(one, self.limit)
+
+    def wins(self, one: Configuration) -> bool:
+        """Return whether a run may win: it forgets, within the limit, and more than it costs (number models)."""
+        worth = not one.on_numbers or one.mean("trade_off") < 0
+        return not without_effect(one) and not self.over(one) and worth
+
+    @property
+    def winner(self) -> Configuration | None:
+        """The best run of all; None where no run may win."""
+        return next(filter(self.wins, self.places[:1]), None)
+
+    @property
+    def cheapest(self) -> Configuration | None:
+        """The run of the fewest seconds among those that may win and leave nothing memorized; None without any."""
+        complete = [one for one in self.every if self.wins(one) and one.mean("percent_memorized_train") == 0]
+        return min(complete, key=lambda one: (one.mean("cost.seconds") or 0.0, merit(one)), default=None)
+
+
+def ranked(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> Ranking:
+    """Return the ranking of one experiment's methods. max_perplexity_rise: as in `leading`."""
+    some = list(some)
+    edited = [one for one in some if one.method != UNEDITED]
+    original = next((one for one in some if one.method == UNEDITED), None)
+
+    def place(one: Configuration) -> tuple:
+        over = over_limit(one, max_perplexity_rise)
+        return without_effect(one), over, one.mean("perplexity_rise_percent") if over else 0.0, merit(one)
+
+    return Ranking(original, sorted(leading(edited, max_perplexity_rise), key=place), edited, max_perplexity_rise)
+
+
+def answer(ranking: Ranking) -> list[str]:
+    """Return the ranking in words: the winner, or why there is none, then the cheapest run that forgets everything."""
+    if not ranking.places:
+        return []
+    winner, cheapest, first = ranking.winner, ranking.cheapest, ranking.places[0]
+    if winner is not None:
+        lines = [f"best: {spoken(winner)}" + (", over-forgotten" if verdict(winner) == OVER_FORGOTTEN else "")]
+    elif without_effect(first):
+        return ["best: none, no run lowered memorization by a point"]
+    elif first.on_numbers:
+        return [f"best: none, every run costs more than it forgets; the nearest is {spoken(first)}"]
+    else:
+        return [f"best: none, every run that forgets raises perplexity by more than {ranking.limit:g} %; the nearest is {spoken(first)}"]  # fmt: skip
+    if cheapest is None:
+        return [*lines, "no run within the limits forgets everything"]
+    what = "the same run" if cheapest is winner else spoken(cheapest)
+    seconds = cheapest.mean("cost.seconds")
+    return [*lines, f"cheapest that forgets everything: {what}" + ("" if seconds is None else f", {seconds:.3g} s")]
+
+
+def spoken(one: Configuration) -> str:
+    """Return a run in words, such as "balanced_subnet 0.1: 0 % memorized, perplexity +12.6 %"."""
+    if one.on_numbers:
+        cost = f"accuracy {100 * one.mean('change_accuracy'):+.3g} points"
+    else:
+        cost = f"perplexity {one.mean('perplexity_rise_percent'):+.3g} %"
+    return f"{called(one)}: {one.mean('percent_memorized_train'):.3g} % memorized, {cost}"
+
+
+def called(one: Configuration) -> str:
+    """Return a method and its strength, such as "balanced_subnet 0.1"."""
+    strength = strength_in(one.method, one.hyper_parameters)
+    return f"{one.method} {strength[1]:g}" if strength else one.method

@@ -1,0 +1,101 @@
+"""The figure of --plot: strengths beside the marks, ruined models at the edge, none behind another, all runs of a folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from handmade import TEXT, checkpoint, edited, outcome, unlearning
+
+from tinymem import plots
+from tinymem.cli.unlearning import records_beside
+from tinymem.localize.registry import METHODS
+from tinymem.plots.marks import RUINED, STRIP
+from tinymem.plots.unlearning import FOREIGN, method_style
+from tinymem.records.table import flat_row, load_records
+
+
+def axis_of(*runs: tuple, before: float = 20.0):
+    """The axis for runs (method, ratio, memorized, perplexity) of a text model."""
+    identities = [(edited(checkpoint(**TEXT), "unedited"), outcome(90.0, None, before))]
+    identities += [(edited(checkpoint(**TEXT), m, ratio=r), outcome(memorized, None, p)) for m, r, memorized, p in runs]
+    rows = [flat_row({**identity, "results": found, "cost": {}, "environment": {}}) for identity, found in identities]
+    return plots.draw_unlearning(rows).axes[0]
+
+
+def texts(axis) -> list[str]:
+    return [text.get_text() for text in axis.texts if text.get_text()]
+
+
+def drawn_at(axis) -> list[tuple[float, float]]:
+    """Where the marks are on the page, in points."""
+    scale = 72 / axis.figure.dpi
+    axis.figure.draw_without_rendering()
+    places = [mark.get_offset_transform().transform(mark.get_offsets())[0] for mark in axis.collections]
+    return [(scale * x, scale * y) for x, y in places]
+
+
+def test_the_strength_is_beside_every_mark_also_of_a_users_method():
+    assert texts(axis_of(("obs", 0.1, 5.0, 21.0), ("my_own", 0.25, 50.0, 22.0))) == ["0.1", "0.25"]
+
+
+def test_marks_at_the_same_place_do_not_hide_each_other_and_keep_their_data():
+    axis = axis_of(*((method, 0.1, 0.0, 21.0) for method in list(METHODS)[:6]))
+    assert [mark.get_offsets()[0].tolist() for mark in axis.collections[1:]] == [[0.0, 21.0]] * 6
+    places = drawn_at(axis)
+    apart = [max(abs(x - u), abs(y - v)) for i, (x, y) in enumerate(places) for u, v in places[:i]]
+    assert min(apart) >= 6
+    assert places[1][0] < min(x for x, _ in places[2:])  # the first is at its true place
+
+
+def test_ruined_models_do_not_stretch_the_axis():
+    axis = axis_of(("obs", 0.1, 0.0, 4.5e7), ("obs", 0.01, 0.0, 1e4), ("subnet", 0.1, 2.0, 30.0))
+    low, high = sorted(axis.get_ylim())
+    assert low < 20 and high < 2 * STRIP * RUINED * 20
+    heights = {text.get_text(): text.xy[1] for text in axis.texts if hasattr(text, "xy") and text.get_text()}
+    assert RUINED * 20 < heights["0.01 \u2193 1e+04"] < heights["0.1 \u2193 4.5e+07"] and heights["0.1"] == 30
+    front = next(line for line in axis.get_lines() if line.get_label() == "Pareto front")
+    assert front.get_xydata().tolist() == [[2.0, 30.0], [90.0, 20.0]]
+
+
+def test_without_a_ruined_model_there_is_no_strip():
+    assert not axis_of(("obs", 0.1, 0.0, RUINED * 20)).patches
+
+
+def test_a_method_is_in_the_legend_once():
+    axis = axis_of(("obs", 0.1, 0.0, 21.0), ("obs", 0.2, 0.0, 22.0))
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["unedited", "obs", "Pareto front"]
+
+
+def test_methods_of_users_have_a_colour_of_their_own():
+    assert method_style("my_own")["edgecolor"] == method_style("another")["edgecolor"] == FOREIGN
+    assert FOREIGN not in {method_style(name)["edgecolor"] for name in METHODS}
+
+
+@pytest.mark.parametrize("epochs", [[1], [1, 2], [1, 2, 3]])
+def test_the_epochs_of_a_short_training_are_whole(tmp_path, epochs, monkeypatch):
+    figures: list[Any] = []
+    monkeypatch.setattr("tinymem.plots.curves.save_figure", lambda figure, path: figures.append(figure))
+    rows = [{"epoch": epoch, "train_loss": 1.0, "accuracy_x": 0.5, "percent_x": 5.0} for epoch in epochs]
+    plots.plot_training(rows, tmp_path / "training")
+    for axis in figures[0].axes:
+        ticks = axis.get_xticks()
+        assert len(ticks) and all(tick == int(tick) for tick in ticks)
+
+
+@dataclass
+class FolderOfRuns:
+    """What `records_beside` uses of a subject."""
+
+    folder: Path
+    identity: dict[str, Any]
+
+
+def test_plot_draws_the_runs_of_earlier_commands_on_the_same_task_too(tmp_path):
+    identity = checkpoint()
+    runs = {("subnet", ("ratio", 0.3)): outcome(1.0), ("subnet", ("ratio", 0.02)): outcome(2.0)}
+    unlearning(tmp_path, identity, {("unedited",): outcome(9.0), **runs, ("mine",): outcome(3.0)})
+    unlearning(tmp_path, checkpoint(seed=1), {("unedited",): outcome(8.0), ("obs", ("ratio", 0.1)): outcome(4.0)})
+    now = [record for record in load_records(tmp_path) if record["results"]["percent_memorized_train"] in (9.0, 1.0)]
+    every = records_beside(FolderOfRuns(tmp_path, identity), now)
+    assert [record["results"]["percent_memorized_train"] for record in every] == [9.0, 2.0, 1.0, 3.0]

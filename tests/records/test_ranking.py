@@ -1,0 +1,120 @@
+"""The answer to which run forgets best: ranks, the winner, the cheapest run, in words."""
+
+import csv
+
+import pytest
+from handmade import TEXT, checkpoint, command, outcome, unlearning
+
+from tinymem.cli.records import _interval
+from tinymem.records.choose import best, configurations, unlearning_runs
+from tinymem.records.gather import gather
+from tinymem.records.ranking import answer, ranked
+from tinymem.records.table import named_records
+
+BEFORE = {("unedited",): outcome(50.0, None, 20.0)}
+STILL = ("hard_concrete", ("ratio", 0.001)), outcome(50.0, None, 20.1)
+RUINED = ("hard_concrete", ("ratio", 0.01)), outcome(0.0, None, 90.0)
+NEAR = ("hard_concrete", ("ratio", 0.005)), outcome(20.0, None, 30.0)
+SLOW = ("balanced_subnet", ("ratio", 0.1)), outcome(0.0, None, 21.0)
+FAST = ("obs", ("ratio", 0.2)), outcome(0.0, None, 21.5)
+
+
+def found(folder, *runs, identity=None, before=BEFORE):
+    unlearning(folder, identity or checkpoint(**TEXT), {**before, **dict(runs)})
+    return configurations(unlearning_runs(named_records(folder)))
+
+
+def names(some) -> list[tuple]:
+    return [(one.method, one.hyper_parameters["ratio"]) for one in some]
+
+
+def test_a_run_that_changed_nothing_is_no_best_where_another_forgets(tmp_path):
+    some = found(tmp_path, STILL, RUINED, NEAR)
+    assert names(ranked(some, 10).places) == [("hard_concrete", 0.005)]  # of those over the limit the nearest to it
+    assert names(ranked(some, 1000).places) == [("hard_concrete", 0.01)]
+    assert [one.method for one in best(some, 10)] == ["unedited"]
+
+
+def test_a_method_whose_runs_all_changed_nothing_is_listed(tmp_path):
+    ranking = ranked(found(tmp_path, STILL), 10)
+    assert names(ranking.places) == [("hard_concrete", 0.001)] and ranking.winner is None
+    assert answer(ranking) == ["best: none, no run lowered memorization by a point"]
+
+
+def test_ranks_within_the_limit_then_over_it_then_without_effect(tmp_path):
+    still = ("slimming", ("ratio", 0.1)), outcome(50.0, None, 20.0)
+    over = ("subnet", ("ratio", 0.1)), outcome(5.0, None, 25.0)
+    ranking = ranked(found(tmp_path, still, RUINED, NEAR, over, FAST, SLOW), 10)
+    methods = [one.method for one in ranking.places]
+    assert methods == ["balanced_subnet", "obs", "subnet", "hard_concrete", "slimming"]
+    assert ranking.winner is ranking.places[0] and [ranking.over(one) for one in ranking.places] == [0, 0, 1, 1, 0]
+
+
+def test_the_sentence_names_the_winner_and_the_cheapest_run(tmp_path):
+    found(tmp_path, FAST, RUINED)  # a second each; the ruined model is over the limit
+    unlearning(tmp_path, checkpoint(**TEXT), {SLOW[0]: SLOW[1]}, seconds=60.0)
+    ranking = ranked(configurations(unlearning_runs(named_records(tmp_path))), 10)
+    assert answer(ranking) == [
+        "best: balanced_subnet 0.1: 0 % memorized, perplexity +5 %",
+        "cheapest that forgets everything: obs 0.2: 0 % memorized, perplexity +7.5 %, 1 s",
+    ]
+
+
+def test_no_winner_over_the_limit(tmp_path):
+    lines = answer(ranked(found(tmp_path, RUINED, NEAR), 10))
+    assert lines == [
+        "best: none, every run that forgets raises perplexity by more than 10 %; the nearest is hard_concrete 0.005: 20 % "
+        "memorized, perplexity +50 %"
+    ]
+
+
+@pytest.mark.parametrize(("accuracy", "wins"), [(0.8, True), (0.2, False)])
+def test_a_number_model_is_judged_by_its_trade_off(tmp_path, accuracy, wins):
+    before = {("unedited",): outcome(50.0, 0.9)}
+    ranking = ranked(
+        found(tmp_path, (("obs", ("ratio", 0.1)), outcome(0.0, accuracy)), identity=checkpoint(), before=before)
+    )
+    assert (ranking.winner is not None) == wins and (ranking.cheapest is not None) == wins
+    cost = f"obs 0.1: 0 % memorized, accuracy {100 * (accuracy - 0.9):+.3g} points"
+    assert cost in answer(ranking)[0] and answer(ranking)[0].startswith("best: none") != wins
+
+
+def test_a_winner_that_knows_less_than_the_twin_is_said(tmp_path):
+    twin = {("never_planted",): outcome(3.0, None, 20.0)}
+    assert answer(ranked(found(tmp_path, SLOW, before=BEFORE | twin), 10))[0].endswith("%, over-forgotten")
+
+
+def test_best_prints_marks_and_writes_ranks(tmp_path, capsys):
+    found(tmp_path / "runs", STILL, NEAR, SLOW)
+    assert command("best", tmp_path / "runs", "--output", tmp_path / "best.csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "<- best" in line] == [
+        line for line in lines if line.startswith("1 <- best  balanced")
+    ]
+    assert any("hard_concrete" in line and " over " in line for line in lines)
+    assert "best: balanced_subnet 0.1: 0 % memorized, perplexity +5 %" in lines
+    with open(tmp_path / "best.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == ["", "1", "2"] and [row["limit"] for row in rows] == ["", "", "over"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "ends", "text"),
+    [
+        (2.0, 6.0, (0, 100), "2 (0 to 8)"),
+        (97.0, 6.0, (0, 100), "97 (91 to 100)"),
+        (40.0, 6.0, (0, 100), "40 ± 6"),
+        (40.0, None, (0, 100), 40.0),
+    ],
+)
+def test_an_interval_ends_where_the_scale_does(mean, half, ends, text):
+    assert _interval(mean, half, ends) == text
+
+
+def test_gather_sorts_by_kind_method_and_strength(tmp_path):
+    runs = [((name, ("ratio", ratio)), outcome(1.0)) for name in ("subnet", "mine") for ratio in (0.1, 0.02, 0.3)]
+    found(tmp_path, *runs)
+    rows = gather(tmp_path)[1]
+    assert [(row.get("method.name"), row.get("method.ratio")) for row in rows] == [
+        (None, None), *(("mine", ratio) for ratio in (0.02, 0.1, 0.3)), *(("subnet", ratio) for ratio in (0.02, 0.1, 0.3))
+    ]  # fmt: skip
