@@ -59,7 +59,7 @@ def token_documents(path: str, vocabulary_size: int) -> Documents:
 def corpus_documents(corpus: str | None, text_column: str) -> Documents:
     """Return the documents of a path, "hub" or "builtin"; None: hub, or builtin if the hub cannot be reached.
 
-    A .txt or .md file is one document, unless separator lines divide it (see docs/training.md) or it is WikiText; a line of
+    A .txt or .md file is one document, unless separator lines divide it (see docs/production.md) or it is WikiText; a line of
     .jsonl and a row of .parquet is one. Blank texts are left out. Raise UserError for text that cannot be read.
     """
     settings = DataSettings(data_name="wiki", corpus=corpus, text_column=text_column)
