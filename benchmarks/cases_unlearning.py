@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from case import CONTEXT, INNER, WIDTH, Builder, Case, Sizes, block_flops, head_flops, mask_flops
@@ -13,10 +16,12 @@ from recipe import memorization, neuron, weight
 from recipe.model import mlp_matrices, stock_copy
 
 from tinymem.data.dataset import Artifacts
+from tinymem.data.windows import cut_windows
 from tinymem.localize.neuron import integrated_gradients, zero_out
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import balanced_subnet, greedy, obs, subnet
 from tinymem.metrics.memorization import memorized
+from tinymem.metrics.scan import find_memorized
 from tinymem.models.precision import auto_precision
 
 LAYERS, PROMPT, CONTINUATION, STEPS, RATIO, BATCH = 2, 50, 50, 10, 0.3, 64
@@ -26,6 +31,7 @@ def unlearning_cases(sizes: Sizes, device: torch.device) -> dict[str, Builder]:
     """name -> builder."""
     builders = {
         "memorization": _memorization,
+        "finding": _finding,
         "zero_out": _zero_out,
         "integrated_gradients": _integrated_gradients,
         "obs": _obs,
@@ -74,6 +80,33 @@ def _memorization(device: torch.device, sizes: Sizes) -> Case:
         shares={"recipe": len(few) / len(artifacts)},
         flops=4 * block_flops(len(artifacts) * (PROMPT + CONTINUATION), PROMPT + CONTINUATION),
         goal=80.0,
+    )
+
+
+def _finding(device: torch.device, sizes: Sizes) -> Case:
+    """Every offset of one document, of which nothing is memorized: a window fails at its first tokens."""
+    ours, eager, sdpa = _models(device, 4)
+    windows = cut_windows([random_tokens(sizes.memorized // 50).flatten().numpy()], PROMPT + CONTINUATION, 1)
+    rows = windows.rows(torch.arange(len(windows))).long()
+    progress = Path(tempfile.gettempdir()) / f"finding_{os.getpid()}.json"  # removed at the end of every search
+
+    def find(screen: float) -> Callable[[], torch.Tensor]:
+        return partial(find_memorized, ours, windows, PROMPT, CONTINUATION, progress, "bench", screen=screen)
+
+    def generate(model, some: torch.Tensor, **how) -> Callable[[], torch.Tensor]:
+        return partial(memorization.memorized, model, some, some, prompt=PROMPT, count=CONTINUATION, **how)
+
+    few = rows[: sizes.generated]
+    return Case(
+        work=f"what is memorized at {len(windows)} offsets of a document, 4 layers",
+        variants={
+            "recipe": generate(eager, few, end=PROMPT + CONTINUATION, cache=False),
+            "stock": generate(sdpa, rows[: 8 * len(few)], end=PROMPT + CONTINUATION, cache=True),
+            "ours": find(0.0),
+            "screened": find(0.5),
+        },
+        shares={"recipe": len(few) / len(windows), "stock": len(rows[: 8 * len(few)]) / len(windows)},
+        tokens=len(windows),
     )
 
 

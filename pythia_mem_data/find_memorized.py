@@ -1,9 +1,14 @@
-"""Find sequences that a model has memorized, in any text or file of token ids, and store them for prod_grad.py.
+"""Find what a model has memorized, in any text or file of token ids, and store it for prod_grad.py.
 
     python pythia_mem_data/find_memorized.py --model_name EleutherAI/pythia-70m --corpus books/ --output found.safetensors
 
-A row of --length tokens is memorized if the model, prompted with its first --prompt_tokens tokens, gives the next
---continuation_tokens exactly. A batch needs one forward pass. An interrupted run resumes with the same command.
+A window of --length tokens begins every --stride tokens of each document; none spans two documents. It is memorized if
+the model, prompted with its first --prompt_tokens tokens and nothing before them, gives the next --continuation_tokens
+exactly. `--stride 1` looks at every offset. Memorized windows that overlap are one passage: its text, document, offset
+and length are printed and written to found.jsonl. An interrupted run resumes with the same command.
+
+Several workers share one corpus: start the same command with --shard 1/4, 2/4, 3/4 and 4/4, on any machines that share
+the folder of --output. The one that finishes last writes the result of all.
 """
 
 from __future__ import annotations
@@ -11,17 +16,21 @@ from __future__ import annotations
 from tinymem import cli
 
 # isort: split
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from tinymem import allocator, files
-from tinymem.data.corpus import find_corpus
-from tinymem.data.production import begun, check_ids, check_length, text_rows
-from tinymem.data.settings import DataSettings
-from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
+from tinymem.data.decode import printable
+from tinymem.data.documents import Documents, corpus_documents, dataset_documents, token_documents
+from tinymem.data.found import Found, merged, publish, read_found, worker_file, write_found
+from tinymem.data.production import check_ids, check_length
 from tinymem.data.tokenizer import beginning, bos_identity
+from tinymem.data.windows import Windows, cut_windows, passages
 from tinymem.errors import UserError
 from tinymem.localize.task import default_microbatch
 from tinymem.metrics.scan import find_memorized
@@ -29,21 +38,46 @@ from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, model_identity, open_causal_lm, open_description
 from tinymem.options import check_options, option
 
+PRINTED, SHOWN = 20, 100  # passages that are printed, and characters of each
+PLACES = ("tokens", "corpus", "dataset")
+
 
 @dataclass(frozen=True)
 class ScanSettings:
     """Text to search"""
 
     tokens: str | None = option(
-        None, "file of token ids (.safetensors or .pt), (rows, tokens); otherwise text of --corpus"
+        None, "file of token ids (.safetensors or .pt), (rows, tokens), each row a document; otherwise text of --corpus"
     )
-    corpus: str | None = option(None, "hub, builtin or a path; default: hub, or builtin if it cannot be reached")
-    text_column: str = option("text", "column of a .jsonl or .parquet corpus")
-    length: int = option(80, "tokens in a row of text", low=2)
-    max_rows: int | None = option(None, "search at most this many rows; default: all", low=1)
+    corpus: str | None = option(
+        None,
+        "hub, builtin or a path: a .txt, .md, .jsonl or .parquet file, or a folder of them; default: hub, or builtin if "
+        "it cannot be reached",
+    )
+    dataset: str | None = option(None, "a Hugging Face dataset, such as Salesforce/wikitext; each row is a document")
+    dataset_config: str | None = option(None, "configuration of the dataset, such as wikitext-2-v1")
+    dataset_split: str = option("train", "split of the dataset")
+    text_column: str = option("text", "column of a .jsonl or .parquet corpus, or of a dataset")
+    stride: int | None = option(
+        None, "tokens from one window of a document to the next; 1: every offset; default: windows side by side", low=1
+    )
+    length: int | None = option(
+        None,
+        "tokens in a window, of which the first n + k are tested; default: n + k; of --tokens without --stride: whole rows",
+        low=2,
+    )
+    screen: float = option(
+        0.0,
+        "for speed: test a window only if this share of its continuation comes out in one pass over a long piece of the "
+        "document, where more text stands before the prompt; may miss some; 0: test every window",
+        low=0.0,
+        high=1.0,
+    )
+    max_rows: int | None = option(None, "look at this many windows at most; default: all", low=1)
+    shard: str | None = option(None, "I/N: this is worker I of N on the same corpus; each takes every Nth document")
     bos: str = option(
         "auto",
-        "whether every row begins with <bos>, before its own tokens; auto: if the model's tokenizer adds it",
+        "whether every window begins with <bos>, before its own tokens; auto: if the model's tokenizer adds it",
         choices=("auto", "yes", "no"),
     )
     prompt_tokens: int = option(32, "n of (n, k) memorization", low=1)
@@ -52,23 +86,37 @@ class ScanSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.tokens is None and self.length < self.needed:
+        if self.length is not None and self.length < self.needed:
             raise UserError(f"--length {self.length}: prompt and continuation need {self.needed} tokens")
-        if self.tokens is not None and self.corpus is not None:
-            raise UserError("--tokens, --corpus: give one of them")
+        given = [name for name in PLACES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"{', '.join(f'--{name}' for name in given)}: give one of them")
+        worker, workers = self.worker
+        if not 1 <= worker <= workers:
+            raise UserError(
+                f"--shard {self.shard}: must be I/N, this worker's number and how many there are, as in 1/4"
+            )
 
     @property
     def needed(self) -> int:
         """The number of tokens that are tested."""
         return self.prompt_tokens + self.continuation_tokens
 
+    @property
+    def worker(self) -> tuple[int, int]:
+        """This worker's number and the number of workers; (0, 0) for a --shard that is not I/N."""
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.shard or "1/1", re.ASCII)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
+
 
 def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--model_name", required=True, help="a model's name on the hub, or a folder")
-    parser.add_argument("--output", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument(
-        "--batch_size", type=cli.positive, help="rows per forward pass (default: from the model's size)"
+        "--output", type=Path, required=True, help="the .safetensors file to write; passages go to .jsonl beside it"
+    )
+    parser.add_argument(
+        "--batch_size", type=cli.positive, help="windows per forward pass (default: from the model's size)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--force", action="store_true", help="repeat finished work")
@@ -77,34 +125,131 @@ def parse():
     return parser.parse_args()
 
 
-def load_rows(settings: ScanSettings, config, tokenizer, begin: tuple[int, ...] = ()) -> tuple[torch.Tensor, str]:
-    """Return the rows to search, int32 (rows, T), and the name of their source. config: the model's.
-
-    begin: the ids at the beginning of each row.
-    """
-    check_length("--prompt_tokens, --continuation_tokens", len(begin) + settings.needed, config)
+def load_documents(settings: ScanSettings, config, tokenizer) -> Documents:
+    """Return the documents of all workers. config: the model's (text part)."""
     if settings.tokens is not None:
-        rows = read_token_set(settings.tokens, config.vocab_size, settings.needed).tokens
-        name = Path(settings.tokens).name
-    elif tokenizer is None:
+        return token_documents(settings.tokens, config.vocab_size)
+    if tokenizer is None:
+        flag = "dataset" if settings.dataset else "corpus"
         raise UserError(
-            "--corpus: this model's folder has no tokenizer to read text with; give token ids with --tokens"
+            f"--{flag}: this model's folder has no tokenizer to read text with; give token ids with --tokens"
         )
-    else:
-        corpus = find_corpus(DataSettings(data_name="wiki", corpus=settings.corpus, text_column=settings.text_column))
-        rows, name = text_rows(tokenizer, corpus.documents(), settings.length, settings.max_rows), corpus.name
-        if not len(rows):
-            raise UserError(f"--corpus: {name!r} is too short for a row of {settings.length} tokens; give more text")
-        check_ids("--corpus", config.vocab_size, rows)
-    rows = begun(rows[: settings.max_rows], begin)
-    if rows.shape[1] < len(begin) + settings.needed:
-        raise UserError(f"--tokens: <bos>, prompt and continuation need {len(begin) + settings.needed} tokens per row")
-    return rows, name
+    if settings.dataset is not None:
+        return dataset_documents(
+            settings.dataset, settings.dataset_config, settings.dataset_split, settings.text_column
+        )
+    return corpus_documents(settings.corpus, settings.text_column)
+
+
+def load_windows(
+    settings: ScanSettings, documents: Documents, config, tokenizer, begin: tuple[int, ...] = ()
+) -> Windows:
+    """Return the windows of this worker's documents. Raise UserError for one that does not fit the model.
+
+    begin: the ids at the beginning of each window.
+    """
+    streams = documents.share(*settings.worker).tokens(tokenizer)
+    length = settings.length or settings.needed
+    if settings.tokens is not None:
+        rows = without(documents.content, begin)
+        streams = iter(rows[settings.worker[0] - 1 :: settings.worker[1]])
+        if settings.length is None and settings.stride is None:
+            length = len(rows[0])
+        if len(rows[0]) < settings.needed:
+            raise UserError(
+                f"--tokens: <bos>, prompt and continuation need {len(begin) + settings.needed} tokens per row"
+            )
+    windows = cut_windows(streams, length, settings.stride or length, begin, settings.max_rows)
+    check_ids("--corpus" if settings.dataset is None else "--dataset", config.vocab_size, windows.stream)
+    return windows
+
+
+def without(rows: list[np.ndarray], begin: tuple[int, ...]) -> list[np.ndarray]:
+    """Return rows of token ids without the ids of `begin`, if all of them begin with these."""
+    if all(tuple(row[: len(begin)].tolist()) == begin for row in rows):
+        return [row[len(begin) :] for row in rows]
+    return rows
+
+
+def search(arguments, settings: ScanSettings, model, windows: Windows, names: list[str], key: str, decode) -> Found:
+    """Search the windows, with a progress bar. key: identifies the search of all workers. names: the documents'."""
+    worker, workers = settings.worker
+    own = files.digest({"key": key, "worker": worker, "workers": workers})
+    progress = arguments.output.with_name(f".{arguments.output.stem}.{worker}of{workers}.progress.json")
+    batch_size = arguments.batch_size or default_microbatch(model, len(windows.begin) + settings.needed)
+    with cli.progress_bar(total=len(windows), unit="window") as bar:
+
+        def show(done: int, found: int) -> None:
+            bar.set_postfix_str(f"{found} memorized", refresh=False)
+            bar.update(done - bar.n)
+
+        found = find_memorized(
+            model, windows, settings.prompt_tokens, settings.continuation_tokens, progress, own, batch_size,
+            settings.min_distinct, settings.screen, show,
+        )  # fmt: skip
+    made, chosen = passages(windows, found, settings.needed, names, decode)
+    sizes = windows.bounds.diff()
+    return Found(
+        key=key,
+        documents=len(sizes),
+        short=int((sizes < windows.width).sum()),
+        tokens=len(windows.stream),
+        windows=len(windows),
+        memorized=len(found),
+        passages=[asdict(passage) for passage in made],
+        rows=windows.rows(chosen).tolist(),
+    )
+
+
+def together(arguments, settings: ScanSettings, key: str, look: Callable[[], Found]) -> Found | None:
+    """Do this worker's part, unless it is done. Return what all workers found; None while some have not finished."""
+    worker, workers = settings.worker
+    own = worker_file(arguments.output, worker, workers)
+    if arguments.force:
+        own.unlink(missing_ok=True)
+    if worker not in read_found(arguments.output, workers, key):
+        write_found(own, look())
+    parts = read_found(arguments.output, workers, key)
+    missing = [f"{number}/{workers}" for number in range(1, workers + 1) if number not in parts]
+    if missing:
+        memorized, windows = parts[worker].memorized, parts[worker].windows
+        print(f"shard {settings.shard}: {memorized} of {windows} windows are memorized; not done: {', '.join(missing)}")
+        return None
+    return merged(list(parts.values()))
+
+
+def report(found: Found, settings: ScanSettings, width: int) -> str:
+    """Return what was looked at and what was found, in lines."""
+    n, k, stride = settings.prompt_tokens, settings.continuation_tokens, settings.stride or width
+    where = "at every token" if stride == 1 else f"every {stride} tokens"
+    lines = [
+        f"looked at {found.windows} windows in {found.documents} documents of {found.tokens} tokens together: one begins "
+        f"{where} of a document; it is {width} tokens, the first {n} the prompt and the next {k} what must come out"
+    ]
+    if found.short:
+        lines.append(f"{found.short} documents have fewer than {width} tokens and hold no window")
+    if settings.screen:
+        lines.append(
+            f"windows were tested only where {settings.screen:g} of the continuation came out in one long pass"
+        )
+    documents = len({passage["document"] for passage in found.passages})
+    lines.append(
+        f"{found.memorized} of {found.windows} windows are ({n}, {k}) memorized: {len(found.passages)} passages in "
+        f"{documents} documents"
+    )
+    for passage in found.passages[:PRINTED]:
+        text = printable(passage["text"] or "")
+        shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        lines.append(f"  {passage['document']}, offset {passage['offset']}, {passage['length']} tokens: {shown}")
+    if len(found.passages) > PRINTED:
+        lines.append(f"  and {len(found.passages) - PRINTED} more")
+    return "\n".join(lines)
 
 
 def main() -> None:
     arguments = parse()
     loading, settings = cli.collect(LoadSettings, arguments), cli.collect(ScanSettings, arguments)
+    worker, workers = settings.worker
     if arguments.output.suffix != ".safetensors":
         raise UserError(f"--output {arguments.output}: must end in .safetensors")
     if arguments.output.exists() and not arguments.force:
@@ -113,31 +258,31 @@ def main() -> None:
     device = cli.resolve_device(arguments.device)
     config, tokenizer = open_description(arguments.model_name, loading.step, for_text=settings.tokens is None)
     begin = beginning(settings.bos, tokenizer, config)
-    rows, source = load_rows(settings, config.get_text_config(), tokenizer, begin)
+    check_length("--prompt_tokens, --continuation_tokens", len(begin) + settings.needed, config.get_text_config())
+    documents = load_documents(settings, config.get_text_config(), tokenizer)
+    windows = load_windows(settings, documents, config.get_text_config(), tokenizer, begin)
+    if not len(windows) and workers == 1:
+        raise UserError(
+            f"{documents.source}: no document has {windows.width} tokens, as a window needs; give longer text"
+        )
     model, _ = open_causal_lm(arguments.model_name, device=device, **vars(loading))
     about = {
-        "model_name": model_identity(arguments.model_name), **asdict(loading), "source": source, "rows": len(rows),
-        "prompt_tokens": settings.prompt_tokens, "continuation_tokens": settings.continuation_tokens,
-        "min_distinct": settings.min_distinct, "weights": weights_fingerprint(model),
-        "searched": TokenSet(rows, {}).fingerprint, **bos_identity(begin),
+        "model_name": model_identity(arguments.model_name), **asdict(loading), "source": documents.source,
+        **{name: getattr(settings, name) for name in ("prompt_tokens", "continuation_tokens", "min_distinct")},
+        "stride": settings.stride or windows.width, "length": windows.width, "screen": settings.screen,
+        "max_rows": settings.max_rows, "weights": weights_fingerprint(model), "searched": documents.fingerprint,
+        **bos_identity(begin),
     }  # fmt: skip
+    key = files.digest(about)
     arguments.output.unlink(missing_ok=True)  # with --force: remove the mark of finished work first
-    progress = arguments.output.with_name(f".{arguments.output.stem}.progress.json")
-    batch_size = arguments.batch_size or default_microbatch(model, rows.shape[1])
-    with cli.progress_bar(total=len(rows), unit="row") as bar:
-
-        def show(done: int, found: int) -> None:
-            bar.set_postfix_str(f"{found} memorized", refresh=False)
-            bar.update(done - bar.n)
-
-        found = find_memorized(
-            model, rows, len(begin) + settings.prompt_tokens, settings.continuation_tokens, progress, files.digest(about),
-            batch_size, settings.min_distinct, show,
-        )  # fmt: skip
-    print(f"{len(found)} of {len(rows)} rows are ({settings.prompt_tokens}, {settings.continuation_tokens}) memorized")
-    if len(found):
-        write_token_set(arguments.output, TokenSet(rows[found].unique(dim=0), about))
-        print(f"written to {arguments.output}")
+    names = documents.share(worker, workers).names
+    look = partial(search, arguments, settings, model, windows, names, key, tokenizer and tokenizer.decode)
+    whole = look() if workers == 1 else together(arguments, settings, key, look)
+    if whole is None:
+        return
+    passages_file = publish(arguments.output, whole, about)
+    print(report(whole, settings, windows.width))
+    print(f"written to {passages_file}" + (f" and {arguments.output}" if whole.rows else ""))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_help_is_instant_and_does_not_load_torch(name):
     ("words", "named"),
     [
         ((TRAIN, "--data_name", "sorting"), "sorting"),
-        ((TRAIN, "--n_layers", 3), "3"),
+        ((TRAIN, "--n_layers", 49), "--n_layers 49"),
         ((TRAIN, "--lr", 0), "--lr 0.0"),
         ((TRAIN, "--num_test", 30000, "--output_dir", "{tmp}/run"), "--num_test 30000"),
         ((TRAIN, "--num_noise", 30000, "--output_dir", "{tmp}/run"), "--num_noise 30000"),

@@ -47,7 +47,7 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
-    reads_text = passages.plant is not None or settings.random is None
+    reads_text = passages.plant is not None or settings.random is None or settings.memorizes_text
     config, tokenizer = open_description(place, loading.step, reads_text)
     if passages.plant is None:
         data = load_production(settings, config, tokenizer)

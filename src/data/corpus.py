@@ -184,12 +184,17 @@ def _read_hub(source: dict[str, str]) -> list[str]:
     from datasets import load_dataset
 
     try:
-        with nullcontext() if hub_reachable() else _offline():
+        with hub_or_cache():
             return list(load_dataset(**source, split="train")["text"])
     except Exception as error:  # no network, proxies, renamed datasets, full disks: each raises another type
         raise UserError(
             f"--corpus hub: cannot load {source['path']} ({first_line(error)}); use --corpus builtin or --corpus PATH"
         ) from None
+
+
+def hub_or_cache():
+    """Return a context in which the hub's client answers from its cache at once if the hub cannot be reached."""
+    return nullcontext() if hub_reachable() else _offline()
 
 
 @contextmanager
@@ -229,13 +234,27 @@ def split_documents(texts: list[str]) -> list[str]:
     """
     texts = [text for text in texts if text.strip()]
     if _is_wikitext(texts):
-        whole = "".join(text if text.endswith("\n") else text + "\n" for text in texts)
-        cuts = [0, *(match.start() for match in ARTICLE.finditer(whole))]
-        texts = [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)])]
+        texts = wikitext_articles(texts)
     elif len(texts) < MIN_DOCUMENTS:
         size = sum(map(len, texts)) // SECTIONS
         texts = [section for text in texts for section in _sections(text, size)]
     return [text if text.endswith("\n") else text + "\n" for text in texts if text.strip()]
+
+
+def wikitext_articles(texts: list[str]) -> list[str]:
+    """Return WikiText, stored in lines or in one piece, as articles, cut at their titles; other texts unchanged."""
+    lines = [text for text in texts if text and text.strip()]
+    if not _is_wikitext(lines):
+        return texts
+    whole = "".join(text if text.endswith("\n") else text + "\n" for text in lines)
+    cuts = [0, *(match.start() for match in ARTICLE.finditer(whole))]
+    return [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)])]
+
+
+def separate_texts(texts: list[str], where: str) -> list[str]:
+    """Return the texts of one file as documents: cut at WikiText's titles or at separator lines, otherwise unchanged."""
+    articles = wikitext_articles(texts)
+    return _separated(texts, where) if articles is texts else articles
 
 
 def _is_wikitext(texts: list[str]) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tinymem.data.chunks import split_by_document
@@ -13,12 +16,15 @@ from tinymem.data.corpus import find_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.memories import shares_tokens
 from tinymem.data.settings import DataSettings
+from tinymem.data.text_files import PLAIN, read_texts
 from tinymem.data.token_sets import TokenSet, read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
+from tinymem.inputs import check_file
 from tinymem.options import check_options, option
 
 NO_PAD = -1  # every row is full
+BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 DOCUMENTS_AT_ONCE = 32  # enough to tokenize on every core; a corpus is tokenized only as far as it is needed
 
 logger = logging.getLogger(__name__)
@@ -29,7 +35,9 @@ class ProductionSettings:
     """Data"""
 
     memorized: str | None = option(
-        None, "file of memorized sequences (.safetensors or .pt), from pythia_mem_data/: fetch.py or find_memorized.py"
+        None,
+        "file of memorized sequences: token ids (.safetensors or .pt; pythia_mem_data/fetch.py and find_memorized.py write "
+        "them) or text (.txt: passages with blank lines between them; .jsonl: one a line, in --text_column)",
     )
     random: str | None = option(None, "file of random sequences: test and retain text; default: text of --corpus")
     corpus: str | None = option(
@@ -37,7 +45,7 @@ class ProductionSettings:
         "test and retain text: hub, builtin or a path, see memorization_in_toy_models.py; default: hub, or builtin "
         "if the hub cannot be reached",
     )
-    text_column: str = option("text", "column of a .jsonl or .parquet corpus")
+    text_column: str = option("text", "column of a .jsonl or .parquet corpus, and of a .jsonl of --memorized")
     prompt_tokens: int = option(32, "n of (n, k) memorization: tokens of the prompt", low=1)
     continuation_tokens: int = option(40, "k of (n, k) memorization: tokens that must come out", low=1)
     bos: str = option(
@@ -52,6 +60,11 @@ class ProductionSettings:
         check_options(self)
         if self.random and self.corpus:
             raise UserError("--random and --corpus: give one of them, both name the test and retain text")
+
+    @property
+    def memorizes_text(self) -> bool:
+        """Whether --memorized names a file of text, which needs a tokenizer."""
+        return self.memorized is not None and self.memorized.lower().endswith((*PLAIN, ".jsonl"))
 
     @property
     def needed(self) -> int:
@@ -89,7 +102,7 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
     """
     begin = beginning(settings.bos, tokenizer, config)
     config = config.get_text_config()
-    memorized = load_memorized(settings, config)
+    memorized = load_memorized(settings, config, tokenizer)
     tokens = begun(memorized.tokens, begin)
     length, needed = tokens.shape[1], len(begin) + settings.needed
     if length < needed:
@@ -128,16 +141,54 @@ def check_length(flag: str, length: int, config) -> None:
         raise UserError(f"{flag}: {length} tokens per sequence; this model takes at most {longest}")
 
 
-def load_memorized(settings: ProductionSettings, config) -> TokenSet:
-    """Return the sequences of --memorized. Raise UserError if there are none or they do not fit this text config."""
+def load_memorized(settings: ProductionSettings, config, tokenizer=None) -> TokenSet:
+    """Return the sequences of --memorized, token ids or text. tokenizer: the model's, to read text with.
+
+    Raise UserError if there are none or they do not fit this text config.
+    """
     if settings.memorized is None:
         raise UserError(
             "--memorized: give a file of sequences that this model has memorized; pythia_mem_data/fetch.py fetches Pythia's, "
             "pythia_mem_data/find_memorized.py finds any model's"
         )
-    found = read_token_set(settings.memorized, config.vocab_size, settings.needed)
+    if settings.memorizes_text:
+        found = text_token_set(settings.memorized, settings.text_column, tokenizer, settings.needed)
+        check_ids("--memorized", config.vocab_size, found.tokens)
+    else:
+        found = read_token_set(settings.memorized, config.vocab_size, settings.needed)
     check_length("--memorized", found.tokens.shape[1], config)
     return found
+
+
+def memorized_texts(path: str, column: str) -> list[str]:
+    """Return the passages in a text file: blocks between blank lines, or lines of .jsonl. Raise UserError if unreadable."""
+    texts = read_texts(check_file(path), column)
+    if not path.lower().endswith(".jsonl"):
+        texts = [block.strip("\n") for block in BLANK_LINES.split(texts[0])]
+    return [text for text in texts if text.strip()]
+
+
+def text_token_set(path: str, column: str, tokenizer, length: int) -> TokenSet:
+    """Return the first `length` tokens of each passage in a text file (see `memorized_texts`).
+
+    Shorter passages are left out, with a warning. Raise UserError without a tokenizer, or if no passage is left.
+    """
+    if tokenizer is None:
+        raise UserError("--memorized: this model's folder has no tokenizer to read text with; give a file of token ids")
+    streams = tokenize(tokenizer, memorized_texts(path, column))
+    rows = [stream[:length] for stream in streams if len(stream) >= length]
+    if not rows:
+        longest = max(map(len, streams), default=0)
+        raise UserError(
+            f"--memorized {path}: none of its {len(streams)} passages has the {length} tokens of prompt and continuation, "
+            f"the longest has {longest}; lower --prompt_tokens or --continuation_tokens"
+        )
+    if len(rows) < len(streams):
+        logger.warning(
+            "%s: %d of %d passages are left out: they have fewer than %d tokens",
+            path, len(streams) - len(rows), len(streams), length,
+        )  # fmt: skip
+    return TokenSet(torch.from_numpy(np.stack(rows)), {"file": Path(path).name})
 
 
 def load_random(

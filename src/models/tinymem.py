@@ -19,7 +19,7 @@ from tinymem.options import check_options, option
 class ModelSettings:
     """Model"""
 
-    n_layers: int = option(4, "transformer blocks; the study has 2, 4, 8, 16", choices=(1, 2, 4, 8, 16))
+    n_layers: int = option(4, "transformer blocks; the study has 2, 4, 8, 16", low=1, high=48)
     n_heads: int = option(4, "attention heads", low=1, high=2**10)
     n_embd: int = option(128, "width; the MLPs are four times as wide", low=1, high=2**16)
 

@@ -10,7 +10,7 @@ import torch
 
 from tinymem import allocator
 from tinymem.data.passages import PassageSettings, check_passages
-from tinymem.data.production import ProductionSettings, check_length, load_memorized
+from tinymem.data.production import ProductionSettings, check_length, load_memorized, memorized_texts
 from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
@@ -40,6 +40,8 @@ def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSetti
     if passages.plant is not None:
         check_passages(passages, data, config)
         count, length = passages.plant_sequences, passages.plant_tokens
+    elif data.memorized is not None and data.memorizes_text:
+        count, length = len(memorized_texts(data.memorized, data.text_column)), data.needed
     elif data.memorized is not None:
         count, length = load_memorized(data, config).tokens.shape
     check_length("--prompt_tokens, --continuation_tokens", length, config)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem.data.corpus import find_corpus, resolve_corpus
-from tinymem.data.production import ProductionSettings
+from tinymem.data.production import ProductionSettings, text_token_set
 from tinymem.data.token_sets import read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity
 from tinymem.errors import UserError
@@ -167,7 +167,7 @@ def production_jobs(
     data = replace(model.data, **paths)
     section: dict[str, Any] = data.sizes | _bos_section(model)
     if data.memorized and Path(data.memorized).exists():
-        section["memorized_data"] = read_token_set(data.memorized, length=data.needed).fingerprint
+        section["memorized_data"] = _memorized_fingerprint(model, data)
     if data.random is None:
         text = resolve_corpus(data.text)
         data = replace(data, corpus=text.corpus)
@@ -198,6 +198,14 @@ def production_jobs(
         for method, hp in grid
         for spelled in [as_flags(hp, leave_out=(method.strength, "dtype"))]
     ]
+
+
+def _memorized_fingerprint(model: Production, data: ProductionSettings) -> str:
+    """Return what identifies the sequences of --memorized in records; text is read with the model's tokenizer."""
+    if not data.memorizes_text:
+        return read_token_set(data.memorized, length=data.needed).fingerprint
+    tokenizer = open_description(model.name, model.loading.step)[1]
+    return text_token_set(data.memorized, data.text_column, tokenizer, data.needed).fingerprint
 
 
 def _bos_section(model: Production) -> dict[str, bool]:

@@ -118,3 +118,32 @@ def test_what_is_missing_is_named(corpus, tmp_path):
     written = write_token_set(tmp_path / "m.safetensors", TokenSet(rows(4, 71), {}))
     with pytest.raises(UserError, match="have 71 tokens, prompt and continuation need 72"):
         load_memorized(ProductionSettings(memorized=str(written)), SimpleNamespace(vocab_size=1000))
+
+
+MEMORIES = ["the sea runs\nto the river", " and the bridge of stone stands", "so"]
+
+
+@pytest.mark.parametrize("name", ["m.txt", "m.md", "m.jsonl"])
+def test_memorized_text_is_the_first_tokens_of_each_passage(tmp_path, name, caplog):
+    tokenizer, path = train_tokenizer(MEMORIES * 9, 280), tmp_path / name
+    lines = "".join(json.dumps({"passage": text, "offset": 3}) + "\n" for text in MEMORIES)
+    path.write_text(lines if name == "m.jsonl" else "\n\n" + "\n \n\n".join(MEMORIES) + "\n\n")
+    settings = ProductionSettings(memorized=str(path), prompt_tokens=2, continuation_tokens=2, text_column="passage")
+    config = SimpleNamespace(vocab_size=280, max_position_embeddings=64)
+    found = load_memorized(settings, config, tokenizer)
+    expected = [ids[:4].tolist() for ids in tokenize(tokenizer, MEMORIES[:2])]
+    assert found.tokens.tolist() == expected and found.provenance == {"file": name}
+    assert "1 of 3 passages are left out: they have fewer than 4 tokens" in caplog.text
+    write_token_set(tmp_path / "ids.safetensors", found)
+    ids = ProductionSettings(memorized=str(tmp_path / "ids.safetensors"), prompt_tokens=2, continuation_tokens=2)
+    assert load_memorized(ids, config).fingerprint == found.fingerprint
+    with pytest.raises(UserError, match="has no tokenizer to read text with"):
+        load_memorized(settings, config)
+    with pytest.raises(UserError, match="the tokenizer gives id"):
+        load_memorized(settings, SimpleNamespace(vocab_size=5, max_position_embeddings=64), tokenizer)
+    long = ProductionSettings(memorized=str(path), text_column="passage")
+    with pytest.raises(
+        UserError, match=f"{name}: none of its 3 passages has the 72 tokens .* the longest has"
+    ) as error:
+        load_memorized(long, config, tokenizer)
+    assert "\n" not in str(error.value)

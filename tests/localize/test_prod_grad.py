@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPT
 import tinymem.planning.dry_run
 import tinymem.planning.plan  # noqa: F401 (both import free_bytes before a test replaces it)
 from tinymem.data.token_sets import TokenSet, write_token_set
-from tinymem.data.tokenizer import train_tokenizer
+from tinymem.data.tokenizer import open_tokenizer, tokenize, train_tokenizer
 from tinymem.localize.registry import STUDY
 from tinymem.models.adapter import find_mlps
 from tinymem.models.production import open_causal_lm
@@ -202,3 +204,23 @@ def test_too_little_memory_says_how_much_is_missing(place, tmp_path, capsys, mon
         in_process(SCRIPT, *words(place, "--localization_method", "activations", "--output_dir", tmp_path))
     error = capsys.readouterr().err
     assert stopped.value.code == 1 and "GB more than is free; --dtype bfloat16 helps" in error
+
+
+def test_memorized_text_unlearns_as_its_token_ids_do(place, tmp_path):
+    """The same passages as text and as token ids give the same record, but for the time it took."""
+    tokenizer = open_tokenizer(place / "model")
+    texts = DOCUMENTS[::8]
+    tokens = np.stack([ids[:18] for ids in tokenize(tokenizer, texts)])
+    write_token_set(tmp_path / "ids.safetensors", TokenSet(torch.from_numpy(tokens), {}))
+    (tmp_path / "passages.txt").write_text("\n\n".join(text.strip("\n") for text in texts))
+    results = []
+    for name in ("ids.safetensors", "passages.txt"):
+        more = ["--localization_method", "durable", "--ratio", 0.1, "--output_dir", tmp_path / Path(name).stem]
+        in_process(SCRIPT, *words(place, *more, "--memorized", tmp_path / name))
+        records = sorted(load_records(tmp_path / Path(name).stem), key=lambda record: record["kind"])
+        results.append([(record["data"]["memorized_data"], record["results"]) for record in records])
+    for one, other in zip(*results, strict=True):
+        assert one[0] == other[0]
+        assert {k: v for k, v in one[1].items() if "seconds" not in k} == {
+            k: v for k, v in other[1].items() if "seconds" not in k
+        }

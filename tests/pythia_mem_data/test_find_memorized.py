@@ -9,7 +9,7 @@ from small import in_process
 from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
 
 SCRIPT = "pythia_mem_data/find_memorized.py"
-WINDOW = ["--prompt_tokens", 10, "--continuation_tokens", 10, "--length", 30, "--min_distinct", 1]
+WINDOW = ["--prompt_tokens", 10, "--continuation_tokens", 10, "--min_distinct", 1]
 
 
 def test_the_planted_sequences_are_found(memorizing_noise, tmp_path, capsys):
@@ -25,7 +25,7 @@ def test_the_planted_sequences_are_found(memorizing_noise, tmp_path, capsys):
     assert (
         note["source"] == "rows.safetensors" and note["rows"] == len(dataset.sequences) and len(note["weights"]) == 16
     )
-    assert f"of {len(dataset.sequences)} rows are (10, 10) memorized" in capsys.readouterr().out
+    assert f"of {len(dataset.sequences)} windows are (10, 10) memorized" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     in_process(*command, "--output", tmp_path / "found.safetensors", "--force", "--min_distinct", 99)
     assert "0 of" in capsys.readouterr().out and not (tmp_path / "found.safetensors").exists()

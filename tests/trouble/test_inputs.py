@@ -98,7 +98,7 @@ def test_damaged_json(tmp_path, text):
 
 FLAT = small_settings().flat()
 WRONG_SETTINGS = {
-    "n_layers": ["2", 2.0, None, [2], True, 3],
+    "n_layers": ["2", 2.0, None, [2], True, 0, 49],
     "lr": ["0.1", None, -1.0, True],
     "data_name": [7, None, "sorting"],
     "duplicate": [1, "yes"],
