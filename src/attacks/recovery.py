@@ -73,7 +73,9 @@ class Attacked:
 
         UNCOUNTED attacks are left out: they say how far away the original is.
         """
-        counted = [curve for curve in self.curves if curve.attack not in UNCOUNTED] if twin else []
+        if twin is None:
+            return None
+        counted = [curve for curve in self.curves if curve.attack not in UNCOUNTED]
         found = [(curve.excess(twin.curve(curve)), curve.attack) for curve in counted]
         return max(((value, name) for value, name in found if value is not None), default=None)
 

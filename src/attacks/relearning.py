@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -43,7 +43,7 @@ def relearned(
     hp: WeightTraining,
     lr: float,
     lr_flag: str,
-) -> Iterator[tuple[int, Weights]]:
+) -> Generator[tuple[int, Weights]]:
     """Train on sequences (rows, T) with the loss of plain training; yield the weights after each number of steps.
 
     The model is as it was whenever a number is yielded. lr_flag: named by the NotFinite of a training

@@ -193,7 +193,7 @@ def scale(column: str) -> tuple[float, float]:
 
 def _interval(mean: float | None, half: float | None, ends: tuple[float, float]) -> Any:
     """Return a mean with its interval as text: "40 ± 6", or "2 (0 to 8)" where the scale's end cuts it off."""
-    if half is None:
+    if mean is None or half is None:
         return mean
     low, high = max(ends[0], mean - half), min(ends[1], mean + half)
     if low > mean - half or high < mean + half:

@@ -88,6 +88,12 @@ class Configuration:
         values = self.values(name)
         return mean_and_interval(values)[0] if values else None
 
+    def known_mean(self, name: str) -> float:
+        """Return the mean over the seeds of a result that every compared run has, such as COMPARED."""
+        value = self.mean(name)
+        assert value is not None, name
+        return value
+
     def summary(self) -> dict[str, Any]:
         """Return a row: experiment, method, hyper-parameters, n, and every result's mean and 95 % half width."""
         settings = {f"method.{name}": value for name, value in self.hyper_parameters.items()}
@@ -235,19 +241,19 @@ def leading(some: Iterable[Configuration], max_perplexity_rise: float = math.inf
         rivals = [rival for rival in rivals if not without_effect(rival)] or rivals
         kept = [rival for rival in rivals if not over_limit(rival, max_perplexity_rise)]
         chosen.append(
-            min(kept, key=merit) if kept else min(rivals, key=lambda rival: rival.mean("perplexity_rise_percent"))
+            min(kept, key=merit) if kept else min(rivals, key=lambda rival: rival.known_mean("perplexity_rise_percent"))
         )
     return chosen
 
 
 def over_limit(configuration: Configuration, max_perplexity_rise: float) -> bool:
     """Return whether perplexity rose by more percent on average; never of number models, which have a trade-off."""
-    return not configuration.on_numbers and configuration.mean("perplexity_rise_percent") > max_perplexity_rise
+    return not configuration.on_numbers and configuration.known_mean("perplexity_rise_percent") > max_perplexity_rise
 
 
 def without_effect(configuration: Configuration) -> bool:
     """Return whether memorization fell by less than a point: always of the unedited model."""
-    return configuration.mean("change_memorized") > -POINTS
+    return configuration.known_mean("change_memorized") > -POINTS
 
 
 def merit(configuration: Configuration) -> tuple[float, ...]:

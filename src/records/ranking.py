@@ -34,7 +34,7 @@ class Ranking:
 
     def wins(self, one: Configuration) -> bool:
         """Return whether a run may win: it forgets, within the limit, and more than it costs (number models)."""
-        worth = not one.on_numbers or one.mean("trade_off") < 0
+        worth = not one.on_numbers or one.known_mean("trade_off") < 0
         return not without_effect(one) and not self.over(one) and worth
 
     @property
@@ -57,7 +57,7 @@ def ranked(some: Iterable[Configuration], max_perplexity_rise: float = math.inf)
 
     def place(one: Configuration) -> tuple:
         over = over_limit(one, max_perplexity_rise)
-        return without_effect(one), over, one.mean("perplexity_rise_percent") if over else 0.0, merit(one)
+        return without_effect(one), over, one.known_mean("perplexity_rise_percent") if over else 0.0, merit(one)
 
     return Ranking(original, sorted(leading(edited, max_perplexity_rise), key=place), edited, max_perplexity_rise)
 
@@ -85,7 +85,7 @@ def answer(ranking: Ranking) -> list[str]:
 def spoken(one: Configuration) -> str:
     """Return a run in words, such as "balanced_subnet 0.1: 0 % memorized, perplexity +12.6 %"."""
     if one.on_numbers:
-        cost = f"accuracy {100 * one.mean('change_accuracy'):+.3g} points"
+        cost = f"accuracy {100 * one.known_mean('change_accuracy'):+.3g} points"
     else:
         cost = f"perplexity {one.mean('perplexity_rise_percent'):+.3g} %"
     return f"{called(one)}: {one.mean('percent_memorized_train'):.3g} % memorized, {cost}"

@@ -9,7 +9,7 @@ Values per row or per token are averaged over the batch (see `tinymem.training.s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -166,7 +166,7 @@ def train_objective(
 
 def snapshots(
     model, training: Iterator[tuple[int, None]], notes: Mapping[str, float] | None = None
-) -> Iterator[tuple[int, Weights]]:
+) -> Generator[tuple[int, Weights]]:
     """Yield the trained weights at each number of steps of a training in place, such as `train_objective`.
 
     The model is as it was whenever a number is yielded, and at the end. notes: results to keep with the weights, as they
