@@ -11,7 +11,7 @@ import numpy as np
 
 from tinymem import files
 from tinymem.data import tokenizer as tokenizers
-from tinymem.data.corpus import Corpus, find_corpus
+from tinymem.data.corpus import Corpus, find_corpus, tokenizer_sha256
 from tinymem.data.dataset import SPLIT_SEED
 from tinymem.data.settings import DataSettings
 from tinymem.errors import reading
@@ -43,7 +43,8 @@ def load_chunks(settings: DataSettings, cache_dir: str | Path | None) -> Chunks:
     corpus = find_corpus(settings)
     documents = cache(lambda: split_by_document(corpus.documents()))  # read once, and only if something is missing
     tokenizer = cache(lambda: _tokenizer(settings, corpus, cache_dir, documents))
-    end_of_text = tokenizer().eos_token_id if settings.train_tokenizer else tokenizers.GPT2_END_OF_TEXT
+    gpt2 = not settings.train_tokenizer and settings.tokenizer is None
+    end_of_text = tokenizers.GPT2_END_OF_TEXT if gpt2 else tokenizer().eos_token_id
 
     def part(number: int) -> np.ndarray:
         return _rows(tokenizers.tokenize(tokenizer(), documents()[number]), settings.max_ctx, end_of_text)
@@ -62,25 +63,37 @@ def chunk_paths(settings: DataSettings, cache_dir: str | Path) -> tuple[Path, Pa
     """Return the cache files of training and test chunks, named by corpus, tokenizer and a hash of the settings."""
     corpus = find_corpus(settings)
     tokenizer = f"bpe{settings.vocab_size}" if settings.train_tokenizer else tokenizers.GPT2
+    if (own := settings.tokenizer_path) is not None:
+        tokenizer = f"tokenizer{tokenizer_sha256(settings, own)[:16]}"
     key = dict(format=FORMAT, corpus=corpus.fingerprint, tokenizer=tokenizer, max_ctx=settings.max_ctx)
     stem = f"{corpus.name}_{tokenizer}_{files.digest(key)}"
     return Path(cache_dir) / f"{stem}.train.npy", Path(cache_dir) / f"{stem}.test.npy"
 
 
 def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
-    """Return GPT-2's tokenizer, or the one trained on the corpus (cached if possible). None for number sequences."""
+    """Return GPT-2's tokenizer, that of --tokenizer, or the one trained on the corpus (cached if possible). None for
+    number sequences.
+    """
     if not settings.is_text:
         return None
     if not settings.train_tokenizer:
-        return tokenizers.gpt2_tokenizer()
+        return _given_tokenizer(settings)
     corpus = find_corpus(settings)
     return _tokenizer(settings, corpus, cache_dir, lambda: split_by_document(corpus.documents()))
+
+
+def _given_tokenizer(settings: DataSettings):
+    """Return the tokenizer of --tokenizer, or GPT-2's. Raise UserError if it is another one than the settings say."""
+    if (path := settings.tokenizer_path) is None:
+        return tokenizers.gpt2_tokenizer()
+    tokenizer_sha256(settings, path)
+    return tokenizers.read_tokenizer(path)
 
 
 def _tokenizer(settings: DataSettings, corpus: Corpus, cache_dir: str | Path | None, documents: Callable):
     """Return the tokenizer; train it on the training documents only. documents() -> (training, test)."""
     if not settings.train_tokenizer:
-        return tokenizers.gpt2_tokenizer()
+        return _given_tokenizer(settings)
     key = dict(format=FORMAT, corpus=corpus.fingerprint, vocab_size=settings.vocab_size)
     name = f"{corpus.name}_bpe{settings.vocab_size}_{files.digest(key)}.tokenizer.json"
     path = None if cache_dir is None else Path(cache_dir) / name

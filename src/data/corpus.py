@@ -85,12 +85,17 @@ class Corpus:
 
 def resolve_corpus(settings: DataSettings) -> DataSettings:
     """Return settings with `corpus` filled in; a path becomes absolute and gets the SHA-256 of its files, so that a
-    run's identity includes its text. Settings of number sequences are unchanged.
+    run's identity includes its text; likewise `tokenizer`. Settings of number sequences are unchanged.
 
     Without network the builtin corpus is chosen, with a warning. Raise UserError if there is no such file, or if its
     SHA-256 differs from the settings'.
     """
-    if not settings.is_text or settings.corpus in (HUB, BUILTIN):
+    if not settings.is_text:
+        return settings
+    if (tokenizer := settings.tokenizer_path) is not None:
+        place, sha256 = str(Path(settings.tokenizer or "").absolute()), tokenizer_sha256(settings, tokenizer)
+        settings = replace(settings, tokenizer=place, tokenizer_sha256=sha256)
+    if settings.corpus in (HUB, BUILTIN):
         return settings
     if (path := settings.corpus_path) is not None:
         return replace(settings, corpus=str(path.absolute()), corpus_sha256=_checked_sha256(settings, path))
@@ -150,6 +155,19 @@ def _checked_sha256(settings: DataSettings, path: Path) -> str:
         raise UserError(
             f"--corpus {settings.corpus}: this is another text (SHA-256 {sha256}, not {wanted}); restore the old one "
             "or train again"
+        )
+    return sha256
+
+
+def tokenizer_sha256(settings: DataSettings, path: Path) -> str:
+    """Return the SHA-256 of the tokenizer at a path. Raise UserError if the settings have a different one."""
+    if not path.is_file():
+        raise UserError(f"--tokenizer {settings.tokenizer}: no such tokenizer.json, and no folder with one")
+    sha256, wanted = text_files.sha256([path]), settings.tokenizer_sha256
+    if wanted not in (None, sha256):
+        raise UserError(
+            f"--tokenizer {settings.tokenizer}: this is another tokenizer (SHA-256 {sha256}, not {wanted}); restore the old "
+            "one or train again"
         )
     return sha256
 

@@ -15,7 +15,8 @@ NUMBER_TASKS = tuple(
 TEXT_TASKS = ("wiki_fast", "wiki", "shakespeare")  # `wiki` is the same data as `wiki_fast`, the study's name for it
 ARTIFACTS = ("noise", "backdoor", "natural")
 NUMBER_FIELDS = ("num_7", "num_2", "num_3", "num_4", "num_5", "length")  # settings of one kind only
-TEXT_FIELDS = ("corpus", "corpus_sha256", "text_column", "num_chunks", "train_tokenizer", "vocab_size")
+TEXT_FIELDS: tuple[str, ...] = ("corpus", "corpus_sha256", "text_column", "num_chunks", "train_tokenizer", "vocab_size")
+TEXT_FIELDS += ("tokenizer", "tokenizer_sha256")
 HUB, BUILTIN = "hub", "builtin"  # every other --corpus is a path
 SEQUENCES, CONTEXT = 10**7, 2**20  # far more than anybody trains on; beyond, building the data would never end
 MIN_VOCABULARY = 300  # 256 bytes, one end-of-text token and at least some merges
@@ -69,6 +70,13 @@ class DataSettings:
     num_chunks: int | None = option(None, "text: training chunks of max_ctx tokens; default: all", low=1)
     train_tokenizer: bool = option(False, "text: train a byte-level BPE on the corpus instead of GPT-2's 50257 tokens")
     vocab_size: int = option(4096, "text: tokens of a trained tokenizer", low=MIN_VOCABULARY, high=2**20)
+    tokenizer: str | None = option(
+        None,
+        "text: a tokenizer.json, or a folder with one, instead of GPT-2's; it gets an end-of-text token as its last id",
+    )
+    tokenizer_sha256: str | None = option(
+        None, "text: SHA-256 of that file; filled in automatically; if given, a tokenizer with another one is refused"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -78,6 +86,13 @@ class DataSettings:
             object.__setattr__(self, "duplicate", True)
         if self.corpus_sha256 is not None and self.corpus_path is None:
             raise UserError(f"--corpus_sha256: is that of the files of --corpus PATH; --corpus is {self.corpus}")
+
+        if self.tokenizer is not None and not self.is_text:
+            raise UserError(f"--tokenizer: needs text; --data_name is {self.data_name}")
+        if self.tokenizer is not None and self.train_tokenizer:
+            raise UserError("--tokenizer, --train_tokenizer: give one of them")
+        if self.tokenizer_sha256 is not None and self.tokenizer is None:
+            raise UserError("--tokenizer_sha256: is that of the file of --tokenizer; give that, too")
 
     @property
     def is_text(self) -> bool:
@@ -89,11 +104,19 @@ class DataSettings:
         """The path of the user's text; None for the hub, the builtin corpus, and a corpus not yet chosen."""
         return None if self.corpus in (None, HUB, BUILTIN) else Path(self.corpus)
 
+    @property
+    def tokenizer_path(self) -> Path | None:
+        """The tokenizer.json that --tokenizer names; None without one."""
+        path = Path(self.tokenizer) if self.tokenizer is not None else None
+        return path / "tokenizer.json" if path is not None and path.is_dir() else path
+
     def applicable(self) -> dict[str, Any]:
         """Return the settings that this kind of data uses, without those of the other kind."""
         ignored: tuple[str, ...] = NUMBER_FIELDS if self.is_text else TEXT_FIELDS
         if self.corpus_sha256 is None:  # not a user's file
             ignored += ("corpus_sha256",)
+        if self.tokenizer is None:  # so that runs from before there was one are the same runs
+            ignored += ("tokenizer", "tokenizer_sha256")
         if not self.twin:  # so that the identity of a run that is no twin does not depend on there being twins
             ignored += ("twin",)
         return {name: value for name, value in asdict(self).items() if name not in ignored}

@@ -84,10 +84,29 @@ def cached_tokenizer(path: Path | None, train: Callable[[], Any]):
         return _wrap(Tokenizer.from_file(str(check_file(path))))
 
 
-def _wrap(tokenizer):
+def read_tokenizer(path: Path):
+    """Return the tokenizer in a tokenizer.json; unless its last id is END_OF_TEXT, it gets an end-of-text token there.
+
+    Raise UserError for a damaged file, or ids with gaps.
+    """
+    from tokenizers import Tokenizer
+
+    with reading(path, "--tokenizer: damaged, or no tokenizer.json ({why})"):
+        tokenizer = Tokenizer.from_file(str(check_file(path)))
+    size = tokenizer.get_vocab_size()
+    if not size or max(tokenizer.get_vocab().values()) != size - 1:
+        raise UserError(f"--tokenizer {path}: its ids are not 0, 1, 2 ... without gaps; give another tokenizer")
+    end = END_OF_TEXT
+    while tokenizer.token_to_id(end) not in (None, size - 1):
+        end = f"<|{end}|>"
+    tokenizer.add_special_tokens([end])
+    return _wrap(tokenizer, end)
+
+
+def _wrap(tokenizer, end: str = END_OF_TEXT):
     from transformers import PreTrainedTokenizerFast
 
-    special = dict(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    special = dict(bos_token=end, eos_token=end, pad_token=end)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 

@@ -29,6 +29,7 @@ Values = dict[str, Any]
 DATA: tuple[str, ...] = ("data_name", "artifact", "num_7", "num_2", "num_3", "num_4", "num_5", "num_test")
 DATA += ("num_noise", "duplicate", "length", "max_ctx", "prompt_tokens", "continuation_tokens", "seed", "corpus")
 DATA += ("corpus_sha256", "text_column", "num_chunks", "train_tokenizer", "vocab_size", "memorized_data", "random_data")
+DATA += ("tokenizer", "tokenizer_sha256")
 DATA += ("num_retain", "plant", "plant_sequences", "plant_tokens", "plant_seed")
 MODEL = {"model_name": "name", "step": "step", "n_layers": "n_layers", "n_heads": "n_heads", "n_embd": "n_embd"}
 REGULARIZERS: tuple[str, ...] = ("spectral_reg", "lam", "truncate_loss", "dropc", "truncation_window")
@@ -154,8 +155,9 @@ def _of_checkpoint(left: Values, training: Values | None = None) -> dict[str, Va
     training.pop("checkpoint_every", None)
     if not training.get("lr_decay"):
         training.pop("epochs", None)
-    if data.get("corpus_sha256"):
-        data.pop("corpus", None)
+    for name in ("corpus", "tokenizer"):
+        if data.get(f"{name}_sha256"):
+            data.pop(name, None)
     return {"data": data, "model": model, "training": training | _take(left, ("epoch",))}
 
 

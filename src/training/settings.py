@@ -106,12 +106,12 @@ class RunSettings:
 
 def may_change(settings: Mapping[str, Any]) -> set[str]:
     """Return the settings that may change when a run resumes: it can be trained longer and measured more often, and its
-    text may move if its SHA-256 is known.
+    text and its tokenizer may move if their SHA-256 is known.
 
     A run whose learning rate decays cannot be extended.
     """
     longer = set() if settings.get("lr_decay") else {"epochs"}
-    moved = {"corpus"} if settings.get("corpus_sha256") else set()
+    moved = {name for name in ("corpus", "tokenizer") if settings.get(f"{name}_sha256")}
     return {"checkpoint_every", "ft_epochs"} | longer | moved
 
 
