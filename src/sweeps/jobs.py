@@ -202,6 +202,7 @@ def production_jobs(
 
 def _memorized_fingerprint(model: Production, data: ProductionSettings) -> str:
     """Return what identifies the sequences of --memorized in records; text is read with the model's tokenizer."""
+    assert data.memorized is not None
     if not data.memorizes_text:
         return read_token_set(data.memorized, length=data.needed).fingerprint
     tokenizer = open_description(model.name, model.loading.step)[1]
