@@ -63,7 +63,7 @@ NOTES = """\
   those that it never saw.
 - excess: by how many points of % the worst attack (but `interpolate`, whose attacker has the original) brings back more from the edited model than the same attack with the
   same budget from the never-planted twin. 0: nothing that was not there for anybody.
-- Each attack: what its strongest setting brings back; what the attacker has seen is not measured. `relearn_all` trains
+- Each attack: what it brings back at the setting that brings back most; what the attacker has seen is not measured. `relearn_all` trains
   on all sequences that are measured: only its excess counts.
 - Mean over seeds, and half of the 95 % interval (Student's t).
 - Settings were chosen on validation sequences of the first seed alone, which are in none of these figures.

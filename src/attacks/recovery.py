@@ -25,7 +25,7 @@ class Curve:
     attack     its name
     settings   the attack's settings but the strength
     strength   the setting that varies; None: the attack has none
-    points     (strength, percent memorized), ascending
+    points     (strength, percent memorized), the weakest attack first
     """
 
     attack: str
@@ -116,7 +116,7 @@ def averaged(models: Sequence[Attacked]) -> Attacked:
 
 
 def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
-    """Return one row per model: memorized before, by how much the worst attack exceeds the twin, each attack's highest.
+    """Return one row per model: memorized before, by how much the worst attack exceeds the twin, the most that each attack brings back.
 
     label: gives a record's name.
     """
@@ -149,8 +149,19 @@ def _curves(records: Sequence[Record], split: str) -> tuple[Curve, ...]:
     curves = []
     for (name, strength, *others), some in groups.items():
         points = sorted((float(r["attack"].get(strength) or 0), r["results"][_column(split)]) for r in some)
+        if _falls(name):
+            points.reverse()
         curves.append(Curve(name, dict(others), strength, tuple(points)))
     return tuple(sorted(curves, key=lambda curve: places.get(curve.attack, len(places))))
+
+
+def _falls(name: str) -> bool:
+    """Return whether a lower strength is a stronger attack, as fewer bits are: defaults go from weak to strong."""
+    if name not in ATTACKS:
+        return False
+    method = ATTACKS[name]
+    values = method.strengths(method.hyper_parameters())
+    return len(values) > 1 and values[0] > values[-1]
 
 
 def _strength(attack: Mapping[str, Any]) -> str | None:

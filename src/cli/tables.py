@@ -41,7 +41,7 @@ def fitted_table(
         kept.pop()
     text = _aligned([short(name) for name in kept], [[cells[name][i] for name in kept] for i in range(len(rows))])
     hidden = [short(name) for name in present if name not in kept]
-    notes = [f"{BEST} best in its column"] * any(name in better for name in kept)
+    notes = [f"{BEST} best in its column"] * any(text.endswith(BEST) for name in kept for text in cells[name])
     notes += [f"left out: {', '.join(hidden)} ({more})"] * bool(hidden)
     return text + "".join(f"\n{note}" for note in notes)
 

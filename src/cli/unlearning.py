@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -39,7 +39,7 @@ from tinymem.records.identity import (
     sections_of,
 )
 from tinymem.records.strength import strength_in
-from tinymem.records.table import flat_row, load_records, shown_row, versions
+from tinymem.records.table import flat_row, load_records, method_of, shown_row, versions
 
 LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # no metrics
 DRAWN = (NEVER_PLANTED, UNEDITED, UNLEARN, MEASURED, TWIN_ATTACK, ATTACK)  # kinds of records in figures, in order
@@ -173,12 +173,12 @@ def print_recovery(records: Sequence[dict]) -> None:
     """Print what each attack brings back, one line per model; nothing without attacks."""
     split, models = attacked_models(records)
     if models:
-        rows = recovery_rows(models, plots.label_of)
+        rows = recovery_rows(models, _run_name)
         rivals = [model.record["kind"] in (UNLEARN, MEASURED) for model in models]
         columns = list(dict.fromkeys(name for row in rows for name in row))
         better = {"excess": "lower"}
         print(
-            f"\n% of {split.replace('_', '-')} sequences after the strongest setting of each attack; excess: over the twin's"
+            f"\n% of {split.replace('_', '-')} sequences at the setting of each attack that brings back most; excess: over the twin's"
         )
         print(cli.fitted_table(rows, columns, better, rivals, more="records and --plot have them"))
 
@@ -194,6 +194,12 @@ def check_columns(asked: Sequence[str], records: Sequence[dict], methods: Sequen
     unknown = [name for name in asked if name != "all" and name not in known]
     if unknown:
         raise UserError(f"--columns {unknown[0]}: must be all, or some of {', '.join(dict.fromkeys(known))}")
+
+
+def _run_name(record: Mapping[str, Any]) -> str:
+    """Return a run's method and strength, spelled as in the table of runs."""
+    strength = plots.strength_of(record)
+    return method_of(flat_row(record)) + (f" {strength[1]:g}" if strength else "")
 
 
 def _judged(rows: Sequence[dict[str, Any]]) -> str:

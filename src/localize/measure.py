@@ -52,6 +52,9 @@ def parse() -> tuple[argparse.Namespace, bool]:
     words = sys.argv[1:]
     known = first.parse_known_args(words)[0] if words and not {"-h", "--help"} & set(words) else None
     original = (known.edit_of or known.model) if known else None
+    for flag, place in (("", known.model), ("--edit_of ", known.edit_of)) if known else ():
+        if place and not Path(place).exists() and not _may_be_on_the_hub(place):
+            raise UserError(f"{flag}{place}: no such folder")
     on_numbers = (
         original is None or (Path(original) / SETTINGS).is_file() or any(w.split("=")[0] == DATA_FLAG for w in words)
     )
@@ -63,6 +66,11 @@ def parse() -> tuple[argparse.Namespace, bool]:
     arguments = parser.parse_args()
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
     return arguments, on_numbers
+
+
+def _may_be_on_the_hub(place: str) -> bool:
+    """Return whether this is NAME or OWNER/NAME; anything else is a path."""
+    return place.count("/") <= 1 and not place.startswith((".", "/", "~"))
 
 
 def external_edit(subject: Subject, model, folder: str) -> Weights:

@@ -7,7 +7,7 @@ from tinymem.plots.base import STYLES, Rows, new_figure, save_figure
 from tinymem.plots.curves import draw_by_size, draw_finetuning, draw_regularizers, is_regularized, plot_training
 from tinymem.plots.extraction import draw_extraction, plot_extraction
 from tinymem.plots.faithfulness import plot_faithfulness
-from tinymem.plots.labels import label_of
+from tinymem.plots.labels import label_of, strength_of
 from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
 from tinymem.plots.page import write_pages
@@ -43,5 +43,6 @@ __all__ = [
     "plot_training",
     "plot_unlearning",
     "save_figure",
+    "strength_of",
     "write_pages",
 ]

@@ -206,6 +206,8 @@ def load_details(folder: str | Path) -> dict[str, Any]:
     """Return the tinymem.json of a model folder. Raise UserError if it is missing: TinyMem did not train the model."""
     path = Path(folder) / SETTINGS
     if not path.exists():
+        if not Path(folder).exists():
+            raise UserError(f"{folder}: no such folder; give a checkpoint of a training, or one of results/models")
         raise UserError(
             f"{folder}: not a TinyMem checkpoint (no {SETTINGS} in it); give a folder such as runs/NAME/epoch_50"
         )

@@ -27,7 +27,7 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
 
     unlearn("--holdout_fraction", 0.5, "--attack", "all", "--plot", *quick)
     printed = capsys.readouterr().out
-    assert "% of held-out sequences after the strongest setting of each attack" in printed
+    assert "% of held-out sequences at the setting of each attack that brings back most" in printed
     kinds = [record["kind"] for record in load_records(unlearn.folder)]
     strengths = sum(len(m.strengths(m.hyper_parameters())) for m in ATTACKS.values())
     assert kinds.count("attack") == 2 * (strengths - 3 - 1 - 3 - 1 - 2 - 2 - 2 - 2)  # what `quick` leaves out

@@ -127,7 +127,7 @@ def test_example_tied_dropout_is_finetuned_as_it_is_evaluated(capsys, tmp_path):
         (["--ft_data", "dirty"], "--ft_data"),
         (["--ft_data", "clean", "--ft_epochs", "0"], "--ft_epochs 0"),
         (["--ft_data", "clean", "--n_layers", "4"], "--n_layers 4"),
-        (["--ft_data", "clean", "--model_path", "nowhere"], "nowhere: not a TinyMem checkpoint"),
+        (["--ft_data", "clean", "--model_path", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_bad_inputs_are_one_line_and_exit_2(checkpoint, arguments, named, capsys):
