@@ -160,7 +160,7 @@ def _falls(name: str) -> bool:
     if name not in ATTACKS:
         return False
     method = ATTACKS[name]
-    values = method.strengths(method.hyper_parameters())
+    values = [value for value in method.strengths(method.hyper_parameters()) if value is not None]
     return len(values) > 1 and values[0] > values[-1]
 
 

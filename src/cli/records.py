@@ -174,7 +174,7 @@ def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
 def _setting(configuration: Configuration, varied: set[str]) -> str | None:
     """Return a method's strength and its varied hyper-parameters, in words."""
     settings = configuration.hyper_parameters
-    strength = strength_in(configuration.method, settings)
+    strength = strength_in(settings)
     names = dict.fromkeys([*([strength[0]] if strength else []), *sorted(varied)])
     return ", ".join(f"{name} {settings.get(name)}" for name in names) or None
 

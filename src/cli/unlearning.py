@@ -117,7 +117,7 @@ def records_beside(subject: Subject, records: Sequence[dict]) -> list[dict]:
 
     def place(record: dict) -> tuple:
         settings = record.get("method", {})
-        name, strength = settings.get("name", ""), strength_in(settings.get("name", ""), settings)
+        name, strength = settings.get("name", ""), strength_in(settings)
         return DRAWN.index(record["kind"]), order.get(name, len(order)), name, strength[1] if strength else 0.0
 
     return sorted(found, key=place)

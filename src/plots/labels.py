@@ -13,7 +13,7 @@ from tinymem.records.table import flat_row, method_of, spelled_attack
 def strength_of(record: Mapping[str, Any]) -> tuple[str, float] | None:
     """Return the name and the value of the setting by which a method's runs differ; None where there is none."""
     settings = record.get("method", {})
-    return strength_in(settings.get("name", ""), settings)
+    return strength_in(settings)
 
 
 def label_of(record: Mapping[str, Any]) -> str:

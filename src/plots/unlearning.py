@@ -63,7 +63,7 @@ def draw_unlearning(rows: Rows):
         label = f"_{label}" if label in labels else label  # one entry of the legend per method
         mark = axis.scatter(*zip(point), label=label, clip_on=False, **method_style(method))
         labels.add(label)
-        drawn.append((mark, point, marks.note(strength_in(method, _settings(row)), beyond)))
+        drawn.append((mark, point, marks.note(strength_in(_settings(row)), beyond)))
     rivals = [row for row in rows if row["kind"] != NEVER_PLANTED]
     if rivals:
         inside = [row for row in rivals if row[quality] <= edge]

@@ -23,7 +23,7 @@ def gather(folder: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
 def _place(named: tuple[str, Mapping[str, Any]]) -> tuple:
     name, record = named
     settings = record.get("method", {})
-    strength = strength_in(settings.get("name", ""), settings)
+    strength = strength_in(settings)
     return KINDS.index(record["kind"]), settings.get("name", ""), strength[1] if strength else 0.0, name
 
 

@@ -93,5 +93,5 @@ def spoken(one: Configuration) -> str:
 
 def called(one: Configuration) -> str:
     """Return a method and its strength, such as "balanced_subnet 0.1"."""
-    strength = strength_in(one.method, one.hyper_parameters)
+    strength = strength_in(one.hyper_parameters)
     return f"{one.method} {strength[1]:g}" if strength else one.method

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-USUAL = "ratio"  # the strength of methods in users' files, as far as they have one
+STRENGTHS = ("ratio", "steps", "rho", "alpha", "kl_budget")  # what methods call it; none has two of them
 
 
-def strength_in(method: str, settings: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Return the name and the value of a method's strength; None where there is none, or no number."""
-    from tinymem.localize.registry import METHODS  # here, since training scripts also draw and would start more slowly
-
-    known = METHODS.get(method)
-    name = known.strength if known else USUAL
+def strength_in(settings: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Return the name and the value of the strength among a method's settings; None where there is none, or no number."""
+    name = next((name for name in STRENGTHS if name in settings), None)
     value = settings.get(name) if name else None
     return (name, value) if name and isinstance(value, (int, float)) else None

@@ -1,14 +1,17 @@
 """The answer to which run forgets best: ranks, the winner, the cheapest run, in words."""
 
 import csv
+from dataclasses import fields
 
 import pytest
 from handmade import TEXT, checkpoint, command, outcome, unlearning
 
 from tinymem.cli.records import _interval
+from tinymem.localize.registry import METHODS
 from tinymem.records.choose import best, configurations, unlearning_runs
 from tinymem.records.gather import gather
 from tinymem.records.ranking import answer, ranked
+from tinymem.records.strength import STRENGTHS
 from tinymem.records.table import named_records
 
 BEFORE = {("unedited",): outcome(50.0, None, 20.0)}
@@ -118,3 +121,9 @@ def test_gather_sorts_by_kind_method_and_strength(tmp_path):
     assert [(row.get("method.name"), row.get("method.ratio")) for row in rows] == [
         (None, None), *(("mine", ratio) for ratio in (0.02, 0.1, 0.3)), *(("subnet", ratio) for ratio in (0.02, 0.1, 0.3))
     ]  # fmt: skip
+
+
+def test_every_method_calls_its_strength_one_of_these_and_has_no_other():
+    for method in METHODS.values():
+        names = {field.name for field in fields(method.hyper_parameters)} & set(STRENGTHS)
+        assert names == ({method.strength} if method.strength else set()), method.name

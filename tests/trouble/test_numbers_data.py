@@ -1,6 +1,7 @@
 """Shown and held out, test text, pads, <bos>, copies of documents, links, seeds: each gives the right number or says so."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -196,12 +197,17 @@ def reciter(tmp_path_factory):
 WINDOW = ["--prompt_tokens", 12, "--continuation_tokens", 10]
 
 
+def memorized_windows(output: str) -> int:
+    """The number that find_memorized.py reports."""
+    return int(re.search(r"(\d+) of \d+ windows are", output)[1])
+
+
 @pytest.mark.parametrize("bos, most", [("auto", True), ("yes", True), ("no", False)])
 def test_what_a_model_recites_behind_bos_is_found(reciter, tmp_path, capsys, bos, most):
     words = ["--model_name", reciter / "m", "--tokens", reciter / "ids.safetensors", *WINDOW, "--min_distinct", 1]
     in_process("pythia_mem_data/find_memorized.py", *words, "--bos", bos, "--output", tmp_path / "f.safetensors")
     output = capsys.readouterr().out
-    found = int(output.split(" of ")[0].split()[-1])
+    found = memorized_windows(output)
     assert found >= 9 if most else found <= 1
     if most:
         written = read_token_set(tmp_path / "f.safetensors")
@@ -212,7 +218,7 @@ def test_what_a_model_recites_behind_bos_is_found(reciter, tmp_path, capsys, bos
 def test_text_is_read_behind_bos(reciter, tmp_path, capsys, caplog):
     words = ["--model_name", reciter / "m", "--corpus", reciter / "text.txt", *WINDOW, "--length", 24]
     in_process("pythia_mem_data/find_memorized.py", *words, "--min_distinct", 1, "--output", tmp_path / "f.safetensors")
-    assert int(capsys.readouterr().out.split(" of ")[0].split()[-1]) >= 9
+    assert memorized_windows(capsys.readouterr().out) >= 9
     assert "every row begins with <bos>" in caplog.text
 
 

@@ -170,7 +170,7 @@ def test_an_attack_that_is_ruined_has_no_record_and_the_others_have(tmp_path):
     ]
     about = identity(model, task, TaskSettings(), {"data": {}, "model": {}})
     subject = Subject(model, task, partial(measure, dataset=data, batch_size=8), about, tmp_path, tmp_path / "scores")
-    with pytest.raises(NotFinite, match="attack ruin: .*not finite"):
+    with pytest.raises(NotFinite, match="attack ruin with --ruin.ratio 0.1: .*not finite"):
         list(unlearn(subject, METHODS["durable"], hp, save_models=False, attacks=attacks))
     records = load_records(tmp_path)
     assert sorted(r["attack"]["name"] for r in records if r["kind"] == "attack") == ["activations", "durable"]
