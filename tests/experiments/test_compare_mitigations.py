@@ -24,7 +24,7 @@ SLOW = ("greedy", "balanced_subnet")  # at the ratio of the others
 CAPPED = "balanced_subnet, loss cap 3"
 UNLEARNING = (
     " ".join(name for name in METHODS if name not in SLOW)
-    + " --ratio 0.05 --epochs 1 --ig_steps 2 --steps 4 --kl_budget 0.05",
+    + " --ratio 0.05 --epochs 1 --ig_steps 2 --steps 4 --kl_budget 0.05 --rho 0.9 --alpha 0.3",
     "greedy --ratio 0.001",
     "balanced_subnet --ratio 0.1 0.3 --epochs 2",
     "balanced_subnet --ratio 0.3 --epochs 2 --unlearn_loss_cap 3",
