@@ -26,15 +26,16 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import as_flags
 from tinymem.plots.labels import strength_of
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
+from tinymem.records.choose import on_numbers
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest, run_key
 from tinymem.records.interval import mean_and_interval
-from tinymem.records.table import load_records, markdown, versions, write_csv
+from tinymem.records.table import flat_row, load_records, markdown, versions, write_csv
 from tinymem.sweeps.hp_grid import SMALL, grid_of, hyper_parameters
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Checkpoint, Common, localize_jobs
@@ -191,7 +192,7 @@ def choose(tried: Sequence[Trial], pair: Pair, common: Common) -> list[Trial]:
 def damage(record: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """Return what a run has cost in quality, relative to the limit: above 1 it is over it."""
     now, then = record["results"], before["results"]
-    if now.get("mean_test_accuracy") is not None and record["data"]["data_name"] != "wiki":
+    if on_numbers(flat_row(record)):
         return (then["mean_test_accuracy"] - now["mean_test_accuracy"]) / LIMITS["mean_test_accuracy"]
     return (now["perplexity"] / then["perplexity"] - 1) / (LIMITS["perplexity"] - 1)
 
@@ -304,9 +305,7 @@ def main() -> None:
     arguments = parse()
     output = files.writable_folder(arguments.output_dir)
     if not arguments.report:
-        from tinymem.localize.registry import find_methods
-
-        methods = list(METHODS.values()) if arguments.methods == ["all"] else find_methods(arguments.methods)
+        methods = find_methods(arguments.methods)
         for case in arguments.cases:
             run_case(case, methods, arguments)
     rows = report(output)

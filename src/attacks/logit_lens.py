@@ -12,7 +12,7 @@ from tinymem.attacks.prompts import Prompting
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
-from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.metrics.memorization import PERCENT_MEMORIZED, all_right
 from tinymem.metrics.metric import Values
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.verbatim import EXACT_MATCH_SHARE
@@ -38,7 +38,14 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> El
     layer = max(1, int(depth * len(blocks)))
     norm = final_norm(model)
 
+    known: dict[int, tuple[Artifacts, tuple[torch.Tensor, torch.Tensor]]] = {}  # one pass serves both metrics
+
     def matches(probe: Probe, artifacts: Artifacts) -> tuple[torch.Tensor, torch.Tensor]:
+        if id(artifacts) not in known:
+            known[id(artifacts)] = artifacts, run(probe, artifacts)  # keep the object, so that its id is not reused
+        return known[id(artifacts)][1]
+
+    def run(probe: Probe, artifacts: Artifacts) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whether each token is read and whether it counts, bool (A, k)."""
         targets, mask = probe.targets(artifacts)
         columns = torch.arange(artifacts.planted.shape[1])
@@ -58,8 +65,7 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> El
         return torch.cat(found), mask
 
     def recovered(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-        right, mask = matches(probe, artifacts)
-        return (right | ~mask).all(1).double().masked_fill(~mask.any(1), torch.nan)
+        return all_right(*matches(probe, artifacts))
 
     def read(probe: Probe, artifacts: Artifacts) -> Values:
         right, mask = matches(probe, artifacts)

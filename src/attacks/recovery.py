@@ -101,18 +101,14 @@ def attacked_models(records: Iterable[Record], split: str | None = None) -> tupl
 
 def averaged(models: Sequence[Attacked]) -> Attacked:
     """Return the mean of several seeds of one model: its record is the first one's, points are those that all have."""
-
-    def mean(values: Iterable[float]) -> float:
-        return statistics.fmean(values)
-
     curves = []
     for curve in models[0].curves:
         same = [dict(found.points) for model in models if (found := model.curve(curve))]
         places = [place for place, _ in curve.points if all(place in points for points in same)]
-        points = tuple((place, mean(points[place] for points in same)) for place in places)
+        points = tuple((place, statistics.fmean(points[place] for points in same)) for place in places)
         if points:
             curves.append(replace(curve, points=points))
-    return Attacked(models[0].record, mean(model.before for model in models), tuple(curves))
+    return Attacked(models[0].record, statistics.fmean(model.before for model in models), tuple(curves))
 
 
 def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:

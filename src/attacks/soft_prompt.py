@@ -16,7 +16,7 @@ from tinymem.data.dataset import Artifacts
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
-from tinymem.metrics.memorization import PERCENT_MEMORIZED, exact
+from tinymem.metrics.memorization import PERCENT_MEMORIZED, all_right, exact
 from tinymem.metrics.probe import Probe
 from tinymem.models.trainable import frozen
 from tinymem.options import option, settings
@@ -94,8 +94,7 @@ def _with(vectors: torch.Tensor, hp: HyperParameters) -> Elicitation:
         for part in torch.arange(len(artifacts)).split(probe.batch_size) if len(artifacts) else ():
             with torch.no_grad():
                 logits, targets, mask = _predicted(probe, artifacts.select(part), vectors)
-            right = ((logits.argmax(-1) == targets) | ~mask).all(1).double()
-            found.append(right.masked_fill(~mask.any(1), torch.nan).cpu())
+            found.append(all_right(logits.argmax(-1) == targets, mask).cpu())
         return torch.fmax(torch.cat(found), exact(probe, artifacts))
 
     return Elicitation({PERCENT_MEMORIZED.name: recovered}, hp.sequences)

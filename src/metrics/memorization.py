@@ -33,8 +33,12 @@ def exact(
     they were; default: the target's. Return float64 (A,), NaN where no token counts.
     """
     window = probe.teacher_forced(artifacts, target=target)
-    mask = window.loss_mask if loss_mask is None else loss_mask
-    return (window.matches | ~mask).all(1).double().masked_fill(~mask.any(1), torch.nan)
+    return all_right(window.matches, window.loss_mask if loss_mask is None else loss_mask)
+
+
+def all_right(matches: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """Return 1.0 for rows in which every counted token matches, float64 (A,), NaN where none counts. Both: bool (A, k)."""
+    return (matches | ~loss_mask).all(1).double().masked_fill(~loss_mask.any(1), torch.nan)
 
 
 def memorized(
