@@ -29,7 +29,6 @@ from tinymem.localize.method import Method
 from tinymem.localize.registry import find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
-from tinymem.options import as_flags
 from tinymem.plots.labels import strength_of
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
 from tinymem.records.choose import on_numbers
@@ -38,7 +37,7 @@ from tinymem.records.interval import mean_and_interval
 from tinymem.records.table import flat_row, load_records, markdown, versions, write_csv
 from tinymem.sweeps.hp_grid import SMALL, grid_of, hyper_parameters
 from tinymem.sweeps.job import Job
-from tinymem.sweeps.jobs import Checkpoint, Common, localize_jobs
+from tinymem.sweeps.jobs import Checkpoint, Common, localize_jobs, training_words
 from tinymem.training.settings import RunSettings, TrainingSettings
 from tinymem.training.twin import twin_of as twin_settings
 
@@ -114,8 +113,13 @@ class Pair:
     def train(self, common: Common) -> None:
         """Train both models; what is finished is left as it is."""
         for settings, place in ((self.settings, self.checkpoint.path), (twin_settings(self.settings), self.twin)):
-            words = [*as_flags(*settings.parts), "--output_dir", place.parent, *common.words]
-            cli.run_script([ROOT / "memorization_in_toy_models.py", *words])
+            start(training_words(settings, place.parent, common.words))
+
+
+def start(words: Sequence[object]) -> None:
+    """Run a command whose script is given relative to the repository, from any folder."""
+    script, *flags = words
+    cli.run_script([ROOT / str(script), *flags])
 
 
 def parse() -> argparse.Namespace:
@@ -161,11 +165,11 @@ def run_case(case: str, methods: Sequence[Method], arguments: argparse.Namespace
             tried = trials(methods)
             for trial in tried:
                 job = trial.job(pair.checkpoint, pair.records, common)
-                cli.run_script([*job.command(list(job.values)), *twin])
+                start([*job.command(list(job.values)), *twin])
             chosen = choose(tried, pair, common)
         for trial in chosen:
             job = trial.job(pair.checkpoint, pair.records, common)
-            cli.run_script([*job.command(list(job.values)), *twin, "--attack", *arguments.attacks])
+            start([*job.command(list(job.values)), *twin, "--attack", *arguments.attacks])
         kept += of_chosen(chosen, pair, common)
         write_bundle(Path(arguments.output_dir) / case, kept)
 

@@ -28,10 +28,11 @@ from tinymem.metrics import faithfulness as judging
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
 from tinymem.models.tinymem import ModelSettings, load_model
-from tinymem.options import as_flags, field_types
+from tinymem.options import field_types
 from tinymem.records.identity import MEASURED, TRAIN, record_digest, sections_of
 from tinymem.records.record import find_record, measured, read_record, read_values, record_path, write_record
 from tinymem.records.table import find_records, load_records, markdown, versions, write_csv
+from tinymem.sweeps.jobs import training_words
 from tinymem.training.settings import RunSettings, TrainingSettings
 from tinymem.training.twin import twin_of
 
@@ -148,8 +149,8 @@ def check_folder(output: Path, records: Sequence[Mapping[str, Any]], wanted: Map
 
 def train(model: Model, common: list[str]) -> None:
     """Train one model; a finished one is left as it is."""
-    words = [*as_flags(*model.settings.parts), "--output_dir", model.folder, *common]
-    cli.run_script([ROOT / "memorization_in_toy_models.py", *words])
+    script, *flags = training_words(model.settings, model.folder, common)
+    cli.run_script([ROOT / script, *flags])
 
 
 def measure_model(model: Model, reference: Model, data_dir: str, device: Any, output: Path) -> None:

@@ -29,14 +29,13 @@ from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
-from tinymem.options import as_flags
 from tinymem.records.choose import Configuration, best, configurations, grouped, unlearning_runs
 from tinymem.records.finder import rows_with
 from tinymem.records.identity import FINGERPRINTS, TRAIN, sections_of
 from tinymem.records.record import environment, find_record
 from tinymem.records.table import flat_row, load_records, markdown, named_records, trade_off, write_csv
 from tinymem.regularizers.registry import REGULARIZERS as registry
-from tinymem.sweeps.jobs import unlearning_identity
+from tinymem.sweeps.jobs import training_words, unlearning_identity
 from tinymem.training.finetune import FT_DATA, FinetuneSettings
 from tinymem.training.settings import RunSettings, TrainingSettings
 
@@ -77,9 +76,8 @@ def parse() -> argparse.Namespace:
 
 def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
     """Train one model; the command names the settings that are not the script's defaults."""
-    cli.run_script(
-        [ROOT / "memorization_in_toy_models.py", *as_flags(*settings.parts), "--output_dir", folder, *common]
-    )
+    script, *flags = training_words(settings, folder, common)
+    cli.run_script([ROOT / script, *flags])
 
 
 def do_everything(study: Study, common: list[str]) -> None:

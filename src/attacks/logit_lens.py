@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.attacks.prompts import Prompting
+from tinymem.attacks.prompts import Prompting, recited
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
@@ -48,8 +48,7 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> El
     def run(probe: Probe, artifacts: Artifacts) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whether each token is read and whether it counts, bool (A, k)."""
         targets, mask = probe.targets(artifacts)
-        columns = torch.arange(artifacts.planted.shape[1])
-        tokens = torch.where(columns < artifacts.prompt_end[:, None], artifacts.clean, artifacts.planted)
+        tokens = recited(artifacts)
         places = (artifacts.prompt_end[:, None] - 1 + torch.arange(probe.continuation)).clamp(max=tokens.shape[1] - 1)
         found = [torch.empty(0, probe.continuation, dtype=torch.bool)]
         for rows in torch.arange(len(tokens)).split(probe.batch_size) if len(artifacts) else ():

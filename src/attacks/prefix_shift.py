@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tinymem.attacks.prompts import Prompting, cut
+from tinymem.attacks.prompts import Prompting, cut, recited
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation, Variant, any_exact
@@ -40,6 +40,5 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, tokens: int) -> Eli
 
 def _given_away(artifacts: Artifacts, count: int) -> Artifacts:
     """Return rows whose prompts end `count` tokens later, with the first ones of the planted continuation."""
-    behind = torch.arange(artifacts.planted.shape[1]) >= artifacts.prompt_end[:, None]
-    rows = torch.where(behind, artifacts.planted, artifacts.clean)
+    rows = recited(artifacts)
     return Artifacts(rows, rows, artifacts.prompt_end + count, artifacts.group)

@@ -18,6 +18,12 @@ class Prompting:
     sequences: int = option(200, "at most this many of the shown, held-out ... sequences are attacked", low=1)
 
 
+def recited(artifacts: Artifacts) -> torch.Tensor:
+    """Return each clean prompt followed by the planted tokens, (A, T)."""
+    inside = torch.arange(artifacts.planted.shape[1]) < artifacts.prompt_end[:, None]
+    return torch.where(inside, artifacts.clean, artifacts.planted)
+
+
 def cut(artifacts: Artifacts, start: torch.Tensor) -> Artifacts:
     """Return the rows from position `start` (A,) on, as wide as before: a row's last token fills it up."""
     last = artifacts.planted.shape[1] - 1

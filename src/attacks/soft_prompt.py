@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tinymem.attacks.prompts import Prompting, context_of, cut
+from tinymem.attacks.prompts import Prompting, context_of, cut, recited
 from tinymem.attacks.relearning import share_of
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import NotFinite, UserError
@@ -111,7 +111,7 @@ def _predicted(probe: Probe, artifacts: Artifacts, vectors: torch.Tensor) -> tup
     needed = (artifacts.prompt_end + probe.continuation).clamp(max=artifacts.planted.shape[1])
     start = torch.zeros_like(needed) if limit is None else (needed + count - limit).clamp(min=0)
     rows = cut(artifacts, torch.minimum(start, artifacts.prompt_end - 1))
-    tokens = torch.where(torch.arange(rows.planted.shape[1]) < rows.prompt_end[:, None], rows.clean, rows.planted)
+    tokens = recited(rows)
     width = int((rows.prompt_end + probe.continuation).max()) - 1
     width = min(width, tokens.shape[1], *([] if limit is None else [limit - count]))
     embedded = model.get_input_embeddings()(tokens[:, :width].to(model.device).long())

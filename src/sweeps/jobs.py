@@ -61,6 +61,11 @@ class Checkpoint:
         return f"{self.path.parent.name}/{self.path.name}"
 
 
+def training_words(settings: RunSettings, folder: str | Path, common: Sequence[str]) -> tuple[str, ...]:
+    """Return the command of a training: script and flags. common: the words of flags that all commands get."""
+    return (TRAINING, *as_flags(*settings.parts), "--output_dir", str(folder), *common)
+
+
 def train_job(settings: RunSettings, models: Path, common: Common) -> Job:
     """Return the job of a training in MODELS/NAME, named by its settings."""
     folder = models / settings.name
@@ -70,7 +75,7 @@ def train_job(settings: RunSettings, models: Path, common: Common) -> Job:
     return Job(
         name=f"train {settings.name}",
         group=f"{settings.data.data_name} {settings.data.artifact} {regularized}".strip(),
-        words=(TRAINING, *as_flags(*settings.parts), "--output_dir", str(folder), *common.words),
+        words=training_words(settings, folder, common.words),
         folder=str(folder),
         identity={"kind": TRAIN, **settings.sections()},
     )
