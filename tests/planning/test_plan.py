@@ -135,6 +135,7 @@ def test_a_plan_has_no_negative_numbers():
         Plan(weights=3, beside=-1, forward=1, backward=0)
 
 
+@pytest.mark.slow
 def test_planned_peaks_are_measured_ones(tmp_path):
     """A model of 21M parameters, in a process of its own: within 15 %."""
     methods = ["durable", "balanced_subnet", "activations"]

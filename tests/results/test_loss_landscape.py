@@ -25,6 +25,7 @@ def survey(memorizing_backdoor, tmp_path):
     return new_survey(memorizing_backdoor.model, settings, tokens, None, 8, tmp_path / "grids")
 
 
+@pytest.mark.slow
 def test_original_and_edited_models_on_one_plane(memorizing_backdoor, tmp_path, monkeypatch, capsys):
     checkpoint = shutil.copytree(memorizing_backdoor.checkpoint, tmp_path / "run" / "epoch_6")
     monkeypatch.chdir(tmp_path)

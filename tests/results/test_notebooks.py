@@ -36,6 +36,7 @@ def quiet(monkeypatch, tmp_path):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
 
 
+@pytest.mark.slow
 def test_the_visualization_notebook(memorizing_backdoor, quiet, tmp_path, monkeypatch):
     monkeypatch.setenv("TINYMEM_CHECKPOINT", str(memorizing_backdoor.checkpoint))
     in_process(SCRIPT, VISUALIZATION, "--output_dir", tmp_path)
