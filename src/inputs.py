@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -90,6 +91,20 @@ def parse_json(text: str | bytes, path: str | Path, remedy: str = AGAIN) -> Any:
         raise UserError(f"{path}: this file is damaged (nested too deeply); {remedy}") from None
     except ValueError as error:  # UnicodeDecodeError is one
         raise UserError(f"{path}: this file is damaged ({first_line(error)}); {remedy}") from None
+
+
+def read_toml(path: str | Path, flag: str) -> dict[str, Any]:
+    """Return a TOML file's content. flag: what named the file, for the message. Raise UserError if it cannot be read."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(read_bytes(path, JSON_SHARE).decode("utf-8"))
+    except UserError as error:
+        raise UserError(f"{flag} {path}: cannot be read ({str(error).removeprefix(f'{path}: ')})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{flag} {path}: cannot be read ({first_line(error)})") from None
 
 
 def _no_number(text: str) -> None:

@@ -48,23 +48,42 @@ def sweep(
     folder: the sweep's folder, for failures; root: the repository; open_pool(jobs, place): opens the workers;
     on_finish(): prints what the sweep has found so far.
     """
+    everything, ended = run_missing(arguments, jobs, folder, root, open_pool)
+    if arguments.dry_run:
+        return
+    if any(progress.runs > progress.left for progress in everything.values()):
+        on_finish()
+    leave(ended)
+    sys.exit(1 if any(progress.left for progress in everything.values()) else 0)
+
+
+def run_missing(
+    arguments: argparse.Namespace,
+    jobs: Sequence[Job],
+    folder: Path,
+    root: Path,
+    open_pool: Callable[[list[Job], Place], AbstractContextManager[Pool]],
+) -> tuple[dict[str, Progress], Sweep]:
+    """Run the missing jobs and print what became of them, or print them with --dry_run. Return the state of all jobs."""
     surveyed = survey(jobs)
     todo = [progress for progress in surveyed.values() if progress.left][: arguments.limit]
     if arguments.dry_run:
         _print_plan(list(surveyed.values()), todo)
-        return
+        return surveyed, Sweep(surveyed)
     place = Place(str(root), str(files.writable_folder(folder).absolute()))
     chosen = {name: progress for name, progress in surveyed.items() if not progress.left or progress in todo}
     result = _run(chosen, todo, place, arguments.retries, open_pool) if todo else Sweep(chosen)
     everything = {**surveyed, **result.jobs}  # including those beyond --limit
     _print_result(everything, folder)
-    if any(progress.runs > progress.left for progress in everything.values()):
-        on_finish()
+    return everything, result
+
+
+def leave(result: Sweep) -> None:
+    """Exit with 130 after a sweep that the user stopped; say why one ended early."""
     if result.ended:
         print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {result.ended}", file=sys.stderr)
     if result.stopped:
         sys.exit(130)
-    sys.exit(1 if any(progress.left for progress in everything.values()) else 0)
 
 
 def _print_plan(surveyed: list[Progress], todo: list[Progress]) -> None:

@@ -37,6 +37,7 @@ from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Edit, Zeros
+from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.options import strength_of
 from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin
 from tinymem.records.record import Cost, measured
@@ -300,9 +301,10 @@ def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Generator[tup
     """Yield for every strength of a method (`Method.strengths`) the edit and the cost of finding it from scratch.
 
     Tensors prepared for all strengths (task.cache) count in full for each of them, even if read from disk. Raise
-    UserError for a method that yields other strengths.
+    UserError for a method that yields other strengths, and for one of a user's that leaves the model changed.
     """
     steps, total = method.run(model, task, hp), Cost()
+    weights = weights_fingerprint(model) if method.code else None
     for strength in method.strengths(hp):
         before = task.cache.spent if task.cache else 0.0
         with measured(model.device) as cost:
@@ -310,6 +312,10 @@ def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Generator[tup
         if step is None or step[0] != strength:
             found = "no edit" if step is None else f"{step[0]} first"
             raise UserError(f"{method.name}: the method yielded {found} for {strength}; correct its `run`")
+        if weights and weights_fingerprint(model) != weights:  # of a user's file; ours are tested
+            raise UserError(
+                f"{method.name}: the method changed the model in place; let it yield an edit of new tensors"
+            )
         cost.seconds -= (task.cache.spent if task.cache else 0.0) - before
         total = total + cost if method.cumulative else cost
         yield step[1], (task.cache.cost + total if task.cache else total)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 
@@ -119,6 +119,23 @@ class UnlearningTask:
             total += (losses * mask).sum().item()
             count += mask.sum().item()
         return total / max(count, 1)
+
+
+class Withheld:
+    """What a method gets in the place of sequences that it must never see: any use is an error of one line."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UserError("the method asks for held-out or validation sequences, which judge it; it may use task.forget")
+
+    def __len__(self) -> int:
+        return self.planted
+
+
+def as_shown(task: UnlearningTask, **changes: Any) -> UnlearningTask:
+    """Return a task as methods get it: without the sequences that judge them."""
+    return replace(task, held_out=cast(Artifacts, Withheld()), validation=cast(Artifacts, Withheld()), **changes)
 
 
 def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings) -> UnlearningTask:

@@ -11,6 +11,7 @@ from tinymem.localize.attacking import Attacks, attack, attacked_runs, lacks
 from tinymem.localize.cache import Cache
 from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
+from tinymem.localize.task import as_shown
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Edit, describe, reversible, stored_model
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
@@ -130,5 +131,5 @@ def _edited_run(subject: Subject, method: Method, hp, strength: Strength, save: 
 def _edits(subject: Subject, method: Method, hp, fresh: bool) -> Iterator[tuple[Edit, Cost]]:
     prints = subject.identity["fingerprints"]
     key = {"weights": prints["weights"], "task": prints["forget_set"]}
-    task = replace(subject.task, cache=Cache(subject.score_folder, key, fresh))
+    task = as_shown(subject.task, cache=Cache(subject.score_folder, key, fresh))
     return edits(method, subject.model, task, hp)

@@ -45,9 +45,12 @@ def record_digest(record: Record) -> str:
 def run_key(record: Record) -> tuple:
     """Return a hashable key of what is known of a run before its model exists.
 
-    It holds the kind and all sections except the fingerprints. Keys are equal only if all of these are.
+    It holds the kind and all sections except the fingerprints, also that of weights that were edited elsewhere. Keys are
+    equal only if all of these are.
     """
     sections = sections_of(record, (FINGERPRINTS,))
+    if "weights" in sections.get("method", {}):
+        sections["method"] = {name: value for name, value in sections["method"].items() if name != "weights"}
     return record["kind"], frozenset((name, _hashable(section)) for name, section in sections.items())
 
 

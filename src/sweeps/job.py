@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinymem import files
 from tinymem.records.finder import keyed_records_in
-from tinymem.records.identity import run_key, sections_of
+from tinymem.records.identity import ATTACK, MEASURED, TWIN_ATTACK, UNEDITED, UNLEARN, run_key, sections_of
+
+UNDER_ATTACK = {UNEDITED: (ATTACK, TWIN_ATTACK), UNLEARN: (ATTACK,), MEASURED: (ATTACK,)}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Job:
     after      names of the jobs that must be done first
     nothing_to_do    identity of a record whose 0 % memorized means that this job has nothing to do
     whole_node       needs a whole cluster node instead of one of its GPUs
+    attacks          the sections `attack` of the records that each of its records is to have beside it
     """
 
     name: str
@@ -38,6 +41,7 @@ class Job:
     after: tuple[str, ...] = ()
     nothing_to_do: Mapping[str, Any] | None = None
     whole_node: bool = False
+    attacks: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def digest(self) -> str:
@@ -58,11 +62,21 @@ class Job:
 
 
 def missing(job: Job) -> list[Any]:
-    """Return the values of a job without a record, in the given order; [None] if its only record is missing."""
+    """Return the values of a job that lack a record, or that of an attack, in the given order; [None] if its only record
+    is missing.
+    """
     found = keyed_records_in(job.folder)
     if job.nothing_to_do is not None:
         unedited = run_key(job.nothing_to_do)
         if any(key == unedited and not record["results"]["percent_memorized_train"] for record, key in found):
             return []
     done = {key for _, key in found}
-    return [value for value in job.values if run_key(job.record_identity(value)) not in done]
+    return [value for value in job.values if not all(run_key(one) in done for one in _records_of(job, value))]
+
+
+def _records_of(job: Job, value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the identities of all records of one value: its own, and one per attack, the unedited model's twin's too."""
+    identity = job.record_identity(value)
+    yield identity
+    for kind in UNDER_ATTACK.get(identity["kind"], ()):
+        yield from ({**identity, "kind": kind, "attack": attack} for attack in job.attacks)

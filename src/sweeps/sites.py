@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files
-from tinymem.errors import UserError, first_line
-from tinymem.inputs import JSON_SHARE, read_bytes
+from tinymem.errors import UserError
+from tinymem.inputs import read_toml
 from tinymem.options import check_options, field_types, option
 from tinymem.sweeps import with_parent
 from tinymem.sweeps.attempt import Place
@@ -133,16 +133,7 @@ def find_site(name: str) -> Site:
 
 
 def _read_site(path: Path) -> Site:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        values = tomllib.loads(read_bytes(path, JSON_SHARE).decode("utf-8"))
-    except UserError as error:
-        raise UserError(f"--site {path}: cannot be read ({str(error).removeprefix(f'{path}: ')})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--site {path}: cannot be read ({first_line(error)})") from None
+    values = read_toml(path, "--site")
     clusters = [name for name, site in SITES.items() if site.scheduler in CLUSTERS]
     base = values.pop("base", None)
     if base not in (None, *clusters):

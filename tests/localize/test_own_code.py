@@ -241,3 +241,33 @@ def test_records_are_handed_out_when_the_model_is_as_it_was(memorizing_backdoor,
         kinds.append(record["kind"])
         assert snapshot(model) == before
     assert kinds == ["unlearn", "attack"]
+
+
+FORBIDDEN = """
+import torch
+from tinymem.models.edit import Weights
+from tinymem.options import settings
+
+@settings
+class HyperParameters:
+    '''Mine'''
+
+def run(model, task, hp):
+    {does}
+    yield None, Weights({{}})
+"""
+
+
+@pytest.mark.parametrize(
+    "does, message",
+    [
+        ("model.transformer.wte.weight.data.mul_(2)", "cheat: the method changed the model in place"),
+        ("task.validation.planted", "the method asks for held-out or validation sequences"),
+        ("len(task.held_out)", "the method asks for held-out or validation sequences"),
+    ],
+)
+def test_what_a_method_of_ones_own_must_not_do(place, capsys, does, message):
+    folder, checkpoint, common = place
+    (folder / "cheat.py").write_text(FORBIDDEN.format(does=does))
+    words = ["--model_path", checkpoint, "--localization_method", folder / "cheat.py", *common]
+    refused(capsys, lambda: in_process(UNLEARN, *words, "--validation_fraction", 0.25), message)

@@ -1,0 +1,189 @@
+"""The leaderboard: every mitigation on the same models, tuned alike, attacked, judged against never-planted twins.
+
+    python experiments/leaderboard.py --small                                  a night on two cores; resumes
+    python experiments/leaderboard.py --small --models noise --methods npo balanced_subnet --dry_run
+    python experiments/leaderboard.py --small --models noise --method_file my_method.py     one more row: your method
+    python experiments/leaderboard.py --small --models noise --name theirs --submission 0=FOLDER 1=FOLDER 2=FOLDER
+    python experiments/leaderboard.py --report                                 only the pages, from the committed records
+
+Trains each model with planted sequences and its never-planted twin, on three seeds. On the first seed every mitigation
+tries an equal number of settings; the one that forgets most of the validation sequences at a utility within the limit
+runs on all seeds and is attacked there. Writes results/leaderboard/: LEADERBOARD.md, ATTACKS.md, index.html,
+leaderboard.csv, figures, and per model the records and values that everything is computed from. docs/leaderboard.md has
+the protocol.
+"""
+
+from tinymem import cli
+
+# isort: split
+import argparse
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tinymem import files
+from tinymem.cli.sweeping import add_sweep_options, leave, run_missing
+from tinymem.data import numbers
+from tinymem.data.chunks import load_tokenizer
+from tinymem.data.decode import text_decoder
+from tinymem.errors import UserError
+from tinymem.leaderboard import evidence, report
+from tinymem.leaderboard.board import choose
+from tinymem.leaderboard.cases import SEEDS, Case, find_cases
+from tinymem.leaderboard.entrants import TRIALS, Entrant, entrants, submission
+from tinymem.leaderboard.export import export
+from tinymem.leaderboard.protocol import Bench, jobs_of, together, training_jobs, trial_jobs
+from tinymem.records.bundle import NAME
+from tinymem.sweeps.job import Job
+from tinymem.sweeps.jobs import Common
+from tinymem.sweeps.sites import find_site, open_pool
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="noise, backdoor, text, or FILE.toml with "
+                        "a table of settings for each model of your own (default: all three)")  # fmt: skip
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME",
+                        help="mitigations or groups of them (default: all)")  # fmt: skip
+    parser.add_argument("--method_file", nargs="+", default=[], metavar="FILE.py", help="methods of your own")
+    parser.add_argument("--submission", nargs="+", default=[], metavar="SEED=FOLDER",
+                        help="weights that were edited elsewhere: a folder for every seed; with one of --models")  # fmt: skip
+    parser.add_argument("--name", help="with --submission: its name in the table")
+    parser.add_argument("--seconds", type=float, default=0.0, help="with --submission: what it took, given by hand")
+    parser.add_argument("--needs", default="", help="with --submission: the data that it needs, given by hand")
+    parser.add_argument(
+        "--trials", type=cli.positive, default=TRIALS, help=f"settings to try, of each (default: {TRIALS})"
+    )
+    parser.add_argument("--seeds", nargs="+", type=cli.not_negative, default=list(SEEDS), metavar="S",
+                        help="the first one chooses settings (default: 0 1 2)")  # fmt: skip
+    parser.add_argument("--export", metavar="FOLDER", help="write what a submission may use: of every seed the sequences "
+                        "to forget and to retain; run nothing")  # fmt: skip
+    parser.add_argument("--report", action="store_true", help="run nothing: write tables and pages from the records")
+    add_sweep_options(parser, OUTPUT)
+    parser.add_argument("--run_dir", default=RUNS, help=f"models and records of single runs (default: {RUNS})")
+    arguments = parser.parse_args()
+    if bool(arguments.submission) != bool(arguments.name):
+        raise UserError("--submission, --name: give both or none")
+    if arguments.submission and len(arguments.models) != 1:
+        raise UserError("--submission: give the model that it is an edit of, such as --models noise")
+    return arguments
+
+
+def submitted(arguments: argparse.Namespace) -> list[Entrant]:
+    """Return the submission as an entrant. Raise UserError unless there is a folder for every seed."""
+    if not arguments.submission:
+        return []
+    folders: dict[int, str] = {}
+    for text in arguments.submission:
+        seed, _, place = text.partition("=")
+        if not seed.isdigit() or not place:
+            raise UserError(f"--submission {text}: must be SEED=FOLDER, such as 0=my_folder")
+        if not Path(place).is_dir():
+            raise UserError(f"--submission {text}: no such folder")
+        folders[int(seed)] = str(Path(place).resolve())
+    lacking = [seed for seed in arguments.seeds if seed not in folders]
+    if lacking:
+        raise UserError(f"--submission: no folder for seed {lacking[0]}; each seed has a model of its own to edit")
+    return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
+
+
+def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespace, pool: Any) -> bool:
+    """Run everything of a case that is missing and write its evidence. Return whether all of it is there."""
+    common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
+    folder = Path(arguments.run_dir).absolute() / case.name
+    benches = [Bench(case, seed, folder) for seed in arguments.seeds]
+    trainings = [job for bench in benches for job in training_jobs(bench, common)]
+    trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common)]
+    complete = run_stage(
+        f"{case.name}: training, and trials on seed {benches[0].seed}", [*trainings, *trials], arguments, folder, pool
+    )
+    if arguments.dry_run:
+        runs = len(taking_part) * len(benches)
+        print(f"then up to {2 * runs} commands that run and attack what is chosen, on every seed")
+        return True
+    found = gathered(benches, arguments)
+    if not found.unedited(benches[0].seed)["results"].get("percent_memorized_held_out"):
+        raise UserError(f"{case.name}: the model of seed {benches[0].seed} has memorized none of its held-out sequences, so that nothing "
+                        "can be mitigated; give it more --epochs or more repeats")  # fmt: skip
+    finals: list[Job] = []
+    for entrant in taking_part:
+        chosen = dict.fromkeys(choose(entrant, case, found, limit) for limit in case.utility.limits)
+        for trial in together(trial for trial in chosen if trial is not None):
+            finals += [job for bench in benches for job in jobs_of(trial, entrant, bench, common, attacked=True)]
+    complete &= run_stage(f"{case.name}: what was chosen, on every seed, and attacks", finals, arguments, folder, pool)
+    case.write(output)
+    evidence.write(gathered(benches, arguments), output)
+    return complete
+
+
+def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any) -> bool:
+    """Run the missing jobs of a stage. Return whether all their records are there; exit if the user stopped it."""
+    print(title, file=sys.stderr)
+    unique = list({job.name: job for job in jobs}.values())
+    states, result = run_missing(arguments, unique, folder, ROOT, pool)
+    leave(result)
+    return not any(progress.left for progress in states.values())
+
+
+def gathered(benches: list[Bench], arguments: argparse.Namespace) -> evidence.Evidence:
+    """Return the evidence of the runs on some models. Raise UserError where no model and twin have been measured."""
+
+    def decode(record: Mapping[str, Any]):
+        data = benches[0].case.settings.data
+        return text_decoder(load_tokenizer(data, arguments.data_dir)) if data.is_text else numbers.decode
+
+    folders = [folder for bench in benches for folder in (bench.records, bench.models)]
+    found = evidence.gather(folders, decode)
+    if not found.seeds or found.seeds[0] != benches[0].seed:
+        raise UserError(
+            f"{benches[0].folder}: the model of seed {benches[0].seed} or its twin has no record; see the failures"
+        )
+    return found
+
+
+def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
+    """Write what submissions may use, and say where the models are."""
+    device = cli.resolve_device(arguments.device)
+    for case in cases:
+        benches = [Bench(case, seed, Path(arguments.run_dir).absolute() / case.name) for seed in arguments.seeds]
+        for bench, path in zip(
+            benches, export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
+        ):
+            print(f"{case.name}, seed {bench.seed}: model {bench.checkpoint.path}, sequences {path}")
+
+
+def main() -> None:
+    arguments = parse()
+    arguments.output_dir = arguments.output_dir or OUTPUT
+    output = files.writable_folder(arguments.output_dir)
+    complete = True
+    if not arguments.report:
+        site = find_site(arguments.site)
+        cases = find_cases(arguments.models, arguments.small, arguments.trials)
+        if arguments.export:
+            return export_all(cases, arguments)
+        own = submitted(arguments)
+        taking_part = entrants([*arguments.methods, *arguments.method_file], arguments.small, arguments.trials)
+        only = own if own and not (arguments.methods or arguments.method_file) else [*taking_part, *own]
+        for case in cases:
+            complete &= run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))
+    if arguments.dry_run:
+        return
+    done = [path.parent.name for path in sorted(output.glob(f"*/{NAME}"))]
+    if not done:
+        raise UserError(f"{output}: no {NAME} of any model; run without --report first")
+    tables = report.write(output, done)
+    for table in tables:
+        print(f"\n{table.title}\n{cli.fitted_table(table.shown, list(table.shown[0]), {})}")
+    print(f"\ntables and pages: {output}")
+    if not complete:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,180 @@
+"""The rows of the leaderboard, from evidence alone: which trial is chosen, and what it comes to."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinymem.attacks.recovery import UNCOUNTED
+from tinymem.leaderboard.cases import Case
+from tinymem.leaderboard.entrants import ANCHOR, SUBMISSION, Entrant, Submitted, Trained, Trial, settings_of
+from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
+from tinymem.leaderboard.protocol import Bench, alone, key_of, training_identity
+from tinymem.leaderboard.score import PARTS, Figure, Jury, harmonic, ranks, share_of_way
+from tinymem.records.identity import MEASURED, NEVER_PLANTED, run_key
+
+TWIN, UNEDITED = "never-planted twin", "unedited"
+NOT_RUN = "not run"
+LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, of what may choose; for percentages LEAST_POINTS
+LEAST_POINTS = 10.0
+RAW = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)))
+PLAIN = ("kl_unseen", "flip_rate_unseen", "neighbour_accuracy")  # means over seeds, without an interval
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    setting    the chosen settings, in words
+    trials     how many settings were tried
+    figures    by column: score, its parts, and the raw figures
+    plain      columns without an interval: seconds, peak_memory_gb ...
+    excess     by attack, in points of %: what it brings back more than from the twin
+    rank       best and worst rank; None for anchors and for what has no score
+    note       why there is no score; "" if there is one
+    records    one per seed
+    """
+
+    name: str
+    group: str
+    needs: str
+    setting: str = ""
+    trials: int = 0
+    figures: Mapping[str, Figure | None] = field(default_factory=dict)
+    plain: Mapping[str, float | None] = field(default_factory=dict)
+    excess: Mapping[str, Figure | None] = field(default_factory=dict)
+    rank: tuple[int, int] | None = None
+    note: str = ""
+    records: tuple[Record, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """The score; -1 without one."""
+        found = self.figures.get("score")
+        return -1.0 if found is None else found.value
+
+    @property
+    def worst_attack(self) -> tuple[str, Figure] | None:
+        """The attack that brings back most, of those that count."""
+        counted = [(name, each) for name, each in self.excess.items() if each and name not in UNCOUNTED]
+        return max(counted, key=lambda pair: pair[1].value, default=None)
+
+
+def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Trial | None:
+    """Return the trial that forgets most of the first seed's validation sequences, at a loss of utility within the limit.
+
+    Ties go to the lower loss. An entrant that is not tuned has one trial, which is its choice. None if no trial is within
+    the limit, or none has been run.
+    """
+    trials = alone(entrant)
+    if not entrant.tuned:
+        return trials[0]
+    seed = evidence.seeds[0]
+    bench = Bench(case, seed, Path())
+    original, twin = evidence.unedited(seed)["results"], evidence.unedited(seed, NEVER_PLANTED)["results"]
+    ranked = []
+    for trial in trials:
+        if (record := evidence.by_key.get(key_of(trial, bench))) is not None:
+            found = record["results"]
+            loss = case.utility.loss(found.get(case.utility.column), original[case.utility.column])
+            if loss <= limit:
+                ranked.append((forgotten(found, original, twin), -loss, trial))
+    return max(ranked, key=lambda one: one[:2], default=(None, None, None))[2]
+
+
+def forgotten(results: Record, original: Record, twin: Record, split: str = "validation") -> float:
+    """Return the worst share of the way from the original to the twin, over the metrics whose figures of these two are
+    apart by LEAST_POINTS.
+    """
+    shares = []
+    for name in FORGETTING:
+        now, before, goal = (values.get(f"{name}_{split}") for values in (results, original, twin))
+        if now is not None and before is not None and goal is not None:
+            if before - goal >= LEAST_GAP.get(name, LEAST_POINTS):
+                shares.append(float(share_of_way(np.float64(now), np.float64(before), np.float64(goal))))
+    return min(shares, default=0.0)
+
+
+def rows(case: Case, entrants: Sequence[Entrant], evidence: Evidence, limit: float, draws: int = 2000) -> list[Row]:
+    """Return the table of a case at a limit of lost utility: highest score first, anchors and what has no score last."""
+    jury = Jury(evidence, draws)
+    found = [
+        _row(jury, Entrant(UNEDITED, ANCHOR, "none", ()), "", jury.original),
+        _row(jury, Entrant(TWIN, ANCHOR, "a training from scratch", ()), "", jury.twin),
+    ]
+    for entrant in (*entrants, *others(case, entrants, evidence)):
+        found.append(_standing(jury, entrant, case, evidence, limit))
+    scores = {row.name: (row, jury.score(row.records)) for row in found if row.group != ANCHOR and not row.note}
+    places = ranks({name: score for name, (_, score) in scores.items()})
+    ranked = [replace(row, rank=places.get(row.name)) for row in found]
+    return sorted(ranked, key=lambda row: (bool(row.note), -row.score, row.name))
+
+
+def others(case: Case, entrants: Sequence[Entrant], evidence: Evidence) -> list[Entrant]:
+    """Return entrants for the records of methods of one's own and of submissions, which no registry knows."""
+    seed = evidence.seeds[0]
+    bench = Bench(case, seed, Path())
+    known = {key_of(trial, bench) for entrant in entrants for trial in alone(entrant)}
+    found: dict[str, Entrant] = {}
+    labels = {trial.label for e in entrants for trial in e.trials if isinstance(trial, (Trained, Submitted))}
+    for key, record in evidence.by_key.items():
+        name = record.get("method", {}).get("name")
+        if record["kind"] == MEASURED and key not in known and name not in labels and record["data"]["seed"] == seed:
+            found[name] = Entrant(name, SUBMISSION, "given by hand", (Submitted(name, ()),), tuned=False)
+    return list(found.values())
+
+
+def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Row:
+    """Return an entrant's row: its chosen trial on every seed, or why it has none."""
+    tried = [t for t in alone(entrant) if key_of(t, Bench(case, evidence.seeds[0], Path())) in evidence.by_key]
+    row = Row(entrant.name, entrant.group, entrant.needs, trials=len(tried))
+    if not tried:
+        return replace(row, note=NOT_RUN)
+    trial = choose(entrant, case, evidence, limit)
+    if trial is None:
+        return replace(row, note=f"no trial within {limit:g} {case.utility.unit}")
+    found = [evidence.by_key.get(key_of(trial, Bench(case, seed, Path()))) for seed in evidence.seeds]
+    setting = settings_of(trial)
+    lacking = [seed for seed, record in zip(evidence.seeds, found) if not (record and evidence.attacks_on(record))]
+    if lacking:
+        return replace(row, setting=setting, note=f"not finished on seed {', '.join(map(str, lacking))}")
+    records = [record for record in found if record is not None]
+    row = _row(jury, entrant, setting, records, len(tried))
+    if isinstance(trial, Trained):
+        seconds = [_training_seconds(trial, Bench(case, seed, Path()), evidence) for seed in evidence.seeds]
+        known = [value for value in seconds if value is not None]
+        row = replace(row, plain={**row.plain, "seconds": statistics.fmean(known) if known else None})
+    return row
+
+
+def _row(jury: Jury, entrant: Entrant, setting: str, records: Sequence[Record], trials: int = 0) -> Row:
+    parts = jury.parts(records)
+    figures = {"score": Figure.of(harmonic(list(parts.values())))}
+    figures |= {name: Figure.of(parts[name]) if name in parts else None for name in PARTS}
+    figures |= {column: Figure.of(jury.figure(records, column)) for column in (*RAW, jury.utility)}
+    plain = {name: _mean(record["results"].get(name) for record in records) for name in PLAIN}
+    if entrant.trials:  # the cost of the other records is that of measuring
+        plain |= {name: _mean(record["cost"].get(name) for record in records) for name in ("seconds", "peak_memory_gb")}
+    excess = {name: Figure.of(value) for name, value in jury.excess(records).items()}
+    return Row(
+        entrant.name, entrant.group, entrant.needs, setting, trials, figures, plain, excess, records=tuple(records)
+    )
+
+
+def _training_seconds(trial: Trained, bench: Bench, evidence: Evidence) -> float | None:
+    """Return how long a trial's training took, from its record."""
+    record = evidence.by_key.get(run_key(training_identity(trial, bench)))
+    if record is None:
+        return None
+    return sum(record["results"]["epoch_seconds"][: trial.epoch]) if trial.ft_data else record["cost"]["seconds"]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

@@ -1,0 +1,253 @@
+"""Who takes part in the leaderboard, and the trials of each: settings drawn from a declared search space.
+
+Every entrant has the same number of trials, or its whole space where that is smaller. The settings that are cheap to
+vary (strengths) share a command; the others are drawn as a Latin hypercube, so that few draws visit every value.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tinymem.errors import UserError
+from tinymem.leaderboard import random_mask
+from tinymem.localize.method import Method
+from tinymem.localize.registry import METHODS, find_methods
+from tinymem.regularizers.registry import REGULARIZERS, switched_on
+from tinymem.sweeps.grid import Grid, combinations
+from tinymem.sweeps.hp_grid import SMALL, STUDY, grid_of
+from tinymem.training.finetune import FT_DATA
+
+TRIALS = 12  # per entrant
+STRENGTHS = 3  # of one command
+ANCHOR, TRAINING, FINETUNING, OWN, SUBMISSION = "anchor", "training", "fine-tuning", "own", "submission"
+FT_EPOCHS = (1, 2, 3, 5)
+REGULARIZED: dict[str, Grid] = {
+    "spectral_norm": {"spectral_reg": (True,), "lam": (0.001, 0.01, 0.1)},
+    "loss_truncation": {"truncate_loss": (True,), "dropc": (0.01, 0.05, 0.1), "truncation_window": (2000,)},
+    "example_tied_dropout": {"example_tied_dropout": (True,), "p_fixed": (0.2, 0.5), "p_mem": (0.1, 0.3)},
+    "l1": {"l1_reg": (1e-6, 1e-5, 1e-4)},
+    "goldfish": {"goldfish": (True,), "goldfish_k": (2, 3, 4, 8)},
+    "memorization_sinks": {"memorization_sinks": (True,), "sinks_shared": (0.5, 0.7), "sinks_active": (0.1, 0.3)},
+}
+# What stands in the place of a method's grid. Greedy's would take an hour: one weight per pass.
+SPACES: dict[str, Grid] = {"greedy": {"ratio": (0.001, 0.005, 0.01, 0.02), "greedy_k": (40,)}}
+VARIANTS: dict[str, tuple[str, Grid]] = {  # entrants of their own: method, and what changes of its space
+    "balanced_subnet with cap": ("balanced_subnet", {"unlearn_loss_cap": (1.0, 3.0)}),
+    "balanced_subnet, NPO term": ("balanced_subnet", {"forget_term": ("npo",)}),
+    "npo on durable's weights": ("npo", {"update_mask": (("durable", "0.1"),)}),
+}
+RETAIN_ONLY = "retain-only training"  # what any training on the retain set does
+FORGET, RETAIN, BOTH, DATA = "forget set", "retain set", "forget and retain set", "a training from scratch"
+NEEDS = {"kfac": RETAIN, "svd": "none", "task_vector": FORGET, "random_mask": "none", RETAIN_ONLY: RETAIN}
+NEEDS |= dict.fromkeys(("balanced_subnet", "greedy", "kfade", "ssd"), BOTH)
+NEEDS |= dict.fromkeys(FT_DATA, "clean training data")
+FAMILIES = {"objective": BOTH, TRAINING: DATA}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A trial of a method on the planted model. hp: its settings, with one strength or several."""
+
+    method: Method
+    hp: Any
+
+    @property
+    def strengths(self) -> tuple[Any, ...]:
+        return self.method.strengths(self.hp)
+
+    def alone(self) -> list[Edit]:
+        """Return the same, one strength each."""
+        return [Edit(self.method, self.method.at(self.hp, value)) for value in self.strengths]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trial that trains the planted model differently: with regularizers from scratch, or further on ft_data."""
+
+    name: str
+    regularizers: tuple[Any, ...] = ()
+    ft_data: str | None = None
+    epoch: int = 0
+
+    @property
+    def label(self) -> str:
+        """The name of its records' method: the mitigation with its settings."""
+        return f"{self.name} {self.setting}"
+
+    @property
+    def setting(self) -> str:
+        if self.ft_data:
+            return f"epochs {self.epoch}"
+        default = {name: value for part in self.regularizers for name, value in asdict(type(part)()).items()}
+        changed = {n: v for part in self.regularizers for n, v in asdict(part).items() if v != default[n]}
+        return ", ".join(f"{name} {value:g}" for name, value in changed.items() if value is not True) or "default"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Weights that somebody else has edited: one folder per seed."""
+
+    name: str
+    folders: tuple[tuple[int, str], ...]
+    seconds: float = 0.0
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+
+Trial = Edit | Trained | Submitted
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A mitigation that takes part.
+
+    group    the family of its method; ANCHOR for what bounds the others
+    needs    the data it needs beside the model
+    trials   its settings to try, in the order they were drawn
+    tuned    whether a trial is chosen by its forgetting; anchors run as they are
+    """
+
+    name: str
+    group: str
+    needs: str
+    trials: tuple[Trial, ...]
+    tuned: bool = True
+
+
+def entrants(asked: Sequence[str], small: bool, trials: int = TRIALS) -> list[Entrant]:
+    """Return entrants by name or group, all by default; anchors always take part.
+
+    asked: names of entrants, methods or groups, or files with a method of one's own. Raise UserError for an unknown one.
+    """
+    own = [name for name in asked if name.endswith(".py")]
+    known = [*_methods(small, trials), *_variants(small, trials), *_trained(trials)]
+    names = {name for each in known for name in (each.name, each.group)}
+    unknown = [name for name in asked if name not in (*own, *names, "all")]
+    if unknown:
+        groups = sorted({each.group for each in known})
+        raise UserError(f"--methods {unknown[0]}: must be some of {', '.join([*groups, *(e.name for e in known)])}, all; "
+                        "or a file such as my_method.py")  # fmt: skip
+    chosen = [e for e in known if not asked or "all" in asked or e.name in asked or e.group in asked]
+    files = [Entrant(m.name, OWN, "", tuple(_drawn(m, grid_of(m), trials))) for m in find_methods(own, "--methods")]
+    return [*_anchors(), *chosen, *files]
+
+
+def submission(name: str, folders: Mapping[int, str], seconds: float, needs: str) -> Entrant:
+    """Return an entrant from folders of edited weights, by seed. Its cost and its needs are given by hand."""
+    return Entrant(name, SUBMISSION, needs, (Submitted(name, tuple(sorted(folders.items())), seconds),), tuned=False)
+
+
+def _anchors() -> Iterator[Entrant]:
+    (mask,) = find_methods([str(Path(random_mask.__file__).resolve())], "--methods")
+    yield Entrant(
+        "random_mask", ANCHOR, NEEDS["random_mask"], (Edit(mask, mask.hyper_parameters(ratio=(0.05,))),), False
+    )
+    method = METHODS["gradient_difference"]
+    hp = method.hyper_parameters(steps=(100,), forget_weight=0.0)
+    yield Entrant(RETAIN_ONLY, ANCHOR, NEEDS[RETAIN_ONLY], (Edit(method, hp),), False)
+
+
+def _methods(small: bool, trials: int) -> Iterator[Entrant]:
+    for method in METHODS.values():
+        needs = NEEDS.get(method.name, FAMILIES.get(method.family, FORGET))
+        yield Entrant(method.name, method.family, needs, tuple(_drawn(method, space(method, small), trials)))
+
+
+def _variants(small: bool, trials: int) -> Iterator[Entrant]:
+    for name, (base, changes) in VARIANTS.items():
+        method = METHODS[base]
+        grid = {**space(method, small), **changes}
+        yield Entrant(name, method.family, BOTH, tuple(_drawn(method, grid, trials)))
+
+
+def _trained(trials: int) -> Iterator[Entrant]:
+    for entry in REGULARIZERS:
+        some = [Trained(entry.name, switched_on(values)) for values in combinations(REGULARIZED[entry.name])]
+        yield Entrant(entry.name, TRAINING, DATA, tuple(some[:trials]))
+    for name in FT_DATA:
+        some = [Trained(f"fine-tuning on {name} data", ft_data=name, epoch=epoch) for epoch in FT_EPOCHS]
+        yield Entrant(some[0].name, FINETUNING, NEEDS[name], tuple(some[:trials]))
+
+
+def space(method: Method, small: bool) -> dict[str, Sequence[Any]]:
+    """Return a method's search space: its grid; small: with the small grid's values of all but the strength."""
+    if method.name in SPACES:
+        return dict(SPACES[method.name])
+    grid = grid_of(method, STUDY)
+    if small:
+        grid |= {name: values for name, values in grid_of(method, SMALL).items() if name != method.strength}
+    return grid
+
+
+def _drawn(method: Method, grid: Grid, trials: int, seed: int = 0) -> Iterator[Edit]:
+    """Yield trials, one for each setting of all but the strength, with some of the strengths each."""
+    others = {name: tuple(values) for name, values in grid.items() if name != method.strength}
+    strengths = tuple(grid[method.strength]) if method.strength else ()
+    every = combinations(others)
+    if len(every) == 1 and len(strengths) > 1:
+        strengths = refined(strengths, trials)
+    per = max(1, math.ceil(trials / len(every))) if len(every) * STRENGTHS < trials else STRENGTHS
+    count = max(1, trials // max(1, min(per, len(strengths))))
+    drawn = every if len(every) <= count else latin_hypercube(others, count, random.Random(seed))
+    for values in drawn:
+        some = {method.strength: spread(strengths, per)} if method.strength else {}
+        yield Edit(method, method.hyper_parameters(**some, **values))
+
+
+def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[str, Any]]:
+    """Return `count` different combinations in which every value of a setting appears as often as any other, or once
+    more or less. Duplicates are replaced by further draws.
+    """
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        columns = {}
+        for name, values in grid.items():
+            order = [
+                value for _ in range(math.ceil(count / len(values))) for value in source.sample(values, len(values))
+            ]
+            columns[name] = order[:count]
+        for place in range(count):
+            one = {name: column[place] for name, column in columns.items()}
+            if one not in found and len(found) < count:
+                found.append(one)
+    return found
+
+
+def spread(values: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """Return `count` of the values, evenly spaced from the second half down to the first: the last is always in."""
+    if len(values) <= count:
+        return tuple(values)
+    step = len(values) / count
+    return tuple(values[len(values) - 1 - math.floor(step * place)] for place in reversed(range(count)))
+
+
+def refined(values: Sequence[float], count: int) -> tuple[float, ...]:
+    """Return `count` values: the given positive numbers, ascending, with geometric means in the widest gaps."""
+    found = sorted(values)
+    while len(found) < count and found[0] > 0:
+        gap = max(range(len(found) - 1), key=lambda place: found[place + 1] / found[place])
+        found.insert(gap + 1, float(f"{math.sqrt(found[gap] * found[gap + 1]):.2g}"))
+    return tuple(found)
+
+
+def settings_of(trial: Trial) -> str:
+    """Return a trial's settings in words: its strength, and what differs from the defaults."""
+    if isinstance(trial, Edit):
+        default = trial.method.hyper_parameters()
+        changed = {f.name: getattr(trial.hp, f.name) for f in fields(trial.hp)}
+        shown = {n: v for n, v in changed.items() if n == trial.method.strength or v != getattr(default, n)}
+        return ", ".join(f"{name} {_words(value)}" for name, value in shown.items())
+    return trial.setting if isinstance(trial, Trained) else "as submitted"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

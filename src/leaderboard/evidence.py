@@ -1,0 +1,163 @@
+"""The evidence of one model of the leaderboard: records and values per sequence, in two files that anybody can recompute.
+
+records.jsonl.gz has every record; values.safetensors has, for what is judged, one value per sequence and column, under
+DIGEST/COLUMN; examples.json has what the models of the first seed write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import files
+from tinymem.errors import reading
+from tinymem.metrics.evaluate import saved_values
+from tinymem.metrics.examples import Decode, Example, kept_examples
+from tinymem.metrics.metric import Values
+from tinymem.metrics.registry import METRICS
+from tinymem.records.bundle import NAME, read_bundle, write_bundle
+from tinymem.records.identity import ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, record_digest, run_key
+from tinymem.records.record import read_values
+from tinymem.records.table import load_records
+
+VALUES, EXAMPLES = "values.safetensors", "examples.json"
+FORGETTING = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "exact_match_share")
+PRIVACY = ("auc_loss", "auc_zlib", "auc_min_k_plus")
+UTILITY = ("mean_test_accuracy", "perplexity")
+JUDGED, ATTACKED = "held_out", "shown"  # what judges forgetting; what attackers try to bring back
+RECOVERED = f"percent_memorized_{ATTACKED}"
+COLUMNS = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)), *UTILITY)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Records, values and examples of all seeds.
+
+    values     by a record's digest: COLUMN[.weights|.groups] -> tensor (sequences,)
+    examples   by a record's digest: what the model writes, as JSON
+    """
+
+    records: tuple[dict[str, Any], ...]
+    values: Mapping[str, Mapping[str, torch.Tensor]]
+    examples: Mapping[str, Any]
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds whose unedited model and twin were measured."""
+        found = {kind: {_seed(r) for r in self.records if r["kind"] == kind} for kind in (UNEDITED, NEVER_PLANTED)}
+        return sorted(found[UNEDITED] & found[NEVER_PLANTED])
+
+    @cached_property
+    def by_key(self) -> dict[tuple, dict[str, Any]]:
+        """Records by their `run_key`, without those of attacks."""
+        return {run_key(record): record for record in self.records if not record.get("attack")}
+
+    @cached_property
+    def _on(self) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list] = {}
+        for record in self.records:
+            if record["kind"] in (ATTACK, TWIN_ATTACK):
+                found.setdefault(record["parent"], []).append(record)
+        return found
+
+    def unedited(self, seed: int, kind: str = UNEDITED) -> dict[str, Any]:
+        """Return the record of a seed's planted model, or of its twin."""
+        return next(record for record in self.records if record["kind"] == kind and _seed(record) == seed)
+
+    def attacks_on(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the records of attacks on a model."""
+        return self._on.get(record_digest(record), [])
+
+    def rows(self, record: Mapping[str, Any], column: str) -> Values | None:
+        """Return a column's values, one per sequence, in the unit of the column; None where they were not kept."""
+        return saved_values(self.values.get(record_digest(record), {}), column)
+
+
+def gather(folders: Iterable[Path], decode: Callable[[Mapping[str, Any]], Decode]) -> Evidence:
+    """Return the evidence under folders of runs. decode(record): turns the record's token ids into text.
+
+    Of records that were attacked all values are kept, of their attacks what is brought back.
+    """
+    records: list[dict[str, Any]] = []
+    values: dict[str, dict[str, torch.Tensor]] = {}
+    examples: dict[str, Any] = {}
+    for folder in folders:
+        found = load_records(folder)
+        records += found
+        parents = {record["parent"] for record in found if record.get("attack")}
+        for record in found:
+            digest = record_digest(record)
+            columns = (RECOVERED,) if record.get("attack") else COLUMNS if digest in parents else ()
+            if columns:
+                tensors = read_values(_place(folder, digest))
+                values[digest] = {name: value for column in columns for name, value in _kept(tensors, column).items()}
+                if not record.get("attack"):
+                    examples[digest] = [_as_json(each) for each in kept_examples(tensors, decode(record))]
+    first = min((_seed(record) for record in records), default=0)
+    shown = {record_digest(record) for record in records if _seed(record) == first}
+    return Evidence(tuple(records), values, {digest: some for digest, some in examples.items() if digest in shown})
+
+
+def write(evidence: Evidence, folder: Path) -> None:
+    """Write the evidence into a folder; equal evidence, equal bytes."""
+    from safetensors.torch import save_file
+
+    write_bundle(folder, evidence.records)
+    flat = {f"{digest}/{name}": value for digest, some in evidence.values.items() for name, value in some.items()}
+    tensors = {name: flat[name].contiguous() for name in sorted(flat)}
+    files.write_file(folder / VALUES, lambda path: save_file(tensors, path))
+    files.write_json(folder / EXAMPLES, dict(sorted(evidence.examples.items())))
+
+
+def read(folder: Path) -> Evidence:
+    """Return the evidence in a folder. Raise UserError, naming the file, if one is missing or damaged."""
+    from safetensors.torch import load_file
+
+    records = read_bundle(folder / NAME)
+    with reading(folder / VALUES, "this file is damaged ({why}); run experiments/leaderboard.py again"):
+        flat = load_file(folder / VALUES)
+    values: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in flat.items():
+        digest, _, column = name.partition("/")
+        values.setdefault(digest, {})[column] = value
+    return Evidence(tuple(records), values, files.read_json(folder / EXAMPLES))
+
+
+def single_values(values: Values, column: str) -> Values:
+    """Return values whose plain mean is the column's figure, such as 0 or 100 for a sequence that comes out or not."""
+    metric = METRICS[column.removesuffix(f"_{JUDGED}").removesuffix(f"_{ATTACKED}")]
+    rows = [metric.summary(Values(values.sums[i : i + 1], values.weights[i : i + 1])) for i in range(len(values.sums))]
+    known = torch.tensor([row is not None for row in rows], dtype=torch.float64)
+    return Values(torch.tensor([row or 0.0 for row in rows], dtype=torch.float64), known)
+
+
+def _kept(tensors: Mapping[str, torch.Tensor], column: str) -> dict[str, torch.Tensor]:
+    """Return a column's tensors; those of planted sequences as single values, in which means need no more than sums."""
+    values = saved_values(tensors, column)
+    if values is None:
+        return {}
+    if column in UTILITY:
+        return {name: tensors[name] for name in (column, f"{column}.weights", f"{column}.groups") if name in tensors}
+    single = single_values(values, column)
+    found = {column: single.sums.float()}
+    return found if single.weights.eq(1).all() else found | {f"{column}.weights": single.weights.to(torch.int8)}
+
+
+def _as_json(example: Example) -> dict[str, Any]:
+    written = example.written
+    spans = [[span.text, span.differs] for span in written.spans]
+    about = {"spans": spans, "first": written.first, "agreeing": written.agreeing, "length": written.length}
+    return {"prompt": example.prompt, "planted": example.planted, "written": about}
+
+
+def _place(folder: Path, digest: str) -> Path:
+    return folder / "records" / f"{digest}.json"
+
+
+def _seed(record: Mapping[str, Any]) -> int:
+    return record["data"]["seed"]

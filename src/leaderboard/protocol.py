@@ -1,0 +1,188 @@
+"""The jobs of the leaderboard: train, try on the first seed, run and attack what was chosen on every seed.
+
+Everything is done by the ordinary scripts, on the engine of the sweeps. A trial is known by the record that it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tinymem.attacks.registry import ATTACKS
+from tinymem.leaderboard.cases import TASK, Case
+from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Submitted, Trained, Trial
+from tinymem.options import as_flags
+from tinymem.records.identity import MEASURED, TRAIN, UNEDITED, UNLEARN, run_key
+from tinymem.sweeps.job import Job
+from tinymem.sweeps.jobs import (
+    Checkpoint,
+    Common,
+    checkpoints,
+    finetune_job,
+    localize_jobs,
+    train_job,
+    unlearning_identity,
+)
+from tinymem.training.finetune import FT_DATA, FinetuneSettings
+from tinymem.training.settings import RunSettings
+
+MEASURE = "src/localize/measure.py"
+METRICS = ("forward", "percent_near_verbatim")
+FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for name in FT_DATA}  # a trial: one epoch
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The models of one case and seed, and the folder of the records on them."""
+
+    case: Case
+    seed: int
+    folder: Path
+
+    @property
+    def models(self) -> Path:
+        return self.folder / f"seed{self.seed}" / "models"
+
+    @property
+    def records(self) -> Path:
+        return self.folder / f"seed{self.seed}" / "runs"
+
+    @property
+    def settings(self) -> RunSettings:
+        return self.case.at(self.seed)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The planted model that is edited."""
+        return last_checkpoint(self.settings, self.models)
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """The sections that all records on the planted model share."""
+        return unlearning_identity(self.settings, self.settings.training.epochs, TASK)
+
+    def trained(self, trial: Trained) -> RunSettings:
+        """Return the settings of a training with a trial's regularizers."""
+        return replace(self.settings, regularizers=trial.regularizers)
+
+
+def last_checkpoint(settings: RunSettings, models: Path) -> Checkpoint:
+    (found,) = checkpoints(settings, models, (settings.training.epochs,))
+    return found
+
+
+def training_jobs(bench: Bench, common: Common) -> list[Job]:
+    """Return the trainings of the planted model and its twin, and what measures and attacks both, unedited."""
+    planted, twin = bench.settings, bench.case.twin_at(bench.seed)
+    trainings = [train_job(settings, bench.models, common) for settings in (planted, twin)]
+    place = str(bench.checkpoint.path)
+    unedited = Job(
+        name=f"unedited {place}",
+        group="unedited and twin",
+        words=(MEASURE, place, *_measuring(bench, common), "--attack", "all"),
+        folder=str(bench.records),
+        identity={"kind": UNEDITED, **bench.base},
+        after=tuple(job.name for job in trainings),
+        attacks=_attacks(),
+    )
+    return [*trainings, unedited]
+
+
+def trial_jobs(entrant: Entrant, bench: Bench, common: Common) -> list[Job]:
+    """Return the jobs of all trials of an entrant."""
+    return [job for trial in entrant.trials for job in jobs_of(trial, entrant, bench, common)]
+
+
+def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attacked: bool = False) -> list[Job]:
+    """Return the job of a trial on the model of a seed, behind the trainings that it needs. attacked: also attack it."""
+    attacks: dict[str, Any] = dict(attacks=_attacks()) if attacked else {}
+    flags = (*_measuring(bench, common), *(("--attack", "all") if attacked else ()))
+    unedited = f"unedited {bench.checkpoint.path}"
+    if isinstance(trial, Edit):
+        (job,) = localize_jobs(bench.checkpoint, [(trial.method, trial.hp)], TASK, common, bench.records)
+        words = (*job.words, "--metrics", *METRICS, *(("--attack", "all") if attacked else ()))
+        return [
+            replace(job, group=entrant.name, words=words, after=(*job.after, unedited), nothing_to_do=None, **attacks)
+        ]
+    jobs: list[Job] = []
+    if isinstance(trial, Submitted):
+        place, folder = trial.label, dict(trial.folders)[bench.seed]
+        flags += (f"--seconds={trial.seconds}",) if trial.seconds else ()
+    elif trial.ft_data:
+        checkpoint = replace(bench.checkpoint, trained_by=f"train {bench.settings.name}")
+        jobs = [replace(finetune_job(checkpoint, FINETUNING[trial.ft_data], common), group=entrant.name)]
+        place, folder = f"{trial.label} {bench.checkpoint.name}", f"{jobs[0].folder}/epoch_{trial.epoch}"
+    else:
+        settings = bench.trained(trial)
+        jobs = [replace(train_job(settings, bench.models, common), group=entrant.name)]
+        place, folder = f"{trial.label} {settings.name}", str(last_checkpoint(settings, bench.models).path)
+    words = (MEASURE, folder, "--edit_of", str(bench.checkpoint.path), "--name", trial.label, *flags)
+    measuring = Job(
+        name=f"measure {place}",
+        group=entrant.name,
+        words=words,
+        folder=str(bench.records),
+        identity=identity_of(trial, bench),
+        after=(*(job.name for job in jobs), unedited),
+        **attacks,
+    )
+    return [*jobs, measuring]
+
+
+def identity_of(trial: Trial, bench: Bench) -> dict[str, Any]:
+    """Return kind and sections, without fingerprints, of the record that a trial with one strength leaves."""
+    if isinstance(trial, Edit):
+        (strength,) = trial.strengths
+        return {
+            "kind": UNLEARN,
+            **bench.base,
+            "method": trial.method.settings(trial.method.resolve(trial.hp, 0), strength),
+        }
+    return {"kind": MEASURED, **bench.base, "method": {"name": trial.label}}
+
+
+def training_identity(trial: Trained, bench: Bench) -> dict[str, Any]:
+    """Return the identity of the record of a trial's own training."""
+    if trial.ft_data:
+        return FINETUNING[trial.ft_data].identity(bench.settings, bench.settings.training.epochs)
+    return {"kind": TRAIN, **bench.trained(trial).sections()}
+
+
+def key_of(trial: Trial, bench: Bench) -> tuple:
+    """Return the `run_key` of a trial's record."""
+    return run_key(identity_of(trial, bench))
+
+
+def alone(entrant: Entrant) -> list[Trial]:
+    """Return an entrant's trials, those with several strengths taken apart."""
+    return [one for trial in entrant.trials for one in (trial.alone() if isinstance(trial, Edit) else [trial])]
+
+
+def together(trials: Iterable[Trial]) -> list[Trial]:
+    """Return trials with those that differ only in strength joined, since they share a command."""
+    joined: dict[Any, Trial] = {}
+    for trial in trials:
+        if not isinstance(trial, Edit) or trial.method.strength is None:
+            joined.setdefault(trial, trial)
+            continue
+        rest = (trial.method.name, replace(trial.hp, **{trial.method.strength: ()}))
+        before = joined.get(rest)
+        strengths = before.strengths if isinstance(before, Edit) else ()
+        joined[rest] = Edit(trial.method, trial.method.at(trial.hp, *dict.fromkeys((*strengths, *trial.strengths))))
+    return list(joined.values())
+
+
+def _attacks() -> tuple[Mapping[str, Any], ...]:
+    """Return the sections `attack` of all attacks at all their strengths."""
+    found = []
+    for method in ATTACKS.values():
+        hp = method.hyper_parameters()
+        found += [method.settings(hp, value) for value in method.strengths(hp)]
+    return tuple(found)
+
+
+def _measuring(bench: Bench, common: Common) -> tuple[str, ...]:
+    """Return the flags of measure.py: splits, metrics, places."""
+    return (*as_flags(TASK), "--metrics", *METRICS, "--output_dir", str(bench.records), *common.words)

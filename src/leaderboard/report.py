@@ -1,0 +1,208 @@
+"""The leaderboard's files, from evidence alone: LEADERBOARD.md, ATTACKS.md and leaderboard.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tinymem import files
+from tinymem.attacks.recovery import Attacked, attacked_models, averaged
+from tinymem.attacks.registry import ATTACKS
+from tinymem.leaderboard import evidence
+from tinymem.leaderboard.board import NOT_RUN, TWIN, Row, rows
+from tinymem.leaderboard.cases import Case, read_case
+from tinymem.leaderboard.entrants import ANCHOR, entrants
+from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
+from tinymem.leaderboard.score import PARTS, Figure, Jury
+from tinymem.records.identity import record_digest
+from tinymem.records.table import markdown, versions, write_csv
+
+COMMAND = "python experiments/leaderboard.py --report"
+SHOWN = ("score", *PARTS)
+NAMES = {f"{name}_{JUDGED}": text for name, text in zip((*FORGETTING, *PRIVACY), (
+    "exact %", "near-verbatim %", "extractable %", "tokens", "AUC loss", "AUC zlib", "AUC Min-K%++"))}  # fmt: skip
+NAMES[RECOVERED] = "exact, shown %"
+NAMES |= {"mean_test_accuracy": "accuracy", "kl_unseen": "KL", "neighbour_accuracy": "neighbours"}
+NAMES |= {"peak_memory_gb": "GB", "flip_rate_unseen": "flips %"}
+DIGITS = {
+    "score": 2,
+    **dict.fromkeys(PARTS, 2),
+    "mean_test_accuracy": 4,
+    "perplexity": 3,
+    "kl_unseen": 3,
+    "seconds": 0,
+    "flip_rate_unseen": 1,
+}
+DIGITS |= {name: 1 for name in NAMES if name.startswith("percent_")}
+ABOUT = """\
+- score: harmonic mean of forget, private, robust and useful, each at least 0.01; mean over seeds, with its 95 % interval
+  (hierarchical bootstrap over seeds and sequences). rank: those count as better whose paired difference excludes 0.
+- forget: the worst of four metrics on held-out sequences: 0 as unedited, 1 as the never-planted twin; less what overshoots.
+- private: the worst of three membership scores, by how close its AUC is to the twin's.
+- robust: 1 less the share of the memories that the worst attack brings back more than from the twin.
+- useful: accuracy (text: perplexity) relative to the twin's.
+- Metrics that do not tell the unedited model from its twin are left out, and so is a part without any.
+- Every mitigation tries as many settings (those that train a model from scratch fewer); what forgets most of the validation
+  sequences of the first seed within the limit is run on all seeds. No figure here is of these sequences.
+"""
+ATTACK_ABOUT = """\
+- % of the sequences that the method was told to forget, as each attack brings them back at the setting that brings back
+  most; what the attacker has seen is not measured. Mean over seeds.
+- excess: by how many points the worst attack brings back more than the same attack, with the same budget, from the
+  never-planted twin, with its 95 % interval. `interpolate`, whose attacker has the original, does not count.
+- `relearn_all` trains on all sequences that are measured: only its excess counts.
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is shown. title, and rows by column."""
+
+    title: str
+    shown: list[dict[str, Any]]
+
+
+def write(output: Path, names: Sequence[str]) -> list[Table]:
+    """Write all files of the leaderboard from the evidence in OUTPUT/NAME. Return the tables."""
+    tables: list[Table] = []
+    texts: dict[str, list[str]] = {"LEADERBOARD.md": [], "ATTACKS.md": []}
+    lines: list[dict[str, Any]] = []
+    for name in names:
+        case, found = read_case(output / name), evidence.read(output / name)
+        made = ", ".join(sorted({versions(record) for record in found.records}))
+        head = f"## {name}\n\n{case.description}. Seeds {', '.join(map(str, found.seeds))}; {made}.\n"
+        texts["LEADERBOARD.md"].append(head)
+        for limit in case.utility.limits:
+            board = rows(case, entrants([], case.small, case.trials), found, limit)
+            table = Table(f"{name}, {within(case, limit)}", shown_rows(board))
+            tables.append(table)
+            texts["LEADERBOARD.md"].append(f"### {within(case, limit).capitalize()}\n\n{markdown_of(table.shown)}")
+            lines += [line(name, limit, row) for row in board]
+            if limit == case.utility.limits[0]:
+                absent = [row.name for row in board if row.note == NOT_RUN]
+                texts["LEADERBOARD.md"] += [f"\nNot run: {', '.join(absent)}.\n"] if absent else []
+                texts["LEADERBOARD.md"].append(_telling(Jury(found, 200)))
+                texts["ATTACKS.md"] += [head, markdown_of(attack_rows(board, found))]
+    heads = {
+        "LEADERBOARD.md": ("# Leaderboard", ABOUT),
+        "ATTACKS.md": ("# Attacks: is it gone, or only hidden?", ATTACK_ABOUT),
+    }
+    for file, (title, about) in heads.items():
+        content = "\n".join([f"{title}\n\nMade by `{COMMAND}` from the records.\n\n{about}", *texts[file]])
+        files.write_file(output / file, partial(Path.write_text, data=content, encoding="utf-8"))
+    write_csv(output / "leaderboard.csv", lines)
+    return tables
+
+
+def shown_rows(board: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the rows of a table as text, by column."""
+    found = []
+    for row in (row for row in board if row.note != NOT_RUN):
+        shown = {"rank": _rank(row), "method": row.name, "setting": row.setting}
+        if row.note:
+            found.append(shown | {"score": row.note})
+            continue
+        columns = [*row.figures]
+        shown |= {NAMES.get(name, name): _figure(row.figures[name], name, name == "score") for name in columns}
+        worst = row.worst_attack
+        shown["worst attack"] = f"{worst[0]} +{worst[1].value:.0f}" if worst and worst[1].value > 0 else "-"
+        shown |= {NAMES.get(name, name): _number(value, name) for name, value in row.plain.items()}
+        found.append(shown | {"needs": row.needs, "trials": str(row.trials or "-")})
+    names = list(dict.fromkeys(name for row in sorted(found, key=len, reverse=True) for name in row))
+    return [{name: row.get(name, "-") for name in names} for row in found]
+
+
+def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
+    """Return one row per model that was attacked: what each attack brings back, and the excess of the worst one."""
+    rows = []
+    for row in board:
+        curves = _averaged(row, found)
+        if curves is not None:
+            worst = row.worst_attack
+            shown = {"model": row.name, "setting": row.setting, "before": f"{curves.before:.1f}"}
+            shown["excess"] = (
+                "-" if worst is None or row.group == ANCHOR and row.name in (TWIN,) else _interval(worst[1], 1)
+            )
+            for name in ATTACKS:
+                values = [curve.worst for curve in curves.curves if curve.attack == name]
+                shown[name] = f"{max(values):.1f}" if values else "-"
+            rows.append(shown)
+    return rows
+
+
+def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "No attack has been made.\n"
+    return markdown(list(rows[0]), [list(row.values()) for row in rows], numbers=True)
+
+
+def within(case: Case, limit: float) -> str:
+    """Return a table's limit in words."""
+    unit = case.utility.unit.replace("points", "point") if limit == 1 else case.utility.unit
+    return f"within {limit:g} {unit}"
+
+
+def line(case: str, limit: float, row: Row) -> dict[str, Any]:
+    """Return a row of leaderboard.csv: every figure with the ends of its interval, and the records that it is from."""
+    found: dict[str, Any] = {
+        "case": case,
+        "limit": limit,
+        "method": row.name,
+        "group": row.group,
+        "setting": row.setting,
+    }
+    found |= {"rank_best": row.rank and row.rank[0], "rank_worst": row.rank and row.rank[1], "note": row.note}
+    for name, figure in (*row.figures.items(), *((f"excess_{name}", each) for name, each in row.excess.items())):
+        found |= {
+            name: figure and figure.value,
+            f"{name}_low": figure and figure.low,
+            f"{name}_high": figure and figure.high,
+        }
+    found |= {**row.plain, "needs": row.needs, "trials": row.trials}
+    return found | {"records": " ".join(record_digest(record) for record in row.records)}
+
+
+def _averaged(row: Row, found: Evidence) -> Attacked | None:
+    """Return a row's model under attack, averaged over seeds; None where it was not attacked."""
+    models = []
+    for record in row.records:
+        _, some = attacked_models([record, *found.attacks_on(record)], ATTACKED)
+        models += some
+    return averaged(models) if models else None
+
+
+def _telling(jury: Jury) -> str:
+    """Return a sentence on the metrics that tell the unedited model from its twin here."""
+    known = [NAMES[f"{name}_{JUDGED}"] for name in (*FORGETTING, *PRIVACY)]
+    telling = [NAMES[column] for column in jury.telling]
+    silent = [name for name in known if name not in telling]
+    text = f"Judged by: {', '.join(telling) or 'nothing'}."
+    return text + (
+        f" Left out, since they do not tell the unedited model from its twin here: {', '.join(silent)}.\n"
+        if silent
+        else "\n"
+    )
+
+
+def _rank(row: Row) -> str:
+    if row.rank is None:
+        return "-"
+    low, high = row.rank
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _figure(figure: Figure | None, name: str, interval: bool) -> str:
+    if figure is None:
+        return "-"
+    return _interval(figure, DIGITS.get(name, 2)) if interval else _number(figure.value, name)
+
+
+def _interval(figure: Figure, digits: int) -> str:
+    return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+
+
+def _number(value: float | None, name: str) -> str:
+    return "-" if value is None else f"{value:.{DIGITS.get(name, 2)}f}"

@@ -1,0 +1,85 @@
+"""Who takes part, and which settings are tried."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+from tiny import new_model, new_task
+
+from tinymem.errors import UserError
+from tinymem.leaderboard import cases, entrants
+from tinymem.leaderboard.protocol import alone, together
+from tinymem.localize.registry import METHODS
+from tinymem.regularizers.registry import REGULARIZERS
+
+
+def test_every_mitigation_of_the_registries_takes_part_with_as_many_trials():
+    found = {each.name: each for each in entrants.entrants([], small=True)}
+    assert set(METHODS) < set(found) and {entry.name for entry in REGULARIZERS} < set(found)
+    assert {"random_mask", entrants.RETAIN_ONLY} <= {
+        each.name for each in found.values() if each.group == entrants.ANCHOR
+    }
+    counts = {name: len(alone(each)) for name, each in found.items() if each.name in METHODS}
+    assert Counter(counts.values())[entrants.TRIALS] >= 26 and max(counts.values()) == entrants.TRIALS
+    assert all(each.needs for each in found.values())
+
+
+def test_a_hypercube_visits_every_value_equally_often():
+    grid = {"lr": (1, 2, 3, 4), "beta": (0.1, 0.3), "one": ("x",)}
+    found = entrants.latin_hypercube(grid, 4, random.Random(0))
+    assert sorted(each["lr"] for each in found) == [1, 2, 3, 4]
+    assert Counter(each["beta"] for each in found) == {0.1: 2, 0.3: 2}
+    assert len({tuple(each.values()) for each in entrants.latin_hypercube(grid, 8, random.Random(0))}) == 8
+
+
+def test_strengths_are_spread_or_refined():
+    assert entrants.spread((10, 20, 50, 100), 3) == (20, 50, 100) and entrants.spread((1, 2), 3) == (1, 2)
+    assert entrants.refined((0.01, 1.0), 3) == (0.01, 0.1, 1.0)
+
+
+def test_trials_that_differ_in_strength_alone_share_a_command():
+    (npo,) = [each for each in entrants.entrants(["npo"], small=True) if each.name == "npo"]
+    assert len(alone(npo)) == 12 and len(npo.trials) == 4
+    assert {trial.strengths for trial in together(alone(npo))} == {trial.strengths for trial in npo.trials}
+
+
+@pytest.mark.parametrize("asked, words", [(["nop"], "--methods nop: must be some of"), (["x.py"], "x.py")])
+def test_an_unknown_mitigation_is_one_line(asked, words):
+    with pytest.raises(UserError, match=words) as caught:
+        entrants.entrants(asked, small=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_random_mask_is_of_the_size_that_it_says():
+    from tinymem.leaderboard import random_mask
+
+    model, task = new_model("gpt2"), new_task()
+    scores = random_mask.score(model, task, None)
+    again = random_mask.score(model, task, None)
+    assert all(torch.equal(scores[name], again[name]) for name in scores)
+    assert 0.45 < torch.cat([each.flatten() for each in scores.values()]).mean() < 0.55
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("", "no table"),
+        ("[mine]\nn_layer = 3", "mine.n_layer: no such setting"),
+        ("[mine]\nn_layers = 'x'", "n_layers"),
+        ("[[", "cannot be read"),
+        ("mine = 3", "mine is not a table"),
+    ],
+)
+def test_a_wrong_model_file_is_one_line(content, words, tmp_path):
+    path = tmp_path / "models.toml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        cases.find_cases([str(path)], True, 12)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_case_is_read_as_it_was_written(tmp_path):
+    (case,) = cases.find_cases(["noise"], True, 5)
+    case.write(tmp_path)
+    assert cases.read_case(tmp_path) == case and case.twin_at(2).data.twin and case.at(2).data.seed == 2

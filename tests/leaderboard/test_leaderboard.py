@@ -1,0 +1,113 @@
+"""The leaderboard end to end in miniature: two mitigations and the anchors on one seed, and everything from the records again."""
+
+import shutil
+
+import pytest
+from small import SMALL_DATA, in_process
+
+from tinymem.leaderboard import evidence
+from tinymem.records.bundle import NAME
+from tinymem.records.table import load_records
+
+SCRIPT = "experiments/leaderboard.py"
+SETTINGS = {
+    **SMALL_DATA,
+    "num_noise": 60,
+    "n_layers": 2,
+    "n_embd": 32,
+    "n_heads": 2,
+    "epochs": 20,
+    "batch_size": 32,
+    "lr": 4e-3,
+}
+FILES = ("LEADERBOARD.md", "ATTACKS.md", "leaderboard.csv", "index.html")
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory):
+    """The folder of a leaderboard that has been run, and the words of its command."""
+    folder = tmp_path_factory.mktemp("board")
+    lines = [f"{name} = {str(value).lower() if isinstance(value, bool) else value}" for name, value in SETTINGS.items()]
+    (folder / "tiny.toml").write_text("\n".join(["[tiny]", *lines]))
+    words = ["--small", "--models", folder / "tiny.toml", "--seeds", 0, "--trials", 3, "--device", "cpu"]
+    words += [f"--{name}={folder / name}" for name in ("run_dir", "output_dir", "data_dir")]
+    in_process(SCRIPT, *words, "--methods", "activations", "fine-tuning on clean data")
+    return folder, words
+
+
+@pytest.mark.slow
+def test_rows_for_all_and_the_twin_first(board):
+    text = (board[0] / "output_dir" / "LEADERBOARD.md").read_text()
+    table = text[text.index("### Within 1 point of accuracy") :]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert "never-planted twin" in lines[2] and any("unedited" in line for line in lines)
+    assert all(
+        any(name in line for line in lines) for name in ("activations", "fine-tuning on clean data", "random_mask")
+    )
+    assert "Not run: " in text and "Judged by: exact %" in text
+
+
+@pytest.mark.slow
+def test_everything_is_computed_from_the_records_again(board):
+    folder = board[0] / "output_dir"
+    before = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+    for name in before:
+        (folder / name).unlink()
+    in_process(SCRIPT, "--report", "--output_dir", folder)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.slow
+def test_means_of_kept_values_are_the_results_of_the_records(board):
+    found = evidence.read(board[0] / "output_dir" / "tiny")
+    checked = 0
+    for record in found.records:
+        for column in (*evidence.COLUMNS[:-1],):
+            values = found.rows(record, column)
+            if values is not None and values.groups is None and len(values.sums):
+                mean = (values.sums.sum() / values.weights.sum()).item()
+                assert mean == pytest.approx(record["results"][column], abs=1e-4), column
+                checked += 1
+    assert checked > 100
+
+
+@pytest.mark.slow
+def test_a_submission_is_one_more_row(board, capsys):
+    folder, words = board
+    (model,) = (folder / "run_dir" / "tiny" / "seed0" / "models").glob("*_seed0_twin_*/epoch_20")
+    theirs = shutil.copytree(model, folder / "theirs")
+    flags = ["--name", "the twin itself", "--submission", f"0={theirs}", "--seconds", 12, "--needs", "everything"]
+    in_process(SCRIPT, *words, *flags)
+    text = (folder / "output_dir" / "LEADERBOARD.md").read_text()
+    (line,) = [line for line in text.splitlines() if "| the twin itself |" in line][:1]
+    assert "| 1.00 (1.00 to 1.00) |" in line and line.rstrip().endswith("| given by hand | 1 |")
+
+
+@pytest.mark.slow
+def test_nothing_is_run_twice(board):
+    folder, words = board
+    before = len(load_records(folder / "run_dir"))
+    stamp = (folder / "output_dir" / "tiny" / NAME).read_bytes()
+    in_process(SCRIPT, *words, "--methods", "activations")
+    assert (folder / "output_dir" / "tiny" / NAME).read_bytes() == stamp
+    assert len(load_records(folder / "run_dir")) == before
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--submission", "0=x"], "--submission, --name: give both"),
+        (["--name", "x", "--submission", "0=nowhere", "--models", "noise"], "no such folder"),
+        (["--name", "x", "--submission", "nowhere", "--models", "noise"], "must be SEED=FOLDER"),
+        (["--name", "x", "--submission", "0=.", "--models", "noise"], "no folder for seed 1"),
+        (["--name", "x", "--submission", "0=."], "give the model that it is an edit of"),
+        (["--models", "nothing"], "--models nothing: must be some of"),
+        (["--trials", "0"], "--trials"),
+        (["--export", "x", "--models", "noise", "--seeds", "77"], "no such model"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, "--small", *words, "--output_dir", tmp_path / "out", "--run_dir", tmp_path / "runs")
+    said = capsys.readouterr().err.strip().splitlines()
+    assert end.value.code == 2 and len(said) == 1 and message in said[0]

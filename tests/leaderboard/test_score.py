@@ -1,0 +1,108 @@
+"""The leaderboard's arithmetic against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from tinymem.leaderboard import score
+from tinymem.leaderboard.evidence import Evidence, single_values
+from tinymem.leaderboard.score import Figure, Jury, Resampling
+from tinymem.metrics.metric import Values
+
+
+def values(*numbers: float, weights=None, groups=None) -> Values:
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    weights = torch.ones_like(sums) if weights is None else torch.tensor(weights, dtype=torch.float64)
+    return Values(sums, weights, None if groups is None else torch.tensor(groups))
+
+
+def test_the_share_of_the_way_counts_overshooting_as_a_loss():
+    now = np.array([100.0, 60, 20, 0, -20, 140])
+    assert score.share_of_way(now, np.float64(100), np.float64(20)).tolist() == [0, 0.5, 1, 0.75, 0.5, 0]
+    assert np.isnan(score.share_of_way(np.float64(5), np.float64(5), np.float64(5)))
+
+
+def test_the_harmonic_mean_has_a_floor():
+    assert score.harmonic([np.array([0.5]), np.array([1.0])])[0] == pytest.approx(2 / 3)
+    assert score.harmonic([np.array([0.0]), np.array([1.0])])[0] == pytest.approx(2 / 101)
+
+
+def test_the_first_draw_is_the_data_and_equal_sets_are_drawn_alike():
+    draws = Resampling([0, 1], 500)
+    first, second = values(1, 0, 0, 1), values(0, 0, 0, 1)
+    means = [draws.mean(seed, some) for seed, some in ((0, first), (1, second))]
+    assert [found[0] for found in means] == [0.5, 0.25] and draws.over_seeds(means)[0] == 0.375
+    assert (draws.mean(0, values(1, 0, 0, 1)) == means[0]).all()  # paired: a difference of equals is 0 in every draw
+    assert draws.mean(0, first)[1:].std() == pytest.approx(np.sqrt(0.25 / 4), rel=0.1)
+
+
+def test_groups_count_equally_and_weights_divide():
+    draws = Resampling([0], 3)
+    grouped = values(2, 4, 9, weights=[4, 4, 10], groups=[0, 0, 1])
+    assert draws.mean(0, grouped)[0] == pytest.approx((6 / 8 + 9 / 10) / 2)
+
+
+def test_a_seed_without_a_value_is_left_out_and_none_is_nan():
+    draws = Resampling([0, 1], 10)
+    known, unknown = draws.mean(0, values(1.0)), draws.mean(1, values())
+    assert np.isnan(unknown).all() and draws.over_seeds([known, unknown])[0] == 1
+    assert Figure.of(unknown) is None and Figure.of(known) == Figure(1, 1, 1)
+
+
+def test_ranks_count_only_differences_that_exclude_zero():
+    noise = np.random.default_rng(0).normal(0, 0.1, 1001)
+    scores = {"best": 0.9 + noise, "close": 0.89 + noise[::-1], "paired": 0.6 + noise, "worst": 0.1 + noise}
+    assert score.ranks(scores) == {"best": (1, 2), "close": (1, 3), "paired": (2, 3), "worst": (4, 4)}
+
+
+def test_single_values_have_the_metric_as_their_mean():
+    logs = torch.tensor([np.log(0.5), np.log(1e-9), np.log(0.02)], dtype=torch.float64)
+    found = single_values(Values(logs, torch.ones(3)), "percent_extractable_held_out")
+    assert found.sums.tolist() == [100, 0, 100]  # 1 - 0.98^100 = 0.87
+    shares = single_values(values(0.5, 1.0), "exact_match_share_held_out")
+    assert shares.sums.tolist() == [0.5, 1.0]
+
+
+def record(name: str, kind: str, seed: int = 0, parent: str | None = None, **more) -> dict:
+    results = {"mean_test_accuracy": 0.9}
+    about = {"format": 2, "kind": kind, "parent": parent, "data": {"seed": seed}, "results": results, "cost": {}}
+    return {**about, **({"method": {"name": name}} if name else {}), **more}
+
+
+@pytest.fixture
+def jury():
+    """A model that has memorized 4 of 4, its twin 0 of 4, an edit that gives 1 of 4 and under attack 3 of 4."""
+    from tinymem.records.identity import record_digest
+
+    models = {
+        "original": record("", "unedited"),
+        "twin": record("", "never_planted"),
+        "edit": record("some", "unlearn", parent="x"),
+    }
+    rows = {"original": (100, 100, 100, 100), "twin": (0, 0, 0, 0), "edit": (100, 0, 0, 0)}
+    records, kept = list(models.values()), {}
+    for name, model in models.items():
+        digest = record_digest(model)
+        exact, tests = torch.tensor(rows[name]).float(), torch.tensor([9, 8]).to(torch.int8)
+        kept[digest] = {"percent_memorized_held_out": exact, "mean_test_accuracy": tests}
+        kept[digest] |= {"mean_test_accuracy.weights": torch.tensor([10, 10]).to(torch.int8)}
+        kept[digest] |= {"auc_loss_held_out": torch.tensor([0.5, 0.7] if name != "original" else [1.0, 1.0])}
+        back = {"original": 4, "twin": 1, "edit": 3}[name]
+        kind = "attack_never_planted" if name == "twin" else "attack"
+        for attack, recovered in (("relearn", back), ("interpolate", 4)):
+            attacked = record("", kind, parent=digest, attack={"name": attack, "steps": 5})
+            records.append(attacked)
+            brought = torch.tensor([100.0] * recovered + [0.0] * (4 - recovered))
+            kept[record_digest(attacked)] = {"percent_memorized_shown": brought}
+    return Jury(Evidence(tuple(records), kept, {}), 50), models["edit"]
+
+
+def test_the_parts_of_the_score(jury):
+    judge, edit = jury
+    assert judge.telling == ["percent_memorized_held_out", "auc_loss_held_out"]
+    parts = {name: part[0] for name, part in judge.parts([edit]).items()}
+    # interpolate, whose attacker has the original, does not count; relearning brings back 50 points more than from the twin
+    assert parts == pytest.approx({"forget": 0.75, "private": 1.0, "robust": 0.5, "useful": 1.0}, abs=1e-6)
+    assert judge.excess([edit])["relearn"][0] == 50 and judge.excess([edit])["interpolate"][0] == 0
+    assert judge.score([edit])[0] == pytest.approx(4 / (1 / 0.75 + 1 + 2 + 1))
+    assert judge.score(judge.twin)[0] == pytest.approx(1) and judge.score(judge.original)[0] < 0.05
