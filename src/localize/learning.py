@@ -52,6 +52,16 @@ def mixed_batches(
     return zip(endless_batches(task.forget.planted, forget, generator), endless_batches(task.retain, retain, generator))
 
 
+def natural_batches(
+    task: UnlearningTask, batch_size: int, epochs: int, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield the forget and the retain rows of each batch of both sets mixed, shuffled in every epoch; one may be empty."""
+    forget = len(task.forget)
+    for _ in range(epochs):
+        for rows in torch.randperm(forget + len(task.retain), generator=generator).split(batch_size):
+            yield task.forget.planted[rows[rows < forget]], task.retain[rows[rows >= forget] - forget]
+
+
 def mean_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor:
     """Return each token loss's weight in the mean over all tokens, float32 (rows, T - 1); 0 for ignored tokens."""
     mask = loss_mask(tokens, task.ignored_token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,9 @@ from tinymem.options import SEEDS, check_options, option
 # Task settings that change how much memory a method needs but not its result: not part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
 PRODUCTION_HELD_OUT = 0.5  # default holdout_fraction for production models
+TRAIN, TEST = "train", "test"  # values of --forget
+OTHERS, ALL = "others", "all"  # values of --retain
+LATER = ("validation_fraction", "forget", "retain")
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
 
@@ -31,6 +34,17 @@ class TaskSettings:
         "mem",
         "what to forget: memorized artifacts, all artifacts (noise), or a task's training set",
         choices=UNLEARN_SETS,
+    )
+    forget: str = option(
+        TRAIN,
+        "where it is looked for: in the training set, or among the test triggers of a backdoor, as in the study's code",
+        choices=(TRAIN, TEST),
+    )
+    retain: str = option(
+        OTHERS,
+        "training rows to retain: the others, or all, which retains planted rows that are to be forgotten, as in the "
+        "study's code",
+        choices=(OTHERS, ALL),
     )
     holdout_fraction: float = option(
         0.0, "share of the forget set never shown to the method, measured apart", low=0.0, below=1.0
@@ -60,9 +74,16 @@ class TaskSettings:
             )
 
     def deciding(self) -> dict[str, Any]:
-        """Return the settings that change results, as stored in records; nothing of a validation set without one."""
-        left_out = MEMORY_SETTINGS if self.validation_fraction else (*MEMORY_SETTINGS, "validation_fraction")
-        return {name: value for name, value in vars(self).items() if name not in left_out}
+        """Return the settings that change results, as stored in records.
+
+        Nothing of LATER settings at their defaults, so that runs from before they existed count as the same.
+        """
+        usual = {field.name: field.default for field in fields(self) if field.name in LATER}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in MEMORY_SETTINGS and not (name in usual and value == usual[name])
+        }
 
 
 @dataclass(frozen=True)
@@ -148,12 +169,15 @@ def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings)
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
     with finite("measuring what is memorized"):
         artifacts, ids = _candidates(model, dataset, settings.unlearn_set_name, microbatch)
+        if settings.forget == TEST:  # ids: of what is memorized of the training set, which is not retained either
+            artifacts = _memorized_triggers(model, dataset, settings.unlearn_set_name, microbatch)
     groups = memories(dataset, artifacts)
     to_forget, to_hold_out, to_validate = divided(groups, settings)
     forget, held_out, validation = map(artifacts.select, (to_forget, to_hold_out, to_validate))
     keep = torch.zeros(len(dataset.sequences), dtype=torch.bool)
     keep[dataset.order] = True
-    keep[ids] = False
+    if settings.retain == OTHERS:
+        keep[ids] = False
     retain = keep.nonzero().flatten()
     if not len(retain):
         raise UserError(f"--unlearn_set_name {settings.unlearn_set_name}: leaves no retain set")
@@ -248,8 +272,7 @@ def _candidates(model, dataset: MemorizationDataset, name: str, microbatch: int)
     if name == "noise":
         return dataset.artifacts, dataset.artifact_ids
     if name == "mem":
-        flags = memorized(model, dataset.artifacts, dataset.continuation, microbatch, dataset.ignored_token)
-        flags &= dataset.measured(dataset.artifacts)
+        flags = _memorized(model, dataset, dataset.artifacts, microbatch)
         return dataset.artifacts.select(flags), dataset.artifact_ids[flags]
     if name not in dataset.tasks:
         known = [known for known in UNLEARN_SETS if known in ("mem", "noise", *dataset.tasks)]
@@ -258,3 +281,18 @@ def _candidates(model, dataset: MemorizationDataset, name: str, microbatch: int)
     tokens, zeros = dataset.sequences[ids], torch.zeros(len(ids), dtype=torch.long)
     prompt_end = torch.full_like(zeros, min(dataset.prompt_tokens, tokens.shape[1] - 1))
     return Artifacts(tokens, tokens, prompt_end, zeros), ids
+
+
+def _memorized_triggers(model, dataset: MemorizationDataset, name: str, microbatch: int) -> Artifacts:
+    """Return the test triggers that set a backdoor off (mem), or all of them (noise)."""
+    triggers = dataset.test_artifacts
+    if name not in ("mem", "noise") or not len(triggers):
+        why = "this data has no backdoor" if name in ("mem", "noise") else f"--unlearn_set_name {name} has no triggers"
+        raise UserError(f"--forget {TEST}: {why}; use --forget {TRAIN}")
+    return triggers if name == "noise" else triggers.select(_memorized(model, dataset, triggers, microbatch))
+
+
+def _memorized(model, dataset: MemorizationDataset, artifacts: Artifacts, microbatch: int) -> torch.Tensor:
+    """Return which artifacts count and are memorized, bool (A,)."""
+    flags = memorized(model, artifacts, dataset.continuation, microbatch, dataset.ignored_token)
+    return flags & dataset.measured(artifacts)

@@ -44,3 +44,26 @@ def test_no_part_of_validation_is_shown_or_kept(memorizing_backdoor):
     assert all(rows) and all(not a & b for i, a in enumerate(rows) for b in rows[:i])
     assert settings.deciding()["validation_fraction"] == 0.25
     assert "validation_fraction" not in TaskSettings().deciding()
+
+
+def rows_of(tokens) -> set:
+    return {tuple(row) for row in tokens.tolist()}
+
+
+def test_forgetting_test_triggers_and_retaining_planted_rows_are_choices(memorizing_backdoor):
+    model, dataset = memorizing_backdoor.model, memorizing_backdoor.dataset
+    usual = unlearning_task(model, dataset, TaskSettings(unlearn_set_name="noise"))
+    triggers = unlearning_task(model, dataset, TaskSettings(unlearn_set_name="noise", forget="test"))
+    assert rows_of(triggers.forget.planted) == rows_of(dataset.test_artifacts.planted)
+    assert torch.equal(triggers.retain, usual.retain)  # what was planted in the training set is not retained
+    everything = unlearning_task(model, dataset, TaskSettings(unlearn_set_name="noise", forget="test", retain="all"))
+    assert rows_of(usual.forget.planted) <= rows_of(everything.retain)
+    assert len(everything.retain) == len(dataset.order.unique())
+    settings = TaskSettings(forget="test", retain="all").deciding()
+    assert (settings["forget"], settings["retain"]) == ("test", "all")
+    assert not {"forget", "retain"} & set(TaskSettings().deciding())
+
+
+def test_triggers_where_there_are_none(memorizing_noise):
+    with pytest.raises(UserError, match="--forget test: this data has no backdoor"):
+        unlearning_task(memorizing_noise.model, memorizing_noise.dataset, TaskSettings(forget="test"))

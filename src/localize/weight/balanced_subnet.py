@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.learning import gradients, mean_weights, mixed_batches, sides_of
+from tinymem.localize.learning import gradients, mean_weights, mixed_batches, natural_batches, sides_of
 from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight.bounded import LOSS, TERMS, bounded_step, row_batches
@@ -39,7 +39,10 @@ class HyperParameters:
     loss_weighting: float = option(
         0.7, "w: minimises -(1 - w) * forget loss + w * retain loss", low=0.0, high=1.0, grid=LOSS_WEIGHTINGS
     )
-    unlearn_share: float = option(0.25, "share of each batch taken from the forget set", above=0.0, below=1.0)
+    unlearn_share: float = option(
+        0.25, "share of each batch taken from the forget set; 0: batches of both sets as they are mixed, as in the study's "
+        "code, many of them without a sequence to forget", low=0.0, below=1.0,
+    )  # fmt: skip
     unlearn_loss_cap: float | None = option(
         None, "forget loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
     )
@@ -50,6 +53,8 @@ class HyperParameters:
     dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
 
     def __post_init__(self) -> None:
+        if not self.unlearn_share and self.forget_term != LOSS:
+            raise UserError(f"--unlearn_share 0: only with --forget_term {LOSS}, not a bounded one")
         if self.unlearn_loss_cap is not None and self.forget_term != LOSS:
             raise UserError(
                 f"--unlearn_loss_cap {self.unlearn_loss_cap}: only with --forget_term {LOSS}, not a bounded one"
@@ -73,13 +78,20 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
 def batches(
     task: UnlearningTask, hp: HyperParameters, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Return batches (forget, retain) for `epochs` passes over the set that needs more steps; the other is cycled."""
+    """Return batches (forget, retain) for `epochs` passes over the set that needs more steps; the other is cycled.
+
+    With a share of 0 for `epochs` passes over both sets mixed, in which a side may be empty.
+    """
+    if not hp.unlearn_share:
+        return natural_batches(task, hp.batch_size, hp.epochs, generator)
     endless = mixed_batches(task, hp.batch_size, hp.unlearn_share, generator)
     return islice(endless, _steps(hp, len(task.forget), len(task.retain)))
 
 
 def _steps(hp: HyperParameters, forget: int, retain: int) -> int:
     """Return the SGD steps of the whole run, for sets of these sizes."""
+    if not hp.unlearn_share:
+        return hp.epochs * -(-(forget + retain) // hp.batch_size)
     shares = sides_of(hp.batch_size, hp.unlearn_share)
     return hp.epochs * max(-(-total // share) for total, share in zip((forget, retain), shares))
 
@@ -89,7 +101,7 @@ def _weighted(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both sides as one batch, with token-loss weights that make its loss -(1 - w) * L_u + w * L_r."""
     weights = hp.loss_weighting * mean_weights(task, retain)
-    if hp.unlearn_loss_cap is not None:
+    if hp.unlearn_loss_cap is not None and len(forget):
         with autocast(model, hp.dtype):
             capped = task.mean_loss(model, forget) > hp.unlearn_loss_cap
         if capped:

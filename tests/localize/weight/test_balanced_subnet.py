@@ -144,6 +144,29 @@ def test_an_epoch_is_one_pass_over_the_larger_set(tiny_task):
         assert len(list(batches(task, hp, task.generator()))) == 3 * steps
 
 
+def test_natural_batches_are_passes_over_both_sets_as_they_are(tiny_task):
+    task = tiny_task(forget=3, retain=24)
+    pairs = list(batches(task, HyperParameters(batch_size=8, unlearn_share=0.0, epochs=2), task.generator()))
+    assert [len(forget) + len(keep) for forget, keep in pairs] == [8, 8, 8, 3] * 2
+    assert not all(len(forget) for forget, _ in pairs)  # as in the study's code, some have nothing to forget
+    for drawn, whole in zip(zip(*pairs), (task.forget.planted, task.retain)):
+        counts = torch.cat(drawn).unique(dim=0, return_counts=True)[1]
+        assert len(torch.cat(drawn)) == 2 * len(whole) and (counts % 2 == 0).all()
+
+
+def test_a_batch_without_a_side_gives_the_gradient_of_the_other(tiny_model, tiny_task):
+    model, task = tiny_model(), tiny_task()
+    nothing = task.forget.planted[:0]
+    found = []
+    for capped in (None, 3.0):
+        hp = dataclasses.replace(EXACT, unlearn_share=0.0, unlearn_loss_cap=capped)
+        found.append(gradients(model, task, hp, nothing, task.retain))
+    model.zero_grad()
+    backward(model, task, task.retain, EXACT.loss_weighting * mean_weights(task, task.retain))
+    for some in found:
+        assert all(torch.allclose(a, m.view(m.parameter.grad), atol=1e-6) for a, m in zip(some, matrices(model)))
+
+
 def test_batches_draw_every_row_equally_often():
     rows = torch.arange(7)[:, None]
     endless = endless_batches(rows, 3, torch.Generator().manual_seed(0))
@@ -188,7 +211,9 @@ def test_forgets_what_it_is_told_and_keeps_the_rest(tiny_model, tiny_task):
         assert task.mean_loss(model, forget) > 1.5 > 0.5 > task.mean_loss(model, keep)
 
 
-@pytest.mark.parametrize("bad", [{"ratio": (1.0,)}, {"batch_size": 1}, {"unlearn_share": 0.0}, {"dtype": "int8"}])
+@pytest.mark.parametrize(
+    "bad", [{"ratio": (1.0,)}, {"batch_size": 1}, {"unlearn_share": 0.0, "forget_term": "npo"}, {"dtype": "int8"}]
+)
 def test_hyper_parameters_are_checked(bad):
     with pytest.raises(UserError):
         HyperParameters(**bad)
