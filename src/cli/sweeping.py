@@ -45,7 +45,7 @@ def sweep(
 ) -> None:
     """Run the missing jobs, or print them with --dry_run. Exit with 1 if records are missing afterwards.
 
-    folder: the sweep's folder, for failures; root: the repository; open_pool(jobs, place): opens the workers;
+    folder: the sweep's folder, for failures; root: the folder in which commands start; open_pool(jobs, place): opens the workers;
     on_finish(): prints what the sweep has found so far.
     """
     surveyed = survey(jobs)
@@ -61,7 +61,7 @@ def sweep(
     if any(progress.runs > progress.left for progress in everything.values()):
         on_finish()
     if result.ended:
-        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {result.ended}", file=sys.stderr)
+        print(f"{cli.program()}: {result.ended}", file=sys.stderr)
     if result.stopped:
         sys.exit(130)
     sys.exit(1 if any(progress.left for progress in everything.values()) else 0)
