@@ -11,6 +11,7 @@ import pytest
 from committed import committed
 from small import ROOT
 
+import tinymem
 from tinymem.errors import UserError
 
 SKIPPED = {"runs", "data", "shared", "build"}  # nothing that git holds
@@ -64,6 +65,21 @@ def test_the_readme_is_short():
 def test_generated_tables_are_up_to_date(path):
     text = path.read_text(encoding="utf-8")
     assert make["render"](text, committed) == text, "run python docs/make.py"
+
+
+def test_the_api_reference_is_up_to_date():
+    pages = make["api_pages"]()
+    old = [path.name for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    assert len(pages) > 8 and old == [], "run python docs/make.py"
+
+
+def test_the_api_reference_shows_what_is_public_without_its_code():
+    pages = {path.name: text for path, text in make["api_pages"]().items()}
+    shown = pages["metrics.md"].partition("\n### memorized\n")[2].partition("\n### ")[0]
+    assert "def memorized(model, artifacts: Artifacts, continuation: int" in shown and '"""Return which' in shown
+    assert "Probe(model" not in shown and "def _" not in "".join(pages.values())
+    for name in tinymem.__all__[1:]:
+        assert f"| `{name}` | [tinymem." in pages["README.md"]
 
 
 def test_a_generated_table_has_every_setting_and_replaces_the_old_one():
