@@ -16,7 +16,7 @@ help:
 	@echo "make demo-lm    the same on SmolLM2-135M, a real language model (under 40 minutes)"
 	@echo "make notebooks  run the notebooks in results/ and keep their outputs"
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
-	@echo "make docs       write the generated tables of the documentation again"
+	@echo "make docs       write the generated tables and the API reference of the documentation"
 	@echo "make test       run the tests that take seconds each (6 minutes on two cores)"
 	@echo "make test-slow  run the slow rest: real sweeps, runs killed at random (8 minutes)"
 	@echo "make lint       check style (ruff, black) and types (mypy)"
