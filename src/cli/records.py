@@ -59,10 +59,11 @@ Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in order (None:
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(__doc__, prog=PROGRAM, usage=f"%(prog)s {NAMES} DIR [options]")
+    program = cli.program(PROGRAM)
+    parser = cli.Parser(__doc__, prog=program, usage=f"%(prog)s {NAMES} DIR [options]")
     commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     for name, text in COMMANDS.items():
-        usage = f"{PROGRAM} {name} DIR [options]"
+        usage = f"{program} {name} DIR [options]"
         command = commands.add_parser(name, help=text, description=text.replace("%%", "%"), usage=usage)
         command.add_argument("folder", metavar="DIR", help="a folder with records at any depth")
         if name != "upgrade":

@@ -45,7 +45,7 @@ def sweep(
 ) -> None:
     """Run the missing jobs, or print them with --dry_run. Exit with 1 if records are missing afterwards.
 
-    folder: the sweep's folder, for failures; root: the repository; open_pool(jobs, place): opens the workers;
+    folder: the sweep's folder, for failures; root: the folder in which commands start; open_pool(jobs, place): opens the workers;
     on_finish(): prints what the sweep has found so far.
     """
     everything, ended = run_missing(arguments, jobs, folder, root, open_pool)
@@ -81,7 +81,7 @@ def run_missing(
 def leave(result: Sweep) -> None:
     """Exit with 130 after a sweep that the user stopped; say why one ended early."""
     if result.ended:
-        print(f"{sys.argv[0].rsplit('/', 1)[-1]}: {result.ended}", file=sys.stderr)
+        print(f"{cli.program()}: {result.ended}", file=sys.stderr)
     if result.stopped:
         sys.exit(130)
 

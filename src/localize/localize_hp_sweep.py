@@ -16,6 +16,7 @@ from tinymem import cli
 from functools import partial
 from pathlib import Path
 
+from tinymem import scripts
 from tinymem.cli.records import print_answer
 from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.data.production import ProductionSettings
@@ -26,8 +27,6 @@ from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import Common, Production, find_checkpoint, localize_jobs, production_jobs
 from tinymem.sweeps.sites import find_site, open_pool
 from tinymem.training.checkpoint import named, unlearned_folder
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse():
@@ -71,7 +70,7 @@ def main() -> None:
         folder = folder or Path("runs/production").absolute() / model.label
         jobs = production_jobs(model, grid, task, common, folder)
     pool = partial(open_pool, site, max_workers=arguments.max_workers)
-    sweep(arguments, jobs, Path(jobs[0].folder), ROOT, pool, partial(print_answer, jobs[0].folder))
+    sweep(arguments, jobs, Path(jobs[0].folder), scripts.home(), pool, partial(print_answer, jobs[0].folder))
 
 
 if __name__ == "__main__":

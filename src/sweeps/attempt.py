@@ -31,7 +31,7 @@ STOP_SECONDS = 60.0
 class Place:
     """The folders and the environment of a sweep.
 
-    root          the repository, which has the scripts
+    root          the folder in which commands start: the repository, which has the scripts
     folder        receives failed/
     environment   variables set for every run
     """

