@@ -57,7 +57,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int,
     vectors = table[drawn.to(table.device)].float().clone().requires_grad_()
     optimizer = torch.optim.Adam([vectors], lr=hp.lr)
     with frozen(model, trainable=()):
-        for step in range(max(hp.steps)):
+        for step in task.watch.over(range(max(hp.steps)), max(hp.steps)):
             batch = rows.select(rows_of_step(len(rows), hp.batch_size, task.seed, step))
             optimizer.zero_grad()
             for part in torch.arange(len(batch)).split(task.microbatch):

@@ -24,13 +24,15 @@ from tinymem import interrupts
 
 interrupts.watch_start()
 
+from tinymem.cli.display import Display
+from tinymem.cli.log import add_log_options, open_log
 from tinymem.cli.tables import brief, fitted_table, table
 from tinymem.data.settings import DataSettings
 from tinymem.errors import DiskFull, OutOfMemory, UserError, first_line, full_disk, one_line, out_of_memory
 from tinymem.interrupts import interruptible
 from tinymem.options import LARGEST, allowed_text, field_types
 
-__all__ = ["brief", "fitted_table", "interruptible", "table"]
+__all__ = ["Display", "add_log_options", "brief", "fitted_table", "interruptible", "open_log", "table"]
 WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
 
 Settings = TypeVar("Settings")
@@ -288,10 +290,3 @@ def run_script(words: Iterable[object]) -> None:
         raise KeyboardInterrupt
     if process.returncode:
         sys.exit(max(1, process.returncode))
-
-
-def progress_bar(**settings: Any):
-    """Return a tqdm bar on stderr, silent if stderr is not a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(disable=None, dynamic_ncols=True, file=sys.stderr, **settings)

@@ -1,4 +1,4 @@
-"""Shared parts of the training scripts: the run's folder, a progress bar, printed measurements, Ctrl-C."""
+"""Shared parts of the training scripts: the run's folder, progress, printed measurements, the log, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import cli, files, locks
+from tinymem.cli.display import Display
+from tinymem.cli.log import Log
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.metrics import registry
@@ -84,29 +86,42 @@ def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: boo
 
 
 def train_visibly(
-    model, dataset, training: TrainingSettings, seed: int, run: Path, details: dict[str, Any], **options: Any
+    model,
+    dataset,
+    training: TrainingSettings,
+    seed: int,
+    run: Path,
+    details: dict[str, Any],
+    log: Log | None = None,
+    **options: Any,
 ) -> Progress:
-    """Run `tinymem.training.loop.train` with a progress bar. Ctrl-C saves, prints how to resume and exits with 130."""
+    """Run `tinymem.training.loop.train` and show its progress. Ctrl-C saves, prints how to resume and exits with 130."""
+    what, log = "fine-tuning" if "finetuning" in details else "training", log or Log()
     steps = -(-len(dataset) // training.batch_size)
-    with cli.interruptible() as should_stop, cli.progress_bar(total=training.epochs * steps, unit="step") as bar:
+    state = checkpoint.latest_state(run)
+    before = checkpoint.read_progress(state) if state else Progress()
+    display = Display(what, training.epochs * steps, done=before.epoch * steps + before.step)
+    tokens, shown = training.batch_size * dataset.sequences.shape[1], list[dict[str, Any]]()
 
-        def on_step(progress: Progress, loss: float) -> None:
-            done = progress.epoch * steps + progress.step
-            if bar.n == 0 and done > 1:
-                bar.initial = bar.n = done - 1  # resumed: earlier steps do not count for the speed
-            bar.update(done - bar.n)
-            speed = (bar.format_dict["rate"] or 0) * training.batch_size * dataset.sequences.shape[1]
-            bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
+    def on_step(progress: Progress, loss: float) -> None:
+        done = progress.epoch * steps + progress.step
+        display.to(done, tokens, f"epoch {progress.epoch + 1} of {training.epochs}", loss=loss)
+        log.step(str(run), display.meter, last=done == display.meter.total)
 
-        shown: list[dict[str, Any]] = []
+    def log_row(row: dict[str, Any]) -> None:
+        log.metrics(str(run), what, row["epoch"] * steps, row, epoch=row["epoch"])
 
-        def on_row(row: dict[str, Any]) -> None:
-            head, line, *_ = training_table([row]).splitlines()
-            bar.write(line if shown else f"{head}\n{line}", file=sys.stderr)
-            shown.append(row)
+    def on_row(row: dict[str, Any]) -> None:
+        head, line, *_ = training_table([row]).splitlines()
+        display.write(line if shown else f"{head}\n{line}")
+        shown.append(row)
+        log_row(row)
 
+    for row in before.rows:  # a killed session may have measured and not logged them
+        log_row(row)
+    with cli.interruptible() as should_stop, display:
         options |= dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
-        with _ends_when_stopped(bar, run):
+        with _ends_when_stopped(display, run):
             return train(model, dataset, training, seed, run, details, **options)
 
 
@@ -133,25 +148,24 @@ def _worst(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
-    """Run `plant(on_step=..., should_stop=...)` with a progress bar. Ctrl-C saves, prints how to resume, exits 130.
+    """Run `plant(on_step=..., should_stop=...)` and show its progress. Ctrl-C saves, prints how to resume, exits 130.
 
     plant: `tinymem.training.plant.planted_model` with its other arguments bound. cache_dir: the folder where it saves.
     """
-    with cli.interruptible() as should_stop, cli.progress_bar(unit="step", desc="planting") as bar:
+    with cli.interruptible() as should_stop, Display("planting") as display:
 
         def on_step(progress: Progress, loss: float) -> None:
-            bar.set_postfix_str(f"epoch {progress.epoch + 1}, loss {loss:.4f}", refresh=False)
-            bar.update()
+            display.to(display.meter.done + 1, note=f"epoch {progress.epoch + 1}", loss=loss)
 
-        with _ends_when_stopped(bar, cache_dir):
+        with _ends_when_stopped(display, cache_dir):
             return plant(on_step=on_step, should_stop=should_stop)
 
 
 @contextmanager
-def _ends_when_stopped(bar, place: str | Path) -> Iterator[None]:
+def _ends_when_stopped(display: Display, place: str | Path) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        bar.close()
+        display.close()
         print(f"stopped; everything is saved in {place}: run the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -66,18 +66,22 @@ def sequence_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor
 
 def backward(
     model, task: UnlearningTask, tokens: torch.Tensor, weights: torch.Tensor, precision: str = "float32"
-) -> None:
-    """Add the gradient of sum(weights * token losses) to `.grad`, one microbatch at a time.
+) -> torch.Tensor | float:
+    """Add the gradient of sum(weights * token losses) to `.grad`, one microbatch at a time. Return that sum.
 
     tokens     (rows, T)
     weights    (rows, T - 1), as from `mean_weights`
     precision  of the forward pass, one of PRECISIONS; parameters, losses and gradients keep their own type
     """
+    total: torch.Tensor | float = 0.0
     with checkpointed(model, task.gradient_checkpointing):
         for some, weight in zip(tokens.split(task.microbatch), weights.split(task.microbatch)):
             with autocast(model, precision):
                 losses = token_losses(model, some)
-            (losses * weight.to(losses.device)).sum().backward()
+            part = (losses * weight.to(losses.device)).sum()
+            part.backward()
+            total = total + part.detach()
+    return total
 
 
 def gradients(
@@ -99,13 +103,14 @@ def gradients(
         totals: dict[torch.nn.Parameter, torch.Tensor] = {}
         hooks = [parameter.register_post_accumulate_grad_hook(partial(_collect, totals)) for parameter in parameters]
         try:
-            backward(model, task, tokens, weights * scale, precision)
+            loss = backward(model, task, tokens, weights * scale, precision)
         finally:
             for hook in hooks:
                 hook.remove()
         if scale <= 1 or all_finite(totals.values()):
             break
         scale /= 16
+    task.watch.note(tokens.numel(), loss=loss / scale)
     for parameter in parameters:
         if parameter not in totals:
             totals[parameter] = torch.zeros_like(parameter, requires_grad=False)

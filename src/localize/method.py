@@ -240,12 +240,15 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
             raise UserError(f"--localization_method {name}: needs a retain set; without one use --retain_weight 0")
         forget, retain = sides(task, hp.forget_tokens)
         masks, last = _update_masks(model, task, hp), dict[str, float]()
-        retain = retain if hp.retain_weight else None
+        retain, last_step = retain if hp.retain_weight else None, max(hp.steps)
+        tokens = min(hp.batch_size, len(forget) + len(retain or ())) * forget.tokens.shape[1]
         options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp))
         after_step = bound("after_step", hp) or (lambda reference, steps, losses: None)
 
         def on_step(progress, *losses: float) -> None:
             last.update(zip(("forget_loss", "retain_loss"), losses))
+            task.watch.note(tokens, **last)
+            task.watch.step(progress.epoch + progress.step, last_step)
 
         loss = partial(module.loss, hp)
         training = train_objective(model, loss, forget, retain, hp, *options, after_step, on_step=on_step)
@@ -304,6 +307,7 @@ def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Generator[tup
     """
     steps, total = method.run(model, task, hp), Cost()
     for strength in method.strengths(hp):
+        task.watch.method, task.watch.strength = method.name, None if method.cumulative else strength
         before = task.cache.spent if task.cache else 0.0
         with measured(model.device) as cost:
             step = next(steps, None)

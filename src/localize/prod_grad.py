@@ -29,6 +29,7 @@ def parse():
         "--dry_run", action="store_true", help="print the memory and passes of each method without loading weights"
     )
     add_subject_options(parser)
+    cli.add_log_options(parser)
     return parser.parse_args()
 
 
@@ -38,8 +39,9 @@ def main() -> None:
     methods = chosen_methods(arguments, dtype=loading.method_dtype)
     if arguments.dry_run:
         return plan_methods(arguments, loading, methods)
+    log = cli.open_log(arguments)
     allocator.use_huge_pages()
-    run_methods(load_subject(arguments, loading, methods), methods, arguments)
+    run_methods(load_subject(arguments, loading, methods), methods, arguments, log=log)
 
 
 if __name__ == "__main__":

@@ -60,14 +60,16 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
     """Return the masks that BalancedSubnet learns for one ratio. Leave the model unchanged."""
     hp, generator = resolve(hp, model.num_parameters()), task.generator()
     optimizer = ScoreOptimizer(hp.lr, hp.momentum or 0.0, hp.weight_decay)
+    count = _steps(hp, len(task.forget), len(task.retain))
     if hp.forget_term != LOSS:
-        rows = islice(row_batches(task, hp, generator), _steps(hp, len(task.forget), len(task.retain)))
+        rows = task.watch.over(islice(row_batches(task, hp, generator), count), count)
         return learn_subnet(model, rows, bounded_step(model, task, hp), ratio, optimizer, generator)
 
     def step(sides: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
         return gradients(model, task, *_weighted(model, task, hp, *sides), parameters, hp.dtype)
 
-    return learn_subnet(model, batches(task, hp, generator), step, ratio, optimizer, generator)
+    mixed = task.watch.over(batches(task, hp, generator), count)
+    return learn_subnet(model, mixed, step, ratio, optimizer, generator)
 
 
 def batches(

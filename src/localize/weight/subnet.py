@@ -41,9 +41,15 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
 
     batches = unlearn_batches(task, hp.batch_size, hp.epochs, generator)
     optimizer = ScoreOptimizer(hp.lr, hp.momentum or 0.0, hp.weight_decay)
+    batches = task.watch.over(batches, _steps(task, hp))
     return learn_subnet(model, batches, step, ratio, optimizer, generator)
+
+
+def _steps(task: UnlearningTask, hp: HyperParameters) -> int:
+    """Return the SGD steps for one ratio."""
+    return hp.epochs * -(-len(task.forget) // hp.batch_size)
 
 
 def steps(model, task: UnlearningTask, hp: HyperParameters) -> int:
     """Return the SGD steps for all ratios."""
-    return len(hp.ratio) * hp.epochs * -(-len(task.forget) // hp.batch_size)
+    return len(hp.ratio) * _steps(task, hp)
