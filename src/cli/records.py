@@ -4,6 +4,7 @@
     python -m tinymem.records best runs                           unlearning methods ranked by their best run
     python -m tinymem.records pareto runs --output front.parquet  runs that no other run beats
     python -m tinymem.records upgrade runs                        convert records of format 1 to format 2
+    python -m tinymem.records rerun FILE                          run a record again and compare the results
 
 results/README.md explains every column. Records of different versions of tinymem, torch or transformers are
 never averaged or compared with each other.
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinymem import cli
+from tinymem.cli.rerun import add_rerun_options, rerun
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.metrics import registry
@@ -45,6 +47,7 @@ COMMANDS = {
     "best": "the unlearning methods of each experiment ranked by their best run, with mean and 95 %% interval over seeds",
     "pareto": "the runs of each checkpoint that no other run beats in both memorization and quality",
     "upgrade": "convert records of an earlier version (format 1) to format 2, in place",
+    "rerun": "run a record again, from the record alone, and say whether the results are the same to the digit",
 }
 NAMES = "|".join(COMMANDS)
 PERPLEXITY_RISE = 10.0  # percent: the utility limit of text and production models
@@ -62,10 +65,18 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__, prog=PROGRAM, usage=f"%(prog)s {NAMES} DIR [options]")
     commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     for name, text in COMMANDS.items():
-        usage = f"{PROGRAM} {name} DIR [options]"
+        place = "FILE" if name == "rerun" else "DIR"
+        usage = f"{PROGRAM} {name} {place} [options]"
         command = commands.add_parser(name, help=text, description=text.replace("%%", "%"), usage=usage)
-        command.add_argument("folder", metavar="DIR", help="a folder with records at any depth")
-        if name != "upgrade":
+        what = (
+            "a record, such as runs/NAME/records/DIGEST.json"
+            if name == "rerun"
+            else "a folder with records at any depth"
+        )
+        command.add_argument("folder", metavar=place, help=what)
+        if name == "rerun":
+            add_rerun_options(command)
+        elif name != "upgrade":
             command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
     commands.choices["best"].add_argument(
         "--max_perplexity_rise", type=float, default=PERPLEXITY_RISE, metavar="PERCENT",
@@ -78,6 +89,8 @@ def main() -> None:
     arguments = parse()
     if arguments.command == "upgrade":
         return upgrade_all(arguments.folder)
+    if arguments.command == "rerun":
+        return rerun(arguments)
     if arguments.output:
         check_table_path(arguments.output)
     show = {"gather": show_all, "best": show_best, "pareto": show_pareto}[arguments.command]
