@@ -260,6 +260,13 @@ def resolve_device(name: str):
     return probe.device  # with its number: cuda is cuda:0
 
 
+def command_line() -> str:
+    """Return the command that runs this process, with the script's path from the repository's root."""
+    path = Path(sys.argv[0]).resolve()
+    root = WITH_PARENT.resolve().parents[2]
+    return shlex.join(["python", str(path.relative_to(root)) if root in path.parents else path.name, *sys.argv[1:]])
+
+
 def run_script(words: Iterable[object]) -> None:
     """Run a script with this Python and print its command. Exit with the script's code if it fails.
 

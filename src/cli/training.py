@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.metrics import registry
 from tinymem.models.tinymem import ModelSettings
+from tinymem.options import as_flags
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import Stopped
 from tinymem.training.loop import train
 from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run, check_whole_run
+from tinymem.training.twin import twin_of
 
+TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCK = ".lock"
 STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each test set
 
@@ -120,9 +125,24 @@ def train_visibly(
     for row in before.rows:  # a killed session may have measured and not logged them
         log_row(row)
     with cli.interruptible() as should_stop, display:
-        options |= dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
+        options |= dict(on_step=on_step, on_row=on_row, should_stop=should_stop, card=partial(_card, details))
         with _ends_when_stopped(display, run):
             return train(model, dataset, training, seed, run, details, **options)
+
+
+def _card(details: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Return the model card of a checkpoint. details: its tinymem.json, but for the epoch; row: its measurement."""
+    from tinymem.cards import trained_card  # here, since unlearning methods come with it, and training starts at once
+
+    settings, epoch = RunSettings.from_flat(details["settings"]), row["epoch"]
+    name, twin = f"{settings.name}/epoch_{epoch}", f"{twin_of(settings).name}/epoch_{epoch}"
+    words, base, shown = [TRAINING, *as_flags(*settings.parts)], "", details["settings"]
+    if tuned := details.get("finetuning"):
+        base, from_epoch = f"{settings.name}/epoch_{tuned['from_epoch']}", f"epoch_{tuned['from_epoch']}"
+        words = [FINETUNING, "--model_path", f"runs/{base}", *(f"--{n}={tuned[n]}" for n in ("ft_data", "ft_epochs"))]
+        name, shown = f"{settings.name}/finetuned/{from_epoch}_{tuned['ft_data']}/epoch_{epoch}", {**shown, **tuned}
+        twin = f"{twin_of(settings).name}/{from_epoch}"
+    return trained_card(name, shown, row, twin, shlex.join(["python", *words]), base).text()
 
 
 def training_table(rows: Sequence[Mapping[str, Any]]) -> str:

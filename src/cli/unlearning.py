@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from tinymem import cli, plots
 from tinymem.attacks.recovery import attacked_models, recovery_rows
+from tinymem.cli.cards import original_name, write_cards
 from tinymem.cli.display import Display
 from tinymem.cli.log import Log
 from tinymem.cli.methods import chosen_attacks
@@ -67,6 +68,7 @@ def run_methods(
     NotFinite, after all other work is done and printed, if a method's scores or logits are not finite.
     """
     attacks, failures = chosen_attacks(arguments), Failures()
+    subject = replace(subject, command=cli.command_line())
     records = as_it_is(subject, attacks, arguments.force, failures)
     check_columns(arguments.columns, records, methods)
     if attached:
@@ -87,6 +89,7 @@ def run_methods(
         for record in records:
             watching.record(record)
         for method, hp in methods:
+            first = len(records)
             display.advance(0, note=method.name)
             announce = partial(_announce, watching, display, clock, method)
             with enough_memory(method.name), failures.kept():
@@ -99,6 +102,7 @@ def run_methods(
                     if record["results"]["percent_changed"] == 0:
                         strength = method.strength and f"--{method.strength} {record['method'][method.strength]} "
                         display.write(f"{method.name}: {strength or ''}changes nothing in this model")
+            write_cards(subject, method, records, first, original_name(arguments))
     if arguments.plot:
         every = records_beside(subject, records)
         rows = [flat_row(record) for record in every if not record.get("attack")]
