@@ -26,7 +26,7 @@ class WeightTraining:
 class Relearning(WeightTraining):
     """Settings of an attack with one learning rate."""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0)
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3)
 
 
 def share_of(task: UnlearningTask, share: float) -> torch.Tensor:

@@ -35,7 +35,7 @@ class HyperParameters(Prompting):
     )
     vectors: int = option(8, "input vectors before the prompt", low=1, high=1024)
     share: float = option(0.5, "share of the sequences to forget that the attacker has", above=0.0, high=1.0)
-    lr: float = option(0.01, "learning rate of Adam", above=0.0)
+    lr: float = option(0.01, "learning rate of Adam", above=0.0, high=1e3)
     batch_size: int = option(32, "sequences per step; at most those that the attacker has", low=1)
 
 

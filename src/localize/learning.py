@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -134,19 +135,33 @@ def loss_scale(model, weights: torch.Tensor) -> float:
     return 2.0 ** -math.floor(math.log2(largest)) if largest else 1.0
 
 
-def check_scores(tensors: Iterable[torch.Tensor]) -> None:
+SCALES = ("lr", "weight_decay", "lambda_l1")  # settings whose size may make a method's numbers overflow
+
+
+def check_scores(tensors: Iterable[torch.Tensor], hp: Any = None) -> None:
     """Raise NotFinite if a score is NaN or +infinity, since the ranking would then be arbitrary.
 
-    -infinity is allowed: it marks an entry that a ranking never reaches.
+    -infinity is allowed: it marks an entry that a ranking never reaches. hp: the settings of the method.
     """
     if any(bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in tensors):
-        raise NotFinite("its scores are not finite numbers; a lower learning rate (--lr) or --dtype float32 may help")
+        raise NotFinite(f"its scores are not finite numbers; {_lower(hp)}--dtype float32 may help")
 
 
-def check_steps(done: int, skipped: int) -> None:
-    """Raise NotFinite if every step was skipped for a gradient that is not finite, so that nothing was learned."""
+def check_steps(done: int, skipped: int, hp: Any = None) -> None:
+    """Raise NotFinite if every step was skipped for a gradient that is not finite, so that nothing was learned.
+
+    hp: the settings of the method.
+    """
     if skipped and not done:
-        raise NotFinite(f"none of its {skipped} steps had a finite gradient; use --dtype float32 or bfloat16")
+        raise NotFinite(
+            f"none of its {skipped} steps had a finite gradient; {_lower(hp)}--dtype float32 or bfloat16 may help"
+        )
+
+
+def _lower(hp: Any) -> str:
+    """Return the advice to lower a method's settings of SCALES that are not 0; "" where it has none."""
+    names = [f"--{name}" for name in SCALES if getattr(hp, name, None)]
+    return f"a lower {', '.join(names)} or " if names else ""
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

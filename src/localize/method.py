@@ -40,7 +40,7 @@ from tinymem.models.edit import Edit, Zeros
 from tinymem.options import strength_of
 from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin
 from tinymem.records.record import Cost, measured
-from tinymem.training.objective import snapshots, train_objective
+from tinymem.training.objective import loss_flags, snapshots, train_objective
 from tinymem.training.step import Side
 
 Strength = float | int | None
@@ -212,7 +212,7 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
             return module.score(model, task, hp)
 
         scores = score() if task.cache is None else task.cache.tensors(name, settings, model, score)
-        check_scores(scores.values() if isinstance(scores, dict) else scores)
+        check_scores(scores.values() if isinstance(scores, dict) else scores, hp)
         for value in _strengths(hp):
             yield value, Zeros(drop(find_mlps(model), scores, value))
 
@@ -251,7 +251,8 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
             task.watch.step(progress.epoch + progress.step, last_step)
 
         loss = partial(module.loss, hp)
-        training = train_objective(model, loss, forget, retain, hp, *options, after_step, on_step=on_step)
+        calls = dict(causes=loss_flags(hp), on_step=on_step)
+        training = train_objective(model, loss, forget, retain, hp, *options, after_step, **calls)
         yield from snapshots(model, training, last)
 
     return run

@@ -33,9 +33,9 @@ class HyperParameters:
     ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
     epochs: int = option(3, "passes over the larger of forget and retain set", low=1, grid=(1, 10, 20), small=(3,))
     batch_size: int = option(64, "sequences per step", low=2)
-    lr: float = option(0.1, "learning rate of the scores", above=0.0)
+    lr: float = option(0.1, "learning rate of the scores", above=0.0, high=1e3)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
-    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, large=0.0)
+    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, high=1e3, large=0.0)
     loss_weighting: float = option(
         0.7, "w: minimises -(1 - w) * forget loss + w * retain loss", low=0.0, high=1.0, grid=LOSS_WEIGHTINGS
     )
