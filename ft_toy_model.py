@@ -35,6 +35,7 @@ from tinymem.training.settings import RunSettings
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
+    cli.add_list_option(parser)
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run")
     cli.add_options(parser, FinetuneSettings, ft_data="none, must be given")
     for name in FT_DATA:

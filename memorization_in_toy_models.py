@@ -30,6 +30,7 @@ from tinymem.training.twin import twin_digest
 
 def parse() -> tuple:
     parser = cli.Parser(__doc__)
+    cli.add_list_option(parser)
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
     cli.add_options(parser, TrainingSettings)

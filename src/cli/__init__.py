@@ -246,6 +246,22 @@ def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any)
     return cls(**{**defaults, **given(cls, arguments)})
 
 
+class _List(argparse.Action):
+    """--list: print what may be named, and end, whatever else is given."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from tinymem.cli.listing import listing
+
+        print(listing())
+        parser.exit()
+
+
+def add_list_option(parser: argparse.ArgumentParser) -> None:
+    """Add --list."""
+    parser.add_argument("--list", action=_List, nargs=0, default=argparse.SUPPRESS,
+                        help="print every mitigation, metric and attack with its flag, one line each, and end")  # fmt: skip
+
+
 def resolve_device(name: str):
     """Return a device; `auto` means the GPU if there is one. Raise UserError for a device that is not available."""
     import torch

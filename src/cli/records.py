@@ -53,6 +53,7 @@ NAMES = "|".join(COMMANDS)
 PERPLEXITY_RISE = 10.0  # percent: the utility limit of text and production models
 OVER, WINNER = "over", "<- best"
 SHOWN = 40  # rows that `gather` prints
+MOST = 6  # settings that `gather` prints before the results
 KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
 KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
 CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown after the metrics
@@ -110,11 +111,27 @@ def upgrade_all(folder: str) -> None:
 def show_all(arguments: argparse.Namespace) -> Table:
     columns, rows = gather(arguments.folder)
     say_versions(row["versions"] for row in rows)
-    keys = [*KEYS, *sorted(strengths(rows)), *registry.columns(columns, headline=True), "cost.seconds"]
-    print(cli.fitted_table(rows[:SHOWN], keys, {}))
+    print(cli.fitted_table(rows[:SHOWN], shown_columns(columns, rows), {}))
     hidden = f"; {len(rows) - SHOWN} are not shown" if len(rows) > SHOWN else ""
     print(f"\n{len(rows)} records, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it")
     return columns, rows
+
+
+def shown_columns(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns of all records by importance: what tells the rows apart, their results, then all other keys.
+
+    The settings that vary within a method come before the results, MOST of them at most.
+    """
+    varied = dict.fromkeys(name for some in grouped(rows, _method_key) for name in differing(some))
+    apart = [name for name in KEYS if name in differing(rows)]
+    settings = [name for name in varied if name.startswith(("method.", "attack.")) and name not in KEYS]
+    settings = list(dict.fromkeys([*sorted(strengths(rows)), *settings]))
+    results = [*registry.columns(columns, headline=True), "cost.seconds"]
+    return list(dict.fromkeys([*apart, *settings[:MOST], *results, *settings, *KEYS]))
+
+
+def _method_key(row: Mapping[str, Any]) -> tuple:
+    return row["kind"], row.get("method.name"), row.get("attack.name")
 
 
 def show_best(arguments: argparse.Namespace) -> Table:

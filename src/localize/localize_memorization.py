@@ -17,6 +17,7 @@ from tinymem.cli.unlearning import run_methods
 
 def parse():
     parser = cli.Parser(__doc__)
+    cli.add_list_option(parser)
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run")
     add_method_options(parser)
     add_subject_options(parser)

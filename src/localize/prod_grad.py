@@ -23,6 +23,7 @@ from tinymem.models.production import LoadSettings
 
 def parse():
     parser = cli.Parser(__doc__)
+    cli.add_list_option(parser)
     parser.add_argument("--model_name", required=True, help="a model's name on the hub, a folder, or smollm2")
     add_method_options(parser, without=("dtype",))
     parser.add_argument(

@@ -114,8 +114,8 @@ def _corpus(label: str, path: Path) -> str:
 
 def _token_file(fingerprint: str, path: Path) -> Path:
     """Return the file of token ids with this fingerprint, from the usual places."""
-    places = (path.absolute().parent.parent, Path("pythia_mem_data"), ROOT / "pythia_mem_data", Path())
-    for file in (file for place in places for file in sorted(place.glob("*.safetensors"))):
+    places = (*path.absolute().parents[1:3], Path("pythia_mem_data"), ROOT / "pythia_mem_data", Path())
+    for file in (file for place in places for kind in ("*.safetensors", "*.pt") for file in sorted(place.glob(kind))):
         try:
             if read_token_set(str(file)).fingerprint == fingerprint:
                 return file
