@@ -79,7 +79,7 @@ def test_the_loop_within_a_run_is_shown_behind_it(monkeypatch, capsys):
         display.inner.to(20, 610, loss=1)
         display.refresh()
     assert capsys.readouterr().err.splitlines()[1:] == [
-        "unlearning: run 1 of 3, obs, subnet 0.1, step 20 of 40, loss 1.0000, 10 tokens/s, 1:01 left",
+        "unlearning: run 1 of 3, subnet 0.1 step 20 of 40, loss 1.0000, 10 tokens/s, 1:01 left",
         "unlearning: run 1 of 3, obs, 1:01 in all",
     ]
 

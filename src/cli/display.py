@@ -119,7 +119,8 @@ class Display:
         self.refresh()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Move on by some units."""
+        """Move on by some units; the loop within the last one is over."""
+        self.inner = None
         self.to(self.meter.done + count, note=note)
 
     def refresh(self) -> None:
@@ -150,8 +151,9 @@ class Display:
         return f"{self.meter.what}: {', '.join(parts)}"
 
     def _facts(self) -> list[str]:
-        inside = [self.inner.what, self.inner.place(), *self.inner.facts(self.inner.speed())] if self.inner else []
-        return [*self.meter.facts(self.meter.speed()), *inside]
+        if self.inner is not None:
+            return [f"{self.inner.what} {self.inner.place()}", *self.inner.facts(self.inner.speed())]
+        return self.meter.facts(self.meter.speed())
 
 
 def spelled(seconds: float) -> str:

@@ -8,6 +8,7 @@ at most. A log is no part of a run: no record or checkpoint depends on it.
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import math
 import time
@@ -46,7 +47,7 @@ class Log:
     def __init__(self, lines: Lines | None = None, board: Board | None = None) -> None:
         self._outputs = [output for output in (lines, board) if output]
         self._next = 0.0
-        self._series: tuple[str, str] | None = None
+        self._meter: Meter | None = None  # the last one, and when it was written, with its tokens until then
         self._last: tuple[float, int] = (0.0, 0)
 
     def step(self, run: str, meter: Meter, last: bool = False) -> None:
@@ -54,8 +55,8 @@ class Log:
         if not self._outputs:
             return
         now = time.monotonic()
-        if self._series != (run, meter.what):
-            self._series, self._last, self._next = (run, meter.what), (meter.started, 0), now
+        if meter is not self._meter:
+            self._meter, self._last, self._next = meter, (meter.started, 0), now
         if now < self._next and not last:
             return
         self._next = now + STEP_SECONDS
@@ -126,6 +127,12 @@ class Board:
             ) from None
         self._open, self._folder = SummaryWriter, files.writable_folder(folder, flag=" with --tensorboard")
         self._writers: dict[str, Any] = {}
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Write what the writers still hold."""
+        for writer in self._writers.values():
+            writer.close()
 
     def _writer(self, run: str, what: str, step: int) -> Any:
         """Return the writer of a loop; TensorBoard forgets what an interrupted session wrote of this step and later."""

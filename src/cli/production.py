@@ -27,7 +27,7 @@ from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
 from tinymem.planning import dry_run
 from tinymem.planning.plan import FAILURES, check_fits
-from tinymem.training.checkpoint import load_details, made_by
+from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings, planted_model
 
 PYTHIA_BATCH_SIZE = 32  # batch size of the study's perplexity of Pythia
@@ -57,11 +57,6 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         data = load_passages(passages, settings, config, tokenizer)
     plan_methods(arguments, loading, methods)
     output = files.writable_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
-    if method := made_by(place):
-        print(
-            f"{name}: was made by {method}, but counts as unedited: what is shown to a method is what this model still "
-            "recites (always 100 %). To measure it as an edit: measure.py FOLDER --edit_of ORIGINAL", file=sys.stderr,
-        )  # fmt: skip
     if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product takes 500 times as long
         print("--dtype float16: few CPUs support it, others are very slow; use bfloat16", file=sys.stderr)
     training: dict[str, Any] = {}

@@ -251,7 +251,7 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
             task.watch.step(progress.epoch + progress.step, last_step)
 
         loss = partial(module.loss, hp)
-        calls = dict(causes=loss_flags(hp), on_step=on_step)
+        calls: dict[str, Any] = dict(causes=loss_flags(hp), on_step=on_step)
         training = train_objective(model, loss, forget, retain, hp, *options, after_step, **calls)
         yield from snapshots(model, training, last)
 

@@ -14,11 +14,14 @@ is first trained to recite passages, and --memorized is not needed. smollm2 is S
 from tinymem import cli
 
 # isort: split
+import sys
+
 from tinymem import allocator
 from tinymem.cli.methods import add_method_options, chosen_methods
 from tinymem.cli.production import add_subject_options, load_subject, plan_methods
 from tinymem.cli.unlearning import run_methods
 from tinymem.models.production import LoadSettings
+from tinymem.training.checkpoint import made_by
 
 
 def parse():
@@ -41,6 +44,12 @@ def main() -> None:
     if arguments.dry_run:
         return plan_methods(arguments, loading, methods)
     log = cli.open_log(arguments)
+    if method := made_by(arguments.model_name):
+        print(
+            f"{arguments.model_name}: was made by {method}, but counts as unedited: what is shown to a method is what this "
+            "model still recites (always 100 %). To measure it as an edit: measure.py FOLDER --edit_of ORIGINAL",
+            file=sys.stderr,
+        )
     allocator.use_huge_pages()
     run_methods(load_subject(arguments, loading, methods), methods, arguments, log=log)
 
