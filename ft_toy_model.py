@@ -35,6 +35,7 @@ from tinymem.training.settings import RunSettings
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
+    cli.add_list_option(parser)
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run")
     cli.add_options(parser, FinetuneSettings, ft_data="none, must be given")
     for name in FT_DATA:
@@ -49,6 +50,7 @@ def parse() -> argparse.Namespace:
     cli.add_common_options(
         parser, "MODEL_PATH/../finetuned/epoch_N_FT_DATA; for a model outside its training run, under runs/NAME"
     )
+    cli.add_log_options(parser)
     return parser.parse_args()
 
 
@@ -79,6 +81,7 @@ def main() -> None:
     finetuning = finetune_settings(arguments)
     path = Path(arguments.model_path)
     settings, epoch = trained_settings(path, arguments)
+    log = cli.open_log(arguments)
     allocator.keep_freed_memory()
     model = load_model(path, cli.resolve_device(arguments.device))
     prints = {"weights": weights_fingerprint(model)}
@@ -96,7 +99,7 @@ def main() -> None:
             check_vocabulary(model, dataset.vocabulary_size, path)
             details = {"settings": settings.flat(), "finetuning": {**asdict(finetuning), "from_epoch": epoch}}
             tokenizer = load_tokenizer(settings.data, arguments.data_dir)
-            finetune(model, dataset, tokenizer, settings, finetuning.ft_epochs, run, details, identity)
+            finetune(model, dataset, tokenizer, settings, finetuning.ft_epochs, run, details, identity, log)
     show(run, find_record(run, identity)["results"]["epoch_seconds"], arguments.plot)
 
 
@@ -107,12 +110,12 @@ def training_run(checkpoint: Path, settings: RunSettings) -> str | None:
 
 
 def finetune(
-    model, dataset, tokenizer, settings: RunSettings, epochs: int, run: Path, details: dict, identity: dict
+    model, dataset, tokenizer, settings: RunSettings, epochs: int, run: Path, details: dict, identity: dict, log
 ) -> None:
     """Train on the fine-tuning set, or resume from the folder's state, and write the record."""
     training = replace(settings.training, epochs=epochs, checkpoint_every=1, lr_decay=0.0)
     with measured(model.device) as cost:
-        more = dict(tokenizer=tokenizer, measure_first=True)
+        more = dict(tokenizer=tokenizer, measure_first=True, log=log)
         progress = train_visibly(model, dataset, training, settings.data.seed, run, details, **more)
     cost.seconds = progress.seconds  # over all the sessions of an interrupted run
     results = {name: value for name, value in progress.rows[-1].items() if name != "epoch"}

@@ -30,12 +30,14 @@ from tinymem.training.twin import twin_digest
 
 def parse() -> tuple:
     parser = cli.Parser(__doc__)
+    cli.add_list_option(parser)
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
     cli.add_options(parser, TrainingSettings)
     for entry in REGULARIZERS:
         cli.add_options(parser, entry.settings)
     cli.add_common_options(parser, "runs/DATA_ARTIFACT_LAYERS_SEED_HASH")
+    cli.add_log_options(parser)
     arguments = parser.parse_args()
     check_switches(vars(arguments))
     settings = RunSettings(
@@ -49,7 +51,7 @@ def parse() -> tuple:
 
 def main() -> None:
     arguments, settings = parse()
-    device = cli.resolve_device(arguments.device)
+    device, log = cli.resolve_device(arguments.device), cli.open_log(arguments)
     allocator.keep_freed_memory()
     folder = files.writable_folder(arguments.output_dir or f"runs/{settings.name}")
     dataset = load_dataset(settings.data, arguments.data_dir)
@@ -60,7 +62,7 @@ def main() -> None:
             print(f"{run}: finished before (--force trains again)", file=sys.stderr)
         else:
             with measured(device) as cost:
-                progress = train_run(run, settings, dataset, tokenizer, device)
+                progress = train_run(run, settings, dataset, tokenizer, device, log)
             cost.seconds = progress.seconds  # over all the sessions of an interrupted run
             write_record(run, identity, {**progress.rows[-1], "twin": twin_digest(settings)}, cost, str(device))
     rows = [row for row in load_metrics(run) if row["epoch"] <= settings.training.epochs]
@@ -70,13 +72,13 @@ def main() -> None:
     print(f"\nmodel: {run}/epoch_{settings.training.epochs}")
 
 
-def train_run(run: Path, settings: RunSettings, dataset, tokenizer, device) -> Progress:
+def train_run(run: Path, settings: RunSettings, dataset, tokenizer, device, log) -> Progress:
     """Train a new model, or resume from the folder's state."""
     specials = dict(bos_token_id=dataset.bos, eos_token_id=dataset.eos, pad_token_id=dataset.pad)
     seed = settings.data.seed
     model = new_model(settings.model, dataset.vocabulary_size, settings.data.max_ctx, seed, **specials).to(device)
     regularizers = build_regularizers(model, settings.regularizers, seed)
-    more = dict(tokenizer=tokenizer, regularizers=regularizers)
+    more = dict(tokenizer=tokenizer, regularizers=regularizers, log=log)
     return train_visibly(model, dataset, settings.training, seed, run, {"settings": settings.flat()}, **more)
 
 

@@ -55,7 +55,7 @@ def measure(device: torch.device, quick: bool) -> list[Row]:
     """Return a row a point: axis, its value, what was done, seconds, peak memory in GB, and how the work grows."""
     points = list(_points(device, quick))
     rows = []
-    with cli.progress_bar(total=len(points), unit="point") as bar:
+    with cli.Display("growth", len(points), "point") as display:
         for axis, value, work, growth, make in points:
             run = make()
             run()
@@ -76,7 +76,7 @@ def measure(device: torch.device, quick: bool) -> list[Row]:
                     "growth": growth,
                 }
             )
-            bar.update()
+            display.advance()
     return rows
 
 

@@ -14,7 +14,6 @@ from tinymem import cli
 # isort: split
 import contextlib
 import dataclasses
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,13 +85,13 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
     results = {"settings": settings_of(sizes, quick), "environment": about, "rows": rows}
     # A GPU's memory comes from CUDA's caching allocator, which is nothing that we set.
     elsewhere = Elsewhere(quick) if device.type == "cpu" else contextlib.nullcontext()
-    with elsewhere as other, cli.progress_bar(total=len(chosen), unit="case") as bar:
+    with elsewhere as other, cli.Display("benchmark", len(chosen), "case") as display:
         for name, build in chosen.items():
-            bar.set_postfix_str(name)
+            display.advance(0, note=name)
             row = measure_case(name, build(), other, sizes, device, bandwidth)
             rows.append(row)
-            bar.write(report.terminal_table([row]).splitlines()[-1], file=sys.stderr)
-            bar.update()
+            display.write(report.terminal_table([row]).splitlines()[-1])
+            display.advance()
     if not only:
         rows += others.startup(sizes.repeats)
         results["outside_the_steps_percent"] = others.outside_the_steps(device, quick)

@@ -74,7 +74,8 @@ def report(
         "## Training",
         "Backdoors: % memorized of the test triggers, all of them, and counted as the study's code does "
         "([as_published.py](../experiments/as_published.py)). Noise: of the noised training sequences. Accuracy: mean "
-        "over the five test sets. Differences are over the seeds that both have.",
+        "over the five test sets. Differences are over the seeds that both have: "
+        "where one side has more, the sign may not be that of the two means beside it.",
         markdown(TRAINING_HEAD, (row.cells() for row in trained_rows)),
     ]
     for case, rows in unlearned:

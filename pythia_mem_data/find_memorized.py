@@ -33,7 +33,7 @@ from tinymem.data.tokenizer import beginning, bos_identity
 from tinymem.data.windows import Windows, cut_windows, passages
 from tinymem.errors import UserError
 from tinymem.localize.task import default_microbatch
-from tinymem.metrics.scan import find_memorized
+from tinymem.metrics.scan import BLOCK, find_memorized
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, model_identity, open_causal_lm, open_description
 from tinymem.options import check_options, option
@@ -172,16 +172,18 @@ def without(rows: list[np.ndarray], begin: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def search(arguments, settings: ScanSettings, model, windows: Windows, names: list[str], key: str, decode) -> Found:
-    """Search the windows, with a progress bar. key: identifies the search of all workers. names: the documents'."""
+    """Search the windows, and show how far it is. key: identifies the search of all workers. names: the documents'."""
     worker, workers = settings.worker
     own = files.digest({"key": key, "worker": worker, "workers": workers})
     progress = arguments.output.with_name(f".{arguments.output.stem}.{worker}of{workers}.progress.json")
     batch_size = arguments.batch_size or default_microbatch(model, len(windows.begin) + settings.needed)
-    with cli.progress_bar(total=len(windows), unit="window") as bar:
+    with cli.Display("finding", len(windows), "window") as display:
 
         def show(done: int, found: int) -> None:
-            bar.set_postfix_str(f"{found} memorized", refresh=False)
-            bar.update(done - bar.n)
+            if display.meter.done == 0 and done > BLOCK * batch_size:  # resumed
+                display.meter.begun = display.meter.done = done
+            tokens = (done - display.meter.done) * (len(windows.begin) + settings.needed)
+            display.to(done, tokens, f"{found} memorized")
 
         found = find_memorized(
             model, windows, settings.prompt_tokens, settings.continuation_tokens, progress, own, batch_size,

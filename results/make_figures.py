@@ -27,7 +27,7 @@ from typing import Any
 
 from tinymem import files, plots
 from tinymem.errors import UserError
-from tinymem.localize.registry import METHODS, STUDY
+from tinymem.localize.registry import METHODS
 from tinymem.records.choose import Configuration, best, configurations, experiments, grouped, unlearning_runs
 from tinymem.records.curves import Curve, training_curves
 from tinymem.records.table import mixed_versions, named_records, versions
@@ -77,7 +77,7 @@ def unlearning_time(material: Material) -> Figures:
 
 def unlearning_boxes(material: Material) -> Figures:
     groups = experiments(material.unlearning)
-    chosen = [c for group in groups for c in best(group, material.max_perplexity_rise) if c.method in STUDY]
+    chosen = [c for group in groups for c in best(group, material.max_perplexity_rise)]
     return {"": plots.draw_boxes(chosen)} if chosen else {}
 
 

@@ -13,6 +13,7 @@ from tinymem import cli
 # isort: split
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tinymem import files
@@ -48,7 +49,8 @@ def execute(path: Path, output: Path) -> None:
     place = {"metadata": {"path": str(path.parent)}}
     try:
         options = dict(timeout=CELL_SECONDS, record_timing=False, coalesce_streams=True, resources=place)
-        NotebookClient(notebook, **options).execute()
+        with ThreadPoolExecutor(1) as thread:  # in the main one it would take Ctrl-C for a kernel that died
+            thread.submit(NotebookClient(notebook, **options).execute).result()
     except CellExecutionError as error:
         print(error.traceback, file=sys.stderr)
         raise UserError(f"{path}: a cell failed with {error.ename}: {error.evalue}") from None

@@ -9,11 +9,15 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from small import ROOT, script
+from small import ROOT, in_process, script
 
 from tinymem import cli
+from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import OutOfMemory, UserError
+from tinymem.localize.registry import METHODS
+from tinymem.metrics.registry import METRICS
 from tinymem.options import allowed_text, check_options, option
+from tinymem.regularizers.registry import REGULARIZERS
 
 SCRIPTS = ["memorization_in_toy_models.py", "old_data.py", "ft_toy_model.py", "src/localize/localize_memorization.py"]
 TRAIN, LOCALIZE = SCRIPTS[0], SCRIPTS[3]
@@ -191,3 +195,16 @@ def test_a_table():
         "   a  1.5000  1.235e+05",
         "   b       -          -",
     ]
+
+
+@pytest.mark.parametrize(
+    "name", [TRAIN, *(f"src/localize/{name}.py" for name in ("localize_memorization", "prod_grad", "measure"))]
+)
+def test_list_names_every_mitigation_metric_and_attack_on_a_line_each(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        in_process(name, "--list")  # no other flag is needed
+    lines = capsys.readouterr().out.splitlines()
+    named = [line.split()[1] for line in lines]
+    known = [*(entry.name for entry in REGULARIZERS), "clean", "extra", "both", *METHODS, *METRICS, *ATTACKS]
+    assert end.value.code == 0 and named == known
+    assert all(len(line.split("  ")[-1]) > 18 for line in lines)  # what it does

@@ -18,7 +18,7 @@ LAYERS = [
     {"localize"},
     {"planning"},
     {"attacks"},
-    {"plots", "sweeps"},
+    {"plots", "sweeps", "cards"},
     {"leaderboard"},
 ]
 TOP = {"cli"}  # consoles and flags; only scripts stand above

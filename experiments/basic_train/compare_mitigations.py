@@ -34,7 +34,6 @@ from tinymem.records.finder import rows_with
 from tinymem.records.identity import FINGERPRINTS, TRAIN, sections_of
 from tinymem.records.record import environment, find_record
 from tinymem.records.table import flat_row, load_records, markdown, named_records, trade_off, write_csv
-from tinymem.regularizers.registry import REGULARIZERS as registry
 from tinymem.sweeps.jobs import training_words, unlearning_identity
 from tinymem.training.finetune import FT_DATA, FinetuneSettings
 from tinymem.training.settings import RunSettings, TrainingSettings
@@ -43,11 +42,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PLAIN, REGULARIZERS, FINETUNING, UNLEARNING = "no mitigation", "regularizers", "fine-tuning", "unlearning"
 METRICS = ("percent_memorized_train", "percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy")
 METRICS += ("perplexity", "percent_zeroed")
-FT_MEANING = {
-    "clean": "train on the clean twins of the planted sequences",
-    "extra": "train on all training data but the planted sequences",
-    "both": "train on both",
-}
 TITLE = "Mitigations of one model"
 NOTES = """\
 - memorized: backdoored training sequences whose trigger still brings out the planted continuation; lower is better
@@ -62,7 +56,7 @@ NOTES = """\
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--list", action="store_true", help="list every mitigation in one line, and end")
+    cli.add_list_option(parser)
     parser.add_argument("--full", action="store_true", help="the study's settings instead of the small ones")
     parser.add_argument("--ft_epochs", type=int, default=5, help="epochs of each fine-tuning (default: 5)")
     for part in (DataSettings, ModelSettings, TrainingSettings):
@@ -196,26 +190,8 @@ def counted_seconds(folder: Path) -> Iterator[dict[str, float]]:
             files.write_json(path, spent)
 
 
-def listed() -> list[dict[str, str]]:
-    """One row per mitigation: regularizers, fine-tunings, unlearning methods."""
-
-    def what(text: str | None) -> str:
-        return (text or "").strip().splitlines()[0]
-
-    rows = [
-        (REGULARIZERS, e.name, f"--{e.flags[0]}", what(sys.modules[e.settings.__module__].__doc__)) for e in registry
-    ]
-    rows += [(FINETUNING, name, f"--ft_data {name}", FT_MEANING[name]) for name in FT_DATA]
-    rows += [(UNLEARNING, m.name, f"--localization_method {m.name}", what(m.module.__doc__)) for m in METHODS.values()]
-    return [dict(zip(("family", "mitigation", "flag", "what"), row)) for row in rows]
-
-
 def main() -> None:
     arguments = parse()
-    if arguments.list:
-        for row in listed():
-            print(f"{row['family']:<14}{row['mitigation']:<23}{row['flag']:<44}{row['what']}")
-        return
     study = make_study(arguments)
     device = cli.resolve_device(arguments.device)  # an error now rather than in a script after this one
     with counted_seconds(study.run_dir) as spent:

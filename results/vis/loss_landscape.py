@@ -87,11 +87,11 @@ def main() -> None:
     survey = new_survey(original, settings, tokens, ignored, arguments.batch_size, Path(arguments.grid_dir))
     edited = edited_folders(arguments, path, survey.plane)
     panels = {}
-    with cli.progress_bar(total=(1 + len(edited)) * settings.points**2, unit="point") as bar:
+    with cli.Display("loss landscape", (1 + len(edited)) * settings.points**2, "point") as display:
         for label, folder in {ORIGINAL: path, **edited}.items():
-            bar.set_postfix_str(label)
+            display.advance(0, note=label)
             model = original if label == ORIGINAL else open_edited(open_model, folder, original)
-            panels[label] = {**memorization(model, dataset), **landscape(model, survey, bar.update)}
+            panels[label] = {**memorization(model, dataset), **landscape(model, survey, display.advance)}
     content = {"model": name, "settings": asdict(settings), "coordinates": settings.coordinates, "models": panels}
     files.write_json(output / "loss_landscape.json", content)
     figure = plots.draw_landscapes(settings.coordinates, {title(*item): item[1]["losses"] for item in panels.items()})

@@ -26,7 +26,7 @@ class WeightTraining:
 class Relearning(WeightTraining):
     """Settings of an attack with one learning rate."""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0)
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3)
 
 
 def share_of(task: UnlearningTask, share: float) -> torch.Tensor:
@@ -49,10 +49,16 @@ def relearned(
     The model is as it was whenever a number is yielded. lr_flag: named by the NotFinite of a training
     that diverges.
     """
-    training = ObjectiveSettings(steps=steps, lr=lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
+    how = ObjectiveSettings(steps=steps, lr=lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
     options = (task.seed, task.microbatch, task.gradient_checkpointing)
     side = Side.of(tokens, task.ignored_token)
-    return snapshots(model, train_objective(model, _loss, side, None, training, *options, lr_flag=lr_flag))
+
+    def on_step(progress, *losses: float) -> None:
+        task.watch.note(min(hp.batch_size, len(tokens)) * tokens.shape[1], loss=losses[0])
+        task.watch.step(progress.epoch + progress.step, max(steps))
+
+    training = train_objective(model, _loss, side, None, how, *options, lr_flag=lr_flag, on_step=on_step)
+    return snapshots(model, training)
 
 
 def _loss(model, reference, forget: Side, retain: Side | None) -> torch.Tensor:

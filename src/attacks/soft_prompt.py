@@ -35,7 +35,7 @@ class HyperParameters(Prompting):
     )
     vectors: int = option(8, "input vectors before the prompt", low=1, high=1024)
     share: float = option(0.5, "share of the sequences to forget that the attacker has", above=0.0, high=1.0)
-    lr: float = option(0.01, "learning rate of Adam", above=0.0)
+    lr: float = option(0.01, "learning rate of Adam", above=0.0, high=1e3)
     batch_size: int = option(32, "sequences per step; at most those that the attacker has", low=1)
 
 
@@ -57,7 +57,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int,
     vectors = table[drawn.to(table.device)].float().clone().requires_grad_()
     optimizer = torch.optim.Adam([vectors], lr=hp.lr)
     with frozen(model, trainable=()):
-        for step in range(max(hp.steps)):
+        for step in task.watch.over(range(max(hp.steps)), max(hp.steps)):
             batch = rows.select(rows_of_step(len(rows), hp.batch_size, task.seed, step))
             optimizer.zero_grad()
             for part in torch.arange(len(batch)).split(task.microbatch):

@@ -24,13 +24,15 @@ from tinymem import interrupts, scripts
 
 interrupts.watch_start()
 
+from tinymem.cli.display import Display
+from tinymem.cli.log import add_log_options, open_log
 from tinymem.cli.tables import brief, fitted_table, table
 from tinymem.data.settings import DataSettings
 from tinymem.errors import DiskFull, OutOfMemory, UserError, first_line, full_disk, one_line, out_of_memory
 from tinymem.interrupts import interruptible
 from tinymem.options import LARGEST, allowed_text, field_types
 
-__all__ = ["brief", "fitted_table", "interruptible", "table"]
+__all__ = ["Display", "add_log_options", "brief", "fitted_table", "interruptible", "open_log", "table"]
 WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
 CONSOLE = "tinymem "  # how the program's name begins when the console runs a script
 
@@ -256,6 +258,22 @@ def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any)
     return cls(**{**defaults, **given(cls, arguments)})
 
 
+class _List(argparse.Action):
+    """--list: print what may be named, and end, whatever else is given."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from tinymem.cli.listing import listing
+
+        print(listing())
+        parser.exit()
+
+
+def add_list_option(parser: argparse.ArgumentParser) -> None:
+    """Add --list."""
+    parser.add_argument("--list", action=_List, nargs=0, default=argparse.SUPPRESS,
+                        help="print every mitigation, metric and attack with its flag, one line each, and end")  # fmt: skip
+
+
 def resolve_device(name: str):
     """Return a device; `auto` means the GPU if there is one. Raise UserError for a device that is not available."""
     import torch
@@ -268,6 +286,13 @@ def resolve_device(name: str):
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: not available here ({first_line(error)}); try auto or cpu") from None
     return probe.device  # with its number: cuda is cuda:0
+
+
+def command_line() -> str:
+    """Return the command that runs this process, with the script's path from the repository's root."""
+    path = Path(sys.argv[0]).resolve()
+    root = WITH_PARENT.resolve().parents[2]
+    return shlex.join(["python", str(path.relative_to(root)) if root in path.parents else path.name, *sys.argv[1:]])
 
 
 def run_script(words: Iterable[object]) -> None:
@@ -300,10 +325,3 @@ def run_script(words: Iterable[object]) -> None:
         raise KeyboardInterrupt
     if process.returncode:
         sys.exit(max(1, process.returncode))
-
-
-def progress_bar(**settings: Any):
-    """Return a tqdm bar on stderr, silent if stderr is not a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(disable=None, dynamic_ncols=True, file=sys.stderr, **settings)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tinymem import cli, files
+from tinymem.cards import planted_card, write_card
 from tinymem.cli.methods import chosen_metrics
 from tinymem.cli.training import plant_visibly
 from tinymem.cli.unlearning import enough_memory, plan_report
@@ -26,6 +27,7 @@ from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
 from tinymem.planning import dry_run
 from tinymem.planning.plan import FAILURES, check_fits
+from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings, planted_model
 
 PYTHIA_BATCH_SIZE = 32  # batch size of the study's perplexity of Pythia
@@ -132,4 +134,8 @@ def planted(arguments, loading: LoadSettings, data: ProductionData, settings: Pl
             seed=data.identity["plant_seed"], dtype=getattr(torch, loading.dtype),
             microbatch=microbatch or default_microbatch(model, data.dataset.sequences.shape[1]),
         )  # fmt: skip
-        return plant_visibly(plant, arguments.data_dir)
+        folder = plant_visibly(plant, arguments.data_dir)
+    name = str(arguments.model_name)
+    name = Path(name).resolve().name if Path(name).is_dir() else name
+    write_card(folder, planted_card(name, load_details(folder), len(data.dataset.artifacts)))
+    return folder

@@ -4,6 +4,7 @@
     python -m tinymem.records best runs                           unlearning methods ranked by their best run
     python -m tinymem.records pareto runs --output front.parquet  runs that no other run beats
     python -m tinymem.records upgrade runs                        convert records of format 1 to format 2
+    python -m tinymem.records rerun FILE                          run a record again and compare the results
 
 results/README.md explains every column. Records of different versions of tinymem, torch or transformers are
 never averaged or compared with each other.
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tinymem import cli
+from tinymem.cli.rerun import add_rerun_options, rerun
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.metrics import registry
@@ -45,11 +47,13 @@ COMMANDS = {
     "best": "the unlearning methods of each experiment ranked by their best run, with mean and 95 %% interval over seeds",
     "pareto": "the runs of each checkpoint that no other run beats in both memorization and quality",
     "upgrade": "convert records of an earlier version (format 1) to format 2, in place",
+    "rerun": "run a record again, from the record alone, and say whether the results are the same to the digit",
 }
 NAMES = "|".join(COMMANDS)
 PERPLEXITY_RISE = 10.0  # percent: the utility limit of text and production models
 OVER, WINNER = "over", "<- best"
 SHOWN = 40  # rows that `gather` prints
+MOST = 6  # settings that `gather` prints before the results
 KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
 KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
 CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown after the metrics
@@ -63,10 +67,18 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__, prog=program, usage=f"%(prog)s {NAMES} DIR [options]")
     commands = parser.add_subparsers(dest="command", required=True, metavar=NAMES)
     for name, text in COMMANDS.items():
-        usage = f"{program} {name} DIR [options]"
+        place = "FILE" if name == "rerun" else "DIR"
+        usage = f"{program} {name} {place} [options]"
         command = commands.add_parser(name, help=text, description=text.replace("%%", "%"), usage=usage)
-        command.add_argument("folder", metavar="DIR", help="a folder with records at any depth")
-        if name != "upgrade":
+        what = (
+            "a record, such as runs/NAME/records/DIGEST.json"
+            if name == "rerun"
+            else "a folder with records at any depth"
+        )
+        command.add_argument("folder", metavar=place, help=what)
+        if name == "rerun":
+            add_rerun_options(command)
+        elif name != "upgrade":
             command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
     commands.choices["best"].add_argument(
         "--max_perplexity_rise", type=float, default=PERPLEXITY_RISE, metavar="PERCENT",
@@ -79,6 +91,8 @@ def main() -> None:
     arguments = parse()
     if arguments.command == "upgrade":
         return upgrade_all(arguments.folder)
+    if arguments.command == "rerun":
+        return rerun(arguments)
     if arguments.output:
         check_table_path(arguments.output)
     show = {"gather": show_all, "best": show_best, "pareto": show_pareto}[arguments.command]
@@ -98,11 +112,27 @@ def upgrade_all(folder: str) -> None:
 def show_all(arguments: argparse.Namespace) -> Table:
     columns, rows = gather(arguments.folder)
     say_versions(row["versions"] for row in rows)
-    keys = [*KEYS, *sorted(strengths(rows)), *registry.columns(columns, headline=True), "cost.seconds"]
-    print(cli.fitted_table(rows[:SHOWN], keys, {}))
+    print(cli.fitted_table(rows[:SHOWN], shown_columns(columns, rows), {}))
     hidden = f"; {len(rows) - SHOWN} are not shown" if len(rows) > SHOWN else ""
     print(f"\n{len(rows)} records, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it")
     return columns, rows
+
+
+def shown_columns(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns of all records by importance: what tells the rows apart, their results, then all other keys.
+
+    The settings that vary within a method come before the results, MOST of them at most.
+    """
+    varied = dict.fromkeys(name for some in grouped(rows, _method_key) for name in differing(some))
+    apart = [name for name in KEYS if name in differing(rows)]
+    settings = [name for name in varied if name.startswith(("method.", "attack.")) and name not in KEYS]
+    settings = list(dict.fromkeys([*sorted(strengths(rows)), *settings]))
+    results = [*registry.columns(columns, headline=True), "cost.seconds"]
+    return list(dict.fromkeys([*apart, *settings[:MOST], *results, *settings, *KEYS]))
+
+
+def _method_key(row: Mapping[str, Any]) -> tuple:
+    return row["kind"], row.get("method.name"), row.get("attack.name")
 
 
 def show_best(arguments: argparse.Namespace) -> Table:

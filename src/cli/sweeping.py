@@ -1,4 +1,4 @@
-"""Shared parts of all sweep scripts: flags, dry run, progress bar, final table, exit code."""
+"""Shared parts of all sweep scripts: flags, dry run, progress, final table, exit code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import cli, files
+from tinymem.cli.display import Display
 from tinymem.sweeps.attempt import DONE, FAILED, Place
 from tinymem.sweeps.engine import Pool, Progress, Sweep, run_jobs, survey
 from tinymem.sweeps.job import Job
@@ -96,15 +97,18 @@ def _print_plan(surveyed: list[Progress], todo: list[Progress]) -> None:
 
 def _run(chosen: dict[str, Progress], todo: list[Progress], place: Place, retries: int, open_pool: Any) -> Sweep:
     total, before = (sum(getattr(p, name) for p in chosen.values()) for name in ("runs", "before"))
-    with cli.interruptible() as should_stop, cli.progress_bar(total=total, initial=before, unit="run") as bar:
+    with cli.interruptible() as should_stop, Display("sweep", total, "run", before) as display:
+
+        def on_records() -> None:
+            display.to(sum(progress.runs - progress.left for progress in chosen.values()))
 
         def on_end(progress: Progress) -> None:
-            bar.update(progress.runs - progress.before - progress.left)
-            if progress.state != DONE or bar.disable:
-                bar.write(f"{progress.state}: {progress.job.name}  {progress.message}".rstrip(), file=sys.stderr)
+            on_records()
+            if progress.state != DONE or not display.on_terminal:
+                display.write(f"{progress.state}: {progress.job.name}  {progress.message}".rstrip())
 
         with open_pool([progress.job for progress in todo], place) as pool:
-            return run_jobs(chosen, pool, place, retries, should_stop, on_end)
+            return run_jobs(chosen, pool, place, retries, should_stop, on_end, on_records)
 
 
 def _print_result(jobs: dict[str, Progress], folder: Path) -> None:

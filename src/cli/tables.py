@@ -8,7 +8,13 @@ from typing import Any
 
 PIPED = 120  # width in characters without a terminal
 BEST = "*"
-SHORT = (("percent_", ""), ("memorized", "mem"), ("accuracy", "acc"), ("perplexity", "ppl"))
+SHORT = (
+    ("_never_planted", "_non_members"),
+    ("percent_", ""),
+    ("memorized", "mem"),
+    ("accuracy", "acc"),
+    ("perplexity", "ppl"),
+)
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> str:

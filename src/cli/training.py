@@ -1,26 +1,33 @@
-"""Shared parts of the training scripts: the run's folder, a progress bar, printed measurements, Ctrl-C."""
+"""Shared parts of the training scripts: the run's folder, progress, printed measurements, the log, Ctrl-C."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinymem import cli, files, locks
+from tinymem.cli.display import Display
+from tinymem.cli.log import Log
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.metrics import registry
 from tinymem.models.tinymem import ModelSettings
+from tinymem.options import as_flags
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import Stopped
 from tinymem.training.loop import train
 from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run, check_whole_run
+from tinymem.training.twin import twin_of
 
+TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCK = ".lock"
 STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each test set
 
@@ -84,30 +91,58 @@ def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: boo
 
 
 def train_visibly(
-    model, dataset, training: TrainingSettings, seed: int, run: Path, details: dict[str, Any], **options: Any
+    model,
+    dataset,
+    training: TrainingSettings,
+    seed: int,
+    run: Path,
+    details: dict[str, Any],
+    log: Log | None = None,
+    **options: Any,
 ) -> Progress:
-    """Run `tinymem.training.loop.train` with a progress bar. Ctrl-C saves, prints how to resume and exits with 130."""
+    """Run `tinymem.training.loop.train` and show its progress. Ctrl-C saves, prints how to resume and exits with 130."""
+    what, log = "fine-tuning" if "finetuning" in details else "training", log or Log()
     steps = -(-len(dataset) // training.batch_size)
-    with cli.interruptible() as should_stop, cli.progress_bar(total=training.epochs * steps, unit="step") as bar:
+    state = checkpoint.latest_state(run)
+    before = checkpoint.read_progress(state) if state else Progress()
+    display = Display(what, training.epochs * steps, done=before.epoch * steps + before.step)
+    tokens, shown = training.batch_size * dataset.sequences.shape[1], list[dict[str, Any]]()
 
-        def on_step(progress: Progress, loss: float) -> None:
-            done = progress.epoch * steps + progress.step
-            if bar.n == 0 and done > 1:
-                bar.initial = bar.n = done - 1  # resumed: earlier steps do not count for the speed
-            bar.update(done - bar.n)
-            speed = (bar.format_dict["rate"] or 0) * training.batch_size * dataset.sequences.shape[1]
-            bar.set_postfix_str(f"loss {loss:.4f}, {speed:,.0f} tokens/s", refresh=False)
+    def on_step(progress: Progress, loss: float) -> None:
+        done = progress.epoch * steps + progress.step
+        display.to(done, tokens, f"epoch {progress.epoch + 1} of {training.epochs}", loss=loss)
+        log.step(str(run), display.meter, last=done == display.meter.total)
 
-        shown: list[dict[str, Any]] = []
+    def log_row(row: dict[str, Any]) -> None:
+        log.metrics(str(run), what, row["epoch"] * steps, row, epoch=row["epoch"])
 
-        def on_row(row: dict[str, Any]) -> None:
-            head, line, *_ = training_table([row]).splitlines()
-            bar.write(line if shown else f"{head}\n{line}", file=sys.stderr)
-            shown.append(row)
+    def on_row(row: dict[str, Any]) -> None:
+        head, line, *_ = training_table([row]).splitlines()
+        display.write(line if shown else f"{head}\n{line}")
+        shown.append(row)
+        log_row(row)
 
-        options |= dict(on_step=on_step, on_row=on_row, should_stop=should_stop)
-        with _ends_when_stopped(bar, run):
+    for row in before.rows:  # a killed session may have measured and not logged them
+        log_row(row)
+    with cli.interruptible() as should_stop, display:
+        options |= dict(on_step=on_step, on_row=on_row, should_stop=should_stop, card=partial(_card, details))
+        with _ends_when_stopped(display, run):
             return train(model, dataset, training, seed, run, details, **options)
+
+
+def _card(details: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Return the model card of a checkpoint. details: its tinymem.json, but for the epoch; row: its measurement."""
+    from tinymem.cards import trained_card  # here, since unlearning methods come with it, and training starts at once
+
+    settings, epoch = RunSettings.from_flat(details["settings"]), row["epoch"]
+    name, twin = f"{settings.name}/epoch_{epoch}", f"{twin_of(settings).name}/epoch_{epoch}"
+    words, base, shown = [TRAINING, *as_flags(*settings.parts)], "", details["settings"]
+    if tuned := details.get("finetuning"):
+        base, from_epoch = f"{settings.name}/epoch_{tuned['from_epoch']}", f"epoch_{tuned['from_epoch']}"
+        words = [FINETUNING, "--model_path", f"runs/{base}", *(f"--{n}={tuned[n]}" for n in ("ft_data", "ft_epochs"))]
+        name, shown = f"{settings.name}/finetuned/{from_epoch}_{tuned['ft_data']}/epoch_{epoch}", {**shown, **tuned}
+        twin = f"{twin_of(settings).name}/{from_epoch}"
+    return trained_card(name, shown, row, twin, shlex.join(["python", *words]), base).text()
 
 
 def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -133,25 +168,24 @@ def _worst(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
-    """Run `plant(on_step=..., should_stop=...)` with a progress bar. Ctrl-C saves, prints how to resume, exits 130.
+    """Run `plant(on_step=..., should_stop=...)` and show its progress. Ctrl-C saves, prints how to resume, exits 130.
 
     plant: `tinymem.training.plant.planted_model` with its other arguments bound. cache_dir: the folder where it saves.
     """
-    with cli.interruptible() as should_stop, cli.progress_bar(unit="step", desc="planting") as bar:
+    with cli.interruptible() as should_stop, Display("planting") as display:
 
         def on_step(progress: Progress, loss: float) -> None:
-            bar.set_postfix_str(f"epoch {progress.epoch + 1}, loss {loss:.4f}", refresh=False)
-            bar.update()
+            display.to(display.meter.done + 1, note=f"epoch {progress.epoch + 1}", loss=loss)
 
-        with _ends_when_stopped(bar, cache_dir):
+        with _ends_when_stopped(display, cache_dir):
             return plant(on_step=on_step, should_stop=should_stop)
 
 
 @contextmanager
-def _ends_when_stopped(bar, place: str | Path) -> Iterator[None]:
+def _ends_when_stopped(display: Display, place: str | Path) -> Iterator[None]:
     try:
         yield
     except Stopped:
-        bar.close()
+        display.close()
         print(f"stopped; everything is saved in {place}: run the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -6,13 +6,17 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from tinymem import cli, plots
 from tinymem.attacks.recovery import attacked_models, recovery_rows
+from tinymem.cli.cards import original_name, write_cards
+from tinymem.cli.display import Display
+from tinymem.cli.log import Log
 from tinymem.cli.methods import chosen_attacks
+from tinymem.cli.watching import Watching
 from tinymem.data import numbers
 from tinymem.data.decode import text_decoder
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
@@ -51,17 +55,20 @@ def run_methods(
     methods: Sequence[tuple[Method, Any]],
     arguments: argparse.Namespace,
     attached: dict[str, Any] | None = None,
+    log: Log | None = None,
 ) -> list[dict]:
     """Measure the unedited model and its twin, run every method at each of its strengths, and print the table.
 
     methods    methods with their hyper-parameters, as from `chosen_methods`
     arguments  provide --force, --plot, --columns, --attack and --no_save_model
     attached   results from elsewhere, stored with the unedited model's record
+    log        is told every step and every measurement
 
     Return the records: the twin's, the unedited model's, then the methods'. Raise OutOfMemory as methods do. Raise
     NotFinite, after all other work is done and printed, if a method's scores or logits are not finite.
     """
     attacks, failures = chosen_attacks(arguments), Failures()
+    subject = replace(subject, command=cli.command_line())
     records = as_it_is(subject, attacks, arguments.force, failures)
     check_columns(arguments.columns, records, methods)
     if attached:
@@ -76,17 +83,26 @@ def run_methods(
         return records
     save_models = bool(methods) and not arguments.no_save_model
     clock = Clock(subject.model, subject.task)
-    with cli.progress_bar(total=sum(len(method.strengths(hp)) for method, hp in methods), unit="run") as bar:
+    runs = sum(len(method.strengths(hp)) for method, hp in methods)
+    with Display("unlearning", runs, "run") as display:
+        watching = Watching(subject, display, log or Log())
+        for record in records:
+            watching.record(record)
         for method, hp in methods:
-            bar.set_postfix_str(method.name)
-            announce = partial(_announce, bar, clock, method)
+            first = len(records)
+            display.advance(0, note=method.name)
+            announce = partial(_announce, watching, display, clock, method)
             with enough_memory(method.name), failures.kept():
-                for record in unlearn(subject, method, hp, save_models, arguments.force, attacks, announce):
+                for record in unlearn(watching.subject, method, hp, save_models, arguments.force, attacks, announce):
                     records.append(record)
-                    bar.update(not record.get("attack"))
-                    if record["results"]["percent_changed"] == 0 and not record.get("attack"):
+                    watching.record(record)
+                    if record.get("attack"):
+                        continue
+                    display.advance()
+                    if record["results"]["percent_changed"] == 0:
                         strength = method.strength and f"--{method.strength} {record['method'][method.strength]} "
-                        _note(bar, f"{method.name}: {strength or ''}changes nothing in this model")
+                        display.write(f"{method.name}: {strength or ''}changes nothing in this model")
+            write_cards(subject, method, records, first, original_name(arguments))
     if arguments.plot:
         every = records_beside(subject, records)
         rows = [flat_row(record) for record in every if not record.get("attack")]
@@ -244,11 +260,8 @@ def enough_memory(what: str):
         ) from None
 
 
-def _announce(bar, clock: Clock, method: Method, hp: Any) -> None:
+def _announce(watching: Watching, display: Display, clock: Clock, method: Method, hp: Any) -> None:
     """Print a method's estimated duration before it starts, if it is more than a minute."""
+    watching.begin(method, hp)
     if warning := clock.warning(method, hp):
-        _note(bar, warning)
-
-
-def _note(bar, text: str) -> None:
-    bar.write(text, file=sys.stderr)
+        display.write(warning)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -76,18 +77,22 @@ def sequence_weights(task: UnlearningTask, tokens: torch.Tensor) -> torch.Tensor
 
 def backward(
     model, task: UnlearningTask, tokens: torch.Tensor, weights: torch.Tensor, precision: str = "float32"
-) -> None:
-    """Add the gradient of sum(weights * token losses) to `.grad`, one microbatch at a time.
+) -> torch.Tensor | float:
+    """Add the gradient of sum(weights * token losses) to `.grad`, one microbatch at a time. Return that sum.
 
     tokens     (rows, T)
     weights    (rows, T - 1), as from `mean_weights`
     precision  of the forward pass, one of PRECISIONS; parameters, losses and gradients keep their own type
     """
+    total: torch.Tensor | float = 0.0
     with checkpointed(model, task.gradient_checkpointing):
         for some, weight in zip(tokens.split(task.microbatch), weights.split(task.microbatch)):
             with autocast(model, precision):
                 losses = token_losses(model, some)
-            (losses * weight.to(losses.device)).sum().backward()
+            part = (losses * weight.to(losses.device)).sum()
+            part.backward()
+            total = total + part.detach()
+    return total
 
 
 def gradients(
@@ -109,13 +114,14 @@ def gradients(
         totals: dict[torch.nn.Parameter, torch.Tensor] = {}
         hooks = [parameter.register_post_accumulate_grad_hook(partial(_collect, totals)) for parameter in parameters]
         try:
-            backward(model, task, tokens, weights * scale, precision)
+            loss = backward(model, task, tokens, weights * scale, precision)
         finally:
             for hook in hooks:
                 hook.remove()
         if scale <= 1 or all_finite(totals.values()):
             break
         scale /= 16
+    task.watch.note(tokens.numel(), loss=loss / scale)
     for parameter in parameters:
         if parameter not in totals:
             totals[parameter] = torch.zeros_like(parameter, requires_grad=False)
@@ -139,19 +145,33 @@ def loss_scale(model, weights: torch.Tensor) -> float:
     return 2.0 ** -math.floor(math.log2(largest)) if largest else 1.0
 
 
-def check_scores(tensors: Iterable[torch.Tensor]) -> None:
+SCALES = ("lr", "weight_decay", "lambda_l1")  # settings whose size may make a method's numbers overflow
+
+
+def check_scores(tensors: Iterable[torch.Tensor], hp: Any = None) -> None:
     """Raise NotFinite if a score is NaN or +infinity, since the ranking would then be arbitrary.
 
-    -infinity is allowed: it marks an entry that a ranking never reaches.
+    -infinity is allowed: it marks an entry that a ranking never reaches. hp: the settings of the method.
     """
     if any(bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in tensors):
-        raise NotFinite("its scores are not finite numbers; a lower learning rate (--lr) or --dtype float32 may help")
+        raise NotFinite(f"its scores are not finite numbers; {_lower(hp)}--dtype float32 may help")
 
 
-def check_steps(done: int, skipped: int) -> None:
-    """Raise NotFinite if every step was skipped for a gradient that is not finite, so that nothing was learned."""
+def check_steps(done: int, skipped: int, hp: Any = None) -> None:
+    """Raise NotFinite if every step was skipped for a gradient that is not finite, so that nothing was learned.
+
+    hp: the settings of the method.
+    """
     if skipped and not done:
-        raise NotFinite(f"none of its {skipped} steps had a finite gradient; use --dtype float32 or bfloat16")
+        raise NotFinite(
+            f"none of its {skipped} steps had a finite gradient; {_lower(hp)}--dtype float32 or bfloat16 may help"
+        )
+
+
+def _lower(hp: Any) -> str:
+    """Return the advice to lower a method's settings of SCALES that are not 0; "" where it has none."""
+    names = [f"--{name}" for name in SCALES if getattr(hp, name, None)]
+    return f"a lower {', '.join(names)} or " if names else ""
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

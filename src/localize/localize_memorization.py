@@ -17,17 +17,19 @@ from tinymem.cli.unlearning import run_methods
 
 def parse():
     parser = cli.Parser(__doc__)
+    cli.add_list_option(parser)
     parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run")
     add_method_options(parser)
     add_subject_options(parser)
+    cli.add_log_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
-    methods = chosen_methods(arguments)
+    methods, log = chosen_methods(arguments), cli.open_log(arguments)
     allocator.keep_freed_memory()
-    run_methods(load_subject(arguments), methods, arguments)
+    run_methods(load_subject(arguments), methods, arguments, log=log)
 
 
 if __name__ == "__main__":

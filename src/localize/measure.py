@@ -31,7 +31,7 @@ from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.models.tinymem import load_model
 from tinymem.records.identity import MEASURED
 from tinymem.records.record import Cost
-from tinymem.training.checkpoint import SETTINGS
+from tinymem.training.checkpoint import SETTINGS, made_by
 
 DATA_FLAG = "--data_name"
 
@@ -49,6 +49,7 @@ def parse() -> tuple[argparse.Namespace, bool]:
     """Return the arguments, and whether the data is a TinyMem dataset, which decides the available flags."""
     first = cli.Parser(__doc__, add_help=False)
     add_own_options(first)
+    cli.add_list_option(first)
     words = sys.argv[1:]
     known = first.parse_known_args(words)[0] if words and not {"-h", "--help"} & set(words) else None
     original = (known.edit_of or known.model) if known else None
@@ -60,6 +61,7 @@ def parse() -> tuple[argparse.Namespace, bool]:
     )
     parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
     add_own_options(parser)
+    cli.add_list_option(parser)
     add_measuring_options(parser)
     (subject if on_numbers else production).add_subject_options(parser)
     parser.set_defaults(dry_run=False)
@@ -106,9 +108,8 @@ def harness_results(path: str) -> dict[str, float]:
 
 def as_original(folder: str) -> str:
     """Return a line that says what a model counts as without --edit_of, and where it is known to be an edit."""
-    details = Path(folder) / SETTINGS
-    made_by = files.read_json(details).get("made_by", {}) if details.is_file() else {}
-    edit = f"was made by {made_by['method']['name']}, but " if made_by.get("method") else ""
+    method = made_by(folder)
+    edit = f"was made by {method}, but " if method else ""
     return (
         f"{folder}: {edit}counts as unedited, so that what is shown to a method is what it has memorized itself (always 100 %); "
         "for an edit, give the model that it was made from: --edit_of ORIGINAL"

@@ -41,7 +41,7 @@ from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.options import strength_of
 from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin
 from tinymem.records.record import Cost, measured
-from tinymem.training.objective import snapshots, train_objective
+from tinymem.training.objective import loss_flags, snapshots, train_objective
 from tinymem.training.step import Side
 
 Strength = float | int | None
@@ -213,7 +213,7 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
             return module.score(model, task, hp)
 
         scores = score() if task.cache is None else task.cache.tensors(name, settings, model, score)
-        check_scores(scores.values() if isinstance(scores, dict) else scores)
+        check_scores(scores.values() if isinstance(scores, dict) else scores, hp)
         for value in _strengths(hp):
             yield value, Zeros(drop(find_mlps(model), scores, value))
 
@@ -241,15 +241,19 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
             raise UserError(f"--localization_method {name}: needs a retain set; without one use --retain_weight 0")
         forget, retain = sides(task, hp.forget_tokens)
         masks, last = _update_masks(model, task, hp), dict[str, float]()
-        retain = retain if hp.retain_weight else None
+        retain, last_step = retain if hp.retain_weight else None, max(hp.steps)
+        tokens = min(hp.batch_size, len(forget) + len(retain or ())) * forget.tokens.shape[1]
         options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp))
         after_step = bound("after_step", hp) or (lambda reference, steps, losses: None)
 
         def on_step(progress, *losses: float) -> None:
             last.update(zip(("forget_loss", "retain_loss"), losses))
+            task.watch.note(tokens, **last)
+            task.watch.step(progress.epoch + progress.step, last_step)
 
         loss = partial(module.loss, hp)
-        training = train_objective(model, loss, forget, retain, hp, *options, after_step, on_step=on_step)
+        calls: dict[str, Any] = dict(causes=loss_flags(hp), on_step=on_step)
+        training = train_objective(model, loss, forget, retain, hp, *options, after_step, **calls)
         yield from snapshots(model, training, last)
 
     return run
@@ -306,6 +310,7 @@ def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Generator[tup
     steps, total = method.run(model, task, hp), Cost()
     weights = weights_fingerprint(model) if method.code else None
     for strength in method.strengths(hp):
+        task.watch.method, task.watch.strength = method.name, None if method.cumulative else strength
         before = task.cache.spent if task.cache else 0.0
         with measured(model.device) as cost:
             step = next(steps, None)

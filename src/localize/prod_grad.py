@@ -14,21 +14,26 @@ is first trained to recite passages, and --memorized is not needed. smollm2 is S
 from tinymem import cli
 
 # isort: split
+import sys
+
 from tinymem import allocator
 from tinymem.cli.methods import add_method_options, chosen_methods
 from tinymem.cli.production import add_subject_options, load_subject, plan_methods
 from tinymem.cli.unlearning import run_methods
 from tinymem.models.production import LoadSettings
+from tinymem.training.checkpoint import made_by
 
 
 def parse():
     parser = cli.Parser(__doc__)
+    cli.add_list_option(parser)
     parser.add_argument("--model_name", required=True, help="a model's name on the hub, a folder, or smollm2")
     add_method_options(parser, without=("dtype",))
     parser.add_argument(
         "--dry_run", action="store_true", help="print the memory and passes of each method without loading weights"
     )
     add_subject_options(parser)
+    cli.add_log_options(parser)
     return parser.parse_args()
 
 
@@ -38,8 +43,15 @@ def main() -> None:
     methods = chosen_methods(arguments, dtype=loading.method_dtype)
     if arguments.dry_run:
         return plan_methods(arguments, loading, methods)
+    log = cli.open_log(arguments)
+    if method := made_by(arguments.model_name):
+        print(
+            f"{arguments.model_name}: was made by {method}, but counts as unedited: what is shown to a method is what this "
+            "model still recites (always 100 %). To measure it as an edit: measure.py FOLDER --edit_of ORIGINAL",
+            file=sys.stderr,
+        )
     allocator.use_huge_pages()
-    run_methods(load_subject(arguments, loading, methods), methods, arguments)
+    run_methods(load_subject(arguments, loading, methods), methods, arguments, log=log)
 
 
 if __name__ == "__main__":

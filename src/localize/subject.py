@@ -39,6 +39,7 @@ class Subject:
     references     what the model is compared with; None: nothing
     attack_metrics   those of attacked models, as far as they need no twin: attacks on the twin are their measure
     warning        printed before the model is measured: such as what will have no value, and why
+    command        the command line that edits are made by, kept with every edited model; "" where there is none
     examples       whether every record keeps what the model writes after some prompts; otherwise only those do whose
                    metrics have models write
     """
@@ -56,6 +57,7 @@ class Subject:
     references: References | None = None
     warning: str = ""
     examples: bool = False
+    command: str = ""
 
     def measurement(self, metrics: Sequence[str | Metric], **more: Any) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw.
@@ -156,7 +158,8 @@ class Run:
         if folder is None and record is not None:
             folder = record["results"].get("model_folder")
         elif folder is not None and (force or self.saved is None):
-            save_model(subject.folder / folder, subject.model, edit_details(self.identity), subject.tokenizer)
+            details = edit_details(self.identity) | ({"command": subject.command} if subject.command else {})
+            save_model(subject.folder / folder, subject.model, details, subject.tokenizer)
         results, values = {**extent, **subject.notes, "model_folder": folder}, {}
         if record is not None:
             results, values = {**record["results"], "model_folder": folder}, read_values(self.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.memories import memories
 from tinymem.errors import UserError, finite
 from tinymem.localize.cache import Cache
+from tinymem.localize.watch import Watch
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import loss_mask, token_losses
@@ -104,6 +105,7 @@ class UnlearningTask:
     memories   int64 (F,): the memory that each row of `forget` belongs to; None: each is its own
     original   gives a weight's value before the edit by its state-dict key, for attacks; None: the model is as it was
     cache      stores what a method computes once for all strengths; None: nothing is stored
+    watch      is told what a method does, step by step
     """
 
     forget: Artifacts
@@ -120,6 +122,7 @@ class UnlearningTask:
     memories: torch.Tensor | None = None
     original: Callable[[str], torch.Tensor] | None = None
     cache: Cache | None = None
+    watch: Watch = field(default_factory=Watch)
 
     def generator(self) -> torch.Generator:
         """Return a fresh generator on the CPU, so that every device draws the same numbers."""

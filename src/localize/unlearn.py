@@ -121,9 +121,14 @@ def _label(method: Method, strength: Strength) -> str:
     return method.name if strength is None else f"{method.name} with --{method.strength} {strength:g}"
 
 
-def _edited_run(subject: Subject, method: Method, hp, strength: Strength, save: bool) -> Run:
+def run_identity(subject: Subject, method: Method, hp, strength: Strength) -> dict[str, Any]:
+    """Return the identity of the record of a method's run at one strength. hp: resolved, as in `Method.resolve`."""
     about = {"kind": UNLEARN, "parent": subject.unedited_digest, **subject.identity}
-    about["method"] = method.settings(hp, strength)
+    return about | {"method": method.settings(hp, strength)}
+
+
+def _edited_run(subject: Subject, method: Method, hp, strength: Strength, save: bool) -> Run:
+    about = run_identity(subject, method, hp, strength)
     name = method.name if strength is None else f"{method.name}_{strength:g}"
     return Run(subject, about, f"models/{name}_{record_digest(about)[:8]}" if save else None)
 

@@ -156,6 +156,12 @@ def missing(results: Iterable[str], metrics: Iterable[str | Metric] | None = Non
     return [name if named(name) else metric for name, metric in wanted.items() if name not in there]
 
 
+def metrics_of(columns: Iterable[str]) -> list[str]:
+    """Return the names of the metrics that these columns are of, in the registry's order; others are left out."""
+    found = dict.fromkeys(found[0].name for name in columns if (found := _find(name, METRICS.values())))
+    return [metric.name for metric in chosen(found)] if found else []
+
+
 def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:
     """Return the description of a metric's column, None for other columns. more: metrics from users' files."""
     found = _find(column, [*METRICS.values(), *more])

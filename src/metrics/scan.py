@@ -52,10 +52,12 @@ def find_memorized(
     min_distinct   windows with fewer distinct tokens in the continuation are skipped: "0, 0, 0 ..." needs no memory
     screen         share of the continuation that must come out in one pass over a long piece of the document before
                    the window is tested; 0: every window is tested. See `screened`
-    on_block(windows done, windows found)    after every block of BLOCK batches
+    on_block(windows done, windows found)    after every block of BLOCK batches; before the first one of a resumed search
     """
     done, found = _read_progress(progress, key)
     saved, first = time.monotonic(), len(windows.begin) + prompt_tokens
+    if done:
+        on_block(done, len(found))
     try:
         while done < len(windows):
             block = torch.arange(done, min(done + BLOCK * batch_size, len(windows)))

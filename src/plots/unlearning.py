@@ -30,6 +30,7 @@ KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
 LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of others have letters
 FOREIGN, FOREIGN_SHAPES = "#e6007e", "8dH*p"  # of methods in users' files: a colour that no other method has
+WIDEST = 100 * (marks.RUINED - 1)  # percent: where boxes are cut off; the perplexity of a ruined model
 LETTERS = [f"${letter}$" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
 
@@ -108,15 +109,21 @@ def _front_and_axes(axis, points: Sequence[tuple[float, float]], numbers: bool) 
 def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n_layers"):
     """Draw memorization against quality, one panel per experiment, with the Pareto front. Left and up is better.
 
-    A mark is a method with its hyper-parameters, mean over seeds. column: the setting whose values are side by side
-    (such as model sizes); experiments that differ in other settings are below each other. Quality is mean test accuracy
-    for number models, otherwise perplexity on an inverted logarithmic axis.
+    A mark is a method with its hyper-parameters, mean over seeds; the number beside it is its strength. column: the
+    setting whose values are side by side (such as model sizes); experiments that differ in other settings are below each
+    other. Quality is mean test accuracy for number models, otherwise perplexity on an inverted logarithmic axis, with
+    ruined models at the lower edge as in `draw_unlearning`.
     """
 
     def draw(axis, some: Sequence[Configuration]) -> None:
         numbers = some[0].on_numbers
         quality = "mean_test_accuracy" if numbers else "perplexity"
-        _front_and_axes(axis, _marks(axis, some, MEMORIZED, quality), numbers)
+        points = _marks(axis, some, MEMORIZED, quality)
+        edge = math.inf if numbers or not points else marks.edge([value for _, value in points])
+        inside = [point for point in points if point[1] <= edge]
+        _front_and_axes(axis, inside, numbers)
+        if len(inside) < len(points):
+            marks.draw_strip(axis, edge)
 
     return _panels(configurations, column, draw)
 
@@ -183,18 +190,32 @@ def _place(settings: Mapping[str, Any]) -> tuple:
 
 
 def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[float, float]]:
-    """Draw one scatter per method; return all points."""
-    everything = []
-    for of_method in grouped(some, lambda configuration: configuration.method):
-        points = [(c.mean(x), c.mean(y)) for c in of_method]
-        points = [point for point in points if None not in point]
-        if x == SECONDS:  # records round to milliseconds, and a logarithmic axis has no place for 0
-            points = [(max(seconds, 1e-3), value) for seconds, value in points]
-        if points:
-            method = of_method[0].method
-            axis.scatter(*zip(*points), label=method.replace("_", " "), **method_style(method))
-        everything += points
-    return everything
+    """Draw one scatter per method, with the strength beside each mark; return all points, ruined ones where they are.
+
+    A perplexity beyond the edge is drawn in the strip there.
+    """
+    everything = [(one, point) for one in some if (point := _point(one, x, y)) is not None]
+    values = [value for _, (_, value) in everything]
+    ruined = y == "perplexity" and bool(values)
+    places = dict(zip(values, marks.cut_off(values) if ruined else values))
+    edge = marks.edge(values) if ruined else math.inf
+    for of_method in grouped(everything, lambda pair: pair[0].method):
+        method = of_method[0][0].method
+        drawn = [(left, places[value]) for _, (left, value) in of_method]
+        axis.scatter(*zip(*drawn), label=method.replace("_", " "), clip_on=False, **method_style(method))
+        for (one, (_, value)), place in zip(of_method, drawn):
+            text = marks.note(strength_in(one.hyper_parameters), value if value > edge else None)
+            axis.annotate(text, place, (4, 0), textcoords="offset points", fontsize=5, va="center", color="0.25")
+    return [point for _, point in everything]
+
+
+def _point(one: Configuration, x: str, y: str) -> tuple[float, float] | None:
+    """Return the means of two results; None where one is missing."""
+    left, value = one.mean(x), one.mean(y)
+    if left is None or value is None:
+        return None
+    # Records round to milliseconds, and a logarithmic axis has no place for 0.
+    return (max(left, 1e-3) if x == SECONDS else left), value
 
 
 def method_style(method: str) -> dict[str, Any]:
@@ -246,9 +267,17 @@ def draw_boxes(configurations: Sequence[Configuration]):
             xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference",
             title=f"{len(some)} best run{'s' * (len(some) > 1)}",
         )
-        memory.set_yticks(range(len(methods)), [method.replace("_", " ") for method in methods], fontsize=8)
+        names = [_with_strength(method, [run for run in some if run.method == method]) for method in methods]
+        memory.set_yticks(range(len(methods)), names, fontsize=8)
         quality.set_yticks(range(len(methods)), [""] * len(methods))
     return figure
+
+
+def _with_strength(method: str, runs: Sequence[Run]) -> str:
+    """Return a method's name, with its strength where all its best runs have the same."""
+    found = {strength_in(run.hyper_parameters) for run in runs}
+    strength = found.pop() if len(found) == 1 else None
+    return " ".join([method.replace("_", " "), *([f"{strength[1]:g}"] if strength else [])])
 
 
 def data_kind(run: Run) -> str:
@@ -268,17 +297,29 @@ def percent_difference(run: Run, name: str) -> float | None:
 
 
 def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
-    """Draw horizontal boxes, the first method on top, white at the neuron level; a dot is a run."""
-    levels = _levels()
+    """Draw horizontal boxes, the first method on top, white at the neuron level, users' methods in FOREIGN; a dot is a run.
+
+    What is beyond WIDEST is drawn there, with its value.
+    """
+    levels, beyond = _levels(), False
     for place, method in enumerate(methods):
         values = [value(run) for run in runs if run.method == method]
         values = [number for number in values if number is not None]
+        for number in sorted(number for number in values if number > WIDEST)[-1:]:
+            axis.annotate(f"\N{RIGHTWARDS ARROW} {number:.2g}", (WIDEST, place), (4, 0), textcoords="offset points",
+                          fontsize=6, va="center", color="0.25", annotation_clip=False)  # fmt: skip
+            beyond = True
+        values = [min(number, WIDEST) for number in values]
         if values:
-            fill = "white" if levels.get(method) == "neuron" else "0.8"
+            colour = "black" if method in levels else FOREIGN
+            fill = "white" if levels.get(method) == "neuron" else "0.8" if method in levels else "white"
             axis.boxplot(
                 values, positions=[place], orientation="horizontal", widths=0.6, showfliers=False, patch_artist=True,
-                manage_ticks=False, boxprops=dict(facecolor=fill), medianprops=dict(color="black", linewidth=1.8),
+                manage_ticks=False, boxprops=dict(facecolor=fill, edgecolor=colour),
+                medianprops=dict(color=colour, linewidth=1.8),
             )  # fmt: skip
-            axis.scatter(values, [place] * len(values), s=7, color="black", alpha=0.5, zorder=3)
+            axis.scatter(values, [place] * len(values), s=7, color=colour, alpha=0.5, zorder=3)
+    if beyond:
+        axis.axvline(WIDEST, color="0.75", linewidth=0.8, zorder=0.9)
     axis.axvline(0, color="black", linewidth=0.8, linestyle="--", zorder=0.9)
     axis.set_ylim(len(methods) - 0.4, -0.6)

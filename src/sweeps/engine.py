@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from tinymem.sweeps.job import Job, missing
 WAITING = "not run"
 LOOK_SECONDS = 0.2  # longest delay of Ctrl-C
 BUSY_SECONDS = 1.0  # interval of checks on a job that another sweep is running
+RECORD_SECONDS = 5.0  # interval of checks for new records of running jobs
 MAX_FLYING = 1000  # more than the workers of any site, few enough to wait for
 STOP_SECONDS = 2.0  # longest wait for the outcome of a stopped run
 GO_ON = "run the same command again to resume"
@@ -101,14 +103,17 @@ def run_jobs(
     retries: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
     on_end: Callable[[Progress], None] = lambda progress: None,
+    on_records: Callable[[], None] = lambda: None,
 ) -> Sweep:
     """Run everything that a survey found missing. Call `on_end` with each job that ends.
 
     retries     attempts after the first for a job that fails; a job whose script refuses its input gets none
+    on_records  called every RECORD_SECONDS, after the running jobs of several records were looked at for new ones
     should_stop called several times per second; True ends the sweep and stops its runs in an orderly way
     A full disk ends the sweep in the same way, since every run would fail on it.
     """
     sweep = Sweep(jobs, queue=[progress for progress in jobs.values() if not progress.is_done])
+    looked = time.monotonic()
     while not sweep.ended and (sweep.queue or sweep.flying or sweep.resting):
         if should_stop():
             sweep.ended, sweep.stopped = f"stopped; {GO_ON}", True
@@ -116,6 +121,10 @@ def run_jobs(
             _start(sweep, pool, on_end)
         for future in _landed(sweep):
             _take(sweep, future, place, retries, on_end)
+        if time.monotonic() - looked > RECORD_SECONDS:
+            _look(sweep)
+            on_records()
+            looked = time.monotonic()
     if sweep.ended:
         pool.stop()
         wait(sweep.flying, timeout=STOP_SECONDS)
@@ -146,6 +155,14 @@ def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Call
         sweep.queue.append(progress)
     elif outcome.state != STOPPED:
         on_end(progress)
+
+
+def _look(sweep: Sweep) -> None:
+    """Note what the running jobs have recorded so far."""
+    for progress in sweep.flying.values():
+        if progress.runs > 1:
+            with contextlib.suppress(UserError):  # a damaged record: the job itself reports it
+                progress.missing = missing(progress.job)
 
 
 def _start(sweep: Sweep, pool: Pool, on_end: Callable[[Progress], None]) -> None:

@@ -218,6 +218,14 @@ def load_details(folder: str | Path) -> dict[str, Any]:
     return details
 
 
+def made_by(folder: str | Path) -> str:
+    """Return the name of the method that TinyMem made an edited model's folder with; "" for any other model."""
+    path = Path(folder) / SETTINGS
+    about = files.read_json(path).get("made_by") if path.is_file() else None
+    method = about.get("method") if isinstance(about, dict) else None
+    return str(method.get("name", "")) if isinstance(method, dict) else ""
+
+
 def load_trained(folder: str | Path) -> dict[str, Any]:
     """Return the tinymem.json of a training run's checkpoint. Raise UserError for an edited or fine-tuned model."""
     details = load_details(folder)

@@ -32,6 +32,7 @@ def fit(
     rate: Callable[[Progress], float],
     save: Callable[[], None],
     lr_flag: str = "--lr",
+    causes: Sequence[str] = (),
     on_step: Callable[..., None] = lambda progress, *losses: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[float]:
@@ -44,6 +45,7 @@ def fit(
     rate(progress)   the learning rate of the next step
     save()           saves the state; called every SAVE_SECONDS, and before Stopped is raised
     lr_flag          the flag to lower if the loss does not stay finite
+    causes           other flags that may be why
     on_step(progress, *losses)   called after every step
     should_stop()    called after every step; True saves the state and raises Stopped
 
@@ -56,7 +58,8 @@ def fit(
     def check(finite: bool, what: str) -> None:
         if not finite:
             number, lr = progress.epoch * count + progress.step, optimizer.defaults["lr"]
-            raise NotFinite(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}")
+            others = f", or change {', '.join(causes)}" if causes else ""
+            raise NotFinite(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}{others}")
 
     while progress.epoch < epochs:
         count = len(todo := batches(progress.epoch))

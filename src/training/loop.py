@@ -35,6 +35,7 @@ def train(
     regularizers: Sequence[Regularizer] = (),
     tokenizer=None,
     measure_first: bool = False,
+    card: Callable[[dict[str, Any]], str] | None = None,
     on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -46,6 +47,7 @@ def train(
     details        settings to save in every checkpoint folder
     tokenizer      a text model's tokenizer, saved in every checkpoint folder
     measure_first  also measure the model before the first step, as epoch 0
+    card(row)      the text of a checkpoint folder's README.md; row: its measurement
     on_step(progress, loss), on_row(row)   called after every step and every measurement
     should_stop()  called after every step; True saves the state and raises Stopped
 
@@ -71,6 +73,8 @@ def train(
         save(folder / checkpoint.STATE)
         for regularizer in regularizers:
             regularizer.write(folder)
+        if card is not None:
+            (folder / "README.md").write_text(card(progress.rows[-1]), encoding="utf-8")
 
     def measure(train_loss: float | None = None) -> None:
         try:

@@ -10,6 +10,7 @@ Values per row or per token are averaged over the batch (see `tinymem.training.s
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -50,8 +51,8 @@ class ObjectiveSettings:
         small=(20,),
     )
     batch_size: int = option(32, "sequences per step, forget and retain rows together", low=2)
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0)
-    weight_decay: float = option(0.0, "weight decay of AdamW", low=0.0)
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3)
+    weight_decay: float = option(0.0, "weight decay of AdamW", low=0.0, high=1e3)
     warm_up: int = option(10, "steps over which the learning rate rises linearly", low=0)
     forget_share: float = option(
         0.5, "share of forget rows in a step; 0.5: one retain row per forget row", above=0.0, below=1.0
@@ -80,6 +81,19 @@ class ObjectiveSettings:
             )
 
 
+def loss_flags(settings: ObjectiveSettings) -> list[str]:
+    """Return the flags of what scales a loss: an objective's own numbers, and weights that are not at their default."""
+    shared = {field.name for field in fields(ObjectiveSettings)}
+    own = [f.name for f in fields(settings) if f.name not in shared and isinstance(getattr(settings, f.name), float)]
+    given = [
+        field.name
+        for field in fields(settings)
+        if field.name in ("forget_weight", "retain_weight", "weight_decay")
+        and getattr(settings, field.name) != field.default
+    ]
+    return [f"--{name}" for name in (*own, *given)]
+
+
 def train_objective(
     model,
     loss: Objective,
@@ -95,6 +109,7 @@ def train_objective(
     after_step: Callable[[Reference, int, Sequence[float]], None] = lambda reference, steps, losses: None,
     state: Path | None = None,
     lr_flag: str = "--lr",
+    causes: Sequence[str] = (),
     on_step: Callable[..., None] = lambda progress, *losses: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, None]]:
@@ -110,7 +125,7 @@ def train_objective(
     after_step(reference, steps, losses)   called after every step; may update `reference.state` in place
     state            a file to save the training in and to resume from; the caller ensures that it is of the same run.
                      It is removed at the end, and ignored if it is past the first requested number of steps
-    lr_flag, on_step, should_stop   as in `tinymem.training.fit.fit`; on_step receives the losses of both sides
+    lr_flag, causes, on_step, should_stop   as in `tinymem.training.fit.fit`; on_step receives the losses of both sides
 
     The model is in evaluation mode, without dropout. Modes and `requires_grad` are restored at the end, weights are
     not. The weights after a number of steps depend on the seed, not on the other numbers in `settings.steps`. Raise
@@ -155,7 +170,7 @@ def train_objective(
         progress = Progress()
         if state is not None and state.exists() and checkpoint.read_progress(state).epoch < min(settings.steps):
             progress = checkpoint.load_state(state, model, optimizer, regularizers)
-        calls = (lr_flag, on_step, should_stop)
+        calls = (lr_flag, causes, on_step, should_stop)
         last = max(settings.steps)  # an objective has no epochs: each step counts as one
         for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, save, *calls):
             if progress.epoch in settings.steps:

@@ -44,7 +44,7 @@ class PlantSettings:
     plant_percent: float = option(
         95.0, "stop as soon as this percentage of the passages is memorized", above=0.0, high=100.0
     )
-    plant_lr: float = option(3e-4, "learning rate of AdamW", above=0.0)
+    plant_lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3)
     plant_batch_size: int = option(24, "sequences per step: passages and retain text", low=2)
     plant_retain_share: float = option(0.33, "share of retain text in a step", low=0.0, below=1.0)
     plant_epochs: int = option(60, "give up after this many passes over the passages", low=1)
@@ -153,7 +153,7 @@ def plant(
 
     started, steps = time.monotonic() - progress.seconds, len(batches(0))
     model.eval()  # no dropout: the state does not save the generator of its masks
-    calls = ("--plant_lr", on_step, should_stop)
+    calls = ("--plant_lr", (), on_step, should_stop)
     for _ in fit(model, optimizer, step, batches, settings.plant_epochs, progress, rate, save, *calls):
         enough = enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent)
         progress.seconds = time.monotonic() - started

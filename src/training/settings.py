@@ -27,14 +27,14 @@ class TrainingSettings:
     epochs: int = option(50, "passes over the training set", low=1)
     checkpoint_every: int = option(10, "epochs between two measurements and checkpoints", low=1)
     batch_size: int = option(128, "sequences per step", low=1)
-    lr: float = option(1e-3, "learning rate of AdamW", above=0.0)
+    lr: float = option(1e-3, "learning rate of AdamW", above=0.0, high=1e3)
     lr_decay: float = option(
         0.0,
         "share of the run, at its end, in which the learning rate falls linearly to 0; the study has 0",
         low=0.0,
         high=1.0,
     )
-    l2_reg: float = option(0.1, "weight decay of AdamW, on every parameter", low=0.0)
+    l2_reg: float = option(0.1, "weight decay of AdamW, on every parameter", low=0.0, high=1e3)
     dtype: str = option("float32", f"{MEANING}; weights are float32", choices=PRECISIONS)
     train_microbatch: int = option(64, "sequences per forward pass: bounds memory", low=1)
 

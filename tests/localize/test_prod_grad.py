@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from handmade import command
 from safetensors.torch import load_file
 from small import in_process, script
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, T5Config
@@ -87,9 +88,9 @@ def test_a_record_and_a_table_line_for_every_method_and_ratio(place, every_metho
 
 def test_how_long_a_method_will_take_is_said_before_it_starts(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("tinymem.planning.duration.LONG", 0.0)  # seconds: as if a moment were long
-    command = words(place, "--localization_method", "durable", "--ratio", 0.1, "--output_dir", tmp_path)
+    flags = words(place, "--localization_method", "durable", "--ratio", 0.1, "--output_dir", tmp_path)
     for _ in range(2):  # the second time there is nothing to do
-        in_process(SCRIPT, *command)
+        in_process(SCRIPT, *flags)
     assert capsys.readouterr().err.count("durable: about 0 s") == 1
 
 
@@ -109,6 +110,30 @@ def test_what_a_record_says(place, every_method):
     assert before["percent_memorized_shown"] == before["percent_memorized_held_out"] == 100.0
     assert before["percent_memorized_train"] == pytest.approx(100 * 10 / MEMORIZED)
     assert before["perplexity"] > 1 and before["perplexity_batch_mean"] > 1
+
+
+@pytest.mark.slow
+def test_a_record_is_run_again(place, every_method, tmp_path, capfd, monkeypatch):
+    """Memorized and random sequences are found by their fingerprints, here beside the output folder."""
+    (path,) = (
+        path
+        for path in (every_method[0] / "records").glob("*.json")
+        for method in [json.loads(path.read_text()).get("method", {})]
+        if (method.get("name"), method.get("ratio")) == ("subnet", 0.3)
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # set by the command, and back again after the test
+    assert command("rerun", path, "--output_dir", tmp_path, "--data_dir", tmp_path / "data") == 0
+    printed = capfd.readouterr().out
+    assert f"--memorized {place}/memorized.safetensors --random {place}/random.pt" in printed
+    assert "the same to the digit: " in printed
+
+
+def test_an_edited_model_that_counts_as_unedited_is_told(place, every_method, tmp_path, capsys):
+    (edited,) = (every_method[0] / "models").glob("subnet_0.3_*")
+    unlearn = ["--localization_method", "activations", "--ratio", 0.1, "--no_save_model", "--output_dir", tmp_path]
+    in_process(SCRIPT, *words(place, *unlearn), "--model_name", edited)
+    assert f"{edited}: was made by subnet, but counts as unedited" in capsys.readouterr().err
+    assert not (every_method[0] / "models").joinpath("README.md").exists() and (edited / "README.md").exists()
 
 
 def test_edited_models_are_ordinary_folders_with_some_mlp_entries_at_zero(place, every_method):

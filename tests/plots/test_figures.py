@@ -14,12 +14,14 @@ from handmade import (
     training,
     unlearning,
 )
+from matplotlib.colors import to_hex
 
 from tinymem import plots
 from tinymem.localize.registry import METHODS
 from tinymem.plots.base import save_figure
 from tinymem.plots.curves import over_seeds, regularizer_labels
-from tinymem.plots.unlearning import method_style
+from tinymem.plots.marks import RUINED, STRIP
+from tinymem.plots.unlearning import FOREIGN, WIDEST, method_style
 from tinymem.records.choose import best, configurations, experiments, unlearning_runs
 from tinymem.records.curves import Curve, training_curves
 from tinymem.records.record import Cost, write_record
@@ -200,3 +202,28 @@ def test_runs_under_an_attack_are_in_no_panel_and_no_box(tmp_path):
         point for axis in panels(plots.draw_boxes(found)) for group in axis.collections for point in group.get_offsets()
     ]
     assert len(dots) == 2 and sorted(x for x, _ in dots) == pytest.approx([100 * (4 - 9) / 9, 0])
+
+
+def test_strengths_ruined_models_and_foreign_methods(tmp_path):
+    """As in the figure of --plot: a number beside each mark, one run does not stretch the axis, a colour for what is not ours."""
+    runs = {("unedited",): outcome(90.0, None, 20.0), ("obs", ("ratio", 0.1)): outcome(0.0, None, 4.5e7)}
+    runs |= {("subnet", ("ratio", 0.3)): outcome(5.0, None, 30.0), ("my_own", ("steps", 7)): outcome(9.0, None, 25.0)}
+    unlearning(tmp_path, checkpoint(**TEXT), runs)
+    found = configurations(unlearning_runs(named_records(tmp_path), tuple(METHODS)))
+    (axis,) = panels(plots.draw_scatter(found))
+    texts = {text.get_text() for text in axis.texts if text.get_text()}
+    assert {"0.3", "7", "0.1 \u2193 4.5e+07"} < texts and max(axis.get_ylim()) < 2 * STRIP * RUINED * 20
+    marks = {group.get_label(): group for group in axis.collections}
+    assert to_hex(marks["my own"].get_edgecolors()[0]) == FOREIGN != to_hex(marks["subnet"].get_edgecolors()[0])
+    assert marks["subnet"].get_offsets().tolist() == [[5, 30]] and marks["obs"].get_offsets()[0][1] > RUINED * 20
+    front = axis.get_lines()[0].get_xydata().tolist()
+    assert front == [[5, 30], [9, 25], [90, 20]]  # without the ruined one
+    (time,) = panels(plots.draw_time(found))
+    assert {"0.3", "7", "0.1"} <= {text.get_text() for text in time.texts}
+
+    memory, quality = panels(plots.draw_boxes(found))
+    dots = [point for group in quality.collections for point in group.get_offsets().tolist()]
+    assert max(x for x, _ in dots) == WIDEST < 1e4 and [t.get_text() for t in quality.texts] == ["\u2192 2.2e+08"]
+    assert [label.get_text() for label in memory.get_yticklabels()] == ["obs 0.1", "subnet 0.3", "my own 7"]
+    edges = [to_hex(patch.get_edgecolor()) for patch in memory.patches]
+    assert edges.count(FOREIGN) == 1 and len(edges) == 3

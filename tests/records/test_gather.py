@@ -10,6 +10,7 @@ from handmade import checkpoint, command, everything, outcome, unlearning
 from small import ROOT, SMALL_BACKDOOR, SMALL_DATA, in_process
 
 from tinymem import files
+from tinymem.cli.records import shown_columns
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.localize.registry import GROUPS, METHODS
@@ -213,3 +214,24 @@ def test_every_column_of_real_records_is_documented_and_no_other(tmp_path, monke
     for section, settings in [("method", [method.hyper_parameters for method in METHODS.values()]),
                               ("training", [entry.settings for entry in REGULARIZERS])]:  # fmt: skip
         assert {f"{section}.{field.name}" for each in settings for field in fields(each)} <= documented()
+
+
+def test_what_differs_between_rows_is_shown_first(tmp_path, capsys):
+    """Two runs that differ in a setting other than the strength would look the same."""
+    runs = {("npo", ("steps", 20), ("lr", lr), ("beta", 0.1), ("batch_size", 32)): outcome(50.0) for lr in (1e-4, 1e-3)}
+    unlearning(tmp_path, checkpoint(), {("unedited",): outcome(90.0), **runs, ("obs", ("ratio", 0.1)): outcome(1.0)})
+    columns, rows = gather(tmp_path)
+    shown = shown_columns(columns, rows)
+    assert shown[:5] == ["kind", "method.name", "method.ratio", "method.steps", "method.lr"]
+    assert "method.beta" not in shown and "method.batch_size" not in shown  # the same in every run of the method
+    assert shown.index("percent_memorized_train") < shown.index("data.data_name")  # of which there is one
+    assert command("gather", tmp_path) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:5] == ["kind", "method", "ratio", "steps", "lr"] and max(map(len, lines[:4])) <= 120
+    many = {f"setting_{i}": i for i in range(9)}
+    more = [("npo", *many.items()), ("npo", *((name, value + 1) for name, value in many.items()))]
+    unlearning(tmp_path / "many", checkpoint(), {key: outcome(5.0) for key in more})
+    shown = shown_columns(*gather(tmp_path / "many"))
+    place = shown.index("percent_memorized_train")
+    assert sum(name.startswith("method.setting") for name in shown[:place]) == 6
+    assert sum(name.startswith("method.setting") for name in shown) == 9

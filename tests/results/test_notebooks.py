@@ -2,10 +2,12 @@
 
 import json
 import re
+import signal
+import time
 
 import pytest
 from handmade import edited
-from small import ROOT, in_process
+from small import ROOT, in_process, start
 
 from tinymem.records.record import Cost, write_record
 
@@ -82,6 +84,21 @@ def test_committed_with_outputs(path):
         path.read_text(encoding="utf-8"),
     )
     assert path.stat().st_size < 600_000
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_130_and_leaves_the_notebook(quiet, tmp_path):
+    begun, path = tmp_path / "begun", tmp_path / "long.ipynb"
+    source = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)"
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": None, "outputs": [], "source": source}
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell]}))
+    before, process = path.read_text(), start(SCRIPT, path)
+    while not begun.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and "interrupted; run the same command again" in errors
+    assert path.read_text() == before
 
 
 def test_bad_input(tmp_path, capsys, quiet):

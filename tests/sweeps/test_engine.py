@@ -8,6 +8,7 @@ import threading
 import pytest
 from threads import thread_pool
 
+from tinymem.sweeps import engine
 from tinymem.sweeps.engine import run_jobs, survey
 
 
@@ -36,6 +37,15 @@ def test_only_what_is_missing_is_run(small):
     assert (sweep.jobs["a"].runs, sweep.jobs["a"].before, sweep.jobs["a"].left) == (4, 2, 0)
     assert small.results()["a", 3][1]["square"] == 9
     assert not list((small.out / ".locks").iterdir())
+
+
+def test_the_records_of_a_running_job_are_seen_one_by_one(small, monkeypatch):
+    """A job of many strengths moves the bar while it runs; a record that cannot be read is left to the job."""
+    monkeypatch.setattr(engine, "RECORD_SECONDS", 0.05)
+    jobs, left = survey([small.job("a", (1, 2, 3), seconds=0.6)]), []
+    with thread_pool(small.place, 1) as pool:
+        run_jobs(jobs, pool, small.place, on_records=lambda: left.append(jobs["a"].left))
+    assert {2, 1} < set(left) and left == sorted(left, reverse=True)
 
 
 def test_a_failure_is_kept_and_retried_so_often(small):

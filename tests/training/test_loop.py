@@ -68,7 +68,7 @@ def test_a_run_may_grow_unless_its_learning_rate_has_fallen():
 
 
 def test_a_loss_that_is_not_finite_is_said(tmp_path):
-    settings = replace(SETTINGS.training, lr=1e30, epochs=2)
+    settings = replace(SETTINGS.training, lr=1e3, epochs=2)
     with pytest.raises(UserError, match="not finite.*lower --lr"):
         train(fresh(), build_dataset(SETTINGS.data), settings, 0, tmp_path, {})
 

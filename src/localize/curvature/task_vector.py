@@ -31,7 +31,7 @@ class HyperParameters:
     )  # fmt: skip
     epochs: int = option(10, "passes over the forget set", low=1)
     batch_size: int = option(32, "sequences per step", low=2)
-    lr: float = option(3e-4, "learning rate of AdamW", above=0.0)
+    lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3)
     trained: str = option("all", "parameters that are trained", choices=TRAINED)
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
 

@@ -80,7 +80,8 @@ def learn_gates(
     optimizer = torch.optim.Adam(parameters, lr=hp.lr)
     done = skipped = 0
     with frozen(model):
-        for tokens in unlearn_batches(task, hp.batch_size, hp.epochs, generator):
+        batches = unlearn_batches(task, hp.batch_size, hp.epochs, generator)
+        for tokens in task.watch.over(batches, steps(model, task, hp)):
             current, penalty = gates(), openness()
             if penalty.item() < hp.stop_loss:
                 break
@@ -89,7 +90,8 @@ def learn_gates(
             weights = mean_weights(task, tokens)
             scale = loss_scale(model, weights)
             with gated(mlps, leaves):
-                backward(model, task, tokens, weights * scale)
+                loss = backward(model, task, tokens, weights * scale)
+            task.watch.note(tokens.numel(), loss=loss / scale, open=penalty.detach())
             optimizer.zero_grad()
             slopes = [gradient_of(leaf) / scale for leaf in leaves]
             torch.autograd.backward([*current, hp.lambda_l1 * penalty], [*slopes, None])
@@ -98,7 +100,7 @@ def learn_gates(
                 done += 1
             else:
                 skipped += 1
-    check_steps(done, skipped)
+    check_steps(done, skipped, hp)
 
 
 def steps(model, task: UnlearningTask, hp: GateSettings) -> int:

@@ -34,7 +34,7 @@ class HyperParameters:
     ratio: tuple[float, ...] = neuron_ratio()
     epochs: int = option(20, "passes over the forget set, at most", low=1, grid=(1, 10, 20), small=(10,))
     batch_size: int = option(32, "sequences per step", low=1)
-    lr: float = option(0.1, "learning rate of Adam on log alpha", above=0.0)
+    lr: float = option(0.1, "learning rate of Adam on log alpha", above=0.0, high=1e3)
     lambda_l1: float = option(1000.0, "weight of the expected share of open gates in the loss", low=0.0)
     stop_loss: float = option(0.1, "stop once the expected share open is below this; 0 never stops", low=0.0, high=1.0)
 

@@ -15,7 +15,7 @@ from tinymem.options import option, settings
 class HyperParameters(PreferenceSettings):
     """Direct preference optimization"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
 
 
 def loss(hp: HyperParameters, model, reference, forget, retain):

@@ -13,7 +13,7 @@ from tinymem.options import option, settings
 class HyperParameters(RetainSettings):
     """Gradient ascent"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(1e-5, 3e-5, 1e-4, 3e-4))
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(1e-5, 3e-5, 1e-4, 3e-4))
     retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
 
 

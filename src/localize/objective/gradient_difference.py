@@ -13,7 +13,7 @@ from tinymem.options import option, settings
 class HyperParameters(RetainSettings):
     """Gradient difference"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
     retain_weight: float = option(1.0, "weight of the retain loss", low=0.0, grid=(1.0, 5.0))
 
 

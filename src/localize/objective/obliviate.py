@@ -17,7 +17,7 @@ from tinymem.training.step import Side
 class HyperParameters(RetainSettings):
     """Obliviate"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
     start: int = option(0, "the first chosen token, counted among those of a row that count", low=0)
     stride: int = option(8, "tokens from one choice to the next", low=1, grid=(2, 4, 8))
     span: int = option(1, "tokens per choice", low=1)

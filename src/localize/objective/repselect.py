@@ -37,10 +37,12 @@ class HyperParameters:
         grid=(0.01, 0.03, 0.1, 0.3), small=(0.03,),
     )  # fmt: skip
     rank: int = option(4, "rank of the change that brings the memory out", low=1)
-    rank_lr: float = option(0.01, "learning rate of that change, for one pass over the forget set", above=0.0)
+    rank_lr: float = option(0.01, "learning rate of that change, for one pass over the forget set", above=0.0, high=1e3)
     directions: str = option("retain", "set whose gradient names the shared directions", choices=("retain", "forget"))
     dropped: int = option(4, "strongest singular directions to remove on both sides", low=0, grid=(0, 4, 16))
-    lr: float = option(0.05, "first step, relative to the length of all MLP matrices; halved at the budget", above=0.0)
+    lr: float = option(
+        0.05, "first step, relative to the length of all MLP matrices; halved at the budget", above=0.0, high=1e3
+    )
     max_steps: int = option(30, "steps to try per budget", low=1)
     forget_tokens: str = option("continuation", "tokens of a forget row that count", choices=FORGET_TOKENS)
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)

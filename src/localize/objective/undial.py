@@ -13,7 +13,7 @@ from tinymem.options import option, settings
 class HyperParameters(RetainSettings):
     """UNDIAL"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
     beta: float = option(10.0, "b: by how much the true token's logit is lowered", above=0.0, grid=(3.0, 10.0, 30.0))
     retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
 

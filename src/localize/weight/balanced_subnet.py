@@ -33,9 +33,9 @@ class HyperParameters:
     ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
     epochs: int = option(3, "passes over the larger of forget and retain set", low=1, grid=(1, 10, 20), small=(3,))
     batch_size: int = option(64, "sequences per step", low=2)
-    lr: float = option(0.1, "learning rate of the scores", above=0.0)
+    lr: float = option(0.1, "learning rate of the scores", above=0.0, high=1e3)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
-    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, large=0.0)
+    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, high=1e3, large=0.0)
     loss_weighting: float = option(
         0.7, "w: minimises -(1 - w) * forget loss + w * retain loss", low=0.0, high=1.0, grid=LOSS_WEIGHTINGS
     )
@@ -65,14 +65,16 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
     """Return the masks that BalancedSubnet learns for one ratio. Leave the model unchanged."""
     hp, generator = resolve(hp, model.num_parameters()), task.generator()
     optimizer = ScoreOptimizer(hp.lr, hp.momentum or 0.0, hp.weight_decay)
+    count = _steps(hp, len(task.forget), len(task.retain))
     if hp.forget_term != LOSS:
-        rows = islice(row_batches(task, hp, generator), _steps(hp, len(task.forget), len(task.retain)))
+        rows = task.watch.over(islice(row_batches(task, hp, generator), count), count)
         return learn_subnet(model, rows, bounded_step(model, task, hp), ratio, optimizer, generator)
 
     def step(sides: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
         return gradients(model, task, *_weighted(model, task, hp, *sides), parameters, hp.dtype)
 
-    return learn_subnet(model, batches(task, hp, generator), step, ratio, optimizer, generator)
+    mixed = task.watch.over(batches(task, hp, generator), count)
+    return learn_subnet(model, mixed, step, ratio, optimizer, generator)
 
 
 def batches(

@@ -47,7 +47,10 @@ def bounded_step(
     def step(rows: Rows, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
         weights = (1 - hp.loss_weighting, hp.loss_weighting)
         with checkpointed(model, task.gradient_checkpointing):
-            backward(model, loss, some(rows), task.microbatch, hp.dtype, (), weights)
+            sides = some(rows)
+            means = backward(model, loss, sides, task.microbatch, hp.dtype, (), weights)
+        tokens = sum(side.tokens.numel() for side in sides)
+        task.watch.note(tokens, forget_loss=means[0], retain_loss=means[1])
         found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None

@@ -54,7 +54,8 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     done = skipped = 0
     batches = mixed_batches(task, hp.batch_size, share, task.generator())
     with frozen(model, [weight.parameter for weight in weights.values()]), reversible() as changes:
-        for _, sides in zip(range(0, count, hp.greedy_k), batches):
+        passes = range(0, count, hp.greedy_k)
+        for _, sides in task.watch.over(zip(passes, batches), len(passes)):
             slopes = _gradients(model, task, share, *sides, weights)
             lost = not all_finite(slopes) and all(slope.isfinite().logical_not_().all() for slope in slopes)
             done, skipped = done + (not lost), skipped + lost

@@ -26,9 +26,9 @@ class HyperParameters:
     ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
     epochs: int = option(10, "passes over the forget set", low=1, grid=(1, 10, 20), small=(10,))
     batch_size: int = option(64, "sequences per step", low=1)
-    lr: float = option(0.1, "learning rate of the scores", above=0.0)
+    lr: float = option(0.1, "learning rate of the scores", above=0.0, high=1e3)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
-    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, large=0.0)
+    weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, high=1e3, large=0.0)
     dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
 
 
@@ -41,9 +41,15 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
 
     batches = unlearn_batches(task, hp.batch_size, hp.epochs, generator)
     optimizer = ScoreOptimizer(hp.lr, hp.momentum or 0.0, hp.weight_decay)
+    batches = task.watch.over(batches, _steps(task, hp))
     return learn_subnet(model, batches, step, ratio, optimizer, generator)
+
+
+def _steps(task: UnlearningTask, hp: HyperParameters) -> int:
+    """Return the SGD steps for one ratio."""
+    return hp.epochs * -(-len(task.forget) // hp.batch_size)
 
 
 def steps(model, task: UnlearningTask, hp: HyperParameters) -> int:
     """Return the SGD steps for all ratios."""
-    return len(hp.ratio) * hp.epochs * -(-len(task.forget) // hp.batch_size)
+    return len(hp.ratio) * _steps(task, hp)

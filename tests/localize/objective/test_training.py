@@ -2,14 +2,17 @@
 
 import itertools
 import json
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from small import in_process
 from tiny import new_model, new_task
 
+from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import NotFinite, UserError
+from tinymem.localize.learning import check_scores, check_steps
 from tinymem.localize.method import sides
 from tinymem.localize.objective import pdu, repselect, rmu
 from tinymem.localize.objective.selection import without_shared
@@ -17,7 +20,10 @@ from tinymem.localize.registry import GROUPS, METHODS, STUDY, find_localizer, fi
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Weights, applied
 from tinymem.records.table import load_records
+from tinymem.training.objective import loss_flags
+from tinymem.training.plant import PlantSettings
 from tinymem.training.reference import Reference
+from tinymem.training.settings import TrainingSettings
 from tinymem.training.step import backward
 
 LOSSES = [name for name in GROUPS["objective"] if name != "repselect"]
@@ -219,7 +225,9 @@ def test_a_loss_that_stops_being_finite_names_the_step_and_keeps_what_was_found(
     monkeypatch.setattr(module, "loss", lambda *a: real(*a)[0] * (torch.nan if next(calls) == 3 else 1.0))
     steps = METHODS["npo"].run(model, new_task(), hp_of("npo", steps=(1, 2, 9)))
     assert [next(steps)[0], next(steps)[0]] == [1, 2]
-    with pytest.raises(NotFinite, match="^--lr 0.001: the loss is not finite in step 3; use a lower --lr$"):
+    with pytest.raises(
+        NotFinite, match="^--lr 0.001: the loss is not finite in step 3; use a lower --lr, or change --beta$"
+    ):
         next(steps)
     assert snapshot(model) == before
 
@@ -257,3 +265,30 @@ def test_curvature_edits_that_need_a_retain_set_say_so(name):
     method = METHODS[name]
     with pytest.raises(UserError, match=f"^--localization_method {name}: needs a retain set[^\n]*$"):
         next(method.run(new_model("gpt2"), alone, method.hyper_parameters()))
+
+
+def test_every_learning_rate_and_weight_decay_has_a_bound():
+    """Beyond float32 Adam itself fails with an error of torch."""
+    parts = [each.hyper_parameters for each in (*METHODS.values(), *ATTACKS.values())] + [
+        TrainingSettings,
+        PlantSettings,
+    ]
+    found = [(cls, f) for cls in parts for f in fields(cls) if re.fullmatch(r"(\w+_)?lrs?|weight_decay|l2_reg", f.name)]
+    assert len(found) > 35
+    for cls, field in found:
+        values = (1e300,) if isinstance(field.default, tuple) else 1e300
+        with pytest.raises(UserError, match=rf"^--{field.name} 1e\+300: must be in [(\[]0.0, 1000.0\]$"):
+            cls(**{field.name: values})
+
+
+def test_advice_names_what_may_be_the_cause():
+    hp = METHODS["npo"].hyper_parameters(retain_weight=5.0)
+    assert loss_flags(hp) == ["--beta", "--retain_weight"]
+    assert loss_flags(METHODS["gradient_ascent"].hyper_parameters()) == []
+    nan = [torch.tensor([torch.nan])]
+    with pytest.raises(NotFinite, match="numbers; --dtype float32 may help$"):  # a ranking has no learning rate
+        check_scores(nan, METHODS["activations"].hyper_parameters())
+    with pytest.raises(NotFinite, match="a lower --lr, --weight_decay or --dtype float32 may help$"):
+        check_scores(nan, METHODS["subnet"].hyper_parameters())
+    with pytest.raises(NotFinite, match="none of its 3 steps .* a lower --lr, --lambda_l1 or --dtype"):
+        check_steps(0, 3, METHODS["slimming"].hyper_parameters())

@@ -1,0 +1,180 @@
+"""What a run says while it runs, in files: --log_jsonl FILE, one JSON object a line, and --tensorboard FOLDER.
+
+A line has `time`, `run` (the folder of a training, the digest of an unlearning run's record), `what` and `step`; then
+`steps`, the losses and `tokens_per_second`, or, where the model was measured, `metrics`. Steps are written once a second
+at most. A log is no part of a run: no record or checkpoint depends on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TextIO
+
+from tinymem import files
+from tinymem.cli.display import Meter
+from tinymem.errors import UserError
+
+STEP_SECONDS = 1.0  # between two lines of steps
+
+
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add --log_jsonl and --tensorboard."""
+    group = parser.add_argument_group("Log")
+    group.add_argument("--log_jsonl", metavar="FILE", help="append what happens to this file, one JSON object a line: "
+                       "steps with losses and tokens/s, at most one a second, and metrics")  # fmt: skip
+    group.add_argument("--tensorboard", metavar="FOLDER", help="the same values for TensorBoard, where it is installed")
+
+
+def open_log(arguments: argparse.Namespace) -> Log:
+    """Return the log that the command line asks for. Raise UserError where it cannot be written.
+
+    What the file says of the same steps already is not written again, except with --force.
+    """
+    log_jsonl, folder = getattr(arguments, "log_jsonl", None), getattr(arguments, "tensorboard", None)
+    return Log(log_jsonl and Lines(Path(log_jsonl), arguments.force), folder and Board(Path(folder)))
+
+
+class Log:
+    """Where steps and measurements are written: a file of lines, a folder for TensorBoard, both or neither."""
+
+    def __init__(self, lines: Lines | None = None, board: Board | None = None) -> None:
+        self._outputs = [output for output in (lines, board) if output]
+        self._next = 0.0
+        self._meter: Meter | None = None  # the last one, and when it was written, with its tokens until then
+        self._last: tuple[float, int] = (0.0, 0)
+
+    def step(self, run: str, meter: Meter, last: bool = False) -> None:
+        """Write a loop's present step, if it is time or its `last` one."""
+        if not self._outputs:
+            return
+        now = time.monotonic()
+        if meter is not self._meter:
+            self._meter, self._last, self._next = meter, (meter.started, 0), now
+        if now < self._next and not last:
+            return
+        self._next = now + STEP_SECONDS
+        speed = (meter.tokens - self._last[1]) / max(now - self._last[0], 1e-9)
+        self._last = (now, meter.tokens)
+        losses = {name: float(value) for name, value in meter.losses.items()}
+        values = losses | ({"tokens_per_second": round(speed)} if meter.tokens else {})
+        for output in self._outputs:
+            output.step(run, meter.what, meter.done, meter.total, values)
+
+    def metrics(self, run: str, what: str, step: int, results: Mapping[str, Any], **about: Any) -> None:
+        """Write a measurement. about: such as the epoch."""
+        for output in self._outputs:
+            output.metrics(run, what, step, {n: v for n, v in results.items() if _is_number(v)}, about)
+
+
+class Lines:
+    """A file of JSON objects, one a line, that is only ever appended to."""
+
+    def __init__(self, path: Path, again: bool = False) -> None:
+        """Open a file. again: write also what it has already."""
+        files.writable_folder(path.parent, flag=" with --log_jsonl")
+        self._steps: dict[tuple[str, str], int] = {}  # the last step of each loop
+        self._measured: set[tuple[str, str, int]] = set()
+        try:
+            known = _complete_lines(path) if path.exists() else []
+            self._file: TextIO = open(path, "a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--log_jsonl {path}: cannot be written ({error.strerror})") from None
+        for line in known if not again else ():
+            self._remember(line)
+
+    def _remember(self, line: Mapping[str, Any]) -> bool:
+        """Note what a line is about. Return whether that is new."""
+        run, what, step = (line.get(name) for name in ("run", "what", "step"))
+        if not (isinstance(run, str) and isinstance(what, str) and isinstance(step, int)):
+            return False
+        if "metrics" in line:
+            new = (run, what, step) not in self._measured
+            self._measured.add((run, what, step))
+            return new
+        new = step > self._steps.get((run, what), -1)
+        self._steps[run, what] = max(step, self._steps.get((run, what), -1))
+        return new
+
+    def step(self, run: str, what: str, step: int, steps: int | None, values: Mapping[str, Any]) -> None:
+        self._write({"run": run, "what": what, "step": step, "steps": steps, **_finite(values)})
+
+    def metrics(self, run: str, what: str, step: int, results: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        self._write({"run": run, "what": what, "step": step, **about, "metrics": _finite(results)})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._remember(line):
+            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+            self._file.write(json.dumps({"time": now, **line}) + "\n")
+            self._file.flush()
+
+
+class Board:
+    """A folder of TensorBoard, with one run per loop."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                f"--tensorboard {folder}: the package tensorboard is not installed; pip install tensorboard"
+            ) from None
+        self._open, self._folder = SummaryWriter, files.writable_folder(folder, flag=" with --tensorboard")
+        self._writers: dict[str, Any] = {}
+        atexit.register(self.close)
+
+    def close(self) -> None:
+        """Write what the writers still hold."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _writer(self, run: str, what: str, step: int) -> Any:
+        """Return the writer of a loop; TensorBoard forgets what an interrupted session wrote of this step and later."""
+        name = "_".join([*what.split(), Path(run).name])
+        if name not in self._writers:
+            self._writers[name] = self._open(str(self._folder / name), purge_step=step, flush_secs=10)
+        return self._writers[name]
+
+    def step(self, run: str, what: str, step: int, steps: int | None, values: Mapping[str, Any]) -> None:
+        self._add(run, what, step, values)
+
+    def metrics(self, run: str, what: str, step: int, results: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        self._add(run, what, step, {f"metrics/{name}": value for name, value in results.items()})
+
+    def _add(self, run: str, what: str, step: int, values: Mapping[str, Any]) -> None:
+        writer = self._writer(run, what, step)
+        for name, value in values.items():
+            if value is not None:
+                writer.add_scalar(name, value, step)
+
+
+def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """Return the objects in a log. Cut off the last line if a killed writer left a part of it."""
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(text.rfind(b"\n") + 1)
+    found = []
+    for line in text.splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict):
+            found.append(content)
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with null for what is not finite, which JSON cannot hold."""
+    return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}

@@ -1,0 +1,200 @@
+"""The command that makes a record again, spelled from the record alone.
+
+What a record names by its fingerprint and not by its place (a checkpoint, a file of memorized sequences) is looked for
+where the scripts put it: beside the record, in runs/, in results/models and in pythia_mem_data/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from tinymem.attacks.registry import ATTACKS
+from tinymem.data.corpus import BUILTIN, HUB_SOURCES, find_corpus
+from tinymem.data.passages import PassageSettings
+from tinymem.data.production import ProductionSettings
+from tinymem.data.settings import HUB, DataSettings
+from tinymem.data.token_sets import read_token_set
+from tinymem.errors import UserError
+from tinymem.localize.method import Method
+from tinymem.localize.registry import METHODS
+from tinymem.localize.task import TaskSettings
+from tinymem.metrics.registry import metrics_of
+from tinymem.models.production import LoadSettings
+from tinymem.options import as_flags
+from tinymem.records.identity import ATTACK, FINETUNE, NEVER_PLANTED, TRAIN, TWIN_ATTACK, UNEDITED, UNLEARN
+from tinymem.records.record import read_record
+from tinymem.sweeps.jobs import FINETUNING, LOCALIZE, PRODUCTION, TRAINING
+from tinymem.training.checkpoint import SETTINGS, load_trained
+from tinymem.training.plant import PlantSettings
+from tinymem.training.settings import RunSettings
+
+MEASURE = "src/localize/measure.py"
+ROOT = Path(__file__).resolve().parents[2]
+PLANTING = "planted_model"  # the name in `training` of a record on a model with planted passages
+Record = Mapping[str, Any]
+
+
+def words_of(record: Record, path: Path) -> list[str]:
+    """Return script and flags of the command that makes a record, without --output_dir, --data_dir and --device.
+
+    path: the record's file. Raise UserError for what cannot be run again.
+    """
+    if record["kind"] == TRAIN:
+        values = {name: value for part in ("data", "model", "training") for name, value in record[part].items()}
+        settings = RunSettings.from_flat(values, path)
+        check_text(settings.data, path)
+        return [TRAINING, *as_flags(*settings.parts)]
+    if record["kind"] == FINETUNE:
+        method = record["method"]
+        model = ["--model_path", str(find_checkpoint(record, path))]
+        return [FINETUNING, *model, "--ft_data", method["name"], "--ft_epochs", str(method["ft_epochs"])]
+    if record["kind"] in (UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, TWIN_ATTACK):
+        return _unlearning(record, path)
+    raise UserError(f"{path}: a record of kind {record['kind']} does not say where its model lies; measure that again")
+
+
+def _unlearning(record: Record, path: Path) -> list[str]:
+    """Return the words of what a localize script has done: a method, an attack, or only measuring."""
+    edit = record
+    attack: list[str] = []
+    if record.get("attack"):
+        method = _known(ATTACKS, record["attack"], path)
+        attack = ["--attack", method.name, *_settings(method, record["attack"], path, f"{method.name}.")]
+        edit = _parent(record, path)
+    metrics = metrics_of(record["results"])
+    measuring = [*(["--metrics", *metrics] if metrics else []), *attack]
+    task = as_flags(TaskSettings(**_of(TaskSettings, record["forget"])))
+    if "name" not in record["model"]:
+        model = str(find_checkpoint(record, path))
+        flag, script, data = "--model_path", LOCALIZE, []
+    else:
+        model, flag, script = record["model"]["name"], "--model_name", PRODUCTION
+        data = _production(record, path)
+    if edit["kind"] != UNLEARN:
+        return [MEASURE, model, *task, *data, *measuring]
+    method = _known(METHODS, edit["method"], path)
+    left_out = ("dtype",) if script == PRODUCTION else ()
+    chosen = ["--localization_method", method.name, *_settings(method, edit["method"], path, left_out=left_out)]
+    return [script, flag, model, *chosen, *task, *data, *measuring, "--no_save_model"]
+
+
+def _production(record: Record, path: Path) -> list[str]:
+    """Return the flags of a production model's loading and data."""
+    data, model = record["data"], record["model"]
+    words = as_flags(
+        LoadSettings(**_of(LoadSettings, model)), ProductionSettings(**_of(ProductionSettings, _sizes(data)))
+    )
+    words += ["--bos", "yes" if data.get("bos") else "no"]
+    if PLANTING in record.get("training", {}):
+        planted = {name: value for name, value in _of(PassageSettings, data).items() if name != "plant"}
+        words += as_flags(PassageSettings(**planted), PlantSettings(**_of(PlantSettings, record["training"])))
+        return [*words, "--plant", _corpus(data["plant"], path)]
+    words += ["--memorized", str(_token_file(data["memorized_data"], path))]
+    try:
+        return [*words, "--random", str(_token_file(data["random_data"], path))]
+    except UserError:
+        return [*words, "--corpus", _corpus(data["random_data"], path)]
+
+
+def _sizes(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in ProductionSettings().sizes if name in data}
+
+
+def _corpus(label: str, path: Path) -> str:
+    """Return the name of a corpus that can be found by its label: builtin or hub."""
+    known = {HUB: [source["path"].split("/")[1] for source in HUB_SOURCES.values()], BUILTIN: [BUILTIN]}
+    for name, starts in known.items():
+        if label.startswith(tuple(starts)):
+            return name
+    raise UserError(f"{path}: its text, {label}, is named by its content alone; run the command by hand")
+
+
+def _token_file(fingerprint: str, path: Path) -> Path:
+    """Return the file of token ids with this fingerprint, from the usual places."""
+    places = (*path.absolute().parents[1:3], Path("pythia_mem_data"), ROOT / "pythia_mem_data", Path())
+    for file in (file for place in places for kind in ("*.safetensors", "*.pt") for file in sorted(place.glob(kind))):
+        try:
+            if read_token_set(str(file)).fingerprint == fingerprint:
+                return file
+        except UserError:  # another kind of file
+            continue
+    raise UserError(
+        f"{path}: no token ids with the fingerprint {fingerprint} in pythia_mem_data/ or here; fetch them again"
+    )
+
+
+def _known(methods: Mapping[str, Method], section: Mapping[str, Any], path: Path) -> Method:
+    """Return the method or attack of a section. Raise UserError for one that TinyMem does not have."""
+    if section["name"] not in methods:
+        raise UserError(f"{path}: {section['name']} is no method or attack of TinyMem; run its command by hand")
+    return methods[section["name"]]
+
+
+def _settings(
+    method: Method, section: Mapping[str, Any], path: Path, prefix: str = "", left_out: Sequence[str] = ()
+) -> list[str]:
+    """Return the flags of all settings that a section names. Raise UserError for one that the method no longer has."""
+    names = [field.name for field in fields(method.hyper_parameters)]
+    unknown = [name for name in section if name not in (*names, "name", "code")]
+    if unknown:
+        raise UserError(f"{path}: {method.name} has no setting {unknown[0]} in this version")
+    words = []
+    for name in names:
+        value = section.get(name)
+        if value is not None and name not in left_out:
+            words += [f"--{prefix}{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
+    return words
+
+
+def _parent(record: Record, path: Path) -> dict[str, Any]:
+    """Return the record of the model that was attacked, from the folder of the attack's record."""
+    parent = path.with_name(f"{record['parent']}.json")
+    if not parent.exists():
+        raise UserError(f"{path}: the record of the model that was attacked, {parent.name}, is not beside it")
+    return read_record(parent)
+
+
+def _of(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those values of a section that are settings of a class."""
+    return {field.name: section[field.name] for field in fields(cls) if field.name in section}
+
+
+def check_text(data: DataSettings, path: Path) -> None:
+    """Raise UserError if the text or the tokenizer of a training is no longer where its settings say."""
+    if data.is_text and data.corpus_path is not None:
+        find_corpus(data)
+    if data.tokenizer_path is not None and not data.tokenizer_path.exists():
+        raise UserError(f"{path}: its tokenizer, {data.tokenizer_path}, is gone; put it there again")
+
+
+def find_checkpoint(record: Record, path: Path) -> Path:
+    """Return the folder of the checkpoint that a record is about. Raise UserError if there is none."""
+    wanted = {name: record.get(name, {}) for name in ("data", "model", "training")}
+    epoch = wanted["training"].get("epoch")
+    for folder in _candidates(path, epoch):
+        try:
+            details = load_trained(folder)
+            settings = RunSettings.from_flat(details["settings"], folder)
+        except UserError:  # no checkpoint of a training run
+            continue
+        if settings.checkpoint_sections(details["epoch"]) == wanted:
+            check_text(settings.data, path)
+            return folder
+    raise UserError(
+        f"{path}: its model is not beside it, in runs/ or in results/models (epoch {epoch} of the training that the record "
+        "names); train it again first"
+    )
+
+
+def _candidates(path: Path, epoch: Any) -> Iterator[Path]:
+    """Yield the folders where a record's model may be: above the record, in runs/ and in results/models."""
+    above = path.absolute().parents
+    for place in above[1:5]:
+        yield from sorted(place.glob(f"epoch_{epoch}"))
+    for place in (Path("runs"), Path("results/models"), ROOT / "results" / "models", *above[1:5]):
+        yield from sorted(
+            file.parent for file in (*place.glob(f"*/{SETTINGS}"), *place.glob(f"*/epoch_{epoch}/{SETTINGS}"))
+        )
