@@ -12,5 +12,5 @@ setup(
     python_requires=">=3.10",
     packages=packages,
     package_dir={"tinymem": "src"},
-    package_data={"tinymem.models": ["*.json"], "tinymem.plots": ["*.html"]},
+    package_data={"tinymem.models": ["*.json"], "tinymem.pages": ["templates/*"]},
 )
