@@ -15,12 +15,18 @@ needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here: chromium, chromium-browser, google-chrome"
 )
 EXPECTED = "setting log level to"  # BokehJS says it of itself
+# Virtual time passes while nothing runs, also while the page still unpacks: a pause reads something, which takes real time.
 INJECTED = """<script>
+const pause = async () => {
+  await new Response(new Blob(["."])).text();
+  await new Promise((done) => setTimeout(done, 1));
+};
+const settled = async () => {
+  const done = (one) => one.childElementCount || !one.getClientRects().length || one.getBoundingClientRect().top > innerHeight;
+  for (let tries = 0; tries < 5000 && ![...document.querySelectorAll(".chart")].every(done); tries++) await pause();
+};
 addEventListener("load", async () => {
-  const pause = () => new Promise((done) => setTimeout(done, 50));
-  const inSight = () => [...document.querySelectorAll(".chart")].filter((one) => one.getClientRects().length);
-  const drawn = (one) => one.getBoundingClientRect().top > innerHeight || one.childElementCount;
-  for (let tries = 0; tries < 100 && !inSight().every(drawn); tries++) await pause();
+  await settled();
   let said;
   try { said = await (async () => { SCRIPT })(); } catch (error) { said = {error: String(error)}; }
   parent.postMessage(JSON.stringify(said), "*");
@@ -35,7 +41,8 @@ FRAME = """<!DOCTYPE html><body style="margin: 0"><pre></pre>
 def visit(page: Path, script: str, folder: Path, width: int = 1200) -> tuple[Any, list[str]]:
     """Open a copy of a page from its file. Return what a script in it returns, and the lines of the console.
 
-    The page is in a frame of this width in pixels: a window cannot be as narrow as a phone.
+    In the script, `await settled()` waits for charts in sight. The page is in a frame of this width in pixels: a window
+    cannot be as narrow as a phone.
     """
     assert CHROMIUM is not None
     html = page.read_text(encoding="utf-8")

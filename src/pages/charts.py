@@ -18,7 +18,15 @@ from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#3ba3a0", "#c4a000", "#d37295", "#9c755f", "#8cb84e")
 GREY, ACCENT, FOREIGN = "#8a9299", "#1f8fb8", "#e6007e"
 SHAPES = {"neuron": "circle", "weight": "square", "objective": "triangle", "curvature": "diamond"}  # by family
-LETTERS = {"circle": "○", "square": "■", "triangle": "▲", "diamond": "◆", "hex": "⬢", "star": "★"}  # in the list below
+LETTERS = {
+    "circle": "○",
+    "square": "■",
+    "triangle": "▲",
+    "diamond": "◆",
+    "hex": "⬢",
+    "star": "★",
+    "x": "✕",
+}  # in the list below
 EDITED = "edited"  # a line without a colour of its own
 THEME = {
     "Axis": {"axis_label_text_font_style": "normal", "axis_label_text_font_size": "12px"},
@@ -63,13 +71,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a scatter. series: what it is listed under. about: what the pointer shows, by name."""
+    """A point of a scatter. series: what it is listed under. about: what the pointer shows, by name.
+
+    leads: whether it has a ring. anchor: whether its series is a reference and no rival.
+    """
 
     series: str
     x: float
     y: float
     about: Mapping[str, str]
     leads: bool = False
+    anchor: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ def scatter(
     strip: tuple[float, float, str] | None = None,
     bound: float | None = None,
 ) -> Chart:
-    """Return a scatter. The leading mark has a ring.
+    """Return a scatter.
 
     front: points that a stepped line joins. strip: a shaded band between two values of y, with its text. bound: a value
     of x with a dashed line.
@@ -112,18 +124,28 @@ def scatter(
         figure.add_layout(Span(location=bound, dimension="height", line_color=GREY, line_dash="dashed"))
     if front:
         figure.step(*map(list, zip(*front)), mode="after", line_color=GREY, line_dash="dotted", line_width=1.5)
-    drawn, names = [], list(dict.fromkeys(mark.series for mark in marks))
-    for series in names:
+    drawn, names = [], {mark.series: mark.anchor for mark in marks}
+    for series, anchor in names.items():
         some = [mark for mark in marks if mark.series == series]
         size = 17 if series in REFERENCES else 10
-        drawn.append(figure.scatter("x", "y", source=_source(some), name=series, size=size, **mark_style(series)))
+        drawn.append(
+            figure.scatter("x", "y", source=_source(some), name=series, size=size, **mark_style(series, anchor))
+        )
         if first := [mark for mark in some if mark.leads]:
             ring = dict(marker="circle", fill_alpha=0, line_color=ACCENT, line_width=2, name=series)
             figure.scatter([mark.x for mark in first], [mark.y for mark in first], size=19, **ring)
     shown = dict.fromkeys(key for mark in marks for key in mark.about)
     tips = [("", "@series"), *((key, f"@{{{key}}}") for key in shown)]
     figure.add_tools(HoverTool(tooltips=tips, renderers=drawn))
-    return Chart(name, _numbered(_item(figure), name), alternative, 430, "", caption, tuple(map(_entry, names)))
+    return Chart(
+        name,
+        _numbered(_item(figure), name),
+        alternative,
+        430,
+        "",
+        caption,
+        tuple(_entry(*one) for one in names.items()),
+    )
 
 
 def lines(
@@ -182,8 +204,8 @@ def _filled(part: Any, places: Sequence[str], sources: Mapping[str, Mapping[str,
     return copy
 
 
-def _entry(series: str) -> Entry:
-    style = mark_style(series)
+def _entry(series: str, anchor: bool) -> Entry:
+    style = mark_style(series, anchor)
     letter = "☆" if series == UNEDITED else LETTERS[style["marker"]]
     return Entry(series, named(series), letter, style["line_color"])
 
@@ -192,11 +214,16 @@ def _line_entry(series: str) -> Entry:
     return Entry(series, named(series), "╍" if series == NEVER_PLANTED else "━", mark_style(series)["line_color"])
 
 
-def mark_style(method: str) -> dict[str, Any]:
-    """Return the colour and the shape of a method's marks: the shape is that of its family, neurons are hollow."""
+def mark_style(method: str, anchor: bool = False) -> dict[str, Any]:
+    """Return the colour and the shape of a method's marks: the shape is that of its family, neurons are hollow.
+
+    Anchors, which are no rivals, are grey.
+    """
     if method in REFERENCES:
         full = method != UNEDITED
         return dict(marker="star", line_color=GREY, fill_color=GREY if full else None, line_width=1.5)
+    if anchor:
+        return dict(marker="x", line_color=GREY, fill_color=GREY, line_width=2)
     if method not in METHODS:
         colour = ACCENT if method == EDITED else FOREIGN
         return dict(marker="hex", line_color=colour, fill_color=colour)

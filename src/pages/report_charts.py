@@ -19,6 +19,7 @@ from tinymem.records.choose import Configuration, pareto_front
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
 RECOVERED = "% recovered"
+Point = tuple[float | None, float]  # strength of an attack (None: no attack), percent recovered
 
 
 def trade_off_chart(name: str, experiment: Experiment) -> Chart:
@@ -108,15 +109,14 @@ def recovery_charts(name: str, model: Attacked, bounds: Sequence[Attacked]) -> l
     return made
 
 
-def _points(before: float, curve: Curve) -> list[tuple[float | None, float]]:
+def _points(before: float, curve: Curve) -> list[Point]:
     return [(None, before), *curve.points]
 
 
-def recovery_chart(
-    name: str, attack: str, strength: str | None, lines: dict[str, list[tuple[float | None, float]]]
-) -> Chart:
+def recovery_chart(name: str, attack: str, strength: str | None, lines: dict[str, list[Point]]) -> Chart:
     """Return the chart of one attack. lines: series -> (strength, percent recovered), weak to strong; None: no attack."""
-    order = list(dict.fromkeys(place for points in lines.values() for place, _ in points))
+    longest_first = sorted(lines.values(), key=len, reverse=True)  # it has the order of all strengths
+    order = list(dict.fromkeys(place for points in longest_first for place, _ in points))
     labels = {place: "none" if place is None else f"{place:g}" if strength else "attacked" for place in order}
     series = [Series(one, [dict(points).get(place) for place in order]) for one, points in lines.items()]
     worst = max(value for points in lines.values() for _, value in points)

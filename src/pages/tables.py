@@ -58,17 +58,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted and filtered. name: what a screen reader calls it. groups: those to choose from."""
+    """A table that can be sorted and filtered. name: what a screen reader calls it. groups: those to choose from.
+    search: whether it can be filtered at all.
+    """
 
     name: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     groups: tuple[str, ...] = ()
+    search: bool = True
 
     @property
     def filter(self) -> bool:
-        """Whether it is long enough to be filtered."""
-        return len(self.rows) > 3
+        """Whether it has a filter: a short table needs none."""
+        return self.search and len(self.rows) > 3
 
 
 def words(

@@ -1,24 +1,20 @@
 """The report of records made by hand: content, charts, bad input, and the page in a browser."""
 
-import base64
-import gzip
 import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 from browser import needs_browser, visit
 from handmade import TEXT, attacked, checkpoint, command, edited, everything, outcome, trained, training
+from page import Page, points
 
 from tinymem.metrics.registry import describe
 from tinymem.pages.report import write_report
 from tinymem.records.record import Cost, record_path, write_record
-
-VOID = ("meta", "input")
 
 
 def results(memorized: float, accuracy: float, once: float = 0.0) -> dict:
@@ -53,54 +49,10 @@ def study(folder: Path) -> Path:
     return folder
 
 
-class Page(HTMLParser):
-    """A page taken apart: open tags with their attributes, and the text of table cells, row by row."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.html = path.read_text(encoding="utf-8")
-        self.tags, self.open, self.rows, self.ids = [], [], [], []
-        self.feed(self.html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        elif tag in ("th", "td"):
-            self.rows[-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "table" in self.open and self.rows and self.rows[-1]:
-            self.rows[-1][-1] += data.strip() + " "
-
-    def charts(self) -> dict:
-        """The charts by name, unpacked."""
-        packed = re.search(r'id="charts">([^<]*)<', self.html)
-        return json.loads(gzip.decompress(base64.b64decode(packed[1]))) if packed else {}
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     folder = study(tmp_path_factory.mktemp("study"))
     return write_report(folder, folder / "report.html")
-
-
-def points(chart: dict) -> dict[str, list]:
-    """The data of a chart's series, by name: (x, y)."""
-    found = {}
-    text = json.dumps(chart)
-    for data in re.findall(r'"data": {"type": "map", "entries": (\[\[.*?\]\]\])', text):
-        columns = dict(json.loads(data))
-        if columns.get("series"):
-            found[columns["series"][0]] = list(zip(columns["x"], columns["y"]))
-    return found
 
 
 def test_the_answer_and_the_ranking_are_those_of_best(report):
@@ -256,7 +208,7 @@ def test_in_a_browser_it_sorts_filters_and_hides(report, tmp_path):
 def test_on_a_phone_nothing_is_wider_than_the_page(report, tmp_path):
     script = """
       document.querySelectorAll("details").forEach((one) => { one.open = true; });
-      await pause(); await pause();
+      await settled();
       const wide = [...document.querySelectorAll("body *")].filter((one) => !one.closest(".wide table")
         && one.getBoundingClientRect().right > innerWidth + 0.5).map((one) => one.className || one.tagName);
       return {width: innerWidth, fits: document.documentElement.scrollWidth <= innerWidth, wide};
