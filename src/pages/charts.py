@@ -134,7 +134,8 @@ def scatter(
         if first := [mark for mark in some if mark.leads]:
             ring = dict(marker="circle", fill_alpha=0, line_color=ACCENT, line_width=2, name=series)
             figure.scatter([mark.x for mark in first], [mark.y for mark in first], size=19, **ring)
-    shown = dict.fromkeys(key for mark in marks for key in mark.about)
+    fullest_first = sorted(marks, key=lambda mark: -len(mark.about))  # it has the order of all
+    shown = dict.fromkeys(key for mark in fullest_first for key in mark.about)
     tips = [("", "@series"), *((key, f"@{{{key}}}") for key in shown)]
     figure.add_tools(HoverTool(tooltips=tips, renderers=drawn))
     return Chart(

@@ -178,15 +178,15 @@ def _table(board: Board) -> Table:
         Column("rank", meaning="on its model; ties share a range", better="lower"),
     ]
     columns += [Column("model", number=False)] if several else []
-    columns += [Column("group", number=False)]
     columns += [Column(plain(one.name), one.unit, one.meaning, one.direction or "") for one in board.columns]
+    columns += [Column("group", number=False)]
     rows = []
     for case, entry in board.entries:
         badges = [Badge(mark) for mark in entry.marks]
         badges += [] if entry.qualified else [Badge("does not qualify", "warn")]
         cells = [words(named(entry.method), badges, place(entry.method), below=entry.setting), _rank(entry.rank)]
         cells += [words(case.name.replace("_", " "))] if several else []
-        cells += [words(entry.group), *(_cell(entry.values.get(one.name), one.unit) for one in board.columns)]
+        cells += [*(_cell(entry.values.get(one.name), one.unit) for one in board.columns), words(entry.group)]
         rows.append(Row(tuple(cells), _kind(entry), entry.group, case.name))
     groups = tuple(dict.fromkeys(entry.group for _, entry in board.entries))
     return Table("the leaderboard", tuple(columns), tuple(rows), groups)
@@ -233,21 +233,18 @@ def _scatter(board: Board, case: Case) -> Chart | None:
         return None
     signs = [-1 if end.direction == "lower" else 1 for end in ends]
     front = [(-signs[0] * x, signs[1] * y) for x, y in pareto_front([(-signs[0] * x, signs[1] * y) for x, y in rivals])]
-    axes = [
-        _axis(f"{plain(end.name)} ({case.unit})" if end.name == board.utility else plain(end.name), values, sign)
-        for end, values, sign in zip(ends, zip(*((mark.x, mark.y) for mark in marks)), signs)
-    ]
+    x_axis = _axis(plain(board.forget), [mark.x for mark in marks], signs[0])
+    y_axis = _axis(f"{plain(board.utility)} ({case.unit})", [mark.y for mark in marks], signs[1])
     alternative = f"{plain(board.utility)} against {plain(board.forget)} of {len(marks)} models on {case.name}; the table has the numbers"
     caption = "Right and up is better. Dotted: the qualified rows that no other beats. Ring: first or tied for it. Grey: references."
-    return charts.scatter(f"scatter-{case.name}", marks, *axes, alternative, caption, front)
+    return charts.scatter(f"scatter-{case.name}", marks, x_axis, y_axis, alternative, caption, front)
 
 
 def _axis(label: str, values: Sequence[float], sign: int) -> Axis:
     """Return an axis with room around its values, turned round where lower is better."""
     low, high = min(values), max(values)
     room = 0.06 * ((high - low) or abs(high) or 1.0)
-    ends = (low - room, high + room)[::sign]
-    return Axis(label, *ends)
+    return Axis(label, low - room, high + room) if sign > 0 else Axis(label, high + room, low - room)
 
 
 def _detail(name: str, case: Case, entry: Entry) -> Detail:

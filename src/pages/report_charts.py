@@ -68,7 +68,7 @@ def _about(one: Configuration, varied: set[str]) -> dict[str, str]:
     if not one.on_numbers and rise is not None:
         about["perplexity rise"] = f"{rise:+.3g} %"
     if seconds is not None and one.method != UNEDITED:
-        about["seconds"] = rounded(seconds)
+        about["seconds"] = rounded(seconds, "s")
     about["runs"] = str(len(one.runs))
     return {name: text for name, text in about.items() if text}
 

@@ -167,7 +167,8 @@ def _reference_first(pair: tuple[Attacked, Mapping[str, Any]]) -> tuple[int, flo
 def others_table(records: Sequence[Named]) -> Table:
     """Return one row per record that is no run of an experiment: what it is, what it differs in, its results."""
     identities = [identity_columns(record) for _, record in records]
-    apart = [name for name in differing(identities) if not name.startswith(FINGERPRINTS) and name != "kind"]
+    hidden = ("kind", "method.name")  # columns of their own
+    apart = [name for name in differing(identities) if not name.startswith(FINGERPRINTS) and name not in hidden]
     rows = [flat_row(record) for _, record in records]
     present = metrics_in((name for row in rows for name in row), headline=True)
     present = [name for name in present if any(row.get(name) is not None for row in rows)]

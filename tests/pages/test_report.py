@@ -189,10 +189,19 @@ def test_in_a_browser_it_sorts_filters_and_hides(report, tmp_path):
       type("DURABLE best");
       const filtered = names(), count = box.querySelector("output").value;
       const chart = document.querySelector(".chart"), entry = document.querySelector(".legend [data-series=durable]");
-      const model = Bokeh.documents[0].get_model_by_id("experiment-1-trade-off-1") ?? Bokeh.documents[0].roots().at(-1), shown = () => model.renderers.filter((one) => one.visible).length;
+      const model = Object.values(Bokeh.index).find((view) => view.model.renderers).model, shown = () => model.renderers.filter((one) => one.visible).length;
       const marks = shown();
+      const every = (root) => [...root.querySelectorAll("*")].flatMap((one) => [one, ...(one.shadowRoot ? every(one.shadowRoot) : [])]);
+      const events = every(chart).find((one) => one.classList.contains("bk-events")), place = events.getBoundingClientRect();
+      const {frame} = Object.values(Bokeh.index).find((view) => view.model === model);
+      const at = {clientX: place.left + frame.x_scale.compute(10), clientY: place.top + frame.y_scale.compute(0.89)};
+      for (const kind of ["pointerenter", "pointermove"])
+        events.dispatchEvent(new PointerEvent(kind, {...at, bubbles: true, composed: true, pointerType: "mouse", isPrimary: true}));
+      const tip = () => every(document.body).find((one) => one.className === "bk-tooltip-content")?.textContent ?? "";
+      for (let tries = 0; tries < 2000 && !tip(); tries++) await pause();
+      const pointed = tip().replace(/\\s+/g, " ");
       entry.click();
-      return {before, falls, rises, filtered, count, marks, hidden: [entry.ariaPressed, shown()], drawn: chart.childElementCount};
+      return {pointed, before, falls, rises, filtered, count, marks, hidden: [entry.ariaPressed, shown()], drawn: chart.childElementCount};
     """
     found, console = visit(report, script, tmp_path)
     assert console == [] and "error" not in found
@@ -200,6 +209,7 @@ def test_in_a_browser_it_sorts_filters_and_hides(report, tmp_path):
     assert rows == ["unedited", twin, "durable", "slimming"]
     assert found["falls"] == ["descending", twin, "unedited", "slimming", "durable"]
     assert found["rises"] == ["ascending", "durable", "unedited", "slimming", twin]
+    assert "durable" in found["pointed"] and "setting: ratio 0.1" in found["pointed"]
     assert found["filtered"] == ["durable"] and found["count"] == "1 of 4 rows"
     assert found["drawn"] == 1 and found["hidden"] == ["false", found["marks"] - 2]  # its marks and the ring
 
