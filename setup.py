@@ -24,6 +24,6 @@ class BuildWithScripts(build_py):
 setup(
     packages=["tinymem", *(f"tinymem.{name}" for name in find_packages("src"))],
     package_dir={"tinymem": "src"},
-    package_data={"": ["*.json", "*.html", "py.typed"]},  # in any package
+    package_data={"": ["*.json", "*.html", "templates/*", "py.typed"]},  # in any package
     cmdclass={"build_py": BuildWithScripts},
 )

@@ -19,6 +19,7 @@ LAYERS = [
     {"planning"},
     {"attacks"},
     {"plots", "sweeps", "cards"},
+    {"pages"},
     {"leaderboard"},
 ]
 TOP = {"cli"}  # consoles and flags; only scripts stand above

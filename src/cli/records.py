@@ -3,6 +3,7 @@
     python -m tinymem.records gather runs --output runs.csv       every setting and metric of every record
     python -m tinymem.records best runs                           unlearning methods ranked by their best run
     python -m tinymem.records pareto runs --output front.parquet  runs that no other run beats
+    python -m tinymem.records report runs                         all of this as one page, runs/report.html
     python -m tinymem.records upgrade runs                        convert records of format 1 to format 2
     python -m tinymem.records rerun FILE                          run a record again and compare the results
 
@@ -16,6 +17,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tinymem import cli
@@ -23,6 +25,8 @@ from tinymem.cli.rerun import add_rerun_options, rerun
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.metrics import registry
+from tinymem.pages import report
+from tinymem.records.best import PERPLEXITY_RISE, bounds, described, outcomes, scale, setting, summary, varied_settings
 from tinymem.records.choose import (
     Configuration,
     Run,
@@ -36,29 +40,24 @@ from tinymem.records.choose import (
 )
 from tinymem.records.gather import gather
 from tinymem.records.ranking import Ranking, answer, ranked
-from tinymem.records.strength import strength_in
 from tinymem.records.table import check_table_path, mixed_versions, named_records, versions, write_table
 from tinymem.records.upgrade import upgrade
-from tinymem.records.verdict import verdict
 
 PROGRAM = "python -m tinymem.records"
 COMMANDS = {
     "gather": "every setting and metric of every record: one tidy table, one row per record",
     "best": "the unlearning methods of each experiment ranked by their best run, with mean and 95 %% interval over seeds",
     "pareto": "the runs of each checkpoint that no other run beats in both memorization and quality",
+    "report": "one HTML page: ranking, trade-offs, attacks, what models write, settings, environment",
     "upgrade": "convert records of an earlier version (format 1) to format 2, in place",
     "rerun": "run a record again, from the record alone, and say whether the results are the same to the digit",
 }
 NAMES = "|".join(COMMANDS)
-PERPLEXITY_RISE = 10.0  # percent: the utility limit of text and production models
-OVER, WINNER = "over", "<- best"
+WINNER = "<- best"
 SHOWN = 40  # rows that `gather` prints
 MOST = 6  # settings that `gather` prints before the results
 KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
 KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
-CHANGES = ("perplexity_rise_percent", "trade_off", "percent_changed", "cost.seconds")  # shown after the metrics
-BETTER = {"perplexity_rise_percent": "lower", "trade_off": "lower", "cost.seconds": "lower"}
-SCALES = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # by a result's unit
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in order (None: as in the rows), rows
 
 
@@ -78,12 +77,15 @@ def parse() -> argparse.Namespace:
         command.add_argument("folder", metavar=place, help=what)
         if name == "rerun":
             add_rerun_options(command)
+        elif name == "report":
+            command.add_argument("--output", metavar="FILE", help=f"the page, .html (default: DIR/{report.FILE})")
         elif name != "upgrade":
             command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
-    commands.choices["best"].add_argument(
-        "--max_perplexity_rise", type=float, default=PERPLEXITY_RISE, metavar="PERCENT",
-        help="text and production models: runs whose perplexity rose by more percent come last, marked (default: 10)",
-    )  # fmt: skip
+        if name in ("best", "report"):
+            command.add_argument(
+                "--max_perplexity_rise", type=float, default=PERPLEXITY_RISE, metavar="PERCENT",
+                help="text and production models: runs whose perplexity rose by more percent come last, marked (default: 10)",
+            )  # fmt: skip
     return parser.parse_args()
 
 
@@ -93,6 +95,8 @@ def main() -> None:
         return upgrade_all(arguments.folder)
     if arguments.command == "rerun":
         return rerun(arguments)
+    if arguments.command == "report":
+        return write_page(arguments)
     if arguments.output:
         check_table_path(arguments.output)
     show = {"gather": show_all, "best": show_best, "pareto": show_pareto}[arguments.command]
@@ -136,10 +140,22 @@ def _method_key(row: Mapping[str, Any]) -> tuple:
 
 
 def show_best(arguments: argparse.Namespace) -> Table:
-    limit = arguments.max_perplexity_rise
-    if math.isnan(limit):
-        raise UserError("--max_perplexity_rise nan: must be a number of percent, such as 10")
+    limit = perplexity_rise(arguments)
     return None, print_best(load_runs(arguments.folder), limit)
+
+
+def perplexity_rise(arguments: argparse.Namespace) -> float:
+    """Return the limit of --max_perplexity_rise. Raise UserError for none."""
+    if math.isnan(arguments.max_perplexity_rise):
+        raise UserError("--max_perplexity_rise nan: must be a number of percent, such as 10")
+    return arguments.max_perplexity_rise
+
+
+def write_page(arguments: argparse.Namespace) -> None:
+    """Write the report of a folder and print its name."""
+    limit, folder = perplexity_rise(arguments), arguments.folder
+    output = report.check_output(arguments.output or Path(folder) / report.FILE)
+    print(report.write_report(folder, output, limit, lambda line: print(line, file=sys.stderr)))
 
 
 def print_answer(folder: str) -> None:
@@ -157,10 +173,10 @@ def print_best(runs: Sequence[Run], limit: float = PERPLEXITY_RISE) -> list[dict
     for title, group in zip(titles([group[0].experiment for group in groups]), groups):
         ranking = ranked(group, limit)
         chosen = [*([ranking.original] if ranking.original else []), *ranking.places]
-        rows = [_summary(ranking, one) for one in chosen]
-        varied = _varied(group)
+        rows = [summary(ranking, one) for one in chosen]
+        varied = varied_settings(group)
         shown = [
-            {"rank": _place(ranking, one), "method": one.method, "setting": _setting(one, varied[one.method])}
+            {"rank": _place(ranking, one), "method": one.method, "setting": setting(one, varied[one.method])}
             | {name: row[name] for name in ("verdict", "limit") if any(other[name] for other in rows)}
             | _with_intervals(row, outcomes(row))
             for one, row in zip(chosen, rows)
@@ -178,13 +194,6 @@ def print_best(runs: Sequence[Run], limit: float = PERPLEXITY_RISE) -> list[dict
     return summaries
 
 
-def _summary(ranking: Ranking, one: Configuration) -> dict[str, Any]:
-    """Return a run's row: its summary, its rank from 1 (none for the unedited model), its verdict and OVER."""
-    rank = ranking.places.index(one) + 1 if one in ranking.places else None
-    over = OVER if ranking.over(one) else None
-    return {**one.summary(), "rank": rank, "verdict": verdict(one), "limit": over}
-
-
 def _place(ranking: Ranking, one: Configuration) -> str | None:
     """Return a run's rank for printing, the winner marked."""
     if one not in ranking.places:
@@ -192,22 +201,9 @@ def _place(ranking: Ranking, one: Configuration) -> str | None:
     return f"{ranking.places.index(one) + 1}" + f" {WINNER}" * (one is ranking.winner)
 
 
-def outcomes(row: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a run's results, in order."""
-    return [*registry.columns(row, headline=True), *(name for name in CHANGES if name in row)]
-
-
 def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
     """Return the columns method.NAME of the strengths in these rows."""
     return {f"method.{m.strength}" for m in METHODS.values() if any(f"method.{m.strength}" in row for row in rows)}
-
-
-def _setting(configuration: Configuration, varied: set[str]) -> str | None:
-    """Return a method's strength and its varied hyper-parameters, in words."""
-    settings = configuration.hyper_parameters
-    strength = strength_in(settings)
-    names = dict.fromkeys([*([strength[0]] if strength else []), *sorted(varied)])
-    return ", ".join(f"{name} {settings.get(name)}" for name in names) or None
 
 
 def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
@@ -216,26 +212,14 @@ def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str,
     return {"n": row["n"]} | {name: _interval(row[name], row[f"{name}_ci95"], scale(name)) for name in columns}
 
 
-def scale(column: str) -> tuple[float, float]:
-    """Return the lowest and the highest value that a result can have; infinite where it has no bound."""
-    found = registry.describe(column)
-    return SCALES.get(found.unit if found else "", (-math.inf, math.inf))
-
-
 def _interval(mean: float | None, half: float | None, ends: tuple[float, float]) -> Any:
     """Return a mean with its interval as text: "40 ± 6", or "2 (0 to 8)" where the scale's end cuts it off."""
-    if mean is None or half is None:
+    found = bounds(mean, half, ends)
+    if found is None or mean is None or half is None:
         return mean
-    low, high = max(ends[0], mean - half), min(ends[1], mean + half)
-    if low > mean - half or high < mean + half:
-        return f"{mean:.4g} ({low:.3g} to {high:.3g})"
+    if found != (mean - half, mean + half):
+        return f"{mean:.4g} ({found[0]:.3g} to {found[1]:.3g})"
     return f"{mean:.4g} ± " + (f"{half:.0f}" if half >= 10 else f"{half:.2g}")
-
-
-def _varied(group: Sequence[Configuration]) -> dict[str, set[str]]:
-    """Return, for each method, the hyper-parameters that vary among its configurations."""
-    by_method = grouped(group, lambda configuration: configuration.method)
-    return {rivals[0].method: set(differing([rival.hyper_parameters for rival in rivals])) for rivals in by_method}
 
 
 def show_pareto(arguments: argparse.Namespace) -> Table:
@@ -247,7 +231,7 @@ def show_pareto(arguments: argparse.Namespace) -> Table:
             *sorted(strengths(rows)),
             *dict.fromkeys(name for row in rows for name in outcomes(row)),
         ]
-        better = {name: registry.better_of(name) or BETTER.get(name, "") for name in columns}
+        better = {name: found.better if (found := described(name)) else "" for name in columns}
         print(f"{title}\n{cli.fitted_table(rows, columns, better)}\n")
     return None, [dict(run.row) for front in fronts for run in front]
 

@@ -27,6 +27,7 @@ from tinymem.localize.subject import Run, Subject
 from tinymem.localize.unlearn import never_planted, unedited, unlearn
 from tinymem.metrics import registry
 from tinymem.models.production import LoadSettings
+from tinymem.pages import side_by_side
 from tinymem.planning.dry_run import KEPT, planting_bytes
 from tinymem.planning.duration import Clock
 from tinymem.planning.memory import Shape
@@ -158,7 +159,7 @@ def write_pages(subject: Subject, records: Sequence[dict]) -> None:
     if subject.examples:
         on_digits = on_numbers(flat_row(records[0]))
         decode = numbers.decode if on_digits else text_decoder(subject.tokenizer)
-        print(*plots.write_pages(subject.folder, records, decode), sep="\n", file=sys.stderr)
+        print(*side_by_side.write_pages(subject.folder, records, decode), sep="\n", file=sys.stderr)
 
 
 def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: Sequence[str] = ()) -> None:

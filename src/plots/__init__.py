@@ -10,7 +10,6 @@ from tinymem.plots.faithfulness import plot_faithfulness
 from tinymem.plots.labels import label_of, strength_of
 from tinymem.plots.landscape import draw_landscapes
 from tinymem.plots.mitigations import plot_mitigations
-from tinymem.plots.page import write_pages
 from tinymem.plots.planted import plot_shown_and_held_out
 from tinymem.plots.recovery import draw_recovery, plot_recovery
 from tinymem.plots.side_by_side import Panel, plot_side_by_side, plot_trade_offs
@@ -44,5 +43,4 @@ __all__ = [
     "plot_unlearning",
     "save_figure",
     "strength_of",
-    "write_pages",
 ]

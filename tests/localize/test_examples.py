@@ -16,7 +16,7 @@ from tinymem.metrics.examples import ROWS, continuations, kept_examples, kept_sp
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.reference import References
 from tinymem.models.tinymem import new_model
-from tinymem.plots import write_pages
+from tinymem.pages.side_by_side import write_pages
 from tinymem.records.record import read_values, record_path
 from tinymem.records.table import find_records
 

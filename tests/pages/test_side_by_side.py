@@ -6,7 +6,7 @@ import torch
 from handmade import checkpoint, edited, outcome
 
 from tinymem.metrics.examples import Span, kept_examples
-from tinymem.plots.page import make_page, write_pages
+from tinymem.pages.side_by_side import make_page, write_pages
 from tinymem.records.record import Cost, write_record
 
 WORDS = ["<b>", " &", " one", " two", "$x$"]
@@ -39,7 +39,7 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
+        if tag not in ("meta", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

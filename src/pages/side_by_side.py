@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinymem import files
-from tinymem.metrics.examples import Continuation, Decode, Example, kept_examples, kept_split
+from tinymem.metrics.examples import Continuation, Decode, kept_examples, kept_split
 from tinymem.metrics.metric import SPLITS
 from tinymem.metrics.registry import describe
+from tinymem.pages import render
+from tinymem.pages.side_by_side_image import draw_page
+from tinymem.pages.tables import Cell, Column, Row, Table, words
 from tinymem.plots.base import save_figure
 from tinymem.plots.labels import file_name, label_of, settings_of
-from tinymem.plots.page_image import draw_page
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.record import read_values, record_path
 
-TEMPLATE = Path(__file__).with_name("page.html")
 MEMORY = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss", "auc_twin")
 QUALITY = ("mean_test_accuracy", "perplexity")
 LEGEND = "Marked: tokens that differ from the planted token at the same position, the first run of them in bold."
@@ -94,25 +94,28 @@ def write_pages(folder: str | Path, records: Sequence[Mapping[str, Any]], decode
 def make_page(folder: str | Path, models: Mapping[str, Mapping[str, Any]], decode: Decode) -> Page | None:
     """Return the page of some records, by column, among them "after"; None where none has examples."""
     values = {name: read_values(record_path(folder, record)) for name, record in models.items()}
-    split = kept_split(values["after"])
-    examples = {name: kept_examples(tensors, decode) for name, tensors in values.items()}
-    if split is None or not examples["after"]:
+    split, texts = kept_split(values["after"]), texts_of(values, decode)
+    if split is None or not texts:
         return None
-    note = f"{len(examples['after'])} sequences, {SPLITS[split]}. "
+    note = f"{len(texts)} sequences, {SPLITS[split]}. "
     note += "Twin: a model that was never trained on them." if "twin" in models else "No never-planted twin is known."
     record = models["after"]
-    return Page(label_of(record), note, settings_of(record), tuple(models), _table(models), _texts(examples))
+    return Page(label_of(record), note, settings_of(record), tuple(models), _table(models), texts)
 
 
 def write_page(page: Page, path: Path) -> list[Path]:
     """Write path.html, a single file that needs no network, and path.png. Raise ImportError without jinja2."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    html = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page=page)
-    place = path.with_name(f"{path.name}.html")
-    files.write_file(place, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    place = render.write_page(path.with_name(f"{path.name}.html"), "side_by_side.html", page=page, table=_shown(page))
     return [place, *save_figure(draw_page(page), path, (".png",))]
+
+
+def _shown(page: Page) -> Table:
+    """Return a page's numbers as a table: a row per metric, a column per model."""
+    columns = (Column("metric", number=False), *(Column(name) for name in page.columns))
+    rows = (
+        Row((words(line.name, meaning=line.meaning), *(Cell(cell, cell) for cell in line.cells))) for line in page.table
+    )
+    return Table("what was measured", columns, tuple(rows))
 
 
 def _table(models: Mapping[str, Mapping[str, Any]]) -> tuple[Line, ...]:
@@ -132,8 +135,12 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _texts(examples: Mapping[str, list[Example]]) -> tuple[Text, ...]:
-    """Return one text per sequence; a model whose record has no examples, or others, is left out."""
+def texts_of(values: Mapping[str, Mapping[str, Any]], decode: Decode) -> tuple[Text, ...]:
+    """Return one text per sequence from the kept values of some records, by column, among them "after".
+
+    A model whose record has no examples, or others, is left out.
+    """
+    examples = {name: kept_examples(tensors, decode) for name, tensors in values.items()}
     asked = [(each.prompt, each.planted) for each in examples["after"]]
     same = {name: rows for name, rows in examples.items() if [(each.prompt, each.planted) for each in rows] == asked}
     return tuple(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from tinymem.plots.page import Page, Written
+    from tinymem.pages.side_by_side import Page, Written
 
 FONT, POINTS, ASPECT = "DejaVu Sans Mono", 8, 0.602  # a letter's width is ASPECT of its size
 INDENT, WIDTH = 11, 92  # letters: of the column of names ("prompt 12" and a gap), and of the texts

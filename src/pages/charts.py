@@ -1,0 +1,307 @@
+"""Charts of a page, drawn by Bokeh in the browser: they tell more under the pointer and follow the page's light or dark.
+
+Colours of axes and texts are in templates/style.css (`--bk-...`); those of marks are readable on both grounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from tinymem.localize.registry import METHODS
+from tinymem.pages.names import REFERENCES, named
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED
+
+COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#3ba3a0", "#c4a000", "#d37295", "#9c755f", "#8cb84e")
+GREY, ACCENT, FOREIGN = "#8a9299", "#1f8fb8", "#e6007e"
+SHAPES = {"neuron": "circle", "weight": "square", "objective": "triangle", "curvature": "diamond"}  # by family
+LETTERS = {
+    "circle": "○",
+    "square": "■",
+    "triangle": "▲",
+    "diamond": "◆",
+    "hex": "⬢",
+    "star": "★",
+    "x": "✕",
+}  # in the list below
+EDITED = "edited"  # a line without a colour of its own
+THEME = {
+    "Axis": {"axis_label_text_font_style": "normal", "axis_label_text_font_size": "12px"},
+    "BaseAxis": {"major_label_text_font_size": "11px"},
+    "Grid": {"grid_line_alpha": 0.7},
+    "Plot": {"background_fill_color": None, "border_fill_color": None, "outline_line_color": None},
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A series in the list below a chart: a click on it hides its marks. letter: its mark."""
+
+    series: str
+    name: str
+    letter: str
+    colour: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart. name: unique in its page. item: what BokehJS embeds. alternative: what it shows, in words."""
+
+    name: str
+    item: Mapping[str, Any]
+    alternative: str
+    height: int
+    title: str = ""
+    caption: str = ""
+    entries: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis. low, high: its ends, low at the left or at the bottom; a high below low turns it round."""
+
+    label: str
+    low: float
+    high: float
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a scatter. series: what it is listed under. about: what the pointer shows, by name.
+
+    leads: whether it has a ring. anchor: whether its series is a reference and no rival.
+    """
+
+    series: str
+    x: float
+    y: float
+    about: Mapping[str, str]
+    leads: bool = False
+    anchor: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line over the places of an axis; None is a gap."""
+
+    name: str
+    values: Sequence[float | None]
+
+
+def scatter(
+    name: str,
+    marks: Sequence[Mark],
+    x: Axis,
+    y: Axis,
+    alternative: str,
+    caption: str = "",
+    front: Sequence[tuple[float, float]] = (),
+    strip: tuple[float, float, str] | None = None,
+    bound: float | None = None,
+) -> Chart:
+    """Return a scatter.
+
+    front: points that a stepped line joins. strip: a shaded band between two values of y, with its text. bound: a value
+    of x with a dashed line.
+    """
+    from bokeh.models import HoverTool
+    from bokeh.models.annotations.geometry import BoxAnnotation, Span
+    from bokeh.models.annotations.labels import Label
+
+    figure = _figure(430, x, y)
+    if y.logarithmic:
+        _plain_numbers(figure.yaxis[0], y.high, strip[0] if strip else y.low)
+    if strip:
+        low, high = sorted(strip[:2])
+        figure.add_layout(BoxAnnotation(bottom=low, top=high, fill_color=GREY, fill_alpha=0.14, line_color=None))
+        text: dict[str, Any] = dict(text_font_size="11px", text_color=GREY, text_align="right", text_baseline="top")
+        figure.add_layout(Label(x=max(x.low, x.high), y=strip[0], text=strip[2], x_offset=-4, y_offset=-3, **text))
+    if bound is not None:
+        figure.add_layout(Span(location=bound, dimension="height", line_color=GREY, line_dash="dashed"))
+    if front:
+        figure.step(*map(list, zip(*front)), mode="after", line_color=GREY, line_dash="dotted", line_width=1.5)
+    drawn, names = [], {mark.series: mark.anchor for mark in marks}
+    for series, anchor in names.items():
+        some = [mark for mark in marks if mark.series == series]
+        size = 17 if series in REFERENCES else 10
+        drawn.append(
+            figure.scatter("x", "y", source=_source(some), name=series, size=size, **mark_style(series, anchor))
+        )
+        if first := [mark for mark in some if mark.leads]:
+            ring = dict(marker="circle", fill_alpha=0, line_color=ACCENT, line_width=2, name=series)
+            figure.scatter([mark.x for mark in first], [mark.y for mark in first], size=19, **ring)
+    fullest_first = sorted(marks, key=lambda mark: -len(mark.about))  # it has the order of all
+    shown = dict.fromkeys(key for mark in fullest_first for key in mark.about)
+    tips = [("", "@series"), *((key, f"@{{{key}}}") for key in shown)]
+    figure.add_tools(HoverTool(tooltips=tips, renderers=drawn))
+    return Chart(
+        name,
+        _numbered(_item(figure), name),
+        alternative,
+        430,
+        "",
+        caption,
+        tuple(_entry(*one) for one in names.items()),
+    )
+
+
+def lines(
+    name: str,
+    series: Sequence[Series],
+    places: Sequence[str],
+    x: str,
+    y: str,
+    alternative: str,
+    title: str = "",
+    caption: str = "",
+    height: int = 320,
+) -> Chart:
+    """Return a line per series, in percent, over evenly spaced places."""
+    sources: dict[str, dict[str, list]] = {}
+    for one in series:
+        known = [(place, value) for place, value in zip(places, one.values) if value is not None]
+        sources[one.name] = {"x": [place for place, _ in known], "y": [value for _, value in known]}
+        sources[one.name]["series"] = [named(one.name)] * len(known)
+    item = _filled(_empty_lines(tuple(sources), x, y, height), places, sources)
+    return Chart(
+        name, _numbered(item, name), alternative, height, title, caption, tuple(_line_entry(one.name) for one in series)
+    )
+
+
+@cache
+def _empty_lines(series: Sequence[str], x: str, y: str, height: int) -> dict[str, Any]:
+    """Return a chart of lines without data. A page has hundreds that differ in nothing else, and Bokeh needs a while."""
+    from bokeh.models import ColumnDataSource, FactorRange, HoverTool
+
+    figure = _figure(height, Axis(x, 0, 0), Axis(y, -4, 104), x_range=FactorRange(), toolbar=False)
+    figure.xgrid.visible = False
+    drawn = []
+    for name in series:
+        source, reference = ColumnDataSource({"x": [], "y": [], "series": []}, name=name), name in REFERENCES
+        marks = mark_style(name) | {"size": 10 if reference else 7, "name": name}
+        look = dict(line_dash="dashed" if name == NEVER_PLANTED else "solid", line_width=3 if reference else 2)
+        figure.line("x", "y", source=source, name=name, line_color=marks["line_color"], line_alpha=0.9, **look)
+        drawn.append(figure.scatter("x", "y", source=source, **marks))
+    figure.add_tools(HoverTool(tooltips=[("", "@series"), (x or "at", "@x"), (y, "@y{0.0}")], renderers=drawn))
+    return _item(figure)
+
+
+def _filled(part: Any, places: Sequence[str], sources: Mapping[str, Mapping[str, list]]) -> Any:
+    """Return a copy of a chart of lines with its data: the places on its axis, and what each series' source holds."""
+    if isinstance(part, list):
+        return [_filled(each, places, sources) for each in part]
+    if not isinstance(part, dict):
+        return part
+    copy = {key: _filled(value, places, sources) for key, value in part.items()}
+    if copy.get("name") == "FactorRange":
+        copy["attributes"] = {**copy.get("attributes", {}), "factors": list(places)}
+    elif copy.get("name") == "ColumnDataSource":
+        data = sources[copy["attributes"]["name"]]
+        copy["attributes"]["data"] = {"type": "map", "entries": [list(pair) for pair in data.items()]}
+    return copy
+
+
+def _entry(series: str, anchor: bool) -> Entry:
+    style = mark_style(series, anchor)
+    letter = "☆" if series == UNEDITED else LETTERS[style["marker"]]
+    return Entry(series, named(series), letter, style["line_color"])
+
+
+def _line_entry(series: str) -> Entry:
+    return Entry(series, named(series), "╍" if series == NEVER_PLANTED else "━", mark_style(series)["line_color"])
+
+
+def mark_style(method: str, anchor: bool = False) -> dict[str, Any]:
+    """Return the colour and the shape of a method's marks: the shape is that of its family, neurons are hollow.
+
+    Anchors, which are no rivals, are grey.
+    """
+    if method in REFERENCES:
+        full = method != UNEDITED
+        return dict(marker="star", line_color=GREY, fill_color=GREY if full else None, line_width=1.5)
+    if anchor:
+        return dict(marker="x", line_color=GREY, fill_color=GREY, line_width=2)
+    if method not in METHODS:
+        colour = ACCENT if method == EDITED else FOREIGN
+        return dict(marker="hex", line_color=colour, fill_color=colour)
+    family = METHODS[method].family
+    colour = COLOURS[list(METHODS).index(method) % len(COLOURS)]
+    fill = None if family == "neuron" else colour
+    return dict(marker=SHAPES.get(family, "hex"), line_color=colour, fill_color=fill, fill_alpha=0.75, line_width=2)
+
+
+def _figure(height: int, x: Axis, y: Axis, x_range=None, toolbar: bool = True):
+    from bokeh.models import Range1d
+    from bokeh.plotting import figure
+
+    made = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        x_range=x_range or Range1d(start=x.low, end=x.high),
+        y_range=Range1d(start=y.low, end=y.high),
+        y_axis_type="log" if y.logarithmic else "linear",
+        x_axis_label=x.label,
+        y_axis_label=y.label,
+        tools="box_zoom,reset,save" if toolbar else "",
+        active_drag=None,  # a finger must be able to scroll the page
+        toolbar_location="right" if toolbar else None,
+        toolbar_inner=True,
+        min_border=6,
+    )
+    made.toolbar.logo, made.toolbar.autohide = None, True
+    return made
+
+
+def _plain_numbers(axis, *ends: float) -> None:
+    """Label a logarithmic axis with 20, 50, 100 instead of powers of ten, between these ends."""
+    from bokeh.models import FixedTicker
+
+    low, high = sorted(ends)
+    ratio = high / low
+    steps = (
+        (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+        if ratio < 5
+        else (1, 2, 3, 5) if ratio < 30 else (1, 2, 5) if ratio < 1e3 else (1,)
+    )
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    axis.ticker = FixedTicker(ticks=ticks)
+    axis.major_label_overrides = {tick: f"{tick:g}" for tick in ticks}
+
+
+def _source(marks: Sequence[Mark]) -> dict[str, list]:
+    names = dict.fromkeys(name for mark in marks for name in mark.about)
+    about = {name: [mark.about.get(name, "–") for mark in marks] for name in names}
+    places = {"x": [mark.x for mark in marks], "y": [mark.y for mark in marks]}
+    return {**about, **places, "series": [named(mark.series) for mark in marks]}
+
+
+def _item(figure) -> dict[str, Any]:
+    """Return a figure as BokehJS embeds it."""
+    from bokeh.embed import json_item
+    from bokeh.themes import Theme
+
+    return dict(json_item(figure, theme=Theme(json={"attrs": THEME})))
+
+
+def _numbered(item: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a chart with its parts numbered from 1 behind its name: Bokeh counts all that a process makes."""
+    numbers: dict[str, str] = {}
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: (
+                    numbers.setdefault(part, f"{name}-{len(numbers) + 1}")
+                    if key in ("id", "root_id") and isinstance(part, str)
+                    else renamed(part)
+                )
+                for key, part in value.items()
+            }
+        return [renamed(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+    return renamed(item)

@@ -1,0 +1,17 @@
+"""What methods and columns are called on a page."""
+
+from __future__ import annotations
+
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED
+
+REFERENCES = {UNEDITED: "unedited", NEVER_PLANTED: "never-planted twin"}
+
+
+def named(method: str) -> str:
+    """Return a method's name for people."""
+    return REFERENCES.get(method, method.replace("_", " "))
+
+
+def plain(column: str) -> str:
+    """Return a column's name for people; its unit stands beside it."""
+    return column.removeprefix("percent_").removeprefix("cost.").removesuffix("_percent").replace("_", " ")

@@ -1,0 +1,109 @@
+"""What a folder of records holds: experiments with their rankings and attacks, and the records of no experiment."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tinymem.attacks.recovery import Attacked, attacked_models, averaged
+from tinymem.localize.registry import METHODS
+from tinymem.records.choose import Configuration, Run, configurations, experiments, grouped, titles, unlearning_runs
+from tinymem.records.identity import sections_of
+from tinymem.records.ranking import Ranking, ranked
+from tinymem.records.table import mixed_versions, named_records, versions
+
+Named = tuple[str, Mapping[str, Any]]  # path of a record relative to the folder, record
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The runs on one model with one task, over all seeds.
+
+    some     all configurations, the unedited model's among them
+    records  all records on the same models: runs, their originals and twins, attacks on them
+    """
+
+    title: str
+    ranking: Ranking
+    some: Sequence[Configuration]
+    records: Sequence[Named]
+
+    @property
+    def shown(self) -> list[Configuration]:
+        """The unedited model, where it is known, and the best run of each method."""
+        return [*([self.ranking.original] if self.ranking.original else []), *self.ranking.places]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for one in self.some for run in one.runs]
+
+    def twin(self, column: str) -> float | None:
+        """Return the mean of a result of the never-planted twins; None where they have none."""
+        rows = {id(run.twin): run.twin for run in self.runs if run.twin}.values()
+        values = [row[column] for row in rows if row.get(column) is not None]
+        return statistics.fmean(values) if values else None
+
+    @property
+    def subjects(self) -> list[list[Named]]:
+        """The records of each seed."""
+        return grouped(self.records, lambda named: _subject(named[1]))
+
+    @cached_property
+    def attacked(self) -> tuple[str, list[Attacked]]:
+        """The split that attacks are judged on, and every attacked model, mean over its seeds."""
+        split, _ = attacked_models(record for _, record in self.records)
+        models = [
+            model for some in self.subjects for model in attacked_models([record for _, record in some], split)[1]
+        ]
+        alike = grouped(models, lambda model: (model.record["kind"], _text(model.record.get("method"))))
+        return split, [averaged(some) for some in alike]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder of records. others: those of no experiment. notes: what was left out, one line each."""
+
+    folder: Path
+    experiments: Sequence[Experiment]
+    records: Sequence[Named]
+    others: Sequence[Named]
+    notes: Sequence[str]
+
+
+def read_study(folder: str | Path, limit: float, warn: Callable[[str], None] = lambda line: None) -> Study:
+    """Return what a folder holds. limit: as in `ranked`. warn: receives the notes.
+
+    Raise UserError where there is no record, or a damaged one.
+    """
+    records = list(named_records(folder))
+    notes = [line] if (line := mixed_versions(versions(record) for _, record in records)) else []
+    runs = unlearning_runs(records, tuple(METHODS), warn=notes.append)
+    for line in notes:
+        warn(line)
+    by_subject: dict[tuple, list[Named]] = {}
+    for named in records:
+        by_subject.setdefault(_subject(named[1]), []).append(named)
+    known = dict(records)
+    groups = experiments(configurations(runs))
+    found, counted = [], set()
+    for title, group in zip(titles([group[0].experiment for group in groups]), groups):
+        subjects = dict.fromkeys(_subject(known[run.row["record"]]) for one in group for run in one.runs)
+        of_it = [named for subject in subjects for named in by_subject[subject]]
+        found.append(Experiment(title, ranked(group, limit), group, of_it))
+        counted |= {name for name, _ in of_it}
+    others = [named for named in records if named[0] not in counted]
+    return Study(Path(folder), found, records, others, notes)
+
+
+def _subject(record: Mapping[str, Any]) -> tuple:
+    """Return a key of a model and its measurement: the same for all edits of it, its twin, and attacks on these."""
+    return _text(sections_of(record, ("method", "attack"))), versions(record)
+
+
+def _text(part: Any) -> str:
+    return json.dumps(part, sort_keys=True)
