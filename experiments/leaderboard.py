@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinymem import files
+from tinymem import files, scripts
 from tinymem.cli.sweeping import add_sweep_options, leave, run_missing
 from tinymem.data import numbers
 from tinymem.data.chunks import load_tokenizer
@@ -40,7 +40,6 @@ from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
 
-ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
 
 
@@ -125,7 +124,7 @@ def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder
     """Run the missing jobs of a stage. Return whether all their records are there; exit if the user stopped it."""
     print(title, file=sys.stderr)
     unique = list({job.name: job for job in jobs}.values())
-    states, result = run_missing(arguments, unique, folder, ROOT, pool)
+    states, result = run_missing(arguments, unique, folder, scripts.home(), pool)
     leave(result)
     return not any(progress.left for progress in states.values())
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tinymem.attacks.recovery import UNCOUNTED
+from tinymem.attacks.recovery import UNCOUNTED, Attacked, attacked_models, averaged
 from tinymem.leaderboard.cases import Case
 from tinymem.leaderboard.entrants import ANCHOR, SUBMISSION, Entrant, Submitted, Trained, Trial, settings_of
-from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
+from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
 from tinymem.leaderboard.protocol import Bench, alone, key_of, training_identity
 from tinymem.leaderboard.score import PARTS, Figure, Jury, harmonic, ranks, share_of_way
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, run_key
@@ -173,6 +173,15 @@ def _training_seconds(trial: Trained, bench: Bench, evidence: Evidence) -> float
     if record is None:
         return None
     return sum(record["results"]["epoch_seconds"][: trial.epoch]) if trial.ft_data else record["cost"]["seconds"]
+
+
+def averaged_under_attack(row: Row, found: Evidence) -> Attacked | None:
+    """Return a row's model under attack, averaged over seeds; None where it was not attacked."""
+    models = []
+    for record in row.records:
+        _, some = attacked_models([record, *found.attacks_on(record)], ATTACKED)
+        models += some
+    return averaged(models) if models else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""The leaderboard's files, from evidence alone: LEADERBOARD.md, ATTACKS.md and leaderboard.csv."""
+"""The leaderboard's files, from evidence alone: LEADERBOARD.md, ATTACKS.md, index.html and leaderboard.csv."""
 
 from __future__ import annotations
 
@@ -9,34 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files
-from tinymem.attacks.recovery import Attacked, attacked_models, averaged
 from tinymem.attacks.registry import ATTACKS
 from tinymem.leaderboard import evidence
-from tinymem.leaderboard.board import NOT_RUN, TWIN, Row, rows
-from tinymem.leaderboard.cases import Case, read_case
+from tinymem.leaderboard.board import NOT_RUN, TWIN, Row, averaged_under_attack, rows
+from tinymem.leaderboard.cases import read_case
 from tinymem.leaderboard.entrants import ANCHOR, entrants
-from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
-from tinymem.leaderboard.score import PARTS, Figure, Jury
+from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, Evidence
+from tinymem.leaderboard.names import COMMAND, DIGITS, NAMES, within
+from tinymem.leaderboard.page import Page
+from tinymem.leaderboard.score import Figure, Jury
 from tinymem.records.identity import record_digest
 from tinymem.records.table import markdown, versions, write_csv
 
-COMMAND = "python experiments/leaderboard.py --report"
-SHOWN = ("score", *PARTS)
-NAMES = {f"{name}_{JUDGED}": text for name, text in zip((*FORGETTING, *PRIVACY), (
-    "exact %", "near-verbatim %", "extractable %", "tokens", "AUC loss", "AUC zlib", "AUC Min-K%++"))}  # fmt: skip
-NAMES[RECOVERED] = "exact, shown %"
-NAMES |= {"mean_test_accuracy": "accuracy", "kl_unseen": "KL", "neighbour_accuracy": "neighbours"}
-NAMES |= {"peak_memory_gb": "GB", "flip_rate_unseen": "flips %"}
-DIGITS = {
-    "score": 2,
-    **dict.fromkeys(PARTS, 2),
-    "mean_test_accuracy": 4,
-    "perplexity": 3,
-    "kl_unseen": 3,
-    "seconds": 0,
-    "flip_rate_unseen": 1,
-}
-DIGITS |= {name: 1 for name in NAMES if name.startswith("percent_")}
 ABOUT = """\
 - score: harmonic mean of forget, private, robust and useful, each at least 0.01; mean over seeds, with its 95 % interval
   (hierarchical bootstrap over seeds and sequences). rank: those count as better whose paired difference excludes 0.
@@ -68,6 +52,7 @@ class Table:
 def write(output: Path, names: Sequence[str]) -> list[Table]:
     """Write all files of the leaderboard from the evidence in OUTPUT/NAME. Return the tables."""
     tables: list[Table] = []
+    page = Page()
     texts: dict[str, list[str]] = {"LEADERBOARD.md": [], "ATTACKS.md": []}
     lines: list[dict[str, Any]] = []
     for name in names:
@@ -81,6 +66,7 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             tables.append(table)
             texts["LEADERBOARD.md"].append(f"### {within(case, limit).capitalize()}\n\n{markdown_of(table.shown)}")
             lines += [line(name, limit, row) for row in board]
+            page.add(case, limit, board, found)
             if limit == case.utility.limits[0]:
                 absent = [row.name for row in board if row.note == NOT_RUN]
                 texts["LEADERBOARD.md"] += [f"\nNot run: {', '.join(absent)}.\n"] if absent else []
@@ -93,6 +79,7 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
     for file, (title, about) in heads.items():
         content = "\n".join([f"{title}\n\nMade by `{COMMAND}` from the records.\n\n{about}", *texts[file]])
         files.write_file(output / file, partial(Path.write_text, data=content, encoding="utf-8"))
+    page.write(output / "index.html")
     write_csv(output / "leaderboard.csv", lines)
     return tables
 
@@ -119,7 +106,7 @@ def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
     """Return one row per model that was attacked: what each attack brings back, and the excess of the worst one."""
     rows = []
     for row in board:
-        curves = _averaged(row, found)
+        curves = averaged_under_attack(row, found)
         if curves is not None:
             worst = row.worst_attack
             shown = {"model": row.name, "setting": row.setting, "before": f"{curves.before:.1f}"}
@@ -137,12 +124,6 @@ def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "No attack has been made.\n"
     return markdown(list(rows[0]), [list(row.values()) for row in rows], numbers=True)
-
-
-def within(case: Case, limit: float) -> str:
-    """Return a table's limit in words."""
-    unit = case.utility.unit.replace("points", "point") if limit == 1 else case.utility.unit
-    return f"within {limit:g} {unit}"
 
 
 def line(case: str, limit: float, row: Row) -> dict[str, Any]:
@@ -163,15 +144,6 @@ def line(case: str, limit: float, row: Row) -> dict[str, Any]:
         }
     found |= {**row.plain, "needs": row.needs, "trials": row.trials}
     return found | {"records": " ".join(record_digest(record) for record in row.records)}
-
-
-def _averaged(row: Row, found: Evidence) -> Attacked | None:
-    """Return a row's model under attack, averaged over seeds; None where it was not attacked."""
-    models = []
-    for record in row.records:
-        _, some = attacked_models([record, *found.attacks_on(record)], ATTACKED)
-        models += some
-    return averaged(models) if models else None
 
 
 def _telling(jury: Jury) -> str:

@@ -31,6 +31,7 @@ SCRIPTS = {
     "find": Script("pythia_mem_data/find_memorized.py", "find what a model has memorized of a text"),
     "data": Script("old_data.py", "build the training data and look at it"),
     "sweep": Script("src/localize/localize_hp_sweep.py", "unlearn with every method over a grid, here or on a cluster"),
+    "leaderboard": Script("experiments/leaderboard.py", "compare mitigations under equal conditions, and rank them"),
     "records": Script("-m tinymem.records", "tables of finished runs: gather, best, pareto"),
     "figures": Script("results/make_figures.py", "draw the study's figures from finished runs"),
 }
