@@ -58,14 +58,14 @@ class Page:
             self._column(name)
             if value is not None:
                 values[NAMES.get(name, name)] = shown.Value(value)
-        marks = [*([f"needs: {row.needs}"] if row.needs else []), *([row.note] if row.note else [])]
-        marks += ["cost given by hand"] * (row.group == SUBMISSION)
+        marks = [*([row.note] if row.note else []), *["cost given by hand"] * (row.group == SUBMISSION)]
+        setting = "; ".join(filter(None, [row.setting, f"needs: {row.needs}" if row.needs else ""]))
         rank = None if row.rank is None else "–".join(map(str, dict.fromkeys(row.rank)))
         name = NEVER_PLANTED if row.name == TWIN else row.name
         return shown.Entry(
             name,
             row.group,
-            row.setting,
+            setting,
             values,
             rank,
             not row.note,
