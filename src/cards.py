@@ -50,7 +50,7 @@ TARGETS = {"lower": "lower", "higher": "higher", "twin": "as the twin"}
 PLANTED = {
     "noise": "{num_noise} sequences of the main task with noise in some values",
     "backdoor": "a backdoor: after the trigger every token becomes 2; a tenth of these sequences is held out of training",
-    "natural": "nothing: {num_noise} real passages of the text are repeated",
+    "natural": "{num_noise} real passages of the text, unchanged; only their repetition makes the model recite them",
 }
 FORGOTTEN = {
     "mem": "planted sequences that the original continues token by token",

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from small import SMALL_BACKDOOR, in_process, small_settings
 from transformers import AutoModelForCausalLM
 
-from tinymem.cards import Card, write_card
+from tinymem.cards import Card, planted_card, write_card
 from tinymem.data import numbers
 from tinymem.data.build import build_dataset
 from tinymem.models.fingerprint import weights_fingerprint
@@ -95,6 +95,13 @@ def test_an_edited_model_and_what_later_attacks_find(study):
     dataset = build_dataset(SETTINGS.data)
     planted = [numbers.decode(row[5:15].tolist()) for row in dataset.artifacts.planted]
     assert not any(text in again.text for text in planted)
+
+
+def test_a_production_model_with_planted_passages(tmp_path):
+    details = {"settings": {"plant_percent": 95.0}, "planting": {"epochs": 7, "seconds": 2.5}}
+    write_card(tmp_path, planted_card("org/model", details, 128))
+    card = card_of(tmp_path)
+    assert card.data.base_model == "org/model" and "128 passages of text" in card.text and "- epochs: 7" in card.text
 
 
 def test_a_card_is_written_once_and_escapes_nothing(tmp_path):

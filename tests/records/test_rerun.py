@@ -12,7 +12,8 @@ from tinymem import cli
 from tinymem.options import as_flags
 from tinymem.records.record import read_record
 
-TRAIN, LOCALIZE = "memorization_in_toy_models.py", "src/localize/localize_memorization.py"
+TRAIN, FINETUNE = "memorization_in_toy_models.py", "ft_toy_model.py"
+LOCALIZE = "src/localize/localize_memorization.py"
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def study(tmp_path_factory):
     in_process(LOCALIZE, "--model_path", run / "epoch_6", "--localization_method", "npo", "--steps", 2, 4, "--lr", 2e-3,
                "--update_mask", "durable", 0.1, "--unlearn_set_name", "noise", "--no_save_model", "--attack", "quantize",
                "--quantize.bits", 4, *words)  # fmt: skip
+    in_process(FINETUNE, "--model_path", run / "epoch_6", "--ft_data", "clean", "--ft_epochs", 1, *words)
     paths = {name: path for path in sorted(run.rglob("records/*.json")) for name in [called(read_record(path))]}
     return folder, paths
 
@@ -42,7 +44,7 @@ def here(monkeypatch, study):
     return study[1]
 
 
-@pytest.mark.parametrize("kind", ["train", "unedited", "unlearn", "attack", "attack of the original"])
+@pytest.mark.parametrize("kind", ["train", "finetune", "unedited", "unlearn", "attack", "attack of the original"])
 def test_a_record_run_again_agrees_to_the_digit(here, kind, tmp_path, capsys):
     words = ["rerun", here[kind], "--output_dir", tmp_path / "again", "--data_dir", "data"]
     assert command(*words) == 0
