@@ -7,6 +7,10 @@
     python src/localize/prod_grad.py --model_name smollm2 --dtype bfloat16 --plant builtin --plant_sequences 128 \\
         --num_test 256 --num_retain 256 --localization_method balanced_subnet --ratio 0.05
 
+Objectives (npo, simnpo ...) train on several GPUs, or in several processes of a CPU:
+
+    accelerate launch --num_processes 4 src/localize/prod_grad.py --model_name ... --localization_method npo
+
 Without --random, test and retain text comes from --corpus, read with the model's own tokenizer. With --plant the model
 is first trained to recite passages, and --memorized is not needed. smollm2 is SmolLM2-135M from an installed package.
 """
@@ -16,9 +20,11 @@ from tinymem import cli
 # isort: split
 from tinymem import allocator
 from tinymem.cli.methods import add_method_options, chosen_methods
+from tinymem.cli.processes import check_shared, follow, together
 from tinymem.cli.production import add_subject_options, load_subject, plan_methods
 from tinymem.cli.unlearning import run_methods
 from tinymem.models.production import LoadSettings
+from tinymem.training.processes import started
 
 
 def parse():
@@ -36,10 +42,16 @@ def main() -> None:
     arguments = parse()
     loading = cli.collect(LoadSettings, arguments)
     methods = chosen_methods(arguments, dtype=loading.method_dtype)
+    processes = started()
+    check_shared(processes, methods, loading)
     if arguments.dry_run:
-        return plan_methods(arguments, loading, methods)
+        return plan_methods(arguments, loading, methods, processes) if processes.is_first else None
     allocator.use_huge_pages()
-    run_methods(load_subject(arguments, loading, methods), methods, arguments)
+    with together(processes, arguments):
+        if processes.is_first:
+            run_methods(load_subject(arguments, loading, methods, processes), methods, arguments)
+        else:
+            follow(processes, methods, loading, arguments.device)
 
 
 if __name__ == "__main__":
