@@ -53,7 +53,7 @@ class LowRank:
     parameters: A and B of every layer, float32 or finer, on the layer's device.
     """
 
-    def __init__(self, model, config: Any, layers: Mapping[str, torch.nn.Module]) -> None:
+    def __init__(self, model, config: Any, layers: Mapping[str, Any]) -> None:
         self._model, self._config, self._layers = model, config, layers
         self.parameters = [p for layer in layers.values() for p in (_a(layer), _b(layer))]
 
@@ -111,18 +111,20 @@ def low_rank(model, rank: int, alpha: float, targets: Sequence[str] | None, seed
     """
     from peft import LoraConfig
     from peft.mapping import inject_adapter_in_model
+    from torch.utils._python_dispatch import _disable_current_modes
 
     names = targeted(model, targets)
     stored = linear_weights(model)
+    scale: Any = alpha  # peft divides it by the rank, whole or not
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=names, task_type="CAUSAL_LM",
+        r=rank, lora_alpha=scale, target_modules=names, task_type="CAUSAL_LM",
         fan_in_fan_out=stored[f"{names[0]}.weight"].transposed,
     )  # fmt: skip
     with frozen(model):
         own = {name: model.get_submodule(name) for name in names}
         try:
-            with torch.random.fork_rng(devices=[]):
-                inject_adapter_in_model(config, model, NAME)
+            with _disable_current_modes():  # in plans: peft cannot move fake tensors
+                inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)  # `_begin` gives the numbers
             layers = {name: model.get_submodule(name) for name in names}
             generator = torch.Generator().manual_seed(seed)
             for layer in layers.values():

@@ -210,7 +210,7 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
     A microbatch is assumed to hold any batch, except for objectives, which divide a microbatch among their sides and run
     the unedited model on whole sets.
     """
-    hp = _at_most(hp, epochs=1, stop_loss=0.0)
+    hp = _at_most(hp, epochs=1, stop_loss=0.0, layer=len(shape.mlps) - 1)
     batch = getattr(hp, "batch_size", None) or max(sizes.forget, sizes.retain)
     forget, retain = min(sizes.forget, batch), min(sizes.retain, batch)
     small = replace(sizes, forget=forget, retain=retain, length=2, prompt=1)
@@ -235,8 +235,9 @@ def _largest(method: Method, hp: Any) -> Any:
 
 def _at_most(hp: Any, **most: Any) -> Any:
     """Return the settings with these upper limits, for limits that name a setting."""
-    known = {field.name for field in dataclasses.fields(hp)}
-    return replace(hp, **{name: min(getattr(hp, name), value) for name, value in most.items() if name in known})
+    set_to = {field.name: getattr(hp, field.name) for field in dataclasses.fields(hp)}
+    limited = {name: value for name, value in most.items() if set_to.get(name) is not None}
+    return replace(hp, **{name: min(set_to[name], value) for name, value in limited.items()})
 
 
 def check_fits(
