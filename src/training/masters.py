@@ -20,7 +20,10 @@ def adamw(parameters: Iterable[torch.nn.Parameter], **settings: Any) -> torch.op
     """
     trained = list(parameters)
     masters = {p: p.detach().float() for p in trained if torch.promote_types(p.dtype, torch.float32) != p.dtype}
-    optimizer = torch.optim.AdamW([masters.get(p, p) for p in trained], **settings)
+    groups: dict[bool, list[torch.Tensor]] = {}  # a fused step takes tensors that are all sharded, or all whole
+    for p in trained:
+        groups.setdefault(hasattr(p, "full_tensor"), []).append(masters.get(p, p))
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups.values()], **settings)
     if not masters:
         return optimizer
     for parameter in masters:

@@ -31,7 +31,8 @@ class Sharded:
         policy = MixedPrecisionPolicy(param_dtype=original.dtype, reduce_dtype=torch.float32)
         for block in find_blocks(self.model)[1]:
             kind = torch.promote_types(original.dtype, torch.float32)
-            shard: Any = fully_shard(block.to(kind), mesh=mesh, mp_policy=policy)
+            # Explicitly: a block by itself would stay gathered after a pass, and the optimizer get what is gathered.
+            shard: Any = fully_shard(block.to(kind), mesh=mesh, reshard_after_forward=True, mp_policy=policy)
             shard.set_gradient_divide_factor(1.0)  # a loss is divided by the rows of the whole batch already
             shard.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 

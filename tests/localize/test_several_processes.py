@@ -122,7 +122,7 @@ def test_weights_divided_among_processes(place, tmp_path, dtype, share):
 
 
 def test_killed_and_resumed(place, tmp_path):
-    more = ["--localization_method", "npo", "simnpo", "--steps", 2, 1500]
+    more = ["--localization_method", "npo", "simnpo", "--steps", 2, 300]
     straight = done(launch(words(place, tmp_path / "straight", *more)))
     assert straight.returncode == 0, straight.stderr
     process, folder = launch(words(place, tmp_path / "killed", *more)), tmp_path / "killed" / "records"
