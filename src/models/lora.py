@@ -83,14 +83,13 @@ class LowRank:
         with self.detached():
             yield edit
 
-    @torch.no_grad()
     def merged(self) -> dict[str, torch.Tensor]:
         """Return the weights with the change in them, by state-dict key, shaped and rounded as stored."""
         values = {}
         for name, layer in self._layers.items():
             weight = layer.base_layer.weight
-            change = layer.get_delta_weight(NAME)
-            values[f"{name}.weight"] = (weight + change).to(weight.dtype)
+            with torch.no_grad():
+                values[f"{name}.weight"] = (weight + layer.get_delta_weight(NAME)).to(weight.dtype)
         return values
 
     def adapter(self) -> Adapter:
