@@ -56,9 +56,16 @@ def config_of(name: str):
     )
 
 
-def limited(method: Method, parameters: int) -> Any:
-    """Hyper-parameters that reach the peak soon: one step on a batch of two microbatches."""
+def case(name: str) -> tuple[Method, dict[str, int]]:
+    """The method of a name such as npo or, with low-rank changes of rank 8, npo:lora, and what is special about it."""
+    method, _, form = name.partition(":")
+    return METHODS[method], {"lora_rank": 8} if form == "lora" else {}
+
+
+def limited(method: Method, parameters: int, **special: Any) -> Any:
+    """Hyper-parameters that reach the peak soon: one step on a batch of two microbatches, of an objective two."""
     quick = dict(epochs=1, batch_size=16, ig_steps=2, num_grads=8, ratio=(0.1,), dtype="float32", unlearn_share=0.5)
+    quick |= dict(steps=(2,), **special)
     if method.name == "greedy":
         quick["ratio"] = (2 / parameters,)
     known = {field.name for field in fields(method.hyper_parameters)}
@@ -82,8 +89,8 @@ def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
 
     def run(name: str, model, sizes: Sizes) -> None:
-        method, parameters = METHODS[name], model.num_parameters()
-        run_method(method, model, method.resolve(limited(method, parameters), parameters), sizes)
+        (method, special), parameters = case(name), model.num_parameters()
+        run_method(method, model, method.resolve(limited(method, parameters, **special), parameters), sizes)
 
     small = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
     narrow = type(config)(**{**config.to_dict(), **small})
@@ -102,7 +109,9 @@ def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[
 def measure(name: str, methods: list[str], dtype: str, kept: bool, together: bool) -> list[dict[str, Any]]:
     """One row a method: planned and measured peak, their ratio. together: measured in one process."""
     shape = shape_of(config_of(name), getattr(torch, dtype))
-    planned = [plan(METHODS[n], shape, SIZES, limited(METHODS[n], shape.parameters)).peak / GB for n in methods]
+    cases = map(case, methods)
+    hps = [(method, limited(method, shape.parameters, **special)) for method, special in cases]
+    planned = [plan(method, shape, SIZES, hp).peak / GB for method, hp in hps]
     costs = []
     for group in [methods] if together else [[method] for method in methods]:
         arguments = ["--here", "--shape", name, "--dtype", dtype, *["--keep"] * kept, "--methods", *group]
@@ -174,8 +183,8 @@ def main() -> None:
         if name != SMALL and known_config(name) is None:
             raise UserError(f"--shape {name}: must be one of {', '.join((SMALL, *known_shapes()))}")
     for name in arguments.methods or ():
-        if name not in METHODS:
-            raise UserError(f"--methods {name}: must be one of {', '.join(METHODS)}")
+        if name.removesuffix(":lora") not in METHODS:
+            raise UserError(f"--methods {name}: must be one of {', '.join(METHODS)}, of objectives also with :lora")
     if arguments.here:
         return print(json.dumps(measure_here(arguments.shape[0], arguments.methods, dtype, arguments.keep)))
     output, rows = Path(arguments.output), []

@@ -53,6 +53,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **kwargs)
 
     def error(self, message: str):
+        if follows():
+            self.exit(2)
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see --help)\n")
 
 
@@ -84,7 +86,14 @@ def run(main: Callable[[], None], usual: str = "") -> None:
         message, code = _explained(error)
         if not message:
             raise
-        _end(name, f"error: {message}", code)
+        if code == 2 and follows():
+            message = ""
+        _end(name, f"error: {message}" if message else "", code)
+
+
+def follows() -> bool:
+    """Return whether a launcher (accelerate, torchrun) started this process beside a first one, which does the talking."""
+    return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def _explained(error: Exception) -> tuple[str, int]:
@@ -134,6 +143,8 @@ def _prepare_streams() -> None:
                 os.close(null)
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    if follows():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
     if getattr(sys.stdout, "errors", "") in ("strict", "surrogateescape") and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
 

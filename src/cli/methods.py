@@ -38,6 +38,8 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
         help=f"one or more of {aliases}; a group ({', '.join(GROUPS)}); all; or your own file, such as my_method.py",
     )  # fmt: skip
     parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
+    parser.add_argument("--keep_adapter", action="store_true",
+                        help="write the low-rank change of --lora_rank, too, as a folder that peft opens")  # fmt: skip
     add_measuring_options(parser)
     parser.set_defaults(method_options=methods)
     known: set[str] = set()
@@ -137,6 +139,8 @@ def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[
     for _, hp in found:
         if getattr(hp, "update_mask", None):
             find_localizer(*hp.update_mask)
+    if arguments.keep_adapter and not any(getattr(hp, "lora_rank", 0) for _, hp in found):
+        raise UserError("--keep_adapter: only with --lora_rank, of an objective such as npo")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_mic
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
 from tinymem.models.gguf import is_packaged, packaged_model
-from tinymem.models.production import LoadSettings, open_causal_lm, open_description, run_label
+from tinymem.models.production import LoadSettings, model_folder, open_causal_lm, open_description, run_label
 from tinymem.planning import dry_run
 from tinymem.planning.plan import FAILURES, check_fits
 from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings, planted_model
+from tinymem.training.processes import ALONE, Processes
 
 PYTHIA_BATCH_SIZE = 32  # batch size of the study's perplexity of Pythia
 
@@ -43,8 +44,11 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     cli.add_common_options(parser, "runs/production/MODEL_NAME")
 
 
-def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
-    """Return data, model and task, after quick checks. Raise UserError for settings or files that do not match."""
+def load_subject(arguments, loading: LoadSettings, methods, processes: Processes = ALONE) -> Subject:
+    """Return data, model and task, after quick checks. Raise UserError for settings or files that do not match.
+
+    processes: those that train together on objectives; this is the first of them.
+    """
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
@@ -55,22 +59,24 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         data = load_production(settings, config, tokenizer)
     else:
         data = load_passages(passages, settings, config, tokenizer)
-    plan_methods(arguments, loading, methods)
+    plan_methods(arguments, loading, methods, processes)
     output = files.writable_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
     if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product takes 500 times as long
         print("--dtype float16: few CPUs support it, others are very slow; use bfloat16", file=sys.stderr)
     training: dict[str, Any] = {}
     open_twin = None
+    opened: tuple[str, int | None] = (place, loading.step)
     if passages.plant is None:
         model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
     else:
         open_twin = partial(_opened, source(arguments), loading, device)
         folder = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
-        training = {"planted_model": folder.name, **asdict(planting)}
+        opened, training = (str(folder), None), {"planted_model": folder.name, **asdict(planting)}
     sections = {"data": data.identity, "model": loading.section(name), "training": training}
     with enough_memory(name):
         task = unlearning_task(model, data.dataset, task_settings)
+    task = replace(task, processes=replace(processes, model=opened))
     return Subject(
         model=model,
         task=task,
@@ -82,9 +88,17 @@ def load_subject(arguments, loading: LoadSettings, methods) -> Subject:
         metrics=chosen_metrics(arguments),
         attack_metrics=chosen_metrics(arguments, "attacked"),
         examples=arguments.page,
+        source=_source_of_adapters(*opened),
         notes=data.notes,
         references=References(data.dataset, task.retain, open_twin),
     )
+
+
+def _source_of_adapters(place: str, step: int | None) -> tuple[str, str | None]:
+    """Return how a saved adapter names the model that it changes: a folder, or a name on the hub and its revision."""
+    if Path(place).is_dir():
+        return str(model_folder(place, step).resolve()), None
+    return place, None if step is None else f"step{step}"
 
 
 def _opened(place: str, loading: LoadSettings, device) -> Any:
@@ -98,7 +112,7 @@ def source(arguments) -> str:
     return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
 
 
-def plan_methods(arguments, loading: LoadSettings, methods) -> None:
+def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes = ALONE) -> None:
     """With --dry_run print the methods' plans, otherwise raise OutOfMemory if there is too little memory for them."""
     task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
@@ -107,17 +121,17 @@ def plan_methods(arguments, loading: LoadSettings, methods) -> None:
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
     sizes = dry_run.planned_sizes(shape, data, passages, task)
     try:
-        planned = dry_run.plans(shape, sizes, methods)
+        planned = dry_run.plans(shape, sizes, methods, processes)
     except FAILURES as error:
         planned, reason = [], first_line(error)
         if arguments.dry_run:
             raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
     if arguments.dry_run:
-        print(plan_report(shape, sizes, planned, loading, planting=passages.plant is not None))
+        print(plan_report(shape, sizes, planned, loading, passages.plant is not None, processes))
     else:
         before = 0 if passages.plant is None else dry_run.planting_bytes(shape, loading)
         for (method, hp), (_, plan) in zip(methods, planned):
-            check_fits(method, hp, shape, sizes, plan, device, loading.device_map)
+            check_fits(method, hp, shape, sizes, plan, device, loading.device_map, processes.size)
         dry_run.choose_allocator(planned, device, before)
 
 

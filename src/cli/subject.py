@@ -77,6 +77,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         metrics=chosen_metrics(arguments),
         attack_metrics=chosen_metrics(arguments, "attacked"),
         examples=arguments.page,
+        source=(str(path.resolve()), None),
         references=References(dataset, task.retain, open_twin),
         warning="" if twin or data.twin else NO_TWIN.format(path=path),
     )

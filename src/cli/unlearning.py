@@ -45,6 +45,7 @@ from tinymem.records.identity import (
 )
 from tinymem.records.strength import strength_in
 from tinymem.records.table import flat_row, load_records, method_of, shown_row, versions
+from tinymem.training.processes import ALONE, Processes
 
 LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # no metrics
 DRAWN = (NEVER_PLANTED, UNEDITED, UNLEARN, MEASURED, TWIN_ATTACK, ATTACK)  # kinds of records in figures, in order
@@ -61,7 +62,7 @@ def run_methods(
     """Measure the unedited model and its twin, run every method at each of its strengths, and print the table.
 
     methods    methods with their hyper-parameters, as from `chosen_methods`
-    arguments  provide --force, --plot, --columns, --attack and --no_save_model
+    arguments  provide --force, --plot, --columns, --attack, --no_save_model and --keep_adapter
     attached   results from elsewhere, stored with the unedited model's record
     log        is told every step and every measurement
 
@@ -69,7 +70,8 @@ def run_methods(
     NotFinite, after all other work is done and printed, if a method's scores or logits are not finite.
     """
     attacks, failures = chosen_attacks(arguments), Failures()
-    subject = replace(subject, command=cli.command_line())
+    keep = bool(methods) and arguments.keep_adapter
+    subject = replace(subject, command=cli.command_line(), keep_adapters=keep)
     records = as_it_is(subject, attacks, arguments.force, failures)
     check_columns(arguments.columns, records, methods)
     if attached:
@@ -113,7 +115,9 @@ def run_methods(
         print(*figures, sep="\n", file=sys.stderr)
     write_pages(subject, records)
     print_table(records, [method for method, _ in methods], arguments.columns)
-    print(f"\nrecords: {subject.folder}/records" + (f", edited models: {subject.folder}/models" if save_models else ""))
+    written = {"records": "records"} | ({"edited models": "models"} if save_models else {})
+    written |= {"adapters": "adapters"} if subject.keep_adapters else {}
+    print("\n" + ", ".join(f"{what}: {subject.folder}/{place}" for what, place in written.items()))
     failures.end()
     return records
 
@@ -230,13 +234,20 @@ def plan_report(
     planned: Sequence[tuple[str, Plan]],
     loading: LoadSettings,
     planting: bool = False,
+    processes: Processes = ALONE,
 ) -> str:
-    """Return the plans as a table, with their assumptions. planting: memories are planted first, with their own peak."""
+    """Return the plans as a table, with their assumptions.
+
+    planting: memories are planted first, with their own peak. processes: those that share the work, each with such a plan.
+    """
     head = (
         f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
         f"weights in {loading.dtype}\n{sizes.forget} sequences to unlearn, {sizes.retain} to retain, {sizes.length} "
         f"tokens each, {sizes.microbatch} at a time" + ", gradient checkpointing" * sizes.gradient_checkpointing
     )
+    if processes.size > 1:
+        shares = ", which divide weights and optimizer state among them" if processes.sharded else ""
+        head += f"\neach of {processes.size} processes{shares}:"
     table = f"{head}\n\n{cli.table(plan.row(name) for name, plan in planned)}\n\nGB = 1e9 bytes, at the peak"
     if shape.device == "cpu":
         table += "\nif there is room, freed memory is kept for speed: all but the weights then takes up to "

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -33,15 +34,19 @@ from tinymem.errors import UserError
 from tinymem.localize.learning import check_scores
 from tinymem.localize.ranking import Scores, drop_top
 from tinymem.localize.task import UnlearningTask
+from tinymem.localize.watch import Watch
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Edit, Zeros
 from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.lora import low_rank
 from tinymem.options import strength_of
 from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin
 from tinymem.records.record import Cost, measured
 from tinymem.training.objective import loss_flags, snapshots, train_objective
+from tinymem.training.processes import ALONE
+from tinymem.training.sharding import Sharded
 from tinymem.training.step import Side
 
 Strength = float | int | None
@@ -86,6 +91,11 @@ class Method:
     def title(self) -> str:
         """The name, with the study's own flag behind it where that differs."""
         return self.name if self.alias == self.name else f"{self.name} ({self.alias})"
+
+    @property
+    def is_objective(self) -> bool:
+        """Whether the method trains on a loss."""
+        return callable(getattr(self.module, "loss", None))
 
     @property
     def strength(self) -> str | None:
@@ -240,10 +250,9 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
         if hp.retain_weight and not len(task.retain):
             raise UserError(f"--localization_method {name}: needs a retain set; without one use --retain_weight 0")
         forget, retain = sides(task, hp.forget_tokens)
-        masks, last = _update_masks(model, task, hp), dict[str, float]()
+        last = dict[str, float]()
         retain, last_step = retain if hp.retain_weight else None, max(hp.steps)
         tokens = min(hp.batch_size, len(forget) + len(retain or ())) * forget.tokens.shape[1]
-        options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp))
         after_step = bound("after_step", hp) or (lambda reference, steps, losses: None)
 
         def on_step(progress, *losses: float) -> None:
@@ -251,12 +260,37 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
             task.watch.note(tokens, **last)
             task.watch.step(progress.epoch + progress.step, last_step)
 
-        loss = partial(module.loss, hp)
-        calls: dict[str, Any] = dict(causes=loss_flags(hp), on_step=on_step)
-        training = train_objective(model, loss, forget, retain, hp, *options, after_step, **calls)
-        yield from snapshots(model, training, last)
+        processes = task.processes
+        masks = _update_masks(model, task, hp) if processes.is_first else None
+        if processes.is_first:
+            processes.send(
+                (processes.model, name, hp, replace(task, cache=None, original=None, processes=ALONE, watch=Watch()))
+            )
+        masks = processes.send(masks)
+        options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp), after_step)
+        with _trained(model, task, hp) as (trained, form, taken):
+            train = partial(train_objective, trained, partial(module.loss, hp), forget, retain, hp, *options)
+            training = train(**form, processes=processes, causes=loss_flags(hp), on_step=on_step)
+            yield from snapshots(trained, training, last, taken)
 
     return run
+
+
+@contextmanager
+def _trained(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Any, dict[str, Any], Any]]:
+    """Yield what is trained for the model, how `train_objective` is told, and what `snapshots` takes the edits from.
+
+    That is the model, the model with low-rank changes attached, or a copy of it that is divided among processes.
+    """
+    if hp.lora_rank:
+        alpha = hp.lora_alpha or 2.0 * hp.lora_rank
+        with low_rank(model, hp.lora_rank, alpha, hp.lora_targets, task.seed) as change:
+            yield model, {"change": change}, change.taken
+    elif task.processes.sharded:
+        sharded = Sharded(model, task.processes)
+        yield sharded.model, {"unedited": sharded.unedited}, sharded.taken
+    else:
+        yield model, {}, None
 
 
 def sides(task: UnlearningTask, forget_tokens: str) -> tuple[Side, Side | None]:
@@ -281,7 +315,7 @@ def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | N
     localizer, ratio = find_localizer(*hp.update_mask)
     settings = localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
     ((_, edit),) = localizer.run(model, task, settings)
-    return {key: edit.masks[key] for key in edit.masks}
+    return {key: edit.masks[key].cpu() for key in edit.masks}
 
 
 def direct(module: ModuleType, name: str, code: str | None = None) -> Run:

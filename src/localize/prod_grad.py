@@ -7,6 +7,10 @@
     python src/localize/prod_grad.py --model_name smollm2 --dtype bfloat16 --plant builtin --plant_sequences 128 \\
         --num_test 256 --num_retain 256 --localization_method balanced_subnet --ratio 0.05
 
+Objectives (npo, simnpo ...) train on several GPUs, or in several processes of a CPU:
+
+    accelerate launch --num_processes 4 src/localize/prod_grad.py --model_name ... --localization_method npo
+
 Without --random, test and retain text comes from --corpus, read with the model's own tokenizer. With --plant the model
 is first trained to recite passages, and --memorized is not needed. smollm2 is SmolLM2-135M from an installed package.
 """
@@ -18,10 +22,12 @@ import sys
 
 from tinymem import allocator
 from tinymem.cli.methods import add_method_options, chosen_methods
+from tinymem.cli.processes import check_shared, follow, together
 from tinymem.cli.production import add_subject_options, load_subject, plan_methods
 from tinymem.cli.unlearning import run_methods
 from tinymem.models.production import LoadSettings
 from tinymem.training.checkpoint import made_by
+from tinymem.training.processes import started
 
 
 def parse():
@@ -41,17 +47,22 @@ def main() -> None:
     arguments = parse()
     loading = cli.collect(LoadSettings, arguments)
     methods = chosen_methods(arguments, dtype=loading.method_dtype)
+    processes = started()
+    check_shared(processes, methods, loading)
     if arguments.dry_run:
-        return plan_methods(arguments, loading, methods)
-    log = cli.open_log(arguments)
-    if method := made_by(arguments.model_name):
-        print(
-            f"{arguments.model_name}: was made by {method}, but counts as unedited: what is shown to a method is what this "
-            "model still recites (always 100 %). To measure it as an edit: measure.py FOLDER --edit_of ORIGINAL",
-            file=sys.stderr,
-        )
+        return plan_methods(arguments, loading, methods, processes) if processes.is_first else None
     allocator.use_huge_pages()
-    run_methods(load_subject(arguments, loading, methods), methods, arguments, log=log)
+    with together(processes, arguments):
+        if not processes.is_first:
+            return follow(processes, methods, loading, arguments.device)
+        log = cli.open_log(arguments)
+        if method := made_by(arguments.model_name):
+            print(
+                f"{arguments.model_name}: was made by {method}, but counts as unedited: what is shown to a method is what "
+                "this model still recites (always 100 %). To measure it as an edit: measure.py FOLDER --edit_of ORIGINAL",
+                file=sys.stderr,
+            )
+        run_methods(load_subject(arguments, loading, methods, processes), methods, arguments, log=log)
 
 
 if __name__ == "__main__":

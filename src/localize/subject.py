@@ -40,6 +40,8 @@ class Subject:
     attack_metrics   those of attacked models, as far as they need no twin: attacks on the twin are their measure
     warning        printed before the model is measured: such as what will have no value, and why
     command        the command line that edits are made by, kept with every edited model; "" where there is none
+    source         the model's folder, or its name on the hub and the revision there, which saved adapters name
+    keep_adapters  whether low-rank changes are saved beside the edited models
     examples       whether every record keeps what the model writes after some prompts; otherwise only those do whose
                    metrics have models write
     """
@@ -58,6 +60,8 @@ class Subject:
     warning: str = ""
     examples: bool = False
     command: str = ""
+    source: tuple[str, str | None] = ("", None)
+    keep_adapters: bool = False
 
     def measurement(self, metrics: Sequence[str | Metric], **more: Any) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw.
@@ -104,11 +108,13 @@ class Run:
 
     identity   the identity of its record
     keep       the folder of the saved model, relative to the subject's; None: it is not saved
+    adapter    the folder of the saved low-rank change; None: there is none, or it is not saved
     """
 
     subject: Subject
     identity: dict[str, Any]
     keep: str | None = None
+    adapter: Path | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -127,7 +133,9 @@ class Run:
 
     @property
     def saved(self) -> Path | None:
-        """The folder of the saved model; None if there is none."""
+        """The folder of the saved model; None if there is none, or if the adapter beside it is to be found again."""
+        if self.adapter is not None and not self.adapter.is_dir():
+            return None
         record = self.record
         folder = record and record["results"].get("model_folder")
         return self.subject.folder / folder if folder and (self.subject.folder / folder).is_dir() else None
@@ -137,7 +145,8 @@ class Run:
         """Whether the record has every requested metric and example and the model, if requested, is saved."""
         record = self.record
         measured_all = record is not None and not self.subject.lacking(record["results"]) and not self._lacks_examples
-        return measured_all and (self.keep is None or self.saved is not None)
+        has_adapter = self.adapter is None or self.adapter.is_dir()
+        return measured_all and has_adapter and (self.keep is None or self.saved is not None)
 
     @property
     def _lacks_examples(self) -> bool:

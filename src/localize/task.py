@@ -17,6 +17,7 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import loss_mask, token_losses
 from tinymem.options import SEEDS, check_options, option
+from tinymem.training.processes import ALONE, Processes
 
 # Task settings that change how much memory a method needs but not its result: not part of a run's identity.
 MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
@@ -106,6 +107,7 @@ class UnlearningTask:
     original   gives a weight's value before the edit by its state-dict key, for attacks; None: the model is as it was
     cache      stores what a method computes once for all strengths; None: nothing is stored
     watch      is told what a method does, step by step
+    processes  those that train together on an objective
     """
 
     forget: Artifacts
@@ -123,6 +125,7 @@ class UnlearningTask:
     original: Callable[[str], torch.Tensor] | None = None
     cache: Cache | None = None
     watch: Watch = field(default_factory=Watch)
+    processes: Processes = ALONE
 
     def generator(self) -> torch.Generator:
         """Return a fresh generator on the CPU, so that every device draws the same numbers."""

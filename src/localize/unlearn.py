@@ -13,7 +13,7 @@ from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.task import as_shown
 from tinymem.models.adapter import weight_of
-from tinymem.models.edit import Edit, describe, reversible, stored_model
+from tinymem.models.edit import Edit, Weights, describe, reversible, stored_model
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
 from tinymem.records.record import Cost, measured, write_record
 
@@ -106,6 +106,8 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
     run.subject.prepare()
     model, records, failures = run.subject.model, [], Failures()
     extent = {**describe(model, edit), **getattr(edit, "notes", {})}
+    if run.adapter is not None and isinstance(edit, Weights) and edit.adapter is not None:
+        edit.adapter.save(run.adapter, *run.subject.source)
     with reversible() as changes:
         edit.apply(model, changes)
         if force or not run.is_done:
@@ -130,7 +132,9 @@ def run_identity(subject: Subject, method: Method, hp, strength: Strength) -> di
 def _edited_run(subject: Subject, method: Method, hp, strength: Strength, save: bool) -> Run:
     about = run_identity(subject, method, hp, strength)
     name = method.name if strength is None else f"{method.name}_{strength:g}"
-    return Run(subject, about, f"models/{name}_{record_digest(about)[:8]}" if save else None)
+    name = f"{name}_{record_digest(about)[:8]}"
+    adapter = subject.folder / "adapters" / name if subject.keep_adapters and getattr(hp, "lora_rank", None) else None
+    return Run(subject, about, f"models/{name}" if save else None, adapter)
 
 
 def _edits(subject: Subject, method: Method, hp, fresh: bool) -> Iterator[tuple[Edit, Cost]]:

@@ -59,6 +59,16 @@ class Changes:
             tensor[places] = values
 
 
+class _Permanent(Changes):
+    """In-place changes that nobody undoes: earlier values are not kept."""
+
+    def zero(self, tensor: torch.Tensor, places) -> None:
+        tensor.detach()[places] = 0
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        pass
+
+
 class Edit(Protocol):
     """A change of a model's weights."""
 
@@ -125,10 +135,12 @@ class Weights:
     values: state-dict key -> tensor shaped as stored, of any type (rounded to the parameter's). A lazy mapping, such as
     `stored`, keeps large models on disk.
     notes: results of the search for the values, such as its last losses, which records keep.
+    adapter: the low-rank change that the values hold (`tinymem.models.lora.Adapter`), or None
     """
 
     values: Mapping[str, torch.Tensor]
     notes: Mapping[str, float] = field(default_factory=dict)
+    adapter: Any = None
 
     def apply(self, model, changes: Changes) -> None:
         parameters = {name: weight_of(model, name).parameter for name in self.values}
@@ -190,7 +202,7 @@ def reversible() -> Iterator[Changes]:
 def apply(model, *edits: Edit) -> None:
     """Apply edits permanently."""
     for edit in edits:
-        edit.apply(model, Changes())
+        edit.apply(model, _Permanent())
 
 
 @contextmanager

@@ -38,11 +38,11 @@ def train_only(model, parameters: Iterable[torch.nn.Parameter]) -> None:
 def frozen(model, trainable: Iterable[torch.nn.Parameter] = ()) -> Iterator[None]:
     """Keep the model in evaluation mode within the block, with gradients only for the `trainable` parameters.
 
-    Modes, `requires_grad` and gradients are restored on leaving, also after an error.
+    Modes, `requires_grad` and gradients, with their type, are restored on leaving, also after an error.
     """
     trainable = list(trainable)
     modes = [(module, module.training) for module in model.modules()]
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    before = [(p, p.requires_grad, p.grad, p.grad_dtype) for p in model.parameters()]
     train_only(model.eval(), trainable)
     for parameter in trainable:
         parameter.grad = None
@@ -51,5 +51,7 @@ def frozen(model, trainable: Iterable[torch.nn.Parameter] = ()) -> Iterator[None
     finally:
         for module, training in modes:
             module.training = training
-        for parameter, required, gradient in before:
+        for parameter, required, gradient, kind in before:
+            if parameter.grad_dtype != kind:
+                parameter.grad, parameter.grad_dtype = None, kind
             parameter.requires_grad_(required).grad = gradient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
+from tinymem.models.adapter import find_blocks
 from tinymem.models.known import known_config
 from tinymem.models.production import LoadSettings, free_bytes, open_description
 from tinymem.planning.memory import Shape, shape_of
 from tinymem.planning.plan import Plan, Sizes, plan
 from tinymem.training.plant import training_bytes
+from tinymem.training.processes import ALONE, Processes
 
 STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # sizes of the study's Pythia data, assumed if no file is given
 KEPT = 2.5  # if freed memory is kept (tinymem.allocator): factor on everything except the weights
@@ -60,9 +63,33 @@ def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSetti
     )
 
 
-def plans(shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]]) -> list[tuple[str, Plan]]:
-    """Return the name and the plan of each method."""
-    return [(method.name, plan(method, shape, sizes, hp)) for method, hp in methods]
+def plans(
+    shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]], processes: Processes = ALONE
+) -> list[tuple[str, Plan]]:
+    """Return the name and the plan of each method, for one of the processes that share its batches."""
+    found = []
+    for method, hp in methods:
+        if processes.size > 1:
+            hp = replace(hp, batch_size=max(2, hp.batch_size // processes.size))
+        one = plan(method, shape, sizes, hp)
+        found.append((method.name, sharded(one, shape, processes.size) if processes.sharded else one))
+    return found
+
+
+def sharded(whole: Plan, shape: Shape, size: int) -> Plan:
+    """Return the plan of a process that has its share of the blocks' training state, from that of one that has all.
+
+    Of each weight a process alone has a copy from before the edit, a float32 gradient, two moments of AdamW and, in half
+    precision, a master copy. Sharded, it has a share of the last four of a block's, and two blocks gathered. Weights
+    outside of the blocks are copied once and have all four.
+    """
+    width, blocks = shape.model.dtype.itemsize, find_blocks(shape.model)[1]
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
+    inside, outside = sum(sizes), shape.parameters - sum(sizes)
+    state = 12 if width >= 4 else 16
+    before = (width + state) * shape.parameters
+    after = -(-16 * inside // size) + 2 * width * max(sizes) + (width + state) * outside
+    return replace(whole, beside=max(0, whole.beside - before) + after)
 
 
 def planting_bytes(shape: Shape, loading: LoadSettings) -> int:

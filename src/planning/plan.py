@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -168,21 +169,30 @@ class _Enough(Exception):
 
 
 def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = None) -> Passes:
-    """Run a method on zeros, at most until it has made `enough` forward passes. Return the passes."""
-    found = Passes()
+    """Run a method on zeros, at most until it has made `enough` forward passes. Return the passes.
+
+    A backward pass is counted at the last block that it reaches: a loss may leave out the blocks behind the one it reads.
+    """
+    found, last_reached = Passes(), dict[int, int]()  # number of the forward pass -> the block
 
     def before(module, inputs) -> None:
         if len(found.forward) == enough:
             raise _Enough
 
-    def after(module, inputs, output) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        found.forward.append(len(hidden))
+    def after(block: int, module, inputs, output) -> None:
+        hidden, number = output[0] if isinstance(output, tuple) else output, len(found.forward)
+        if block == len(blocks) - 1:
+            found.forward.append(len(hidden))
         if hidden.requires_grad:
-            hidden.register_hook(lambda gradient: found.backward.append(len(gradient)))
+            hidden.register_hook(partial(reached, number, block))
+
+    def reached(number: int, block: int, gradient: torch.Tensor) -> None:
+        if last_reached.setdefault(number, block) == block:
+            found.backward.append(len(gradient))
 
     blocks = find_blocks(model)[1]  # not the model itself, which is not called if the output layer runs in chunks
-    hooks = [blocks[0].register_forward_pre_hook(before), blocks[-1].register_forward_hook(after)]
+    hooks = [blocks[0].register_forward_pre_hook(before)]
+    hooks += [block.register_forward_hook(partial(after, place)) for place, block in enumerate(blocks)]
     try:
         for _ in method.run(model, sizes.task(), hp):
             pass
@@ -200,7 +210,7 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
     A microbatch is assumed to hold any batch, except for objectives, which divide a microbatch among their sides and run
     the unedited model on whole sets.
     """
-    hp = _at_most(hp, epochs=1, stop_loss=0.0)
+    hp = _at_most(hp, epochs=1, stop_loss=0.0, layer=len(shape.mlps) - 1)
     batch = getattr(hp, "batch_size", None) or max(sizes.forget, sizes.retain)
     forget, retain = min(sizes.forget, batch), min(sizes.retain, batch)
     small = replace(sizes, forget=forget, retain=retain, length=2, prompt=1)
@@ -225,8 +235,9 @@ def _largest(method: Method, hp: Any) -> Any:
 
 def _at_most(hp: Any, **most: Any) -> Any:
     """Return the settings with these upper limits, for limits that name a setting."""
-    known = {field.name for field in dataclasses.fields(hp)}
-    return replace(hp, **{name: min(getattr(hp, name), value) for name, value in most.items() if name in known})
+    set_to = {field.name: getattr(hp, field.name) for field in dataclasses.fields(hp)}
+    limited = {name: value for name, value in most.items() if set_to.get(name) is not None}
+    return replace(hp, **{name: min(set_to[name], value) for name, value in limited.items()})
 
 
 def check_fits(
@@ -237,9 +248,13 @@ def check_fits(
     planned: Plan,
     device: str | torch.device,
     device_map: str | None = None,
+    processes: int = 1,
 ) -> None:
-    """Raise OutOfMemory if a plan needs more than free memory; say how much is missing and which flags help."""
-    room = (1 - RESERVE) * free_bytes(device, device_map)
+    """Raise OutOfMemory if a plan needs more than free memory; say how much is missing and which flags help.
+
+    processes: those that have such a plan at the same time; on a CPU they share its memory.
+    """
+    room = (1 - RESERVE) * free_bytes(device, device_map) / (processes if torch.device(device).type == "cpu" else 1)
     missing = planned.peak - room
     if missing <= 0:
         return

@@ -26,6 +26,7 @@ from tinymem.models.edit import Edit, Lazy, Weights, applied, stored
 from tinymem.options import check_options, option
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
+from tinymem.training.masters import masters_of
 from tinymem.training.settings import RETRAIN, RunSettings
 
 STATE = "state.safetensors"
@@ -108,11 +109,16 @@ def check_rows(rows: Any, path: Path, remedy: str) -> list[dict[str, Any]]:
 
 
 def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:
-    """Return every tensor of the training state by name, not copied."""
-    tensors = {}
+    """Return every tensor of the training state by name, not copied: of the weights those that are trained."""
+    tensors, masters = {}, masters_of(optimizer)
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         tensors[f"model.{name}"] = parameter.detach()
-        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+        if parameter in masters:
+            tensors[f"master.{name}"] = masters[parameter]
+        stepped = masters.get(parameter, parameter)
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in optimizer.state[stepped].items()}
     for i, regularizer in enumerate(regularizers):
         tensors |= {f"regularizer.{i}.{name}": tensor for name, tensor in regularizer.state.items()}
     return tensors

@@ -19,6 +19,7 @@ from tinymem.regularizers.protocol import Regularizer
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import epoch_permutation, fit
+from tinymem.training.masters import adamw
 from tinymem.training.settings import TrainingSettings
 from tinymem.training.step import Side, descend, next_token_loss
 
@@ -140,9 +141,12 @@ def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -
 
 
 def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on every trained parameter, as in the study (section 3.1)."""
+    """Return AdamW with weight decay on every trained parameter, as in the study (section 3.1).
+
+    Weights in half precision get float32 master copies (`tinymem.training.masters`).
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=settings.lr, betas=BETAS, weight_decay=settings.l2_reg, fused=True)
+    return adamw(trained, lr=settings.lr, betas=BETAS, weight_decay=settings.l2_reg, fused=True)
 
 
 def learning_rate(settings: TrainingSettings, progress: Progress, steps: int) -> float:

@@ -10,6 +10,7 @@ Values per row or per token are averaged over the batch (see `tinymem.training.s
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.models.adapter import weight_of
-from tinymem.models.edit import Weights, applied, apply
+from tinymem.models.edit import Weights, apply
+from tinymem.models.lora import LowRank
 from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.models.trainable import all_but_embeddings, frozen
 from tinymem.options import option, settings
@@ -26,7 +28,8 @@ from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import epoch_permutation, fit, warmed_up
 from tinymem.training.loop import new_optimizer
-from tinymem.training.reference import Reference
+from tinymem.training.processes import ALONE, Processes
+from tinymem.training.reference import Reference, Unedited
 from tinymem.training.settings import TrainingSettings
 from tinymem.training.step import Side, descend, microbatches, sides_of
 
@@ -67,9 +70,26 @@ class ObjectiveSettings:
     update_mask: tuple[str, ...] | None = option(
         None, "METHOD RATIO: train only the weights that a method would drop at this ratio", unrecorded=True
     )
+    lora_rank: int = option(
+        0, "rank of a low-rank change to train instead of the weights (LoRA); 0: the weights", low=0, unrecorded=True
+    )
+    lora_alpha: float | None = option(
+        None, "the change is scaled by this over the rank; default: twice the rank", above=0.0, unrecorded=True
+    )
+    lora_targets: tuple[str, ...] | None = option(
+        None, "ends of names of the layers to change; default: all linear layers of the blocks", unrecorded=True
+    )
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
 
     def __post_init__(self) -> None:
+        for name in ("lora_alpha", "lora_targets"):
+            if getattr(self, name) is not None and not self.lora_rank:
+                raise UserError(f"--{name}: only with --lora_rank")
+        if self.lora_rank and self.update_mask is not None:
+            raise UserError(
+                f"--lora_rank {self.lora_rank}: not with --update_mask, since a low-rank change reaches every weight of "
+                "a layer; leave one of them out"
+            )
         if self.update_mask is None:
             return
         if len(self.update_mask) != 2:
@@ -108,11 +128,14 @@ def train_objective(
     weights: Callable[[Reference], Sequence[float]] | None = None,
     after_step: Callable[[Reference, int, Sequence[float]], None] = lambda reference, steps, losses: None,
     state: Path | None = None,
+    change: LowRank | None = None,
+    unedited: Unedited | None = None,
+    processes: Processes = ALONE,
     lr_flag: str = "--lr",
     causes: Sequence[str] = (),
     on_step: Callable[..., None] = lambda progress, *losses: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[int, None]]:
+) -> Generator[tuple[int, None]]:
     """Train the model in place and yield (steps, None) at each of `settings.steps`, with the edit in the weights.
 
     forget, retain   whole sets (`Side.of`); without a retain set all rows of a batch are forget rows
@@ -125,6 +148,9 @@ def train_objective(
     after_step(reference, steps, losses)   called after every step; may update `reference.state` in place
     state            a file to save the training in and to resume from; the caller ensures that it is of the same run.
                      It is removed at the end, and ignored if it is past the first requested number of steps
+    change           a low-rank change, attached to the model: its entries are trained instead of the weights
+    unedited         as in `Reference`; default: that of `change`
+    processes        those that train together, each with its rows of every batch
     lr_flag, causes, on_step, should_stop   as in `tinymem.training.fit.fit`; on_step receives the losses of both sides
 
     The model is in evaluation mode, without dropout. Modes and `requires_grad` are restored at the end, weights are
@@ -133,12 +159,16 @@ def train_objective(
     """
     sets = [forget] if retain is None else [forget, retain]
     sizes = [settings.batch_size] if retain is None else sides_of(settings.batch_size, settings.forget_share)
+    processes.check_divides([min(size, len(whole)) for whole, size in zip(sets, sizes)])
     parameters = list(all_but_embeddings(model) if settings.trained == "all_but_embeddings" else model.parameters())
+    if change is not None:
+        parameters, unedited = change.parameters, change.detached
+    share = processes if processes.size > 1 else None
     if masks is not None:
         parameters, only = masked(model, masks)
         regularizers = [*regularizers, only]
     constant = (settings.forget_weight, settings.retain_weight)
-    reference = Reference(model, microbatch, settings.dtype)
+    reference = Reference(model, microbatch, settings.dtype, unedited)
     training = TrainingSettings(lr=settings.lr, l2_reg=settings.weight_decay)
 
     def bound(model, forget: Side, retain: Side | None = None):
@@ -150,7 +180,8 @@ def train_objective(
 
     def step(number: int) -> list[float]:
         how = (microbatch, settings.dtype, gradient_checkpointing, regularizers)
-        losses = descend(model, optimizer, bound, batch(number), *how, weights(reference) if weights else constant)
+        of_sides = weights(reference) if weights else constant
+        losses = descend(model, optimizer, bound, batch(number), *how, of_sides, share)
         after_step(reference, number + 1, losses)
         return losses
 
@@ -174,19 +205,34 @@ def train_objective(
         last = max(settings.steps)  # an objective has no epochs: each step counts as one
         for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, save, *calls):
             if progress.epoch in settings.steps:
+                model.zero_grad(set_to_none=True)  # they would lie around while the edit is measured
                 yield progress.epoch, None
     if state is not None:
         state.unlink(missing_ok=True)
 
 
 def snapshots(
-    model, training: Iterator[tuple[int, None]], notes: Mapping[str, float] | None = None
+    model,
+    training: Generator[tuple[int, None]],
+    notes: Mapping[str, float] | None = None,
+    taken: Callable[[Mapping[str, float]], AbstractContextManager[Weights]] | None = None,
 ) -> Generator[tuple[int, Weights]]:
-    """Yield the trained weights at each number of steps of a training in place, such as `train_objective`.
+    """Yield the edit at each number of steps of a training, such as `train_objective`.
 
-    The model is as it was whenever a number is yielded, and at the end. notes: results to keep with the weights, as they
-    are then. Memory: up to three copies of the parameters.
+    The model is as it was whenever a number is yielded, and at the end. notes: results to keep with the edit, as they
+    are then. taken: a context that yields the edit, with the model as it was (`LowRank.taken`); None: the training changes
+    the model's weights. Memory then: two copies of the parameters.
     """
+    with closing(training):
+        if taken is None:
+            yield from _copies(model, training, {} if notes is None else notes)
+            return
+        for steps, _ in training:
+            with taken(dict(notes or {})) as edit:
+                yield steps, edit
+
+
+def _copies(model, training: Iterator[tuple[int, None]], notes: Mapping[str, float]) -> Generator[tuple[int, Weights]]:
 
     def copied() -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -194,9 +240,11 @@ def snapshots(
     before = Weights(copied())
     try:
         for steps, _ in training:
-            trained = Weights(copied(), notes=dict(notes or {}))
-            with applied(model, before):
-                yield steps, trained
+            trained = Weights(copied(), dict(notes))
+            apply(model, before)
+            yield steps, trained
+            apply(model, trained)
+            del trained
     finally:
         apply(model, before)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -13,16 +15,20 @@ from tinymem.training.step import Side
 
 STORED_ROWS, STORED_ENTRIES = 4096, 2**24  # the largest set whose losses or logits are stored: seconds, 64 MB
 
+Unedited = Callable[[], AbstractContextManager[Any]]
+
 
 class Reference:
     """The model before the edit. The values that a loss needs are computed once, in the first call of the loss.
 
+    unedited: gives a context that yields the model as it was before the edit; None: a copy is made where one is needed
     state: tensors that an objective keeps from step to step. It creates them in the first call of its loss and updates
     them in place, in `after_step` only. They are saved with the training state.
     """
 
-    def __init__(self, model, microbatch: int, precision: str) -> None:
+    def __init__(self, model, microbatch: int, precision: str, unedited: Unedited | None = None) -> None:
         self._before, self._microbatch, self._precision = model, microbatch, precision
+        self._unedited_context = unedited
         self._config = model.config.get_text_config()
         self._stored: dict[tuple[str, Side], torch.Tensor] = {}
         self._once: dict[str, torch.Tensor] = {}
@@ -31,7 +37,10 @@ class Reference:
     @cached_property
     def model(self):
         """A fixed copy without gradients, for a loss that needs more than the values below."""
-        return copy.deepcopy(self._unedited()).eval().requires_grad_(False)
+        if self._unedited_context is None:
+            return copy.deepcopy(self._unedited()).eval().requires_grad_(False)
+        with self._unedited_context() as model:
+            return copy.deepcopy(model).eval().requires_grad_(False)
 
     def row_sums(self, side: Side) -> torch.Tensor:
         """Return each row's summed loss, (R,), in nats. Stored for the whole set, so that no model copy is needed."""
@@ -65,14 +74,20 @@ class Reference:
     def _values(self, name: str, side: Side, values: Callable, stored: bool) -> torch.Tensor:
         whole = _whole(side)
         if stored and (name, whole) not in self._stored:
-            model = self._unedited()
-            with torch.no_grad(), autocast(model, self._precision):
+            self._unedited()  # not too late
+            with self._as_before() as model, torch.no_grad(), autocast(model, self._precision):
                 parts = [part.to(model.device) for part in whole.split(self._microbatch)]
                 self._stored[name, whole] = torch.cat([values(model, part) for part in parts])
         if stored:
             return self._stored[name, whole][side.ids]
-        with torch.no_grad():
-            return values(self.model, side)
+        with self._as_before(kept=True) as model, torch.no_grad():
+            return values(model, side)
+
+    def _as_before(self, kept: bool = False) -> AbstractContextManager[Any]:
+        """Return a context that yields the model before the edit. kept: also where the edit has begun."""
+        if self._unedited_context is not None:
+            return self._unedited_context()
+        return nullcontext(self.model if kept else self._unedited())
 
     def _is_small(self, side: Side, depth: int) -> bool:
         whole = _whole(side)

@@ -10,9 +10,11 @@ the same gradient as the whole, whatever the loss does within a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
+from typing import Protocol
 
 import torch
 
@@ -20,6 +22,7 @@ from tinymem.models.adapter import find_blocks
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import loss_mask, next_token_logits, token_losses
 from tinymem.models.precision import autocast
+from tinymem.models.trainable import gradient_of
 from tinymem.regularizers.protocol import Regularizer
 
 
@@ -124,6 +127,16 @@ class Side:
 Loss = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]  # text: evaluating it would load torch
 
 
+class Share(Protocol):
+    """One process's share of a batch (`tinymem.training.processes`)."""
+
+    def part(self, side: Side) -> Side:
+        """Return the rows of this process."""
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace tensors, in place, by their sums over all processes."""
+
+
 def next_token_loss(model, side: Side) -> torch.Tensor:
     """Return the loss of plain training, planting and fine-tuning."""
     return side.losses(model)
@@ -139,6 +152,7 @@ def descend(
     gradient_checkpointing: bool = False,
     regularizers: Sequence[Regularizer] = (),
     weights: Sequence[float] | None = None,
+    share: Share | None = None,
 ) -> list[float]:
     """Do one optimizer step on the mean of a loss. Return one mean per side, without weights and regularizers' part.
 
@@ -149,10 +163,26 @@ def descend(
                             entries of the weights, zero the gradients of the others in `after_backward` (with
                             weight decay 0 Adam then leaves them unchanged)
     weights                 of the sides' means in what is minimized; None: 1 for each
+    share                   this process's share of the batch, where several processes do one step
+
+    The gradient in float16 is computed of a scaled loss, since most of it would round to 0; if it overflows, again at a
+    smaller scale.
     """
     optimizer.zero_grad(set_to_none=True)
+    hooks = regularizers if len(sides) == 1 else ()
+    scale = loss_scale(model, sides)
     with checkpointed(model, gradient_checkpointing):
-        means = backward(model, loss, sides, microbatch, precision, regularizers if len(sides) == 1 else (), weights)
+        while True:
+            means = backward(model, loss, sides, microbatch, precision, hooks, weights, share, scale)
+            found = [parameter for parameter in model.parameters() if parameter.grad is not None]
+            if share is not None:
+                share.add_up([means, *(gradient_of(parameter) for parameter in found)])
+            if scale == 1 or all(bool(gradient_of(parameter).isfinite().all()) for parameter in found):
+                break
+            scale = max(1.0, scale / 16)
+            model.zero_grad(set_to_none=True)
+    for parameter in found if scale != 1 else ():
+        gradient_of(parameter).div_(scale)
     for regularizer in regularizers:
         regularizer.after_backward()
     optimizer.step()
@@ -167,12 +197,18 @@ def backward(
     precision: str = "float32",
     hooks: Sequence[Regularizer] = (),
     weights: Sequence[float] | None = None,
+    share: Share | None = None,
+    factor: float = 1.0,
 ) -> torch.Tensor:
-    """Add the gradient of the mean of a loss, one microbatch at a time. Return the means, (sides,), as in `descend`."""
+    """Add the gradient of the mean of a loss, one microbatch at a time. Return the means, (sides,), as in `descend`.
+
+    share: as in `descend`; then gradient and means are this process's terms of the sums. factor: of the gradient alone.
+    """
     for hook in hooks:
         sides = [replace(side, mask=hook.positions(side.tokens, side.mask)) for side in sides]
     scales = [(1.0 / len(side), 1.0 / side.mask.sum().clamp(min=1)) for side in sides]  # per row, per token
     totals = [torch.zeros((), device=side.tokens.device) for side in sides]
+    sides = sides if share is None else [share.part(side) for side in sides]
     for parts, needed in microbatches(sides, microbatch):
         for hook in hooks:
             hook.before_forward(parts[0].ids)
@@ -187,8 +223,16 @@ def backward(
                     value = hook.token_losses(value, part.mask)
                 terms.append(_sum(value, part) * (scale if weights is None else weights[i] * scale))
         if terms:  # a loss may return no values for the side that needs this part
-            sum(terms[1:], terms[0]).backward()
+            total = sum(terms[1:], terms[0])
+            (total if factor == 1 else factor * total).backward()
     return torch.stack(totals)
+
+
+def loss_scale(model, sides: Sequence[Side]) -> float:
+    """Return a power of 2 that brings the gradient of a token's loss to about 1 for a float16 model; 1 for others."""
+    if model.dtype != torch.float16:
+        return 1.0
+    return 2.0 ** math.floor(math.log2(max(side.mask.numel() for side in sides)))
 
 
 def microbatches(sides: Sequence[Side], rows: int) -> Iterator[tuple[tuple[Side, ...], tuple[bool, ...]]]:

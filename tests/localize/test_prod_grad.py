@@ -154,6 +154,43 @@ def test_edited_models_are_ordinary_folders_with_some_mlp_entries_at_zero(place,
     assert len(AutoTokenizer.from_pretrained(models[0])) == len(AutoTokenizer.from_pretrained(place / "model"))
 
 
+@pytest.mark.slow
+def test_objectives_with_and_without_low_rank_changes_leave_models_that_transformers_and_peft_open(
+    place, tmp_path, capsys
+):
+    command = words(place, "--localization_method", "npo", "--steps", 2, "--batch_size", 8, "--output_dir", tmp_path)
+    command += ["--dtype", "bfloat16", "--lr", 1e-2]
+    in_process(SCRIPT, *command)
+    low = [*command, "--lora_rank", 2, "--keep_adapter"]
+    for _ in range(2):
+        in_process(SCRIPT, *low)
+        assert f"adapters: {tmp_path}/adapters" in capsys.readouterr().out
+        (adapter,) = (tmp_path / "adapters").iterdir()
+        shutil.rmtree(adapter)  # is then found again, in a finished run
+    in_process(SCRIPT, *low)
+    records = [record for record in load_records(tmp_path) if record["kind"] == "unlearn"]
+    assert sorted(record["method"].get("lora_rank", 0) for record in records) == [0, 2]
+    tokens = torch.arange(20)[None]
+    for record in records:
+        folder = tmp_path / record["results"]["model_folder"]
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        assert 0 < record["results"]["percent_changed"] <= 100 and model(tokens).logits.isfinite().all()
+        if "lora_rank" in record["method"]:
+            from peft import AutoPeftModelForCausalLM
+
+            opened = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32)
+            merged, apart = model.float()(tokens).logits, opened(tokens).logits
+            assert (merged - apart).abs().mean() < 0.1 * apart.std()  # merged weights are rounded to bfloat16
+
+
+def test_keep_adapter_needs_an_adapter(place, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        in_process(
+            SCRIPT, *words(place, "--localization_method", "npo", "--keep_adapter", "--output_dir", tmp_path / "x")
+        )
+    assert stopped.value.code == 2 and "--keep_adapter: only with --lora_rank" in capsys.readouterr().err
+
+
 def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, capsys):
     command = words(
         place, "--corpus", place / "corpus.jsonl", "--localization_method", "random_greedy", "--ratio", 0.3, "--epochs", 20,

@@ -15,6 +15,7 @@ from tinymem.localize.registry import METHODS, STUDY, find_methods
 from tinymem.localize.weight import block_fisher
 from tinymem.models.known import known_config
 from tinymem.planning import plan as planning
+from tinymem.planning.dry_run import sharded
 from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import Plan, Sizes, check_fits, plan
 
@@ -145,6 +146,56 @@ def test_planned_peaks_are_measured_ones(tmp_path):
     )  # fmt: skip
     rows = json.loads(path.read_text())["rows"]
     assert [row["method"] for row in rows] == methods and all(0.85 < row["ratio"] < 1.15 for row in rows), rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_planned_peaks_of_objectives_are_measured_ones(tmp_path, dtype):
+    """In full, with masters where weights are narrow, with a second model for the KL, and with low-rank changes."""
+    methods, path = ["npo", "npo:lora", "ascent_kl", "ascent_kl:lora"], tmp_path / "plan.json"
+    words = ["--shape", "small", "--methods", *methods, "--together", "--dtype", dtype, "--output", path]
+    in_process("benchmarks/memory_plan.py", *words)
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["method"] for row in rows] == methods and all(0.85 < row["ratio"] < 1.15 for row in rows), rows
+
+
+def test_what_training_in_full_and_with_low_rank_changes_takes():
+    """Beside the weights, in bfloat16: the copy from before the edit, 2 bytes; masters, gradients, two moments: 16."""
+    config = new_model("gpt_neox", 3).config
+    config.update({"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3})
+    shape = shape_of(config, torch.bfloat16)
+    sizes = Sizes(forget=4, retain=4, length=6, prompt=3, microbatch=2)
+    hp = METHODS["npo"].hyper_parameters(steps=(2,), batch_size=4, dtype="bfloat16")
+    full, low = (plan(METHODS["npo"], shape, sizes, replace(hp, lora_rank=rank)) for rank in (0, 2))
+    assert 18 * shape.parameters < full.beside < 24 * shape.parameters
+    assert low.beside < 0.3 * full.beside and (low.forward, low.backward) == (full.forward, full.backward)
+    blocks = sum(p.numel() for block in shape.model.gpt_neox.layers for p in block.parameters())
+    four, gathered = sharded(full, shape, 4), 4 * blocks // 3  # two of three blocks, 2 bytes each
+    assert full.beside - four.beside == 18 * blocks - 16 * blocks // 4 - gathered
+    assert sharded(full, shape, 8).beside < four.beside
+
+
+@pytest.mark.parametrize("layer", [1, None])
+def test_passes_of_a_loss_that_reads_a_block_in_the_middle(layer):
+    """RMU's gradients begin at the block that it steers: backward passes are counted at the first block of a real run."""
+    method, model = METHODS["rmu"], new_model("gpt_neox", 3)  # its plan counts passes in models of one and two blocks
+    hp = method.hyper_parameters(steps=(2, 3), batch_size=8, dtype="float32", layer=layer)
+    planned = plan(method, shape_of(model.config, torch.float32), SIZES, hp)
+    counts, block = {"forward": 0, "backward": 0}, model.gpt_neox.layers[0]
+
+    def forward(module, inputs, output):
+        counts["forward"] += 1
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: counts.__setitem__("backward", counts["backward"] + 1))
+
+    block.register_forward_hook(forward)
+    for _ in method.run(model, new_task(microbatch=4), hp):
+        pass
+    assert (planned.forward, planned.backward) == (
+        counts["forward"],
+        counts["backward"],
+    ) and planned.backward == 2 * 2 * 3
 
 
 @pytest.mark.parametrize("flags", [["--methods", "durable"], ["--keep"]])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import in_process as run
+from transformers import AutoModelForCausalLM
 
 from tinymem.data.build import build_dataset
 from tinymem.data.settings import DataSettings
@@ -92,6 +93,8 @@ def test_script_end_to_end(checkpoint, capsys, tmp_path):
     finetune(checkpoint, "--ft_data", "clean", "--ft_epochs", "3", "--output_dir", tmp_path)
     longer, straight = (load_file(path / "epoch_3" / "model.safetensors") for path in (folder, tmp_path))
     assert all(torch.equal(longer[name], straight[name]) for name in straight)
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "epoch_3").state_dict()
+    assert all(torch.equal(opened[name], straight[name]) for name in straight)
 
 
 def test_a_model_that_was_trained_anew_is_finetuned_anew_with_force(checkpoint, tmp_path, capsys):

@@ -1,0 +1,95 @@
+"""Several processes that train one model together: one per GPU, or a few on a CPU.
+
+`accelerate launch` and `torchrun` start the same script several times. The first process does everything; the others
+wait, and take part in the trainings that it starts. Every process has the whole model and runs its rows of each batch;
+gradients and losses are summed, so that a step is that of the whole batch in one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from tinymem.errors import UserError
+from tinymem.training.step import Side
+
+PATIENCE = timedelta(days=30)  # the others wait while the first process measures and attacks
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run. The default is one alone, for which nothing here does anything.
+
+    rank, size   number of this process, from 0, and how many there are
+    sharded      divide weights, gradients and optimizer state among them while training (FSDP)
+    model        what the others need to open the model; any object that can be pickled
+    """
+
+    rank: int = 0
+    size: int = 1
+    sharded: bool = False
+    model: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process measures, prints and saves."""
+        return self.rank == 0
+
+    def check_divides(self, rows: Sequence[int]) -> None:
+        """Raise UserError unless each of these numbers of rows can be shared equally."""
+        if any(count % self.size for count in rows):
+            parts = " and ".join(map(str, rows))
+            raise UserError(
+                f"--batch_size: {self.size} processes cannot share {parts} rows of a step equally; give another "
+                "--batch_size or --forget_share, or another --num_processes"
+            )
+
+    def part(self, side: Side) -> Side:
+        """Return the rows of this process."""
+        if self.size == 1:
+            return side
+        size = len(side) // self.size
+        return side.split(size)[self.rank]
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Replace tensors, in place, by their sums over all processes; those that are sharded are sums already."""
+        if self.size > 1:
+            for tensor in (tensor for tensor in tensors if not hasattr(tensor, "full_tensor")):
+                torch.distributed.all_reduce(tensor)
+
+    def send(self, message: Any) -> Any:
+        """Return the first process's message in all of them. Every process must call it."""
+        if self.size == 1:
+            return message
+        box = [message]
+        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+
+ALONE = Processes()
+
+
+def started() -> Processes:
+    """Return the processes that a launcher has started, before they can talk to each other (`join`)."""
+    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    return Processes(rank, size, sharded) if size > 1 else ALONE
+
+
+def join(device: torch.device) -> None:
+    """Let the started processes talk to each other. device: that of this process's model."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
+
+
+def own_device(name: str) -> str:
+    """Return the device of this process: for auto and cuda its own GPU, where there are GPUs."""
+    local = os.environ.get("LOCAL_RANK", "0")
+    return f"cuda:{local}" if name in ("auto", "cuda") and torch.cuda.is_available() else name
