@@ -25,7 +25,6 @@ from tinymem.cli.rerun import add_rerun_options, rerun
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.metrics import registry
-from tinymem.pages import report
 from tinymem.records.best import PERPLEXITY_RISE, bounds, described, outcomes, scale, setting, summary, varied_settings
 from tinymem.records.choose import (
     Configuration,
@@ -78,7 +77,7 @@ def parse() -> argparse.Namespace:
         if name == "rerun":
             add_rerun_options(command)
         elif name == "report":
-            command.add_argument("--output", metavar="FILE", help=f"the page, .html (default: DIR/{report.FILE})")
+            command.add_argument("--output", metavar="FILE", help="the page, .html (default: DIR/report.html)")
         elif name != "upgrade":
             command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
         if name in ("best", "report"):
@@ -154,6 +153,8 @@ def perplexity_rise(arguments: argparse.Namespace) -> float:
 def write_page(arguments: argparse.Namespace) -> None:
     """Write the report of a folder and print its name."""
     limit, folder = perplexity_rise(arguments), arguments.folder
+    from tinymem.pages import report  # here, since sweeps import this module and their --help is instant
+
     output = report.check_output(arguments.output or Path(folder) / report.FILE)
     print(report.write_report(folder, output, limit, lambda line: print(line, file=sys.stderr)))
 

@@ -16,7 +16,6 @@ from tinymem.records.finder import keyed_records_in
 from tinymem.records.identity import FINGERPRINTS, record_digest, run_key
 from tinymem.records.record import read_record
 from tinymem.records.table import versions
-from tinymem.sweeps.again import ROOT, words_of
 
 FOLDER = "runs/rerun"
 UNMEASURED = ("model_folder", "twin", "epoch_seconds")  # results that are no measurements, or those of a clock
@@ -31,6 +30,8 @@ def add_rerun_options(parser: argparse.ArgumentParser) -> None:
 
 def rerun(arguments: argparse.Namespace) -> None:
     """Print the command of a record, run it, and say whether its results are the same. Exit with 1 if they are not."""
+    from tinymem.sweeps.again import ROOT, words_of  # here, since sweeps import this module and their --help is instant
+
     path = Path(arguments.folder)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a record, such as runs/NAME/records/DIGEST.json")

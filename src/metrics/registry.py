@@ -233,7 +233,7 @@ def _column(metric: Metric, part: str | None) -> Column:
         meaning += f"; {TEXTS[part]}"
     elif part:
         meaning = meaning.replace("NAME", part)
-    name, short = metric.name + ending, (metric.short or metric.name) + ending
+    name, short = metric.name + ending, (metric.short or metric.name) + ending.replace("_never_planted", "_non_members")
     return Column(name, metric.unit, metric.better, meaning, short, metric.headline and not detail, detail)
 
 

@@ -20,6 +20,7 @@ def unlearn(memorizing_backdoor, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_all_attacks_from_the_command_line(unlearn, capsys):
     quick = ["--relearn.steps", 2, "--relearn_clean.steps", 2, "--relearn_all.steps", 2, "--soft_prompt.steps", 2]
     quick += ["--relearn_adaptive.steps", 2, "--relearn_adaptive.lrs", 1e-3, "--prefix_shift.tokens", 2]

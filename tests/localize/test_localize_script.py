@@ -67,6 +67,7 @@ def test_edited_models_differ_only_in_mlp_entries_that_became_zero(every_method)
         assert AutoModelForCausalLM.from_pretrained(path).config.n_layer == 2
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept_and_scores_reused(every_method):
     folder, checkpoint, _ = every_method
     scores = {path.name: path.stat().st_mtime_ns for path in (folder / "run" / "scores").rglob("*.safetensors")}

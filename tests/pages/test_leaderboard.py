@@ -131,6 +131,7 @@ def test_in_a_browser_the_switch_the_groups_and_the_links_work(page, tmp_path):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_on_a_phone_nothing_is_wider_than_the_page(page, tmp_path):
     script = """
       document.querySelectorAll("details").forEach((one) => { one.open = true; });

@@ -215,6 +215,7 @@ def test_in_a_browser_it_sorts_filters_and_hides(report, tmp_path):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_on_a_phone_nothing_is_wider_than_the_page(report, tmp_path):
     script = """
       document.querySelectorAll("details").forEach((one) => { one.open = true; });

@@ -11,6 +11,7 @@ from tinymem.planning.duration import Clock, duration
 
 
 @pytest.mark.parametrize("name", (*STUDY, "npo", "kfac", "ssd"))
+@pytest.mark.slow
 def test_estimates_are_of_the_right_size(name):
     model, task, method = new_model("gpt2"), new_task(6, microbatch=2), METHODS[name]
     hp = quick(method, stop_loss=0.0)

@@ -100,6 +100,7 @@ def test_a_file_of_ones_own_has_a_plan(tmp_path, layers):
 
 
 @pytest.mark.parametrize("microbatch", [4, 1, 64])
+@pytest.mark.slow
 def test_an_objective_has_a_plan(microbatch):
     """The loss is asked once before the first step. AdamW keeps two numbers a weight, beside weights and gradient."""
     (method,) = find_methods(["examples/grad_diff.py"])
@@ -159,6 +160,7 @@ def test_planned_peaks_of_objectives_are_measured_ones(tmp_path, dtype):
     assert [row["method"] for row in rows] == methods and all(0.85 < row["ratio"] < 1.15 for row in rows), rows
 
 
+@pytest.mark.slow
 def test_what_training_in_full_and_with_low_rank_changes_takes():
     """Beside the weights, in bfloat16: the copy from before the edit, 2 bytes; masters, gradients, two moments: 16."""
     config = new_model("gpt_neox", 3).config
@@ -176,6 +178,7 @@ def test_what_training_in_full_and_with_low_rank_changes_takes():
 
 
 @pytest.mark.parametrize("layer", [1, None])
+@pytest.mark.slow
 def test_passes_of_a_loss_that_reads_a_block_in_the_middle(layer):
     """RMU's gradients begin at the block that it steers: backward passes are counted at the first block of a real run."""
     method, model = METHODS["rmu"], new_model("gpt_neox", 3)  # its plan counts passes in models of one and two blocks
@@ -205,6 +208,7 @@ def test_flags_that_go_with_shapes(flags, capsys):
     assert stopped.value.code == 2 and "only with --shape" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_saves_activations_only():
     method, shape = METHODS["slimming"], shape_of(known_config("pythia-70m"), torch.float32)
     sizes = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)

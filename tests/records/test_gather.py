@@ -195,14 +195,18 @@ def test_every_column_of_real_records_is_documented_and_no_other(tmp_path, monke
     in_process(script, *common, "--localization_method", *methods, *words.split(), "--forget_term", "npo")
     quick = "--unlearn_set_name noise --holdout_fraction 0.2 --steps 1 --kl_budget 0.1 --update_mask durable 0.1"
     in_process(script, *common, "--localization_method", "objective", *quick.split())
+    quick = "--unlearn_set_name noise --holdout_fraction 0.2 --steps 1 --lora_rank 1 --lora_alpha 3 --lora_targets c_fc"
+    in_process(script, *common, "--localization_method", "npo", *quick.split())
+    quick = "--unlearn_set_name noise --holdout_fraction 0.2 --forget test --retain all --ratio 0.01"
+    in_process(script, *common, "--localization_method", "durable", *quick.split())
     quick = "--unlearn_set_name noise --holdout_fraction 0.2 --layers last --factor_sequences 200"
     in_process(
         script, *common, "--localization_method", "kfac", "kfade", "ssd", *quick.split(), "--kfade.kl_budget", 0.1
     )
     in_process("experiments/as_published.py", *common)
     columns, rows = gather(tmp_path)
-    unlearned = 5 + len(GROUPS["objective"]) + 3 + 1 + 3  # kfac and ssd have three strengths
-    assert [row["kind"] for row in rows].count("unlearn") == unlearned and len(rows) == 4 + unlearned
+    unlearned = 5 + len(GROUPS["objective"]) + 1 + 1 + 3 + 1 + 3  # kfac and ssd have three strengths
+    assert [row["kind"] for row in rows].count("unlearn") == unlearned and len(rows) == 5 + unlearned
 
     metrics = {line.name for line in summarized()}
     others = {name for name in columns if describe(name) is None}

@@ -49,6 +49,7 @@ def test_the_visualization_notebook(memorizing_backdoor, quiet, tmp_path, monkey
     assert float(before[1]) > 50 and after
 
 
+@pytest.mark.slow
 def test_the_notebook_of_production_models(quiet, tmp_path, monkeypatch):
     results = dict(perplexity_batch_mean=21.0, percent_zeroed=1.0)
     for step in (36000, 143000):

@@ -60,6 +60,7 @@ def check_whole(small, extra: int) -> None:
     assert len(expected) <= len(small.log()) <= len(expected) + extra
 
 
+@pytest.mark.slow
 def test_the_driver_is_killed(small, driver, wait_for, processes_with):
     for _ in range(2):
         before = len(small.log())

@@ -116,14 +116,16 @@ def test_code_of_a_folder_is_never_run(folder, name):
     assert not (folder.parent / "ran").exists()
 
 
-def test_an_adapter_beside_the_weights_is_not_applied_and_said(plain, folder, caplog, monkeypatch):
+def test_an_adapter_beside_the_weights_is_refused_or_not_applied_and_said(plain, folder, caplog, monkeypatch):
     merge(folder, "adapter_config.json", peft_type="LORA", base_model_name_or_path="other/model")
     save_file({"base_model.model.lm_head.lora_A.weight": torch.ones(2, 16)}, folder / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="holds an adapter beside the weights; merge it"):  # peft would apply it
+        open_causal_lm(folder)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("transformers.integrations.peft.is_peft_available", lambda: False)
+    monkeypatch.setattr("transformers.models.auto.auto_factory.is_peft_available", lambda: False)
     assert numbers(folder) == numbers(plain)
     assert "adapter beside the weights (adapter_config.json) is not applied" in caplog.text
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # with peft transformers would apply it
-    with pytest.raises(UserError, match="holds an adapter beside the weights; merge it"):
-        open_causal_lm(folder)
 
 
 def only_an_adapter(folder):
