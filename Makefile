@@ -7,7 +7,7 @@ DATA := $(VENV)/share/tinymem
 # Make the virtual environment again when its Python is too old or pip is missing (an interrupted installation).
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make install PYTHON=python3.11")
 
-.PHONY: help install demo demo-text demo-lm notebooks bench docs test test-slow lint format clean
+.PHONY: help install demo demo-text demo-lm notebooks bench docs test test-slow test-nightly lint format clean
 
 help:
 	@echo "make install    make .venv and install everything in it; the other targets do this first"
@@ -18,7 +18,8 @@ help:
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
 	@echo "make docs       write the generated tables and the API reference of the documentation"
 	@echo "make test       run the tests that take seconds each (6 minutes on two cores)"
-	@echo "make test-slow  run the slow rest: real sweeps, runs killed at random (8 minutes)"
+	@echo "make test-slow  run the slow rest: real sweeps, runs killed (12 minutes)"
+	@echo "make test-nightly  run the slowest: several processes, runs killed at random (10 minutes)"
 	@echo "make lint       check style (ruff, black) and types (mypy)"
 	@echo "make format     format the code with black, put imports in order"
 	@echo "make clean      remove .venv, caches and build leftovers; data, runs and results stay"
@@ -59,10 +60,13 @@ docs: install
 PYTEST := -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: install
-	$(BIN)/python $(PYTEST) -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow and not nightly"
 
 test-slow: install
-	$(BIN)/python $(PYTEST) -m slow
+	$(BIN)/python $(PYTEST) -m "slow and not nightly"
+
+test-nightly: install
+	$(BIN)/python $(PYTEST) -m nightly
 
 lint: install
 	$(BIN)/python -m ruff check .

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files, scripts
+from tinymem.attacks.registry import find_attacks
 from tinymem.cli.sweeping import add_sweep_options, leave, run_missing
 from tinymem.data import numbers
 from tinymem.data.chunks import load_tokenizer
@@ -55,6 +56,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", help="with --submission: its name in the table")
     parser.add_argument("--seconds", type=float, default=0.0, help="with --submission: what it took, given by hand")
     parser.add_argument("--needs", default="", help="with --submission: the data that it needs, given by hand")
+    parser.add_argument("--attacks", nargs="+", default=["all"], metavar="NAME", help="what robustness is judged by: some of "
+                        "the attacks (default: all)")  # fmt: skip
     parser.add_argument(
         "--trials", type=cli.positive, default=TRIALS, help=f"settings to try, of each (default: {TRIALS})"
     )
@@ -95,7 +98,7 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     """Run everything of a case that is missing and write its evidence. Return whether all of it is there."""
     common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
     folder = Path(arguments.run_dir).absolute() / case.name
-    benches = [Bench(case, seed, folder) for seed in arguments.seeds]
+    benches = [Bench(case, seed, folder, tuple(arguments.attacks)) for seed in arguments.seeds]
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common)]
     complete = run_stage(
@@ -163,6 +166,7 @@ def main() -> None:
     complete = True
     if not arguments.report:
         site = find_site(arguments.site)
+        find_attacks(arguments.attacks, "--attacks")
         cases = find_cases(arguments.models, arguments.small, arguments.trials)
         if arguments.export:
             return export_all(cases, arguments)

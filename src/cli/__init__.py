@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ from tinymem.interrupts import interruptible
 from tinymem.options import LARGEST, allowed_text, field_types
 
 __all__ = ["Display", "add_log_options", "brief", "fitted_table", "interruptible", "open_log", "table"]
+FIRST_SPEAKS = 10.0  # seconds, at most, that the first of several processes has to say what is wrong
 WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
 CONSOLE = "tinymem "  # how the program's name begins when the console runs a script
 
@@ -88,6 +90,7 @@ def run(main: Callable[[], None], usual: str = "") -> None:
             raise
         if code == 2 and follows():
             message = ""
+            time.sleep(FIRST_SPEAKS)  # a launcher ends all processes as soon as one has ended
         _end(name, f"error: {message}" if message else "", code)
 
 

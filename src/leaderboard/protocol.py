@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tinymem.attacks.registry import ATTACKS
+from tinymem.attacks.registry import find_attacks
 from tinymem.leaderboard.cases import TASK, Case
 from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Submitted, Trained, Trial
 from tinymem.options import as_flags
@@ -35,11 +35,12 @@ FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for
 
 @dataclass(frozen=True)
 class Bench:
-    """The models of one case and seed, and the folder of the records on them."""
+    """The models of one case and seed, and the folder of the records on them. attacks: their names, or all."""
 
     case: Case
     seed: int
     folder: Path
+    attacks: tuple[str, ...] = ("all",)
 
     @property
     def models(self) -> Path:
@@ -81,11 +82,11 @@ def training_jobs(bench: Bench, common: Common) -> list[Job]:
     unedited = Job(
         name=f"unedited {place}",
         group="unedited and twin",
-        words=(MEASURE, place, *_measuring(bench, common), "--attack", "all"),
+        words=(MEASURE, place, *_measuring(bench, common), "--attack", *bench.attacks),
         folder=str(bench.records),
         identity={"kind": UNEDITED, **bench.base},
         after=tuple(job.name for job in trainings),
-        attacks=_attacks(),
+        attacks=_attacks(bench),
     )
     return [*trainings, unedited]
 
@@ -97,12 +98,12 @@ def trial_jobs(entrant: Entrant, bench: Bench, common: Common) -> list[Job]:
 
 def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attacked: bool = False) -> list[Job]:
     """Return the job of a trial on the model of a seed, behind the trainings that it needs. attacked: also attack it."""
-    attacks: dict[str, Any] = dict(attacks=_attacks()) if attacked else {}
-    flags = (*_measuring(bench, common), *(("--attack", "all") if attacked else ()))
+    attacks: dict[str, Any] = dict(attacks=_attacks(bench)) if attacked else {}
+    flags = (*_measuring(bench, common), *(("--attack", *bench.attacks) if attacked else ()))
     unedited = f"unedited {bench.checkpoint.path}"
     if isinstance(trial, Edit):
         (job,) = localize_jobs(bench.checkpoint, [(trial.method, trial.hp)], TASK, common, bench.records)
-        words = (*job.words, "--metrics", *METRICS, *(("--attack", "all") if attacked else ()))
+        words = (*job.words, "--metrics", *METRICS, *(("--attack", *bench.attacks) if attacked else ()))
         return [
             replace(job, group=entrant.name, words=words, after=(*job.after, unedited), nothing_to_do=None, **attacks)
         ]
@@ -174,10 +175,10 @@ def together(trials: Iterable[Trial]) -> list[Trial]:
     return list(joined.values())
 
 
-def _attacks() -> tuple[Mapping[str, Any], ...]:
-    """Return the sections `attack` of all attacks at all their strengths."""
+def _attacks(bench: Bench) -> tuple[Mapping[str, Any], ...]:
+    """Return the sections `attack` of a bench's attacks at all their strengths."""
     found = []
-    for method in ATTACKS.values():
+    for method in find_attacks(bench.attacks, "--attacks"):
         hp = method.hyper_parameters()
         found += [method.settings(hp, value) for value in method.strengths(hp)]
     return tuple(found)

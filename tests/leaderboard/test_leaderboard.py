@@ -29,7 +29,20 @@ def board(tmp_path_factory):
     folder = tmp_path_factory.mktemp("board")
     lines = [f"{name} = {str(value).lower() if isinstance(value, bool) else value}" for name, value in SETTINGS.items()]
     (folder / "tiny.toml").write_text("\n".join(["[tiny]", *lines]))
-    words = ["--small", "--models", folder / "tiny.toml", "--seeds", 0, "--trials", 3, "--device", "cpu"]
+    words = [
+        "--small",
+        "--models",
+        folder / "tiny.toml",
+        "--seeds",
+        0,
+        "--trials",
+        2,
+        "--device",
+        "cpu",
+        "--attacks",
+        "quantize",
+        "prefix_shift",
+    ]
     words += [f"--{name}={folder / name}" for name in ("run_dir", "output_dir", "data_dir")]
     in_process(SCRIPT, *words, "--methods", "activations", "fine-tuning on clean data")
     return folder, words
@@ -103,6 +116,7 @@ def test_nothing_is_run_twice(board):
         (["--name", "x", "--submission", "0=."], "give the model that it is an edit of"),
         (["--models", "nothing"], "--models nothing: must be some of"),
         (["--trials", "0"], "--trials"),
+        (["--attacks", "nothing", "--models", "noise"], "--attacks nothing: must be one of"),
         (["--export", "x", "--models", "noise", "--seeds", "77"], "no such model"),
     ],
 )

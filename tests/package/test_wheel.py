@@ -62,7 +62,7 @@ def test_it_holds_every_file_of_the_package_and_the_scripts(wheel):
     files = [path for path in (ROOT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     expected = {f"tinymem/{path.relative_to(ROOT / 'src')}" for path in files}
     expected |= {f"tinymem/scripts/{Path(path).name}" for path in OUTSIDE}
-    assert {"tinymem/py.typed", "tinymem/models/known_shapes.json", "tinymem/plots/page.html"} < expected
+    assert {"tinymem/py.typed", "tinymem/models/known_shapes.json", "tinymem/pages/templates/page.js"} < expected
     assert {name for name in names if name.startswith("tinymem/")} == expected
 
 

@@ -21,7 +21,7 @@ def test_dry_run_needs_no_weights(capsys, tmp_path):
         "--localization_method",
         *METHODS,
         "examples/magnitude.py",
-        "--dry_run",
+        *"--plant builtin --plant_sequences 16 --num_retain 16 --batch_size 8 --dry_run".split(),  # plans take a while
     )
     output = capsys.readouterr().out
     assert all(name in output for name in (*METHODS, "magnitude")) and "peak_gb" in output

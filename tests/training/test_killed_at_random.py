@@ -76,6 +76,7 @@ def undisturbed(tmp_path_factory):
     return place, *seconds
 
 
+@pytest.mark.nightly
 def test_the_same_comes_out(undisturbed, tmp_path):
     place, training, unlearning = undisturbed
     expected, moments = what_is_left(place), random.Random(0)
