@@ -81,7 +81,7 @@ def test_means_of_kept_values_are_the_results_of_the_records(board):
                 mean = (values.sums.sum() / values.weights.sum()).item()
                 assert mean == pytest.approx(record["results"][column], abs=1e-4), column
                 checked += 1
-    assert checked > 100
+    assert checked > 50
 
 
 @pytest.mark.slow
