@@ -9,7 +9,7 @@
 Trains each model with planted sequences and its never-planted twin, on three seeds. On the first seed every mitigation
 tries an equal number of settings; the one that forgets most of the validation sequences at a utility within the limit
 runs on all seeds and is attacked there. Writes results/leaderboard/: LEADERBOARD.md, ATTACKS.md, index.html,
-leaderboard.csv, figures, and per model the records and values that everything is computed from. docs/leaderboard.md has
+leaderboard.csv, and per model the records and values that everything is computed from. docs/leaderboard.md has
 the protocol.
 """
 
@@ -18,7 +18,6 @@ from tinymem import cli
 # isort: split
 import argparse
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,11 +93,17 @@ def submitted(arguments: argparse.Namespace) -> list[Entrant]:
     return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
 
 
+def benches_of(case: Case, arguments: argparse.Namespace) -> list[Bench]:
+    """Return the models of a case, one per seed."""
+    folder = Path(arguments.run_dir).absolute() / case.name
+    return [Bench(case, seed, folder, tuple(arguments.attacks)) for seed in arguments.seeds]
+
+
 def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespace, pool: Any) -> bool:
     """Run everything of a case that is missing and write its evidence. Return whether all of it is there."""
     common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
-    folder = Path(arguments.run_dir).absolute() / case.name
-    benches = [Bench(case, seed, folder, tuple(arguments.attacks)) for seed in arguments.seeds]
+    benches = benches_of(case, arguments)
+    folder = benches[0].folder
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common)]
     complete = run_stage(
@@ -134,11 +139,8 @@ def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder
 
 def gathered(benches: list[Bench], arguments: argparse.Namespace) -> evidence.Evidence:
     """Return the evidence of the runs on some models. Raise UserError where no model and twin have been measured."""
-
-    def decode(record: Mapping[str, Any]):
-        data = benches[0].case.settings.data
-        return text_decoder(load_tokenizer(data, arguments.data_dir)) if data.is_text else numbers.decode
-
+    data = benches[0].case.settings.data
+    decode = text_decoder(load_tokenizer(data, arguments.data_dir)) if data.is_text else numbers.decode
     folders = [folder for bench in benches for folder in (bench.records, bench.models)]
     found = evidence.gather(folders, decode)
     if not found.seeds or found.seeds[0] != benches[0].seed:
@@ -152,7 +154,7 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
     """Write what submissions may use, and say where the models are."""
     device = cli.resolve_device(arguments.device)
     for case in cases:
-        benches = [Bench(case, seed, Path(arguments.run_dir).absolute() / case.name) for seed in arguments.seeds]
+        benches = benches_of(case, arguments)
         for bench, path in zip(
             benches, export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
         ):

@@ -16,6 +16,7 @@ from tinymem.records.finder import keyed_records_in
 from tinymem.records.identity import FINGERPRINTS, record_digest, run_key
 from tinymem.records.record import read_record
 from tinymem.records.table import versions
+from tinymem.scripts import ROOT
 
 FOLDER = "runs/rerun"
 UNMEASURED = ("model_folder", "twin", "epoch_seconds")  # results that are no measurements, or those of a clock
@@ -30,7 +31,7 @@ def add_rerun_options(parser: argparse.ArgumentParser) -> None:
 
 def rerun(arguments: argparse.Namespace) -> None:
     """Print the command of a record, run it, and say whether its results are the same. Exit with 1 if they are not."""
-    from tinymem.sweeps.again import ROOT, words_of  # here, since sweeps import this module and their --help is instant
+    from tinymem.sweeps.again import words_of  # here, since sweeps import this module and their --help is instant
 
     path = Path(arguments.folder)
     if not path.is_file():

@@ -101,17 +101,16 @@ def forgotten(results: Record, original: Record, twin: Record, split: str = "val
     return min(shares, default=0.0)
 
 
-def rows(case: Case, entrants: Sequence[Entrant], evidence: Evidence, limit: float, draws: int = 2000) -> list[Row]:
+def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> list[Row]:
     """Return the table of a case at a limit of lost utility: highest score first, anchors and what has no score last."""
-    jury = Jury(evidence, draws)
+    evidence = jury.evidence
     found = [
         _row(jury, Entrant(UNEDITED, ANCHOR, "none", ()), "", jury.original),
         _row(jury, Entrant(TWIN, ANCHOR, "a training from scratch", ()), "", jury.twin),
     ]
     for entrant in (*entrants, *others(case, entrants, evidence)):
         found.append(_standing(jury, entrant, case, evidence, limit))
-    scores = {row.name: (row, jury.score(row.records)) for row in found if row.group != ANCHOR and not row.note}
-    places = ranks({name: score for name, (_, score) in scores.items()})
+    places = ranks({row.name: jury.score(row.records) for row in found if row.group != ANCHOR and not row.note})
     ranked = [replace(row, rank=places.get(row.name)) for row in found]
     return sorted(ranked, key=lambda row: (bool(row.note), -row.score, row.name))
 

@@ -6,7 +6,7 @@ DIGEST/COLUMN; examples.json has what the models of the first seed write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,8 +78,8 @@ class Evidence:
         return saved_values(self.values.get(record_digest(record), {}), column)
 
 
-def gather(folders: Iterable[Path], decode: Callable[[Mapping[str, Any]], Decode]) -> Evidence:
-    """Return the evidence under folders of runs. decode(record): turns the record's token ids into text.
+def gather(folders: Iterable[Path], decode: Decode) -> Evidence:
+    """Return the evidence under folders of runs. decode: turns token ids into text.
 
     Of records that were attacked all values are kept, of their attacks what is brought back.
     """
@@ -97,7 +97,7 @@ def gather(folders: Iterable[Path], decode: Callable[[Mapping[str, Any]], Decode
                 tensors = read_values(_place(folder, digest))
                 values[digest] = {name: value for column in columns for name, value in _kept(tensors, column).items()}
                 if not record.get("attack"):
-                    examples[digest] = [_as_json(each) for each in kept_examples(tensors, decode(record))]
+                    examples[digest] = [_as_json(each) for each in kept_examples(tensors, decode)]
     first = min((_seed(record) for record in records), default=0)
     shown = {record_digest(record) for record in records if _seed(record) == first}
     return Evidence(tuple(records), values, {digest: some for digest, some in examples.items() if digest in shown})

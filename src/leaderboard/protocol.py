@@ -17,6 +17,7 @@ from tinymem.options import as_flags
 from tinymem.records.identity import MEASURED, TRAIN, UNEDITED, UNLEARN, run_key
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import (
+    MEASURE,
     Checkpoint,
     Common,
     checkpoints,
@@ -28,7 +29,6 @@ from tinymem.sweeps.jobs import (
 from tinymem.training.finetune import FT_DATA, FinetuneSettings
 from tinymem.training.settings import RunSettings
 
-MEASURE = "src/localize/measure.py"
 METRICS = ("forward", "percent_near_verbatim")
 FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for name in FT_DATA}  # a trial: one epoch
 

@@ -60,8 +60,9 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
         made = ", ".join(sorted({versions(record) for record in found.records}))
         head = f"## {name}\n\n{case.description}. Seeds {', '.join(map(str, found.seeds))}; {made}.\n"
         texts["LEADERBOARD.md"].append(head)
+        jury, taking_part = Jury(found), entrants([], case.small, case.trials)
         for limit in case.utility.limits:
-            board = rows(case, entrants([], case.small, case.trials), found, limit)
+            board = rows(jury, case, taking_part, limit)
             table = Table(f"{name}, {within(case, limit)}", shown_rows(board))
             tables.append(table)
             texts["LEADERBOARD.md"].append(f"### {within(case, limit).capitalize()}\n\n{markdown_of(table.shown)}")
@@ -70,7 +71,7 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             if limit == case.utility.limits[0]:
                 absent = [row.name for row in board if row.note == NOT_RUN]
                 texts["LEADERBOARD.md"] += [f"\nNot run: {', '.join(absent)}.\n"] if absent else []
-                texts["LEADERBOARD.md"].append(_telling(Jury(found, 200)))
+                texts["LEADERBOARD.md"].append(_telling(jury))
                 texts["ATTACKS.md"] += [head, markdown_of(attack_rows(board, found))]
     heads = {
         "LEADERBOARD.md": ("# Leaderboard", ABOUT),

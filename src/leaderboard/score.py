@@ -153,12 +153,16 @@ class Jury:
 
         An attack that has not been made on every model of every seed is left out.
         """
-        mine, twins = self.recovered(records), self.recovered(self.twin)
+        mine, twins = self.recovered(records), self._recovered_from_twin
         found: dict[str, np.ndarray] = {}
         for key in mine.keys() & twins.keys():
             over = mine[key] - twins[key]
             found[key[0]] = np.fmax(found[key[0]], over) if key[0] in found else over
         return dict(sorted(found.items()))
+
+    @cached_property
+    def _recovered_from_twin(self) -> dict[tuple, np.ndarray]:
+        return self.recovered(self.twin)
 
     def recovered(self, records: Sequence[Record]) -> dict[tuple, np.ndarray]:
         """Return the percentage memorized under each attack at each setting: by (name, *settings)."""

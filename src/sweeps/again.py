@@ -26,13 +26,12 @@ from tinymem.models.production import LoadSettings
 from tinymem.options import as_flags
 from tinymem.records.identity import ATTACK, FINETUNE, NEVER_PLANTED, TRAIN, TWIN_ATTACK, UNEDITED, UNLEARN
 from tinymem.records.record import read_record
-from tinymem.sweeps.jobs import FINETUNING, LOCALIZE, PRODUCTION, TRAINING
+from tinymem.scripts import ROOT
+from tinymem.sweeps.jobs import FINETUNING, LOCALIZE, MEASURE, PRODUCTION, TRAINING
 from tinymem.training.checkpoint import SETTINGS, load_trained
 from tinymem.training.plant import PlantSettings
 from tinymem.training.settings import RunSettings
 
-MEASURE = "src/localize/measure.py"
-ROOT = Path(__file__).resolve().parents[2]
 PLANTING = "planted_model"  # the name in `training` of a record on a model with planted passages
 Record = Mapping[str, Any]
 

@@ -26,6 +26,7 @@ from tinymem.training.settings import RunSettings
 
 TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCALIZE, PRODUCTION = "src/localize/localize_memorization.py", "src/localize/prod_grad.py"
+MEASURE = "src/localize/measure.py"
 
 
 @dataclass(frozen=True)
