@@ -92,8 +92,14 @@ def _temporary_folder(path: Path) -> Iterator[tuple[Path, int]]:
     while True:
         place = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
         place.mkdir()
-        lock = locks.try_lock(place / LOCK)
-        if lock is not None:  # otherwise a cleaner took it for a dead writer's before it was locked
+        try:
+            lock = locks.try_lock(place / LOCK)
+        except UserError:
+            if place.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+            continue  # a cleaner took it for a dead writer's, and has removed it
+        if lock is not None:  # otherwise the cleaner is still at it
             break
     try:
         yield place, os.fstat(lock).st_mode & 0o777
@@ -109,7 +115,7 @@ def remove_leftovers(folder: str | Path) -> None:
     """
     for path in Path(folder).glob(".*"):
         match = LEFTOVER.fullmatch(path.name)
-        with contextlib.suppress(OSError):  # another process is cleaning too
+        with contextlib.suppress(OSError, UserError):  # another process is cleaning too, or the writer has just ended
             if match and match["kind"] == "old":
                 _bring_back(path, path.with_name(match["name"]))
             elif match and path.is_dir() and (path / LOCK).exists():

@@ -151,6 +151,26 @@ def test_threads_of_one_process_do_not_write_into_each_other(tmp_path):
     assert len(set(files.read_json(tmp_path / "a.json"))) == len(set(content(tmp_path / "b"))) == 1
 
 
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_cleaner_that_comes_before_the_lock_does_not_fail_the_writer(tmp_path, monkeypatch, removed):
+    """A cleaner holds the lock of a temporary folder that its writer has just made; it has removed it, or will."""
+    flock = files.locks._flock
+    cleaned = []
+
+    def cleaner_first(descriptor):
+        if cleaned:
+            return flock(descriptor)
+        (place,) = tmp_path.glob(".*.tmp")
+        cleaned.append(place)
+        if removed:
+            shutil.rmtree(place)
+        return removed  # the lock is free again, but its file is gone; or the cleaner still holds it
+
+    monkeypatch.setattr(files.locks, "_flock", cleaner_first)
+    files.write_json(tmp_path / "a.json", [1])
+    assert files.read_json(tmp_path / "a.json") == [1] and len(cleaned) == 1
+
+
 def test_a_json_file_without_the_required_keys_is_damaged(tmp_path):
     path = files.write_json(tmp_path / "a.json", {"settings": {}, "results": {}})
     assert files.read_json(path, required=("settings", "results")) == files.read_json(path)
