@@ -32,7 +32,7 @@ from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.board import choose
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases
-from tinymem.leaderboard.entrants import TRIALS, Entrant, entrants, submission
+from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, entrants, submission
 from tinymem.leaderboard.export import export
 from tinymem.leaderboard.protocol import Bench, jobs_of, together, training_jobs, trial_jobs
 from tinymem.records.bundle import NAME
@@ -54,7 +54,9 @@ def parse() -> argparse.Namespace:
                         help="weights that were edited elsewhere: a folder for every seed; with one of --models")  # fmt: skip
     parser.add_argument("--name", help="with --submission: its name in the table")
     parser.add_argument("--seconds", type=float, default=0.0, help="with --submission: what it took, given by hand")
-    parser.add_argument("--needs", default="", help="with --submission: the data that it needs, given by hand")
+    parser.add_argument(
+        "--needs", default="", help="with --method_file, --submission: the data that it needs, given by hand"
+    )
     parser.add_argument("--attacks", nargs="+", default=["all"], metavar="NAME", help="what robustness is judged by: some of "
                         "the attacks (default: all)")  # fmt: skip
     parser.add_argument(
@@ -113,6 +115,8 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         runs = len(taking_part) * len(benches)
         print(f"then up to {2 * runs} commands that run and attack what is chosen, on every seed")
         return True
+    given = {each.name: each.needs for each in taking_part if each.group in (OWN, SUBMISSION) and each.needs}
+    evidence.write_needs(folder, {**evidence.read_needs(folder), **given})
     found = gathered(benches, arguments)
     if not found.unedited(benches[0].seed)["results"].get("percent_memorized_held_out"):
         raise UserError(f"{case.name}: the model of seed {benches[0].seed} has memorized none of its held-out sequences, so that nothing "
@@ -142,7 +146,7 @@ def gathered(benches: list[Bench], arguments: argparse.Namespace) -> evidence.Ev
     data = benches[0].case.settings.data
     decode = text_decoder(load_tokenizer(data, arguments.data_dir)) if data.is_text else numbers.decode
     folders = [folder for bench in benches for folder in (bench.records, bench.models)]
-    found = evidence.gather(folders, decode)
+    found = evidence.gather(folders, decode, evidence.read_needs(benches[0].folder))
     if not found.seeds or found.seeds[0] != benches[0].seed:
         raise UserError(
             f"{benches[0].folder}: the model of seed {benches[0].seed} or its twin has no record; see the failures"
@@ -173,7 +177,9 @@ def main() -> None:
         if arguments.export:
             return export_all(cases, arguments)
         own = submitted(arguments)
-        taking_part = entrants([*arguments.methods, *arguments.method_file], arguments.small, arguments.trials)
+        taking_part = entrants(
+            [*arguments.methods, *arguments.method_file], arguments.small, arguments.trials, arguments.needs
+        )
         only = own if own and not (arguments.methods or arguments.method_file) else [*taking_part, *own]
         for case in cases:
             complete &= run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))

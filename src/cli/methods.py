@@ -22,6 +22,7 @@ from tinymem.plugins import is_plugin
 
 FLAG = "--localization_method"
 USUAL = "forward"  # the metrics of an unlearning run: all that whole rows' forward passes give
+ATTACKED = "attacked"  # group of metrics of attacked models, where nothing is asked for
 
 
 def add_method_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
@@ -59,12 +60,14 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """Add --metrics, --attack, the flags of each attack, --columns and --page."""
+    """Add --metrics, --attack, --attack_metrics, the flags of each attack, --columns and --page."""
     group = parser.add_argument_group("Measuring")
     group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"groups ({', '.join(METRIC_GROUPS)}), some of "
                        f"{', '.join([*METRICS, *PATTERNS])}; or a file of your own (default: forward)")  # fmt: skip
     group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
                        f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or your file")  # fmt: skip
+    group.add_argument("--attack_metrics", nargs="+", metavar="NAME", help="what attacked models are measured by (default: "
+                       "--metrics if given, else attacked)")  # fmt: skip
     group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
                        help="columns of the table: all, or these (default: those that fit the terminal)")  # fmt: skip
     group.add_argument("--page", action="store_true",
@@ -96,13 +99,19 @@ def _attack_settings(method: Method, arguments: argparse.Namespace) -> Any:
         raise UserError(re.sub(r"(?<!\S)--(?=\w)", f"--{method.name}.", str(error))) from None
 
 
-def chosen_metrics(arguments: argparse.Namespace, usual: str = USUAL) -> tuple[str | Metric, ...]:
-    """Return the requested metrics: names, or metrics from users' files. Raise UserError for an unknown one.
+def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
+    """Return the requested metrics: names, or metrics from users' files. Raise UserError for an unknown one."""
+    return _metrics(arguments.metrics or (USUAL,))
 
-    usual: what is measured without --metrics.
-    """
+
+def chosen_attack_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
+    """Return the requested metrics of attacked models, as `chosen_metrics` does."""
+    return _metrics(arguments.attack_metrics or arguments.metrics or (ATTACKED,))
+
+
+def _metrics(names: Sequence[str]) -> tuple[str | Metric, ...]:
     found: list[str | Metric] = []
-    for name in arguments.metrics or (usual,):
+    for name in names:
         found += plugin_metrics(name) if is_plugin(name) else [name]
     found = list(dict.fromkeys(expanded(found)))
     chosen(found)

@@ -13,7 +13,7 @@ import torch
 
 from tinymem import cli, files
 from tinymem.cards import planted_card, write_card
-from tinymem.cli.methods import chosen_metrics
+from tinymem.cli.methods import chosen_attack_metrics, chosen_metrics
 from tinymem.cli.training import plant_visibly
 from tinymem.cli.unlearning import enough_memory, plan_report
 from tinymem.data.passages import PassageSettings, load_passages
@@ -86,7 +86,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         score_folder=files.writable_folder(output / "scores"),
         tokenizer=tokenizer,
         metrics=chosen_metrics(arguments),
-        attack_metrics=chosen_metrics(arguments, "attacked"),
+        attack_metrics=chosen_attack_metrics(arguments),
         examples=arguments.page,
         source=_source_of_adapters(*opened),
         notes=data.notes,

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tinymem import cli, files
-from tinymem.cli.methods import chosen_metrics
+from tinymem.cli.methods import chosen_attack_metrics, chosen_metrics
 from tinymem.cli.training import trained_settings
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
@@ -75,7 +75,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         score_folder=_score_folder(path, folder),
         tokenizer=load_tokenizer(data, arguments.data_dir),
         metrics=chosen_metrics(arguments),
-        attack_metrics=chosen_metrics(arguments, "attacked"),
+        attack_metrics=chosen_attack_metrics(arguments),
         examples=arguments.page,
         source=(str(path.resolve()), None),
         references=References(dataset, task.retain, open_twin),

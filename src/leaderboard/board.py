@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +13,24 @@ import numpy as np
 
 from tinymem.attacks.recovery import UNCOUNTED, Attacked, attacked_models, averaged
 from tinymem.leaderboard.cases import Case
-from tinymem.leaderboard.entrants import ANCHOR, SUBMISSION, Entrant, Submitted, Trained, Trial, settings_of
+from tinymem.leaderboard.entrants import (
+    ANCHOR,
+    OWN,
+    SUBMISSION,
+    Entrant,
+    Recorded,
+    Submitted,
+    Trained,
+    Trial,
+    settings_of,
+)
 from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
 from tinymem.leaderboard.protocol import Bench, alone, key_of, training_identity
 from tinymem.leaderboard.score import PARTS, Figure, Jury, harmonic, ranks, share_of_way
-from tinymem.records.identity import MEASURED, NEVER_PLANTED, run_key
+from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNLEARN, record_digest, run_key
 
 TWIN, UNEDITED = "never-planted twin", "unedited"
-NOT_RUN = "not run"
+NOT_RUN, NOT_SAID = "not run", "not said"
 LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, of what may choose; for percentages LEAST_POINTS
 LEAST_POINTS = 10.0
 RAW = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)))
@@ -69,7 +80,7 @@ class Row:
 def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Trial | None:
     """Return the trial that forgets most of the first seed's validation sequences, at a loss of utility within the limit.
 
-    Ties go to the lower loss. An entrant that is not tuned has one trial, which is its choice. None if no trial is within
+    Ties go to the lower loss, then to the record's digest. An entrant that is not tuned has one trial, which is its choice. None if no trial is within
     the limit, or none has been run.
     """
     trials = alone(entrant)
@@ -84,8 +95,8 @@ def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Tr
             found = record["results"]
             loss = case.utility.loss(found.get(case.utility.column), original[case.utility.column])
             if loss <= limit:
-                ranked.append((forgotten(found, original, twin), -loss, trial))
-    return max(ranked, key=lambda one: one[:2], default=(None, None, None))[2]
+                ranked.append((forgotten(found, original, twin), -loss, record_digest(record), trial))
+    return max(ranked, key=lambda one: one[:3], default=(None,))[-1]
 
 
 def forgotten(results: Record, original: Record, twin: Record, split: str = "validation") -> float:
@@ -116,17 +127,28 @@ def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> l
 
 
 def others(case: Case, entrants: Sequence[Entrant], evidence: Evidence) -> list[Entrant]:
-    """Return entrants for the records of methods of one's own and of submissions, which no registry knows."""
-    seed = evidence.seeds[0]
-    bench = Bench(case, seed, Path())
+    """Return entrants for what no registry knows, from the records: methods of one's own, and submissions."""
+    bench = Bench(case, evidence.seeds[0], Path())
     known = {key_of(trial, bench) for entrant in entrants for trial in alone(entrant)}
-    found: dict[str, Entrant] = {}
-    labels = {trial.label for e in entrants for trial in e.trials if isinstance(trial, (Trained, Submitted))}
+    named = {trial.label for e in entrants for trial in e.trials if isinstance(trial, (Trained, Submitted))}
+    own: dict[tuple[str, str], list[Recorded]] = {}
+    found: list[Entrant] = []
     for key, record in evidence.by_key.items():
-        name = record.get("method", {}).get("name")
-        if record["kind"] == MEASURED and key not in known and name not in labels and record["data"]["seed"] == seed:
-            found[name] = Entrant(name, SUBMISSION, "given by hand", (Submitted(name, ()),), tuned=False)
-    return list(found.values())
+        method = record.get("method", {})
+        if key in known or method.get("name") in named or record["data"]["seed"] != bench.seed:
+            continue
+        if record["kind"] == MEASURED:
+            named.add(name := method["name"])
+            found.append(
+                Entrant(name, SUBMISSION, evidence.needs.get(name, NOT_SAID), (Submitted(name, ()),), tuned=False)
+            )
+        elif record["kind"] == UNLEARN and "code" in method:
+            own.setdefault((method["name"], method["code"]), []).append(Recorded(method))
+    versions = Counter(name for name, _ in own)
+    for (name, code), trials in own.items():
+        title = name if versions[name] == 1 else f"{name} ({code[:6]})"
+        found.append(Entrant(title, OWN, evidence.needs.get(name, NOT_SAID), tuple(trials)))
+    return found
 
 
 def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Row:

@@ -10,7 +10,6 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from tinymem.errors import UserError
@@ -101,7 +100,14 @@ class Submitted:
         return self.name
 
 
-Trial = Edit | Trained | Submitted
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A trial of a method of one's own, from its record: its file need not be here. section: the record's `method`."""
+
+    section: Mapping[str, Any]
+
+
+Trial = Edit | Trained | Submitted | Recorded
 
 
 @dataclass(frozen=True)
@@ -121,22 +127,24 @@ class Entrant:
     tuned: bool = True
 
 
-def entrants(asked: Sequence[str], small: bool, trials: int = TRIALS) -> list[Entrant]:
+def entrants(asked: Sequence[str], small: bool, trials: int = TRIALS, needs: str = "") -> list[Entrant]:
     """Return entrants by name or group, all by default; anchors always take part.
 
-    asked: names of entrants, methods or groups, or files with a method of one's own. Raise UserError for an unknown one.
+    asked: names of entrants, methods or groups, or files with a method of one's own. needs: the data that those need.
+    Raise UserError for an unknown one.
     """
     own = [name for name in asked if name.endswith(".py")]
     known = [*_methods(small, trials), *_variants(small, trials), *_trained(trials)]
-    names = {name for each in known for name in (each.name, each.group)}
+    anchors = [*_anchors()]
+    names = {name for each in (*anchors, *known) for name in (each.name, each.group)}
     unknown = [name for name in asked if name not in (*own, *names, "all")]
     if unknown:
         groups = sorted({each.group for each in known})
         raise UserError(f"--methods {unknown[0]}: must be some of {', '.join([*groups, *(e.name for e in known)])}, all; "
                         "or a file such as my_method.py")  # fmt: skip
     chosen = [e for e in known if not asked or "all" in asked or e.name in asked or e.group in asked]
-    files = [Entrant(m.name, OWN, "", tuple(_drawn(m, grid_of(m), trials))) for m in find_methods(own, "--methods")]
-    return [*_anchors(), *chosen, *files]
+    files = [Entrant(m.name, OWN, needs, tuple(_drawn(m, grid_of(m), trials))) for m in find_methods(own, "--methods")]
+    return [*anchors, *chosen, *files]
 
 
 def submission(name: str, folders: Mapping[int, str], seconds: float, needs: str) -> Entrant:
@@ -145,7 +153,7 @@ def submission(name: str, folders: Mapping[int, str], seconds: float, needs: str
 
 
 def _anchors() -> Iterator[Entrant]:
-    (mask,) = find_methods([str(Path(random_mask.__file__).resolve())], "--methods")
+    (mask,) = find_methods([random_mask.__name__], "--methods")
     yield Entrant(
         "random_mask", ANCHOR, NEEDS["random_mask"], (Edit(mask, mask.hyper_parameters(ratio=(0.05,))),), False
     )
@@ -193,7 +201,7 @@ def _drawn(method: Method, grid: Grid, trials: int, seed: int = 0) -> Iterator[E
     every = combinations(others)
     if len(every) == 1 and len(strengths) > 1:
         strengths = refined(strengths, trials)
-    per = max(1, math.ceil(trials / len(every))) if len(every) * STRENGTHS < trials else STRENGTHS
+    per = max(1, math.ceil(trials / len(every))) if len(every) * STRENGTHS < trials else min(STRENGTHS, trials)
     count = max(1, trials // max(1, min(per, len(strengths))))
     drawn = every if len(every) <= count else latin_hypercube(others, count, random.Random(seed))
     for values in drawn:
@@ -244,10 +252,12 @@ def settings_of(trial: Trial) -> str:
         changed = {f.name: getattr(trial.hp, f.name) for f in fields(trial.hp)}
         shown = {n: v for n, v in changed.items() if n == trial.method.strength or v != getattr(default, n)}
         return ", ".join(f"{name} {_words(value)}" for name, value in shown.items())
+    if isinstance(trial, Recorded):
+        return ", ".join(f"{n} {_words(v)}" for n, v in trial.section.items() if n not in ("name", "code"))
     return trial.setting if isinstance(trial, Trained) else "as submitted"
 
 
 def _words(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return " ".join(map(_words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,13 +1,13 @@
 """The evidence of one model of the leaderboard: records and values per sequence, in two files that anybody can recompute.
 
 records.jsonl.gz has every record; values.safetensors has, for what is judged, one value per sequence and column, under
-DIGEST/COLUMN; examples.json has what the models of the first seed write.
+DIGEST/COLUMN; examples.json has what the models of the first seed write; needs.json what authors say of their methods.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from tinymem import files
 from tinymem.errors import reading
+from tinymem.inputs import check_value
 from tinymem.metrics.evaluate import saved_values
 from tinymem.metrics.examples import Decode, Example, kept_examples
 from tinymem.metrics.metric import Values
@@ -25,7 +26,7 @@ from tinymem.records.identity import ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITE
 from tinymem.records.record import read_values
 from tinymem.records.table import load_records
 
-VALUES, EXAMPLES = "values.safetensors", "examples.json"
+VALUES, EXAMPLES, NEEDS = "values.safetensors", "examples.json", "needs.json"
 FORGETTING = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "exact_match_share")
 PRIVACY = ("auc_loss", "auc_zlib", "auc_min_k_plus")
 UTILITY = ("mean_test_accuracy", "perplexity")
@@ -40,11 +41,13 @@ class Evidence:
 
     values     by a record's digest: COLUMN[.weights|.groups] -> tensor (sequences,)
     examples   by a record's digest: what the model writes, as JSON
+    needs      the data that methods of one's own and submissions need, by name, as their authors say
     """
 
     records: tuple[dict[str, Any], ...]
     values: Mapping[str, Mapping[str, torch.Tensor]]
     examples: Mapping[str, Any]
+    needs: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def seeds(self) -> list[int]:
@@ -78,8 +81,8 @@ class Evidence:
         return saved_values(self.values.get(record_digest(record), {}), column)
 
 
-def gather(folders: Iterable[Path], decode: Decode) -> Evidence:
-    """Return the evidence under folders of runs. decode: turns token ids into text.
+def gather(folders: Iterable[Path], decode: Decode, needs: Mapping[str, str]) -> Evidence:
+    """Return the evidence under folders of runs. decode: turns token ids into text. needs: as in `Evidence`.
 
     Of records that were attacked all values are kept, of their attacks what is brought back.
     """
@@ -100,7 +103,9 @@ def gather(folders: Iterable[Path], decode: Decode) -> Evidence:
                     examples[digest] = [_as_json(each) for each in kept_examples(tensors, decode)]
     first = min((_seed(record) for record in records), default=0)
     shown = {record_digest(record) for record in records if _seed(record) == first}
-    return Evidence(tuple(records), values, {digest: some for digest, some in examples.items() if digest in shown})
+    return Evidence(
+        tuple(records), values, {digest: some for digest, some in examples.items() if digest in shown}, needs
+    )
 
 
 def write(evidence: Evidence, folder: Path) -> None:
@@ -112,6 +117,7 @@ def write(evidence: Evidence, folder: Path) -> None:
     tensors = {name: flat[name].contiguous() for name in sorted(flat)}
     files.write_file(folder / VALUES, lambda path: save_file(tensors, path))
     files.write_json(folder / EXAMPLES, dict(sorted(evidence.examples.items())))
+    write_needs(folder, evidence.needs)
 
 
 def read(folder: Path) -> Evidence:
@@ -125,7 +131,20 @@ def read(folder: Path) -> Evidence:
     for name, value in flat.items():
         digest, _, column = name.partition("/")
         values.setdefault(digest, {})[column] = value
-    return Evidence(tuple(records), values, files.read_json(folder / EXAMPLES))
+    return Evidence(tuple(records), values, files.read_json(folder / EXAMPLES), read_needs(folder))
+
+
+def read_needs(folder: Path) -> dict[str, str]:
+    """Return what authors said that their methods need, by name; nothing where there is no such file."""
+    path = folder / NEEDS
+    found = files.read_json(path) if path.exists() else {}
+    return {name: check_value(text, str, name, path) for name, text in found.items()}
+
+
+def write_needs(folder: Path, needs: Mapping[str, str]) -> None:
+    """Write what `read_needs` returns; no file for nothing."""
+    if needs:
+        files.write_json(folder / NEEDS, dict(sorted(needs.items())))
 
 
 def single_values(values: Values, column: str) -> Values:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinymem.attacks.registry import find_attacks
 from tinymem.leaderboard.cases import TASK, Case
-from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Submitted, Trained, Trial
+from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Recorded, Submitted, Trained, Trial
 from tinymem.options import as_flags
 from tinymem.records.identity import MEASURED, TRAIN, UNEDITED, UNLEARN, run_key
 from tinymem.sweeps.job import Job
@@ -30,6 +30,7 @@ from tinymem.training.finetune import FT_DATA, FinetuneSettings
 from tinymem.training.settings import RunSettings
 
 METRICS = ("forward", "percent_near_verbatim")
+ATTACK_METRICS = ("percent_memorized", "percent_extractable", "exact_match_share")
 FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for name in FT_DATA}  # a trial: one epoch
 
 
@@ -82,7 +83,7 @@ def training_jobs(bench: Bench, common: Common) -> list[Job]:
     unedited = Job(
         name=f"unedited {place}",
         group="unedited and twin",
-        words=(MEASURE, place, *_measuring(bench, common), "--attack", *bench.attacks),
+        words=(MEASURE, place, *_measuring(bench, common), *_attacking(bench)),
         folder=str(bench.records),
         identity={"kind": UNEDITED, **bench.base},
         after=tuple(job.name for job in trainings),
@@ -98,12 +99,13 @@ def trial_jobs(entrant: Entrant, bench: Bench, common: Common) -> list[Job]:
 
 def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attacked: bool = False) -> list[Job]:
     """Return the job of a trial on the model of a seed, behind the trainings that it needs. attacked: also attack it."""
+    assert not isinstance(trial, Recorded), "its record is there"
     attacks: dict[str, Any] = dict(attacks=_attacks(bench)) if attacked else {}
-    flags = (*_measuring(bench, common), *(("--attack", *bench.attacks) if attacked else ()))
+    flags = (*_measuring(bench, common), *(_attacking(bench) if attacked else ()))
     unedited = f"unedited {bench.checkpoint.path}"
     if isinstance(trial, Edit):
         (job,) = localize_jobs(bench.checkpoint, [(trial.method, trial.hp)], TASK, common, bench.records)
-        words = (*job.words, "--metrics", *METRICS, *(("--attack", *bench.attacks) if attacked else ()))
+        words = (*job.words, "--metrics", *METRICS, *(_attacking(bench) if attacked else ()))
         return [
             replace(job, group=entrant.name, words=words, after=(*job.after, unedited), nothing_to_do=None, **attacks)
         ]
@@ -134,13 +136,12 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
 
 def identity_of(trial: Trial, bench: Bench) -> dict[str, Any]:
     """Return kind and sections, without fingerprints, of the record that a trial with one strength leaves."""
+    if isinstance(trial, Recorded):
+        return {"kind": UNLEARN, **bench.base, "method": trial.section}
     if isinstance(trial, Edit):
         (strength,) = trial.strengths
-        return {
-            "kind": UNLEARN,
-            **bench.base,
-            "method": trial.method.settings(trial.method.resolve(trial.hp, 0), strength),
-        }
+        section = trial.method.settings(trial.method.resolve(trial.hp, 0), strength)
+        return {"kind": UNLEARN, **bench.base, "method": section}
     return {"kind": MEASURED, **bench.base, "method": {"name": trial.label}}
 
 
@@ -182,6 +183,11 @@ def _attacks(bench: Bench) -> tuple[Mapping[str, Any], ...]:
         hp = method.hyper_parameters()
         found += [method.settings(hp, value) for value in method.strengths(hp)]
     return tuple(found)
+
+
+def _attacking(bench: Bench) -> tuple[str, ...]:
+    """Return the flags of a bench's attacks."""
+    return ("--attack", *bench.attacks, "--attack_metrics", *ATTACK_METRICS)
 
 
 def _measuring(bench: Bench, common: Common) -> tuple[str, ...]:

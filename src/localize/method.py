@@ -52,6 +52,7 @@ from tinymem.training.step import Side
 Strength = float | int | None
 Change = Edit | Elicitation  # what a strength leads to; an attack on prompts leaves the weights as they are
 Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
+REGISTERED = ("tinymem.localize.", "tinymem.attacks.")  # where registries take their modules from
 PARTS = ("score", "learn", "loss", "attack", "elicit", "run")
 
 
@@ -104,9 +105,13 @@ class Method:
 
     @property
     def place(self) -> str:
-        """The method's name on a command line: a plugin's file, otherwise its name."""
-        file = self.module.__file__
-        return str(Path(file).resolve()) if self.code and file else self.name
+        """The method's name on a command line: a plugin's file, the library's own module if none of the registry, or its
+        name.
+        """
+        file, module = self.module.__file__, self.module.__name__
+        if self.code and file:
+            return str(Path(file).resolve())
+        return self.name if self.family == PACKAGE or module.startswith(REGISTERED) else module
 
     def strengths(self, hp: Any) -> tuple[Strength, ...]:
         """Return the strengths in these settings, ascending where they are cumulative; (None,) for a method without."""

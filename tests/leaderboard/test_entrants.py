@@ -10,7 +10,7 @@ from tiny import new_model, new_task
 from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants
 from tinymem.leaderboard.protocol import alone, together
-from tinymem.localize.registry import METHODS
+from tinymem.localize.registry import METHODS, find_methods
 from tinymem.regularizers.registry import REGULARIZERS
 
 
@@ -23,6 +23,10 @@ def test_every_mitigation_of_the_registries_takes_part_with_as_many_trials():
     counts = {name: len(alone(each)) for name, each in found.items() if each.name in METHODS}
     assert Counter(counts.values())[entrants.TRIALS] >= 26 and max(counts.values()) == entrants.TRIALS
     assert all(each.needs for each in found.values())
+
+
+def test_fewer_trials_than_strengths():
+    assert {len(alone(each)) for each in entrants.entrants(["neuron", "objective"], small=True, trials=2)[2:]} == {2}
 
 
 def test_a_hypercube_visits_every_value_equally_often():
@@ -83,3 +87,14 @@ def test_a_case_is_read_as_it_was_written(tmp_path):
     (case,) = cases.find_cases(["noise"], True, 5)
     case.write(tmp_path)
     assert cases.read_case(tmp_path) == case and case.twin_at(2).data.twin and case.at(2).data.seed == 2
+
+
+def test_anchors_alone():
+    assert [each.name for each in entrants.entrants(["anchor"], small=True)] == ["random_mask", entrants.RETAIN_ONLY]
+
+
+def test_the_random_mask_is_known_by_its_settings_alone():
+    """A digest of its file in the records would lose the committed anchor with every change of that file."""
+    (trial,) = entrants.entrants(["anchor"], small=True)[0].trials
+    assert trial.method.settings(trial.hp, 0.05) == {"name": "random_mask", "ratio": 0.05}
+    assert find_methods([trial.method.place])[0].module is trial.method.module

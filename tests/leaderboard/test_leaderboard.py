@@ -93,7 +93,35 @@ def test_a_submission_is_one_more_row(board, capsys):
     in_process(SCRIPT, *words, *flags)
     text = (folder / "output_dir" / "LEADERBOARD.md").read_text()
     (line,) = [line for line in text.splitlines() if "| the twin itself |" in line][:1]
-    assert "| 1.00 (1.00 to 1.00) |" in line and line.rstrip().endswith("| given by hand | 1 |")
+    assert "| 1.00 (1.00 to 1.00) |" in line and line.rstrip().endswith("| everything | 1 |")
+
+
+OWN = """
+import torch
+from tinymem.localize.ranking import weight_ratio
+from tinymem.models.adapter import find_mlps, mlp_weights
+from tinymem.options import settings
+
+@settings
+class HyperParameters:
+    ratio: tuple[float, ...] = weight_ratio((0.0, 0.5), "share to drop")
+
+def score(model, task, hp):
+    return {name: weight.view().abs() for name, weight in mlp_weights(find_mlps(model)).items()}
+"""
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_is_one_more_row_also_where_its_file_is_gone(board):
+    folder, words = board
+    (folder / "largest.py").write_text(OWN)
+    in_process(SCRIPT, *words, "--method_file", folder / "largest.py", "--needs", "nothing at all")
+    text = (folder / "output_dir" / "LEADERBOARD.md").read_text()
+    (line,) = [line for line in text.splitlines() if "| largest |" in line][:1]
+    assert "| ratio " in line and line.rstrip().endswith("| nothing at all | 2 |")
+    (folder / "largest.py").unlink()
+    in_process(SCRIPT, "--report", "--output_dir", folder / "output_dir")
+    assert (folder / "output_dir" / "LEADERBOARD.md").read_text() == text
 
 
 @pytest.mark.slow
