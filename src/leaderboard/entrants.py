@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tinymem.errors import UserError
-from tinymem.leaderboard import random_mask
+from tinymem.leaderboard import output_filter, random_mask
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.regularizers.registry import REGULARIZERS, switched_on
@@ -157,6 +157,9 @@ def _anchors() -> Iterator[Entrant]:
     yield Entrant(
         "random_mask", ANCHOR, NEEDS["random_mask"], (Edit(mask, mask.hyper_parameters(ratio=(0.05,))),), False
     )
+    (output,) = find_methods([output_filter.__name__], "--methods")
+    trials = Edit(output, output.hyper_parameters(n=grid_of(output)["n"]))
+    yield Entrant("output_filter", ANCHOR, FORGET, (trials,))
     method = METHODS["gradient_difference"]
     hp = method.hyper_parameters(steps=(100,), forget_weight=0.0)
     yield Entrant(RETAIN_ONLY, ANCHOR, NEEDS[RETAIN_ONLY], (Edit(method, hp),), False)

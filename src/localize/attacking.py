@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.metric import ATTACKED
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import applied, describe
+from tinymem.models.output_filter import unfiltered
 from tinymem.records.identity import ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED
 from tinymem.records.record import Cost
 
@@ -79,7 +80,9 @@ def _attack(
             for attacked in runs.values():
                 attacked.forget()
         search = edits(method, model, task, method.at(hp, *to_do))
-        with failures.kept(f"attack {method.name}"), closing(search) as found:  # restores the model after an error too
+        # A filter of the output is not in the weights: only attacks on prompts meet it.
+        access = nullcontext() if method.elicits else unfiltered(model)
+        with failures.kept(f"attack {method.name}"), access, closing(search) as found:  # restores after an error too
             for (change, cost), value in zip(found, to_do):
                 at = f" with --{method.name}.{method.strength} {value}" if method.strength else ""
                 with failures.kept(f"attack {method.name}{at}"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from tinymem.errors import Failures, finite
+from tinymem.errors import Failures, UserError, finite
 from tinymem.localize.attacking import Attacks, attack, attacked_runs, lacks
 from tinymem.localize.cache import Cache
 from tinymem.localize.method import Method, Strength, edits
@@ -14,6 +14,7 @@ from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.task import as_shown
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Edit, Weights, describe, reversible, stored_model
+from tinymem.models.output_filter import OutputFilter
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
 from tinymem.records.record import Cost, measured, write_record
 
@@ -103,6 +104,10 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
         yield run.finished
         yield from (attacked.finished for attacked in attacked_runs(run, attacks))
         return
+    if run.keep is not None and isinstance(edit, OutputFilter):
+        raise UserError(
+            "a filter of the output is not in the weights, so that it cannot be saved; give --no_save_model"
+        )
     run.subject.prepare()
     model, records, failures = run.subject.model, [], Failures()
     extent = {**describe(model, edit), **getattr(edit, "notes", {})}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PLANTED, EACH_TEST, ALL_TESTS = "planted sequences", "each test set", "all test sets"
 TYPICAL = "typical text: retained and unseen"
 KNOWN_WHEN = ("low", "high")
+OVERFLOW = 690.0  # nats; records hold numbers below 2**1000, which is exp(693)
 DIRECTIONS = ("lower", "higher", "twin")  # twin: the closer to the value of a model that was never planted
 NEEDS = (
     "argmax_matches", "log_probabilities", "distribution", "generation", "prefixes", "text_sums", "before", "twin",
@@ -172,4 +173,4 @@ def split_kind(split: str) -> str | None:
 
 def exponential(nats: float) -> float:
     """Return exp(nats), infinity on overflow."""
-    return math.exp(nats) if not nats > 700 else math.inf  # exp(710) overflows a double
+    return math.exp(nats) if not nats > OVERFLOW else math.inf

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from tinymem.metrics.metric import ALL_TESTS, EACH_TEST, Metric, Values, exponential, mean
+from tinymem.metrics.metric import ALL_TESTS, EACH_TEST, OVERFLOW, Metric, Values, exponential, mean
 from tinymem.models.losses import loss_mask, losses_and_hits
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ def perplexity(values: Values) -> float | None:
 
 
 def mean_perplexity(values: Values) -> float | None:
-    """Return the mean over groups of exp(mean token loss of the group)."""
+    """Return the mean over groups of exp(mean token loss of the group), infinity on overflow."""
     nats = values.ratios()
-    return nats.clamp(max=700.0).exp().mean().item() if len(nats) else None
+    if not len(nats):
+        return None
+    return nats.exp().mean().item() if nats.max() <= OVERFLOW else math.inf
 
 
 def _pooled(probe: Probe, texts: Texts) -> Quality:

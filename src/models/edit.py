@@ -1,4 +1,4 @@
-"""Edits: changes of weights by a method or an attack, as values. They apply within a block and are then undone exactly.
+"""Edits: changes of a model by a method or an attack, as values. They apply within a block and are then undone exactly.
 
 This is the only code that changes the weights of a model and restores them. Edits name weights by their state-dict
 keys. They nest: an attack is applied on top of an edit.
@@ -26,6 +26,11 @@ class Changes:
 
     def __init__(self) -> None:
         self._before: list[tuple[torch.Tensor, Any, torch.Tensor]] = []
+        self._hooks: list[Any] = []
+
+    def hook(self, handle: Any) -> None:
+        """Note a hook of torch that was set on the model: undoing removes it."""
+        self._hooks.append(handle)
 
     def zero(self, tensor: torch.Tensor, places) -> None:
         """Set entries to zero. Keep these entries only. places: integer tensor, or a tuple of one per dimension."""
@@ -57,6 +62,8 @@ class Changes:
         while self._before:
             tensor, places, values = self._before.pop()
             tensor[places] = values
+        while self._hooks:
+            self._hooks.pop().remove()
 
 
 class _Permanent(Changes):
@@ -65,15 +72,18 @@ class _Permanent(Changes):
     def zero(self, tensor: torch.Tensor, places) -> None:
         tensor.detach()[places] = 0
 
+    def hook(self, handle: Any) -> None:
+        pass
+
     def keep(self, tensor: torch.Tensor) -> None:
         pass
 
 
 class Edit(Protocol):
-    """A change of a model's weights."""
+    """A change of a model's weights, or of what leaves the model (`tinymem.models.output_filter`)."""
 
     def apply(self, model, changes: Changes) -> None:
-        """Change the weights of a model."""
+        """Change the model in place, so that `changes` can undo it."""
 
     def extent(self, model) -> Extent:
         """Return how much `apply` would change in this model in its present state."""

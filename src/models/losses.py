@@ -19,6 +19,7 @@ from tinymem.models.cross_entropy import (
     linear_losses_and_hits,
     logit_chunks,
 )
+from tinymem.models.output_filter import is_filtered
 
 LARGE_VOCABULARY = 2048  # from here on, chunks are at least as fast as the whole layer at once
 # Architectures whose logits are output_embeddings(base_model(tokens)) and nothing else: no scaling (Cohere, Granite), no
@@ -216,7 +217,11 @@ def chunked(model) -> bool:
     """Return whether this model's output layer runs in chunks: a plain linear layer with a large vocabulary."""
     from transformers import PreTrainedModel
 
-    if not isinstance(model, PreTrainedModel) or model.config.model_type not in PLAIN_OUTPUT_LAYER:
+    if (
+        not isinstance(model, PreTrainedModel)
+        or model.config.model_type not in PLAIN_OUTPUT_LAYER
+        or is_filtered(model)
+    ):
         return False
     head = model.get_output_embeddings()
     return type(head) is torch.nn.Linear and head.bias is None and len(head.weight) >= LARGE_VOCABULARY

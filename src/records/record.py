@@ -250,4 +250,4 @@ def _peak() -> int:
 
 
 def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and value - value != 0 else value
+    return None if isinstance(value, float) and not _is_number(value) else value

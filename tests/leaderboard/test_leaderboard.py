@@ -55,7 +55,8 @@ def test_rows_for_all_and_the_twin_first(board):
     lines = [line for line in table.splitlines() if line.startswith("|")]
     assert "never-planted twin" in lines[2] and any("unedited" in line for line in lines)
     assert all(
-        any(name in line for line in lines) for name in ("activations", "fine-tuning on clean data", "random_mask")
+        any(name in line for line in lines)
+        for name in ("activations", "fine-tuning on clean data", "random_mask", "output_filter")
     )
     assert "Not run: " in text and "Judged by: exact %" in text
 
@@ -94,6 +95,15 @@ def test_a_submission_is_one_more_row(board, capsys):
     text = (folder / "output_dir" / "LEADERBOARD.md").read_text()
     (line,) = [line for line in text.splitlines() if "| the twin itself |" in line][:1]
     assert "| 1.00 (1.00 to 1.00) |" in line and line.rstrip().endswith("| everything | 1 |")
+
+
+@pytest.mark.slow
+def test_a_filter_of_the_output_is_not_saved_as_a_model(board, capsys):
+    (model,) = (board[0] / "run_dir" / "tiny" / "seed0" / "models").glob("*_seed0_[0-9a-f]*/epoch_20")
+    words = ["--model_path", model, "--localization_method", "tinymem.leaderboard.output_filter", "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        in_process("src/localize/localize_memorization.py", *words, "--output_dir", board[0] / "own")
+    assert "not in the weights" in capsys.readouterr().err.splitlines()[-1]
 
 
 OWN = """

@@ -1,12 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tinymem.metrics.evaluate import evaluate
-from tinymem.metrics.metric import ALL_TESTS, EACH_TEST, as_values, exponential
+from tinymem.metrics.metric import ALL_TESTS, EACH_TEST, Values, as_values, exponential
 from tinymem.metrics.probe import Probe
-from tinymem.metrics.quality import quality
+from tinymem.metrics.quality import mean_perplexity, quality
 from tinymem.metrics.registry import METRICS
 
 
@@ -50,6 +51,9 @@ def test_by_hand_without_pads():
 
 def test_perplexity_of_a_ruined_model_is_infinite():
     assert exponential(701.0) == math.inf and exponential(1.0) == math.e
+    by_batch = Values(torch.tensor([1.0, 695.0]).double(), torch.ones(2).double(), torch.tensor([0, 1]))
+    assert mean_perplexity(by_batch) == math.inf  # not a huge number, which no record holds
+    assert mean_perplexity(replace(by_batch, sums=torch.tensor([0.0, 1.0]).double())) == pytest.approx((1 + math.e) / 2)
 
 
 def test_batch_size_changes_nothing(memorizing_noise):
