@@ -24,7 +24,7 @@ from typing import Any
 
 from tinymem import files, scripts
 from tinymem.attacks.registry import find_attacks
-from tinymem.cli.sweeping import add_sweep_options, leave, run_missing
+from tinymem.cli.sweeping import add_sweep_options, in_hours, leave, run_missing
 from tinymem.data import numbers
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.decode import text_decoder
@@ -39,6 +39,7 @@ from tinymem.records.bundle import NAME
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
+from tinymem.sweeps.timings import Timings
 
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
 
@@ -112,8 +113,7 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         f"{case.name}: training, and trials on seed {benches[0].seed}", [*trainings, *trials], arguments, folder, pool
     )
     if arguments.dry_run:
-        runs = len(taking_part) * len(benches)
-        print(f"then up to {2 * runs} commands that run and attack what is chosen, on every seed")
+        print_finals(taking_part, benches, common)
         return True
     given = {each.name: each.needs for each in taking_part if each.group in (OWN, SUBMISSION) and each.needs}
     evidence.write_needs(folder, {**evidence.read_needs(folder), **given})
@@ -130,6 +130,15 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     case.write(output)
     evidence.write(gathered(benches, arguments), output)
     return complete
+
+
+def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
+    """Print how many commands follow the trials at most, and how long they will take."""
+    finals = [jobs_of(e.trials[0], e, bench, common, attacked=True)[-1] for e in taking_part for bench in benches]
+    timings, limits = Timings(benches[0].folder), len(benches[0].case.utility.limits)
+    seconds = timings.total(finals)
+    hours = in_hours(None if seconds is None else limits * seconds, timings.count)
+    print(f"then up to {limits * len(finals)} commands that run and attack what is chosen, on every seed; {hours}")
 
 
 def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any) -> bool:

@@ -16,6 +16,7 @@ from tinymem.cli.display import Display
 from tinymem.sweeps.attempt import DONE, FAILED, Place
 from tinymem.sweeps.engine import Pool, Progress, Sweep, run_jobs, survey
 from tinymem.sweeps.job import Job
+from tinymem.sweeps.timings import Timings
 
 
 def add_sweep_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
@@ -69,7 +70,7 @@ def run_missing(
     surveyed = survey(jobs)
     todo = [progress for progress in surveyed.values() if progress.left][: arguments.limit]
     if arguments.dry_run:
-        _print_plan(list(surveyed.values()), todo)
+        _print_plan(list(surveyed.values()), todo, Timings(folder))
         return surveyed, Sweep(surveyed)
     place = Place(str(root), str(files.writable_folder(folder).absolute()))
     chosen = {name: progress for name, progress in surveyed.items() if not progress.left or progress in todo}
@@ -87,12 +88,20 @@ def leave(result: Sweep) -> None:
         sys.exit(130)
 
 
-def _print_plan(surveyed: list[Progress], todo: list[Progress]) -> None:
+def _print_plan(surveyed: list[Progress], todo: list[Progress], timings: Timings) -> None:
     for progress in todo:
         print(shlex.join(["python", *progress.job.command(progress.missing)]))
     runs, done = sum(progress.left for progress in todo), sum(progress.before for progress in surveyed)
     total = sum(progress.runs for progress in surveyed)
-    print(f"\n{len(todo)} commands for {runs} runs; of the grid's {total} runs {done} are done already")
+    hours = f"; {in_hours(timings.total(p.job for p in todo), timings.count)}" if todo else ""
+    print(f"\n{len(todo)} commands for {runs} runs; of the grid's {total} runs {done} are done already{hours}")
+
+
+def in_hours(seconds: float | None, count: int) -> str:
+    """Return a duration in words, with the number of timed commands that it is estimated from."""
+    if seconds is None:
+        return "none has been timed yet (--limit 3 times some)"
+    return f"about {seconds / 3600:.1f} hours, one at a time, as the {count} commands before them took"
 
 
 def _run(chosen: dict[str, Progress], todo: list[Progress], place: Place, retries: int, open_pool: Any) -> Sweep:

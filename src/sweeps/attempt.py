@@ -17,7 +17,7 @@ from typing import Any
 
 from tinymem import files, locks
 from tinymem.errors import UserError
-from tinymem.sweeps import with_parent
+from tinymem.sweeps import timings, with_parent
 from tinymem.sweeps.job import Job, missing
 
 DONE, SKIPPED, BUSY, FAILED, STOPPED = "done", "skipped", "busy", "failed", "stopped"
@@ -118,6 +118,7 @@ def _attempt(job: Job, place: Place, running: Running, lock: int) -> Outcome:
         return Outcome(STOPPED)
     if code == 0 and not missing(job):
         failure_path(job, place).unlink(missing_ok=True)
+        timings.note(place.folder, job, len(values), time.monotonic() - start)
         return Outcome(DONE)
     message = _message(code, errors)
     if code == 0:
