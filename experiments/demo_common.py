@@ -50,7 +50,7 @@ def stopwatch(reused: float) -> Callable[[], float]:
 
 def spent_before(run: Path, unlearned: Path) -> float:
     """Seconds that earlier sessions have spent on training in `run` and on the records of `unlearned`."""
-    return seconds_spent(run) + sum(record["cost"]["seconds"] for record in load_records(unlearned))
+    return seconds_spent(run) + sum(record["cost"]["seconds"] or 0 for record in load_records(unlearned))
 
 
 def records_of(unlearned: Path, model: Path, method: str, ratio: float, **settings: Any) -> dict[str, dict]:

@@ -90,7 +90,7 @@ def main() -> None:
     # A folder for each set of commands: the table never mixes records of other settings in.
     folder = Path("runs") / f"demo_lm_{files.digest({'commands': [base, *COMMANDS]})[:8]}"
     planted_before = {path.name for path in MODELS.glob("planted_*")}
-    seconds = stopwatch(sum(record["cost"]["seconds"] for record in load_records(folder)))
+    seconds = stopwatch(sum(record["cost"]["seconds"] or 0 for record in load_records(folder)))
     for command in COMMANDS:
         run(f"{base} --microbatch {MICROBATCH} {command} --output_dir {folder}")
     records = in_order(load_records(folder))

@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--submission", nargs="+", default=[], metavar="SEED=FOLDER",
                         help="weights that were edited elsewhere: a folder for every seed; with one of --models")  # fmt: skip
     parser.add_argument("--name", help="with --submission: its name in the table")
-    parser.add_argument("--seconds", type=float, default=0.0, help="with --submission: what it took, given by hand")
+    parser.add_argument("--seconds", type=cli.seconds, help="with --submission: what it took, given by hand")
     parser.add_argument(
         "--needs", default="", help="with --method_file, --submission: the data that it needs, given by hand"
     )

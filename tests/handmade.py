@@ -49,7 +49,7 @@ def attacked(identity: dict, **attack: Any) -> dict:
     return {**identity, "kind": "attack", "parent": record_digest(identity), "attack": {"name": "int8", **attack}}
 
 
-def unlearning(folder: Path, identity: dict, runs: dict[tuple, dict], seconds: float = 1.0) -> None:
+def unlearning(folder: Path, identity: dict, runs: dict[tuple, dict], seconds: float | None = 1.0) -> None:
     """Writes the records of runs on one checkpoint. runs: (method, hyper-parameters as pairs ...) -> results."""
     for (method, *pairs), results in runs.items():
         write_record(folder, edited(identity, method, **dict(pairs)), results, Cost(seconds, 0.5), "cpu")

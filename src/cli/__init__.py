@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import shlex
 import signal
@@ -168,6 +169,17 @@ def positive(text: str) -> int:
 def not_negative(text: str) -> int:
     """Return a whole number >= 0: the type of flags that count."""
     return _at_least(0, text)
+
+
+def seconds(text: str) -> float:
+    """Return a finite number >= 0: the type of flags that say how long something took."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of seconds >= 0")
+    return value
 
 
 def _at_least(lowest: int, text: str) -> int:

@@ -106,7 +106,8 @@ def train_visibly(
     state = checkpoint.latest_state(run)
     before = checkpoint.read_progress(state) if state else Progress()
     display = Display(what, training.epochs * steps, done=before.epoch * steps + before.step)
-    tokens, shown = training.batch_size * dataset.sequences.shape[1], list[dict[str, Any]]()
+    tokens = training.batch_size * dataset.sequences.shape[1]
+    shown, heads = list[dict[str, Any]](), [""]
 
     def on_step(progress: Progress, loss: float) -> None:
         done = progress.epoch * steps + progress.step
@@ -117,9 +118,11 @@ def train_visibly(
         log.metrics(str(run), what, row["epoch"] * steps, row, epoch=row["epoch"])
 
     def on_row(row: dict[str, Any]) -> None:
-        head, line, *_ = training_table([row]).splitlines()
-        display.write(line if shown else f"{head}\n{line}")
+        head, *lines = training_table([*shown[:1], row]).splitlines()  # with the first row's columns, which stay
+        line = lines[len(shown[:1])]
+        display.write(line if head == heads[-1] else f"{head}\n{line}")
         shown.append(row)
+        heads.append(head)
         log_row(row)
 
     for row in before.rows:  # a killed session may have measured and not logged them

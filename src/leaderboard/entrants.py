@@ -93,7 +93,7 @@ class Submitted:
 
     name: str
     folders: tuple[tuple[int, str], ...]
-    seconds: float = 0.0
+    seconds: float | None = None
 
     @property
     def label(self) -> str:
@@ -147,7 +147,7 @@ def entrants(asked: Sequence[str], small: bool, trials: int = TRIALS, needs: str
     return [*anchors, *chosen, *files]
 
 
-def submission(name: str, folders: Mapping[int, str], seconds: float, needs: str) -> Entrant:
+def submission(name: str, folders: Mapping[int, str], seconds: float | None, needs: str) -> Entrant:
     """Return an entrant from folders of edited weights, by seed. Its cost and its needs are given by hand."""
     return Entrant(name, SUBMISSION, needs, (Submitted(name, tuple(sorted(folders.items())), seconds),), tuned=False)
 

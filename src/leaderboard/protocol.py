@@ -112,7 +112,7 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
     jobs: list[Job] = []
     if isinstance(trial, Submitted):
         place, folder = trial.label, dict(trial.folders)[bench.seed]
-        flags += (f"--seconds={trial.seconds}",) if trial.seconds else ()
+        flags += () if trial.seconds is None else (f"--seconds={trial.seconds}",)
     elif trial.ft_data:
         checkpoint = replace(bench.checkpoint, trained_by=f"train {bench.settings.name}")
         jobs = [replace(finetune_job(checkpoint, FINETUNING[trial.ft_data], common), group=entrant.name)]

@@ -40,8 +40,9 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags that no other script has."""
     parser.add_argument("model", help="the model to measure: a folder, or a name on the hub")
     parser.add_argument("--edit_of", metavar="ORIGINAL", help="the model that MODEL was made from")
-    parser.add_argument("--name", default="external", help="name of the method that made it (default: external)")
-    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="seconds that the edit took, if known")
+    parser.add_argument("--name", help="with --edit_of: name of the method that made it (default: external)")
+    parser.add_argument("--seconds", type=cli.seconds, metavar="S",
+                        help="seconds that the edit took (default: not known)")  # fmt: skip
     parser.add_argument("--lm_eval", metavar="FILE", help="results.json of lm-evaluation-harness, kept with the record")
 
 
@@ -66,6 +67,9 @@ def parse() -> tuple[argparse.Namespace, bool]:
     (subject if on_numbers else production).add_subject_options(parser)
     parser.set_defaults(dry_run=False)
     arguments = parser.parse_args()
+    if arguments.edit_of is None and (arguments.name is not None or arguments.seconds is not None):
+        raise UserError(f"--{'seconds' if arguments.name is None else 'name'}: only with --edit_of")
+    arguments.name = "external" if arguments.name is None else arguments.name
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
     return arguments, on_numbers
 
@@ -141,7 +145,7 @@ def main() -> None:
     records = as_it_is(original, attacks, arguments.force, failures)
     check_columns(arguments.columns, records)
     with failures.kept(f"{arguments.name} in {arguments.model}"):
-        records += finish(run, edit, Cost(arguments.seconds), attacks, arguments.force)
+        records += finish(run, edit, Cost(arguments.seconds, None), attacks, arguments.force)
     if attached and run.record:
         run.attach(attached)
         records = [run.record if record["kind"] == MEASURED else record for record in records]

@@ -16,7 +16,7 @@ from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Edit, Weights, describe, reversible, stored_model
 from tinymem.models.output_filter import OutputFilter
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
-from tinymem.records.record import Cost, measured, write_record
+from tinymem.records.record import UNKNOWN, Cost, write_record
 
 
 def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dict[str, Any]:
@@ -28,13 +28,12 @@ def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dic
         if kind == UNEDITED and not run.is_done:
             subject.prepare()
         if run.record is None:
-            with measured(subject.model.device) as cost:  # no edit to find: the cost is that of measuring
-                measurement = subject.measurement(subject.metrics)
+            measurement = subject.measurement(subject.metrics)
             results = {**measurement.row, **UNCHANGED, **subject.notes}
             device = str(subject.model.device)
-            write_record(subject.folder, run.identity, results, cost, device, values=measurement.tensors())
+            write_record(subject.folder, run.identity, results, UNKNOWN, device, values=measurement.tensors())
         elif not run.is_done:
-            run.complete(UNCHANGED, Cost())
+            run.complete(UNCHANGED, UNKNOWN)
     return run.finished
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from functools import lru_cache, partial
 
@@ -13,6 +14,7 @@ from tinymem.metrics.memorization import exact
 from tinymem.metrics.metric import COMPARED, PLANTED, Metric, no_values, percent
 from tinymem.metrics.probe import Probe
 
+logger = logging.getLogger(__name__)
 NAME = re.compile(r"percent_memorized_prefix(\d+)")
 
 
@@ -23,6 +25,9 @@ def exact_after(probe: Probe, artifacts: Artifacts, length: int) -> torch.Tensor
     and where no token counts.
     """
     long_enough = (artifacts.prompt_end >= length).nonzero().flatten()
+    if len(artifacts) and not len(long_enough):
+        longest = int(artifacts.prompt_end.max())
+        logger.warning("percent_memorized_prefix%d: no prompt has so many tokens; the longest has %d", length, longest)
     some = artifacts.select(long_enough)
     _, loss_mask = probe.targets(some)  # of the whole rows, whose ends are known
     right = exact(probe, _cut(some, length, probe.continuation), loss_mask=loss_mask)

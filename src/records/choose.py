@@ -129,6 +129,7 @@ def unlearning_runs(
     twins = {_place(record): flat_row(record) for _, record in records if record["kind"] == NEVER_PLANTED}
     known = {(record_digest(record), versions(record)): record for _, record in named}
     runs, unpaired, unmeasured = {}, [], []
+    lacking: set[str] = set()
     for name, record in named:
         unedited = _unedited(record, known)
         if unedited is None:
@@ -137,11 +138,15 @@ def unlearning_runs(
         run = _run(name, record, unedited, twins.get(_place(unedited)))
         if run is None:
             unmeasured.append(name)
+            lacking |= _lacking(flat_row(record), flat_row(unedited))
         else:
             runs[record_digest(record), versions(record)] = run
     for names, reason in (
         (unpaired, "no record of the unedited model with the same versions"),
-        (unmeasured, "no memorization or quality measured (not finite, or nothing to measure)"),
+        (
+            unmeasured,
+            f"without a value of {' or '.join(sorted(lacking))} (not among its --metrics, not finite, or nothing to measure)",
+        ),
     ):
         if names:
             warn(f"left out, {reason}: {len(names)} of {len(named)} runs, the first is {names[0]}")
@@ -182,8 +187,7 @@ def _run(
 ) -> Run | None:
     """Return a run: a record with that of its unedited model; None if the compared results were not measured."""
     row, before = flat_row(record), flat_row(unedited)
-    needed = ("percent_memorized_train", "mean_test_accuracy" if on_numbers(row) else "perplexity")
-    if any(values.get(key) is None for values in (row, before) for key in needed):
+    if _lacking(row, before):
         return None
     checkpoint = {
         key: value for key, value in identity_columns(record).items() if key != "kind" and not key.startswith("method.")
@@ -191,6 +195,12 @@ def _run(
     settings = {key: value for key, value in record.get("method", {}).items() if key != "name"}
     row = {"record": name, **row, "method.name": method_of(row), **_changes(row, before)}
     return Run(row, before, checkpoint, settings, twin)
+
+
+def _lacking(row: Mapping[str, Any], before: Mapping[str, Any]) -> set[str]:
+    """Return the compared results that a run or its unedited model has no value of."""
+    needed = ("percent_memorized_train", "mean_test_accuracy" if on_numbers(row) else "perplexity")
+    return {key for key in needed if row.get(key) is None or before.get(key) is None}
 
 
 def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float | None]:

@@ -44,9 +44,9 @@ class Ranking:
 
     @property
     def cheapest(self) -> Configuration | None:
-        """The run of the fewest seconds among those that may win and leave nothing memorized; None without any."""
+        """The run of the fewest seconds (unknown: most) among those that may win and leave nothing memorized; None without any."""
         complete = [one for one in self.every if self.wins(one) and one.mean("percent_memorized_train") == 0]
-        return min(complete, key=lambda one: (one.mean("cost.seconds") or 0.0, merit(one)), default=None)
+        return min(complete, key=lambda one: (one.mean("cost.seconds") or math.inf, merit(one)), default=None)
 
 
 def ranked(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> Ranking:
@@ -79,7 +79,7 @@ def answer(ranking: Ranking) -> list[str]:
         return [*lines, "no run within the limits forgets everything"]
     what = "the same run" if cheapest is winner else spoken(cheapest)
     seconds = cheapest.mean("cost.seconds")
-    return [*lines, f"cheapest that forgets everything: {what}" + ("" if seconds is None else f", {seconds:.3g} s")]
+    return [*lines, f"cheapest that forgets everything: {what}" + (f", {seconds:.3g} s" if seconds else "")]
 
 
 def spoken(one: Configuration) -> str:

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,22 @@ PACKAGES = ("tinymem", "torch", "transformers", "numpy")
 
 @dataclass
 class Cost:
-    """The cost of a block: seconds, and peak memory in GB of the process (on GPUs: of its tensors on all of them)."""
+    """The cost of a block: seconds, and peak memory in GB of the process (on GPUs: of its tensors on all of them).
 
-    seconds: float = 0.0
-    peak_memory_gb: float = 0.0
+    None where it is not known, as for an edit that was made elsewhere, or where there is none to find.
+    """
+
+    seconds: float | None = 0.0
+    peak_memory_gb: float | None = 0.0
 
     def __add__(self, later: Cost) -> Cost:
-        return Cost(self.seconds + later.seconds, max(self.peak_memory_gb, later.peak_memory_gb))
+        """Return the cost of both, one after the other; unknown if one is."""
+        if None in (*astuple(self), *astuple(later)):
+            return UNKNOWN
+        return Cost(self.seconds + later.seconds, max(self.peak_memory_gb, later.peak_memory_gb))  # type: ignore
+
+
+UNKNOWN = Cost(None, None)
 
 
 def record_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
@@ -84,16 +93,18 @@ def _problem(record: Any) -> str | None:
             return f"unknown section {part}"
         if not isinstance(record[part], dict):
             return f"{part} is no object"
-    for name, value in record["results"].items():
-        if describe(name) and not _is_number(value):
-            return f"results.{name} is no number"
+    for part in ("results", "cost"):
+        for name, value in record[part].items():
+            if (part == "cost" or describe(name)) and not _is_number(value):
+                return f"{part}.{name} is no number"
     names = [record[part]["name"] for part in ("method", "attack") if "name" in record.get(part, {})]
     return None if all(isinstance(name, str) for name in names) else "a method's name is no text"
 
 
 def _is_number(value: Any) -> bool:
     """Whether a float can hold it, or it is null: not finite."""
-    return value is None or isinstance(value, (int, float)) and abs(value) < 2**1000
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or number and abs(value) < 2**1000
 
 
 def find_record(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -129,7 +140,7 @@ def write_record(
     record = {
         **identity_of(identity),
         "results": {name: _finite(value) for name, value in results.items()},
-        "cost": {"seconds": round(cost.seconds, 3), "peak_memory_gb": cost.peak_memory_gb},
+        "cost": {name: value and round(value, 3) for name, value in asdict(cost).items()},
         "environment": {**environment(device), "auto_dtype": _auto_precision(device)},
     }
     return files.write_json(path, record)

@@ -198,6 +198,13 @@ def test_a_folder_of_somebody_else_as_an_edit_of_ours(place, capsys):
     assert ("theirs", "quantize bits 8") in found and ("unedited", "quantize bits 8") in found
     in_process("src/records/__main__.py", "best", root / "out")
     assert "theirs" in capsys.readouterr().out
+    assert found["unedited", None]["seconds"] is None  # nothing was searched for
+    in_process(MEASURE, foreign, "--edit_of", checkpoint, "--name", "in secret", *common)
+    assert records(place)["in secret", None]["seconds"] is None
+    refused(capsys, lambda: in_process(MEASURE, foreign, "--name", "x", *common), "--name: only with --edit_of")
+    refused(
+        capsys, lambda: in_process(MEASURE, *words, "--seconds", "nan"), "--seconds: 'nan' is not a number of seconds"
+    )
     (root / "lm.json").write_text("{}")
     refused(capsys, lambda: in_process(MEASURE, *words, "--lm_eval", root / "lm.json"), "lm.json")
 

@@ -19,6 +19,15 @@ class Third:
         return type("Output", (), {"logits": one_hot(pad(tokens, (2, 0))[:, :-2], 14).float()[:, -logits_to_keep:]})
 
 
+def test_a_prefix_that_no_prompt_has_is_said(caplog):
+    rows = artifacts([[9, 7, 8, 9, 7, 8, 9], [1, 0, 0, 1, 0, 0, 1]], [4, 3])
+    exact_after(Probe(Third(), 3), rows, 4)
+    assert not caplog.records
+    exact_after(Probe(Third(), 3), rows, 5)
+    (line,) = [record.message for record in caplog.records]
+    assert line == "percent_memorized_prefix5: no prompt has so many tokens; the longest has 4"
+
+
 def test_by_hand():
     # What follows is three places back, so that a prompt of 1 or 2 tokens is too short for the first row.
     rows = artifacts([[9, 7, 8, 9, 7, 8, 9], [1, 0, 0, 1, 0, 0, 1], [1, 2, 3, 4, 5, 6, 7]], [4, 3, 2])

@@ -136,7 +136,7 @@ def test_a_run_in_two_folders_counts_once_and_unmeasured_runs_are_left_out(tmp_p
     unlearning(tmp_path / "a", checkpoint(), {("obs", ("ratio", 0.2)): outcome(None), ("subnet",): outcome(1.0, None)})
     said = []
     assert [run.method for run in loaded(tmp_path, warn=said.append)] == ["unedited", "obs"]
-    assert len(said) == 1 and "no memorization or quality measured" in said[0] and "2 of 6 runs" in said[0]
+    assert len(said) == 1 and "without a value of " in said[0] and "2 of 6 runs" in said[0]
 
 
 def test_a_seed_that_was_trained_twice_is_said(tmp_path):

@@ -63,6 +63,19 @@ def test_the_sentence_names_the_winner_and_the_cheapest_run(tmp_path):
     ]
 
 
+def test_a_run_of_unknown_duration_is_not_the_cheapest(tmp_path):
+    found(tmp_path, FAST)
+    unlearning(tmp_path, checkpoint(**TEXT), {SLOW[0]: SLOW[1]}, seconds=None)
+    lines = answer(ranked(configurations(unlearning_runs(named_records(tmp_path))), 10))
+    assert lines[-1].startswith("cheapest that forgets everything: obs 0.2") and lines[-1].endswith(", 1 s")
+
+
+def test_the_only_run_that_forgets_is_named_without_a_duration(tmp_path):
+    unlearning(tmp_path, checkpoint(**TEXT), {**BEFORE, SLOW[0]: SLOW[1]}, seconds=None)
+    lines = answer(ranked(configurations(unlearning_runs(named_records(tmp_path))), 10))
+    assert lines[-1] == "cheapest that forgets everything: the same run"
+
+
 def test_no_winner_over_the_limit(tmp_path):
     lines = answer(ranked(found(tmp_path, RUINED, NEAR), 10))
     assert lines == [

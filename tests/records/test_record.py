@@ -1,3 +1,4 @@
+import json
 import multiprocessing
 import os
 
@@ -6,7 +7,7 @@ import torch
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.records.record import Cost, find_record, measured, read_values, write_record
+from tinymem.records.record import UNKNOWN, Cost, find_record, measured, read_record, read_values, write_record
 from tinymem.records.table import load_records
 
 METHOD = {"name": "x", "ratio": 0.1}
@@ -67,6 +68,28 @@ def test_many_writers_leave_whole_records_and_nothing_else(tmp_path):
     for worker in workers:
         worker.join()
     assert len(load_records(tmp_path)) == len(list((tmp_path / "records").iterdir())) == 5
+
+
+@pytest.mark.parametrize("part, name", [("cost", "seconds"), ("cost", "peak_memory_gb"), ("results", "perplexity")])
+@pytest.mark.parametrize("value", ["abc", True, 10**400, [1.0], {}], ids=["text", "bool", "huge", "list", "object"])
+def test_what_is_no_number_is_damage(tmp_path, part, name, value):
+    path = write_record(tmp_path, RUN, {"perplexity": 2.0}, Cost(1.0, None), "cpu")
+    assert read_record(path)["cost"] == {"seconds": 1.0, "peak_memory_gb": None}
+    content = json.loads(path.read_text())
+    content[part][name] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"is damaged \({part}.{name} is no number\)"):
+        read_record(path)
+
+
+def test_what_no_record_can_hold_is_null(tmp_path):
+    found = read_record(write_record(tmp_path, RUN, {"perplexity": 1e304, "loss_two": float("nan")}, Cost(), "cpu"))
+    assert found["results"] == {"perplexity": None, "loss_two": None}
+
+
+def test_costs_add_up_and_an_unknown_one_stays_unknown():
+    assert Cost(1.0, 2.0) + Cost(2.0, 1.0) == Cost(3.0, 2.0)
+    assert Cost(1.0, None) + Cost(2.0, 1.0) == UNKNOWN == Cost(None, None)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")

@@ -85,7 +85,13 @@ def test_script_end_to_end(checkpoint, capsys, tmp_path):
     (record,) = (json.loads(path.read_text()) for path in (folder / "records").glob("*.json"))
     assert record["method"] == {"name": "clean", "ft_epochs": 2} and record["training"]["epoch"] == 1
     assert len(record["results"]["epoch_seconds"]) == 2 and min(record["results"]["epoch_seconds"]) > 0
-    assert "seconds" in capsys.readouterr().out.splitlines()[0]
+    shown = capsys.readouterr().out.splitlines()
+    assert "seconds" in shown[0]
+    live = [line.split() for line in shown if line.split()[:1] in (["epoch"], ["0"], ["1"], ["2"])]
+    assert live[0][0] == "epoch" and "train_loss" in [name for line in live if line[0] == "epoch" for name in line]
+    for number, line in enumerate(live):  # every value stands under a heading
+        heading = next(other for other in live[number::-1] if other[0] == "epoch")
+        assert len(line) == len(heading)
 
     finetune(checkpoint, "--ft_data", "clean", "--epochs", "2")
     assert "finished before" in capsys.readouterr().err
