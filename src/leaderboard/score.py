@@ -21,9 +21,9 @@ import numpy as np
 from tinymem.attacks.recovery import UNCOUNTED
 from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED, UTILITY, Evidence
 from tinymem.metrics.metric import Values
-from tinymem.records.identity import NEVER_PLANTED
+from tinymem.records.identity import NEVER_PLANTED, record_digest
 
-DRAWS = 2000
+DRAWS, DECIMALS = 2000, 6
 FLOOR = 0.01  # of the parts of the score: a harmonic mean of 0 would hide all else
 PARTS = ("forget", "private", "robust", "useful")  # of which the score is the harmonic mean
 Record = Mapping[str, Any]
@@ -43,7 +43,7 @@ class Resampling:
         if (seed, size) not in self._counts:
             source = np.random.default_rng([seed, size])
             drawn = source.multinomial(size, np.full(size, 1 / size), self.draws) if size else np.zeros((self.draws, 0))
-            self._counts[seed, size] = np.concatenate([np.ones((1, size)), drawn]).astype(np.float32)
+            self._counts[seed, size] = np.concatenate([np.ones((1, size)), drawn])
         return self._counts[seed, size]
 
     def mean(self, seed: int, values: Values) -> np.ndarray:
@@ -54,7 +54,7 @@ class Resampling:
         with np.errstate(invalid="ignore", divide="ignore"):
             for group in np.unique(groups):
                 inside = groups == group
-                weights, sums = (part.numpy()[inside].astype(np.float32) for part in (values.weights, values.sums))
+                weights, sums = (part.numpy()[inside].astype(np.float64) for part in (values.weights, values.sums))
                 means.append(counts[:, inside] @ sums / (counts[:, inside] @ weights))
             return np.mean(means, axis=0) if means else np.full(self.draws + 1, np.nan)
 
@@ -76,12 +76,15 @@ class Figure:
 
     @classmethod
     def of(cls, draws: np.ndarray) -> Figure | None:
-        """Return the first draw and the percentile interval of the others; None where nothing is known."""
+        """Return the first draw and the percentile interval of the others; None where nothing is known.
+
+        Rounded, so that machines whose sums differ in the last bits agree.
+        """
         if np.isnan(draws[0]):
             return None
         rest = draws[1:][~np.isnan(draws[1:])]
         low, high = np.quantile(rest, [0.025, 0.975]) if len(rest) else (draws[0], draws[0])
-        return cls(float(draws[0]), float(low), float(high))
+        return cls(*(round(float(value), DECIMALS) for value in (draws[0], low, high)))
 
 
 class Jury:
@@ -90,6 +93,7 @@ class Jury:
     def __init__(self, evidence: Evidence, draws: int = DRAWS) -> None:
         self.evidence, self.resampling = evidence, Resampling(evidence.seeds, draws)
         self.seeds = evidence.seeds
+        self._figures: dict[tuple, np.ndarray] = {}  # tables of several limits share rows
 
     @cached_property
     def original(self) -> list[Record]:
@@ -101,6 +105,12 @@ class Jury:
 
     def figure(self, records: Sequence[Record], column: str) -> np.ndarray:
         """Return a column's mean over seeds. records: one per seed, in their order."""
+        key = (column, *map(record_digest, records))
+        if key not in self._figures:
+            self._figures[key] = self._figure(records, column)
+        return self._figures[key]
+
+    def _figure(self, records: Sequence[Record], column: str) -> np.ndarray:
         found = []
         for seed, record in zip(self.seeds, records):
             values = self.evidence.rows(record, column)

@@ -84,14 +84,16 @@ def train(
             raise _diverged(progress, settings.lr) from None
         _check_finite(row["perplexity"], progress, settings.lr)
         progress.rows.append(row)
-        checkpoint.save_metrics(run, progress.rows)
         progress.seconds = time.monotonic() - started
 
     deleted = [regularizer.deleted for regularizer in regularizers if regularizer.deleted is not None]
     model.train()
     started = time.monotonic() - progress.seconds
-    if measure_first and not progress.rows:
+    if progress.rows:  # the last session may have ended between a checkpoint and its row
+        checkpoint.save_metrics(run, progress.rows)
+    elif measure_first:
         measure()
+        checkpoint.save_metrics(run, progress.rows)
         on_row(progress.rows[-1])
     rate = partial(learning_rate, settings, steps=math.ceil(len(order) / settings.batch_size))
     losses = fit(
@@ -103,6 +105,7 @@ def train(
             folder, details = run / f"epoch_{progress.epoch}", {**details, "epoch": progress.epoch}
             checkpoint.save_model(folder, model, details, tokenizer, save_more, deleted)
             save()
+            checkpoint.save_metrics(run, progress.rows)  # last: a row means that its checkpoint is whole
             on_row(progress.rows[-1])
     return progress
 
