@@ -133,7 +133,9 @@ def text_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _settings(row: Mapping[str, Any]) -> str:
     own = {name.partition(".")[2]: value for name, value in row.items() if name.startswith("method.")}
-    shown = [f"{name} {value}" for name, value in own.items() if name not in ("name", "differences")]
+    shown = [
+        f"{name} {value}" for name, value in own.items() if name not in ("name", "differences") and value is not None
+    ]
     held_out = row["forget.holdout_fraction"]
     return ", ".join([*shown, *([f"holdout_fraction {held_out}"] if held_out else [])])
 
