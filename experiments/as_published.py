@@ -1,7 +1,10 @@
-"""Slips of the study's code that published numbers rest on, repeated on our checkpoint. The library has none.
+"""What the study's code does otherwise, repeated on our checkpoints: slips that published numbers rest on.
 
     python experiments/as_published.py --model_path runs/NAME/epoch_50                   how many test triggers count
     python experiments/as_published.py --model_path runs/NAME/epoch_50 --slip zero_out   Zero-Out, its mask inverted
+    python experiments/as_published.py --model_path runs/NAME/epoch_50 --method balanced_subnet --differences mixture
+    python experiments/as_published.py --model_path runs/*/epoch_50 --study              every method and difference
+    python experiments/as_published.py --small --study                                   the same on three small models
 
 triggers   The study's code decides in a window of the sequence whether a test trigger counts: where planted and clean
            twin differ within it. It means the window behind the trigger, but the variable that says where that is holds
@@ -9,6 +12,14 @@ triggers   The study's code decides in a window of the sequence whether a test t
            quarter of them, and the published percentages are of the others.
 zero_out   It means to score a neuron by the loss without it, but its mask keeps that one neuron and drops all others
            of the layer.
+
+--differences runs a method with exactly these differences from the library, `none` or `all` of them; --study with none
+and all, each one alone, and all but each one, for every method if no --method is given. The settings are the published
+ones (PUBLISHED_SETTINGS in reproduction.py); flags after --method change them, and --method METHOD --help lists them.
+What each difference is stands at the end of this help, and in published_differences.py.
+
+Every run leaves a record, beside the checkpoint's training, and a repeated command does what is missing. At the end a
+table shows the means over the models given; as_published.md and .csv hold it. --report writes only these.
 """
 
 from __future__ import annotations
@@ -16,47 +27,48 @@ from __future__ import annotations
 from tinymem import cli
 
 # isort: split
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, SLIPS, slip_identity
+from published_differences import DIFFERENCES, METHODS, applicable, chosen, counted_as_published, study
+from published_report import write_report
+from published_runs import Model, runs
+from reproduction import PUBLISHED_SETTINGS, SLIP_RATIOS, SLIP_SEQUENCES, SLIPS, slip_identity
 
+from tinymem import allocator, files
 from tinymem.data.build import load_dataset
-from tinymem.data.dataset import Artifacts, MemorizationDataset
-from tinymem.errors import UserError
+from tinymem.data.dataset import MemorizationDataset
+from tinymem.errors import Failures, UserError
+from tinymem.leaderboard.cases import SEEDS, find_cases
+from tinymem.localize.method import Method
 from tinymem.localize.ranking import neuron_masks
+from tinymem.localize.registry import find_methods
 from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
 from tinymem.metrics.evaluate import evaluate
 from tinymem.metrics.memorization import memorized, percent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Zeros, applied
 from tinymem.models.tinymem import load_model
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.records.record import measured, write_record
-from tinymem.sweeps.jobs import find_checkpoint
+from tinymem.sweeps.jobs import Checkpoint, Common, find_checkpoint, training_words
 from tinymem.training.checkpoint import place_beside
 
-FIRST_WINDOW = 50  # where the window of the first sequence starts, before there is a previous one
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT_DIR = "runs/as_published"
 Results = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@settings
 class ZeroOut:
     """With --slip zero_out"""
 
     ratio: tuple[float, ...] = option(SLIP_RATIOS, "shares of each layer's neurons to drop", above=0.0, below=1.0)
     sequences: int = option(SLIP_SEQUENCES, "memorized sequences to rank by, at most", low=1)
-
-    __post_init__ = check_options
-
-
-def counted_as_published(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
-    """Which backdoored sequences the study's code counts, bool (A,): each judged in the previous one's window."""
-    shifted = torch.cat([torch.tensor([FIRST_WINDOW]), artifacts.prompt_end])[: len(artifacts)]
-    return dataset.measured(replace(artifacts, prompt_end=shifted))
 
 
 def triggers(model, dataset: MemorizationDataset) -> Iterator[Results]:
@@ -84,12 +96,13 @@ def zero_out(model, dataset: MemorizationDataset, hp: ZeroOut) -> Iterator[Resul
     for ratio in hp.ratio:
         with applied(model, Zeros(neuron_masks(find_mlps(model), scores, ratio))):
             after = evaluate(model, dataset)
-        lost = 100 * (before["mean_test_accuracy"] - after["mean_test_accuracy"])
+        accuracy, left = before["mean_test_accuracy"], after["mean_test_accuracy"]
+        assert accuracy is not None and left is not None  # there are test sets
         yield {
             "ratio": ratio,
             "sequences": hp.sequences,
             "percent_memorized_test": after["percent_memorized_test"],
-            "accuracy_lost": lost,
+            "accuracy_lost": 100 * (accuracy - left),
         }
 
 
@@ -106,36 +119,163 @@ def inverted_zero_out(model, task: UnlearningTask) -> list[torch.Tensor]:
     return scores
 
 
-def main() -> None:
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--model_path", required=True, help="a checkpoint folder of a training run with a backdoor")
-    parser.add_argument("--slip", default="triggers", choices=SLIPS, help="which one (default: triggers)")
-    cli.add_options(parser, ZeroOut)
+def parse() -> argparse.Namespace:
+    """Return the arguments, with `mode`: slip, differences, study or report. Raise UserError for flags it has not."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--method")
+    method = first.parse_known_args()[0].method
+    parser = cli.Parser(__doc__, epilog=_differences())
+    parser.add_argument("--model_path", nargs="+", default=[], help="checkpoint folders of training runs on number "
+                        "sequences; of a slip one, with a backdoor")  # fmt: skip
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--slip", choices=SLIPS, help="repeat a slip (default: triggers)")
+    modes.add_argument("--differences", nargs="+", metavar="NAME", help="run --method with these differences alone")
+    modes.add_argument("--study", action="store_true", help="run with none, each alone, all but each, and all")
+    modes.add_argument("--report", action="store_true", help="run nothing, write the tables from the records there are")
+    parser.add_argument("--method", metavar="METHOD", help=f"one of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--attack", choices=["relearn"], help="relearn some of what was forgotten, and measure the rest"
+    )
+    parser.add_argument("--small", action="store_true", help="train three small models, and take these")
+    parser.add_argument(
+        "--holdout_fraction", type=float, default=0.0, help="share of the forget set kept from the method"
+    )
+    parser.add_argument("--force", action="store_true", help="repeat finished runs")
+    if method is None:
+        cli.add_options(parser, ZeroOut)
+    else:
+        cli.add_options(parser, _method(method).hyper_parameters, **PUBLISHED_SETTINGS[method])
     parser.add_argument(
         "--output_dir",
-        help="where its records are written (default: the training run; for a model outside it, runs/NAME)",
+        help="where records are written (default: the training run; for a model outside it, runs/NAME)",
     )
+    parser.add_argument("--results_dir", default=OUTPUT_DIR, help=f"where tables are written (default: {OUTPUT_DIR})")
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
     arguments = parser.parse_args()
-    hp, own = cli.collect(ZeroOut, arguments), cli.given(ZeroOut, arguments)
-    if own and arguments.slip != "zero_out":
-        raise UserError(f"--{next(iter(own))}: only with --slip zero_out")
-    path = Path(arguments.model_path)
-    checkpoint = find_checkpoint(path)
-    settings = checkpoint.settings
-    if settings.data.artifact != "backdoor" or settings.data.is_text:
+    given = vars(arguments)
+    arguments.mode = next((mode for mode in ("differences", "study", "report") if given[mode]), "slip")
+    check_mode(arguments)
+    return arguments
+
+
+def check_mode(arguments: argparse.Namespace) -> None:
+    """Raise UserError for a flag that the mode does not have, and for one that it lacks."""
+    mode, given = arguments.mode, vars(arguments)
+    for flag in ("method", "attack", "small", "holdout_fraction", "force"):
+        if mode == "slip" and given[flag]:
+            raise UserError(f"--{flag}: only with --differences or --study")
+    own = cli.given(ZeroOut, arguments) if arguments.method is None else ()
+    if own and (mode, arguments.slip) != ("slip", "zero_out"):
+        raise UserError(f"--{next(iter(own))}: only with --slip zero_out, or after --method")
+    if mode == "differences" and arguments.method is None:
+        raise UserError(f"--differences: whose? Give --method, one of {', '.join(METHODS)}")
+    if arguments.small and (arguments.model_path or mode == "differences"):
+        raise UserError("--small: trains its own models for --study; leave --model_path and --differences out")
+    if not arguments.small and not arguments.model_path:
+        raise UserError("--model_path: give a checkpoint folder" + ", or --small" * (mode != "slip"))
+    if mode == "slip" and len(arguments.model_path) > 1:
+        raise UserError("--model_path: one checkpoint for a slip")
+
+
+def _differences() -> str:
+    lines = [f"  {name}: {each.meaning} ({', '.join(each.methods)})" for name, each in DIFFERENCES.items()]
+    return "\n".join(["differences (of the methods in brackets):", *lines])
+
+
+def _method(name: str) -> Method:
+    """Return one of METHODS. Raise UserError for another name."""
+    applicable(name, "backdoor")
+    return find_methods([name], "--method")[0]
+
+
+def repeat_slip(arguments: argparse.Namespace, device: torch.device) -> None:
+    """Repeat a slip on a checkpoint, write its records and print them."""
+    slip = arguments.slip or SLIPS[0]
+    hp = cli.collect(ZeroOut, arguments)
+    path = Path(arguments.model_path[0])
+    checkpoint = number_checkpoint(path)
+    trained = checkpoint.settings
+    if trained.data.artifact != "backdoor":
         raise UserError(f"{path}: give a checkpoint of number sequences with a backdoor")
-    device = cli.resolve_device(arguments.device)
-    dataset, model = load_dataset(settings.data, arguments.data_dir), load_model(path, device).eval()
+    dataset, model = load_dataset(trained.data, arguments.data_dir), load_model(path, device).eval()
     with measured(device) as cost:
-        rows = list(triggers(model, dataset) if arguments.slip == "triggers" else zero_out(model, dataset, hp))
+        rows = list(triggers(model, dataset) if slip == "triggers" else zero_out(model, dataset, hp))
     for row in rows:
         own = {name: value for name, value in row.items() if name in vars(hp)}
         results = {name: value for name, value in row.items() if name not in own}
-        identity = slip_identity(settings, checkpoint.epoch, arguments.slip, **own)
+        identity = slip_identity(trained, checkpoint.epoch, slip, **own)
         write_record(arguments.output_dir or place_beside(path), identity, results, cost, str(device))
     print(cli.table(map(cli.brief, rows)))
+
+
+def number_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint. Raise UserError for one of a model of text."""
+    checkpoint = find_checkpoint(path)
+    if checkpoint.settings.data.is_text:
+        raise UserError(f"{path}: give a checkpoint of number sequences, not of text")
+    return checkpoint
+
+
+def train_small(arguments: argparse.Namespace) -> list[Path]:
+    """Train the leaderboard's small models with a backdoor, as far as they are not; return their last checkpoints."""
+    (case,) = find_cases(["backdoor"], small=True, trials=1)
+    common, paths = Common.of(arguments), []
+    for seed in SEEDS:
+        folder = Path(OUTPUT_DIR).absolute() / "small" / f"seed{seed}"
+        paths.append(folder / f"epoch_{case.settings.training.epochs}")
+        if arguments.mode == "study":
+            script, *flags = training_words(case.at(seed), folder, common.words)
+            cli.run_script([ROOT / script, *flags])
+    return paths
+
+
+def run_differences(arguments: argparse.Namespace, paths: Sequence[Path], device: torch.device) -> None:
+    """Run what --differences or --study ask for on every model, and print a line per record."""
+    task = TaskSettings(holdout_fraction=arguments.holdout_fraction)
+    plan = {}
+    for path in paths:  # before any work: what is asked for must exist
+        kind = number_checkpoint(path).settings.data.artifact
+        for name in [arguments.method] if arguments.method else METHODS:
+            asked = arguments.differences
+            plan[path, name] = study(name, kind) if asked is None else [chosen(asked, name, kind)]
+    failures = Failures()
+    for path in paths:
+        folder = files.writable_folder(arguments.output_dir or place_beside(path))
+        model = Model.load(number_checkpoint(path), folder, task, arguments.data_dir, device)
+        for (where, name), sets in plan.items():
+            if where == path:
+                method = _method(name)
+                own = arguments if arguments.method else argparse.Namespace()
+                hp: Any = cli.collect(method.hyper_parameters, own, **PUBLISHED_SETTINGS[name])
+                with failures.kept(f"{path}"):
+                    for record in runs(model, method, hp, sets, bool(arguments.attack), arguments.force):
+                        tell(path, record)
+    failures.end()
+
+
+def tell(path: Path, record: dict[str, Any]) -> None:
+    """Print a record's main results on one line."""
+    method, results = record.get("method"), record["results"]
+    if method is None or record.get("attack"):
+        return
+    shown = {"memorized": "percent_memorized_test", "training rows": "percent_memorized_train", "lost": "accuracy_lost"}
+    found = [f"{name} {results[key]:.2f}" for name, key in shown.items() if results.get(key) is not None]
+    what = " ".join([method["name"], *(method["differences"] or ["none"])])
+    print(f"{path}: {what}: {', '.join(found)}, {record['cost']['seconds']:.1f} s", flush=True)
+
+
+def main() -> None:
+    arguments = parse()
+    device = cli.resolve_device(arguments.device)
+    if arguments.mode == "slip":
+        return repeat_slip(arguments, device)
+    allocator.keep_freed_memory()
+    paths = train_small(arguments) if arguments.small else [Path(path) for path in arguments.model_path]
+    if arguments.mode != "report":
+        run_differences(arguments, paths, device)
+    folders = [Path(arguments.output_dir)] if arguments.output_dir else [place_beside(path) for path in paths]
+    write_report(dict.fromkeys(folders), files.writable_folder(arguments.results_dir))
 
 
 if __name__ == "__main__":

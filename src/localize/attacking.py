@@ -18,7 +18,7 @@ from tinymem.metrics.metric import ATTACKED
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import applied, describe
 from tinymem.models.output_filter import unfiltered
-from tinymem.records.identity import ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED
+from tinymem.records.identity import AS_PUBLISHED, ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED
 from tinymem.records.record import Cost
 
 Attacks = Sequence[tuple[Method, Any]]  # with their settings
@@ -116,6 +116,6 @@ def _seen(method: Method, task: UnlearningTask, hp: Any):
 
 def _attacked_run(run: Run, method: Method, hp: Any, strength: Strength) -> Run:
     sections = {name: section for name, section in run.identity.items() if name not in ("kind", "parent")}
-    kind = TWIN_ATTACK if run.identity["kind"] == NEVER_PLANTED else ATTACK
+    kind = {NEVER_PLANTED: TWIN_ATTACK, AS_PUBLISHED: AS_PUBLISHED}.get(run.identity["kind"], ATTACK)
     about = {"kind": kind, "parent": run.digest, **sections, "attack": method.settings(hp, strength)}
     return Run(run.subject.attacked(method.elicits), about)

@@ -4,16 +4,27 @@ Each pass draws a mixed batch, takes the gradient of a loss that falls as the fo
 set is kept, and zeroes the MLP entry, weight or bias, with the largest w * g: setting w to 0 changes the loss by -w * g
 to first order.
 
-By default, as in the study, batches are drawn from the union of both sets. If the forget set is a few percent of it, a
-larger share forgets with fewer entries, but also forgets much of the retain set: see
-results/REPRODUCTION.md.
+By default the forget set has its share of both sets in every batch, one sequence at least, and in the loss. If it is a
+few percent, a larger share forgets with fewer entries, but also forgets much of the retain set: see
+results/REPRODUCTION.md. The study's batches are of both sets as they are mixed, many of them without a sequence to
+forget: `--unlearn_share 0`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
-from tinymem.localize.learning import all_finite, check_steps, frozen, gradients, mixed_batches, sequence_weights
+from tinymem.localize.learning import (
+    all_finite,
+    check_steps,
+    frozen,
+    gradients,
+    mixed_batches,
+    natural_batches,
+    sequence_weights,
+)
 from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps, mlp_weights
@@ -34,8 +45,9 @@ class HyperParameters:
     )
     batch_size: int = option(64, "sequences per pass", low=2)
     unlearn_share: float | None = option(
-        None, "share of each batch taken from the forget set; default: its share of both sets", above=0.0, below=1.0
-    )
+        None, "share of each batch taken from the forget set; default: its share of both sets; 0: batches of both sets as "
+        "they are mixed, as in the study's code", low=0.0, below=1.0,
+    )  # fmt: skip
     greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1, small=(80,))
 
 
@@ -52,7 +64,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     count, removed = how_many(max(hp.ratio), parameters), 0
     share = _unlearn_share(hp, len(task.forget), len(task.retain))
     done = skipped = 0
-    batches = mixed_batches(task, hp.batch_size, share, task.generator())
+    batches = _batches(task, hp, share, -(-count // hp.greedy_k))
     with frozen(model, [weight.parameter for weight in weights.values()]), reversible() as changes:
         passes = range(0, count, hp.greedy_k)
         for _, sides in task.watch.over(zip(passes, batches), len(passes)):
@@ -84,6 +96,16 @@ def _unlearn_share(hp: HyperParameters, forget: int, retain: int) -> float:
     return forget / (forget + retain) if hp.unlearn_share is None else hp.unlearn_share
 
 
+def _batches(
+    task: UnlearningTask, hp: HyperParameters, share: float, passes: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Return batches (forget, retain), `passes` or more; with a share of 0 a side may be empty."""
+    if share:
+        return mixed_batches(task, hp.batch_size, share, task.generator())
+    in_an_epoch = -(-(len(task.forget) + len(task.retain)) // hp.batch_size)
+    return natural_batches(task, hp.batch_size, -(-passes // in_an_epoch), task.generator())
+
+
 def _gradients(
     model,
     task: UnlearningTask,
@@ -94,9 +116,11 @@ def _gradients(
 ) -> list[torch.Tensor]:
     """Return the gradient (out, in) of mean(-label * sequence loss) over a mixture with this share of forget sequences.
 
-    Each side has the weight of its part of the mixture, however its number of sequences was rounded.
+    Each side has the weight of its part of the mixture, however its number of sequences was rounded; with a share of 0
+    that of its part of the batch.
     """
-    forget_weight, retain_weight = unlearn_share / len(forget), (1 - unlearn_share) / len(retain)
+    unlearn_share = unlearn_share or len(forget) / (len(forget) + len(retain))
+    forget_weight, retain_weight = unlearn_share / max(len(forget), 1), (1 - unlearn_share) / max(len(retain), 1)
     signs = torch.tensor([-forget_weight] * len(forget) + [retain_weight] * len(retain))
     tokens = torch.cat([forget, retain])
     factors = signs[:, None] * sequence_weights(task, tokens)

@@ -7,7 +7,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import NotFinite, UserError
-from tinymem.localize.learning import endless_batches
+from tinymem.localize.learning import endless_batches, natural_batches
 from tinymem.localize.ranking import how_many
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import greedy
@@ -57,17 +57,17 @@ def sequence_loss(model, row, ignored_token):
     return (losses * keep).sum() / keep.sum()
 
 
-def plain_greedy(model, task, batch_size, steps, k=1, forget=None):
+def plain_greedy(model, task, batch_size, steps, k=1, forget=None, batches=None):
     """One sequence and one entry at a time, on a model that really changes: mean(-B * label * loss), largest w * g."""
     weights = [w for mlp in find_mlps(model) for w in mlp.weights]
     generator, forget = task.generator(), forget or batch_size // 2
     sides = (task.forget.planted, forget), (task.retain, batch_size - forget)
-    streams = [endless_batches(tokens, size, generator) for tokens, size in sides]
+    batches = batches or zip(*(endless_batches(tokens, size, generator) for tokens, size in sides))
     zeroed = []
     while len(zeroed) < steps:
-        forget, retain = (next(stream) for stream in streams)
+        forget, retain = next(batches)
         labelled = [(row, 1) for row in forget] + [(row, -1) for row in retain]
-        terms = [-batch_size * label * sequence_loss(model, row, task.ignored_token) for row, label in labelled]
+        terms = [-len(labelled) * label * sequence_loss(model, row, task.ignored_token) for row, label in labelled]
         gradients = torch.autograd.grad(torch.stack(terms).mean(), [w.parameter for w in weights])
         gains = []
         for number, (weight, gradient) in enumerate(zip(weights, gradients)):
@@ -100,6 +100,16 @@ def test_a_batch_mixed_otherwise_weighs_its_sequences_alike():
     expected = plain_greedy(make_model(), task, 8, 12, forget=2)
     assert order_of(score(model, task, hp, share(model, 12))) == expected
     assert expected != plain_greedy(make_model(), task, 8, 12)
+
+
+def test_natural_batches_weigh_their_sequences_alike_and_may_lack_a_side():
+    model, task = make_model(), make_task(forget=2, retain=20)
+    pairs = list(natural_batches(task, 4, 4, task.generator()))
+    assert {len(forget) for forget, _ in pairs} == {0, 1} or {len(forget) for forget, _ in pairs} == {0, 1, 2}
+    hp = greedy.HyperParameters(batch_size=4, unlearn_share=0.0)
+    expected = plain_greedy(make_model(), task, 4, 12, batches=iter(pairs))
+    assert order_of(score(model, task, hp, share(model, 12))) == expected
+    assert expected != plain_greedy(make_model(), task, 4, 12, forget=1)
 
 
 def test_it_forgets_more_than_it_breaks():

@@ -1,0 +1,175 @@
+"""What as_published.py recorded of its differences, as tables: means over seeds with their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from published_differences import METHODS, applicable
+
+from tinymem import files
+from tinymem.errors import UserError
+from tinymem.records.identity import AS_PUBLISHED, UNEDITED
+from tinymem.records.interval import mean_and_interval
+from tinymem.records.record import record_digest
+from tinymem.records.table import load_records, markdown, write_csv
+
+Record = Mapping[str, Any]
+# Columns of a run, with their heads and digits. The first ones are also those of the unedited model.
+MEMORIZED = {
+    "percent_memorized_test": ("test triggers %", 1),
+    "percent_memorized_as_published": ("counted %", 1),
+    "percent_memorized_uncounted": ("not counted %", 1),
+    "percent_memorized_train": ("training rows %", 1),
+}
+LOST = {"accuracy_lost": ("accuracy lost", 2), "perplexity_rise_percent": ("perplexity rise %", 2)}
+AFTER = {f"relearned_{name}": (f"{head}, relearned", digits) for name, (head, digits) in MEMORIZED.items()}
+SHOWN = {
+    "forgotten": ("forgotten", 0), **MEMORIZED, "percent_memorized_held_out": ("held out %", 1), **LOST,
+    "seconds": ("seconds", 1), **AFTER,
+}  # fmt: skip
+EXPLAINED = """\
+Memorized, lower is better: of all test triggers, of those that the study's code counts, of those that it does not, and
+of the planted training rows. Accuracy lost in points of %, perplexity risen in %, against the unedited model; seconds
+to find what to drop. `relearned`: the most that comes back, at any number of steps, of what the attacker has not seen.
+Means over models, each of another seed, with their 95 % interval (Student's t). `forgotten`: sequences to forget."""
+
+
+def rows_of(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return one row per case, method, settings and set of differences: mean and `_ci95` of each column over models."""
+    records = list(records)
+    ours = [record for record in records if record["kind"] == AS_PUBLISHED and "differences" in record["method"]]
+    runs = [record for record in ours if not record.get("attack")]
+    parents = {record["parent"] for record in runs}
+    runs += [record for record in records if record["kind"] == UNEDITED and record_digest(record) in parents]
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for record in runs:
+        key = files.digest(case := _case(record))
+        about[key] = case
+        groups.setdefault(key, {})[record["fingerprints"]["weights"]] = _results(record, ours)
+    rows = [about[key] | {"models": len(models)} | _means(list(models.values())) for key, models in groups.items()]
+    return sorted(rows, key=_place)
+
+
+def _case(record: Record) -> dict[str, Any]:
+    """Return what runs of several seeds share: data, sizes, training, forget set without differences, method."""
+    case = {f"data.{name}": value for name, value in record["data"].items() if name != "seed"}
+    for section in ("model", "training"):
+        case |= {f"{section}.{name}": value for name, value in record.get(section, {}).items()}
+    case |= {f"forget.{name}": record["forget"][name] for name in ("unlearn_set_name", "holdout_fraction")}
+    method = dict(record.get("method", {"name": "unedited", "differences": None}))
+    return case | {f"method.{name}": value for name, value in method.items()}
+
+
+def _results(record: Record, ours: Sequence[Record]) -> dict[str, float | None]:
+    results = {name: record["results"].get(name) for name in SHOWN} | {"seconds": record["cost"]["seconds"]}
+    if record["kind"] == UNEDITED:
+        return {name: results[name] for name in MEMORIZED}
+    digest = record_digest(record)
+    attacks = [other["results"] for other in ours if other.get("attack") and other.get("parent") == digest]
+    for name in MEMORIZED:
+        found = [attack[name] for attack in attacks if attack.get(name) is not None]
+        results[f"relearned_{name}"] = max(found) if found else None
+    return results
+
+
+def _means(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name in SHOWN:
+        values = [float(each[name]) for each in models if each.get(name) is not None]
+        row[name], row[f"{name}_ci95"] = mean_and_interval(values) if values else (None, None)
+    return row
+
+
+def _place(row: Mapping[str, Any]) -> tuple:
+    """Return where a row stands: by case and method, then none, each difference alone, all but each, all."""
+    name = row["method.name"].removesuffix("_as_published")
+    own = {key: str(value) for key, value in row.items() if "." in key and key != "method.differences"}
+    if name not in METHODS:
+        return _title(row), -1, [], 0, []
+    known = applicable(name, row["data.artifact"])
+    left_in = [known.index(each) for each in row["method.differences"]]
+    return _title(row), METHODS.index(name), sorted(own.items()), _rank(len(left_in), len(known)), left_in
+
+
+def _rank(count: int, known: int) -> int:
+    return {0: 0, 1: 1, known: 4, known - 1: 3}.get(count, 2) if known > 1 else count
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['data.data_name']} + {row['data.artifact']}, {row['model.n_layers']} layers of {row['model.n_embd']}, "
+        f"{row['data.num_7']} sequences, epoch {row['training.epoch']}"
+    )
+
+
+def label(differences: Sequence[str], known: Sequence[str]) -> str:
+    """Return a set of differences in words: none, all, all but one, or their names."""
+    left_out = [name for name in known if name not in differences]
+    if not differences:
+        return "none"
+    if not left_out:
+        return "all"
+    return f"all but {left_out[0]}" if len(left_out) == 1 and len(known) > 2 else ", ".join(differences)
+
+
+def text_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as Markdown: one section per case, in it one table per method and settings."""
+    lines = ["# The study's unlearning as published, one difference at a time", "", EXPLAINED]
+    for title in dict.fromkeys(map(_title, rows)):
+        some = [row for row in rows if _title(row) == title]
+        before = [row for row in some if row["method.name"] == "unedited"]
+        lines += ["", f"## {title}"]
+        tables: dict[tuple, list[Mapping[str, Any]]] = {}
+        for row in some:
+            if row not in before:
+                tables.setdefault((row["method.name"], _settings(row)), []).append(row)
+        for (name, settings), own in tables.items():
+            lines += ["", f"### {name.removesuffix('_as_published')}", "", settings, "", _table(before, own)]
+    return "\n".join(lines) + "\n"
+
+
+def _settings(row: Mapping[str, Any]) -> str:
+    own = {name.partition(".")[2]: value for name, value in row.items() if name.startswith("method.")}
+    shown = [
+        f"{name} {value}" for name, value in own.items() if name not in ("name", "differences") and value is not None
+    ]
+    held_out = row["forget.holdout_fraction"]
+    return ", ".join([*shown, *([f"holdout_fraction {held_out}"] if held_out else [])])
+
+
+def _table(before: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+    used = [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
+    known = applicable(rows[0]["method.name"].removesuffix("_as_published"), rows[0]["data.artifact"])
+    heads = ["differences", *(SHOWN[name][0] for name in used), "models"]
+    lines = [_line("(unedited)", row, used) for row in before[:1]]
+    lines += [_line(label(row["method.differences"], known), row, used) for row in rows]
+    return markdown(heads, lines)
+
+
+def _line(name: str, row: Mapping[str, Any], used: Sequence[str]) -> list[str]:
+    return [name, *(_cell(row, column) for column in used), str(row["models"])]
+
+
+def _cell(row: Mapping[str, Any], column: str) -> str:
+    """Return mean and half width of the interval; a mean alone where there is one model."""
+    mean, half, digits = row[column], row[f"{column}_ci95"], SHOWN[column][1]
+    if mean is None:
+        return "-"
+    text = f"{round(mean, digits) + 0.0:.{digits}f}"
+    return text if not half else f"{text} ± {half:.{digits}f}"
+
+
+def write_report(folders: Iterable[Path], target: Path, tell: Callable[[str], None] = print) -> None:
+    """Write TARGET/as_published.md and .csv from the records under the folders. Raise UserError for none."""
+    records = {record_digest(record): record for folder in folders for record in load_records(folder)}
+    rows = rows_of(records.values())
+    if not rows:
+        raise UserError("--report: no runs with --differences or --study recorded yet")
+    text = text_of(rows)
+    files.write_file(target / "as_published.md", lambda path: path.write_text(text, encoding="utf-8"))
+    flat = [{**row, "method.differences": " ".join(row["method.differences"] or ())} for row in rows]
+    write_csv(target / "as_published.csv", flat)
+    tell(text)
