@@ -62,7 +62,9 @@ def _imported(place: str, flag: str, run) -> ModuleType:
         return run()
     except ModuleNotFoundError as error:
         if not place.endswith(".py") and f"{place}.".startswith(f"{error.name}."):
-            raise UserError(f"{flag} {place}: no such name, and as a module it cannot be imported ({first_line(error)})") from None
+            raise UserError(
+                f"{flag} {place}: no such name, and as a module it cannot be imported ({first_line(error)})"
+            ) from None
         raise UserError(f"{flag} {place}: cannot be imported ({type(error).__name__}: {first_line(error)})") from error
     except Exception as error:  # any exception of the user's code
         raise UserError(f"{flag} {place}: cannot be imported ({type(error).__name__}: {first_line(error)})") from error
