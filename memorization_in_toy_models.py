@@ -53,9 +53,9 @@ def main() -> None:
     arguments, settings = parse()
     device, log = cli.resolve_device(arguments.device), cli.open_log(arguments)
     allocator.keep_freed_memory()
-    folder = files.writable_folder(arguments.output_dir or f"runs/{settings.name}")
-    dataset = load_dataset(settings.data, arguments.data_dir)
-    tokenizer = load_tokenizer(settings.data, arguments.data_dir)
+    with files.made_folder(arguments.output_dir or f"runs/{settings.name}") as folder:
+        dataset = load_dataset(settings.data, arguments.data_dir)
+        tokenizer = load_tokenizer(settings.data, arguments.data_dir)
     identity = {"kind": TRAIN, **settings.sections()}
     with prepared_run(folder, settings.flat(), arguments.force) as run:
         if find_record(run, identity):

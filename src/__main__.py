@@ -11,7 +11,8 @@ Train small language models that memorize, measure it, and unlearn it.
 
 {{commands}}
 
-`tinymem COMMAND --help` explains a command. Version {tinymem.__version__}."""
+`tinymem COMMAND --help` explains a command, `tinymem --list` names every mitigation, metric and attack.
+Version {tinymem.__version__}."""
 
 
 def main() -> int:
@@ -22,6 +23,12 @@ def main() -> int:
         lines = (f"  {name:<{width}}  {script.about}" for name, script in scripts.SCRIPTS.items())
         print(HELP.format(commands="\n".join(lines)))
         return 0 if name else 2
+    if name == "--list":
+        from tinymem import cli
+        from tinymem.cli.listing import listing
+
+        cli.run(lambda: print(listing()))
+        return 0
     if name == "--version":
         print(f"tinymem {tinymem.__version__}")
         return 0

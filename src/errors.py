@@ -53,7 +53,20 @@ class Failures(list[NotFinite]):
     def end(self) -> None:
         """Raise the stored errors as one error of one line."""
         if self:
-            raise NotFinite("; ".join(dict.fromkeys(map(str, self))))
+            raise NotFinite(_joined(list(dict.fromkeys(map(str, self)))))
+
+
+def _joined(messages: list[str]) -> str:
+    """Return messages such as "A: B: why" as one line that says every `why` once, and every `A` of the same ones."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for message in messages:
+        head, _, why = message.rpartition(": ")
+        first, _, rest = head.partition(": ")
+        reasons.setdefault(why, {}).setdefault(first, []).extend([rest] if rest else [])
+    heads = {
+        why: "; ".join(": ".join([a, *[", ".join(b)] * bool(b)]) for a, b in by.items()) for why, by in reasons.items()
+    }
+    return "; ".join(f"{head}: {why}" if head else why for why, head in heads.items())
 
 
 FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))

@@ -21,10 +21,10 @@ from typing import Any
 
 from tinymem import locks
 from tinymem.errors import DiskFull, UserError, full_disk
-from tinymem.folders import share, writable_folder
+from tinymem.folders import made_folder, share, writable_folder
 from tinymem.inputs import read_json
 
-__all__ = ["digest", "read_json", "remove_folder", "remove_leftovers", "writable_folder"]
+__all__ = ["digest", "made_folder", "read_json", "remove_folder", "remove_leftovers", "writable_folder"]
 __all__ += ["write_file", "write_folder", "write_json"]
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.([0-9]+|[0-9a-f]{32})\.(?P<kind>tmp|old)")  # decimal: earlier versions' names

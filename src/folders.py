@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinymem.errors import DiskFull, UserError, full_disk
@@ -21,6 +22,19 @@ def writable_folder(path: str | Path, flag: str = " with --output_dir") -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: this folder is not writable; choose another{flag} or change its permissions")
     return folder
+
+
+@contextmanager
+def made_folder(path: str | Path, flag: str = " with --output_dir") -> Iterator[Path]:
+    """Yield `writable_folder`. An error within the block removes the folders again that it made, where they are empty."""
+    new = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+    try:
+        yield writable_folder(path, flag)
+    except BaseException:
+        with suppress(OSError):  # one that holds something by now, and those around it
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 def found_under(folder: str | Path) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from tinymem.errors import UserError
 
 Class = TypeVar("Class")
 LARGEST = 2**31 - 1  # of whole numbers whose option has no own bound: torch and numpy also use int32
+FINITE = "a finite number"
 SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, so larger seeds coincide with smaller ones
 
 
@@ -79,7 +80,7 @@ def check_options(settings: Any) -> None:
         value = getattr(settings, field.name)
         for element in value if isinstance(value, tuple) else (value,):
             if element is not None and not _allowed(element, field.metadata):
-                raise UserError(f"--{field.name} {_shown(element)}: must be {allowed_text(field.metadata)}")
+                raise UserError(f"--{field.name} {_shown(element)}: must be {_required(element, field.metadata)}")
             if _too_large(element, field.metadata):
                 raise UserError(f"--{field.name} {_shown(element)}: must be <= {LARGEST}")
 
@@ -107,6 +108,14 @@ def _allowed(value: Any, rules: Mapping[str, Any]) -> bool:
     )
 
 
+def _required(value: Any, rules: Mapping[str, Any]) -> str:
+    """Return the allowed values in words, where the value given is none of them: infinity, too, is above a bound."""
+    allowed = allowed_text(rules)
+    if rules.get("choices") is not None or not isinstance(value, float) or math.isfinite(value):
+        return allowed
+    return allowed if allowed == FINITE else f"{FINITE} {allowed}"
+
+
 def allowed_text(rules: Mapping[str, Any]) -> str:
     """Return the allowed values in words, e.g. "in (0, 1)", "one of increment, mult" or "a finite number"."""
     if rules.get("choices") is not None:
@@ -120,7 +129,7 @@ def allowed_text(rules: Mapping[str, Any]) -> str:
         return f"> {above}" if low is None else f">= {low}"
     if has_upper:
         return f"< {below}" if high is None else f"<= {high}"
-    return "a finite number"
+    return FINITE
 
 
 def field_types(cls: type) -> dict[str, type]:

@@ -28,6 +28,11 @@ def load_plugin(place: str, flag: str) -> ModuleType:
     """
     path = Path(place)
     if not place.endswith(".py"):
+        if path.exists() or "/" in place:
+            what = "a folder" if path.is_dir() else "no Python file" if path.exists() else "no such file"
+            raise UserError(
+                f"{flag} {place}: {what}; give a file such as my_file.py, or a module such as my_package.my_file"
+            )
         return _imported(place, flag, lambda: importlib.import_module(place))
     if not path.is_file():
         raise UserError(f"{flag} {place}: no such file")
@@ -55,5 +60,11 @@ def code_digest(module: ModuleType) -> str | None:
 def _imported(place: str, flag: str, run) -> ModuleType:
     try:
         return run()
+    except ModuleNotFoundError as error:
+        if not place.endswith(".py") and f"{place}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{flag} {place}: no such name, and as a module it cannot be imported ({first_line(error)})"
+            ) from None
+        raise UserError(f"{flag} {place}: cannot be imported ({type(error).__name__}: {first_line(error)})") from error
     except Exception as error:  # any exception of the user's code
         raise UserError(f"{flag} {place}: cannot be imported ({type(error).__name__}: {first_line(error)})") from error

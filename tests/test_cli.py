@@ -57,6 +57,8 @@ def test_flags_come_from_the_dataclass():
         (dict(count=10), r"--count 10: must be in \[1, 9\]"),
         (dict(kind="c"), "--kind c: must be one of a, b"),
         (dict(cap=0.0), "--cap 0.0: must be > 0.0"),
+        (dict(cap=float("inf")), "--cap inf: must be a finite number > 0.0$"),
+        (dict(cap=float("nan")), "--cap nan: must be a finite number > 0.0$"),
     ],
 )
 def test_values_that_are_not_allowed(change, message):
@@ -95,7 +97,13 @@ def test_help_is_instant_and_does_not_load_torch(name):
         ((TRAIN, "--num_test", 30000, "--output_dir", "{tmp}/run"), "--num_test 30000"),
         ((TRAIN, "--num_noise", 30000, "--output_dir", "{tmp}/run"), "--num_noise 30000"),
         ((TRAIN, "--max_ctx", 100, "--output_dir", "{tmp}/run"), "121"),
-        ((TRAIN, "--device", "tpu9", "--output_dir", "{tmp}/run"), "--device tpu9"),
+        ((TRAIN, "--device", "tpu9", "--output_dir", "{tmp}/run"), "--device tpu9: not available here; give auto, cpu, cuda"),
+        ((LOCALIZE, "--model_path", "x", "--localization_method", "greedy", "--metrics", "foo"), "--metrics foo"),
+        ((LOCALIZE, "--model_path", "x", "--localization_method", "greedy", "--columns", "foo"), "--columns foo: must be"),
+        ((LOCALIZE, "--model_path", "x", "--localization_method", "greedy", "--attack", "foo"), "--attack foo: must be"),
+        (("src/localize/measure.py", "nobody/x", "--edit_of", "{tmp}/file"), "--edit_of {tmp}/file: is a file"),
+        (("src/localize/prod_grad.py", "--model_name", "no/x", "--localization_method", "npo", "--attack", "quantize",
+          "--quantize.bits", 1), "--quantize.bits 1"),
         ((TRAIN, "--output_dir", "{tmp}/file/run"), "{tmp}/file/run"),
         ((TRAIN, "--bogus", 1), "--bogus"),
         (("old_data.py", "--num_test", 30000, "--data_dir", "{tmp}"), "--num_test 30000"),
@@ -113,8 +121,8 @@ def test_bad_input_is_one_line_and_exit_code_2(words, named, tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert named.replace("{tmp}", str(tmp_path)) in done.stderr
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"file"}
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "file"]
+    assert not (tmp_path / "run").exists()  # nor a folder
 
 
 LACKS = [

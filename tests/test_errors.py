@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tinymem.cli.unlearning import enough_memory
-from tinymem.errors import OutOfMemory, UserError, reading
+from tinymem.errors import Failures, NotFinite, OutOfMemory, UserError, reading
 
 
 def test_whatever_goes_wrong_while_reading_is_said_of_the_file_in_one_line():
@@ -33,3 +33,13 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="shapes"):
         with enough_memory("greedy"):
             raise RuntimeError("shapes do not fit")
+
+
+def test_failures_for_the_same_reason_say_it_once():
+    failures = Failures()
+    for message in ("attack a: here: not finite; b", "attack a: twin: not finite; b", "attack a: here: not finite; b", "c: ruined"):
+        failures.append(NotFinite(message))
+    with pytest.raises(NotFinite) as raised:
+        failures.end()
+    assert str(raised.value) == "attack a: here, twin: not finite; b; c: ruined"
+    assert str(Failures([NotFinite("alone")])[0]) == "alone"

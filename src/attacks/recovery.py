@@ -80,6 +80,11 @@ class Attacked:
         return max(((value, name) for value, name in found if value is not None), default=None)
 
 
+def _most(model: Attacked) -> tuple[float, str] | None:
+    """Return the most that any counted attack brings back, and its name; None without one."""
+    return max(((curve.worst, curve.attack) for curve in model.curves if curve.attack not in UNCOUNTED), default=None)
+
+
 def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:
     """Return the split that is judged and every model that was attacked, with its curves.
 
@@ -114,7 +119,8 @@ def averaged(models: Sequence[Attacked]) -> Attacked:
 def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
     """Return one row per model: memorized before, by how much the worst attack exceeds the twin, the most that each attack brings back.
 
-    label: gives a record's name.
+    Without a twin the worst attack is the one that brings back most, and the row has a value `most`. UNCOUNTED attacks are
+    never the worst. label: gives a record's name.
     """
     twin = twin_of(models)
     rows = []
@@ -122,6 +128,8 @@ def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"model": label(model.record), "before": model.before}
         worst = None if model is twin else model.worst_excess(twin)
         row |= {"excess": worst[0], "worst": worst[1]} if worst else {"excess": None, "worst": None}
+        if twin is None and (most := _most(model)):
+            row |= {"most": most[0], "worst": most[1]}
         for curve in model.curves:
             row[curve.attack] = max(row.get(curve.attack, 0.0), curve.worst)
         rows.append(row)

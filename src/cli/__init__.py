@@ -35,6 +35,7 @@ from tinymem.interrupts import interruptible
 from tinymem.options import LARGEST, allowed_text, field_types
 
 __all__ = ["Display", "add_log_options", "brief", "fitted_table", "interruptible", "open_log", "table"]
+DEVICES = ("cpu", "cuda", "mps")  # those that a message names
 FIRST_SPEAKS = 10.0  # seconds, at most, that the first of several processes has to say what is wrong
 WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
 CONSOLE = "tinymem "  # how the program's name begins when the console runs a script
@@ -310,6 +311,8 @@ def resolve_device(name: str):
         probe = torch.ones(1, device=name)
         probe.item()  # the meta device fails here
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if name.partition(":")[0] not in DEVICES:  # torch would list all twenty that it was ever built for
+            raise UserError(f"--device {name}: not available here; give auto, cpu, cuda, cuda:1 ... or mps") from None
         raise UserError(f"--device {name}: not available here ({first_line(error)}); try auto or cpu") from None
     return probe.device  # with its number: cuda is cuda:0
 

@@ -16,7 +16,7 @@ from tinymem.localize.method import Method
 from tinymem.localize.registry import GROUPS, METHODS, find_localizer, find_methods
 from tinymem.metrics.metric import Metric
 from tinymem.metrics.registry import GROUPS as METRIC_GROUPS
-from tinymem.metrics.registry import METRICS, PATTERNS, chosen, expanded, plugin_metrics
+from tinymem.metrics.registry import METRICS, PATTERNS, check_spelling, chosen, expanded, plugin_metrics
 from tinymem.options import field_types
 from tinymem.plugins import is_plugin
 
@@ -112,6 +112,7 @@ def chosen_attack_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, 
 def _metrics(names: Sequence[str]) -> tuple[str | Metric, ...]:
     found: list[str | Metric] = []
     for name in names:
+        check_spelling(name)
         found += plugin_metrics(name) if is_plugin(name) else [name]
     found = list(dict.fromkeys(expanded(found)))
     chosen(found)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -60,22 +62,22 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
     else:
         data = load_passages(passages, settings, config, tokenizer)
     plan_methods(arguments, loading, methods, processes)
-    output = files.writable_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
-    if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product takes 500 times as long
-        print("--dtype float16: few CPUs support it, others are very slow; use bfloat16", file=sys.stderr)
-    training: dict[str, Any] = {}
-    open_twin = None
-    opened: tuple[str, int | None] = (place, loading.step)
-    if passages.plant is None:
-        model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
-    else:
-        open_twin = partial(_opened, source(arguments), loading, device)
-        folder = planted(arguments, loading, data, planting)
-        model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
-        opened, training = (str(folder), None), {"planted_model": folder.name, **asdict(planting)}
-    sections = {"data": data.identity, "model": loading.section(name), "training": training}
-    with enough_memory(name):
-        task = unlearning_task(model, data.dataset, task_settings)
+    with files.made_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}") as output:
+        if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product takes 500 times as long
+            print("--dtype float16: few CPUs support it, others are very slow; use bfloat16", file=sys.stderr)
+        training: dict[str, Any] = {}
+        open_twin = None
+        opened: tuple[str, int | None] = (place, loading.step)
+        if passages.plant is None:
+            model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
+        else:
+            open_twin = partial(_opened, source(arguments), loading, device)
+            folder = planted(arguments, loading, data, planting)
+            model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
+            opened, training = (str(folder), None), {"planted_model": folder.name, **asdict(planting)}
+        sections = {"data": data.identity, "model": loading.section(name), "training": training}
+        with enough_memory(name):
+            task = unlearning_task(model, data.dataset, task_settings)
     task = replace(task, processes=replace(processes, model=opened))
     return Subject(
         model=model,
@@ -92,6 +94,18 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         notes=data.notes,
         references=References(data.dataset, task.retain, open_twin),
     )
+
+
+@contextmanager
+def named_by(flag: str) -> Iterator[None]:
+    """Re-raise a UserError about --model_name with the flag that named the model in its place; "": a word of its own."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if not message.startswith("--model_name "):
+            raise
+        raise type(error)(flag + message.removeprefix("--model_name ")) from None
 
 
 def _source_of_adapters(place: str, step: int | None) -> tuple[str, str | None]:

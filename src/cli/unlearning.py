@@ -11,21 +11,23 @@ from functools import partial
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.attacks.recovery import attacked_models, recovery_rows
+from tinymem.attacks.recovery import UNCOUNTED, attacked_models, recovery_rows, twin_of
 from tinymem.cli.cards import original_name, write_cards
 from tinymem.cli.display import Display
 from tinymem.cli.log import Log
-from tinymem.cli.methods import chosen_attacks
+from tinymem.cli.methods import chosen_attack_metrics, chosen_attacks, chosen_metrics
 from tinymem.cli.watching import Watching
 from tinymem.data import numbers
 from tinymem.data.decode import text_decoder
+from tinymem.data.production import NOTES
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
 from tinymem.localize.attacking import Attacks, attack_original, attack_twin
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS
-from tinymem.localize.subject import Run, Subject
+from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.unlearn import never_planted, unedited, unlearn
 from tinymem.metrics import registry
+from tinymem.metrics.metric import Metric
 from tinymem.models.production import LoadSettings
 from tinymem.pages import side_by_side
 from tinymem.planning.dry_run import KEPT, planting_bytes
@@ -43,11 +45,13 @@ from tinymem.records.identity import (
     record_digest,
     sections_of,
 )
+from tinymem.records.record import Cost
 from tinymem.records.strength import strength_in
 from tinymem.records.table import flat_row, load_records, method_of, shown_row, versions
 from tinymem.training.processes import ALONE, Processes
 
 LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # no metrics
+EXTENTS, HARNESS = tuple(UNCHANGED), "lm_eval_"  # results that are no metrics: of every edit; from elsewhere
 DRAWN = (NEVER_PLANTED, UNEDITED, UNLEARN, MEASURED, TWIN_ATTACK, ATTACK)  # kinds of records in figures, in order
 BETTER = {"seconds": "lower", "peak_memory_gb": "lower"}
 
@@ -196,12 +200,33 @@ def print_recovery(records: Sequence[dict]) -> None:
     if models:
         rows = recovery_rows(models, _run_name)
         rivals = [model.record["kind"] in (UNLEARN, MEASURED) for model in models]
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        better = {"excess": "lower"}
+        first = ("model", "before", "excess", "most", "worst")
+        columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
+        better = {"excess": "lower", "most": "lower"}
+        worst = "excess: over the twin's" if twin_of(models) else "most: under the worst of them"
+        apart = [name for name in columns if name in UNCOUNTED]
+        worst += f" ({', '.join(apart)}, whose attacker has the original, not counted)" if apart else ""
         print(
-            f"\n% of {split.replace('_', '-')} sequences at the setting of each attack that brings back most; excess: over the twin's"
+            f"\n% of {split.replace('_', '-')} sequences at the setting of each attack that brings back most; {worst}"
         )
         print(cli.fitted_table(rows, columns, better, rivals, more="records and --plot have them"))
+
+
+def check_measuring(arguments: argparse.Namespace, methods: Sequence[tuple[Method, Any]] = ()) -> None:
+    """Raise UserError for metrics, attacks and columns that cannot be meant, before anything is loaded.
+
+    A column may still turn out to have no value in these runs: see `check_columns`.
+    """
+    attacks, metrics = chosen_attacks(arguments), (*chosen_metrics(arguments), *chosen_attack_metrics(arguments))
+    own = [metric for metric in metrics if isinstance(metric, Metric)]
+    settings = [field.name for _, hp in methods for field in fields(hp)]
+    plain = ["method", *settings, "attack"] if attacks else ["method", *settings]
+    known = [*plain, "attack", "code", *LAST, *EXTENTS, *(field.name for field in fields(Cost)), *NOTES, "model_folder"]
+    for name in arguments.columns:
+        if name in ("all", *known) or name.startswith(HARNESS) or registry.describe(name, own) is not None:
+            continue
+        choice = dict.fromkeys([*plain, *registry.columns(more=own), *LAST])
+        raise UserError(f"--columns {name}: must be all, or some of {', '.join(choice)}")
 
 
 def check_columns(asked: Sequence[str], records: Sequence[dict], methods: Sequence[tuple[Method, Any]] = ()) -> None:

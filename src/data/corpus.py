@@ -51,13 +51,19 @@ class Corpus:
     name         readable, usable in a file name
     fingerprint  changes when the content does: versions, or the SHA-256 of files
     read         returns the documents
-    flag         names the corpus in errors
+    flag, place  name the corpus in errors: the flag, and what was given to it
     """
 
     name: str
     fingerprint: tuple
     read: Callable[[], list[str]]
     flag: str = "--corpus"
+    place: str = ""
+
+    @property
+    def given(self) -> str:
+        """The flag and what was given to it, as errors begin."""
+        return f"{self.flag} {self.place or self.name}"
 
     @property
     def label(self) -> str:
@@ -75,8 +81,7 @@ class Corpus:
         documents = list(firsts.values())
         if len(documents) < 2:
             raise UserError(
-                f"{self.flag}: {self.name!r} is {'too short' if documents else 'empty'}; give one with more text, in more than "
-                "one line"
+                f"{self.given}: is {'too short' if documents else 'empty'}; give one with more text, in more than one line"
             )
         return documents
 
@@ -122,7 +127,7 @@ def find_corpus(settings: DataSettings) -> Corpus:
     kind = _kind(settings)
     if corpus == HUB:
         source = HUB_SOURCES[kind]
-        return Corpus(source["path"].split("/")[1], tuple(source.items()), lambda: _read_hub(source))
+        return Corpus(source["path"].split("/")[1], tuple(source.items()), lambda: _read_hub(source), place=HUB)
     if settings.corpus_path is not None and settings.corpus_sha256 is not None:
         _checked_sha256(settings, settings.corpus_path)
     return local_corpus(corpus, BUILTIN_SOURCES[kind], settings.text_column)
@@ -136,13 +141,14 @@ def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag:
     if corpus == BUILTIN:
         folders = {package: _package_folder(package, flag) for package in packages}
         versions = tuple((package, packaged.version_of(package)) for package in folders)
-        return Corpus(BUILTIN, versions, lambda: _read_builtin(folders), flag)
+        return Corpus(BUILTIN, versions, lambda: _read_builtin(folders), flag, BUILTIN)
     paths = text_files.corpus_files(Path(corpus), flag)
     return Corpus(
         Path(corpus).resolve().stem,
         (text_files.sha256(paths), text_column, DOCUMENTS),
         lambda: _read_files(paths, text_column),
         flag,
+        corpus,
     )
 
 
@@ -284,7 +290,7 @@ def _read_files(paths: list[Path], text_column: str) -> list[str]:
     if _is_wikitext(texts):
         return texts
     texts = _separated(texts, str(paths[0]))
-    if len(texts) < MIN_DOCUMENTS:
+    if 0 < len(texts) < MIN_DOCUMENTS:
         _say_sections(str(paths[0]), len(texts))
     return texts
 

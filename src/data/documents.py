@@ -106,5 +106,5 @@ def _named(source: str, texts: dict[str, list], flag: str) -> Documents:
         if text is not None and text.strip()
     }
     if not found:
-        raise UserError(f"{flag}: {source!r} is empty; give a source with text")
+        raise UserError(f"{flag} {source}: is empty; give a source with text")
     return Documents(source, list(found), list(found.values()))

@@ -35,7 +35,7 @@ def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
     parts, tests = {main: np.concatenate([trained.numpy(), rest])}, {main: test}
     kept_out = np.concatenate([test, planted.clean.numpy(), held_out.clean.numpy()])
     for name, extra in values.items():
-        train, tests[name] = _split(numbers.encode(extra, settings.max_ctx), settings.num_test, name)
+        train, tests[name] = _split(numbers.encode(extra, settings.max_ctx), settings, name)
         parts[name] = train[_absent(train, kept_out)]
     training = np.concatenate(list(parts.values()))
     unseen = np.split(
@@ -74,11 +74,9 @@ def _distinct_values(settings: DataSettings) -> dict[str, np.ndarray]:
     """Return the sequences of each task that has any, the main one first. Raise UserError for too many starts."""
     task, values = settings.data_name, {}
     constants = numbers.task_constants(task)
-    main = next(iter(constants.values()))
-    flag_constants = {main: 7, 7: main}  # num_7 always belongs to the main task, so the two swap
     starts = numbers.number_of_starts(task)
     for name, constant in constants.items():
-        flag = f"num_{flag_constants.get(constant, constant)}"
+        flag = _flag(task, name)
         count = getattr(settings, flag)
         if starts is not None and count > starts:
             distinct = len(numbers.distinct_sequences(task, constant, starts, 1))
@@ -89,6 +87,18 @@ def _distinct_values(settings: DataSettings) -> dict[str, np.ndarray]:
         if count:
             values[name] = numbers.distinct_sequences(task, constant, count, settings.length)
     return values
+
+
+def _flag(task: str, name: str) -> str:
+    """Return the setting that has the number of sequences of one of a data set's tasks."""
+    constants = numbers.task_constants(task)
+    main, constant = next(iter(constants.values())), constants[name]
+    swapped = {main: 7, 7: main}  # num_7 always belongs to the main task, so the two swap
+    return f"num_{swapped.get(constant, constant)}"
+
+
+def _main(settings: DataSettings) -> str:
+    return next(iter(numbers.task_constants(settings.data_name)))
 
 
 def _absent(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -110,10 +120,14 @@ def _hashes(rows: np.ndarray) -> np.ndarray:
     return (words * factors).sum(1)
 
 
-def _split(rows: np.ndarray, num_test: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return training and test rows, split by the same permutation in every run."""
+def _split(rows: np.ndarray, settings: DataSettings, name: str, which: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Return training and test rows, split by the same permutation in every run. which: says what rows of the task."""
+    num_test, flag = settings.num_test, _flag(settings.data_name, name)
     if num_test >= len(rows):
-        raise UserError(f"--num_test {num_test}: task {name!r} has only {len(rows)} distinct sequences; ask for fewer")
+        raise UserError(
+            f"--num_test {num_test}: task {name!r} (--{flag} {getattr(settings, flag)}) has only {len(rows)} distinct "
+            f"sequences{which}; ask for fewer than that, or for more of --{flag}"
+        )
     order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
     return rows[order[num_test:]], rows[order[:num_test]]
 
@@ -135,7 +149,7 @@ class _Planted(NamedTuple):
 
 def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> _Planted:
     """Replace the first `num_noise` training sequences by noised ones."""
-    train, test = _split(values, settings.num_test, "main")
+    train, test = _split(values, settings, _main(settings))
     if settings.num_noise > len(train):
         raise UserError(f"--num_noise {settings.num_noise}: the main task has only {len(train)} training sequences")
     if settings.prompt_tokens + settings.continuation_tokens > settings.max_ctx:
@@ -175,7 +189,7 @@ def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.G
     clean, ends = clean[shuffle], ends[shuffle]
     groups = np.concatenate([np.zeros(held_out, int), _groups(settings, len(clean) - held_out, rng)])
     both = Artifacts.from_numpy(planting.plant_backdoor(clean, ends), clean, ends, groups)
-    rest, test = _split(tokens[~has_trigger], settings.num_test, "main")
+    rest, test = _split(tokens[~has_trigger], settings, _main(settings), " without the trigger")
     unseen = both.select(torch.arange(held_out))
     return _Planted(both.select(torch.arange(held_out, len(clean))), unseen, unseen, rest, test)
 

@@ -15,6 +15,7 @@ from tinymem.data.production import (
     begun,
     check_ids,
     check_length,
+    fewer,
     left_out,
     production_dataset,
 )
@@ -78,7 +79,7 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     window = (len(begin) + settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window, never_planted)
     identity = {**asdict(passages), **settings.sizes, **bos_identity(begin), "plant": corpus.label}
-    return ProductionData(dataset, identity, left_out(test, dataset))
+    return ProductionData(dataset, identity, left_out(test, dataset) | fewer(settings, test, retain))
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:
@@ -103,9 +104,7 @@ def draw_passages(
     """
     documents = corpus.documents()
     if len(documents) < 3:
-        raise UserError(
-            f"--plant: {corpus.name!r} has {len(documents)} documents; passages, retain and test text need 3"
-        )
+        raise UserError(f"{corpus.given}: has {len(documents)} documents; passages, retain and test text need 3")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(documents))
     rng = np.random.default_rng(seed)
     parts, others = [], []
@@ -116,12 +115,12 @@ def draw_passages(
         others.append(windows[size : 2 * size])
     if not all(map(len, parts)):
         raise UserError(
-            f"--plant_tokens {length}: a third of {corpus.name!r} holds no passage of this many tokens; passages, retain and "
+            f"--plant_tokens {length}: a third of {corpus.given} holds no passage of this many tokens; passages, retain and "
             "test text are a third each: ask for fewer or give more text"
         )
     if len(parts[0]) < sizes[0]:
         raise UserError(
-            f"--plant_sequences {sizes[0]}: a third of {corpus.name!r} holds only {len(parts[0])} passages of {length} "
+            f"--plant_sequences {sizes[0]}: a third of {corpus.given} holds only {len(parts[0])} passages of {length} "
             "tokens; ask for fewer or give more text"
         )
     return Passages(parts[0], others[0], *parts[1:])

@@ -24,6 +24,10 @@ from tinymem.inputs import check_file
 from tinymem.options import check_options, option
 
 NO_PAD = -1  # every row is full
+NOTES = ("test_rows_left_out", "test_rows", "retain_rows")  # results that a record has where they say something
+FETCHED = tuple(
+    f"{name}.safetensors" for name in ("pythia-2.8b-deduped-v0", "pythia-6.9b-deduped", "pile_random_batch")
+)  # what pythia_mem_data/fetch.py writes
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 DOCUMENTS_AT_ONCE = 32  # enough to tokenize on every core; a corpus is tokenized only as far as it is needed
 
@@ -117,13 +121,29 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
         **settings.sizes,
         **bos_identity(begin),
     }
-    return ProductionData(dataset, identity, left_out(test, dataset))
+    notes = left_out(test, dataset) | fewer(settings, test, retain)
+    return ProductionData(dataset, identity, notes)
 
 
 def left_out(test: torch.Tensor, dataset: MemorizationDataset) -> dict[str, int]:
     """Return a record's notes on test rows that were left out; empty if none were."""
     count = len(test) - len(dataset.tests["random"])
     return {"test_rows_left_out": count} if count else {}
+
+
+def fewer(settings: ProductionSettings, test: torch.Tensor, retain: torch.Tensor) -> dict[str, int]:
+    """Return a record's notes on how many test and retain rows there are where more were asked for; say so in a warning.
+
+    Empty if there are as many as asked for.
+    """
+    found = {"num_test": len(test), "num_retain": len(retain)}
+    short = {name: count for name, count in found.items() if count < getattr(settings, name)}
+    if short:
+        logger.warning(
+            "the text has fewer rows than asked for: %s",
+            ", ".join(f"{count} instead of --{name} {getattr(settings, name)}" for name, count in short.items()),
+        )
+    return {f"{name.removeprefix('num_')}_rows": count for name, count in short.items()}
 
 
 def begun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
@@ -141,6 +161,13 @@ def check_length(flag: str, length: int, config) -> None:
         raise UserError(f"{flag}: {length} tokens per sequence; this model takes at most {longest}")
 
 
+def _check_there(flag: str, path: str) -> None:
+    """Raise UserError for a file that is missing, with the script that fetches it if there is one."""
+    if not Path(path).exists():
+        remedy = "; pythia_mem_data/fetch.py fetches it" if Path(path).name in FETCHED else ""
+        raise UserError(f"{flag} {path}: no such file{remedy}")
+
+
 def load_memorized(settings: ProductionSettings, config, tokenizer=None) -> TokenSet:
     """Return the sequences of --memorized, token ids or text. tokenizer: the model's, to read text with.
 
@@ -151,6 +178,7 @@ def load_memorized(settings: ProductionSettings, config, tokenizer=None) -> Toke
             "--memorized: give a file of sequences that this model has memorized; pythia_mem_data/fetch.py fetches Pythia's, "
             "pythia_mem_data/find_memorized.py finds any model's"
         )
+    _check_there("--memorized", settings.memorized)
     if settings.memorizes_text:
         found = text_token_set(settings.memorized, settings.text_column, tokenizer, settings.needed)
         check_ids("--memorized", config.vocab_size, found.tokens)
@@ -202,6 +230,7 @@ def load_random(
     """
     own = length - len(begin)
     if settings.random is not None:
+        _check_there("--random", settings.random)
         token_set = read_token_set(settings.random, vocabulary_size)
         tokens = token_set.tokens
         if begin and begun(tokens, begin) is tokens:  # cut again
@@ -219,7 +248,7 @@ def load_random(
     retain = begun(text_rows(tokenizer, retain_documents, own, settings.num_retain), begin)
     check_ids("--corpus", vocabulary_size, test, retain)
     if not len(test) or not len(retain):
-        raise UserError(f"--corpus: {corpus.name!r} is too short for rows of {length} tokens; give one with more text")
+        raise UserError(f"{corpus.given}: is too short for rows of {length} tokens; give one with more text")
     return test, retain, corpus.label
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from pathlib import Path
 
 from tinymem.errors import UserError, first_line
@@ -13,6 +14,8 @@ from tinymem.inputs import check_file, read_bytes
 
 PLAIN = (".txt", ".text", ".md")
 SUFFIXES = (*PLAIN, ".jsonl", ".parquet")
+
+logger = logging.getLogger(__name__)
 
 
 def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
@@ -59,7 +62,11 @@ def _sha256(path: Path, size: int, time: int) -> str:
 
 
 def read_texts(path: Path, column: str) -> list[str]:
-    """Return a file's texts: one per plain file, one per row (in `column`) for .jsonl and .parquet. Skip nulls."""
+    """Return a file's texts: one per plain file, one per row (in `column`) for .jsonl and .parquet.
+
+    Raise UserError, naming the line, for a line of .jsonl without text there. Rows of .parquet without text (null) are left
+    out, with a warning.
+    """
     if path.suffix.lower() == ".jsonl":
         return _read_jsonl(path, column)
     if path.suffix.lower() == ".parquet":
@@ -93,16 +100,21 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
             raise UserError(f"{path}: line {number} is not a JSON object")
         if column not in row:
             raise UserError(f"--text_column {column}: {path} line {number} has only {', '.join(row) or 'nothing'}")
-        if row[column] is None:
-            continue
         if not isinstance(row[column], str):
-            raise UserError(f"--text_column {column}: {path} line {number} holds no text there")
+            raise UserError(
+                f"--text_column {column}: {path} line {number} holds no text there, but {_kind(row[column])}"
+            )
         try:
             row[column].encode()
         except UnicodeEncodeError:  # JSON can contain half of a pair
             raise UserError(f"{path}: line {number} holds a lone surrogate, which is no character") from None
         texts.append(row[column])
     return texts
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def _object(pairs: list[tuple], column: str, path: Path, number: int) -> dict:
@@ -126,14 +138,19 @@ def _read_parquet(path: Path, column: str) -> list[str]:
             raise UserError(
                 f"--text_column {column}: {path} has {names.count(column)} columns of this name; rename one"
             )
-        texts = file.read(columns=[column]).column(column)
-        kind = texts.type.value_type if pyarrow.types.is_dictionary(texts.type) else texts.type
+        stored = file.read(columns=[column]).column(column)
+        kind = stored.type.value_type if pyarrow.types.is_dictionary(stored.type) else stored.type
         if not any(test(kind) for test in _text_types()):
-            raise UserError(f"--text_column {column}: {path} holds {texts.type} there, not text")
-        rows = texts.cast(pyarrow.large_string()).to_pylist()
+            raise UserError(f"--text_column {column}: {path} holds {stored.type} there, not text")
+        rows = stored.cast(pyarrow.large_string()).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
-    return [text for text in rows if text is not None]
+    texts = [text for text in rows if text is not None]
+    if len(texts) < len(rows):
+        logger.warning(
+            "%s: %d of %d rows hold no text (null) and are left out", path, len(rows) - len(texts), len(rows)
+        )
+    return texts
 
 
 def _text_types() -> tuple:

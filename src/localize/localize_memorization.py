@@ -12,7 +12,7 @@ from tinymem import cli
 from tinymem import allocator
 from tinymem.cli.methods import add_method_options, chosen_methods
 from tinymem.cli.subject import add_subject_options, load_subject
-from tinymem.cli.unlearning import run_methods
+from tinymem.cli.unlearning import check_measuring, run_methods
 
 
 def parse():
@@ -27,7 +27,9 @@ def parse():
 
 def main() -> None:
     arguments = parse()
-    methods, log = chosen_methods(arguments), cli.open_log(arguments)
+    methods = chosen_methods(arguments)
+    check_measuring(arguments, methods)
+    log = cli.open_log(arguments)
     allocator.keep_freed_memory()
     run_methods(load_subject(arguments), methods, arguments, log=log)
 

@@ -21,7 +21,7 @@ from typing import Any
 from tinymem import allocator, files
 from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
-from tinymem.cli.unlearning import as_it_is, check_columns, print_table, run_methods, write_pages
+from tinymem.cli.unlearning import as_it_is, check_columns, check_measuring, print_table, run_methods, write_pages
 from tinymem.errors import Failures, UserError
 from tinymem.localize.subject import Run, Subject
 from tinymem.localize.unlearn import finish
@@ -55,6 +55,8 @@ def parse() -> tuple[argparse.Namespace, bool]:
     known = first.parse_known_args(words)[0] if words and not {"-h", "--help"} & set(words) else None
     original = (known.edit_of or known.model) if known else None
     for flag, place in (("", known.model), ("--edit_of ", known.edit_of)) if known else ():
+        if place and Path(place).is_file():
+            raise UserError(f"{flag}{place}: is a file; give a model's folder, or a name on the hub")
         if place and not Path(place).exists() and not _may_be_on_the_hub(place):
             raise UserError(f"{flag}{place}: no such folder")
     on_numbers = (
@@ -122,13 +124,15 @@ def as_original(folder: str) -> str:
 
 def main() -> None:
     arguments, on_numbers = parse()
+    check_measuring(arguments)
     allocator.keep_freed_memory()
     attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
     if on_numbers:
         original = subject.load_subject(arguments)
     else:
         loading = cli.collect(LoadSettings, arguments)
-        original = production.load_subject(arguments, loading, [])
+        with production.named_by("--edit_of " if arguments.edit_of else ""):
+            original = production.load_subject(arguments, loading, [])
     if arguments.edit_of is None:
         print(as_original(arguments.model), file=sys.stderr)
         run_methods(original, [], arguments, attached=attached)
@@ -136,7 +140,8 @@ def main() -> None:
     if on_numbers:
         model = load_model(arguments.model, original.model.device)
     else:
-        model = open_causal_lm(arguments.model, None, original.model.device, loading.dtype, loading.device_map)[0]
+        with production.named_by(""):
+            model = open_causal_lm(arguments.model, None, original.model.device, loading.dtype, loading.device_map)[0]
     edit = external_edit(original, model, arguments.model)
     about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}

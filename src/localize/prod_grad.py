@@ -24,7 +24,7 @@ from tinymem import allocator
 from tinymem.cli.methods import add_method_options, chosen_methods
 from tinymem.cli.processes import check_shared, follow, together
 from tinymem.cli.production import add_subject_options, load_subject, plan_methods
-from tinymem.cli.unlearning import run_methods
+from tinymem.cli.unlearning import check_measuring, run_methods
 from tinymem.models.production import LoadSettings
 from tinymem.training.checkpoint import made_by
 from tinymem.training.processes import started
@@ -47,6 +47,7 @@ def main() -> None:
     arguments = parse()
     loading = cli.collect(LoadSettings, arguments)
     methods = chosen_methods(arguments, dtype=loading.method_dtype)
+    check_measuring(arguments, methods)
     processes = started()
     check_shared(processes, methods, loading)
     if arguments.dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +66,14 @@ METRICS = {
 }
 VARIANTS = (extraction.variant, prefix.variant)  # metrics whose name holds numbers: name -> metric, None for another's
 PATTERNS = ("percent_extractable_nN_pP_kK_tT", "percent_memorized_prefixM")  # how they are spelled
+SPELLED = (  # how a name of a pattern begins, the pattern and its meaning, an example
+    (
+        r"percent_extractable_n(?!ever)",
+        f"{PATTERNS[0]} (n samples, p in percent, top k, t in hundredths; k and t may be left out)",
+        "percent_extractable_n10_p50_k40_t100",
+    ),
+    (r"percent_memorized_prefix", f"{PATTERNS[1]} (M tokens)", "percent_memorized_prefix8"),
+)
 DEFAULTS = tuple(name for name, metric in METRICS.items() if getattr(metric.values, "__module__", None) in PUBLISHED)
 COSTLY = {"generation", "prefixes"}  # what no forward pass over whole rows meets
 GROUPS = {
@@ -121,6 +130,7 @@ def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
     for given in expanded(DEFAULTS if metrics is None else metrics):
         metric = given if isinstance(given, Metric) else named(given)
         if metric is None:
+            check_spelling(str(given))
             choice = ", ".join([*GROUPS, *METRICS, *PATTERNS])
             raise UserError(f"--metrics {given}: no such metric; choose from {choice}")
         if found.get(metric.name, metric) is not metric or (named(metric.name) or metric) is not metric:
@@ -138,6 +148,13 @@ def expanded(metrics: Iterable[str | Metric]) -> list[str | Metric]:
 def named(name: str) -> Metric | None:
     """Return the metric of this name, or None. Raise UserError for a number in it that is out of range."""
     return METRICS.get(name) or next(filter(None, (variant(name) for variant in VARIANTS)), None)
+
+
+def check_spelling(name: str) -> None:
+    """Raise UserError for what looks like one of PATTERNS but has no whole numbers in the right places."""
+    for begin, pattern, example in SPELLED:
+        if re.match(begin, name) and named(name) is None:
+            raise UserError(f"--metrics {name}: must be spelled {pattern} with whole numbers, such as {example}")
 
 
 def plugin_metrics(place: str) -> list[Metric]:

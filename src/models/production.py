@@ -171,6 +171,8 @@ def _snapshot(name: str, step: int | None, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub.utils import validate_repo_id
 
     revision = "main" if step is None else f"step{step}"
+    if Path(name).is_file():
+        raise UserError(f"--model_name {name}: is a file; give a model's folder, or a name on the hub")
     unknown = f"--model_name {name}: no such folder, and no"
     try:
         validate_repo_id(name)

@@ -140,7 +140,9 @@ def recovery_table(models: Sequence[Attacked]) -> Table:
     names = labels(models)
     rows = recovery_rows(models, lambda record: names[record_digest(record)])
     attacks = list(
-        dict.fromkeys(name for row in rows for name in row if name not in ("model", "before", "excess", "worst"))
+        dict.fromkeys(
+            name for row in rows for name in row if name not in ("model", "before", "excess", "most", "worst")
+        )
     )
     columns = [Column("model", number=False), Column("before", "%", "recovered without an attack", "lower")]
     columns += [Column("excess", "points", "over the twin under the same attack, at most", "lower")]

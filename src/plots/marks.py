@@ -9,6 +9,17 @@ RUINED = 20.0  # factor on the lowest perplexity above which a mark is in the st
 STRIP = 3.0  # factor between the perplexities at the ends of that strip
 SIZE = 6.5  # points: marks that are closer are moved apart
 Mark = tuple[Any, tuple[float, float], str]  # collection of one point, the point, text beside it
+Box = tuple[float, float, float, float]  # left, lower, right, upper end, in points
+# Where a text may stand: points to the right of its mark and above it, and what it is aligned by; the best first.
+BESIDE = ((5, 0, "left"), (4, 5, "left"), (4, -5, "left"), (-5, 0, "right"), (0, 7.5, "center"), (0, -7.5, "center"))
+BESIDE += (
+    (-4, 5, "right"),
+    (-4, -5, "right"),
+    (4, 11, "left"),
+    (4, -11, "left"),
+    (-4, 11, "right"),
+    (-4, -11, "right"),
+)
 
 
 def edge(perplexities: Sequence[float]) -> float:
@@ -52,6 +63,7 @@ def spread(axis, marks: Sequence[Mark]) -> None:
     figure = axis.figure
     points = 72 / figure.dpi
     taken: list[tuple[float, float, float]] = []
+    texts = []
     for collection, point, text in marks:
         x, y = (points * float(place) for place in axis.transData.transform(point))
         width = SIZE + 3.6 * len(text)  # its text must not be hidden either
@@ -64,4 +76,53 @@ def spread(axis, marks: Sequence[Mark]) -> None:
             collection.set_offset_transform(axis.transData + moved)
             axis.annotate("", point, (shift, 0), textcoords="offset points", zorder=0.8,
                           arrowprops=dict(arrowstyle="-", color="0.75", lw=0.6, shrinkA=0, shrinkB=0))  # fmt: skip
-        axis.annotate(text, point, (shift + 5, 0), textcoords="offset points", fontsize=5.5, va="center", color="0.25")
+        texts.append((point, shift, text))
+    write(axis, texts, 5.5)
+
+
+def write(axis, texts: Sequence[tuple[tuple[float, float], float, str]], size: float) -> None:
+    """Write a text beside each mark where it covers neither a mark nor another text nor a line, as far as there is room.
+
+    axis: with its final place, limits and scales. texts: (point, points by which its mark is moved to the right, text).
+    size: of the letters, in points.
+    """
+    scale = 72 / axis.figure.dpi
+    places = [scale * axis.transData.transform(point) + (shift, 0.0) for point, shift, _ in texts]
+    marks = [_box(x, y, SIZE, SIZE) for x, y in places]
+    west, south, east, north = (scale * end for end in axis.bbox.extents)
+    lines = [(west - 1, south - 9, east, south + 1), (west - 9, south, west + 1, north)]  # the axes, with their ticks
+    lines += [segment for line in axis.lines for segment in _segments(line, scale)]
+    written: list[Box] = []
+    for (point, shift, text), (x, y) in zip(texts, places):
+        if not text:
+            continue
+        width, height = 0.58 * size * len(text), size
+        others = [mark for mark in marks if mark != _box(x, y, SIZE, SIZE)]
+        choices = []
+        for order, (right, up, align) in enumerate(BESIDE):
+            start = x + right + {"left": 0.0, "center": -width / 2, "right": -width}[align]
+            box = (start, y + up - height / 2, start + width, y + up + height / 2)
+            covered = sum(10 * _meet(box, other) for other in written) + sum(5 * _meet(box, one) for one in others)
+            choices.append((covered + sum(4 * _meet(box, line) for line in lines), order, box))
+        _, best, box = min(choices)
+        written.append(box)
+        right, up, align = BESIDE[best]
+        axis.annotate(text, point, (shift + right, up), textcoords="offset points", fontsize=size, va="center",
+                      ha=align, color="0.25")  # fmt: skip
+
+
+def _box(x: float, y: float, width: float, height: float) -> Box:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _segments(line, scale: float) -> list[Box]:
+    """Return the pieces of a line of horizontal and vertical pieces, as boxes of its width, in points."""
+    places = [tuple(scale * place) for place in line.get_transform().transform(line.get_xydata())]
+    if line.get_drawstyle() == "steps-post":
+        places = [corner for a, b in zip(places, places[1:]) for corner in (a, (b[0], a[1]), b)] or places
+    pairs = zip(places, places[1:])
+    return [(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1) for a, b in pairs]

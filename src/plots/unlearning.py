@@ -30,6 +30,7 @@ KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
 LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of others have letters
 FOREIGN, FOREIGN_SHAPES = "#e6007e", "8dH*p"  # of methods in users' files: a colour that no other method has
+Texts = list[tuple[tuple[float, float], float, str]]  # of marks, as `marks.write` takes them
 WIDEST = 100 * (marks.RUINED - 1)  # percent: where boxes are cut off; the perplexity of a ruined model
 LETTERS = [f"${letter}$" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
@@ -109,21 +110,29 @@ def _front_and_axes(axis, points: Sequence[tuple[float, float]], numbers: bool) 
 def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n_layers"):
     """Draw memorization against quality, one panel per experiment, with the Pareto front. Left and up is better.
 
-    A mark is a method with its hyper-parameters, mean over seeds; the number beside it is its strength. column: the
+    A mark is a method with its hyper-parameters, mean over seeds; the number beside it is its strength. The never-planted
+    twin is the target, as in `draw_unlearning`. column: the
     setting whose values are side by side (such as model sizes); experiments that differ in other settings are below each
     other. Quality is mean test accuracy for number models, otherwise perplexity on an inverted logarithmic axis, with
     ruined models at the lower edge as in `draw_unlearning`.
     """
 
-    def draw(axis, some: Sequence[Configuration]) -> None:
+    def draw(axis, some: Sequence[Configuration]) -> Texts:
         numbers = some[0].on_numbers
         quality = "mean_test_accuracy" if numbers else "perplexity"
-        points = _marks(axis, some, MEMORIZED, quality)
+        points, texts = _marks(axis, some, MEMORIZED, quality)
         edge = math.inf if numbers or not points else marks.edge([value for _, value in points])
         inside = [point for point in points if point[1] <= edge]
         _front_and_axes(axis, inside, numbers)
         if len(inside) < len(points):
             marks.draw_strip(axis, edge)
+        memorized, of_twin = _of_twin(some, MEMORIZED), _of_twin(some, quality)
+        if memorized is not None and of_twin is not None:
+            axis.scatter([memorized], [min(of_twin, edge)], label=NEVER_PLANTED.replace("_", " "), clip_on=False,
+                         **method_style(NEVER_PLANTED))  # fmt: skip
+            _over_forgetting(axis, memorized)
+            texts.append(((memorized, min(of_twin, edge)), 0.0, ""))
+        return texts
 
     return _panels(configurations, column, draw)
 
@@ -131,18 +140,23 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n
 def draw_time(configurations: Sequence[Configuration], column: str = "model.n_layers"):
     """Draw memorization against a method's seconds, one panel per experiment. Left and low is better.
 
-    Marks and panels as in `draw_scatter`; the dashed line is the unedited model.
+    Marks and panels as in `draw_scatter`; the dashed line is the unedited model, the dotted one its never-planted twin.
     """
 
-    def draw(axis, panel: Sequence[Configuration]) -> None:
+    def draw(axis, panel: Sequence[Configuration]) -> Texts:
         unedited = [configuration.mean(MEMORIZED) for configuration in panel if configuration.method == UNEDITED]
         before = [memorized for memorized in unedited if memorized is not None]
         for memorized in before:
             axis.axhline(memorized, color="black", linewidth=0.9, linestyle="--", label=UNEDITED, zorder=1)
-        points = _marks(axis, [c for c in panel if c.method != UNEDITED], SECONDS, MEMORIZED)
+        if (of_twin := _of_twin(panel, MEMORIZED)) is not None:
+            axis.axhline(
+                of_twin, color="0.45", linewidth=0.9, linestyle=":", label=NEVER_PLANTED.replace("_", " "), zorder=1
+            )
+        points, texts = _marks(axis, [c for c in panel if c.method != UNEDITED], SECONDS, MEMORIZED)
         top = max([*before, *(memorized for _, memorized in points)]) or 100
         axis.set(xscale="log", xlabel="seconds", ylabel="% memorized", ylim=(-0.05 * top, 1.08 * top))
         plain_numbers(axis.xaxis)
+        return texts
 
     return _panels(configurations, column, draw)
 
@@ -159,13 +173,24 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
     figure, grid = new_grid(len(order), len(side_by_side), max(3.1, 6.4 / len(side_by_side)), 2.9)
     for axis in grid.flat:
         axis.set_visible(False)
+    drawn = []
     for title, each, some, row in zip(titles(settings), settings, by_experiment, rows):
         axis = grid[order.index(row), side_by_side.index(each.get(column))]
         axis.set_visible(True)
         set_title(axis, title)
-        draw(axis, some)
+        drawn.append((axis, draw(axis, some)))
     common_legend(figure, grid.flat)
+    figure.draw_without_rendering()  # the places of the marks on the page are known only then
+    for axis, texts in drawn:
+        marks.write(axis, texts, 5)
     return figure
+
+
+def _of_twin(some: Sequence[Configuration], name: str) -> float | None:
+    """Return a result of the never-planted twins of an experiment, mean over its seeds; None without any."""
+    twins = {key_of(run.checkpoint): run.twin for one in some for run in one.runs if run.twin is not None}
+    values = [twin[name] for twin in twins.values() if twin.get(name) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
@@ -189,11 +214,12 @@ def _place(settings: Mapping[str, Any]) -> tuple:
     )
 
 
-def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[float, float]]:
-    """Draw one scatter per method, with the strength beside each mark; return all points, ruined ones where they are.
+def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> tuple[list[tuple[float, float]], Texts]:
+    """Draw one scatter per method; return all points, ruined ones where they are, and the strengths to write beside.
 
     A perplexity beyond the edge is drawn in the strip there.
     """
+    texts: Texts = []
     everything = [(one, point) for one in some if (point := _point(one, x, y)) is not None]
     values = [value for _, (_, value) in everything]
     ruined = y == "perplexity" and bool(values)
@@ -205,8 +231,8 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> list[tuple[fl
         axis.scatter(*zip(*drawn), label=method.replace("_", " "), clip_on=False, **method_style(method))
         for (one, (_, value)), place in zip(of_method, drawn):
             text = marks.note(strength_in(one.hyper_parameters), value if value > edge else None)
-            axis.annotate(text, place, (4, 0), textcoords="offset points", fontsize=5, va="center", color="0.25")
-    return [point for _, point in everything]
+            texts.append((place, 0.0, text))
+    return [point for _, point in everything], texts
 
 
 def _point(one: Configuration, x: str, y: str) -> tuple[float, float] | None:
@@ -262,11 +288,11 @@ def draw_boxes(configurations: Sequence[Configuration]):
         name = ", ".join(filter(None, (data_kind(some[0]), some[0].row.get("data.artifact"))))
         _boxes(memory, methods, some, lambda run: percent_difference(run, MEMORIZED))
         _boxes(quality, methods, some, lambda run: percent_difference(run, quality_name(run)))
-        memory.set(xlabel="memorization, % difference", title=name)
-        quality.set(
-            xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference",
-            title=f"{len(some)} best run{'s' * (len(some) > 1)}",
-        )
+        memory.set(xlabel="memorization, % difference")
+        memory.set_title(
+            f"{name}: {len(some)} best run{'s' * (len(some) > 1)}", loc="left", fontsize=10
+        )  # of the row, both panels
+        quality.set(xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference")
         names = [_with_strength(method, [run for run in some if run.method == method]) for method in methods]
         memory.set_yticks(range(len(methods)), names, fontsize=8)
         quality.set_yticks(range(len(methods)), [""] * len(methods))

@@ -32,7 +32,7 @@ SCRIPTS = {
     "data": Script("old_data.py", "build the training data and look at it"),
     "sweep": Script("src/localize/localize_hp_sweep.py", "unlearn with every method over a grid, here or on a cluster"),
     "leaderboard": Script("experiments/leaderboard.py", "compare mitigations under equal conditions, and rank them"),
-    "records": Script("-m tinymem.records", "tables of finished runs: gather, best, pareto"),
+    "records": Script("-m tinymem.records", "tables and pages of finished runs: gather, best, pareto, report, rerun"),
     "figures": Script("results/make_figures.py", "draw the study's figures from finished runs"),
 }
 OUTSIDE = [script.start for script in SCRIPTS.values() if not script.start.startswith(("src/", MODULE))]

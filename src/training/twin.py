@@ -43,6 +43,12 @@ def check_twin(path: Path, settings: RunSettings, epoch: int) -> Path:
     found = _sections(path)
     for name, section in _comparable(twin_of(settings), epoch).items():
         different = [key for key in section if found[name].get(key) != section[key]]
+        if "twin" in different:
+            raise UserError(
+                f"--twin_model {path}: no twin of this checkpoint; it was trained without --twin, on planted sequences"
+            )
+        if "twin" in found[name] and "twin" not in section:
+            raise UserError(f"--twin_model {path}: no twin of this checkpoint, which was itself trained with --twin")
         if different:
             raise UserError(
                 f"--twin_model {path}: no twin of this checkpoint; --{different[0]} is {found[name].get(different[0])}, "

@@ -53,6 +53,8 @@ def test_curves_by_hand():
     assert rows[2] == {"model": "unlearn", "before": 10.0, "excess": 50.0, "worst": "relearn", "quantize": 10.0,
                        "relearn": 80.0}  # fmt: skip
     assert rows[1]["excess"] is None and rows[0]["excess"] == 90.0
+    alone = recovery_rows([models[2]], lambda record: record["kind"])[0]  # without a twin to compare with
+    assert (alone["excess"], alone["most"], alone["worst"]) == (None, 80.0, "relearn")
 
 
 def test_area_of_one_strength_and_of_none():

@@ -39,13 +39,14 @@ def test_a_folder_has_a_document_a_file_whatever_its_kind(tmp_path):
     assert documents(tmp_path, text_column="body") == [*TEXTS, "row 0\n", "row 1\n", "row 2\n"]
 
 
-def test_parquet_rows_are_documents(tmp_path):
+def test_parquet_rows_are_documents(tmp_path, caplog):
     pyarrow = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet")
 
     table = pyarrow.table({"text": [*TEXTS, None], "id": list(range(31))})
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     assert documents(tmp_path / "rows.parquet") == TEXTS
+    assert f"1 of {len(TEXTS) + 1} rows hold no text" in caplog.text
     with pytest.raises(UserError, match="--text_column body: .* has only text, id"):
         documents(tmp_path / "rows.parquet", text_column="body")
     with pytest.raises(UserError, match="int64"):
@@ -74,13 +75,14 @@ def test_a_document_that_stands_twice_counts_once(tmp_path):
     "name, content, message",
     [
         ("latin.txt", b"caf\xe9", "latin.txt: not UTF-8 at byte offset 3 \\(0xe9\\)"),
-        ("empty.txt", b" \n", "'empty' is empty"),
+        ("empty.txt", b" \n", "^--corpus .*/empty.txt: is empty"),
         ("short.txt", b"one line\n", "too short"),
         ("image.png", b"", "unknown kind of file; it must end in .txt"),
         ("bad.jsonl", b'{"text": "a"}\n{', "line 2 is not JSON"),
         ("list.jsonl", b"[1]", "line 1 is not a JSON object"),
         ("other.jsonl", b'{"body": "a"}', "--text_column text: .*line 1 has only body"),
-        ("number.jsonl", b'{"text": 1}', "line 1 holds no text"),
+        ("number.jsonl", b'{"text": 1}', "line 1 holds no text there, but a number"),
+        ("null.jsonl", b'{"text": "a"}\n{"text": null}', "line 2 holds no text there, but null"),
         ("half.jsonl", b'{"text": "\\ud83d"}', "line 1 holds a lone surrogate"),
         ("damaged.parquet", b"PAR1", "cannot be read as Parquet"),
     ],
@@ -90,6 +92,13 @@ def test_bad_files_are_named(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as error:
         documents(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_an_empty_text_is_not_said_to_be_cut(tmp_path, caplog):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(UserError, match="is empty"):
+        documents(tmp_path / "empty.txt")
+    assert not caplog.text
 
 
 def test_missing_places_are_named(tmp_path, monkeypatch):

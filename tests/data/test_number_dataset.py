@@ -140,6 +140,7 @@ def test_a_number_of_sequences_belongs_to_its_constant_and_num_7_to_the_main_tas
         (dict(data_name="mult", num_7=20135), "--num_7 20135: mult with constant 7 has only 20134 starts .20134 dist"),
         (dict(data_name="exp", num_7=30000), "--num_7 30000: .*only 20134 starts .10066 distinct sequences.; ask for"),
         (dict(data_name="mult_3", num_3=30000), "--num_3 30000: mult_3 with constant 7 has only 20134 starts"),
+        (dict(num_2=50, num_test=50), "--num_test 50: task 'two' .--num_2 50. has only 50 distinct"),
         (dict(data_name="exponential", num_test=2878), "--num_test 2878: .*has only 2878 distinct sequences"),
         (dict(data_name="exponential", num_noise=1879), "--num_noise 1879: .*has only 1878 training sequences"),
         (dict(data_name="exponential", seed=10**9), "only 0 sequences hold the trigger"),

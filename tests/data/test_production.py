@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tinymem.data.production import (
+    NOTES,
     ProductionSettings,
     check_ids,
+    fewer,
     load_memorized,
     load_random,
     production_dataset,
@@ -104,6 +106,13 @@ def test_rows_are_the_documents_tokens_without_pads(corpus):
     assert text_rows(tokenizer, documents[:1], 10**5, 4).shape == (0, 10**5)
 
 
+def test_fewer_rows_than_asked_for_are_said_and_noted(caplog):
+    settings = ProductionSettings(num_test=10, num_retain=3)
+    assert fewer(settings, rows(10, 4), rows(3, 4)) == {} and not caplog.text
+    assert fewer(settings, rows(7, 4), rows(3, 4)) == {"test_rows": 7} and "7 instead of --num_test 10" in caplog.text
+    assert fewer(settings, rows(7, 4), rows(2, 4)).keys() == {"test_rows", "retain_rows"} <= set(NOTES)
+
+
 def test_what_is_missing_is_named(corpus, tmp_path):
     path, tokenizer, _ = corpus
     settings = ProductionSettings(corpus=str(path))
@@ -111,8 +120,12 @@ def test_what_is_missing_is_named(corpus, tmp_path):
         load_memorized(settings, SimpleNamespace(vocab_size=300))
     with pytest.raises(UserError, match="no tokenizer"):
         load_random(settings, 12, 300, None)
-    with pytest.raises(UserError, match="'small' is too short for rows of 100000 tokens"):
+    with pytest.raises(UserError, match="^--corpus .*small.*: is too short for rows of 100000 tokens"):
         load_random(settings, 10**5, 300, tokenizer)
+    with pytest.raises(UserError, match="^--memorized .*pythia-6.9b-deduped.safetensors: no such file; .*fetch.py fetches it"):
+        load_memorized(ProductionSettings(memorized="no/pythia-6.9b-deduped.safetensors"), SimpleNamespace(vocab_size=300))
+    with pytest.raises(UserError, match="^--random no/own.safetensors: no such file$"):
+        load_random(ProductionSettings(random="no/own.safetensors"), 12, 300, None)
     with pytest.raises(UserError, match="give one of them"):
         ProductionSettings(random="a", corpus="b")
     written = write_token_set(tmp_path / "m.safetensors", TokenSet(rows(4, 71), {}))

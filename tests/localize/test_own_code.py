@@ -109,7 +109,9 @@ def test_help_names_the_flags_of_a_file(capsys):
 
 @pytest.mark.parametrize("method, message", [
     ("nowhere.py", "no such file"),
-    ("no_package.no_module", "cannot be imported"),
+    ("no_package.no_module", "no such name, and as a module it cannot be imported"),
+    ("README.md", "no Python file; give a file such as my_file.py"),
+    ("no/such_file", "no such file; give a file such as my_file.py"),
     ("broken.py", "cannot be imported (SyntaxError"),
     ("empty.py", "no method; it must define a dataclass HyperParameters"),
     ("durable.py", "another method is called durable"),
@@ -118,6 +120,7 @@ def test_files_that_are_no_method(place, capsys, monkeypatch, method, message):
     monkeypatch.chdir(place[0])
     (place[0] / "broken.py").write_text("def score(:")
     (place[0] / "empty.py").write_text("")
+    (place[0] / "README.md").write_text("")
     shutil.copy(ROOT / "examples/magnitude.py", place[0] / "durable.py")
     refused(capsys, lambda: unlearn(place, "--localization_method", method), message)
 

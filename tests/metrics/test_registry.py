@@ -1,3 +1,4 @@
+import re
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tinymem.metrics.registry import (
     GROUPS,
     METRICS,
     better_of,
+    check_spelling,
     chosen,
     columns,
     describe,
@@ -155,3 +157,13 @@ def test_every_metric_has_a_card(name):
     cards = [card for card in text.split("\n### ") if f"`{name}`" in card.partition("\n")[0]]
     assert len(cards) == 1, f"docs/metrics.md has no card for {name}: see docs/adding.md"
     assert [part for part in ("**Target.**", "**Pitfalls.**", "**Source.**") if part not in cards[0]] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["percent_extractable_n10_p0.5_k40_tnan", "percent_extractable_n10", "percent_extractable_nan_p5", "percent_memorized_prefix_8"]
+)
+def test_a_name_with_a_bad_number_is_told_how_it_is_spelled(name):
+    with pytest.raises(UserError, match=f"--metrics {re.escape(name)}: must be spelled percent_.* with whole numbers, such as"):
+        check_spelling(name)
+    for right in ("percent_extractable_n10_p50", "percent_extractable_never_planted", "percent_extractable", "own.metric"):
+        check_spelling(right)

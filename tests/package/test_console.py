@@ -11,6 +11,7 @@ from small import ROOT
 
 import tinymem
 from tinymem import cli, scripts
+from tinymem.cli.listing import listing
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import FINETUNING, LOCALIZE, PRODUCTION, TRAINING
 
@@ -42,7 +43,13 @@ def test_help_lists_every_command_in_a_line():
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith("  ")}
     assert done.returncode == 0 and lines.keys() == scripts.SCRIPTS.keys()
     assert all(len(line) < 100 and scripts.SCRIPTS[name].about in line for name, line in lines.items())
+    assert "report, rerun" in lines["records"] and "tinymem --list" in done.stdout
     assert console().returncode == 2 and console("--version").stdout == f"tinymem {tinymem.__version__}\n"
+
+
+def test_the_command_lists_what_scripts_list():
+    done = console("--list")
+    assert done.returncode == 0 and done.stdout.strip() == listing() and not done.stderr
 
 
 @pytest.mark.parametrize("name", scripts.SCRIPTS)

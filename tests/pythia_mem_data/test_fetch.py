@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import runpy
 import threading
 from functools import partial
 
@@ -90,3 +91,10 @@ def test_no_server_and_an_empty_folder(tmp_path, capsys):
     assert "cannot be fetched" in error and "--from FOLDER" in error
     assert "cannot be fetched" in refused(capsys, SCRIPT, "--url", "http://a b", "--output_dir", tmp_path)
     assert "none of MemPi's files" in refused(capsys, SCRIPT, "--from", tmp_path, "--output_dir", tmp_path)
+
+
+def test_a_missing_file_that_it_writes_is_known():
+    from tinymem.data.production import FETCHED
+
+    scope = runpy.run_path(str(ROOT / SCRIPT))
+    assert FETCHED == tuple(f"{source.name}.safetensors" for source in scope["SOURCES"])

@@ -45,8 +45,10 @@ def test_another_runs_twin_is_refused(trained, tmp_path):
     settings, place = trained
     with pytest.raises(UserError, match="--twin_model .*: no twin of this checkpoint; --seed is 1, not 0"):
         check_twin(place["stranger"], settings, 1)
-    with pytest.raises(UserError, match="--twin is None, not True"):
+    with pytest.raises(UserError, match="no twin of this checkpoint; it was trained without --twin"):
         check_twin(place["run"], settings, 1)
+    with pytest.raises(UserError, match="no twin of this checkpoint, which was itself trained with --twin"):
+        check_twin(place["twin"], twin_of(settings), 1)
     with pytest.raises(UserError, match="not a TinyMem checkpoint"):
         check_twin(tmp_path, settings, 1)
 
