@@ -52,7 +52,7 @@ class Cache:
             with measured(model.device) as cost:
                 tensors = compute()
             _write(path, tensors, cost)
-            self.spent += cost.seconds
+            self.spent += cost.spent
         if path not in self._used:
             self.cost = self.cost + cost
             self._used.add(path)

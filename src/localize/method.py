@@ -360,6 +360,6 @@ def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Generator[tup
             raise UserError(
                 f"{method.name}: the method changed the model in place; let it yield an edit of new tensors"
             )
-        cost.seconds -= (task.cache.spent if task.cache else 0.0) - before
+        cost.seconds = cost.spent - ((task.cache.spent if task.cache else 0.0) - before)
         total = total + cost if method.cumulative else cost
         yield step[1], (task.cache.cost + total if task.cache else total)

@@ -11,6 +11,7 @@ SIZE = 6.5  # points: marks that are closer are moved apart
 Mark = tuple[Any, tuple[float, float], str]  # collection of one point, the point, text beside it
 Box = tuple[float, float, float, float]  # left, lower, right, upper end, in points
 # Where a text may stand: points to the right of its mark and above it, and what it is aligned by; the best first.
+BESIDE: tuple[tuple[float, float, str], ...]
 BESIDE = ((5, 0, "left"), (4, 5, "left"), (4, -5, "left"), (-5, 0, "right"), (0, 7.5, "center"), (0, -7.5, "center"))
 BESIDE += (
     (-4, 5, "right"),

@@ -35,6 +35,11 @@ class Cost:
     seconds: float | None = 0.0
     peak_memory_gb: float | None = 0.0
 
+    @property
+    def spent(self) -> float:
+        """The seconds, 0 where they are not known."""
+        return self.seconds or 0.0
+
     def __add__(self, later: Cost) -> Cost:
         """Return the cost of both, one after the other; unknown if one is."""
         if None in (*astuple(self), *astuple(later)):
