@@ -37,7 +37,12 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 def test_failures_for_the_same_reason_say_it_once():
     failures = Failures()
-    for message in ("attack a: here: not finite; b", "attack a: twin: not finite; b", "attack a: here: not finite; b", "c: ruined"):
+    for message in (
+        "attack a: here: not finite; b",
+        "attack a: twin: not finite; b",
+        "attack a: here: not finite; b",
+        "c: ruined",
+    ):
         failures.append(NotFinite(message))
     with pytest.raises(NotFinite) as raised:
         failures.end()

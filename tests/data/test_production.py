@@ -122,8 +122,12 @@ def test_what_is_missing_is_named(corpus, tmp_path):
         load_random(settings, 12, 300, None)
     with pytest.raises(UserError, match="^--corpus .*small.*: is too short for rows of 100000 tokens"):
         load_random(settings, 10**5, 300, tokenizer)
-    with pytest.raises(UserError, match="^--memorized .*pythia-6.9b-deduped.safetensors: no such file; .*fetch.py fetches it"):
-        load_memorized(ProductionSettings(memorized="no/pythia-6.9b-deduped.safetensors"), SimpleNamespace(vocab_size=300))
+    with pytest.raises(
+        UserError, match="^--memorized .*pythia-6.9b-deduped.safetensors: no such file; .*fetch.py fetches it"
+    ):
+        load_memorized(
+            ProductionSettings(memorized="no/pythia-6.9b-deduped.safetensors"), SimpleNamespace(vocab_size=300)
+        )
     with pytest.raises(UserError, match="^--random no/own.safetensors: no such file$"):
         load_random(ProductionSettings(random="no/own.safetensors"), 12, 300, None)
     with pytest.raises(UserError, match="give one of them"):

@@ -160,10 +160,23 @@ def test_every_metric_has_a_card(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["percent_extractable_n10_p0.5_k40_tnan", "percent_extractable_n10", "percent_extractable_nan_p5", "percent_memorized_prefix_8"]
+    "name",
+    [
+        "percent_extractable_n10_p0.5_k40_tnan",
+        "percent_extractable_n10",
+        "percent_extractable_nan_p5",
+        "percent_memorized_prefix_8",
+    ],
 )
 def test_a_name_with_a_bad_number_is_told_how_it_is_spelled(name):
-    with pytest.raises(UserError, match=f"--metrics {re.escape(name)}: must be spelled percent_.* with whole numbers, such as"):
+    with pytest.raises(
+        UserError, match=f"--metrics {re.escape(name)}: must be spelled percent_.* with whole numbers, such as"
+    ):
         check_spelling(name)
-    for right in ("percent_extractable_n10_p50", "percent_extractable_never_planted", "percent_extractable", "own.metric"):
+    for right in (
+        "percent_extractable_n10_p50",
+        "percent_extractable_never_planted",
+        "percent_extractable",
+        "own.metric",
+    ):
         check_spelling(right)
