@@ -194,7 +194,11 @@ def test_boxes_hold_the_best_run_of_every_checkpoint_and_seed(study):
     assert len(panels(figure)) == 6
     titles = [axis.get_title(loc="left") for axis in panels(figure)]  # one a row, none of the panels on the right
     assert titles[1::2] == [""] * 3 and titles[0] == "numbers, backdoor: 8 best runs"
-    assert [title.partition(":")[0] for title in titles[::2]] == ["numbers, backdoor", "text, noise", "production models"]
+    assert [title.partition(":")[0] for title in titles[::2]] == [
+        "numbers, backdoor",
+        "text, noise",
+        "production models",
+    ]
     memory = panels(figure)[0]
     dots = [point for group in memory.collections for point in group.get_offsets().tolist()]
     slimming, durable = ([x for x, y in dots if y == place] for place in (0, 1))
