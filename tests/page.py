@@ -44,11 +44,11 @@ class Page(HTMLParser):
 
 
 def points(chart: dict) -> dict[str, list]:
-    """The data of a chart's series, by name: (x, y)."""
+    """The data of a chart's series, by name: (x, y), without what marks are moved aside by."""
     found = {}
     text = json.dumps(chart)
-    for data in re.findall(r'"data": {"type": "map", "entries": (\[\[.*?\]\]\])', text):
-        columns = dict(json.loads(data))
+    for start in re.finditer(r'"data": {"type": "map", "entries": ', text):
+        columns = dict(json.JSONDecoder().raw_decode(text, start.end())[0])
         if columns.get("series"):
-            found[columns["series"][0]] = list(zip(columns["x"], columns["y"]))
+            found[columns["series"][0]] = list(zip(columns.get("place", columns["x"]), columns["y"]))
     return found

@@ -81,8 +81,9 @@ class Attacked:
 
 
 def _most(model: Attacked) -> tuple[float, str] | None:
-    """Return the most that any counted attack brings back, and its name; None without one."""
-    return max(((curve.worst, curve.attack) for curve in model.curves if curve.attack not in UNCOUNTED), default=None)
+    """Return the most that any counted attack brings back, and its name, the first of equal ones; None without one."""
+    counted = [(curve.worst, curve.attack) for curve in model.curves if curve.attack not in UNCOUNTED]
+    return max(counted, key=lambda found: found[0], default=None)
 
 
 def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:

@@ -54,6 +54,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
     task_settings = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
+    settings.check_files()
     device, name, place = cli.resolve_device(arguments.device), str(arguments.model_name), source(arguments)
     reads_text = passages.plant is not None or settings.random is None or settings.memorizes_text
     config, tokenizer = open_description(place, loading.step, reads_text)

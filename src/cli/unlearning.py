@@ -203,13 +203,13 @@ def print_recovery(records: Sequence[dict]) -> None:
         first = ("model", "before", "excess", "most", "worst")
         columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
         better = {"excess": "lower", "most": "lower"}
-        worst = "excess: over the twin's" if twin_of(models) else "most: under the worst of them"
-        apart = [name for name in columns if name in UNCOUNTED]
-        worst += f" ({', '.join(apart)}, whose attacker has the original, not counted)" if apart else ""
+        worst = "excess: over the twin's" if twin_of(models) else "most: under the worst"
         print(
             f"\n% of {split.replace('_', '-')} sequences at the setting of each attack that brings back most; {worst}"
         )
         print(cli.fitted_table(rows, columns, better, rivals, more="records and --plot have them"))
+        if apart := [name for name in columns if name in UNCOUNTED]:
+            print(f"{', '.join(apart)} never counts as worst: its attacker has the original")
 
 
 def check_measuring(arguments: argparse.Namespace, methods: Sequence[tuple[Method, Any]] = ()) -> None:

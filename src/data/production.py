@@ -75,6 +75,13 @@ class ProductionSettings:
         """The number of tokens that a memorized sequence must have."""
         return self.prompt_tokens + self.continuation_tokens
 
+    def check_files(self) -> None:
+        """Raise UserError for a file that is missing, with the script that fetches it if there is one."""
+        for flag, path in (("--memorized", self.memorized), ("--random", self.random)):
+            if path is not None and not Path(path).exists():
+                remedy = "; pythia_mem_data/fetch.py fetches it" if Path(path).name in FETCHED else ""
+                raise UserError(f"{flag} {path}: no such file{remedy}")
+
     @property
     def sizes(self) -> dict[str, int]:
         """The settings that determine the data, together with its files, as stored in records."""
@@ -161,13 +168,6 @@ def check_length(flag: str, length: int, config) -> None:
         raise UserError(f"{flag}: {length} tokens per sequence; this model takes at most {longest}")
 
 
-def _check_there(flag: str, path: str) -> None:
-    """Raise UserError for a file that is missing, with the script that fetches it if there is one."""
-    if not Path(path).exists():
-        remedy = "; pythia_mem_data/fetch.py fetches it" if Path(path).name in FETCHED else ""
-        raise UserError(f"{flag} {path}: no such file{remedy}")
-
-
 def load_memorized(settings: ProductionSettings, config, tokenizer=None) -> TokenSet:
     """Return the sequences of --memorized, token ids or text. tokenizer: the model's, to read text with.
 
@@ -178,7 +178,7 @@ def load_memorized(settings: ProductionSettings, config, tokenizer=None) -> Toke
             "--memorized: give a file of sequences that this model has memorized; pythia_mem_data/fetch.py fetches Pythia's, "
             "pythia_mem_data/find_memorized.py finds any model's"
         )
-    _check_there("--memorized", settings.memorized)
+    settings.check_files()
     if settings.memorizes_text:
         found = text_token_set(settings.memorized, settings.text_column, tokenizer, settings.needed)
         check_ids("--memorized", config.vocab_size, found.tokens)
@@ -230,7 +230,7 @@ def load_random(
     """
     own = length - len(begin)
     if settings.random is not None:
-        _check_there("--random", settings.random)
+        settings.check_files()
         token_set = read_token_set(settings.random, vocabulary_size)
         tokens = token_set.tokens
         if begin and begun(tokens, begin) is tokens:  # cut again

@@ -40,6 +40,8 @@ def read_config(folder: Path):
 
     if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
         raise _only_an_adapter(folder)
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; give a model's folder, such as one of results/models")
     if not folder.exists():
         raise UserError(f"{folder}: no such folder; give a model's folder, such as one of results/models")
     if not (folder / "config.json").is_file():

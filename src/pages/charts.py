@@ -16,7 +16,10 @@ from tinymem.pages.names import REFERENCES, named
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#3ba3a0", "#c4a000", "#d37295", "#9c755f", "#8cb84e")
-GREY, ACCENT, FOREIGN = "#8a9299", "#1f8fb8", "#e6007e"
+GREY, ACCENT = "#8a9299", "#1f8fb8"
+# Methods in users' files, one after another: colours and shapes that no other method has.
+FOREIGN = (("#e6007e", "hex"), ("#7a2fe0", "inverted_triangle"), ("#0057d9", "plus"), ("#b3261e", "square_pin"))
+DASHES = ("solid", (7, 3), (2, 2), (9, 3, 2, 3), (4, 4))  # of lines, one after another: two may lie on each other
 SHAPES = {"neuron": "circle", "weight": "square", "objective": "triangle", "curvature": "diamond"}  # by family
 LETTERS = {
     "circle": "○",
@@ -24,9 +27,16 @@ LETTERS = {
     "triangle": "▲",
     "diamond": "◆",
     "hex": "⬢",
+    "inverted_triangle": "▼",
+    "plus": "✚",
+    "square_pin": "✦",
     "star": "★",
     "x": "✕",
 }  # in the list below
+NEAR, APART = (
+    2.0,
+    0.05,
+)  # percent: marks that are closer cover each other; then they are so much of a place's width apart
 EDITED = "edited"  # a line without a colour of its own
 THEME = {
     "Axis": {"axis_label_text_font_style": "normal", "axis_label_text_font_size": "12px"},
@@ -125,12 +135,11 @@ def scatter(
     if front:
         figure.step(*map(list, zip(*front)), mode="after", line_color=GREY, line_dash="dotted", line_width=1.5)
     drawn, names = [], {mark.series: mark.anchor for mark in marks}
-    for series, anchor in names.items():
+    styles = mark_styles(names)
+    for series in names:
         some = [mark for mark in marks if mark.series == series]
         size = 17 if series in REFERENCES else 10
-        drawn.append(
-            figure.scatter("x", "y", source=_source(some), name=series, size=size, **mark_style(series, anchor))
-        )
+        drawn.append(figure.scatter("x", "y", source=_source(some), name=series, size=size, **styles[series]))
         if first := [mark for mark in some if mark.leads]:
             ring = dict(marker="circle", fill_alpha=0, line_color=ACCENT, line_width=2, name=series)
             figure.scatter([mark.x for mark in first], [mark.y for mark in first], size=19, **ring)
@@ -145,7 +154,7 @@ def scatter(
         430,
         "",
         caption,
-        tuple(_entry(*one) for one in names.items()),
+        tuple(_entry(one, styles[one]) for one in names),
     )
 
 
@@ -160,16 +169,28 @@ def lines(
     caption: str = "",
     height: int = 320,
 ) -> Chart:
-    """Return a line per series, in percent, over evenly spaced places."""
+    """Return a line per series, in percent, over evenly spaced places.
+
+    Where lines would lie on each other, their marks stand side by side at each place.
+    """
     sources: dict[str, dict[str, list]] = {}
-    for one in series:
+    step = min(APART, 0.8 / len(series)) if coincide(series) else 0.0
+    for number, one in enumerate(series):
         known = [(place, value) for place, value in zip(places, one.values) if value is not None]
-        sources[one.name] = {"x": [place for place, _ in known], "y": [value for _, value in known]}
+        aside = round(step * (number - (len(series) - 1) / 2), 4)
+        where = [[place, aside] if aside else place for place, _ in known]
+        sources[one.name] = {"x": where, "y": [value for _, value in known], "place": [place for place, _ in known]}
         sources[one.name]["series"] = [named(one.name)] * len(known)
-    item = _filled(_empty_lines(tuple(sources), x, y, height), places, sources)
-    return Chart(
-        name, _numbered(item, name), alternative, height, title, caption, tuple(_line_entry(one.name) for one in series)
-    )
+    item, styles = _filled(_empty_lines(tuple(sources), x, y, height), places, sources), mark_styles(sources)
+    entries = tuple(_line_entry(one.name, styles[one.name]) for one in series)
+    return Chart(name, _numbered(item, name), alternative, height, title, caption, entries)
+
+
+def coincide(series: Sequence[Series]) -> bool:
+    """Return whether two lines meet at a place, or nearly."""
+    places = zip(*(one.values for one in series))
+    known = (sorted(value for value in values if value is not None) for values in places)
+    return any(b - a < NEAR for values in known for a, b in zip(values, values[1:]))
 
 
 @cache
@@ -179,14 +200,21 @@ def _empty_lines(series: Sequence[str], x: str, y: str, height: int) -> dict[str
 
     figure = _figure(height, Axis(x, 0, 0), Axis(y, -4, 104), x_range=FactorRange(), toolbar=False)
     figure.xgrid.visible = False
-    drawn = []
+    drawn, styles = [], mark_styles(series)
+    rivals = [name for name in series if name not in REFERENCES]
     for name in series:
-        source, reference = ColumnDataSource({"x": [], "y": [], "series": []}, name=name), name in REFERENCES
-        marks = mark_style(name) | {"size": 10 if reference else 7, "name": name}
-        look = dict(line_dash="dashed" if name == NEVER_PLANTED else "solid", line_width=3 if reference else 2)
+        source, reference = (
+            ColumnDataSource({"x": [], "y": [], "place": [], "series": []}, name=name),
+            name in REFERENCES,
+        )
+        marks = styles[name] | {"size": 10 if reference else 8, "name": name}
+        dash = "dashed" if name == NEVER_PLANTED else "solid"
+        if not reference:
+            dash = DASHES[rivals.index(name) % len(DASHES)]
+        look = dict(line_dash=dash, line_width=3 if reference else 2)
         figure.line("x", "y", source=source, name=name, line_color=marks["line_color"], line_alpha=0.9, **look)
         drawn.append(figure.scatter("x", "y", source=source, **marks))
-    figure.add_tools(HoverTool(tooltips=[("", "@series"), (x or "at", "@x"), (y, "@y{0.0}")], renderers=drawn))
+    figure.add_tools(HoverTool(tooltips=[("", "@series"), (x or "at", "@place"), (y, "@y{0.0}")], renderers=drawn))
     return _item(figure)
 
 
@@ -205,20 +233,33 @@ def _filled(part: Any, places: Sequence[str], sources: Mapping[str, Mapping[str,
     return copy
 
 
-def _entry(series: str, anchor: bool) -> Entry:
-    style = mark_style(series, anchor)
+def _entry(series: str, style: Mapping[str, Any]) -> Entry:
     letter = "☆" if series == UNEDITED else LETTERS[style["marker"]]
     return Entry(series, named(series), letter, style["line_color"])
 
 
-def _line_entry(series: str) -> Entry:
-    return Entry(series, named(series), "╍" if series == NEVER_PLANTED else "━", mark_style(series)["line_color"])
+def _line_entry(series: str, style: Mapping[str, Any]) -> Entry:
+    if series in REFERENCES or series == EDITED:
+        return Entry(series, named(series), "╍" if series == NEVER_PLANTED else "━", style["line_color"])
+    return _entry(series, style)
 
 
-def mark_style(method: str, anchor: bool = False) -> dict[str, Any]:
+def mark_styles(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the colours and shapes of the methods of a chart. methods: a mapping says which are anchors, if any.
+
+    A method has the same ones in every chart of the same methods, in whatever order.
+    """
+    anchors = {method for method in methods if isinstance(methods, Mapping) and methods[method] is True}
+    own = sorted(method for method in methods if method not in (*METHODS, *REFERENCES, *anchors, EDITED))
+    return {
+        method: mark_style(method, method in anchors, own.index(method) if method in own else 0) for method in methods
+    }
+
+
+def mark_style(method: str, anchor: bool = False, place: int = 0) -> dict[str, Any]:
     """Return the colour and the shape of a method's marks: the shape is that of its family, neurons are hollow.
 
-    Anchors, which are no rivals, are grey.
+    Anchors, which are no rivals, are grey. place: of a method in a user's file, among those of a chart.
     """
     if method in REFERENCES:
         full = method != UNEDITED
@@ -226,8 +267,8 @@ def mark_style(method: str, anchor: bool = False) -> dict[str, Any]:
     if anchor:
         return dict(marker="x", line_color=GREY, fill_color=GREY, line_width=2)
     if method not in METHODS:
-        colour = ACCENT if method == EDITED else FOREIGN
-        return dict(marker="hex", line_color=colour, fill_color=colour)
+        colour, shape = (ACCENT, "hex") if method == EDITED else FOREIGN[place % len(FOREIGN)]
+        return dict(marker=shape, line_color=colour, fill_color=colour)
     family = METHODS[method].family
     colour = COLOURS[list(METHODS).index(method) % len(COLOURS)]
     fill = None if family == "neuron" else colour

@@ -94,6 +94,7 @@ def repeats_chart(name: str, experiment: Experiment) -> Chart:
         "times planted",
         "% memorized",
         f"Memorization by the number of repeats of {len(rows)} models; the table beside it has the numbers",
+        caption="Marks that would cover each other stand side by side." if charts.coincide(series) else "",
     )
 
 

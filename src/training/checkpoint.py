@@ -212,6 +212,8 @@ def load_details(folder: str | Path) -> dict[str, Any]:
     """Return the tinymem.json of a model folder. Raise UserError if it is missing: TinyMem did not train the model."""
     path = Path(folder) / SETTINGS
     if not path.exists():
+        if Path(folder).is_file():
+            raise UserError(f"{folder}: is a file; give a checkpoint's folder, such as runs/NAME/epoch_50")
         if not Path(folder).exists():
             raise UserError(f"{folder}: no such folder; give a checkpoint of a training, or one of results/models")
         raise UserError(

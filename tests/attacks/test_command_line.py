@@ -28,7 +28,11 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
 
     unlearn("--holdout_fraction", 0.5, "--attack", "all", "--plot", *quick)
     printed = capsys.readouterr().out
-    assert "% of held-out sequences at the setting of each attack that brings back most" in printed
+    assert (
+        "% of held-out sequences at the setting of each attack that brings back most; most: under the worst" in printed
+    )
+    head = printed.partition("brings back most; ")[2].splitlines()[1].split()
+    assert head[:5] == ["model", "before", "most", "worst", "quantize"] and "excess" not in printed  # there is no twin
     kinds = [record["kind"] for record in load_records(unlearn.folder)]
     strengths = sum(len(m.strengths(m.hyper_parameters())) for m in ATTACKS.values())
     assert kinds.count("attack") == 2 * (strengths - 3 - 1 - 3 - 1 - 2 - 2 - 2 - 2)  # what `quick` leaves out

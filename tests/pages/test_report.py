@@ -13,6 +13,7 @@ from handmade import TEXT, attacked, checkpoint, command, edited, everything, ou
 from page import Page, points
 
 from tinymem.metrics.registry import describe
+from tinymem.pages.charts import Series, coincide, lines, mark_styles
 from tinymem.pages.report import write_report
 from tinymem.records.record import Cost, record_path, write_record
 
@@ -226,3 +227,26 @@ def test_on_a_phone_nothing_is_wider_than_the_page(report, tmp_path):
     """
     found, console = visit(report, script, tmp_path, width=390)
     assert console == [] and found == {"width": 390, "fits": True, "wide": []}
+
+
+def test_methods_in_users_files_differ_and_lines_on_each_other_stand_apart():
+    styles = mark_styles(["mine", "durable", "unedited", "yours", "theirs"])
+    looks = {(style["line_color"], style["marker"]) for style in styles.values()}
+    assert len(looks) == 5 and styles == {name: mark_styles(sorted(styles))[name] for name in styles}  # in any order
+    same, other = [Series("mine", [0.0, 0.5]), Series("yours", [0.0, 0.0])], [
+        Series("mine", [50.0]),
+        Series("yours", [0.0]),
+    ]
+    assert coincide(same) and not coincide(other) and not coincide([Series("mine", [None]), Series("yours", [0.0])])
+    chart = lines("a", same, ["1", "10"], "times planted", "%", "")
+    assert points(chart.item) == {"mine": [("1", 0.0), ("10", 0.5)], "yours": [("1", 0.0), ("10", 0.0)]}
+    text = json.dumps(chart.item)
+    assert (
+        '["1", -0.025]' in text
+        and '["1", 0.025]' in text
+        and "-0.025" not in json.dumps(lines("a", other, ["1"], "", "", "").item)
+    )
+
+
+def test_one_of_something_is_not_said_in_the_plural(report):
+    assert "1 attack by strength" in Page(report).html and "1 attacks" not in Page(report).html

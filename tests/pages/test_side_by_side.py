@@ -3,6 +3,7 @@
 from html.parser import HTMLParser
 
 import torch
+from browser import needs_browser, visit
 from handmade import checkpoint, edited, outcome
 
 from tinymem.metrics.examples import Span, kept_examples
@@ -107,3 +108,14 @@ def test_examples_of_other_sequences_are_not_put_beside(tmp_path):
 def test_no_page_without_examples(tmp_path):
     assert write_pages(tmp_path, records(tmp_path, after={}), decode) == []
     assert not (tmp_path / "pages").exists()
+
+
+@needs_browser
+def test_on_a_phone_the_twin_is_in_sight(tmp_path):
+    html, _ = write_pages(tmp_path, records(tmp_path), decode)
+    script = """
+      const wide = document.querySelector(".wide");
+      return {columns: wide.querySelectorAll("thead th").length, fits: wide.scrollWidth <= wide.clientWidth};
+    """
+    found, _ = visit(html, script, tmp_path, width=390)
+    assert found == {"columns": 4, "fits": True}

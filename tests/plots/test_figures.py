@@ -162,6 +162,25 @@ def test_an_unedited_model_alone_and_runs_that_took_no_time(tmp_path):
     assert axis.collections[0].get_offsets().tolist() == [[1e-3, 1]]
 
 
+def test_the_twin_is_a_star_and_no_rival_and_a_line_over_time(tmp_path):
+    runs = {
+        ("unedited",): outcome(80.0, 0.9),
+        ("never_planted",): outcome(5.0, 0.95),
+        ("durable", ("ratio", 0.1)): outcome(9.0, 0.8),
+    }
+    unlearning(tmp_path, checkpoint(), runs)
+    found = configurations(unlearning_runs(named_records(tmp_path), tuple(METHODS)))
+    (axis,) = panels(plots.draw_scatter(found))
+    marks = {group.get_label(): group.get_offsets().tolist() for group in axis.collections}
+    assert marks["never planted"] == [[5.0, 0.95]] and marks["durable"] == [[9.0, 0.8]]
+    assert axis.get_lines()[0].get_xydata().tolist() == [[9.0, 0.8], [80.0, 0.9]]  # the front
+    (time,) = panels(plots.draw_time(found))
+    assert {line.get_label(): line.get_ydata()[0] for line in time.get_lines()} == {
+        "unedited": 80.0,
+        "never planted": 5.0,
+    }
+
+
 def test_time_is_logarithmic_and_the_unedited_model_a_line(study):
     figure = plots.draw_time([c for c in study[1] if c.on_numbers])
     axis = panels(figure)[0]
@@ -173,8 +192,13 @@ def test_boxes_hold_the_best_run_of_every_checkpoint_and_seed(study):
     chosen = [c for group in experiments(study[1]) for c in best(group, 10)]
     figure = plots.draw_boxes(chosen)
     assert len(panels(figure)) == 6
-    titles = [axis.get_title() for axis in panels(figure)]
-    assert titles[::2] == ["numbers, backdoor", "text, noise", "production models"]
+    titles = [axis.get_title(loc="left") for axis in panels(figure)]  # one a row, none of the panels on the right
+    assert titles[1::2] == [""] * 3 and titles[0] == "numbers, backdoor: 8 best runs"
+    assert [title.partition(":")[0] for title in titles[::2]] == [
+        "numbers, backdoor",
+        "text, noise",
+        "production models",
+    ]
     memory = panels(figure)[0]
     dots = [point for group in memory.collections for point in group.get_offsets().tolist()]
     slimming, durable = ([x for x, y in dots if y == place] for place in (0, 1))

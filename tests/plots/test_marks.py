@@ -10,7 +10,8 @@ from handmade import TEXT, checkpoint, edited, outcome, unlearning
 from tinymem import plots
 from tinymem.cli.unlearning import records_beside
 from tinymem.localize.registry import METHODS
-from tinymem.plots.marks import RUINED, STRIP
+from tinymem.plots.base import new_figure
+from tinymem.plots.marks import RUINED, STRIP, write
 from tinymem.plots.unlearning import FOREIGN, method_style
 from tinymem.records.table import flat_row, load_records
 
@@ -99,3 +100,21 @@ def test_plot_draws_the_runs_of_earlier_commands_on_the_same_task_too(tmp_path):
     now = [record for record in load_records(tmp_path) if record["results"]["percent_memorized_train"] in (9.0, 1.0)]
     every = records_beside(FolderOfRuns(tmp_path, identity), now)
     assert [record["results"]["percent_memorized_train"] for record in every] == [9.0, 2.0, 1.0, 3.0]
+
+
+def test_texts_cover_neither_lines_nor_each_other_nor_the_axes():
+    from matplotlib.transforms import Bbox
+
+    figure, (axis,) = new_figure(1)
+    places = [(0.0, 0.0), (0.0, 0.0), (5.0, 5.0), (10.0, 10.0)]
+    axis.scatter(*zip(*places))
+    axis.plot([0, 5, 10], [0, 5, 10], drawstyle="steps-post")
+    figure.draw_without_rendering()
+    write(axis, [(place, 0.0, f"0.{number}5") for number, place in enumerate(places)], 5.5)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == 4 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    corners = axis.transData.transform([(0, 0), (5, 0), (5, 5), (10, 5), (10, 10)])
+    for (x, y), (u, v) in zip(corners, corners[1:]):
+        line = Bbox.from_extents(min(x, u) - 0.5, min(y, v) - 0.5, max(x, u) + 0.5, max(y, v) + 0.5)
+        assert not any(box.overlaps(line) for box in boxes)

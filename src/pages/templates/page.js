@@ -28,7 +28,7 @@ for (const box of document.querySelectorAll(".table")) {
       shown += !row.hidden;
     }
     const count = box.querySelector("output");
-    if (count) count.value = shown === rows.length ? `${shown} rows` : `${shown} of ${rows.length} rows`;
+    if (count) count.value = shown === rows.length ? `${shown} row${shown === 1 ? "" : "s"}` : `${shown} of ${rows.length} rows`;
   };
   box.querySelectorAll("input, select").forEach((field) => field.addEventListener("input", filter));
   document.addEventListener("case", filter);
