@@ -20,7 +20,7 @@ help:
 	@echo "make test       run the tests that take seconds each (6 minutes on two cores)"
 	@echo "make test-slow  run the slow rest: real sweeps, runs killed (12 minutes)"
 	@echo "make test-nightly  run the slowest: several processes, runs killed at random (10 minutes)"
-	@echo "make lint       check style (ruff, black) and types (mypy)"
+	@echo "make lint       check style (ruff, black) and types (mypy; 2 minutes on two cores)"
 	@echo "make format     format the code with black, put imports in order"
 	@echo "make clean      remove .venv, caches and build leftovers; data, runs and results stay"
 
