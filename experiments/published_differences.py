@@ -115,7 +115,9 @@ def make_task(model, dataset: MemorizationDataset, settings: TaskSettings, names
     task = unlearning_task(model, dataset, task_settings(settings, names))
     if not len(task.forget):
         what = "test triggers that count" if "test_triggers" in names else "planted rows"
-        raise UserError(f"--model_path: the model has memorized none of the {what}; there is nothing to forget")
+        raise UserError(
+            f"--model_path {model.name_or_path}: has memorized none of the {what}; there is nothing to forget"
+        )
     return task
 
 
