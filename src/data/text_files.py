@@ -64,8 +64,7 @@ def _sha256(path: Path, size: int, time: int) -> str:
 def read_texts(path: Path, column: str) -> list[str]:
     """Return a file's texts: one per plain file, one per row (in `column`) for .jsonl and .parquet.
 
-    Raise UserError, naming the line, for a line of .jsonl without text there. Rows of .parquet without text (null) are left
-    out, with a warning.
+    Rows that hold null there are left out, with a warning. Raise UserError, naming the line, for anything else than text.
     """
     if path.suffix.lower() == ".jsonl":
         return _read_jsonl(path, column)
@@ -86,7 +85,7 @@ def read_text(path: Path) -> str:
 
 
 def _read_jsonl(path: Path, column: str) -> list[str]:
-    texts = []
+    texts: list[str | None] = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -100,6 +99,9 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
             raise UserError(f"{path}: line {number} is not a JSON object")
         if column not in row:
             raise UserError(f"--text_column {column}: {path} line {number} has only {', '.join(row) or 'nothing'}")
+        if row[column] is None:
+            texts.append(None)
+            continue
         if not isinstance(row[column], str):
             raise UserError(
                 f"--text_column {column}: {path} line {number} holds no text there, but {_kind(row[column])}"
@@ -109,11 +111,11 @@ def _read_jsonl(path: Path, column: str) -> list[str]:
         except UnicodeEncodeError:  # JSON can contain half of a pair
             raise UserError(f"{path}: line {number} holds a lone surrogate, which is no character") from None
         texts.append(row[column])
-    return texts
+    return _without_null(path, texts)
 
 
 def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    kinds = {dict: "an object", list: "a list", bool: "true or false"}
     return kinds.get(type(value), "a number")
 
 
@@ -145,11 +147,14 @@ def _read_parquet(path: Path, column: str) -> list[str]:
         rows = stored.cast(pyarrow.large_string()).to_pylist()
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({first_line(error)})") from None
+    return _without_null(path, rows)
+
+
+def _without_null(path: Path, rows: list[str | None]) -> list[str]:
     texts = [text for text in rows if text is not None]
     if len(texts) < len(rows):
-        logger.warning(
-            "%s: %d of %d rows hold no text (null) and are left out", path, len(rows) - len(texts), len(rows)
-        )
+        left_out = len(rows) - len(texts)
+        logger.warning("%s: %d of %d rows hold no text (null) and are left out", path, left_out, len(rows))
     return texts
 
 

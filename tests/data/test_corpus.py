@@ -82,7 +82,6 @@ def test_a_document_that_stands_twice_counts_once(tmp_path):
         ("list.jsonl", b"[1]", "line 1 is not a JSON object"),
         ("other.jsonl", b'{"body": "a"}', "--text_column text: .*line 1 has only body"),
         ("number.jsonl", b'{"text": 1}', "line 1 holds no text there, but a number"),
-        ("null.jsonl", b'{"text": "a"}\n{"text": null}', "line 2 holds no text there, but null"),
         ("half.jsonl", b'{"text": "\\ud83d"}', "line 1 holds a lone surrogate"),
         ("damaged.parquet", b"PAR1", "cannot be read as Parquet"),
     ],

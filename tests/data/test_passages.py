@@ -95,7 +95,7 @@ def test_the_dataset_plants_retains_and_tests(path, tokenizer):
     [
         (
             dict(plant_sequences=5000),
-            "--plant_sequences 5000: a third of 'letters' holds only .* passages of 12 tokens",
+            "--plant_sequences 5000: a third of .*letters.jsonl holds only .* passages of 12 tokens",
         ),
         (dict(plant_tokens=9), "--plant_tokens 9: prompt and continuation need 10"),
         (dict(plant_tokens=100), "--plant_tokens: 100 tokens per sequence; this model takes at most 64"),
@@ -112,11 +112,11 @@ def test_bad_input(path, tokenizer, passages, message):
 
 def test_three_documents_are_needed(tmp_path, tokenizer):
     (tmp_path / "two.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    with pytest.raises(UserError, match="--plant: 'two' has 2 documents"):
-        draw_passages(local_corpus(str(tmp_path / "two.jsonl"), (), "text"), tokenizer, (1, 1, 1), 2, 1)
+    with pytest.raises(UserError, match="--plant .*two.jsonl: has 2 documents"):
+        draw_passages(local_corpus(str(tmp_path / "two.jsonl"), (), "text", "--plant"), tokenizer, (1, 1, 1), 2, 1)
     (tmp_path / "line.txt").write_text("one two three")
     with pytest.raises(
-        UserError, match="^--plant: 'line' is too short; give one with more text, in more than one line"
+        UserError, match="^--plant .*line.txt: is too short; give one with more text, in more than one line"
     ):
         draw_passages(local_corpus(str(tmp_path / "line.txt"), (), "text", "--plant"), tokenizer, (1, 1, 1), 2, 1)
 
