@@ -95,6 +95,7 @@ def still_there(model, edit, task) -> list[bool]:
         return memorized(model, task.forget, task.continuation).tolist()
 
 
+@pytest.mark.slow
 def test_the_twin_passes_every_attack(planted, subject):
     edit = Weights({name: p.detach().clone() for name, p in planted.twin.named_parameters()})
     before, excess = excess_of(subject, edit, "removal")

@@ -142,6 +142,7 @@ def test_bad_inputs_are_one_line_and_exit_2_before_any_work(flags, named, tmp_pa
     assert not load_records(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_committed_report_is_that_of_its_records(tmp_path, capsys):
     folder = ROOT / "results" / "faithfulness"
     if not (folder / "FAITHFULNESS.md").exists():

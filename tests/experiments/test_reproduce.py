@@ -79,6 +79,7 @@ def test_zero_out_as_published_keeps_one_neuron_and_drops_the_others():
         assert float(scores[layer][neuron]) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_slips_are_repeated_on_a_checkpoint(tmp_path, memorizing_backdoor, capsys):
     """By the commands that reproduce.py gives, which then finds nothing missing."""
     path = tmp_path / "model" / "epoch"
@@ -248,6 +249,7 @@ def test_records_of_another_model_are_replaced_all_at_once(tmp_path, capsys):
     assert weights() == ["new", "new"]
 
 
+@pytest.mark.slow
 def test_the_report_is_that_of_its_records(tmp_path):
     folder = tmp_path / "reproduction"
     shutil.copytree(ROOT / "results" / "reproduction", folder)

@@ -104,6 +104,7 @@ def test_unknown_names_are_refused():
         Board("t", (), (case,), COLUMNS, {"small": (Entry("m", "study", values={"speed": Value(1.0)}),)})
 
 
+@pytest.mark.slow
 @needs_browser
 def test_in_a_browser_the_switch_the_groups_and_the_links_work(page, tmp_path):
     script = """

@@ -175,6 +175,7 @@ def test_importing_pages_loads_nothing_heavy():
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_in_a_browser_it_sorts_filters_and_hides(report, tmp_path):
     script = """
