@@ -25,12 +25,17 @@ from tinymem.leaderboard.entrants import (
     settings_of,
 )
 from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
+from tinymem.leaderboard.names import within
 from tinymem.leaderboard.protocol import Bench, alone, key_of, training_identity
 from tinymem.leaderboard.score import PARTS, Figure, Jury, harmonic, ranks, share_of_way
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNLEARN, record_digest, run_key
 
 TWIN, UNEDITED = "never-planted twin", "unedited"
-NOT_RUN, NOT_SAID = "not run", "not said"
+NOT_RUN, NOT_FINISHED, NOT_SAID = "not run", "not finished", "not said"
+ABSENT = {
+    NOT_RUN: "Not run",
+    NOT_FINISHED: "Tuned, but not run and attacked on all seeds yet",
+}  # rows that tables leave out
 LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, of what may choose; for percentages LEAST_POINTS
 LEAST_POINTS = 10.0
 RAW = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)))
@@ -159,12 +164,12 @@ def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limi
         return replace(row, note=NOT_RUN)
     trial = choose(entrant, case, evidence, limit)
     if trial is None:
-        return replace(row, note=f"no trial within {limit:g} {case.utility.unit}")
+        return replace(row, note=f"no trial {within(case, limit)}")
     found = [evidence.by_key.get(key_of(trial, Bench(case, seed, Path()))) for seed in evidence.seeds]
     setting = settings_of(trial)
     lacking = [seed for seed, record in zip(evidence.seeds, found) if not (record and evidence.attacks_on(record))]
     if lacking:
-        return replace(row, setting=setting, note=f"not finished on seed {', '.join(map(str, lacking))}")
+        return replace(row, setting=setting, note=NOT_FINISHED)
     records = [record for record in found if record is not None]
     row = _row(jury, entrant, setting, records, len(tried))
     if isinstance(trial, Trained):

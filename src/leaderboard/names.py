@@ -25,7 +25,7 @@ DIGITS |= {name: 1 for name in NAMES if name.startswith("percent_")}
 MEANINGS = {
     "score": "harmonic mean of forget, private, robust and useful, each at least 0.01",
     "forget": "the worst metric on held-out sequences: 0 as unedited, 1 as the twin, less what overshoots",
-    "private": "the worst membership score: how close its AUC is to the twin's",
+    "private": "the worst membership score, by its AUC: 0 as unedited, 1 as the twin, less what overshoots",
     "robust": "1 less the share of the memories that the worst attack brings back more than from the twin",
     "useful": "accuracy (text: perplexity) relative to the twin's",
     "seconds": "to find the edit, or to train",

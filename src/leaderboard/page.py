@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinymem.leaderboard.board import NOT_RUN, TWIN, UNEDITED, Row, averaged_under_attack
+from tinymem.leaderboard.board import ABSENT, TWIN, UNEDITED, Row, averaged_under_attack
 from tinymem.leaderboard.cases import Case
 from tinymem.leaderboard.entrants import SUBMISSION
 from tinymem.leaderboard.evidence import Evidence
@@ -39,7 +39,7 @@ class Page:
         name = f"{case.name}, {within(case, limit)}"
         self.cases.append(shown.Case(name, case.description, "relative to the twin's"))
         bounds = {row.name: averaged_under_attack(row, found) for row in board if row.name in (TWIN, UNEDITED)}
-        self.rows[name] = [self._entry(row, board, bounds, found) for row in board if row.note != NOT_RUN]
+        self.rows[name] = [self._entry(row, board, bounds, found) for row in board if row.note not in ABSENT]
 
     def write(self, path: Path) -> None:
         """Write the page, one file that needs no network."""

@@ -11,7 +11,7 @@ from typing import Any
 from tinymem import files
 from tinymem.attacks.registry import ATTACKS
 from tinymem.leaderboard import evidence
-from tinymem.leaderboard.board import NOT_RUN, TWIN, Row, averaged_under_attack, rows
+from tinymem.leaderboard.board import ABSENT, TWIN, Row, averaged_under_attack, rows
 from tinymem.leaderboard.cases import read_case
 from tinymem.leaderboard.entrants import ANCHOR, entrants
 from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, Evidence
@@ -25,7 +25,7 @@ ABOUT = """\
 - score: harmonic mean of forget, private, robust and useful, each at least 0.01; mean over seeds, with its 95 % interval
   (hierarchical bootstrap over seeds and sequences). rank: those count as better whose paired difference excludes 0.
 - forget: the worst of four metrics on held-out sequences: 0 as unedited, 1 as the never-planted twin; less what overshoots.
-- private: the worst of three membership scores, by how close its AUC is to the twin's.
+- private: the worst of three membership scores, by its AUC: 0 as unedited, 1 as the twin, less what overshoots.
 - robust: 1 less the share of the memories that the worst attack brings back more than from the twin.
 - useful: accuracy (text: perplexity) relative to the twin's.
 - Metrics that do not tell the unedited model from its twin are left out, and so is a part without any.
@@ -69,8 +69,9 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             lines += [line(name, limit, row) for row in board]
             page.add(case, limit, board, found)
             if limit == case.utility.limits[0]:
-                absent = [row.name for row in board if row.note == NOT_RUN]
-                texts["LEADERBOARD.md"] += [f"\nNot run: {', '.join(absent)}.\n"] if absent else []
+                for note, words in ABSENT.items():
+                    absent = [row.name for row in board if row.note == note]
+                    texts["LEADERBOARD.md"] += [f"\n{words}: {', '.join(absent)}.\n"] if absent else []
                 texts["LEADERBOARD.md"].append(_telling(jury))
                 texts["ATTACKS.md"] += [head, markdown_of(attack_rows(board, found))]
     heads = {
@@ -88,7 +89,7 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
 def shown_rows(board: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the rows of a table as text, by column."""
     found = []
-    for row in (row for row in board if row.note != NOT_RUN):
+    for row in (row for row in board if row.note not in ABSENT):
         shown = {"rank": _rank(row), "method": row.name, "setting": row.setting}
         if row.note:
             found.append(shown | {"score": row.note})

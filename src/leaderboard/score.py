@@ -4,8 +4,8 @@ Every figure is a mean over seeds of means over sequences. Draws resample the se
 the same ones for all models, so that differences between models are paired (Efron & Tibshirani 1993, chapters 8, 16).
 The first draw is the data as it is: its figures are the reported ones.
 
-Against the unedited model (0) and the never-planted twin (1) each figure of memorization becomes a share of the way,
-clipped to 0 to 1; what overshoots the twin is subtracted, since over-forgetting is detectable itself. A metric that
+Against the unedited model (0) and the never-planted twin (1) each figure of memorization and of privacy becomes a share of
+the way, clipped to 0 to 1; what overshoots the twin is subtracted, since over-forgetting is detectable itself. A metric that
 does not tell the unedited model from the twin says nothing of what lies between: it is left out.
 """
 
@@ -129,24 +129,13 @@ class Jury:
                 found.append(column)
         return found
 
-    def forgetting(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-        """Return, for each metric that tells, the share of the way from the original to the twin."""
+    def shares(self, records: Sequence[Record], names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return, for each of some metrics that tells, the share of the way from the original to the twin."""
         return {
             column: share_of_way(*(self.figure(some, column) for some in (records, self.original, self.twin)))
-            for name in FORGETTING
+            for name in names
             if (column := f"{name}_{JUDGED}") in self.telling
         }
-
-    def privacy(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
-        """Return, for each membership score that tells, 1 - |AUC - AUC of the twin| / AUC of the twin (2605.24614)."""
-        found = {}
-        for name in PRIVACY:
-            if (column := f"{name}_{JUDGED}") in self.telling:
-                auc, goal = (self.figure(some, column) for some in (records, self.twin))
-                found[column] = np.where(
-                    goal > 0, np.clip(1 - np.abs(auc - goal) / np.maximum(goal, 1e-9), 0, 1), auc == 0.0
-                )
-        return found
 
     @cached_property
     def utility(self) -> str:
@@ -188,7 +177,7 @@ class Jury:
         known = self.figure(self.original, column) - self.figure(self.twin, column)
         excess = [value for name, value in self.excess(records).items() if name not in UNCOUNTED]
         robust = [1 - np.clip(value / known, 0, 1) for value in excess]
-        shares = list(self.forgetting(records).values()), list(self.privacy(records).values()), robust
+        shares = *(list(self.shares(records, names).values()) for names in (FORGETTING, PRIVACY)), robust
         parts = dict(zip(PARTS, [np.fmin.reduce(some) if some else None for some in shares]))
         return {name: part for name, part in (parts | {"useful": self.useful(records)}).items() if part is not None}
 

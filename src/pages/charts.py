@@ -203,12 +203,10 @@ def _empty_lines(series: Sequence[str], x: str, y: str, height: int) -> dict[str
     drawn, styles = [], mark_styles(series)
     rivals = [name for name in series if name not in REFERENCES]
     for name in series:
-        source, reference = (
-            ColumnDataSource({"x": [], "y": [], "place": [], "series": []}, name=name),
-            name in REFERENCES,
-        )
+        source = ColumnDataSource({"x": [], "y": [], "place": [], "series": []}, name=name)
+        reference = name in REFERENCES
         marks = styles[name] | {"size": 10 if reference else 8, "name": name}
-        dash = "dashed" if name == NEVER_PLANTED else "solid"
+        dash: Any = "dashed" if name == NEVER_PLANTED else "solid"
         if not reference:
             dash = DASHES[rivals.index(name) % len(DASHES)]
         look = dict(line_dash=dash, line_width=3 if reference else 2)
