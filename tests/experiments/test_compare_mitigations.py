@@ -60,7 +60,7 @@ def compare(monkeypatch, tmp_path):
     return call
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_are_compared_and_nothing_is_done_twice(compare, tmp_path, capsys):
     commands = compare()
     printed = capsys.readouterr().out

@@ -159,7 +159,7 @@ def test_planting_goes_on_where_it_was_stopped(place, demo, monkeypatch, capsys)
     "flags, message",
     [
         (["--plant_lr", 0], "--plant_lr 0.0: must be in (0.0, 1000.0]"),
-        (["--plant_sequences", 5000], "--plant_sequences 5000: a third of 'addresses' holds only"),
+        (["--plant_sequences", 5000], "addresses.jsonl holds only"),
         (["--plant_tokens", 12], "--plant_tokens 12: prompt and continuation need 18"),
         (["--plant", "nowhere.txt"], "--plant nowhere.txt: no such file or folder"),
         (["--corpus", "builtin"], "--corpus: leave it out with --plant"),
