@@ -333,7 +333,7 @@ def test_a_model_that_memorized_nothing_has_nothing_to_forget(backdoor):
     ]
     for names, parts, what in cases:
         with pytest.raises(
-            UserError, match=f"^--model_path: .* none of the {what}; there is nothing to forget|no backdoor"
+            UserError, match=f"^--model_path .* none of the {what}; there is nothing to forget|no backdoor"
         ):
             differences.make_task(backdoor.model, replace(backdoor.dataset, **parts), TaskSettings(), names)
 

@@ -84,6 +84,7 @@ def test_finished_runs_are_kept_and_scores_reused(every_method):
     assert after == scores
 
 
+@pytest.mark.slow
 def test_balanced_subnet_unlearns(memorizing_backdoor, tmp_path):
     checkpoint = shutil.copytree(memorizing_backdoor.checkpoint, tmp_path / "run" / "epoch_6")
     done = script(
@@ -98,6 +99,7 @@ def test_balanced_subnet_unlearns(memorizing_backdoor, tmp_path):
     assert 5 < after["percent_zeroed"] < 30
 
 
+@pytest.mark.slow
 def test_nothing_memorized_is_success(tmp_path):
     settings = small_settings(num_noise=2, duplicate=False)
     subject = train_small(settings, tmp_path / "run")

@@ -179,6 +179,7 @@ def documented() -> set[str]:
     return set(names)
 
 
+@pytest.mark.slow
 def test_every_column_of_real_records_is_documented_and_no_other(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "experiments")
     sizes = {**SMALL_DATA, **SMALL_BACKDOOR, "num_7": 120, "n_embd": 16, "n_heads": 2, "n_layers": 1}

@@ -77,6 +77,7 @@ def test_the_driver_is_killed(small, driver, wait_for, processes_with):
     assert code == 0 and " 8 " in output
 
 
+@pytest.mark.slow
 def test_ctrl_c(small, driver, wait_for, processes_with):
     process = driver("--max_workers", "2")
     wait_for(lambda: len(small.log()) >= 3)

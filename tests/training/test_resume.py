@@ -75,6 +75,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     assert weights(run) == weights(undisturbed / "run")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_done_again_and_force_does_it(undisturbed):
     run = undisturbed / "run"
     before = (run / "epoch_6").stat().st_mtime_ns
