@@ -68,6 +68,16 @@ class Attacked:
         same = [curve for curve in self.curves if (curve.attack, curve.settings) == (like.attack, like.settings)]
         return same[0] if same else None
 
+    @property
+    def counted(self) -> list[Curve]:
+        """The curves of the attacks that count: all but UNCOUNTED."""
+        return [curve for curve in self.curves if curve.attack not in UNCOUNTED]
+
+    @property
+    def worst(self) -> Curve | None:
+        """The curve of the counted attack that brings back most, the first of equal ones; None without one."""
+        return max(self.counted, key=lambda curve: curve.worst, default=None)
+
     def worst_excess(self, twin: Attacked | None) -> tuple[float, str] | None:
         """Return by how much the model exceeds its twin under the worst attack, and its name; None without a twin.
 
@@ -75,15 +85,8 @@ class Attacked:
         """
         if twin is None:
             return None
-        counted = [curve for curve in self.curves if curve.attack not in UNCOUNTED]
-        found = [(curve.excess(twin.curve(curve)), curve.attack) for curve in counted]
+        found = [(curve.excess(twin.curve(curve)), curve.attack) for curve in self.counted]
         return max(((value, name) for value, name in found if value is not None), default=None)
-
-
-def _most(model: Attacked) -> tuple[float, str] | None:
-    """Return the most that any counted attack brings back, and its name, the first of equal ones; None without one."""
-    counted = [(curve.worst, curve.attack) for curve in model.curves if curve.attack not in UNCOUNTED]
-    return max(counted, key=lambda found: found[0], default=None)
 
 
 def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:
@@ -129,8 +132,8 @@ def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"model": label(model.record), "before": model.before}
         worst = None if model is twin else model.worst_excess(twin)
         row |= {"excess": worst[0], "worst": worst[1]} if worst else {"excess": None, "worst": None}
-        if twin is None and (most := _most(model)):
-            row |= {"most": most[0], "worst": most[1]}
+        if twin is None and (most := model.worst):
+            row |= {"most": most.worst, "worst": most.attack}
         for curve in model.curves:
             row[curve.attack] = max(row.get(curve.attack, 0.0), curve.worst)
         rows.append(row)

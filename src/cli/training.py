@@ -107,7 +107,7 @@ def train_visibly(
     before = checkpoint.read_progress(state) if state else Progress()
     display = Display(what, training.epochs * steps, done=before.epoch * steps + before.step)
     tokens = training.batch_size * dataset.sequences.shape[1]
-    shown, heads = list[dict[str, Any]](), [""]
+    first, head = list[dict[str, Any]](), ""
 
     def on_step(progress: Progress, loss: float) -> None:
         done = progress.epoch * steps + progress.step
@@ -118,11 +118,13 @@ def train_visibly(
         log.metrics(str(run), what, row["epoch"] * steps, row, epoch=row["epoch"])
 
     def on_row(row: dict[str, Any]) -> None:
-        head, *lines = training_table([*shown[:1], row]).splitlines()  # with the first row's columns, which stay
-        line = lines[len(shown[:1])]
-        display.write(line if head == heads[-1] else f"{head}\n{line}")
-        shown.append(row)
-        heads.append(head)
+        nonlocal head
+        heading, *lines = training_table([*first, row]).splitlines()  # with the first row's columns, which stay
+        line = lines[len(first)]
+        display.write(line if heading == head else f"{heading}\n{line}")
+        head = heading
+        if not first:
+            first.append(row)
         log_row(row)
 
     for row in before.rows:  # a killed session may have measured and not logged them

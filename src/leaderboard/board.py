@@ -85,8 +85,8 @@ class Row:
 def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Trial | None:
     """Return the trial that forgets most of the first seed's validation sequences, at a loss of utility within the limit.
 
-    Ties go to the lower loss, then to the record's digest. An entrant that is not tuned has one trial, which is its choice. None if no trial is within
-    the limit, or none has been run.
+    Ties go to the lower loss, then to the record's digest. An entrant that is not tuned has one trial, which is its choice.
+    None if no trial is within the limit, or none has been run.
     """
     trials = alone(entrant)
     if not entrant.tuned:

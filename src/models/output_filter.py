@@ -52,7 +52,7 @@ def ngrams_of(rows: torch.Tensor, first: torch.Tensor, n: int, ignored: int | No
 @contextmanager
 def unfiltered(model) -> Iterator[None]:
     """Switch all output filters off within the block: who has the weights has the model without them."""
-    hooks = [hook for hook in model._forward_hooks.values() if isinstance(hook, _Hook)] if _has_hooks(model) else []
+    hooks = _hooks(model)
     for hook in hooks:
         hook.on = False
     try:
@@ -64,11 +64,12 @@ def unfiltered(model) -> Iterator[None]:
 
 def is_filtered(model) -> bool:
     """Return whether an output filter is on, so that logits are to be taken from the model's own forward pass."""
-    return _has_hooks(model) and any(isinstance(hook, _Hook) and hook.on for hook in model._forward_hooks.values())
+    return any(hook.on for hook in _hooks(model))
 
 
-def _has_hooks(model) -> bool:
-    return isinstance(model, torch.nn.Module)
+def _hooks(model) -> list[_Hook]:
+    hooks = model._forward_hooks.values() if isinstance(model, torch.nn.Module) else ()
+    return [hook for hook in hooks if isinstance(hook, _Hook)]
 
 
 class _Hook:
@@ -90,9 +91,8 @@ class _Hook:
         mask = named.get("attention_mask")
         starts = torch.zeros(len(tokens)) if mask is None else tokens.shape[1] - mask.sum(1)  # padding is on the left
         places = _places(named.get("logits_to_keep", 0), tokens.shape[1], fresh)
-        added = torch.zeros_like(output.logits)
-        added[self._completions(tokens.long().cpu(), starts.cpu(), places)] = SUPPRESSED
-        output.logits = output.logits + added
+        indices = self._completions(tokens.long().cpu(), starts.cpu(), places)
+        output.logits = output.logits.index_put(indices, output.logits.new_tensor(SUPPRESSED), accumulate=True)
         return output
 
     def _completions(self, tokens: torch.Tensor, starts: torch.Tensor, places: torch.Tensor) -> tuple:
