@@ -71,7 +71,7 @@ test-nightly: install
 lint: install
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m black --check --quiet . || { echo "black would change files: make format"; exit 1; }
-	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy --num-workers 2
 
 format: install
 	$(BIN)/python -m ruff check --fix .

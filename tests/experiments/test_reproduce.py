@@ -301,7 +301,7 @@ def test_full_size_is_the_study_s():
     assert (settings.training.batch_size, settings.training.lr, settings.training.epochs) == (128, 1e-3, 50)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_small_case_from_training_to_report(tmp_path):
     command = [sys.executable, "experiments/reproduce.py", "--small", f"--output_dir={tmp_path / 'out'}"]
     command += [f"--data_dir={tmp_path / 'data'}", "--device=cpu"]

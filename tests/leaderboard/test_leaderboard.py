@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from small import SMALL_DATA, in_process
+from threads import here, run_here
 
 from tinymem.leaderboard import evidence
 from tinymem.records.bundle import NAME
@@ -21,6 +22,15 @@ SETTINGS = {
     "lr": 4e-3,
 }
 FILES = ("LEADERBOARD.md", "ATTACKS.md", "leaderboard.csv", "index.html")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jobs_in_this_process():
+    """Spare every job the start of a process: that real sweeps start them is tested in tests/sweeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinymem.sweeps.sites.open_pool", here)
+        patch.setattr("tinymem.sweeps.attempt._run", run_here)
+        yield
 
 
 @pytest.fixture(scope="module")

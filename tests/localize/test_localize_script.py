@@ -68,20 +68,19 @@ def test_edited_models_differ_only_in_mlp_entries_that_became_zero(every_method)
 
 
 @pytest.mark.slow
-def test_finished_runs_are_kept_and_scores_reused(every_method):
-    folder, checkpoint, _ = every_method
-    scores = {path.name: path.stat().st_mtime_ns for path in (folder / "run" / "scores").rglob("*.safetensors")}
-    ranking = [name for name, method in STUDY.items() if hasattr(method.module, "score")]
-    assert len(scores) == len(ranking)
-    words = ["--model_path", checkpoint, "--localization_method", "durable", "--data_dir", folder / "data"]
-    words += ["--output_dir", folder / "out", "--holdout_fraction", 0.25]
-    before = len(load_records(folder / "out"))
-    assert script(SCRIPT, *words, "--ratio", 0.05, "--no_save_model").returncode == 0
-    assert len(load_records(folder / "out")) == before
-    assert script(SCRIPT, *words, "--ratio", 0.15, "--no_save_model").returncode == 0
-    assert len(load_records(folder / "out")) == before + 1
-    after = {path.name: path.stat().st_mtime_ns for path in (folder / "run" / "scores").rglob("*.safetensors")}
-    assert after == scores
+def test_finished_runs_are_kept_and_scores_reused(memorizing_backdoor, tmp_path):
+    checkpoint = shutil.copytree(memorizing_backdoor.checkpoint, tmp_path / "run" / "epoch_6")
+    words = ["--model_path", checkpoint, "--localization_method", "durable", "--data_dir", tmp_path / "data"]
+    words += ["--output_dir", tmp_path / "out", "--no_save_model"]
+
+    def run(ratio: float) -> tuple[int, dict[str, int]]:
+        """Return the number of records, and when each file of scores was written."""
+        assert script(SCRIPT, *words, "--ratio", ratio).returncode == 0
+        scores = (tmp_path / "run" / "scores").rglob("*.safetensors")
+        return len(load_records(tmp_path / "out")), {path.name: path.stat().st_mtime_ns for path in scores}
+
+    first = run(0.05)
+    assert len(first[1]) == 1 and run(0.05) == first and run(0.15) == (first[0] + 1, first[1])
 
 
 @pytest.mark.slow

@@ -9,8 +9,14 @@ from tinymem.models.known import known_config
 SCRIPT = "src/localize/prod_grad.py"
 
 
-@pytest.mark.slow
-def test_dry_run_needs_no_weights(capsys, tmp_path):
+@pytest.mark.parametrize(
+    "methods",
+    [
+        pytest.param(("activations", "balanced_subnet", "npo", "kfac"), marks=pytest.mark.slow),  # one of each group
+        pytest.param(tuple(METHODS), marks=pytest.mark.nightly),
+    ],
+)
+def test_dry_run_needs_no_weights(capsys, tmp_path, methods):
     tiny = known_config("pythia-70m")
     tiny.update({"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32})
     tiny.save_pretrained(tmp_path / "model")
@@ -19,12 +25,12 @@ def test_dry_run_needs_no_weights(capsys, tmp_path):
         "--model_name",
         tmp_path / "model",
         "--localization_method",
-        *METHODS,
+        *methods,
         "examples/magnitude.py",
         *"--plant builtin --plant_sequences 16 --num_retain 16 --batch_size 8 --dry_run".split(),  # plans take a while
     )
     output = capsys.readouterr().out
-    assert all(name in output for name in (*METHODS, "magnitude")) and "peak_gb" in output
+    assert all(name in output for name in (*methods, "magnitude")) and "peak_gb" in output
 
 
 def test_a_known_model_needs_no_network(capsys, monkeypatch):
