@@ -113,14 +113,12 @@ def test_what_a_record_says(place, every_method):
 
 
 @pytest.mark.slow
-def test_a_record_is_run_again(place, every_method, tmp_path, capfd, monkeypatch):
+def test_a_record_is_run_again(place, tmp_path, capfd, monkeypatch):
     """Memorized and random sequences are found by their fingerprints, here beside the output folder."""
-    (path,) = (
-        path
-        for path in (every_method[0] / "records").glob("*.json")
-        for method in [json.loads(path.read_text()).get("method", {})]
-        if (method.get("name"), method.get("ratio")) == ("subnet", 0.3)
-    )
+    out = place / "once"
+    flags = words(place, "--localization_method", "subnet", "--ratio", 0.3, "--epochs", 1, "--batch_size", 8)
+    in_process(SCRIPT, *flags, "--output_dir", out, "--dtype", "bfloat16")
+    (path,) = (p for p in (out / "records").glob("*.json") if json.loads(p.read_text())["kind"] == "unlearn")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # set by the command, and back again after the test
     assert command("rerun", path, "--output_dir", tmp_path, "--data_dir", tmp_path / "data") == 0
     printed = capfd.readouterr().out
