@@ -16,8 +16,10 @@ import torch
 from tinymem import cli, files
 from tinymem.cards import planted_card, write_card
 from tinymem.cli.methods import chosen_attack_metrics, chosen_metrics
+from tinymem.cli.sources import given_sources
 from tinymem.cli.training import plant_visibly
 from tinymem.cli.unlearning import enough_memory, plan_report
+from tinymem.cli.watching import looking
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
 from tinymem.errors import UserError, first_line
@@ -77,8 +79,8 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
             model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
             opened, training = (str(folder), None), {"planted_model": folder.name, **asdict(planting)}
         sections = {"data": data.identity, "model": loading.section(name), "training": training}
-        with enough_memory(name):
-            task = unlearning_task(model, data.dataset, task_settings)
+        with enough_memory(name), looking() as on_rows:
+            task = unlearning_task(model, data.dataset, task_settings, on_rows)
     task = replace(task, processes=replace(processes, model=opened))
     return Subject(
         model=model,
@@ -91,6 +93,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         metrics=chosen_metrics(arguments),
         attack_metrics=chosen_attack_metrics(arguments),
         examples=arguments.page,
+        sources=given_sources(arguments),
         source=_source_of_adapters(*opened),
         notes=data.notes,
         references=References(data.dataset, task.retain, open_twin),

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from tinymem import cli, files
 from tinymem.cli.methods import chosen_attack_metrics, chosen_metrics
+from tinymem.cli.sources import given_sources
 from tinymem.cli.training import trained_settings
+from tinymem.cli.watching import looking
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
@@ -63,7 +65,8 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     model = load_model(path, cli.resolve_device(arguments.device))
     dataset = load_dataset(data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
-    task = unlearning_task(model, dataset, task_settings)
+    with looking() as on_rows:
+        task = unlearning_task(model, dataset, task_settings, on_rows)
     open_twin = None if twin is None else partial(load_model, twin, model.device)
     folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
     return Subject(
@@ -77,6 +80,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         metrics=chosen_metrics(arguments),
         attack_metrics=chosen_attack_metrics(arguments),
         examples=arguments.page,
+        sources=given_sources(arguments),
         source=(str(path.resolve()), None),
         references=References(dataset, task.retain, open_twin),
         warning="" if twin or data.twin else NO_TWIN.format(path=path),

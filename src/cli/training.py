@@ -110,9 +110,12 @@ def train_visibly(
     first, head = list[dict[str, Any]](), ""
 
     def on_step(progress: Progress, loss: float) -> None:
-        done = progress.epoch * steps + progress.step
+        done, display.inner = progress.epoch * steps + progress.step, None
         display.to(done, tokens, f"epoch {progress.epoch + 1} of {training.epochs}", loss=loss)
         log.step(str(run), display.meter, last=done == display.meter.total)
+
+    def on_rows(what_on: str, done: int, total: int) -> None:
+        log.rows(str(run), what, what_on, display.rows(f"measured on {what_on}", done, total))
 
     def log_row(row: dict[str, Any]) -> None:
         log.metrics(str(run), what, row["epoch"] * steps, row, epoch=row["epoch"])
@@ -130,7 +133,9 @@ def train_visibly(
     for row in before.rows:  # a killed session may have measured and not logged them
         log_row(row)
     with cli.interruptible() as should_stop, display:
-        options |= dict(on_step=on_step, on_row=on_row, should_stop=should_stop, card=partial(_card, details))
+        options |= dict(
+            on_step=on_step, on_row=on_row, on_rows=on_rows, should_stop=should_stop, card=partial(_card, details)
+        )
         with _ends_when_stopped(display, run):
             return train(model, dataset, training, seed, run, details, **options)
 

@@ -22,6 +22,7 @@ from tinymem import allocator, files
 from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
 from tinymem.cli.unlearning import as_it_is, check_columns, check_measuring, print_table, run_methods, write_pages
+from tinymem.cli.watching import watched
 from tinymem.errors import Failures, UserError
 from tinymem.localize.subject import Run, Subject
 from tinymem.localize.unlearn import finish
@@ -67,6 +68,7 @@ def parse() -> tuple[argparse.Namespace, bool]:
     cli.add_list_option(parser)
     add_measuring_options(parser)
     (subject if on_numbers else production).add_subject_options(parser)
+    cli.add_log_options(parser)
     parser.set_defaults(dry_run=False)
     arguments = parser.parse_args()
     if arguments.edit_of is None and (arguments.name is not None or arguments.seconds is not None):
@@ -125,6 +127,7 @@ def as_original(folder: str) -> str:
 def main() -> None:
     arguments, on_numbers = parse()
     check_measuring(arguments)
+    log = cli.open_log(arguments)
     allocator.keep_freed_memory()
     attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
     if on_numbers:
@@ -135,7 +138,7 @@ def main() -> None:
             original = production.load_subject(arguments, loading, [])
     if arguments.edit_of is None:
         print(as_original(arguments.model), file=sys.stderr)
-        run_methods(original, [], arguments, attached=attached)
+        run_methods(original, [], arguments, attached=attached, log=log)
         return
     if on_numbers:
         model = load_model(arguments.model, original.model.device)
@@ -145,12 +148,15 @@ def main() -> None:
     edit = external_edit(original, model, arguments.model)
     about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
-    run, attacks = Run(original, about), chosen_attacks(arguments)
+    attacks = chosen_attacks(arguments)
     failures = Failures()
-    records = as_it_is(original, attacks, arguments.force, failures)
+    records = as_it_is(original, attacks, arguments.force, failures, log)
     check_columns(arguments.columns, records)
-    with failures.kept(f"{arguments.name} in {arguments.model}"):
+    with failures.kept(f"{arguments.name} in {arguments.model}"), watched(original, log) as watching:
+        run = Run(watching.subject, about)
         records += finish(run, edit, Cost(arguments.seconds, None), attacks, arguments.force)
+        for record in records:
+            watching.record(record)
     if attached and run.record:
         run.attach(attached)
         records = [run.record if record["kind"] == MEASURED else record for record in records]
