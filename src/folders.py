@@ -35,7 +35,7 @@ def made_folder(path: str | Path, flag: str = " with --output_dir") -> Iterator[
         raise
 
 
-def check_writable(path: str | Path, flag: str) -> None:
+def check_writable(path: str | Path, flag: str = " with --output_dir") -> None:
     """Raise UserError, naming the flag, unless the folder can be made and written. Leave nothing behind."""
     new = _missing(path)
     writable_folder(path, flag)

@@ -28,7 +28,7 @@ from tinymem.training.settings import RunSettings, TrainingSettings, check_same_
 from tinymem.training.twin import twin_of
 
 TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
-LOCK = ".lock"
+LOCK, MARKER = ".lock", "run.json"
 STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each test set
 
 
@@ -63,10 +63,22 @@ def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -
         yield run
 
 
+@contextmanager
+def checked_folder(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Iterator[Path]:
+    """Yield the folder of a run, for checks. An error within the block removes it, unless something is in it.
+
+    Raise UserError, before the block, if the folder holds another run.
+    """
+    with files.made_folder(folder) as run:
+        if checkpoint.has_begun(run):
+            _check_held(run, run / MARKER, settings, force)
+        yield run
+
+
 def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
     """Write the run's settings into the folder, after clearing it with `force`."""
     files.remove_leftovers(run)
-    marker = run / "run.json"
+    marker = run / MARKER
     if checkpoint.has_begun(run):
         _check_held(run, marker, settings, force)
         if not force:
