@@ -32,7 +32,7 @@ from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.models.tinymem import load_model
 from tinymem.records.identity import MEASURED
 from tinymem.records.record import Cost
-from tinymem.training.checkpoint import SETTINGS, made_by
+from tinymem.training.checkpoint import SETTINGS, load_details, made_by
 
 DATA_FLAG = "--data_name"
 
@@ -60,9 +60,7 @@ def parse() -> tuple[argparse.Namespace, bool]:
             raise UserError(f"{flag}{place}: is a file; give a model's folder, or a name on the hub")
         if place and not Path(place).exists() and not _may_be_on_the_hub(place):
             raise UserError(f"{flag}{place}: no such folder")
-    on_numbers = (
-        original is None or (Path(original) / SETTINGS).is_file() or any(w.split("=")[0] == DATA_FLAG for w in words)
-    )
+    on_numbers = original is None or _on_our_data(original) or any(w.split("=")[0] == DATA_FLAG for w in words)
     parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
     add_own_options(parser)
     cli.add_list_option(parser)
@@ -76,6 +74,16 @@ def parse() -> tuple[argparse.Namespace, bool]:
     arguments.name = "external" if arguments.name is None else arguments.name
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
     return arguments, on_numbers
+
+
+def _on_our_data(folder: str) -> bool:
+    """Return whether a folder's model was trained on a TinyMem dataset. Edits of other models have a tinymem.json too."""
+    if not (Path(folder) / SETTINGS).is_file():
+        return False
+    try:
+        return "data_name" in load_details(Path(folder))["settings"]
+    except UserError:  # damaged, which is said when it is opened
+        return True
 
 
 def _may_be_on_the_hub(place: str) -> bool:
