@@ -16,7 +16,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from tinymem import allocator, plots
-from tinymem.cli.training import prepared_run, train_visibly, trained_settings, training_table
+from tinymem.cli.sources import given_sources
+from tinymem.cli.training import checked_folder, prepared_run, train_visibly, trained_settings, training_table
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.tokenizer import check_vocabulary
@@ -88,6 +89,9 @@ def main() -> None:
     marker = {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(finetuning), **prints}
     identity = finetuning.identity(settings, epoch) | {"fingerprints": prints, "parent": training_run(path, settings)}
     folder = arguments.output_dir or place_beside(path) / "finetuned" / f"epoch_{epoch}_{finetuning.ft_data}"
+    with checked_folder(folder, marker, arguments.force):
+        done = not arguments.force and find_run(folder, identity)
+        data = None if done else load_data(path, model, settings, finetuning, arguments.data_dir)
     with prepared_run(folder, marker, arguments.force) as run:
         if found := find_run(run, identity):  # also a run from before the training finished, without a parent
             identity = found
@@ -95,11 +99,10 @@ def main() -> None:
         else:
             if is_gated(model):
                 print(f"{path}: trained with example-tied dropout; its memory channels stay off", file=sys.stderr)
-            dataset = finetuning_dataset(load_dataset(settings.data, arguments.data_dir), finetuning.ft_data)
-            check_vocabulary(model, dataset.vocabulary_size, path)
+            dataset, tokenizer = data or load_data(path, model, settings, finetuning, arguments.data_dir)
             details = {"settings": settings.flat(), "finetuning": {**asdict(finetuning), "from_epoch": epoch}}
-            tokenizer = load_tokenizer(settings.data, arguments.data_dir)
-            finetune(model, dataset, tokenizer, settings, finetuning.ft_epochs, run, details, identity, log)
+            more = dict(tokenizer=tokenizer, log=log, sources=given_sources(arguments))
+            finetune(model, dataset, settings, finetuning.ft_epochs, run, details, identity, **more)
     show(run, find_record(run, identity)["results"]["epoch_seconds"], arguments.plot)
 
 
@@ -109,8 +112,24 @@ def training_run(checkpoint: Path, settings: RunSettings) -> str | None:
     return record_digest(identity) if find_record(checkpoint.parent, identity) else None
 
 
+def load_data(path: Path, model, settings: RunSettings, finetuning: FinetuneSettings, cache: str) -> tuple:
+    """Return the fine-tuning set and the tokenizer. Raise UserError for data that is missing or not the model's."""
+    dataset = finetuning_dataset(load_dataset(settings.data, cache), finetuning.ft_data)
+    check_vocabulary(model, dataset.vocabulary_size, path)
+    return dataset, load_tokenizer(settings.data, cache)
+
+
 def finetune(
-    model, dataset, tokenizer, settings: RunSettings, epochs: int, run: Path, details: dict, identity: dict, log
+    model,
+    dataset,
+    settings: RunSettings,
+    epochs: int,
+    run: Path,
+    details: dict,
+    identity: dict,
+    tokenizer,
+    log,
+    sources,
 ) -> None:
     """Train on the fine-tuning set, or resume from the folder's state, and write the record."""
     training = replace(settings.training, epochs=epochs, checkpoint_every=1, lr_decay=0.0)
@@ -119,7 +138,8 @@ def finetune(
         progress = train_visibly(model, dataset, training, settings.data.seed, run, details, **more)
     cost.seconds = progress.seconds  # over all the sessions of an interrupted run
     results = {name: value for name, value in progress.rows[-1].items() if name != "epoch"}
-    write_record(run, identity, results | {"epoch_seconds": progress.epoch_seconds}, cost, str(model.device))
+    results |= {"epoch_seconds": progress.epoch_seconds}
+    write_record(run, identity, results, cost, str(model.device), sources=sources)
 
 
 def show(run: Path, epoch_seconds: list[float], plot: bool) -> None:

@@ -13,8 +13,8 @@ from tinymem import cli
 import sys
 from pathlib import Path
 
-from tinymem import allocator, files, plots
-from tinymem.cli.training import prepared_run, train_visibly, training_table
+from tinymem import allocator, plots
+from tinymem.cli.training import checked_folder, prepared_run, train_visibly, training_table
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
@@ -53,7 +53,8 @@ def main() -> None:
     arguments, settings = parse()
     device, log = cli.resolve_device(arguments.device), cli.open_log(arguments)
     allocator.keep_freed_memory()
-    with files.made_folder(arguments.output_dir or f"runs/{settings.name}") as folder:
+    folder = arguments.output_dir or f"runs/{settings.name}"
+    with checked_folder(folder, settings.flat(), arguments.force):
         dataset = load_dataset(settings.data, arguments.data_dir)
         tokenizer = load_tokenizer(settings.data, arguments.data_dir)
     identity = {"kind": TRAIN, **settings.sections()}

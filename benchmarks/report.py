@@ -22,6 +22,12 @@ VARIANTS = {
     "attention": "the recipe with our attention",
     "ours": "ours: with microbatches, tensors and fused AdamW too",
 }
+SEARCHES = {
+    "recipe": "generation without a cache, window after window",
+    "stock": "generation with a cache",
+    "ours": "find_memorized.py --stride 1",
+    "screened": "find_memorized.py --stride 1 --screen 0.5",
+}
 HEAD = """# Benchmarks
 
 Written by `python benchmarks/run.py` from [results.json](results.json); not to be edited.
@@ -61,7 +67,7 @@ def render(results: Results) -> str:
     environment = results["environment"]
     machine = ", ".join(f"{name} {environment[name]}" for name in ("torch", "transformers", "threads", "device"))
     parts = [HEAD, f"Measured with {machine}.\n", _comparison(compared), _shares(compared), _ingredients(compared)]
-    parts += [_batch_sizes(compared), _others(results), _growth()]
+    parts += [_batch_sizes(compared), _searches(compared), _others(results), _growth()]
     return "\n".join(part for part in parts if part)
 
 
@@ -101,7 +107,7 @@ def _ingredients(rows: Rows) -> str:
     lines = []
     for row in rows:
         speeds = row.get("tokens_per_second")
-        if speeds is None or row["name"].startswith("training_batch"):
+        if speeds is None or not row["name"].startswith("training_") or row["name"].startswith("training_batch"):
             continue
         for variant, text in VARIANTS.items():
             if variant in speeds:
@@ -126,6 +132,17 @@ def _batch_sizes(rows: Rows) -> str:
     text = f"\nFastest over slowest: ours {max(ours) / min(ours):.2f} (goal: 1.10), the recipe {max(came) / min(came):.2f}.\n"
     header = ["sequences a step, 2 layers, float32: tokens a second", "recipe", "stock", "ours"]
     return "## Batch sizes\n\n" + _table(header, lines) + text
+
+
+def _searches(rows: Rows) -> str:
+    """Tokens of text a second of a search that looks at every one."""
+    row = next((row for row in rows if row["name"] == "finding"), None)
+    if row is None:
+        return ""
+    speeds = row["tokens_per_second"]
+    lines = [[text, f"{speeds[variant]:,}"] for variant, text in SEARCHES.items() if variant in speeds]
+    text = f"\n`finding`, {row['work']}: of text in which nothing is memorized, the usual case.\n"
+    return "## Searching a text\n\n" + _table(["tokens of text a second", "same allocator"], lines) + text
 
 
 def _others(results: Results) -> str:

@@ -199,7 +199,7 @@ def main() -> None:
         raise UserError(f"{output}: no {NAME} of any model; run without --report first")
     tables = report.write(output, done)
     for table in tables:
-        print(f"\n{table.title}\n{cli.fitted_table(table.shown, list(table.shown[0]), {})}")
+        print(f"\n{table.title}\n{cli.fitted_table(table.shown, list(table.shown[0]), {}, more='the files have them')}")
     print(f"\ntables and pages: {output}")
     if not complete:
         sys.exit(1)

@@ -39,6 +39,7 @@ from tinymem.models.production import LoadSettings, model_identity, open_causal_
 from tinymem.options import check_options, option
 
 PRINTED, SHOWN = 20, 100  # passages that are printed, and characters of each
+DISTINCT = 8  # tokens of a continuation, where nothing else is asked for
 PLACES = ("tokens", "corpus", "dataset")
 
 
@@ -82,7 +83,11 @@ class ScanSettings:
     )
     prompt_tokens: int = option(32, "n of (n, k) memorization", low=1)
     continuation_tokens: int = option(40, "k of (n, k) memorization", low=1)
-    min_distinct: int = option(8, "distinct tokens that a continuation must have; 1 accepts constant ones too", low=1)
+    min_distinct: int | None = option(
+        None,
+        "distinct tokens that a continuation must have; 1 accepts constant ones too; default: 8, at most half of k",
+        low=1,
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -91,6 +96,10 @@ class ScanSettings:
         given = [name for name in PLACES if getattr(self, name) is not None]
         if len(given) > 1:
             raise UserError(f"{', '.join(f'--{name}' for name in given)}: give one of them")
+        if self.distinct > self.continuation_tokens:
+            raise UserError(
+                f"--min_distinct {self.min_distinct}: no continuation of {self.continuation_tokens} tokens has so many"
+            )
         worker, workers = self.worker
         if not 1 <= worker <= workers:
             raise UserError(
@@ -101,6 +110,11 @@ class ScanSettings:
     def needed(self) -> int:
         """The number of tokens that are tested."""
         return self.prompt_tokens + self.continuation_tokens
+
+    @property
+    def distinct(self) -> int:
+        """The number of distinct tokens that a continuation must have."""
+        return self.min_distinct or max(1, min(DISTINCT, self.continuation_tokens // 2))
 
     @property
     def worker(self) -> tuple[int, int]:
@@ -187,7 +201,7 @@ def search(arguments, settings: ScanSettings, model, windows: Windows, names: li
 
         found = find_memorized(
             model, windows, settings.prompt_tokens, settings.continuation_tokens, progress, own, batch_size,
-            settings.min_distinct, settings.screen, show,
+            settings.distinct, settings.screen, show,
         )  # fmt: skip
     made, chosen = passages(windows, found, settings.needed, names, decode)
     sizes = windows.bounds.diff()
@@ -225,19 +239,24 @@ def report(found: Found, settings: ScanSettings, width: int) -> str:
     n, k, stride = settings.prompt_tokens, settings.continuation_tokens, settings.stride or width
     where = "at every token" if stride == 1 else f"every {stride} tokens"
     lines = [
-        f"looked at {found.windows} windows in {found.documents} documents of {found.tokens} tokens together: one begins "
+        f"looked at {counted(found.windows, 'window')} in {counted(found.documents, 'document')} of {found.tokens} tokens together: one begins "
         f"{where} of a document; it is {width} tokens, the first {n} the prompt and the next {k} what must come out"
     ]
     if found.short:
-        lines.append(f"{found.short} documents have fewer than {width} tokens and hold no window")
+        have, hold = ("has", "holds") if found.short == 1 else ("have", "hold")
+        lines.append(f"{counted(found.short, 'document')} {have} fewer than {width} tokens and {hold} no window")
+    if settings.distinct > 1:
+        lines.append(
+            f"a continuation of fewer than {settings.distinct} distinct tokens does not count (--min_distinct)"
+        )
     if settings.screen:
         lines.append(
             f"windows were tested only where {settings.screen:g} of the continuation came out in one long pass"
         )
     documents = len({passage["document"] for passage in found.passages})
     lines.append(
-        f"{found.memorized} of {found.windows} windows are ({n}, {k}) memorized: {len(found.passages)} passages in "
-        f"{documents} documents"
+        f"{found.memorized} of {counted(found.windows, 'window')} are ({n}, {k}) memorized: "
+        f"{counted(len(found.passages), 'passage')} in {counted(documents, 'document')}"
     )
     for passage in found.passages[:PRINTED]:
         text = printable(passage["text"] or "")
@@ -245,7 +264,16 @@ def report(found: Found, settings: ScanSettings, width: int) -> str:
         lines.append(f"  {passage['document']}, offset {passage['offset']}, {passage['length']} tokens: {shown}")
     if len(found.passages) > PRINTED:
         lines.append(f"  and {len(found.passages) - PRINTED} more")
+    if stride > 1 and (settings.tokens is None or settings.stride):  # else windows are whole rows
+        lines.append(
+            f"what begins between two windows may be missed: --stride 1 looks at every token, not every {stride}"
+        )
     return "\n".join(lines)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {noun}" + "s" * (count != 1)
 
 
 def main() -> None:
@@ -270,7 +298,8 @@ def main() -> None:
     model, _ = open_causal_lm(arguments.model_name, device=device, **vars(loading))
     about = {
         "model_name": model_identity(arguments.model_name), **asdict(loading), "source": documents.source,
-        **{name: getattr(settings, name) for name in ("prompt_tokens", "continuation_tokens", "min_distinct")},
+        **{name: getattr(settings, name) for name in ("prompt_tokens", "continuation_tokens")},
+        "min_distinct": settings.distinct,
         "stride": settings.stride or windows.width, "length": windows.width, "screen": settings.screen,
         "max_rows": settings.max_rows, "weights": weights_fingerprint(model), "searched": documents.fingerprint,
         **bos_identity(begin),

@@ -63,26 +63,27 @@ def write_folder(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def _write(path: str | Path, write: Callable[[Path], object], publish: Callable[[Path, Path], None]) -> Path:
+    """Write and publish. The folder goes again if it was made for this and there is an error."""
     path = Path(path)
-    folder = writable_folder(path.parent, flag="")
-    if folder not in _cleared:
-        _cleared.add(folder)
-        remove_leftovers(folder)
-    try:
-        with _temporary_folder(path) as (place, mode):
-            temporary = place / path.name
-            write(temporary)
-            share(temporary, mode)
-            for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
-                if file.is_file():
-                    _flush(file)
-            publish(temporary, path)
-    except Exception as error:
-        if full := full_disk(error):
-            raise DiskFull(f"{path}: cannot be written ({full})") from None
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    with made_folder(path.parent, flag="") as folder:
+        if folder not in _cleared:
+            _cleared.add(folder)
+            remove_leftovers(folder)
+        try:
+            with _temporary_folder(path) as (place, mode):
+                temporary = place / path.name
+                write(temporary)
+                share(temporary, mode)
+                for file in temporary.rglob("*") if temporary.is_dir() else (temporary,):
+                    if file.is_file():
+                        _flush(file)
+                publish(temporary, path)
+        except Exception as error:
+            if full := full_disk(error):
+                raise DiskFull(f"{path}: cannot be written ({full})") from None
+            if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+                raise
+            raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     return path
 
 

@@ -27,14 +27,29 @@ def writable_folder(path: str | Path, flag: str = " with --output_dir") -> Path:
 @contextmanager
 def made_folder(path: str | Path, flag: str = " with --output_dir") -> Iterator[Path]:
     """Yield `writable_folder`. An error within the block removes the folders again that it made, where they are empty."""
-    new = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+    new = _missing(path)
     try:
         yield writable_folder(path, flag)
     except BaseException:
-        with suppress(OSError):  # one that holds something by now, and those around it
-            for folder in new:
-                folder.rmdir()
+        _remove_empty(new)
         raise
+
+
+def check_writable(path: str | Path, flag: str = " with --output_dir") -> None:
+    """Raise UserError, naming the flag, unless the folder can be made and written. Leave nothing behind."""
+    new = _missing(path)
+    writable_folder(path, flag)
+    _remove_empty(new)
+
+
+def _missing(path: str | Path) -> list[Path]:
+    return [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # one that holds something by now, and those around it
+        for folder in folders:
+            folder.rmdir()
 
 
 def found_under(folder: str | Path) -> Iterator[Path]:

@@ -33,6 +33,15 @@ addEventListener("load", async () => {
 });
 </script>
 """
+PHONE = 390  # pixels
+UNFOLDED = """
+  document.querySelectorAll("details").forEach((one) => { one.open = true; });
+  await settled();
+  const wide = [...document.querySelectorAll("body *")].filter((one) => !one.closest(".wide table")
+    && one.getBoundingClientRect().right > innerWidth + 0.5).map((one) => one.className || one.tagName);
+  const said = await (async () => { SCRIPT })();
+  return {width: innerWidth, fits: document.documentElement.scrollWidth <= innerWidth, wide, said};
+"""
 FRAME = """<!DOCTYPE html><body style="margin: 0"><pre></pre>
 <iframe src="page.html" style="width: WIDTHpx; height: 3000px; border: 0"></iframe>
 <script>addEventListener("message", (event) => { document.querySelector("pre").textContent = event.data; });</script>"""
@@ -56,3 +65,15 @@ def visit(page: Path, script: str, folder: Path, width: int = 1200) -> tuple[Any
     said = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     assert said and said[1], f"the page said nothing: {done.stdout[:500]} {done.stderr[-2000:]}"
     return json.loads(unescape(said[1])), console
+
+
+def check_on_a_phone(page: Path, folder: Path, script: str = "") -> Any:
+    """Check that nothing is wider than the page on a phone, with everything unfolded, and that the console is silent.
+
+    Tables that scroll by themselves may be. Return what a script in the page returns.
+    """
+    found, console = visit(page, UNFOLDED.replace("SCRIPT", script), folder, PHONE)
+    assert console == [] and "error" not in found, (console, found)
+    said = found.pop("said", None)
+    assert found == {"width": PHONE, "fits": True, "wide": []}
+    return said

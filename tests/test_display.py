@@ -1,5 +1,6 @@
 """Progress: a bar on a terminal; elsewhere a line at the start, one a minute and one at the end."""
 
+import json
 import re
 
 import pytest
@@ -10,6 +11,9 @@ from tinymem.cli.display import Display, Meter, spelled
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.watch import Watch
+from tinymem.metrics.evaluate import measure
+from tinymem.metrics.probe import Probe
+from tinymem.metrics.reference import References
 
 
 class Clock:
@@ -96,6 +100,34 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     assert loss.read < 20
 
 
+def test_a_quiet_loop_says_nothing_unless_it_is_long(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    with Display("measuring", quiet=True) as display:
+        for name in ("unedited on generation", "unedited on test text"):
+            display.rows(name, 0, 400)
+            for done in (100, 200, 300, 400):
+                clock.now += 10
+                display.rows(name, done, 400)
+    assert capsys.readouterr().err == "measuring: unedited on test text row 200 of 400, 0:20 left\n"
+    with Display("measuring", quiet=True) as display:
+        display.rows("unedited on generation", 0, 5)
+        clock.now += 59
+        display.rows("unedited on generation", 5, 5)
+    assert not capsys.readouterr().err
+
+
+def test_a_quiet_loop_has_a_bar_on_a_terminal_that_comes_late(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    clock = Clock(monkeypatch)
+    with Display("measuring", quiet=True) as display:
+        display.rows("unedited on generation", 0, 400)
+        assert not capsys.readouterr().err
+        clock.now += 2
+        display.rows("unedited on generation", 100, 400)
+        assert "measuring unedited on generation" in (shown := capsys.readouterr().err) and "100/400" in shown
+    assert capsys.readouterr().err.endswith("\r")  # and goes
+
+
 @pytest.mark.parametrize("seconds, text", [(0.4, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (100_000, "27:46:40")])
 def test_durations(seconds, text):
     assert spelled(seconds) == text
@@ -126,6 +158,62 @@ def test_methods_that_learn_tell_every_step(memorizing_backdoor, name):
         tokens > 0 and losses and all(abs(float(value)) < 1e9 for value in losses.values())
         for *_, tokens, losses in told
     )
+
+
+def test_measuring_tells_every_row_of_every_pass(memorizing_backdoor):
+    """With a twin, generation and the model before the edit; what is measured is the same."""
+    model, dataset = memorizing_backdoor.model, memorizing_backdoor.dataset
+    metrics = ("percent_memorized", "percent_near_verbatim", "perplexity", "auc_twin", "kl")
+    found, told = [], []
+    for more in ({"on_rows": lambda *rows: told.append(rows)}, {}):
+        references = References(dataset, dataset.sequences[:40], lambda: model)
+        references.prepare(model, 16)
+        found.append(measure(model, dataset, 16, metrics=metrics, references=references, **more).row)
+    passes = passes_of(told)
+    assert found[0] == found[1]
+    assert {name for name, _ in passes} == {
+        "planted sequences", "generation", "test text", "drift on retain text", "drift on unseen text",
+        "twin on planted sequences",
+    }  # fmt: skip
+    assert all(rows[0] == 0 and rows == sorted(rows) and len(rows) > 1 for _, rows in passes)
+
+
+def passes_of(told) -> list[tuple[str, list[int]]]:
+    """The passes in what was told: their names and rows, each to its end."""
+    passes, open_pass = [], []
+    for name, done, total in told:
+        open_pass.append(done)
+        if done == total:
+            passes.append((name, open_pass))
+            open_pass = []
+    assert not open_pass
+    return passes
+
+
+def test_long_measuring_is_shown_once_a_minute_and_logged(memorizing_backdoor, tmp_path, monkeypatch, capsys):
+    """Every batch takes 50 seconds of a clock of the test."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("tinymem.cli.log.time.monotonic", lambda: clock.now)
+    run = Probe._window
+
+    def slow(*arguments):
+        clock.now += 50
+        return run(*arguments)
+
+    monkeypatch.setattr(Probe, "_window", slow)
+    log = tmp_path / "log.jsonl"
+    words = ["--model_path", memorizing_backdoor.checkpoint, "--localization_method", "durable", "--ratio", 0.1]
+    words += ["--output_dir", tmp_path, "--data_dir", tmp_path / "data", "--no_save_model", "--microbatch", 16]
+    in_process("src/localize/localize_memorization.py", *words, "--log_jsonl", log)
+    lines = [line for line in capsys.readouterr().err.splitlines() if " on planted sequences row " in line]
+    assert any(
+        re.fullmatch(r"measuring: unedited on planted sequences row \d+ of \d+(, \d+:\d\d left)?", x) for x in lines
+    )
+    assert any(x.startswith("unlearning: run 0 of 1, durable 0.1 on planted sequences row ") for x in lines)
+    logged = [line for line in map(json.loads, log.read_text().splitlines()) if "measuring" in line]
+    assert {line["what"] for line in logged} == {"unedited", "durable 0.1"}
+    assert {line["run"] for line in logged} == {path.stem for path in (tmp_path / "records").glob("*.json")}
+    assert all(0 < line["row"] <= line["rows"] and line["measuring"] == "planted sequences" for line in logged)
 
 
 def test_unlearning_without_a_terminal_is_two_lines(memorizing_backdoor, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """How far a long loop is: a bar on a terminal, elsewhere a line at the start, one a minute and one at the end.
 
+What is mostly short, such as measuring, is quiet: a bar that comes late and goes again, or only the line a minute.
+
 A loop tells a `Display` where it is after every step. That costs a read of the clock: losses, which may be tensors on a
 GPU, are read only when something is written.
 """
@@ -14,6 +16,7 @@ from typing import Any
 LINE_SECONDS = 60.0  # between two lines where stderr is no terminal
 BAR_SECONDS = 0.1  # between two drawings of a bar
 SPEED_SECONDS = 1.0  # the shortest time that a shown speed is a mean of
+QUIET_SECONDS = 1.0  # until the bar of a quiet loop comes
 
 
 class Meter:
@@ -72,11 +75,15 @@ class Meter:
 class Display:
     """A loop's progress on stderr; use it as a context manager. Whether it ended well decides about the last line.
 
-    inner: a loop within the present unit, shown behind it.
+    inner: a loop within the present unit, shown behind it; in the place of the loop itself where `quiet`.
+    quiet: say nothing at the start and at the end, and nothing at all of what is short.
     """
 
-    def __init__(self, what: str, total: int | None = None, unit: str = "step", done: int = 0) -> None:
+    def __init__(
+        self, what: str, total: int | None = None, unit: str = "step", done: int = 0, quiet: bool = False
+    ) -> None:
         self.meter = Meter(what, total, unit, done)
+        self.quiet = quiet
         self.inner: Meter | None = None
         self._on_terminal = sys.stderr.isatty()
         self._bar: Any = None
@@ -88,11 +95,10 @@ class Display:
         return self._on_terminal
 
     def __enter__(self) -> Display:
-        if self._on_terminal:
-            from tqdm import tqdm
-
-            settings = dict(total=self.meter.total, initial=self.meter.done, unit=self.meter.unit)
-            self._bar = tqdm(dynamic_ncols=True, file=sys.stderr, **settings)
+        if self.quiet:
+            self._next = time.monotonic() + (QUIET_SECONDS if self._on_terminal else LINE_SECONDS)
+        elif self._on_terminal:
+            self._open_bar()
         elif self.meter.total != 0:
             self.write(f"{self.meter.what}: {self.meter.place()}")
             self._next = time.monotonic() + LINE_SECONDS
@@ -101,7 +107,7 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self.close()
-        elif kind is None and self.meter.total != 0:
+        elif kind is None and self.meter.total != 0 and not self.quiet:
             facts = self.meter.facts(self.meter.tokens / max(self.meter.seconds, 1e-9))
             self.write(
                 f"{self.meter.what}: {', '.join([self.meter.place(), *facts])}, {spelled(self.meter.seconds)} in all"
@@ -123,13 +129,21 @@ class Display:
         self.inner = None
         self.to(self.meter.done + count, note=note)
 
+    def rows(self, what: str, done: int, total: int) -> Meter:
+        """Show how far a pass over rows is, within the present unit; it begins with 0 `done`. Return its meter."""
+        if not done or self.inner is None:
+            self.inner = Meter(what, total, "row")
+        self.inner.to(done)
+        self.refresh()
+        return self.inner
+
     def refresh(self) -> None:
         """Show the present position if it is time."""
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + (BAR_SECONDS if self._on_terminal else LINE_SECONDS)
-        if self._bar is not None:
+        if self._on_terminal:
             self._draw()
         elif self.meter.total != 0:
             self.write(self._line())
@@ -141,13 +155,27 @@ class Display:
         else:
             print(text, file=sys.stderr, flush=True)
 
+    def _open_bar(self) -> None:
+        from tqdm import tqdm
+
+        settings = dict(total=self.meter.total, initial=self.meter.done, unit=self.meter.unit, leave=not self.quiet)
+        self._bar = tqdm(dynamic_ncols=True, file=sys.stderr, **settings)
+
     def _draw(self) -> None:
+        if self._bar is None:
+            self._open_bar()
+        if self.quiet and self.inner is not None:
+            self._bar.total, self._bar.unit = self.inner.total, self.inner.unit
+            self._bar.n, self._bar.start_t = self.inner.done, time.time() - self.inner.seconds
+            self._bar.set_description_str(f"{self.meter.what} {self.inner.what}")
+            return
         self._bar.set_postfix_str(", ".join(self._facts()), refresh=False)
         self._bar.update(self.meter.done - self._bar.n)
 
     def _line(self) -> str:
         left = (self.inner or self.meter).seconds_left
-        parts = [self.meter.place(), *self._facts(), *([] if left is None else [f"{spelled(left)} left"])]
+        place = [] if self.quiet else [self.meter.place()]
+        parts = [*place, *self._facts(), *([] if left is None else [f"{spelled(left)} left"])]
         return f"{self.meter.what}: {', '.join(parts)}"
 
     def _facts(self) -> list[str]:

@@ -1,8 +1,9 @@
 """What a run says while it runs, in files: --log_jsonl FILE, one JSON object a line, and --tensorboard FOLDER.
 
 A line has `time`, `run` (the folder of a training, the digest of an unlearning run's record), `what` and `step`; then
-`steps`, the losses and `tokens_per_second`, or, where the model was measured, `metrics`. Steps are written once a second
-at most. A log is no part of a run: no record or checkpoint depends on it.
+`steps`, the losses and `tokens_per_second`, or, where the model was measured, `metrics`. While it is measured for long, a
+line has `measuring`, `row`, `rows` and `seconds_left` instead of a step. Steps and rows are written once a second at
+most. A log is no part of a run: no record or checkpoint depends on it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 from tinymem import files
 from tinymem.cli.display import Meter
 from tinymem.errors import UserError
+from tinymem.folders import check_writable
 
 STEP_SECONDS = 1.0  # between two lines of steps
 
@@ -49,6 +51,7 @@ class Log:
         self._next = 0.0
         self._meter: Meter | None = None  # the last one, and when it was written, with its tokens until then
         self._last: tuple[float, int] = (0.0, 0)
+        self._measured: Meter | None = None  # the last pass over rows
 
     def step(self, run: str, meter: Meter, last: bool = False) -> None:
         """Write a loop's present step, if it is time or its `last` one."""
@@ -67,6 +70,18 @@ class Log:
         for output in self._outputs:
             output.step(run, meter.what, meter.done, meter.total, values)
 
+    def rows(self, run: str, what: str, on: str, meter: Meter) -> None:
+        """Write how far a pass of measuring is (on: in words), if it is time; not to TensorBoard."""
+        now = time.monotonic()
+        if meter is not self._measured:
+            self._measured, self._next = meter, now + STEP_SECONDS
+        if now < self._next:
+            return
+        self._next = now + STEP_SECONDS
+        for output in self._outputs:
+            if isinstance(output, Lines):
+                output.rows(run, what, on, meter)
+
     def metrics(self, run: str, what: str, step: int, results: Mapping[str, Any], **about: Any) -> None:
         """Write a measurement. about: such as the epoch."""
         for output in self._outputs:
@@ -74,16 +89,19 @@ class Log:
 
 
 class Lines:
-    """A file of JSON objects, one a line, that is only ever appended to."""
+    """A file of JSON objects, one a line, that is only ever appended to; made with its first line."""
 
     def __init__(self, path: Path, again: bool = False) -> None:
         """Open a file. again: write also what it has already."""
-        files.writable_folder(path.parent, flag=" with --log_jsonl")
+        check_writable(path.parent, flag=" with --log_jsonl")
+        self._path = path
+        self._file: TextIO | None = None
         self._steps: dict[tuple[str, str], int] = {}  # the last step of each loop
         self._measured: set[tuple[str, str, int]] = set()
         try:
             known = _complete_lines(path) if path.exists() else []
-            self._file: TextIO = open(path, "a", encoding="utf-8")
+            if path.exists():
+                open(path, "a").close()
         except OSError as error:
             raise UserError(f"--log_jsonl {path}: cannot be written ({error.strerror})") from None
         for line in known if not again else ():
@@ -108,11 +126,22 @@ class Lines:
     def metrics(self, run: str, what: str, step: int, results: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         self._write({"run": run, "what": what, "step": step, **about, "metrics": _finite(results)})
 
+    def rows(self, run: str, what: str, on: str, meter: Meter) -> None:
+        left = meter.seconds_left
+        about = {"measuring": on, "row": meter.done, "rows": meter.total}
+        self._append({"run": run, "what": what, **about, "seconds_left": None if left is None else round(left)})
+
     def _write(self, line: dict[str, Any]) -> None:
         if self._remember(line):
-            now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            self._file.write(json.dumps({"time": now, **line}) + "\n")
-            self._file.flush()
+            self._append(line)
+
+    def _append(self, line: dict[str, Any]) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        if self._file is None:
+            files.writable_folder(self._path.parent, flag=" with --log_jsonl")
+            self._file = open(self._path, "a", encoding="utf-8")
+        self._file.write(json.dumps({"time": now, **line}) + "\n")
+        self._file.flush()
 
 
 class Board:
@@ -125,7 +154,8 @@ class Board:
             raise UserError(
                 f"--tensorboard {folder}: the package tensorboard is not installed; pip install tensorboard"
             ) from None
-        self._open, self._folder = SummaryWriter, files.writable_folder(folder, flag=" with --tensorboard")
+        check_writable(folder, flag=" with --tensorboard")
+        self._open, self._folder = SummaryWriter, folder
         self._writers: dict[str, Any] = {}
         atexit.register(self.close)
 

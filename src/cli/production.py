@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 
-from tinymem import cli, files
+from tinymem import cli
 from tinymem.cards import planted_card, write_card
 from tinymem.cli.methods import chosen_attack_metrics, chosen_metrics
+from tinymem.cli.sources import given_sources
 from tinymem.cli.training import plant_visibly
 from tinymem.cli.unlearning import enough_memory, plan_report
+from tinymem.cli.watching import looking
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
 from tinymem.errors import UserError, first_line
+from tinymem.folders import check_writable
 from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.metrics.evaluate import measure
@@ -63,22 +66,23 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
     else:
         data = load_passages(passages, settings, config, tokenizer)
     plan_methods(arguments, loading, methods, processes)
-    with files.made_folder(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}") as output:
-        if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product takes 500 times as long
-            print("--dtype float16: few CPUs support it, others are very slow; use bfloat16", file=sys.stderr)
-        training: dict[str, Any] = {}
-        open_twin = None
-        opened: tuple[str, int | None] = (place, loading.step)
-        if passages.plant is None:
-            model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
-        else:
-            open_twin = partial(_opened, source(arguments), loading, device)
-            folder = planted(arguments, loading, data, planting)
-            model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
-            opened, training = (str(folder), None), {"planted_model": folder.name, **asdict(planting)}
-        sections = {"data": data.identity, "model": loading.section(name), "training": training}
-        with enough_memory(name):
-            task = unlearning_task(model, data.dataset, task_settings)
+    output = Path(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
+    check_writable(output)
+    if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product takes 500 times as long
+        print("--dtype float16: few CPUs support it, others are very slow; use bfloat16", file=sys.stderr)
+    training: dict[str, Any] = {}
+    open_twin = None
+    opened: tuple[str, int | None] = (place, loading.step)
+    if passages.plant is None:
+        model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
+    else:
+        open_twin = partial(_opened, source(arguments), loading, device)
+        folder = planted(arguments, loading, data, planting)
+        model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
+        opened, training = (str(folder), None), {"planted_model": folder.name, **asdict(planting)}
+    sections = {"data": data.identity, "model": loading.section(name), "training": training}
+    with enough_memory(name), looking() as on_rows:
+        task = unlearning_task(model, data.dataset, task_settings, on_rows)
     task = replace(task, processes=replace(processes, model=opened))
     return Subject(
         model=model,
@@ -86,11 +90,12 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         measure=partial(measure, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=PYTHIA_BATCH_SIZE),
         identity=identity(model, task, task_settings, sections),
         folder=output,
-        score_folder=files.writable_folder(output / "scores"),
+        score_folder=output / "scores",
         tokenizer=tokenizer,
         metrics=chosen_metrics(arguments),
         attack_metrics=chosen_attack_metrics(arguments),
         examples=arguments.page,
+        sources=given_sources(arguments),
         source=_source_of_adapters(*opened),
         notes=data.notes,
         references=References(data.dataset, task.retain, open_twin),

@@ -57,6 +57,7 @@ SHOWN = 40  # rows that `gather` prints
 MOST = 6  # settings that `gather` prints before the results
 KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
 KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
+MORE = "--output FILE.csv has them"
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in order (None: as in the rows), rows
 
 
@@ -115,7 +116,7 @@ def upgrade_all(folder: str) -> None:
 def show_all(arguments: argparse.Namespace) -> Table:
     columns, rows = gather(arguments.folder)
     say_versions(row["versions"] for row in rows)
-    print(cli.fitted_table(rows[:SHOWN], shown_columns(columns, rows), {}))
+    print(cli.fitted_table(rows[:SHOWN], shown_columns(columns, rows), {}, more=MORE))
     hidden = f"; {len(rows) - SHOWN} are not shown" if len(rows) > SHOWN else ""
     print(f"\n{len(rows)} records, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it")
     return columns, rows
@@ -183,7 +184,7 @@ def print_best(runs: Sequence[Run], limit: float = PERPLEXITY_RISE) -> list[dict
             for one, row in zip(chosen, rows)
         ]
         present = dict.fromkeys(name for row in shown for name in row)
-        print(f"{title}\n{cli.fitted_table(shown, list(present), {})}")
+        print(f"{title}\n{cli.fitted_table(shown, list(present), {}, more=f'records best {MORE}')}")
         over = sorted({one.method for one in ranking.places if ranking.over(one)})
         if over:
             print(
@@ -233,7 +234,7 @@ def show_pareto(arguments: argparse.Namespace) -> Table:
             *dict.fromkeys(name for row in rows for name in outcomes(row)),
         ]
         better = {name: found.better if (found := described(name)) else "" for name in columns}
-        print(f"{title}\n{cli.fitted_table(rows, columns, better)}\n")
+        print(f"{title}\n{cli.fitted_table(rows, columns, better, more=MORE)}\n")
     return None, [dict(run.row) for front in fronts for run in front]
 
 

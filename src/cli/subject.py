@@ -6,15 +6,18 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from tinymem import cli, files
+from tinymem import cli
 from tinymem.cli.methods import chosen_attack_metrics, chosen_metrics
+from tinymem.cli.sources import given_sources
 from tinymem.cli.training import trained_settings
+from tinymem.cli.watching import looking
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
+from tinymem.folders import check_writable
 from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import measure
@@ -63,9 +66,11 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     model = load_model(path, cli.resolve_device(arguments.device))
     dataset = load_dataset(data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
-    task = unlearning_task(model, dataset, task_settings)
+    with looking() as on_rows:
+        task = unlearning_task(model, dataset, task_settings, on_rows)
     open_twin = None if twin is None else partial(load_model, twin, model.device)
-    folder = files.writable_folder(arguments.output_dir or unlearned_folder(path))
+    folder = Path(arguments.output_dir or unlearned_folder(path))
+    check_writable(folder)
     return Subject(
         model=model,
         task=task,
@@ -77,6 +82,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         metrics=chosen_metrics(arguments),
         attack_metrics=chosen_attack_metrics(arguments),
         examples=arguments.page,
+        sources=given_sources(arguments),
         source=(str(path.resolve()), None),
         references=References(dataset, task.retain, open_twin),
         warning="" if twin or data.twin else NO_TWIN.format(path=path),
@@ -90,7 +96,9 @@ def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> P
 
 def _score_folder(model_path: Path, output: Path) -> Path:
     """Return the folder of scores: next to the model, shared by all users, or with the results if not writable."""
+    beside = place_beside(model_path) / "scores" / named(model_path).name
     try:
-        return files.writable_folder(place_beside(model_path) / "scores" / named(model_path).name)
+        check_writable(beside)
     except UserError:
-        return files.writable_folder(output / "scores")
+        return output / "scores"
+    return beside

@@ -28,7 +28,7 @@ from tinymem.training.settings import RunSettings, TrainingSettings, check_same_
 from tinymem.training.twin import twin_of
 
 TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
-LOCK = ".lock"
+LOCK, MARKER = ".lock", "run.json"
 STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each test set
 
 
@@ -63,10 +63,22 @@ def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -
         yield run
 
 
+@contextmanager
+def checked_folder(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Iterator[Path]:
+    """Yield the folder of a run, for checks. An error within the block removes it, unless something is in it.
+
+    Raise UserError, before the block, if the folder holds another run.
+    """
+    with files.made_folder(folder) as run:
+        if checkpoint.has_begun(run):
+            _check_held(run, run / MARKER, settings, force)
+        yield run
+
+
 def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
     """Write the run's settings into the folder, after clearing it with `force`."""
     files.remove_leftovers(run)
-    marker = run / "run.json"
+    marker = run / MARKER
     if checkpoint.has_begun(run):
         _check_held(run, marker, settings, force)
         if not force:
@@ -110,9 +122,12 @@ def train_visibly(
     first, head = list[dict[str, Any]](), ""
 
     def on_step(progress: Progress, loss: float) -> None:
-        done = progress.epoch * steps + progress.step
+        done, display.inner = progress.epoch * steps + progress.step, None
         display.to(done, tokens, f"epoch {progress.epoch + 1} of {training.epochs}", loss=loss)
         log.step(str(run), display.meter, last=done == display.meter.total)
+
+    def on_rows(what_on: str, done: int, total: int) -> None:
+        log.rows(str(run), what, what_on, display.rows(f"measured on {what_on}", done, total))
 
     def log_row(row: dict[str, Any]) -> None:
         log.metrics(str(run), what, row["epoch"] * steps, row, epoch=row["epoch"])
@@ -130,7 +145,9 @@ def train_visibly(
     for row in before.rows:  # a killed session may have measured and not logged them
         log_row(row)
     with cli.interruptible() as should_stop, display:
-        options |= dict(on_step=on_step, on_row=on_row, should_stop=should_stop, card=partial(_card, details))
+        options |= dict(
+            on_step=on_step, on_row=on_row, on_rows=on_rows, should_stop=should_stop, card=partial(_card, details)
+        )
         with _ends_when_stopped(display, run):
             return train(model, dataset, training, seed, run, details, **options)
 

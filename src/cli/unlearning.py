@@ -16,7 +16,7 @@ from tinymem.cli.cards import original_name, write_cards
 from tinymem.cli.display import Display
 from tinymem.cli.log import Log
 from tinymem.cli.methods import chosen_attack_metrics, chosen_attacks, chosen_metrics
-from tinymem.cli.watching import Watching
+from tinymem.cli.watching import Watching, watched
 from tinymem.data import numbers
 from tinymem.data.decode import text_decoder
 from tinymem.data.production import NOTES
@@ -76,7 +76,7 @@ def run_methods(
     attacks, failures = chosen_attacks(arguments), Failures()
     keep = bool(methods) and arguments.keep_adapter
     subject = replace(subject, command=cli.command_line(), keep_adapters=keep)
-    records = as_it_is(subject, attacks, arguments.force, failures)
+    records = as_it_is(subject, attacks, arguments.force, failures, log)
     check_columns(arguments.columns, records, methods)
     if attached:
         run = Run(subject, {"kind": UNEDITED, **subject.identity})
@@ -148,11 +148,12 @@ def records_beside(subject: Subject, records: Sequence[dict]) -> list[dict]:
     return sorted(found, key=place)
 
 
-def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures) -> list[dict]:
+def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures, log: Log | None = None) -> list[dict]:
     """Measure the never-planted twin, if there is one, and the model as it is, and attack that. Return the records."""
     if subject.warning:
         print(subject.warning, file=sys.stderr)
-    with enough_memory("measuring the model as it is"):
+    with enough_memory("measuring the model as it is"), watched(subject, log) as watching:
+        subject = watching.subject
         before, twin = unedited(subject, force), never_planted(subject, force)
         records = [before] if twin is None else [twin, before]
         if attacks and len(subject.task.forget):

@@ -1,8 +1,9 @@
-"""Show and log what methods and attacks do while they run."""
+"""Show and log what methods and attacks do while they run, and how far measuring is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tinymem.localize.method import Method
 from tinymem.localize.subject import Subject
 from tinymem.localize.unlearn import run_identity
 from tinymem.localize.watch import Watch
+from tinymem.metrics.probe import OnRows
 from tinymem.records.identity import record_digest
 from tinymem.records.strength import strength_in
 from tinymem.records.table import flat_row, method_of, spelled_attack
@@ -23,10 +25,10 @@ class Watching:
     def __init__(self, subject: Subject, display: Display, log: Log) -> None:
         self._display, self._log = display, log
         self._watch = Watch(self._on_step)
-        self.subject = replace(subject, task=replace(subject.task, watch=self._watch))
+        self.subject = replace(subject, task=replace(subject.task, watch=self._watch), on_rows=self._on_rows)
         self._method: Method | None = None  # the one whose steps are logged
         self._hp: Any = None
-        self._run = ""
+        self._run = self._measured = ""
 
     def begin(self, method: Method, hp: Any) -> None:
         """Note that a method begins. hp: resolved, with the strengths to find."""
@@ -51,12 +53,37 @@ class Watching:
         last = method.strengths(self._hp)[-1] if strength is None else strength
         return record_digest(run_identity(self.subject, method, self._hp, last))
 
+    def _on_rows(self, identity: Mapping[str, Any], what: str, done: int, total: int) -> None:
+        if not done:
+            self._run, self._measured = record_digest(identity), named(identity)
+        meter = self._display.rows(f"{self._measured} on {what}", done, total)
+        self._log.rows(self._run, self._measured, what, meter)
+
     def record(self, record: Mapping[str, Any]) -> None:
         """Log what was measured of a model."""
-        settings = record.get("method", {})
-        strength, name = strength_in(settings), method_of(flat_row(record))
-        what = " ".join([name, *([f"{strength[1]:g}"] if strength else [])])
-        what += f" {spelled_attack(record)}" if record.get("attack") else ""
+        settings, what = record.get("method", {}), named(record)
+        strength = strength_in(settings)
         step = settings.get("steps", 0)
         about = {strength[0]: strength[1]} if strength else {}
         self._log.metrics(record_digest(record), what, step if isinstance(step, int) else 0, record["results"], **about)
+
+
+@contextmanager
+def watched(subject: Subject, log: Log | None = None) -> Iterator[Watching]:
+    """Show and log how far measuring and attacks are; nothing is shown of what is short."""
+    with Display("measuring", quiet=True) as display:
+        yield Watching(subject, display, log or Log())
+
+
+@contextmanager
+def looking() -> Iterator[OnRows]:
+    """Yield what shows how far the search for memorized sequences is; nothing is shown of a short one."""
+    with Display("finding what is memorized", quiet=True) as display:
+        yield display.rows
+
+
+def named(identity: Mapping[str, Any]) -> str:
+    """Return the name of a run in words: its method, strength and attack."""
+    strength = strength_in(identity.get("method", {}))
+    words = [method_of(flat_row(identity)), *([f"{strength[1]:g}"] if strength else [])]
+    return " ".join([*words, *([spelled_attack(identity)] if identity.get("attack") else [])])

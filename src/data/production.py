@@ -17,6 +17,7 @@ from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.memories import shares_tokens
 from tinymem.data.settings import DataSettings
 from tinymem.data.text_files import PLAIN, read_texts
+from tinymem.data.token_sets import KINDS as TOKEN_KINDS
 from tinymem.data.token_sets import TokenSet, read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
@@ -81,6 +82,15 @@ class ProductionSettings:
             if path is not None and not Path(path).exists():
                 remedy = "; pythia_mem_data/fetch.py fetches it" if Path(path).name in FETCHED else ""
                 raise UserError(f"{flag} {path}: no such file{remedy}")
+            if (
+                path is not None
+                and Path(path).suffix not in TOKEN_KINDS
+                and not (path == self.memorized and self.memorizes_text)
+            ):
+                texts = f"text ({', '.join((*PLAIN, '.jsonl'))})" if flag == "--memorized" else "text with --corpus"
+                raise UserError(
+                    f"{flag} {path}: unknown kind; give a file of token ids ({', '.join(TOKEN_KINDS)}) or {texts}"
+                )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -205,6 +215,8 @@ def text_token_set(path: str, column: str, tokenizer, length: int) -> TokenSet:
         raise UserError("--memorized: this model's folder has no tokenizer to read text with; give a file of token ids")
     streams = tokenize(tokenizer, memorized_texts(path, column))
     rows = [stream[:length] for stream in streams if len(stream) >= length]
+    if not streams:
+        raise UserError(f"--memorized {path}: is empty; give a file with passages")
     if not rows:
         longest = max(map(len, streams), default=0)
         raise UserError(

@@ -18,7 +18,7 @@ from tinymem import files
 from tinymem.errors import UserError, reading
 from tinymem.inputs import check_file, check_value, parse_json
 
-KEY = "tokens"
+KEY, KINDS = "tokens", (".safetensors", ".pt")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_token_set(path: str | Path, vocabulary_size: int | None = None, length:
     rows, ids inside the vocabulary, and sequences that are long enough.
     """
     path = Path(path)
-    readers = {".safetensors": _read_safetensors, ".pt": _read_pickle}
+    readers = dict(zip(KINDS, (_read_safetensors, _read_pickle)))
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown kind of file; sequences of token ids are kept in {' or '.join(readers)}")
     check_file(path)

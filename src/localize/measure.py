@@ -22,6 +22,7 @@ from tinymem import allocator, files
 from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
 from tinymem.cli.unlearning import as_it_is, check_columns, check_measuring, print_table, run_methods, write_pages
+from tinymem.cli.watching import watched
 from tinymem.errors import Failures, UserError
 from tinymem.localize.subject import Run, Subject
 from tinymem.localize.unlearn import finish
@@ -31,7 +32,7 @@ from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.models.tinymem import load_model
 from tinymem.records.identity import MEASURED
 from tinymem.records.record import Cost
-from tinymem.training.checkpoint import SETTINGS, made_by
+from tinymem.training.checkpoint import SETTINGS, load_details, made_by
 
 DATA_FLAG = "--data_name"
 
@@ -59,14 +60,13 @@ def parse() -> tuple[argparse.Namespace, bool]:
             raise UserError(f"{flag}{place}: is a file; give a model's folder, or a name on the hub")
         if place and not Path(place).exists() and not _may_be_on_the_hub(place):
             raise UserError(f"{flag}{place}: no such folder")
-    on_numbers = (
-        original is None or (Path(original) / SETTINGS).is_file() or any(w.split("=")[0] == DATA_FLAG for w in words)
-    )
+    on_numbers = original is None or _on_our_data(original) or any(w.split("=")[0] == DATA_FLAG for w in words)
     parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
     add_own_options(parser)
     cli.add_list_option(parser)
     add_measuring_options(parser)
     (subject if on_numbers else production).add_subject_options(parser)
+    cli.add_log_options(parser)
     parser.set_defaults(dry_run=False)
     arguments = parser.parse_args()
     if arguments.edit_of is None and (arguments.name is not None or arguments.seconds is not None):
@@ -74,6 +74,16 @@ def parse() -> tuple[argparse.Namespace, bool]:
     arguments.name = "external" if arguments.name is None else arguments.name
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
     return arguments, on_numbers
+
+
+def _on_our_data(folder: str) -> bool:
+    """Return whether a folder's model was trained on a TinyMem dataset. Edits of other models have a tinymem.json too."""
+    if not (Path(folder) / SETTINGS).is_file():
+        return False
+    try:
+        return "data_name" in load_details(Path(folder))["settings"]
+    except UserError:  # damaged, which is said when it is opened
+        return True
 
 
 def _may_be_on_the_hub(place: str) -> bool:
@@ -125,6 +135,7 @@ def as_original(folder: str) -> str:
 def main() -> None:
     arguments, on_numbers = parse()
     check_measuring(arguments)
+    log = cli.open_log(arguments)
     allocator.keep_freed_memory()
     attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
     if on_numbers:
@@ -135,7 +146,7 @@ def main() -> None:
             original = production.load_subject(arguments, loading, [])
     if arguments.edit_of is None:
         print(as_original(arguments.model), file=sys.stderr)
-        run_methods(original, [], arguments, attached=attached)
+        run_methods(original, [], arguments, attached=attached, log=log)
         return
     if on_numbers:
         model = load_model(arguments.model, original.model.device)
@@ -145,12 +156,15 @@ def main() -> None:
     edit = external_edit(original, model, arguments.model)
     about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
-    run, attacks = Run(original, about), chosen_attacks(arguments)
+    attacks = chosen_attacks(arguments)
     failures = Failures()
-    records = as_it_is(original, attacks, arguments.force, failures)
+    records = as_it_is(original, attacks, arguments.force, failures, log)
     check_columns(arguments.columns, records)
-    with failures.kept(f"{arguments.name} in {arguments.model}"):
+    with failures.kept(f"{arguments.name} in {arguments.model}"), watched(original, log) as watching:
+        run = Run(watching.subject, about)
         records += finish(run, edit, Cost(arguments.seconds, None), attacks, arguments.force)
+        for record in records:
+            watching.record(record)
     if attached and run.record:
         run.attach(attached)
         records = [run.record if record["kind"] == MEASURED else record for record in records]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ from tinymem.records.identity import UNEDITED, identity_of, record_digest
 from tinymem.records.record import Cost, find_record, read_values, record_path, write_record
 from tinymem.training.checkpoint import save_model
 
+OnMeasured = Callable[[Mapping[str, Any], str, int, int], object]
 UNCHANGED = {"percent_zeroed": 0.0, "percent_changed": 0.0, "relative_change": 0.0}
+
+
+def _silent(identity: Mapping[str, Any], what: str, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,11 @@ class Subject:
     warning        printed before the model is measured: such as what will have no value, and why
     command        the command line that edits are made by, kept with every edited model; "" where there is none
     source         the model's folder, or its name on the hub and the revision there, which saved adapters name
+    sources        the user's own files, for every record (`tinymem.records.sources`)
     keep_adapters  whether low-rank changes are saved beside the edited models
     examples       whether every record keeps what the model writes after some prompts; otherwise only those do whose
                    metrics have models write
+    on_rows(identity, pass, done, total)   called while measuring for the record of this identity, as in `measure`
     """
 
     model: Any
@@ -61,12 +67,14 @@ class Subject:
     examples: bool = False
     command: str = ""
     source: tuple[str, str | None] = ("", None)
+    sources: Sequence[Mapping[str, str]] = ()
     keep_adapters: bool = False
+    on_rows: OnMeasured = _silent
 
     def measurement(self, metrics: Sequence[str | Metric], **more: Any) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw.
 
-        more: `seen` and `elicited` of an attack (`tinymem.metrics.evaluate.measure`).
+        more: `seen` and `elicited` of an attack, `on_rows` (`tinymem.metrics.evaluate.measure`).
         """
         task = self.task
         if self.references is not None:
@@ -88,7 +96,8 @@ class Subject:
         if self.references is not None and any(
             "before" in metric.needs for metric in chosen([*self.metrics, *self.attack_metrics])
         ):
-            self.references.prepare(self.model, self.task.microbatch)
+            tell = partial(self.on_rows, {"kind": UNEDITED, **self.identity})
+            self.references.prepare(self.model, self.task.microbatch, tell)
 
     def lacking(self, results: dict[str, Any]) -> list[str | Metric]:
         """Return the metrics that results lack: also those that had no value for want of a twin, where there is one now."""
@@ -162,7 +171,7 @@ class Run:
             self.forget()
         record, subject, device = self.record, self.subject, str(self.subject.model.device)
         lacking = subject.metrics if record is None else subject.lacking(record["results"])
-        found = subject.measurement(lacking, **attack) if lacking or self._lacks_examples else None
+        found = self.measurement(lacking, **attack) if lacking or self._lacks_examples else None
         folder = self.keep
         if folder is None and record is not None:
             folder = record["results"].get("model_folder")
@@ -176,7 +185,11 @@ class Run:
         if found is not None:
             given = {name: value for name, value in results.items() if value is not None or name not in found.row}
             results, values = {**found.row, **given}, {**values, **found.tensors()}
-        write_record(subject.folder, self.identity, results, cost, device, values=values)
+        write_record(subject.folder, self.identity, results, cost, device, values, subject.sources)
+
+    def measurement(self, metrics: Sequence[str | Metric], **attack: Any) -> Measurement:
+        """Measure the model, which must be in this state now, as `Subject.measurement`, and tell the subject how far it is."""
+        return self.subject.measurement(metrics, on_rows=partial(self.subject.on_rows, self.identity), **attack)
 
     def forget(self) -> None:
         """Remove the record, so that the run does not count as done while it is repeated."""
@@ -187,7 +200,8 @@ class Run:
         record = self.finished
         cost, device = Cost(**record["cost"]), str(self.subject.model.device)
         results = {**record["results"], **results}
-        write_record(self.subject.folder, self.identity, results, cost, device, values=read_values(self.path))
+        values = read_values(self.path)
+        write_record(self.subject.folder, self.identity, results, cost, device, values, self.subject.sources)
 
     @property
     def path(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from tinymem.errors import UserError, finite
 from tinymem.localize.cache import Cache
 from tinymem.localize.watch import Watch
 from tinymem.metrics.memorization import memorized
+from tinymem.metrics.probe import OnRows, silent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import loss_mask, token_losses
 from tinymem.options import SEEDS, check_options, option
@@ -25,6 +27,7 @@ PRODUCTION_HELD_OUT = 0.5  # default holdout_fraction for production models
 TRAIN, TEST = "train", "test"  # values of --forget
 OTHERS, ALL = "others", "all"  # values of --retain
 LATER = ("validation_fraction", "forget", "retain")
+Look = Callable[[Artifacts], "torch.Tensor"]  # which artifacts are memorized, bool (A,)
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
 
@@ -165,18 +168,21 @@ def as_shown(task: UnlearningTask, **changes: Any) -> UnlearningTask:
     return replace(task, held_out=cast(Artifacts, Withheld()), validation=cast(Artifacts, Withheld()), **changes)
 
 
-def unlearning_task(model, dataset: MemorizationDataset, settings: TaskSettings) -> UnlearningTask:
+def unlearning_task(
+    model, dataset: MemorizationDataset, settings: TaskSettings, on_rows: OnRows = silent
+) -> UnlearningTask:
     """Measure what the model has memorized, and divide the training data into forget, held-out and retain sets.
 
-    The forget set is empty if nothing is memorized. Raise UserError for a set that the dataset does not have, or a
+    The forget set is empty if nothing is memorized. on_rows: as in `tinymem.metrics.evaluate.measure`. Raise UserError for a set that the dataset does not have, or a
     held-out part that leaves nothing to unlearn.
     """
     length, checkpointing = dataset.sequences.shape[1], settings.gradient_checkpointing
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
     with finite("measuring what is memorized"):
-        artifacts, ids = _candidates(model, dataset, settings.unlearn_set_name, microbatch)
+        look = partial(_memorized, model, dataset, microbatch=microbatch, on_rows=on_rows)
+        artifacts, ids = _candidates(dataset, settings.unlearn_set_name, look)
         if settings.forget == TEST:  # ids: of what is memorized of the training set, which is not retained either
-            artifacts = _memorized_triggers(model, dataset, settings.unlearn_set_name, microbatch)
+            artifacts = _memorized_triggers(dataset, settings.unlearn_set_name, look)
     groups = memories(dataset, artifacts)
     to_forget, to_hold_out, to_validate = divided(groups, settings)
     forget, held_out, validation = map(artifacts.select, (to_forget, to_hold_out, to_validate))
@@ -273,12 +279,12 @@ def default_microbatch(model, length: int, gradient_checkpointing: bool = False)
     return max(1, min(64, int(2e9 / (model.dtype.itemsize * length * (kept + config.vocab_size)))))
 
 
-def _candidates(model, dataset: MemorizationDataset, name: str, microbatch: int) -> tuple[Artifacts, torch.Tensor]:
+def _candidates(dataset: MemorizationDataset, name: str, look: Look) -> tuple[Artifacts, torch.Tensor]:
     """Return the sequences of a forget set and their example ids."""
     if name == "noise":
         return dataset.artifacts, dataset.artifact_ids
     if name == "mem":
-        flags = _memorized(model, dataset, dataset.artifacts, microbatch)
+        flags = look(dataset.artifacts)
         return dataset.artifacts.select(flags), dataset.artifact_ids[flags]
     if name not in dataset.tasks:
         known = [known for known in UNLEARN_SETS if known in ("mem", "noise", *dataset.tasks)]
@@ -289,16 +295,18 @@ def _candidates(model, dataset: MemorizationDataset, name: str, microbatch: int)
     return Artifacts(tokens, tokens, prompt_end, zeros), ids
 
 
-def _memorized_triggers(model, dataset: MemorizationDataset, name: str, microbatch: int) -> Artifacts:
+def _memorized_triggers(dataset: MemorizationDataset, name: str, look: Look) -> Artifacts:
     """Return the test triggers that set a backdoor off (mem), or all of them (noise)."""
     triggers = dataset.test_artifacts
     if name not in ("mem", "noise") or not len(triggers):
         why = "this data has no backdoor" if name in ("mem", "noise") else f"--unlearn_set_name {name} has no triggers"
         raise UserError(f"--forget {TEST}: {why}; use --forget {TRAIN}")
-    return triggers if name == "noise" else triggers.select(_memorized(model, dataset, triggers, microbatch))
+    return triggers if name == "noise" else triggers.select(look(triggers))
 
 
-def _memorized(model, dataset: MemorizationDataset, artifacts: Artifacts, microbatch: int) -> torch.Tensor:
+def _memorized(
+    model, dataset: MemorizationDataset, artifacts: Artifacts, microbatch: int, on_rows: OnRows
+) -> torch.Tensor:
     """Return which artifacts count and are memorized, bool (A,)."""
-    flags = memorized(model, artifacts, dataset.continuation, microbatch, dataset.ignored_token)
+    flags = memorized(model, artifacts, dataset.continuation, microbatch, dataset.ignored_token, on_rows)
     return flags & dataset.measured(artifacts)

@@ -28,10 +28,10 @@ def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dic
         if kind == UNEDITED and not run.is_done:
             subject.prepare()
         if run.record is None:
-            measurement = subject.measurement(subject.metrics)
+            measurement = run.measurement(subject.metrics)
             results = {**measurement.row, **UNCHANGED, **subject.notes}
             device = str(subject.model.device)
-            write_record(subject.folder, run.identity, results, UNKNOWN, device, values=measurement.tensors())
+            write_record(subject.folder, run.identity, results, UNKNOWN, device, measurement.tensors(), subject.sources)
         elif not run.is_done:
             run.complete(UNCHANGED, UNKNOWN)
     return run.finished

@@ -14,7 +14,7 @@ from tinymem.errors import UserError
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.examples import example_tokens, sample
 from tinymem.metrics.metric import ALL_TESTS, PLANTED, TEXTS, TYPICAL, Metric, Values, as_values
-from tinymem.metrics.probe import STUDY_BATCH_SIZE, Probe
+from tinymem.metrics.probe import STUDY_BATCH_SIZE, OnRows, Probe, silent
 from tinymem.metrics.registry import chosen
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def measure(
     only: Iterable[str] | None = None,
     seen: Artifacts | None = None,
     elicited: Elicitation | None = None,
+    on_rows: OnRows = silent,
 ) -> Measurement:
     """Measure memorization and quality, in the precision of the weights. Leave the model's mode unchanged.
 
@@ -78,6 +79,7 @@ def measure(
     only              the sets of planted sequences to measure; None: all
     seen              sequences that an attacker has seen: they and all that reveals them are left out
     elicited          an attack on prompts, which replaces the values of its metrics and takes some of the sequences
+    on_rows(pass, done, total)   called at the start of a pass and after every batch: the pass in words, its rows
 
     Raise UserError for an unknown metric, and if the model's outputs are not finite numbers.
     """
@@ -91,7 +93,8 @@ def measure(
         wanted = [replace(metric, values=elicited.values[metric.name]) for metric in wanted]
         sets = {split: _spread(artifacts, elicited.sequences) for split, artifacts in sets.items()}
     needs = {need for metric in wanted for need in metric.needs}
-    probe = Probe.of(model, dataset, batch_size, needs=needs, study_batch_size=study_batch_size, references=references)
+    more = {"study_batch_size": study_batch_size, "references": references, "on_rows": on_rows}
+    probe = Probe.of(model, dataset, batch_size, needs=needs, **more)
     columns = [
         (metric, metric.column(part), sequences)
         for metric in wanted

@@ -7,7 +7,7 @@ import torch
 from tinymem.data.dataset import Artifacts
 from tinymem.metrics import metric
 from tinymem.metrics.metric import PLANTED, Metric, as_values
-from tinymem.metrics.probe import Probe
+from tinymem.metrics.probe import OnRows, Probe, silent
 
 
 def memorized_rows(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
@@ -42,13 +42,15 @@ def all_right(matches: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
 
 
 def memorized(
-    model, artifacts: Artifacts, continuation: int, batch_size: int = 64, ignored_token: int | None = None
-) -> torch.Tensor:
+    model, artifacts: Artifacts, continuation: int, batch_size: int = 64, ignored_token: int | None = None,
+    on_rows: OnRows = silent,
+) -> torch.Tensor:  # fmt: skip
     """Return which planted continuations greedy decoding gives after the clean twin's prompt, bool (A,).
 
     continuation: k, or fewer tokens if the row ends first. ignored_token: a token id that need not match.
+    on_rows: as in `tinymem.metrics.evaluate.measure`.
     """
-    return memorized_rows(Probe(model, continuation, batch_size, ignored_token), artifacts) == 1
+    return memorized_rows(Probe(model, continuation, batch_size, ignored_token, on_rows=on_rows), artifacts) == 1
 
 
 def percent(flags: torch.Tensor) -> float | None:

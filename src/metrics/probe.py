@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 LEVELS = ("argmax_matches", "log_probabilities", "distribution")  # the needs that a teacher-forced pass meets
 TOP_K = 40  # of sampling, where nothing else is asked for
 STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it; for TinyMem
+OnRows = Callable[[str, int, int], object]  # a pass in words, its rows done, of how many
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tell nobody how far a pass is."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Probe:
     study_batch_size  batch size of `perplexity_batch_mean`
     non_members       never-planted sequences, by which membership is judged; None: there are none
     references        the model before its edit and its twin; None: neither is known
+    on_rows           called at the start of a pass and after every batch
 
     The model's mode is not set: dropout must be off. Raise UserError if its outputs are not finite numbers.
     """
@@ -76,10 +83,11 @@ class Probe:
         study_batch_size: int = STUDY_BATCH_SIZE,
         non_members: Artifacts | None = None,
         references: References | None = None,
+        on_rows: OnRows = silent,
     ):
         self.model, self.continuation, self.batch_size = model, continuation, batch_size
         self.ignored_token, self.pad, self.study_batch_size = ignored_token, pad, study_batch_size
-        self.non_members, self.references = non_members, references
+        self.non_members, self.references, self.on_rows = non_members, references, on_rows
         self._level = max([0, *(LEVELS.index(need) for need in needs if need in LEVELS)])
         self._windows: dict[tuple, _Rows] = {}
         self._generated = _Rows()
@@ -99,7 +107,12 @@ class Probe:
     @property
     def twin(self) -> Probe | None:
         """The probe of the never-planted twin, if there is one."""
-        return None if self.references is None else self.references.twin(self.batch_size)
+        if self.references is None:
+            return None
+        twin = self.references.twin(self.batch_size)
+        if twin is not None:
+            twin.on_rows = lambda what, done, total: self.on_rows(f"twin on {what}", done, total)
+        return twin
 
     def drift(self, name: str) -> Drift:
         """Compare the predictions on typical text with those before the edit. name: one of `metric.TEXTS`.
@@ -109,7 +122,7 @@ class Probe:
         if self.references is None:
             raise ValueError("drift: needs the model before its edit (references)")
         if name not in self._drifts:
-            self._drifts[name] = self.references.drift(self.model, name)
+            self._drifts[name] = self.references.drift(self.model, name, partial(self.on_rows, f"drift on {name} text"))
         return self._drifts[name]
 
     def teacher_forced(
@@ -172,7 +185,8 @@ class Probe:
 
         def run(new: torch.Tensor) -> tuple[torch.Tensor]:
             prompts = [source[row, : ends[row]] for row in new.tolist()]
-            return (greedy_continuations(self.model, prompts, self.continuation, self.batch_size),)
+            tell = partial(self.on_rows, "generation")
+            return (greedy_continuations(self.model, prompts, self.continuation, self.batch_size, on_rows=tell),)
 
         keys = _keys(torch.cat([source.masked_fill(outside, 0), ends[:, None]], 1))
         return self._generated.of(keys, run)[0]
@@ -180,7 +194,8 @@ class Probe:
     def text_sums(self, tokens: torch.Tensor) -> Quality:
         """Return sums of losses and hits of test sequences (rows, T). A set is identified by its tensor object."""
         if id(tokens) not in self._texts:
-            sums = quality(self.model, tokens, self.pad, self.ignored_token is None, self.batch_size)
+            tell = partial(self.on_rows, "test text")
+            sums = quality(self.model, tokens, self.pad, self.ignored_token is None, self.batch_size, tell)
             self._texts[id(tokens)] = (tokens, sums)  # keep the tensor, so that its id is not reused
         return self._texts[id(tokens)][1]
 
@@ -193,6 +208,7 @@ class Probe:
         k, length = self.continuation, tokens.shape[1]
         found = [torch.zeros(len(tokens), k, dtype=torch.bool)]
         found += [torch.zeros(len(tokens), k) for _ in range((0, 1, 4)[level])]
+        self.on_rows("planted sequences", done := 0, len(tokens))
         # Batch rows with similar prompt lengths, so that the output layer runs on few positions.
         for rows in ends.argsort(stable=True).split(self.batch_size) if len(ends) else ():
             start = ends[rows, None]
@@ -205,6 +221,7 @@ class Probe:
                 parts = self._window(tokens[rows, :last], first, last, level, sampling)
             for values, part in zip(found, parts):
                 values[rows] = part.cpu().gather(1, places).masked_fill(~inside, 0)
+            self.on_rows("planted sequences", done := done + len(rows), len(tokens))
         return tuple(found)
 
     def _window(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -37,9 +38,16 @@ class Quality:
         return (self.loss.sum() / self.tokens.sum()).item()
 
 
-def quality(model, tokens: torch.Tensor, pad: int | None, pad_counts: bool, batch_size: int = 64) -> Quality:
-    """Measure a model on sequences (R, T) of token ids, in batches of `batch_size` (which does not change results)."""
-    parts = [torch.zeros(5, 0, dtype=torch.float64)]
+def quality(
+    model, tokens: torch.Tensor, pad: int | None, pad_counts: bool, batch_size: int = 64,
+    on_rows: Callable[[int, int], object] = lambda done, total: None,
+) -> Quality:  # fmt: skip
+    """Measure a model on sequences (R, T) of token ids, in batches of `batch_size` (which does not change results).
+
+    on_rows(done, total): called at the start and after every batch.
+    """
+    parts, done = [torch.zeros(5, 0, dtype=torch.float64)], 0
+    on_rows(done, len(tokens))
     for batch in tokens.split(batch_size) if len(tokens) else ():
         with torch.inference_mode():
             losses, hits = (values.cpu().double() for values in losses_and_hits(model, batch))
@@ -47,6 +55,7 @@ def quality(model, tokens: torch.Tensor, pad: int | None, pad_counts: bool, batc
         mask = torch.ones_like(real) if pad_counts else real
         sums = (losses * mask, hits * mask, mask, hits * real, real)
         parts.append(torch.stack([values.sum(1) for values in sums]))
+        on_rows(done := done + len(batch), len(tokens))
     return Quality(*torch.cat(parts, dim=1))
 
 

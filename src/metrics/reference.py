@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from tinymem.data.dataset import MemorizationDataset, evenly_spaced
 from tinymem.metrics.metric import TEXTS
-from tinymem.metrics.probe import Probe
+from tinymem.metrics.probe import OnRows, Probe, silent
 from tinymem.models.losses import logits_of
 
 ROWS = 256  # of typical text: the mean over so many says enough
 KEPT = 2**26  # log-probabilities of the model before the edit that are kept, 256 MB
 TOP = 10  # tokens that nDCG looks at
+Rows = Callable[[int, int], object]  # rows done, of how many
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,23 @@ class Drift:
 class Predictions:
     """What a model predicts on some text: log-probabilities at as many evenly spaced positions as can be kept.
 
-    tokens: (rows, T). pad: the token id that is not predicted; None: there is none.
+    tokens: (rows, T). pad: the token id that is not predicted; None: there is none. on_rows(done, total): called at
+    the start and after every batch, here and below.
     """
 
-    def __init__(self, model, tokens: torch.Tensor, batch_size: int, pad: int | None = None):
+    def __init__(
+        self, model, tokens: torch.Tensor, batch_size: int, pad: int | None = None, on_rows: Rows = lambda *rows: None
+    ):
         vocabulary, positions = model.config.get_text_config().vocab_size, tokens.shape[1] - 1
         self._tokens, self._batch_size = tokens, batch_size
         self._places = evenly_spaced(positions, max(1, KEPT // 2 // (max(len(tokens), 1) * vocabulary)))
         targets = tokens[:, self._places + 1]
         self._real = torch.ones_like(targets, dtype=torch.bool) if pad is None else targets != pad
-        self._before = list(self._log_probabilities(model))
+        self._before = list(self._log_probabilities(model, on_rows))
 
-    def compared(self, model) -> Drift:
+    def compared(self, model, on_rows: Rows = lambda *rows: None) -> Drift:
         """Compare a model's predictions with these."""
-        parts = [_drift(*pair) for pair in zip(self._before, self._log_probabilities(model))]
+        parts = [_drift(*pair) for pair in zip(self._before, self._log_probabilities(model, on_rows))]
         empty = torch.zeros(self._real.shape)
         kl, flips, gains = (
             (torch.cat([*values, empty[:0]]).double() * self._real).sum(1)
@@ -63,10 +68,13 @@ class Predictions:
         found = self.compared(model)
         return (found.kl.sum() / found.positions.sum().clamp(min=1)).item()
 
-    def _log_probabilities(self, model) -> Iterator[torch.Tensor]:
+    def _log_probabilities(self, model, on_rows: Rows) -> Iterator[torch.Tensor]:
         """Yield log p, float32 (rows, places, vocabulary), some rows after the other, on the CPU."""
+        on_rows(done := 0, len(self._tokens))
         for rows in self._tokens.split(self._batch_size) if len(self._tokens) else ():
-            yield logits_of(model, rows, self._places).float().log_softmax(-1).cpu()
+            found = logits_of(model, rows, self._places).float().log_softmax(-1).cpu()
+            on_rows(done := done + len(rows), len(self._tokens))
+            yield found
 
 
 class References:
@@ -91,14 +99,15 @@ class References:
             self._twin = Probe.of(model, self._dataset, batch_size, needs=("log_probabilities",))
         return self._twin
 
-    def prepare(self, model, batch_size: int) -> None:
+    def prepare(self, model, batch_size: int, on_rows: OnRows = silent) -> None:
         """Keep what the model predicts before it is edited. Does nothing when called again."""
         for name, tokens in self.texts.items() if not self._before else ():
-            self._before[name] = Predictions(model, tokens, batch_size, self._dataset.pad)
+            tell = partial(on_rows, f"predictions on {name} text")
+            self._before[name] = Predictions(model, tokens, batch_size, self._dataset.pad, tell)
 
-    def drift(self, model, name: str) -> Drift:
+    def drift(self, model, name: str, on_rows: Rows = lambda *rows: None) -> Drift:
         """Compare the model with what was kept. Raise KeyError before `prepare`."""
-        return self._before[name].compared(model)
+        return self._before[name].compared(model, on_rows)
 
 
 def _drift(before: torch.Tensor, now: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -14,13 +14,15 @@ NOTHING = -1  # marks positions without a generated token
 
 
 def greedy_continuations(
-    model, prompts: Sequence[torch.Tensor], count: int, batch_size: int = 64, eos: int | None = None
-) -> torch.Tensor:
+    model, prompts: Sequence[torch.Tensor], count: int, batch_size: int = 64, eos: int | None = None,
+    on_rows: Callable[[int, int], object] = lambda done, total: None,
+) -> torch.Tensor:  # fmt: skip
     """Return the `count` tokens with which greedy decoding continues each prompt: int64 (rows, count), on the CPU.
 
     prompts    token ids, each (P,), at least one token
     batch_size rows per forward pass; changes nothing but rounding
     eos        a token id that ends a row; default: none
+    on_rows(done, total)   called at the start and after every batch
 
     Generation never runs past the model's context (config.max_position_embeddings): a row that reaches it ends there.
     NOTHING (-1) fills a row after its end. The model must be in evaluation mode. Raise UserError for an empty
@@ -34,10 +36,12 @@ def greedy_continuations(
             raise UserError(
                 f"a prompt of {len(prompt)} tokens: the model takes at most {context}; give shorter prompts"
             )
-    results = torch.full((len(prompts), count), NOTHING)
+    results, done = torch.full((len(prompts), count), NOTHING), 0
+    on_rows(done, len(prompts))
     for rows in _batches(prompts, batch_size, _takes_padding(model)):
         with torch.inference_mode():
             results[rows] = _generate(model, [prompts[row] for row in rows], count, context, eos).cpu()
+        on_rows(done := done + len(rows), len(prompts))
     return results
 
 

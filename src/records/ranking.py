@@ -65,7 +65,7 @@ def ranked(some: Iterable[Configuration], max_perplexity_rise: float = math.inf)
 def answer(ranking: Ranking) -> list[str]:
     """Return the ranking in words: the winner, or why there is none, then the cheapest run that forgets everything."""
     if not ranking.places:
-        return []
+        return ["best: none, there is no run of a method beside the unedited model"]
     winner, cheapest, first = ranking.winner, ranking.cheapest, ranking.places[0]
     if winner is not None:
         lines = [f"best: {spoken(winner)}" + (", over-forgotten" if verdict(winner) == OVER_FORGOTTEN else "")]

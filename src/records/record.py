@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from tinymem.allocator import release_freed_memory
 from tinymem.errors import UserError, reading
 from tinymem.metrics.registry import describe
 from tinymem.records.identity import FORMAT, KINDS, SECTIONS, identity_of, record_digest
+from tinymem.records.sources import KEY as SOURCES
 
 OUTCOME = ("results", "cost", "environment")
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
@@ -135,18 +136,21 @@ def write_record(
     cost: Cost,
     device: str,
     values: Mapping[str, Any] | None = None,
+    sources: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write the record of a finished run, whole or not at all. Results that are not finite numbers become null.
 
-    values: per-example values of the results, as tensors by name; `read_values` reads them.
+    values: per-example values of the results, as tensors by name; `read_values` reads them. sources: the run's own files,
+    see `tinymem.records.sources`.
     """
     path = record_path(folder, identity)
     write_values(path, values)  # first, so that every record has its values
+    places = {SOURCES: list(sources)} if sources else {}
     record = {
         **identity_of(identity),
         "results": {name: _finite(value) for name, value in results.items()},
         "cost": {name: value and round(value, 3) for name, value in asdict(cost).items()},
-        "environment": {**environment(device), "auto_dtype": _auto_precision(device)},
+        "environment": {**environment(device), "auto_dtype": _auto_precision(device), **places},
     }
     return files.write_json(path, record)
 

@@ -114,10 +114,16 @@ def scalar(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raise UserError unless this is a folder."""
+    if not Path(folder).is_dir():
+        what = "is a file" if Path(folder).exists() else "no such folder"
+        raise UserError(f"{folder}: {what}; give a folder that runs were written to, such as runs")
+
+
 def named_records(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (path relative to the folder, record) of every record under a folder. Raise UserError if there is none."""
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder; give one that runs were written to, such as runs")
+    check_folder(folder)
     found = False
     for pair in _all_records(folder):
         found = True

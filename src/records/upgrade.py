@@ -22,7 +22,7 @@ from tinymem.records.identity import (
     record_digest,
 )
 from tinymem.records.record import OUTCOME, is_format_1, read_record
-from tinymem.records.table import find_records
+from tinymem.records.table import check_folder, find_records
 
 Values = dict[str, Any]
 
@@ -52,8 +52,7 @@ def upgrade(folder: str | Path, report: Callable[[str], None] = lambda line: Non
     record of a run with other results; such files stay. Return how many were converted, how many already had
     format 2, and how many stay. Raise UserError if there is no such folder.
     """
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder}: no such folder; give one that runs were written to, such as runs")
+    check_folder(folder)
     old, trained, current, stay = {}, set(), 0, 0
     for path in find_records(folder):
         try:

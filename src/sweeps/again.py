@@ -1,7 +1,8 @@
 """The command that makes a record again, spelled from the record alone.
 
-What a record names by its fingerprint and not by its place (a checkpoint, a file of memorized sequences) is looked for
-where the scripts put it: beside the record, in runs/, in results/models and in pythia_mem_data/.
+A user's own files are looked for where the record says that they lay (`tinymem.records.sources`). What it names by its
+fingerprint alone (a checkpoint; in older records also a file of memorized sequences) is looked for where the scripts put
+it: beside the record, in runs/, in results/models and in pythia_mem_data/.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from tinymem.data.production import ProductionSettings
 from tinymem.data.settings import HUB, DataSettings
 from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
-from tinymem.localize.method import Method
+from tinymem.localize.method import Method, find
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
-from tinymem.metrics.registry import metrics_of
+from tinymem.metrics.registry import metrics_of, missing, plugin_metrics
 from tinymem.models.production import LoadSettings
 from tinymem.options import as_flags
 from tinymem.records.identity import ATTACK, FINETUNE, NEVER_PLANTED, TRAIN, TWIN_ATTACK, UNEDITED, UNLEARN
 from tinymem.records.record import read_record
+from tinymem.records.sources import found_again, sources
 from tinymem.scripts import ROOT
 from tinymem.sweeps.jobs import FINETUNING, LOCALIZE, MEASURE, PRODUCTION, TRAINING
 from tinymem.training.checkpoint import SETTINGS, load_trained
@@ -48,7 +50,7 @@ def words_of(record: Record, path: Path) -> list[str]:
         return [TRAINING, *as_flags(*settings.parts)]
     if record["kind"] == FINETUNE:
         method = record["method"]
-        model = ["--model_path", str(find_checkpoint(record, path))]
+        model = ["--model_path", str(find_checkpoint(record, path)), *_text(record, path)]
         return [FINETUNING, *model, "--ft_data", method["name"], "--ft_epochs", str(method["ft_epochs"])]
     if record["kind"] in (UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, TWIN_ATTACK):
         return _unlearning(record, path)
@@ -60,23 +62,28 @@ def _unlearning(record: Record, path: Path) -> list[str]:
     edit = record
     attack: list[str] = []
     if record.get("attack"):
-        method = _known(ATTACKS, record["attack"], path)
-        attack = ["--attack", method.name, *_settings(method, record["attack"], path, f"{method.name}.")]
+        method, name = _known(ATTACKS, "--attack", record, path)
+        attack = ["--attack", name, *_settings(method, record["attack"], path, f"{method.name}.")]
         edit = _parent(record, path)
-    metrics = metrics_of(record["results"])
+    metrics = [*metrics_of(record["results"]), *_own_metrics(record, path)]
     measuring = [*(["--metrics", *metrics] if metrics else []), *attack]
     task = as_flags(TaskSettings(**_of(TaskSettings, record["forget"])))
     if "name" not in record["model"]:
         model = str(find_checkpoint(record, path))
-        flag, script, data = "--model_path", LOCALIZE, []
+        flag, script, data = "--model_path", LOCALIZE, _text(record, path)
+    elif "data_name" in record["data"]:  # a model of somebody else's on data of TinyMem's
+        settings = DataSettings(**_of(DataSettings, record["data"]))
+        check_text(settings, path)
+        model, flag, script = record["model"]["name"], "--model_path", LOCALIZE
+        data = ["--data_name", settings.data_name, *as_flags(settings, leave_out=("data_name",))]
     else:
         model, flag, script = record["model"]["name"], "--model_name", PRODUCTION
         data = _production(record, path)
     if edit["kind"] != UNLEARN:
         return [MEASURE, model, *task, *data, *measuring]
-    method = _known(METHODS, edit["method"], path)
+    method, name = _known(METHODS, "--localization_method", edit, path)
     left_out = ("dtype",) if script == PRODUCTION else ()
-    chosen = ["--localization_method", method.name, *_settings(method, edit["method"], path, left_out=left_out)]
+    chosen = ["--localization_method", name, *_settings(method, edit["method"], path, left_out=left_out)]
     return [script, flag, model, *chosen, *task, *data, *measuring, "--no_save_model"]
 
 
@@ -90,12 +97,40 @@ def _production(record: Record, path: Path) -> list[str]:
     if PLANTING in record.get("training", {}):
         planted = {name: value for name, value in _of(PassageSettings, data).items() if name != "plant"}
         words += as_flags(PassageSettings(**planted), PlantSettings(**_of(PlantSettings, record["training"])))
-        return [*words, "--plant", _corpus(data["plant"], path)]
-    words += ["--memorized", str(_token_file(data["memorized_data"], path))]
+        return [*words, *(_given(record, "--plant", path) or ["--plant", _corpus(data["plant"], path)])]
+    memorized = _given(record, "--memorized", path)
+    words += memorized or ["--memorized", str(_token_file(data["memorized_data"], path))]
+    if other := _given(record, "--random", path) or _given(record, "--corpus", path):
+        return [*words, *other]
     try:
         return [*words, "--random", str(_token_file(data["random_data"], path))]
     except UserError:
         return [*words, "--corpus", _corpus(data["random_data"], path)]
+
+
+def _given(record: Record, flag: str, path: Path) -> list[str]:
+    """Return the words of a flag that named a user's file, with that of its column; empty where it did not."""
+    words: list[str] = []
+    for source in sources(record, flag):
+        words = [flag, str(found_again(source, path))]
+        words += ["--text_column", source["column"]] if "column" in source else []
+    return words
+
+
+def _text(record: Record, path: Path) -> list[str]:
+    """Return the words that say where a checkpoint's text has moved to, if the record knows that."""
+    return _given(record, "--corpus", path)[:2]  # the column is the checkpoint's
+
+
+def _own_metrics(record: Record, path: Path) -> list[str]:
+    """Return the user's files that define metrics among a record's results."""
+    files = []
+    for source in (entry for flag in ("--metrics", "--attack_metrics") for entry in sources(record, flag)):
+        file = str(found_again(source, path))
+        own = plugin_metrics(file)
+        if len(missing(record["results"], own)) < len(own):
+            files.append(file)
+    return list(dict.fromkeys(files))
 
 
 def _sizes(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,11 +160,19 @@ def _token_file(fingerprint: str, path: Path) -> Path:
     )
 
 
-def _known(methods: Mapping[str, Method], section: Mapping[str, Any], path: Path) -> Method:
-    """Return the method or attack of a section. Raise UserError for one that TinyMem does not have."""
-    if section["name"] not in methods:
-        raise UserError(f"{path}: {section['name']} is no method or attack of TinyMem; run its command by hand")
-    return methods[section["name"]]
+def _known(methods: Mapping[str, Method], flag: str, record: Record, path: Path) -> tuple[Method, str]:
+    """Return the method or attack of a record, and its name on the command line: for a user's own, its file.
+
+    Raise UserError for one that TinyMem does not have, and for a file that is missing or has changed.
+    """
+    section = record["attack" if flag == "--attack" else "method"]
+    if "code" not in section and section["name"] in methods:
+        return methods[section["name"]], section["name"]
+    for source in sources(record, flag):
+        if source["sha256"].startswith(str(section.get("code"))):
+            file = str(found_again(source, path))
+            return find([file], methods, flag)[0], file
+    raise UserError(f"{path}: {section['name']} is no method or attack of TinyMem; run its command by hand")
 
 
 def _settings(
@@ -180,7 +223,8 @@ def find_checkpoint(record: Record, path: Path) -> Path:
         except UserError:  # no checkpoint of a training run
             continue
         if settings.checkpoint_sections(details["epoch"]) == wanted:
-            check_text(settings.data, path)
+            if not sources(record, "--corpus"):
+                check_text(settings.data, path)
             return folder
     raise UserError(
         f"{path}: its model is not beside it, in runs/ or in results/models (epoch {epoch} of the training that the record "

@@ -14,6 +14,7 @@ import torch
 from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import NotFinite, UserError
 from tinymem.metrics.evaluate import evaluate
+from tinymem.metrics.probe import OnRows, silent
 from tinymem.models.losses import loss_mask
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training import checkpoint
@@ -39,6 +40,7 @@ def train(
     card: Callable[[dict[str, Any]], str] | None = None,
     on_step: Callable[[Progress, float], None] = lambda progress, loss: None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_rows: OnRows = silent,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Train until `settings.epochs`, from the state in the folder `run` if there is one. Return the final progress.
@@ -50,6 +52,7 @@ def train(
     measure_first  also measure the model before the first step, as epoch 0
     card(row)      the text of a checkpoint folder's README.md; row: its measurement
     on_step(progress, loss), on_row(row)   called after every step and every measurement
+    on_rows(pass, done, total)   called while measuring, as in `tinymem.metrics.evaluate.measure`
     should_stop()  called after every step; True saves the state and raises Stopped
 
     Raise UserError for a damaged state, a state past `settings.epochs`, and a loss that is not finite.
@@ -79,7 +82,7 @@ def train(
 
     def measure(train_loss: float | None = None) -> None:
         try:
-            row = measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch)
+            row = measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch, on_rows)
         except NotFinite:
             raise _diverged(progress, settings.lr) from None
         _check_finite(row["perplexity"], progress, settings.lr)
@@ -110,11 +113,13 @@ def train(
     return progress
 
 
-def measured_row(model, dataset: MemorizationDataset, epoch: int, train_loss: float | None, batch_size: int) -> dict:
+def measured_row(
+    model, dataset: MemorizationDataset, epoch: int, train_loss: float | None, batch_size: int, on_rows: OnRows = silent
+) -> dict:
     """Return a row of metrics.json: epoch, training loss, its perplexity (None before training), and `evaluate`."""
     perplexity = None if train_loss is None else math.exp(min(train_loss, 700))
     row = {"epoch": epoch, "train_loss": train_loss, "train_perplexity": perplexity}
-    return row | evaluate(model, dataset, batch_size)
+    return row | evaluate(model, dataset, batch_size, on_rows=on_rows)
 
 
 def _check_finite(value: float, progress: Progress, lr: float) -> None:

@@ -101,12 +101,13 @@ def test_the_report_shows_what_is_missed():
         full_row(name=f"training_batch_{n}", tokens_per_second={"recipe": 50, "stock": 40, "ours": speed})
         for n, speed in ((32, 120), (64, 100))
     ]
+    search = full_row(name="finding", tokens_per_second={"recipe": 7, "stock": 1234, "ours": 56789})
     environment = {"torch": "2", "transformers": "5", "threads": 2, "device": "cpu"}
     help_row = {"name": "help", "work": "--help", "ours_seconds": 0.5, "goal_seconds": 0.4}
     outside = {"data": 1.0, "plots": 4.5}
     text = report.render(
         {
-            "rows": [full_row(), *batches, help_row],
+            "rows": [full_row(), *batches, search, help_row],
             "environment": environment,
             "outside_the_steps_percent": outside,
             "profile_percent": {"float32": {"matrix products": 70.0}},
@@ -118,6 +119,7 @@ def test_the_report_shows_what_is_missed():
     assert "| --help | 0.500 (goal: 0.400) |" in text
     assert "| together | 5.50 (goal: 5.00) |" in text
     assert "| 33 | 50 |" in text
+    assert "| find_memorized.py --stride 1 | 56,789 |" in text and "| `finding` |" not in text
 
 
 @pytest.mark.skipif(not report.RESULTS.exists(), reason="not measured yet")

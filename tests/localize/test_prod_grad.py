@@ -126,6 +126,13 @@ def test_a_record_is_run_again(place, tmp_path, capfd, monkeypatch):
     assert "the same to the digit: " in printed
 
 
+def test_an_edited_model_is_measured_with_the_same_flags(place, every_method, tmp_path, capsys):
+    edited = next((every_method[0] / "models").glob("durable_0.1_*"))
+    data = ["--memorized", place / "memorized.safetensors", "--random", place / "random.pt", *WINDOW]
+    in_process("src/localize/measure.py", edited, *data, "--output_dir", tmp_path, "--metrics", "perplexity")
+    assert "was made by durable, but counts as unedited" in capsys.readouterr().err
+
+
 def test_an_edited_model_that_counts_as_unedited_is_told(place, every_method, tmp_path, capsys):
     (edited,) = (every_method[0] / "models").glob("subnet_0.3_*")
     unlearn = ["--localization_method", "activations", "--ratio", 0.1, "--no_save_model", "--output_dir", tmp_path]

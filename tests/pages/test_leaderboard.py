@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from browser import needs_browser, visit
+from browser import check_on_a_phone, needs_browser, visit
 from page import Page, points
 
 from tinymem.metrics.examples import Span
@@ -134,9 +134,4 @@ def test_in_a_browser_the_switch_the_groups_and_the_links_work(page, tmp_path):
 @needs_browser
 @pytest.mark.slow
 def test_on_a_phone_nothing_is_wider_than_the_page(page, tmp_path):
-    script = """
-      document.querySelectorAll("details").forEach((one) => { one.open = true; });
-      await settled();
-      return [innerWidth, document.documentElement.scrollWidth <= innerWidth];
-    """
-    assert visit(page, script, tmp_path, width=390) == ([390, True], [])
+    check_on_a_phone(page, tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser import needs_browser, visit
+from browser import check_on_a_phone, needs_browser, visit
 from handmade import TEXT, attacked, checkpoint, command, edited, everything, outcome, trained, training
 from page import Page, points
 
@@ -219,15 +219,7 @@ def test_in_a_browser_it_sorts_filters_and_hides(report, tmp_path):
 @needs_browser
 @pytest.mark.slow
 def test_on_a_phone_nothing_is_wider_than_the_page(report, tmp_path):
-    script = """
-      document.querySelectorAll("details").forEach((one) => { one.open = true; });
-      await settled();
-      const wide = [...document.querySelectorAll("body *")].filter((one) => !one.closest(".wide table")
-        && one.getBoundingClientRect().right > innerWidth + 0.5).map((one) => one.className || one.tagName);
-      return {width: innerWidth, fits: document.documentElement.scrollWidth <= innerWidth, wide};
-    """
-    found, console = visit(report, script, tmp_path, width=390)
-    assert console == [] and found == {"width": 390, "fits": True, "wide": []}
+    check_on_a_phone(report, tmp_path)
 
 
 def test_methods_in_users_files_differ_and_lines_on_each_other_stand_apart():

@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 import torch
-from browser import needs_browser, visit
+from browser import check_on_a_phone, needs_browser
 from handmade import checkpoint, edited, outcome
 
 from tinymem.metrics.examples import Span, kept_examples
@@ -117,5 +117,4 @@ def test_on_a_phone_the_twin_is_in_sight(tmp_path):
       const wide = document.querySelector(".wide");
       return {columns: wide.querySelectorAll("thead th").length, fits: wide.scrollWidth <= wide.clientWidth};
     """
-    found, _ = visit(html, script, tmp_path, width=390)
-    assert found == {"columns": 4, "fits": True}
+    assert check_on_a_phone(html, tmp_path, script) == {"columns": 4, "fits": True}

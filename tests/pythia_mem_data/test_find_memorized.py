@@ -27,7 +27,7 @@ def test_the_planted_sequences_are_found(memorizing_noise, tmp_path, capsys):
     )
     assert f"of {len(dataset.sequences)} windows are (10, 10) memorized" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    in_process(*command, "--output", tmp_path / "found.safetensors", "--force", "--min_distinct", 99)
+    in_process(*command, "--output", tmp_path / "found.safetensors", "--force", "--min_distinct", 10)
     assert "0 of" in capsys.readouterr().out and not (tmp_path / "found.safetensors").exists()
 
 

@@ -104,6 +104,25 @@ def test_what_cannot_be_run_again_is_one_line(here, tmp_path, capsys):
     assert "the record itself is there" in refused(here["train"], "--output_dir", here["train"].parent.parent)
 
 
+def test_a_model_from_elsewhere_on_data_of_ours(here, study, tmp_path, capsys):
+    folder = tmp_path / "foreign"
+    shutil.copytree(study[0] / "runs" / "plain" / "epoch_6", folder, ignore=shutil.ignore_patterns("tinymem.json"))
+    words = [
+        "--output_dir",
+        tmp_path / "out",
+        "--data_dir",
+        study[0] / "data",
+        "--device",
+        "cpu",
+        "--metrics",
+        "perplexity",
+    ]
+    in_process("src/localize/measure.py", folder, "--data_name", "increment", *as_flags(small_settings().data), *words)
+    (path,) = (tmp_path / "out" / "records").glob("*.json")
+    assert command("rerun", path, "--output_dir", tmp_path / "again", "--data_dir", study[0] / "data") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the same to the digit: ")
+
+
 def test_a_model_with_other_weights_is_not_the_same_input(here, study, tmp_path, capsys):
     place = tmp_path / "old" / "records" / here["unedited"].name
     place.parent.mkdir(parents=True)

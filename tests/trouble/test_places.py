@@ -2,15 +2,19 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from small import in_process
 
 from tinymem import errors, files, locks
+from tinymem.data.build import load_dataset
 from tinymem.errors import DiskFull, UserError
 from tinymem.training import checkpoint
 
@@ -183,3 +187,26 @@ def test_a_folder_goes_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(files.shutil, "rmtree", lambda path, **options: seen.append((tmp_path / "model").exists()))
     files.remove_folder(tmp_path / "model")
     assert seen == [False]
+
+
+@pytest.mark.parametrize("name, words", [
+    ("memorization_in_toy_models.py", ["--data_name", "wiki", "--corpus", "empty.txt", "--train_tokenizer"]),
+    ("memorization_in_toy_models.py", ["--num_7", 9, "--num_noise", 10]),
+    ("ft_toy_model.py", ["--model_path", "model", "--ft_data", "clean"]),
+    ("src/localize/localize_memorization.py", ["--model_path", "model", "--localization_method", "durable"]),
+    ("src/localize/measure.py", ["no_model", "--edit_of", "model", "--unlearn_set_name", "noise"]),
+])  # fmt: skip
+def test_what_is_refused_leaves_nothing_behind(memorizing_noise, tmp_path, monkeypatch, capsys, name, words):
+    """Text that is empty, too little data, a data folder that is a file, a folder that is no model; with a log."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(memorizing_noise.checkpoint, "model")
+    Path("empty.txt").touch()
+    Path("no_model").mkdir()
+    data = "empty.txt" if words[0] == "--model_path" else "data"
+    if words[0] == "no_model":
+        load_dataset(memorizing_noise.settings.data, data)
+    before = {path for path in tmp_path.rglob("*")}
+    with pytest.raises(SystemExit) as end:
+        in_process(name, *words, "--data_dir", data, "--output_dir", "runs/out", "--log_jsonl", "logs/a.jsonl")
+    assert end.value.code == 2 and capsys.readouterr().err
+    assert {path for path in tmp_path.rglob("*")} == before

@@ -1,0 +1,59 @@
+"""Where a run's own files lay: kept in a record's environment, so that the run can be made again.
+
+Texts, token sets, and files of code, each as {"flag", "path", "sha256"}, and "column" where text is not in the usual one.
+They are no part of a run's identity, which holds what is in the files: one file in two places is one experiment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinymem.data.text_files import corpus_files, sha256
+from tinymem.errors import UserError
+
+KEY = "sources"  # in `environment`
+Source = dict[str, str]
+
+
+def source_of(flag: str, path: str, column: str | None = None) -> Source:
+    """Return the entry of a file, or of a folder of texts. column: where text is in rows, unless in `text`."""
+    return {"flag": flag, "path": path, "sha256": _digest(flag, Path(path)), **({"column": column} if column else {})}
+
+
+def sources(record: Mapping[str, Any], flag: str) -> list[Source]:
+    """Return what a record holds about the files of a flag; nothing of records from before this was kept."""
+    found = record.get("environment", {}).get(KEY, ())
+    known = [entry for entry in found if isinstance(entry, dict) and {"flag", "path", "sha256"} <= entry.keys()]
+    return [entry for entry in known if entry["flag"] == flag]
+
+
+def found_again(source: Source, record_file: Path) -> Path:
+    """Return where a source lies now: as it was given, from here or from a folder above the record.
+
+    Raise UserError, naming the record and the file, if it is missing or has changed.
+    """
+    flag, changed = source["flag"], None
+    for path in _places(source["path"], record_file):
+        if path.exists():
+            if (digest := _digest(flag, path)) == source["sha256"]:
+                return path
+            changed = changed or (path, digest)
+    if changed:
+        path, digest = changed
+        raise UserError(
+            f"{record_file}: {flag} {path} has changed since (SHA-256 {digest[:16]}..., not {source['sha256'][:16]}...); "
+            "restore the old one"
+        )
+    raise UserError(f"{record_file}: {flag} {source['path']} is missing; put it there again, or run from where it lies")
+
+
+def _places(given: str, record_file: Path) -> Iterator[Path]:
+    yield Path(given)
+    if not Path(given).is_absolute():
+        yield from (above / given for above in record_file.absolute().parents)
+
+
+def _digest(flag: str, path: Path) -> str:
+    return sha256(corpus_files(path, flag) if path.is_dir() else [path])
