@@ -18,7 +18,7 @@ from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.inputs import LIMIT, check_file, read_json, read_settings
 from tinymem.metrics.scan import _read_progress
-from tinymem.models.loading import read_config
+from tinymem.models.loading import empty_model, read_config
 from tinymem.options import LARGEST
 from tinymem.records.record import Cost, read_record, write_record
 from tinymem.training import checkpoint
@@ -253,11 +253,17 @@ CONFIG = dict(model_type="gpt2", n_embd=8, n_head=2, n_layer=1, n_positions=8, v
     "change",
     [dict(vocab_size="9"), dict(vocab_size=10**12), dict(n_layer=-1), dict(n_layer=10**9), dict(n_head=0), dict(n_embd=2.5), dict(dtype="int8"),
      dict(dtype="float99"), dict(torch_dtype=[1]), dict(attn_implementation="someone/kernel"), dict(_attn_implementation=7),
-     dict(model_type=[]), dict(model_type="no_such")],
+     dict(model_type=[]), dict(model_type="no_such"), dict(model_type="llama", text_config={"vocab_size": 9})],
 )  # fmt: skip
 def test_a_config_that_cannot_be(tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **change}))
     assert str(tmp_path) in refused(read_config, tmp_path)
+
+
+def test_a_config_whose_model_cannot_be(tmp_path):
+    values = dict(model_type="llama", hidden_size=8, num_attention_heads=2, vocab_size=9, pad_token_id=9)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert "Padding_idx" in refused(lambda: empty_model(tmp_path, read_config(tmp_path)))
 
 
 def test_a_config_that_can(tmp_path):
