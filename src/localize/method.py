@@ -231,14 +231,16 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
         settings |= {"code": code} if code else {}
 
         def score() -> Scores:
-            if not code:
-                return module.score(model, task, hp)
-            with guarded(name, model, task)():  # before anything is stored
-                found = module.score(model, task, hp)
+            found = module.score(model, task, hp)
+            if code:
                 check_scores_of(model, found)
             return found
 
-        scores = score() if task.cache is None else task.cache.tensors(name, settings, model, score)
+        def kept() -> Scores:
+            with guarded(name, model, task)() if code else nullcontext():  # before anything is stored
+                return score()
+
+        scores = score() if task.cache is None else task.cache.tensors(name, settings, model, kept)
         check_scores(scores.values() if isinstance(scores, dict) else scores, hp)
         for value in _strengths(hp):
             yield value, Zeros(drop(find_mlps(model), scores, value))

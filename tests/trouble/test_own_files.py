@@ -10,6 +10,8 @@ from tinymem.localize.cache import Cache
 from tinymem.localize.method import edits, method_of
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.registry import plugin_metrics
+from tinymem.planning.memory import shape_of
+from tinymem.planning.plan import FAILURES, Sizes, plan, watched
 from tinymem.plugins import load_plugin
 
 METHOD = """
@@ -243,3 +245,20 @@ def test_a_row_without_a_value_leaves_no_figure(plugin):
 def test_a_file_whose_metrics_are_no_list(tmp_path):
     (tmp_path / "x.py").write_text("METRICS = 5")
     assert "TypeError" in refused(lambda: plugin_metrics(str(tmp_path / "x.py")))
+
+
+SIZES = Sizes(2, 2, 8, 4, 2)
+
+
+@pytest.mark.parametrize("body", ["[][0]", "sys.exit(0)", "return None", "return [torch.ones(3)]"])
+def test_a_plan_of_a_method_that_fails_is_none(plugin, body):
+    method = method_of(plugin(METHOD.format(setting=RATIO, function=f"def score(model, task, hp):\n    {body}")))
+    with pytest.raises(FAILURES):
+        watched(method, new_model("gpt2"), SIZES, method.hyper_parameters())
+
+
+def test_a_plan_of_a_ranking(plugin):
+    body = f"return [torch.ones(mlp.inner_dim) {LAYERS}"
+    method = method_of(plugin(METHOD.format(setting=RATIO, function=f"def score(model, task, hp):\n    {body}")))
+    shape = shape_of(new_model("gpt2").config, torch.float32, "cpu")
+    assert plan(method, shape, SIZES, method.hyper_parameters()).weights == shape.weight_bytes
