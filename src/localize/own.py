@@ -29,10 +29,21 @@ def check_settings(settings: type) -> None:
     for field in dataclasses.fields(settings):
         if field.name in ("name", "code"):
             raise ValueError(f"{field.name} is the record's own; rename this setting")
+        for grid in (field.metadata.get("grid"), field.metadata.get("small")):
+            if grid is not None and grid != ():
+                _check_grid(given, field, grid)
     values = getattr(given, strength) if strength else (0,)
     numbers = isinstance(values, tuple) and all(isinstance(value, (int, float)) for value in values)
     if not values or not numbers:
         raise TypeError(f"{strength} is {values!r}; a strength must be a tuple of one number or more")
+
+
+def _check_grid(given: Any, field: dataclasses.Field, grid: Any) -> None:
+    """Raise an error unless a grid is a sequence of different values, each allowed."""
+    if not isinstance(grid, (tuple, list)) or len(set(grid)) < len(grid):
+        raise ValueError(f"the grid of {field.name} is {grid!r}; it must be a tuple of different values")
+    for value in grid:
+        dataclasses.replace(given, **{field.name: (value,) if isinstance(getattr(given, field.name), tuple) else value})
 
 
 def watched_part(module: ModuleType, part: str, own: bool, kind: type) -> Callable | None:
