@@ -20,7 +20,7 @@ from tinymem.inputs import LIMIT, check_file, read_json, read_settings
 from tinymem.metrics.scan import _read_progress
 from tinymem.models.loading import empty_model, read_config
 from tinymem.options import LARGEST
-from tinymem.records.record import Cost, read_record, write_record
+from tinymem.records.record import Cost, read_record, read_values, write_record
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.settings import RunSettings
@@ -244,6 +244,34 @@ def test_a_records_metrics_are_numbers(tmp_path, value, right):
         assert "results.perplexity is no number" in refused(read_record, path)
     path.write_text(json.dumps({**record, "results": {}, "method": {"name": 7}}))
     assert "a method's name is no text" in refused(read_record, path)
+
+
+VALUES = {"mine": torch.ones(3), "examples.shown.prompt": torch.ones(2, 4, dtype=torch.int32)}
+VALUES |= {f"examples.shown.{part}": torch.ones(2, 5, dtype=torch.int32) for part in ("planted", "written")}
+WRONG_VALUES = {
+    "mine": [torch.tensor(1.0), torch.ones(3, 1), torch.ones(3, dtype=torch.complex64)],
+    "mine.weights": [torch.ones(2)],
+    "mine.groups": [torch.ones(4, dtype=torch.long)],
+    "examples.shown.written": [torch.ones(2, 4, dtype=torch.int32), torch.ones(1, 5, dtype=torch.int32), torch.ones(2, 5),
+                               torch.ones(10, dtype=torch.int32)],
+    "examples.x": [torch.ones(2, 5, dtype=torch.int32)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, wrong", [(name, wrong) for name, some in WRONG_VALUES.items() for wrong in some])
+def test_values_beside_a_record(tmp_path, name, wrong):
+    path = write_record(tmp_path, {"kind": "train"}, {}, Cost(), "cpu", VALUES)
+    assert read_values(path).keys() == VALUES.keys()
+    save_file({**VALUES, name: wrong}, path.with_suffix(".safetensors"))
+    assert "delete it and its record" in refused(read_values, path)
+
+
+def test_values_of_another_record(tmp_path):
+    one, other = (write_record(tmp_path, {"kind": kind}, {}, Cost(), "cpu", VALUES) for kind in ("train", "unlearn"))
+    other.with_suffix(".safetensors").replace(one.with_suffix(".safetensors"))
+    assert f"holds the values of another record, {other.stem}" in refused(read_values, one)
+    pipe(other.with_suffix(".safetensors"))
+    assert "is a pipe" in refused(read_values, other)
 
 
 CONFIG = dict(model_type="gpt2", n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=9)
