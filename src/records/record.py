@@ -6,6 +6,7 @@ in FOLDER/records/DIGEST.json. `tinymem.records.identity` defines the kinds, the
 
 from __future__ import annotations
 
+import math
 import platform
 import re
 import time
@@ -24,6 +25,9 @@ from tinymem.metrics.examples import PARTS as EXAMPLE_PARTS
 from tinymem.metrics.registry import describe
 from tinymem.records.identity import FORMAT, KINDS, SECTIONS, identity_of, record_digest
 
+ANY = (-math.inf, math.inf)
+BOUNDS = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # of metrics, by their unit
+ROUNDING = 1e-6
 OUTCOME = ("results", "cost", "environment")
 RECORD, DIGEST = "record", re.compile("[0-9a-f]{16}")  # of the record that values belong to
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
@@ -104,8 +108,12 @@ def _problem(record: Any) -> str | None:
             return f"{part} is no object"
     for part in ("results", "cost"):
         for name, value in record[part].items():
-            if (part == "cost" or describe(name)) and not _is_number(value):
+            column = describe(name) if part == "results" else None
+            if (part == "cost" or column) and not _is_number(value):
                 return f"{part}.{name} is no number"
+            low, high = (0.0, math.inf) if part == "cost" else BOUNDS.get(column.unit if column else "", ANY)
+            if value is not None and (part == "cost" or column) and not low - ROUNDING <= value <= high + ROUNDING:
+                return f"{part}.{name} {value:g} is not between {low:g} and {high:g}"
     names = [record[part]["name"] for part in ("method", "attack") if "name" in record.get(part, {})]
     return None if all(isinstance(name, str) for name in names) else "a method's name is no text"
 
@@ -203,7 +211,7 @@ def _misshapen(values: Mapping[str, Any]) -> str | None:
     if examples:
         split = next(iter(examples)).split(".")[1]
         parts = [examples.pop(f"examples.{split}.{part}", None) for part in EXAMPLE_PARTS]
-        if examples or any(part is None or len(part) != len(parts[-1]) for part in parts):
+        if examples or any(part is None for part in parts) or len(set(map(len, parts))) > 1:
             return "its examples are not complete"
         if parts[1].shape != parts[2].shape:
             return "its examples have other tokens planted than written"

@@ -270,8 +270,26 @@ def test_values_of_another_record(tmp_path):
     one, other = (write_record(tmp_path, {"kind": kind}, {}, Cost(), "cpu", VALUES) for kind in ("train", "unlearn"))
     other.with_suffix(".safetensors").replace(one.with_suffix(".safetensors"))
     assert f"holds the values of another record, {other.stem}" in refused(read_values, one)
+    save_file({name: value for name, value in VALUES.items() if "planted" not in name}, one.with_suffix(".safetensors"))
+    assert "its examples are not complete" in refused(read_values, one)
     pipe(other.with_suffix(".safetensors"))
     assert "is a pipe" in refused(read_values, other)
+
+
+@pytest.mark.parametrize("part, name, value, right", [
+    ("results", "percent_memorized_train", 100.0000000001, True), ("results", "percent_memorized_train", 250.0, False),
+    ("results", "percent_memorized_shown", -5, False), ("results", "mean_test_accuracy", 7, False),
+    ("results", "percent_of_mine", 250.0, True), ("cost", "seconds", -5, False), ("cost", "seconds", 5, True),
+])  # fmt: skip
+def test_a_records_metrics_are_in_range(tmp_path, part, name, value, right):
+    path = write_record(tmp_path, {"kind": "unlearn", "method": {"name": "m"}}, {"perplexity": 1.0}, Cost(), "cpu")
+    record = json.loads(path.read_text())
+    record[part][name] = value
+    path.write_text(json.dumps(record))
+    if right:
+        assert read_record(path)[part][name] == value
+    else:
+        assert f"{part}.{name} {value:g} is not between" in refused(read_record, path)
 
 
 CONFIG = dict(model_type="gpt2", n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=9)
