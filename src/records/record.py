@@ -23,7 +23,17 @@ from tinymem.errors import UserError, reading
 from tinymem.inputs import check_file
 from tinymem.metrics.examples import PARTS as EXAMPLE_PARTS
 from tinymem.metrics.registry import describe
-from tinymem.records.identity import FORMAT, KINDS, SECTIONS, identity_of, record_digest
+from tinymem.records.identity import (
+    ATTACK,
+    FORMAT,
+    KINDS,
+    MEASURED,
+    SECTIONS,
+    TWIN_ATTACK,
+    UNLEARN,
+    identity_of,
+    record_digest,
+)
 
 ANY = (-math.inf, math.inf)
 BOUNDS = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # of metrics, by their unit
@@ -114,6 +124,12 @@ def _problem(record: Any) -> str | None:
             low, high = (0.0, math.inf) if part == "cost" else BOUNDS.get(column.unit if column else "", ANY)
             if value is not None and (part == "cost" or column) and not low - ROUNDING <= value <= high + ROUNDING:
                 return f"{part}.{name} {value:g} is not between {low:g} and {high:g}"
+    needed = {UNLEARN: "method", MEASURED: "method", ATTACK: "attack", TWIN_ATTACK: "attack"}.get(record["kind"])
+    if needed and "name" not in record.get(needed, {}):
+        return f"no {needed}.name"
+    folder = record["results"].get("model_folder")
+    if folder is not None and (not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts):
+        return f"results.model_folder {folder!r} is no folder below the run's"
     names = [record[part]["name"] for part in ("method", "attack") if "name" in record.get(part, {})]
     return None if all(isinstance(name, str) for name in names) else "a method's name is no text"
 

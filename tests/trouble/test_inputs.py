@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from small import small_settings
 
 from tinymem import files
+from tinymem.attacks import recovery
 from tinymem.data.build import cache_path, load_dataset
 from tinymem.data.chunks import _mapped
 from tinymem.data.settings import DataSettings
@@ -21,6 +22,7 @@ from tinymem.metrics.scan import _read_progress
 from tinymem.models.loading import empty_model, read_config
 from tinymem.options import LARGEST
 from tinymem.records.record import Cost, read_record, read_values, write_record
+from tinymem.regularizers import l1, spectral_reg
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.settings import RunSettings
@@ -290,6 +292,31 @@ def test_a_records_metrics_are_in_range(tmp_path, part, name, value, right):
         assert read_record(path)[part][name] == value
     else:
         assert f"{part}.{name} {value:g} is not between" in refused(read_record, path)
+
+
+@pytest.mark.parametrize("folder", ["/etc", "../other", "models/../../x", ["models"], 5])
+def test_a_records_model_lies_below_its_run(tmp_path, folder):
+    path = write_record(tmp_path, {"kind": "train"}, {"model_folder": "models/x"}, Cost(), "cpu")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "results": {"model_folder": folder}}))
+    assert "model_folder" in refused(read_record, path)
+
+
+@pytest.mark.parametrize("kind, part", [("unlearn", "method"), ("measured", "method"), ("attack", "attack"),
+                                        ("attack_never_planted", "attack")])  # fmt: skip
+def test_a_record_names_what_was_done(tmp_path, kind, part):
+    path = write_record(tmp_path, {"kind": kind, part: {}}, {}, Cost(), "cpu")
+    assert f"no {part}.name" in refused(read_record, path)
+
+
+def test_the_strength_of_an_attack_is_a_number():
+    with pytest.raises(UserError, match="bits is 'x'"):
+        recovery._number({"name": "quantize", "bits": "x"}, "bits")
+
+
+@pytest.mark.parametrize("settings", [lambda: l1.Settings(l1_reg=1e300), lambda: spectral_reg.Settings(lam=1e300)])
+def test_no_number_is_beyond_float32(settings):
+    assert "must be <= 1e+38" in refused(settings)
 
 
 CONFIG = dict(model_type="gpt2", n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=9)
