@@ -21,7 +21,6 @@ from tinymem import files
 from tinymem.allocator import release_freed_memory
 from tinymem.errors import UserError, reading
 from tinymem.inputs import check_file
-from tinymem.metrics.examples import PARTS as EXAMPLE_PARTS
 from tinymem.metrics.registry import describe
 from tinymem.records.identity import (
     ATTACK,
@@ -216,6 +215,8 @@ def read_values(path: Path) -> dict[str, Any]:
 
 def _misshapen(values: Mapping[str, Any]) -> str | None:
     """Return which of a record's values cannot be (`metrics.evaluate.Measurement.tensors`), in words; None: none."""
+    from tinymem.metrics.examples import PARTS  # here, since it loads torch
+
     examples = {name: tensor for name, tensor in values.items() if name.startswith("examples.")}
     for name, tensor in values.items():
         column = name.removesuffix(".weights").removesuffix(".groups")
@@ -226,7 +227,7 @@ def _misshapen(values: Mapping[str, Any]) -> str | None:
             return f"{name} has another length than {column}"
     if examples:
         split = next(iter(examples)).split(".")[1]
-        parts = [examples.pop(f"examples.{split}.{part}", None) for part in EXAMPLE_PARTS]
+        parts = [examples.pop(f"examples.{split}.{part}", None) for part in PARTS]
         if examples or any(part is None for part in parts) or len(set(map(len, parts))) > 1:
             return "its examples are not complete"
         if parts[1].shape != parts[2].shape:
