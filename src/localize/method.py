@@ -30,8 +30,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from tinymem.errors import UserError
 from tinymem.localize.learning import check_scores
 from tinymem.localize.own import check_scores_of, check_settings, checked, guarded, watched_part
@@ -174,7 +172,7 @@ def method_of(module: ModuleType) -> Method:
         resolve=watched_part(module, "resolve", own, settings) or (lambda hp, parameters: hp),
         steps=watched_part(module, "steps", own, int) or partial(_steps, module, defined[0]),
         passes=watched_part(module, "passes", own, tuple),
-        seen=watched_part(module, "seen", own, torch.Tensor),
+        seen=watched_part(module, "seen", own),
         elicits=getattr(module, "ELICITS", (PERCENT_MEMORIZED.name,) if defined[0] == "elicit" else ()),
         code=code,
         module=module,

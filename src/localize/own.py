@@ -46,8 +46,11 @@ def _check_grid(given: Any, field: dataclasses.Field, grid: Any) -> None:
         dataclasses.replace(given, **{field.name: (value,) if isinstance(getattr(given, field.name), tuple) else value})
 
 
-def watched_part(module: ModuleType, part: str, own: bool, kind: type) -> Callable | None:
-    """Return a module's function of this name, if there is one. One of a user's file must return this kind."""
+def watched_part(module: ModuleType, part: str, own: bool, kind: type | None = None) -> Callable | None:
+    """Return a module's function of this name, if there is one. One of a user's file must return this kind.
+
+    kind: None for a tensor, since to name its type would load torch.
+    """
     function = getattr(module, part, None)
     if function is None or not own:
         return function
@@ -55,9 +58,9 @@ def watched_part(module: ModuleType, part: str, own: bool, kind: type) -> Callab
 
     def watched(*arguments: Any) -> Any:
         with own_code(what):
-            found = function(*arguments)
-            if not isinstance(found, kind):
-                raise TypeError(f"it gave a {type(found).__name__}, not a {kind.__name__}")
+            found, wanted = function(*arguments), kind or torch.Tensor
+            if not isinstance(found, wanted):
+                raise TypeError(f"it gave a {type(found).__name__}, not a {wanted.__name__}")
             return found
 
     return watched
