@@ -41,6 +41,7 @@ from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
 from tinymem.sweeps.timings import Timings
 
+MOST_TRIALS = 1000  # drawing more takes for ever
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
 
 
@@ -71,6 +72,10 @@ def parse() -> argparse.Namespace:
     add_sweep_options(parser, OUTPUT)
     parser.add_argument("--run_dir", default=RUNS, help=f"models and records of single runs (default: {RUNS})")
     arguments = parser.parse_args()
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        raise UserError("--seeds: one is given twice; each counts as a model of its own")
+    if arguments.trials > MOST_TRIALS:
+        raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
     if bool(arguments.submission) != bool(arguments.name):
         raise UserError("--submission, --name: give both or none")
     if arguments.submission and len(arguments.models) != 1:
@@ -90,9 +95,13 @@ def submitted(arguments: argparse.Namespace) -> list[Entrant]:
         if not Path(place).is_dir():
             raise UserError(f"--submission {text}: no such folder")
         folders[int(seed)] = str(Path(place).resolve())
+    if len(set(folders.values())) < len(arguments.submission):
+        raise UserError("--submission: one seed or one folder is named twice; each seed has a model of its own to edit")
     lacking = [seed for seed in arguments.seeds if seed not in folders]
     if lacking:
         raise UserError(f"--submission: no folder for seed {lacking[0]}; each seed has a model of its own to edit")
+    if arguments.name in {each.name for each in entrants([], arguments.small)}:
+        raise UserError(f"--name {arguments.name}: another entrant has this name; give it one of its own")
     return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
 
 

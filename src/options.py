@@ -18,6 +18,7 @@ from typing_extensions import dataclass_transform
 from tinymem.errors import UserError
 
 Class = TypeVar("Class")
+LARGEST_FLOAT = 1e38  # of other numbers: float32 holds no larger power of 10
 LARGEST = 2**31 - 1  # of whole numbers whose option has no own bound: torch and numpy also use int32
 FINITE = "a finite number"
 SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, so larger seeds coincide with smaller ones
@@ -81,13 +82,14 @@ def check_options(settings: Any) -> None:
         for element in value if isinstance(value, tuple) else (value,):
             if element is not None and not _allowed(element, field.metadata):
                 raise UserError(f"--{field.name} {_shown(element)}: must be {_required(element, field.metadata)}")
-            if _too_large(element, field.metadata):
-                raise UserError(f"--{field.name} {_shown(element)}: must be <= {LARGEST}")
+            largest = LARGEST_FLOAT if isinstance(element, float) else LARGEST
+            if _too_large(element, field.metadata, largest):
+                raise UserError(f"--{field.name} {_shown(element)}: must be <= {largest}")
 
 
-def _too_large(value: Any, rules: Mapping[str, Any]) -> bool:
+def _too_large(value: Any, rules: Mapping[str, Any], largest: float) -> bool:
     bounded = any(rules.get(name) is not None for name in ("high", "below", "choices"))
-    return isinstance(value, int) and not isinstance(value, bool) and not bounded and value > LARGEST
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not bounded and value > largest
 
 
 def _shown(value: Any) -> str:

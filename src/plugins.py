@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from tinymem.errors import UserError, first_line
+from tinymem.errors import UserError, first_line, full_disk, out_of_memory
 
 PACKAGE = "own"  # modules from files are called own.NAME
+_files: set[str | None] = set()  # of all plugins that were loaded
 
 
 def is_plugin(name: str) -> bool:
@@ -35,7 +39,7 @@ def load_plugin(place: str, flag: str) -> ModuleType:
             )
         return _imported(place, flag, lambda: importlib.import_module(place))
     if not path.is_file():
-        raise UserError(f"{flag} {place}: no such file")
+        raise UserError(f"{flag} {place}: {'not a regular file' if path.exists() else 'no such file'}")
     name = f"{PACKAGE}.{path.stem}"
     if not path.stem.isidentifier():
         raise UserError(f"{flag} {place}: the file's name must be a Python name, such as my_method.py")
@@ -51,6 +55,29 @@ def load_plugin(place: str, flag: str) -> ModuleType:
     return _imported(place, flag, run)
 
 
+@contextlib.contextmanager
+def own_code(what: str) -> Iterator[None]:
+    """Turn an exception of a user's code within the block into a UserError with its type, file and line.
+
+    Running out of memory or disk space, and UserErrors, are raised as they are. what: the method or metric, for the message.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # an exit would look like success
+        if isinstance(error, UserError) or (
+            isinstance(error, Exception) and (out_of_memory(error) or full_disk(error))
+        ):
+            raise
+        raise UserError(f"{what}: {_reason(error)}; correct the file") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return an exception's type and first line, and the line of a plugin that led to it, if there is one."""
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _files]
+    place = f" ({lines[-1].filename}, line {lines[-1].lineno})" if lines else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"
+
+
 def code_digest(module: ModuleType) -> str | None:
     """Return 16 hexadecimal digits of a plugin's file, which identify its version in records; None without a file."""
     path = getattr(module, "__file__", None)
@@ -59,12 +86,14 @@ def code_digest(module: ModuleType) -> str | None:
 
 def _imported(place: str, flag: str, run) -> ModuleType:
     try:
-        return run()
+        module = run()
+        _files.add(getattr(module, "__file__", None))
+        return module
     except ModuleNotFoundError as error:
         if not place.endswith(".py") and f"{place}.".startswith(f"{error.name}."):
             raise UserError(
                 f"{flag} {place}: no such name, and as a module it cannot be imported ({first_line(error)})"
             ) from None
         raise UserError(f"{flag} {place}: cannot be imported ({type(error).__name__}: {first_line(error)})") from error
-    except Exception as error:  # any exception of the user's code
+    except (Exception, SystemExit) as error:  # any exception of the user's code
         raise UserError(f"{flag} {place}: cannot be imported ({type(error).__name__}: {first_line(error)})") from error

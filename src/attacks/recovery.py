@@ -10,6 +10,7 @@ from typing import Any
 
 from tinymem.attacks import interpolate
 from tinymem.attacks.registry import ATTACKS
+from tinymem.errors import UserError
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, UNLEARN, record_digest
 
@@ -156,11 +157,21 @@ def _curves(records: Sequence[Record], split: str) -> tuple[Curve, ...]:
     places = {name: place for place, name in enumerate(ATTACKS)}
     curves = []
     for (name, strength, *others), some in groups.items():
-        points = sorted((float(r["attack"].get(strength) or 0), r["results"][_column(split)]) for r in some)
+        points = sorted((_number(r["attack"], strength), r["results"][_column(split)]) for r in some)
         if _falls(name):
             points.reverse()
         curves.append(Curve(name, dict(others), strength, tuple(points)))
     return tuple(sorted(curves, key=lambda curve: places.get(curve.attack, len(places))))
+
+
+def _number(attack: Mapping[str, Any], strength: str | None) -> float:
+    """Return the value of an attack's strength, 0 without one. Raise UserError if it is no number."""
+    value = attack.get(strength) if strength else None
+    if not isinstance(value, (int, float, type(None))):
+        raise UserError(
+            f"a record of the attack {attack['name']} is damaged ({strength} is {value!r}); delete it and run again"
+        )
+    return float(value or 0)
 
 
 def _falls(name: str) -> bool:

@@ -230,7 +230,10 @@ def add_flag(
         settings.update(type=parse, metavar=kind.__name__ if not rules.get("choices") else None)
     if rules.get("choices") is not None:
         settings["choices"] = rules["choices"]
-    group.add_argument(*names, **settings)
+    try:
+        group.add_argument(*names, **settings)
+    except argparse.ArgumentError:  # a setting of a user's file
+        raise UserError(f"{names[0]}: a setting of your file has the name of another flag; rename it") from None
 
 
 def _meaning(rules: Mapping[str, Any], default: Any) -> str:

@@ -125,8 +125,13 @@ def _case(name: str, values: Mapping[str, Any], small: bool, trials: int, place:
     values = dict(values)
     description = str(values.pop("description", DESCRIPTIONS.get(name, name)))
     values.setdefault("checkpoint_every", values.get("epochs", 50))  # only the last checkpoint is judged
-    settings = RunSettings.from_flat(values, place)
+    settings = RunSettings.from_flat(values, place, "correct it there")
     known = {**settings.flat(), **dict.fromkeys(vars(settings.data))}
+    decided = [key for key in ("seed", "twin") if key in values]
+    if decided:
+        raise UserError(
+            f"{place}: {name}.{decided[0]}: every model has a twin, and --seeds says how many; leave it out"
+        )
     unknown = [key for key in values if key not in known]
     if unknown:
         raise UserError(f"{place}: {name}.{unknown[0]}: no such setting of data, model or training")

@@ -240,11 +240,19 @@ def spread(values: Sequence[Any], count: int) -> tuple[Any, ...]:
 
 
 def refined(values: Sequence[float], count: int) -> tuple[float, ...]:
-    """Return `count` values: the given positive numbers, ascending, with geometric means in the widest gaps."""
+    """Return `count` values: the given positive numbers, ascending, with geometric means in the widest gaps.
+
+    Fewer where rounding leaves no further value: none is there twice. Whole numbers stay whole.
+    """
     found = sorted(values)
+    kind = int if all(isinstance(value, int) for value in values) else float
     while len(found) < count and found[0] > 0:
-        gap = max(range(len(found) - 1), key=lambda place: found[place + 1] / found[place])
-        found.insert(gap + 1, float(f"{math.sqrt(found[gap] * found[gap + 1]):.2g}"))
+        widest = sorted(range(len(found) - 1), key=lambda place: -found[place + 1] / found[place])
+        middles = ((gap + 1, kind(float(f"{math.sqrt(found[gap] * found[gap + 1]):.2g}"))) for gap in widest)
+        new = next((each for each in middles if each[1] not in found), None)
+        if new is None:
+            break
+        found.insert(*new)
     return tuple(found)
 
 

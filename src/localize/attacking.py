@@ -106,6 +106,8 @@ def _seen(method: Method, task: UnlearningTask, hp: Any):
     if method.seen is None:
         return None
     flags = method.seen(task, hp)
+    if flags.dtype != torch.bool or flags.shape != (len(task.forget),):
+        raise UserError(f"--attack {method.name}: `seen` must give one bool for each of {len(task.forget)} sequences")
     if flags.all() and not len(task.held_out):
         raise UserError(
             f"--attack {method.name}: sees all {len(flags)} sequences to forget, which leaves none to measure; give it a "

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any
 
 from tinymem.errors import UserError
 from tinymem.localize.learning import check_scores
+from tinymem.localize.own import check_scores_of, check_settings, checked, guarded, watched_part
 from tinymem.localize.ranking import Scores, drop_top
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.watch import Watch
@@ -39,10 +40,9 @@ from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Edit, Zeros
-from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.lora import low_rank
 from tinymem.options import strength_of
-from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin
+from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin, own_code
 from tinymem.records.record import Cost, measured
 from tinymem.training.objective import loss_flags, snapshots, train_objective
 from tinymem.training.processes import ALONE
@@ -54,6 +54,7 @@ Change = Edit | Elicitation  # what a strength leads to; an attack on prompts le
 Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
 REGISTERED = ("tinymem.localize.", "tinymem.attacks.")  # where registries take their modules from
 PARTS = ("score", "learn", "loss", "attack", "elicit", "run")
+ENDED = object()  # in the place of a strength where a method yields no more
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,9 @@ def method_of(module: ModuleType) -> Method:
         )
     own = not package.startswith("tinymem.")
     code = code_digest(module) if own else None
+    if own:
+        with own_code(f"{module.__file__}: HyperParameters"):
+            check_settings(settings)
     adaptors: dict[str, Callable[[ModuleType, str, str | None], Run]]
     adaptors = {"score": ranking, "learn": learned_mask, "loss": objective, "attack": direct, "elicit": direct}
     adaptors["run"] = lambda module, name, code: module.run
@@ -165,10 +169,10 @@ def method_of(module: ModuleType) -> Method:
         hyper_parameters=settings,
         run=adaptors[defined[0]](module, name, code),
         cumulative=getattr(module, "CUMULATIVE", defined[0] == "loss"),
-        resolve=getattr(module, "resolve", lambda hp, parameters: hp),
-        steps=getattr(module, "steps", partial(_steps, module, defined[0])),
-        passes=getattr(module, "passes", None),
-        seen=getattr(module, "seen", None),
+        resolve=watched_part(module, "resolve", own, settings) or (lambda hp, parameters: hp),
+        steps=watched_part(module, "steps", own, int) or partial(_steps, module, defined[0]),
+        passes=watched_part(module, "passes", own, tuple),
+        seen=watched_part(module, "seen", own),
         elicits=getattr(module, "ELICITS", (PERCENT_MEMORIZED.name,) if defined[0] == "elicit" else ()),
         code=code,
         module=module,
@@ -225,9 +229,16 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
         settings |= {"code": code} if code else {}
 
         def score() -> Scores:
-            return module.score(model, task, hp)
+            found = module.score(model, task, hp)
+            if code:
+                check_scores_of(model, found)
+            return found
 
-        scores = score() if task.cache is None else task.cache.tensors(name, settings, model, score)
+        def kept() -> Scores:
+            with guarded(name, model, task)() if code else nullcontext():  # before anything is stored
+                return score()
+
+        scores = score() if task.cache is None else task.cache.tensors(name, settings, model, kept)
         check_scores(scores.values() if isinstance(scores, dict) else scores, hp)
         for value in _strengths(hp):
             yield value, Zeros(drop(find_mlps(model), scores, value))
@@ -344,22 +355,23 @@ def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Generator[tup
     """Yield for every strength of a method (`Method.strengths`) the edit and the cost of finding it from scratch.
 
     Tensors prepared for all strengths (task.cache) count in full for each of them, even if read from disk. Raise
-    UserError for a method that yields other strengths, and for one of a user's that leaves the model changed.
+    UserError for a method that yields other strengths, and for one of a user's that fails, that yields no edit of this
+    model, or that changes model or data in place.
     """
-    steps, total = method.run(model, task, hp), Cost()
-    weights = weights_fingerprint(model) if method.code else None
+    guard = guarded(method.name, model, task) if method.code else nullcontext
+    with guard():
+        steps, total = iter(method.run(model, task, hp)), Cost()
     for strength in method.strengths(hp):
         task.watch.method, task.watch.strength = method.name, None if method.cumulative else strength
         before = task.cache.spent if task.cache else 0.0
-        with measured(model.device) as cost:
-            step = next(steps, None)
-        if step is None or step[0] != strength:
-            found = "no edit" if step is None else f"{step[0]} first"
-            raise UserError(f"{method.name}: the method yielded {found} for {strength}; correct its `run`")
-        if weights and weights_fingerprint(model) != weights:  # of a user's file; ours are tested
-            raise UserError(
-                f"{method.name}: the method changed the model in place; let it yield an edit of new tensors"
-            )
+        with measured(model.device) as cost, guard():
+            found, change = next(steps, (ENDED, None))
+        if found != strength:
+            what = "no edit" if found is ENDED else f"{found} first"
+            raise UserError(f"{method.name}: the method yielded {what} for {strength}; correct its `run`")
+        if method.code:
+            with own_code(method.name):
+                change = checked(method.name, method.elicits, model, change)
         cost.seconds = cost.spent - ((task.cache.spent if task.cache else 0.0) - before)
         total = total + cost if method.cumulative else cost
-        yield step[1], (task.cache.cost + total if task.cache else total)
+        yield change, (task.cache.cost + total if task.cache else total)

@@ -38,6 +38,8 @@ def any_exact(variants: Callable[[Probe, Artifacts], Iterable[Variant]], sequenc
     def recovered(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
         found = exact(probe, artifacts)
         for variant, loss_mask in variants(probe, artifacts) if len(artifacts) else ():
+            if len(variant) != len(artifacts) or loss_mask.shape != (len(artifacts), probe.continuation):
+                raise ValueError(f"a variant of {len(artifacts)} sequences has another number of rows or tokens")
             found = torch.fmax(found, exact(probe, variant, loss_mask=loss_mask))  # NaN where no token counts
         return found
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,7 +18,9 @@ from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.examples import example_tokens, sample
 from tinymem.metrics.metric import ALL_TESTS, PLANTED, TEXTS, TYPICAL, Metric, Values, as_values
 from tinymem.metrics.probe import STUDY_BATCH_SIZE, OnRows, Probe, silent
-from tinymem.metrics.registry import chosen
+from tinymem.metrics.registry import chosen, named
+from tinymem.models.fingerprint import left_alone
+from tinymem.plugins import own_code
 
 if TYPE_CHECKING:
     from tinymem.metrics.reference import References
@@ -103,11 +108,11 @@ def measure(
     was_training = model.training
     model.eval()
     try:
-        values = {column: _values(metric, probe, sequences) for metric, column, sequences in columns}
+        values = _all_values(probe, columns)
         texts = example_tokens(probe, sample(sets[examples]), examples) if examples else {}
     finally:
         model.train(was_training)
-    return Measurement({column: metric.summary(values[column]) for metric, column, _ in columns}, values, texts)
+    return Measurement({column: _summary(metric, values[column]) for metric, column, _ in columns}, values, texts)
 
 
 def evaluate(model, dataset: MemorizationDataset, *arguments, **more) -> Row:
@@ -144,6 +149,43 @@ def _parts(metric: Metric, sets: Mapping[str, Artifacts], dataset: MemorizationD
     return [(name, (tokens,)) for name, tokens in dataset.tests.items()]
 
 
+def _all_values(probe: Probe, columns: Sequence[tuple[Metric, str, Any]]) -> dict[str, Values]:
+    """Return the values of (metric, column, sequences). Raise UserError for a user's metric that does harm."""
+    own = [column for column in columns if not _known(column[0])]
+    values = {column: _values(metric, probe, rows) for metric, column, rows in columns if _known(metric)}
+    if not own:
+        return values
+    data = [tensor for _, _, rows in columns for tensor in _tensors(probe, rows)]
+    names = ", ".join(dict.fromkeys(metric.name for metric, _, _ in own))
+    with left_alone(f"metric {names}:", probe.model, *data):
+        return values | {column: _values(metric, probe, rows) for metric, column, rows in own}
+
+
+def _known(metric: Metric) -> bool:
+    """Return whether a metric is the library's own, not a user's."""
+    return named(metric.name) is not None
+
+
+def _tensors(probe: Probe, sequences) -> list[torch.Tensor]:
+    """Return the token ids that a metric gets to see."""
+    if isinstance(sequences, Artifacts):
+        return [sequences.planted, sequences.clean, sequences.prompt_end]
+    return [probe.references.texts[sequences]] if isinstance(sequences, str) and probe.references else [*sequences]
+
+
+def _summary(metric: Metric, values: Values) -> float | None:
+    """Return a metric's figure. Raise UserError for a user's metric that gives no number."""
+    if _known(metric):
+        return metric.summary(values)
+    with own_code(f"metric {metric.name}"):
+        found = metric.summary(values)
+        if found is None or not values.weights.any():
+            return None
+        if isinstance(found, bool) or not isinstance(found, (Real, torch.Tensor)) or math.isnan(number := float(found)):
+            raise ValueError(f"its summary gave {found!r}, not a number or None")
+        return number
+
+
 def _values(metric: Metric, probe: Probe, sequences) -> Values:
     """Return the values of a metric. Raise UserError if they are not one per example."""
     if metric.on == TYPICAL:
@@ -152,10 +194,28 @@ def _values(metric: Metric, probe: Probe, sequences) -> Values:
         rows = len(probe.references.texts[sequences])
     else:
         rows = len(sequences) if metric.on == PLANTED else sum(map(len, sequences))
-    values = as_values(metric.values(probe, sequences))
+    with nullcontext() if _known(metric) else own_code(f"metric {metric.name}"):
+        values = as_values(metric.values(probe, sequences))
     if values.sums.shape != (rows,) or values.weights.shape != (rows,):
         raise UserError(f"metric {metric.name}: gave values of shape {tuple(values.sums.shape)} for {rows} sequences")
+    if not _known(metric):
+        _check(metric, values)
     return values
+
+
+def _check(metric: Metric, values: Values) -> None:
+    """Raise UserError for values, as numerators and weights, that no mean can be formed of."""
+    groups = values.groups
+    for good, what in (
+        (
+            bool((values.weights >= 0).all() and values.weights.isfinite().all()),
+            "weights that are negative or not finite",
+        ),
+        (not values.sums[values.weights > 0].isnan().any(), "sums that are NaN where the weight is not 0"),
+        (groups is None or groups.shape == values.sums.shape, "groups that are not one per sequence"),
+    ):
+        if not good:
+            raise UserError(f"metric {metric.name}: gave {what}; a row without a value has weight 0")
 
 
 def _packed(values: torch.Tensor) -> torch.Tensor:

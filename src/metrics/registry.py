@@ -22,7 +22,7 @@ from tinymem.metrics import (
     verbatim,
 )
 from tinymem.metrics.metric import EACH_TEST, PLANTED, SPLITS, TEXTS, TYPICAL, Metric, split_kind
-from tinymem.plugins import load_plugin
+from tinymem.plugins import load_plugin, own_code
 
 PUBLISHED = (memorization.__name__, quality.__name__)  # the study's metrics: what a training measures
 METRICS = {
@@ -160,7 +160,8 @@ def check_spelling(name: str) -> None:
 def plugin_metrics(place: str) -> list[Metric]:
     """Return the metrics that a user's file or module defines as METRIC or METRICS. Raise UserError for none."""
     module = load_plugin(place, "--metrics")
-    found = [*getattr(module, "METRICS", ()), *([module.METRIC] if hasattr(module, "METRIC") else [])]
+    with own_code(f"--metrics {place}"):
+        found = [*getattr(module, "METRICS", ()), *([module.METRIC] if hasattr(module, "METRIC") else [])]
     if not found or not all(isinstance(metric, Metric) for metric in found):
         raise UserError(f"--metrics {place}: defines no METRIC or METRICS of the type tinymem.metrics.metric.Metric")
     return found

@@ -133,8 +133,10 @@ class Zeros:
         """Yield every weight with its mask, shaped as stored and on its device. Raise KeyError for an unknown name."""
         for weight in [weight_of(model, name) for name in self.masks]:  # all names before the first change
             mask = self.masks[weight.name]
-            if mask.shape != weight.view().shape:
-                raise ValueError(f"{weight.name}: a mask of {tuple(mask.shape)} for {tuple(weight.view().shape)}")
+            if mask.shape != weight.view().shape or mask.dtype != torch.bool:
+                raise ValueError(
+                    f"{weight.name}: a {mask.dtype} mask of {tuple(mask.shape)} for {tuple(weight.view().shape)}"
+                )
             yield weight, weight.view(mask.to(weight.parameter.device))
 
 
@@ -162,6 +164,8 @@ class Weights:
         for name in self.values:
             old = weight_of(model, name).parameter.detach()
             new = self.values[name].to(old)
+            if new.shape != old.shape:
+                raise ValueError(f"{name}: a value of {tuple(new.shape)} for {tuple(old.shape)}")
             extent.add(new.float() - old.float(), int(((new == 0) & (old != 0)).sum()))
         return extent
 

@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 def read_config(folder: Path):
     """Return the config of a model folder. Raise UserError if it is missing, damaged, or quantised."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file() and (folder / ADAPTER).is_file():
@@ -51,7 +50,10 @@ def read_config(folder: Path):
     _check_values(folder / "config.json")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        int(config.get_text_config().vocab_size)  # a nested config may be anything
+    except Exception as error:  # a config's class may raise any type
+        if out_of_memory(error):
+            raise
         raise _cannot_open(folder, error) from None
     if getattr(config, "quantization_config", None):
         raise UserError(f"{folder}: its weights are quantised and cannot be edited; give the model in full precision")
@@ -105,7 +107,7 @@ def empty_model(folder: str | Path, config, **settings: Any):
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError, ImportError) as error:
+    except Exception as error:  # so may a model's: an assertion for a pad outside the vocabulary
         if out_of_memory(error):
             raise
         raise _cannot_open(folder, error) from None
@@ -163,7 +165,6 @@ def _without_variant(name: str) -> str:
 
 def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **settings: Any) -> tuple[Any, list[str]]:
     """Return the model, and the names of weights that are missing, unexpected or of another shape."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -180,9 +181,7 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
         )
     except UnpicklingError:
         raise UserError(f"{folder}: its weights are a pickle of more than tensors, which could run code") from None
-    except (
-        OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, ImportError, RuntimeError, SafetensorError
-    ) as error:  # fmt: skip
+    except Exception as error:
         if out_of_memory(error):  # not the folder's fault
             raise
         raise _cannot_open(folder, error) from None

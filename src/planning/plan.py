@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from tinymem.data.dataset import Artifacts
-from tinymem.errors import OutOfMemory
+from tinymem.errors import OutOfMemory, UserError, first_line
 from tinymem.localize.method import Method
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_blocks
@@ -198,6 +198,10 @@ def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = N
             pass
     except _Enough:
         pass
+    except (Exception, SystemExit) as error:
+        if not method.code or isinstance(error, (UserError, *FAILURES)):
+            raise
+        raise RuntimeError(f"{method.name}: {type(error).__name__}: {first_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -278,7 +278,7 @@ def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> lis
     seeds: whether titles name the seed too.
     """
     hidden = {*HEADLINE, *PRINTS, *(() if seeds else SEEDS)}
-    alike = grouped(checkpoints, lambda settings: tuple(settings.get(name) for name in HEADLINE))
+    alike = grouped(checkpoints, lambda settings: tuple(scalar(settings.get(name)) for name in HEADLINE))
     apart = [name for some in alike for name in differing(some) if name not in hidden]
     return [_title(settings, dict.fromkeys(apart)) for settings in checkpoints]
 

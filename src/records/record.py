@@ -6,7 +6,9 @@ in FOLDER/records/DIGEST.json. `tinymem.records.identity` defines the kinds, the
 
 from __future__ import annotations
 
+import math
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,11 +20,26 @@ from typing import Any
 from tinymem import files
 from tinymem.allocator import release_freed_memory
 from tinymem.errors import UserError, reading
+from tinymem.inputs import check_file
 from tinymem.metrics.registry import describe
-from tinymem.records.identity import FORMAT, KINDS, SECTIONS, identity_of, record_digest
+from tinymem.records.identity import (
+    ATTACK,
+    FORMAT,
+    KINDS,
+    MEASURED,
+    SECTIONS,
+    TWIN_ATTACK,
+    UNLEARN,
+    identity_of,
+    record_digest,
+)
 from tinymem.records.sources import KEY as SOURCES
 
+ANY = (-math.inf, math.inf)
+BOUNDS = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # of metrics, by their unit
+ROUNDING = 1e-6
 OUTCOME = ("results", "cost", "environment")
+RECORD, DIGEST = "record", re.compile("[0-9a-f]{16}")  # of the record that values belong to
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
 
 
@@ -101,8 +118,18 @@ def _problem(record: Any) -> str | None:
             return f"{part} is no object"
     for part in ("results", "cost"):
         for name, value in record[part].items():
-            if (part == "cost" or describe(name)) and not _is_number(value):
+            column = describe(name) if part == "results" else None
+            if (part == "cost" or column) and not _is_number(value):
                 return f"{part}.{name} is no number"
+            low, high = (0.0, math.inf) if part == "cost" else BOUNDS.get(column.unit if column else "", ANY)
+            if value is not None and (part == "cost" or column) and not low - ROUNDING <= value <= high + ROUNDING:
+                return f"{part}.{name} {value:g} is not between {low:g} and {high:g}"
+    needed = {UNLEARN: "method", MEASURED: "method", ATTACK: "attack", TWIN_ATTACK: "attack"}.get(record["kind"])
+    if needed and "name" not in record.get(needed, {}):
+        return f"no {needed}.name"
+    folder = record["results"].get("model_folder")
+    if folder is not None and (not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts):
+        return f"results.model_folder {folder!r} is no folder below the run's"
     names = [record[part]["name"] for part in ("method", "attack") if "name" in record.get(part, {})]
     return None if all(isinstance(name, str) for name in names) else "a method's name is no text"
 
@@ -164,21 +191,52 @@ def write_values(path: Path, values: Mapping[str, Any] | None) -> None:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.contiguous() for name, tensor in values.items()}
-    files.write_file(beside, lambda temporary: save_file(tensors, temporary))
+    files.write_file(beside, lambda temporary: save_file(tensors, temporary, metadata={RECORD: path.stem}))
 
 
 def read_values(path: Path) -> dict[str, Any]:
     """Return the per-example values stored next to the record at `path`: tensors by name, empty if none were stored.
 
-    Raise UserError if the file is damaged.
+    Raise UserError if the file is damaged, or another record's.
     """
     beside = path.with_suffix(".safetensors")
     if not beside.exists():
         return {}
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    with reading(beside, "this file is damaged ({why}); delete it and its record, and run again"):
-        return load_file(beside)
+    again = "delete it and its record, and run again"
+    check_file(beside, share=float("inf"))
+    with reading(beside, f"this file is damaged ({{why}}); {again}"):
+        with safe_open(beside, framework="pt") as file:
+            owner = (file.metadata() or {}).get(RECORD, path.stem)
+            values = {name: file.get_tensor(name) for name in file.keys()}
+    if owner != path.stem and DIGEST.fullmatch(path.stem):
+        raise UserError(f"{beside}: holds the values of another record, {owner}; {again}")
+    if problem := _misshapen(values):
+        raise UserError(f"{beside}: this file is damaged ({problem}); {again}")
+    return values
+
+
+def _misshapen(values: Mapping[str, Any]) -> str | None:
+    """Return which of a record's values cannot be (`metrics.evaluate.Measurement.tensors`), in words; None: none."""
+    from tinymem.metrics.examples import PARTS  # here, since it loads torch
+
+    examples = {name: tensor for name, tensor in values.items() if name.startswith("examples.")}
+    for name, tensor in values.items():
+        column = name.removesuffix(".weights").removesuffix(".groups")
+        dimensions = 2 if name in examples else 1
+        if tensor.dim() != dimensions or tensor.is_complex() or (name in examples and tensor.is_floating_point()):
+            return f"{name} has shape {tuple(tensor.shape)} and type {tensor.dtype}"
+        if column in values and values[column].shape != tensor.shape:
+            return f"{name} has another length than {column}"
+    if examples:
+        split = next(iter(examples)).split(".")[1]
+        parts = [examples.pop(f"examples.{split}.{part}", None) for part in PARTS]
+        if examples or any(part is None for part in parts) or len(set(map(len, parts))) > 1:
+            return "its examples are not complete"
+        if parts[1].shape != parts[2].shape:
+            return "its examples have other tokens planted than written"
+    return None
 
 
 def _auto_precision(device: str) -> str:

@@ -94,12 +94,12 @@ class RunSettings:
         return {name: value for values in self.sections().values() for name, value in values.items()}
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any], path: str | Path = "settings") -> RunSettings:
+    def from_flat(cls, values: Mapping[str, Any], path: str | Path = "settings", remedy: str = RETRAIN) -> RunSettings:
         """Return the settings with these flat values; missing fields keep their defaults.
 
-        path: the file of the values. Raise UserError, naming file and field, for an invalid value.
+        path: the file of the values. Raise UserError, naming file, field and remedy, for an invalid value.
         """
-        read = partial(read_settings, path=path, remedy=RETRAIN)
+        read = partial(read_settings, path=path, remedy=remedy)
         data, model = read(DataSettings, values), read(ModelSettings, values)
         return cls(data, model, read(TrainingSettings, values), switched_on(values, read))
 

@@ -40,6 +40,8 @@ def test_a_hypercube_visits_every_value_equally_often():
 def test_strengths_are_spread_or_refined():
     assert entrants.spread((10, 20, 50, 100), 3) == (20, 50, 100) and entrants.spread((1, 2), 3) == (1, 2)
     assert entrants.refined((0.01, 1.0), 3) == (0.01, 0.1, 1.0)
+    assert entrants.refined((10, 40), 3) == (10, 20, 40) and type(entrants.refined((10, 40), 3)[1]) is int
+    assert entrants.refined((0.1, 0.11), 9) == (0.1, 0.11) and entrants.refined((1, 2), 9) == (1, 2)  # none twice
 
 
 def test_trials_that_differ_in_strength_alone_share_a_command():

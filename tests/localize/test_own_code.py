@@ -271,7 +271,7 @@ def run(model, task, hp):
 @pytest.mark.parametrize(
     "does, message",
     [
-        ("model.transformer.wte.weight.data.mul_(2)", "cheat: the method changed the model in place"),
+        ("model.transformer.wte.weight.data.mul_(2)", "cheat: the method changed the model or the sequences in place"),
         ("task.validation.planted", "the method asks for held-out or validation sequences"),
         ("len(task.held_out)", "the method asks for held-out or validation sequences"),
     ],

@@ -46,7 +46,7 @@ def job(tmp_path):
 def test_only_the_very_run_counts_as_a_job_s(tmp_path, job, change):
 
     asked = job.record_identity(0.1)
-    other = {**asked, "kind": "attack"} if change == "another kind" else None
+    other = {**asked, "kind": "measured"} if change == "another kind" else None
     other = other or changed(asked, {"method": {"glow": 1}} if change == "a finer method" else CHANGES[change])
     write(tmp_path / "out", other, 50.0)
     assert missing(job) == [0.1, 0.3] and rows_with(tmp_path, asked) == []

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from small import small_settings
 
 from tinymem import files
+from tinymem.attacks import recovery
 from tinymem.data.build import cache_path, load_dataset
 from tinymem.data.chunks import _mapped
 from tinymem.data.settings import DataSettings
@@ -18,9 +19,10 @@ from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.inputs import LIMIT, check_file, read_json, read_settings
 from tinymem.metrics.scan import _read_progress
-from tinymem.models.loading import read_config
+from tinymem.models.loading import empty_model, read_config
 from tinymem.options import LARGEST
-from tinymem.records.record import Cost, read_record, write_record
+from tinymem.records.record import Cost, read_record, read_values, write_record
+from tinymem.regularizers import l1, spectral_reg
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.settings import RunSettings
@@ -246,6 +248,77 @@ def test_a_records_metrics_are_numbers(tmp_path, value, right):
     assert "a method's name is no text" in refused(read_record, path)
 
 
+VALUES = {"mine": torch.ones(3), "examples.shown.prompt": torch.ones(2, 4, dtype=torch.int32)}
+VALUES |= {f"examples.shown.{part}": torch.ones(2, 5, dtype=torch.int32) for part in ("planted", "written")}
+WRONG_VALUES = {
+    "mine": [torch.tensor(1.0), torch.ones(3, 1), torch.ones(3, dtype=torch.complex64)],
+    "mine.weights": [torch.ones(2)],
+    "mine.groups": [torch.ones(4, dtype=torch.long)],
+    "examples.shown.written": [torch.ones(2, 4, dtype=torch.int32), torch.ones(1, 5, dtype=torch.int32), torch.ones(2, 5),
+                               torch.ones(10, dtype=torch.int32)],
+    "examples.x": [torch.ones(2, 5, dtype=torch.int32)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, wrong", [(name, wrong) for name, some in WRONG_VALUES.items() for wrong in some])
+def test_values_beside_a_record(tmp_path, name, wrong):
+    path = write_record(tmp_path, {"kind": "train"}, {}, Cost(), "cpu", VALUES)
+    assert read_values(path).keys() == VALUES.keys()
+    save_file({**VALUES, name: wrong}, path.with_suffix(".safetensors"))
+    assert "delete it and its record" in refused(read_values, path)
+
+
+def test_values_of_another_record(tmp_path):
+    one, other = (write_record(tmp_path, {"kind": kind}, {}, Cost(), "cpu", VALUES) for kind in ("train", "unlearn"))
+    other.with_suffix(".safetensors").replace(one.with_suffix(".safetensors"))
+    assert f"holds the values of another record, {other.stem}" in refused(read_values, one)
+    save_file({name: value for name, value in VALUES.items() if "planted" not in name}, one.with_suffix(".safetensors"))
+    assert "its examples are not complete" in refused(read_values, one)
+    pipe(other.with_suffix(".safetensors"))
+    assert "is a pipe" in refused(read_values, other)
+
+
+@pytest.mark.parametrize("part, name, value, right", [
+    ("results", "percent_memorized_train", 100.0000000001, True), ("results", "percent_memorized_train", 250.0, False),
+    ("results", "percent_memorized_shown", -5, False), ("results", "mean_test_accuracy", 7, False),
+    ("results", "percent_of_mine", 250.0, True), ("cost", "seconds", -5, False), ("cost", "seconds", 5, True),
+])  # fmt: skip
+def test_a_records_metrics_are_in_range(tmp_path, part, name, value, right):
+    path = write_record(tmp_path, {"kind": "unlearn", "method": {"name": "m"}}, {"perplexity": 1.0}, Cost(), "cpu")
+    record = json.loads(path.read_text())
+    record[part][name] = value
+    path.write_text(json.dumps(record))
+    if right:
+        assert read_record(path)[part][name] == value
+    else:
+        assert f"{part}.{name} {value:g} is not between" in refused(read_record, path)
+
+
+@pytest.mark.parametrize("folder", ["/etc", "../other", "models/../../x", ["models"], 5])
+def test_a_records_model_lies_below_its_run(tmp_path, folder):
+    path = write_record(tmp_path, {"kind": "train"}, {"model_folder": "models/x"}, Cost(), "cpu")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "results": {"model_folder": folder}}))
+    assert "model_folder" in refused(read_record, path)
+
+
+@pytest.mark.parametrize("kind, part", [("unlearn", "method"), ("measured", "method"), ("attack", "attack"),
+                                        ("attack_never_planted", "attack")])  # fmt: skip
+def test_a_record_names_what_was_done(tmp_path, kind, part):
+    path = write_record(tmp_path, {"kind": kind, part: {}}, {}, Cost(), "cpu")
+    assert f"no {part}.name" in refused(read_record, path)
+
+
+def test_the_strength_of_an_attack_is_a_number():
+    with pytest.raises(UserError, match="bits is 'x'"):
+        recovery._number({"name": "quantize", "bits": "x"}, "bits")
+
+
+@pytest.mark.parametrize("settings", [lambda: l1.Settings(l1_reg=1e300), lambda: spectral_reg.Settings(lam=1e300)])
+def test_no_number_is_beyond_float32(settings):
+    assert "must be <= 1e+38" in refused(settings)
+
+
 CONFIG = dict(model_type="gpt2", n_embd=8, n_head=2, n_layer=1, n_positions=8, vocab_size=9)
 
 
@@ -253,11 +326,17 @@ CONFIG = dict(model_type="gpt2", n_embd=8, n_head=2, n_layer=1, n_positions=8, v
     "change",
     [dict(vocab_size="9"), dict(vocab_size=10**12), dict(n_layer=-1), dict(n_layer=10**9), dict(n_head=0), dict(n_embd=2.5), dict(dtype="int8"),
      dict(dtype="float99"), dict(torch_dtype=[1]), dict(attn_implementation="someone/kernel"), dict(_attn_implementation=7),
-     dict(model_type=[]), dict(model_type="no_such")],
+     dict(model_type=[]), dict(model_type="no_such"), dict(model_type="llama", text_config={"vocab_size": 9})],
 )  # fmt: skip
 def test_a_config_that_cannot_be(tmp_path, change):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIG, **change}))
     assert str(tmp_path) in refused(read_config, tmp_path)
+
+
+def test_a_config_whose_model_cannot_be(tmp_path):
+    values = dict(model_type="llama", hidden_size=8, num_attention_heads=2, vocab_size=9, pad_token_id=9)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert "Padding_idx" in refused(lambda: empty_model(tmp_path, read_config(tmp_path)))
 
 
 def test_a_config_that_can(tmp_path):

@@ -257,6 +257,9 @@ def test_what_stands_before_a_row(caplog):
     assert bos_identity(()) == {} and bos_identity((7,)) == {"bos": True}
     with pytest.raises(UserError, match="--bos yes: neither the tokenizer nor config.json"):
         beginning("yes", None, AutoConfig.for_model("llama", bos_token_id=None))
+    for wrong in (-1, 100):
+        with pytest.raises(UserError, match=f"--bos yes: <bos> is id {wrong}, the model has only 100 tokens"):
+            beginning("yes", None, AutoConfig.for_model("llama", bos_token_id=wrong, vocab_size=100))
 
 
 # Documents

@@ -1,0 +1,38 @@
+"""What cannot take part in the leaderboard: refused in one line before anything runs."""
+
+import pytest
+from small import in_process
+
+from tinymem.errors import UserError
+from tinymem.leaderboard.cases import find_cases
+
+BOARD = "experiments/leaderboard.py"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--seeds", 0, 0], "--seeds: one is given twice"),
+        (["--trials", 10**6], "--trials 1000000: must be <= 1000"),
+        (["--submission", "0=one", "1=one", "2=one", "--name", "mine"], "one seed or one folder is named twice"),
+        (
+            ["--submission", "0=one", "0=one", "1=two", "2=three", "--name", "mine"],
+            "one seed or one folder is named twice",
+        ),
+        (["--submission", "0=one", "1=two", "2=three", "--name", "npo"], "--name npo: another entrant has this name"),
+    ],
+)
+def test_arguments(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit) as ended:
+        in_process(BOARD, "--small", "--models", "noise", "--dry_run", *words)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["twin = true", "seed = 5", "num_7 = 'x'"])
+def test_models(tmp_path, setting):
+    (tmp_path / "mine.toml").write_text(f"[mine]\n{setting}\n")
+    with pytest.raises(UserError, match="mine.toml: .*(leave it out|correct it there)$"):
+        find_cases([str(tmp_path / "mine.toml")], True, 12)
