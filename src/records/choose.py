@@ -128,7 +128,8 @@ def unlearning_runs(
     named = [(name, record) for name, record in records if record["kind"] in RIVALS]
     twins = {_place(record): flat_row(record) for _, record in records if record["kind"] == NEVER_PLANTED}
     known = {(record_digest(record), versions(record)): record for _, record in named}
-    runs, unpaired, unmeasured = {}, [], []
+    runs: dict[tuple, Run] = {}
+    unpaired, unmeasured, otherwise = [], [], []
     lacking: set[str] = set()
     for name, record in named:
         unedited = _unedited(record, known)
@@ -140,7 +141,13 @@ def unlearning_runs(
             unmeasured.append(name)
             lacking |= _lacking(flat_row(record), flat_row(unedited))
         else:
-            runs[record_digest(record), versions(record)] = run
+            key = record_digest(record), versions(record)
+            if key in runs and any(runs[key].row[column] != run.row[column] for column in COMPARED):
+                otherwise.append(name)
+            runs[key] = run
+    if otherwise:
+        warn(f"recorded twice with different results: {len(otherwise)} of {len(runs)} runs; what counts is such as {otherwise[0]}, not "
+             "the records found before")  # fmt: skip
     for names, reason in (
         (unpaired, "no record of the unedited model with the same versions"),
         (

@@ -139,6 +139,19 @@ def test_a_run_in_two_folders_counts_once_and_unmeasured_runs_are_left_out(tmp_p
     assert len(said) == 1 and "without a value of " in said[0] and "2 of 6 runs" in said[0]
 
 
+def test_a_run_recorded_twice_with_different_results_is_said(tmp_path):
+    for copy, memorized in (("a", 40.0), ("b", 30.0)):
+        unlearning(tmp_path / copy, checkpoint(), {("unedited",): outcome(90.0), ("obs",): outcome(memorized)})
+    said = []
+    _, run = loaded(tmp_path, warn=said.append)
+    assert run.row["percent_memorized_train"] == 30 and run.row["record"].startswith("b/")
+    assert (
+        len(said) == 1
+        and "with different results: 1 of 2 runs" in said[0]
+        and f"such as {run.row['record']}" in said[0]
+    )
+
+
 def test_a_seed_that_was_trained_twice_is_said(tmp_path):
     runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
     unlearning(tmp_path, checkpoint(), runs)
