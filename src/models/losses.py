@@ -207,10 +207,16 @@ def best_tokens(model, logits: torch.Tensor) -> torch.Tensor:
 def check_finite(model, values: torch.Tensor) -> torch.Tensor:
     """Return the values (logits or losses of a model). Raise NotFinite, naming the model, if one is not finite."""
     if values.isfinite().logical_not_().any():  # False for a plan's fake tensors
-        name, dtype = getattr(model, "name_or_path", "") or type(model).__name__, getattr(model, "dtype", None)
-        way = "use --dtype float32 or bfloat16" if dtype == torch.float16 else "its weights are damaged or diverged"
-        raise NotFinite(f"{name}: its logits are not finite numbers, so that nothing can be measured; {way}")
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        raise NotFinite(f"{name}: its logits are not finite numbers, so that nothing can be measured; {remedy(model)}")
     return values
+
+
+def remedy(model) -> str:
+    """Return what helps a model whose numbers are not finite: float16 overflows, other types do not."""
+    if getattr(model, "dtype", None) == torch.float16:
+        return "use --dtype float32 or bfloat16"
+    return "its weights are damaged or diverged"
 
 
 def chunked(model) -> bool:

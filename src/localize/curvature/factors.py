@@ -23,7 +23,7 @@ from tinymem.localize.learning import all_finite, frozen
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 from tinymem.models.checkpointing import checkpointed
-from tinymem.models.losses import last_losses, loss_mask, next_token_logits
+from tinymem.models.losses import last_losses, loss_mask, next_token_logits, remedy
 from tinymem.options import option, settings
 
 HELD = 2**28  # entries of factors held at once: 1 GiB; for large models half the size of the chosen matrices
@@ -128,7 +128,7 @@ def _bases_of(
     """Return the PARTS tensors of each matrix's basis, one matrix after another."""
     sums = collect(model, task, tokens, group, labels)
     if not all_finite(matrix for pair in sums for matrix in pair):
-        raise NotFinite("its Kronecker factors are not finite numbers; use --dtype float32 or bfloat16")
+        raise NotFinite(f"its Kronecker factors are not finite numbers; {remedy(model)}")
     parts = []
     while sums:  # pop, so that a factor's memory is free before the next one's eigenvectors are found
         inputs, outputs = sums.pop(0)

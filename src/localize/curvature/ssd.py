@@ -18,6 +18,7 @@ from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, 
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight, find_mlps, linear_weights, mlp_weights, weight_of
 from tinymem.models.edit import Weights
+from tinymem.models.losses import remedy
 from tinymem.options import option, settings
 
 PIECE = 2**24  # entries of the gradients of single sequences formed at once: 64 MB
@@ -102,7 +103,7 @@ def importances(model, task: UnlearningTask, tokens: torch.Tensor, weights: list
         for hook in hooks:
             hook.remove()
     if not all_finite(totals.values()):
-        raise NotFinite("its gradients are not finite numbers; use --dtype float32 or bfloat16")
+        raise NotFinite(f"its gradients are not finite numbers; {remedy(model)}")
     return {name: total.div_(len(tokens)) for name, total in totals.items()}
 
 

@@ -16,6 +16,7 @@ from tinymem.localize.learning import all_finite, frozen, gradients, mean_weight
 from tinymem.localize.ranking import WeightScores, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps, mlp_weights
+from tinymem.models.losses import remedy
 from tinymem.options import settings
 
 
@@ -45,5 +46,5 @@ def gradient_magnitudes(model, task: UnlearningTask, parameters: Iterable[torch.
     complete = all_finite(totals)
     magnitudes = [totals.pop(0).float().abs_().nan_to_num_(nan=0.0, posinf=0.0) for _ in parameters]
     if not complete and not any(bool(magnitude.any()) for magnitude in magnitudes):
-        raise NotFinite("none of the gradients is finite; use --dtype float32 or bfloat16")
+        raise NotFinite(f"none of the gradients is finite; {remedy(model)}")
     return magnitudes
