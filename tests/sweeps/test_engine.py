@@ -138,7 +138,7 @@ def test_a_disk_too_full_for_the_failure(small, monkeypatch):
     small.wish("fail", "a", 9)
     monkeypatch.setattr(os, "fsync", full)
     sweep = run(small, [small.job("a")])
-    assert "failed" in sweep.ended and "No space left on device" in sweep.ended and not list(small.failed.iterdir())
+    assert "failed" in sweep.ended and "No space left on device" in sweep.ended and not list(small.failed.glob("*"))
 
 
 def test_a_worker_that_is_lost_is_a_failure_that_can_be_repeated(small):

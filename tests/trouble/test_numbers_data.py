@@ -330,7 +330,7 @@ def test_links_are_followed_once_and_hidden_names_passed_over(tmp_path):
     real = tmp_path / "elsewhere"
     for number in range(10):
         place = (tmp_path / "runs" if number % 2 else real) / f"run{number}"
-        write_record(place, {"kind": "unlearn", "data": {"seed": number}}, {}, Cost(), "cpu")
+        write_record(place, {"kind": "unedited", "data": {"seed": number}}, {}, Cost(), "cpu")
         (place / "text.txt").write_text(STORIES[number])
     (tmp_path / "runs" / "linked").symlink_to(real)
     (tmp_path / "runs" / "again").symlink_to(real)
