@@ -11,6 +11,7 @@ from small import SMALL_DATA, script, start
 
 from tinymem.files import read_json
 
+pytestmark = pytest.mark.slow  # a run of its own for each
 COMMAND = ["memorization_in_toy_models.py", "--n_layers", 1, "--n_embd", 16, "--n_heads", 2, "--epochs", 6]
 COMMAND += ["--checkpoint_every", 1, "--batch_size", 32, "--device", "cpu"]
 COMMAND += [text for name, value in SMALL_DATA.items() for text in (f"--{name}", int(value))]
@@ -33,7 +34,6 @@ def test_the_same_command_gives_the_same_bytes(undisturbed, tmp_path):
     assert weights(tmp_path / "run") == weights(undisturbed / "run")
 
 
-@pytest.mark.slow
 def test_killed_again_and_again(undisturbed, tmp_path):
     run = tmp_path / "run"
     command = [*COMMAND, "--output_dir", run, "--data_dir", tmp_path / "data"]
@@ -60,7 +60,6 @@ def test_killed_again_and_again(undisturbed, tmp_path):
     assert read_json(run / "metrics.json") == read_json(undisturbed / "run" / "metrics.json")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     run = tmp_path / "run"
@@ -75,7 +74,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(undisturbed, tmp_path):
     assert weights(run) == weights(undisturbed / "run")
 
 
-@pytest.mark.slow
 def test_a_finished_run_is_not_done_again_and_force_does_it(undisturbed):
     run = undisturbed / "run"
     before = (run / "epoch_6").stat().st_mtime_ns
@@ -111,7 +109,6 @@ def test_another_configuration_is_refused(undisturbed):
     assert "--lr 0.001" in refused.stderr and "--output_dir" in refused.stderr
 
 
-@pytest.mark.slow
 def test_a_run_does_not_go_back_for_a_checkpoint(undisturbed, tmp_path):
     run = tmp_path / "run"
     words = ["--output_dir", run, "--data_dir", tmp_path / "data"]
@@ -124,7 +121,6 @@ def test_a_run_does_not_go_back_for_a_checkpoint(undisturbed, tmp_path):
     assert weights(run) == weights(undisturbed / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state.safetensors", "run.json"])
 def test_a_damaged_file_is_named(undisturbed, tmp_path, name):
     run = tmp_path / "run"
