@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tinymem.data.dataset import Artifacts
+from tinymem.errors import UserError
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation, Read
 from tinymem.metrics.metric import Values, as_values
@@ -25,7 +26,10 @@ from tinymem.plugins import own_code
 def check_settings(settings: type) -> None:
     """Raise TypeError or ValueError for settings of a user's method that no flag or record can hold."""
     field_types(settings)  # its hints have a meaning
-    given, strength = settings(), strength_of(settings)
+    try:
+        given, strength = settings(), strength_of(settings)
+    except UserError as error:
+        raise ValueError(f"a default is not allowed, {error}") from None
     for field in dataclasses.fields(settings):
         if field.name in ("name", "code"):
             raise ValueError(f"{field.name} is the record's own; rename this setting")

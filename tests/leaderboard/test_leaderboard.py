@@ -124,7 +124,7 @@ from tinymem.options import settings
 
 @settings
 class HyperParameters:
-    ratio: tuple[float, ...] = weight_ratio((0.0, 0.5), "share to drop")
+    ratio: tuple[float, ...] = weight_ratio((0.01, 0.5), "share to drop")
 
 def score(model, task, hp):
     return {name: weight.view().abs() for name, weight in mlp_weights(find_mlps(model)).items()}

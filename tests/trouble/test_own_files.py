@@ -120,6 +120,7 @@ SETTINGS = {
     "name: str = 'npo'": "name is the record's own",  # otherwise its records would be another method's
     "r: float = option(0.1, 'r', strength=True)": "must be a tuple",
     "r: tuple[float, ...] = option((), 'r', strength=True)": "must be a tuple",
+    "y: float = option(5.0, 'y', below=1.0)": "HyperParameters: ValueError: a default is not allowed, --y 5.0: must be < 1.0",
     "x: float = option(0.1, 'x', below=1.0, grid=(0.1, 5.0))": "--x 5.0: must be < 1.0",
     "x: float = option(0.1, 'x', grid=(0.1, 0.1))": "a tuple of different values",  # drawing would not end
     "x: float = option(0.1, 'x', grid=0.1)": "a tuple of different values",
