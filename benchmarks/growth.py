@@ -110,14 +110,12 @@ def _training(device: torch.device, rows: int, **shape: int) -> Callable[[], Any
 
 
 def _durable(device: torch.device, count: int) -> Callable[[], Any]:
-    return partial(durable.score, _model(device).eval(), new_task(count), durable.HyperParameters(), 0.1)
+    return partial(durable.score, _model(device).eval(), new_task(count), durable.HyperParameters())
 
 
 def _greedy(device: torch.device, ratio: float) -> Callable[[], Any]:
-    task = new_task(8, 8)
-    return partial(
-        greedy.score, _model(device).eval(), task, greedy.HyperParameters(ratio=(ratio,), batch_size=16), ratio
-    )
+    hp = greedy.HyperParameters(ratio=(ratio,), batch_size=16)
+    return partial(greedy.score, _model(device).eval(), new_task(8, 8), hp)
 
 
 def _balanced_subnet(device: torch.device, ratio: float) -> Callable[[], Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +19,8 @@ SPLIT = "train"
 SCORE = "exact_match_share"  # of counterfactual memorization, as in 2112.12938
 KEPT = 0.5  # counterfactual memorization above which a row counts as memorized because it was trained on
 
-Saved = Mapping[str, torch.Tensor]  # the values of one record, as `tinymem.records.record.read_values` returns them
+if TYPE_CHECKING:  # to name the type would load torch
+    Saved = Mapping[str, torch.Tensor]  # the values of one record, as `tinymem.records.record.read_values` returns them
 
 
 def judged() -> list[Metric]:
