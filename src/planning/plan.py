@@ -168,8 +168,17 @@ class _Enough(Exception):
     """Signal that the run has shown what was to be watched."""
 
 
-def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = None) -> Passes:
+def watched(
+    method: Method,
+    model,
+    sizes: Sizes,
+    hp: Any,
+    enough: int | None = None,
+    on_edit: Callable[[Passes], object] = lambda found: None,
+) -> Passes:
     """Run a method on zeros, at most until it has made `enough` forward passes. Return the passes.
+
+    on_edit: called with the passes so far whenever the method gives an edit, that of one strength.
 
     A backward pass is counted at the last block that it reaches: a loss may leave out the blocks behind the one it reads.
     """
@@ -195,7 +204,7 @@ def watched(method: Method, model, sizes: Sizes, hp: Any, enough: int | None = N
     hooks += [block.register_forward_hook(partial(after, place)) for place, block in enumerate(blocks)]
     try:
         for _ in method.run(model, sizes.task(), hp):
-            pass
+            on_edit(found)
     except _Enough:
         pass
     except (Exception, SystemExit) as error:
@@ -219,16 +228,20 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
     forget, retain = min(sizes.forget, batch), min(sizes.retain, batch)
     small = replace(sizes, forget=forget, retain=retain, length=2, prompt=1)
 
-    def counted(sizes: Sizes, strength: Any) -> Passes:
-        return shape.run(lambda model: watched(method, model, sizes, method.at(hp, strength)))
-
     if method.cumulative:
-        one, two = counted(sizes, 1), counted(sizes, 2)
-        step = Passes(two.forward[len(one.forward) :], two.backward[len(one.backward) :])
-        return replace(step, once=len(one.forward) - len(step.forward))
+        ends: list[tuple[int, int]] = []  # forward and backward passes until the end of each step
+
+        def end(found: Passes) -> None:
+            ends.append((len(found.forward), len(found.backward)))
+
+        found = shape.run(lambda model: watched(method, model, sizes, method.at(hp, 1, 2), on_edit=end))
+        forward, backward = ends[0] if ends else (0, 0)
+        step = Passes(found.forward[forward:], found.backward[backward:])
+        return replace(step, once=forward - len(step.forward))
     nested = getattr(method.module, "NESTED", False)
     strength = 1 / shape.parameters if nested else _largest(method, hp)
-    found = counted(replace(small, microbatch=sizes.forget + sizes.retain), strength)
+    sized = replace(small, microbatch=sizes.forget + sizes.retain)
+    found = shape.run(lambda model: watched(method, model, sized, method.at(hp, strength)))
     return replace(found, steps=method.steps(shape.model, small.task(), method.at(hp, strength)))
 
 
