@@ -18,7 +18,7 @@ help:
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
 	@echo "make docs       write the generated tables and the API reference of the documentation"
 	@echo "make test       run the tests that take seconds each (8 minutes on two cores)"
-	@echo "make test-slow  run the slow rest: real sweeps, runs killed (14 minutes)"
+	@echo "make test-slow  run the slow rest: real sweeps, runs killed (12 minutes)"
 	@echo "make test-nightly  run the slowest: several processes, runs killed at random (10 minutes)"
 	@echo "make lint       check style (ruff, black) and types (mypy; 2 minutes on two cores)"
 	@echo "make format     format the code with black, put imports in order"
