@@ -3,9 +3,9 @@
     python experiments/basic_train/compare_mitigations.py           small settings, less than an hour on one core
     python experiments/basic_train/compare_mitigations.py --full    the study's data, 50 epochs: half a day; on a GPU less
 
-Trains a model without and with each regularizer, fine-tunes the plain one, unlearns it with every method at several
-strengths, and writes results/compare_mitigations/: table.csv, table.md, figure.png, figure.pdf, summary.json.
-Runs the ordinary scripts, whose commands it prints. Interrupted, or started again, it does only what is missing.
+Trains a model without and with each regularizer, and its never-planted twin; fine-tunes the plain one, unlearns it with
+every method at several strengths; measures all alike, and writes results/compare_mitigations/: table.csv, table.md,
+figure.png, figure.pdf, summary.json. Runs the ordinary scripts, whose commands it prints. Interrupted, or started again, it does only what is missing.
 The flags of data, model and training below are those of all models, on top of the chosen settings.
 """
 
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mitigations_study import COMMON, SMALL, Study, make_study
+from mitigations_study import COMMON, SMALL, TWIN, Study, make_study
 
 from tinymem import files, plots
 from tinymem.data.settings import DataSettings
@@ -31,20 +31,26 @@ from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.records.choose import Configuration, best, configurations, grouped, unlearning_runs
 from tinymem.records.finder import rows_with
-from tinymem.records.identity import FINGERPRINTS, TRAIN, sections_of
+from tinymem.records.identity import FINGERPRINTS, MEASURED, NEVER_PLANTED, TRAIN, UNEDITED, sections_of
 from tinymem.records.record import environment, find_record
 from tinymem.records.table import flat_row, load_records, markdown, named_records, trade_off, write_csv
 from tinymem.sweeps.jobs import training_words, unlearning_identity
 from tinymem.training.finetune import FT_DATA, FinetuneSettings
 from tinymem.training.settings import RunSettings, TrainingSettings
+from tinymem.training.twin import twin_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN, REGULARIZERS, FINETUNING, UNLEARNING = "no mitigation", "regularizers", "fine-tuning", "unlearning"
-METRICS = ("percent_memorized_train", "percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy")
-METRICS += ("perplexity", "percent_zeroed")
+UNMITIGATED, REGULARIZERS, FINETUNING, UNLEARNING = "no mitigation", "regularizers", "fine-tuning", "unlearning"
+MEASURES = ("forward", "percent_near_verbatim", "percent_extractable")  # as --metrics takes them
+METRICS = ("percent_memorized_train", "percent_near_verbatim_train", "percent_extractable_train", "auc_loss_train")
+METRICS += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "perplexity", "percent_zeroed")
 TITLE = "Mitigations of one model"
 NOTES = """\
+- twin: the same training in which nothing is planted; a model that has forgotten is as close to it as possible
 - memorized: backdoored training sequences whose trigger still brings out the planted continuation; lower is better
+- near-verbatim: the same, but a continuation that is nearly the planted one counts too; lower is better
+- extractable: the same, but one of 100 sampled continuations is enough, with a probability of 0.5; lower is better
+- AUC: how well the loss tells backdoored sequences from never-planted ones; as the twin's is best
 - unseen triggers: the same for sequences with the trigger that were never trained on; lower is better
 - accuracy: next tokens right, mean over the five clean test sets; higher is better
 - seconds: no mitigation and regularizers: training (what a regularizer adds to a step is a few percent: see
@@ -75,18 +81,23 @@ def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
 
 
 def do_everything(study: Study, common: list[str]) -> None:
-    """All trainings, fine-tunings and unlearning runs; each script skips what is finished."""
+    """All trainings, fine-tunings, unlearning runs and measurements; each script skips what is finished."""
     train(study.plain, study.run_dir / "plain", common)
     if not trained_row(study.plain, study.run_dir / "plain")["percent_memorized_train"]:
         raise UserError("the plain model has memorized nothing, so that nothing can be mitigated; raise --epochs")
+    train(twin_of(study.plain), study.run_dir / TWIN, common)
     for name, settings in study.regularized.items():
         train(settings, study.run_dir / name, common)
     model = ["--model_path", study.checkpoint, *common]
     for data in FT_DATA:
         cli.run_script([ROOT / "ft_toy_model.py", *model, "--ft_data", data, "--ft_epochs", study.ft_epochs])
+    measuring = ["--metrics", *MEASURES, "--twin_model", study.run_dir / TWIN / study.checkpoint.name]
     for words in study.unlearning:
         script = ROOT / "src/localize/localize_memorization.py"
-        cli.run_script([script, *model, "--no_save_model", "--localization_method", *words.split()])
+        cli.run_script([script, *model, "--no_save_model", *measuring, "--localization_method", *words.split()])
+    edit = ["--edit_of", study.checkpoint, *common, *measuring, "--output_dir", study.measured]
+    for name, folder in study.trained.items():
+        cli.run_script([ROOT / "src/localize/measure.py", folder, *edit, "--name", name])
 
 
 def trained_row(settings: RunSettings, folder: Path) -> dict[str, Any]:
@@ -94,23 +105,33 @@ def trained_row(settings: RunSettings, folder: Path) -> dict[str, Any]:
 
 
 def compare(study: Study) -> list[dict[str, Any]]:
-    """One row a mitigation, the plain model first; of the runs of an unlearning method the best."""
-    plain = trained_row(study.plain, study.run_dir / "plain")
-    rows = [as_row(PLAIN, "plain", f"epochs {study.plain.training.epochs}", plain, plain)]
+    """One row a mitigation, the plain model and its twin first; of the runs of an unlearning method the best."""
+    epoch = study.plain.training.epochs
+    sections = unlearning_identity(study.plain, epoch, TaskSettings())
+
+    def measured(kind: str, **method: str) -> dict[str, Any]:
+        *_, row = rows_with(study.measured, {"kind": kind, **sections, "method": method})
+        return row
+
+    plain, rows = measured(UNEDITED), []
+
+    def add(family: str, name: str, setting: str, row: Mapping[str, Any], made: Mapping[str, Any]) -> None:
+        rows.append(as_row(family, name, setting, row, plain, made["cost.seconds"]))
+
+    for name, kind, settings in (("plain", UNEDITED, study.plain), (TWIN, NEVER_PLANTED, twin_of(study.plain))):
+        add(UNMITIGATED, name, f"epochs {epoch}", measured(kind), trained_row(settings, study.run_dir / name))
     for name, settings in study.regularized.items():
-        row = trained_row(settings, study.run_dir / name)
         (regularizer,) = settings.regularizers
         _, *others = vars(regularizer).items()  # the first one switches it on
-        rows.append(as_row(REGULARIZERS, name, ", ".join(f"{key} {value}" for key, value in others), row, plain))
-    epoch = study.plain.training.epochs
+        setting = ", ".join(f"{key} {value}" for key, value in others)
+        add(REGULARIZERS, name, setting, measured(MEASURED, name=name), trained_row(settings, study.run_dir / name))
     for name in FT_DATA:
         identity = FinetuneSettings(name, study.ft_epochs).identity(study.plain, epoch)
-        *_, row = rows_with(study.run_dir / "plain" / "finetuned", identity)
-        rows.append(as_row(FINETUNING, name, f"epochs {study.ft_epochs}", row, plain))
-    sections = unlearning_identity(study.plain, epoch, TaskSettings())
-    for name, row in best_unlearned(study.run_dir / "plain" / "unlearned", sections).items():
+        *_, made = rows_with(study.run_dir / "plain" / "finetuned", identity)
+        add(FINETUNING, name, f"epochs {study.ft_epochs}", measured(MEASURED, name=name), made)
+    for name, row in best_unlearned(study.measured, sections).items():
         strength = METHODS[row["method.name"]].strength
-        rows.append(as_row(UNLEARNING, name, f"{strength} {row[f'method.{strength}']:g}", row, plain))
+        add(UNLEARNING, name, f"{strength} {row[f'method.{strength}']:g}", row, row)
     return rows
 
 
@@ -135,11 +156,13 @@ def best_unlearned(folder: Path, sections: Mapping[str, Any]) -> dict[str, Mappi
     return dict(sorted(chosen.items(), key=lambda item: (list(METHODS).index(item[1]["method.name"]), item[0])))
 
 
-def as_row(family: str, method: str, setting: str, row: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of the comparison table."""
+def as_row(
+    family: str, method: str, setting: str, row: Mapping[str, Any], plain: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Return a row of the comparison table. seconds: what the mitigation took."""
     metrics = {name: row.get(name) for name in METRICS}
-    seconds = {"seconds": round(row["cost.seconds"], 1), "trade_off": trade_off(row, plain)}
-    return {"family": family, "method": method, "setting": setting, **metrics, **seconds}
+    costs = {"seconds": round(seconds, 1), "trade_off": trade_off(row, plain)}
+    return {"family": family, "method": method, "setting": setting, **metrics, **costs}
 
 
 def write_results(study: Study, rows: list[dict[str, Any]], seconds: float, device: str) -> None:
@@ -164,6 +187,9 @@ def readable(row: Mapping[str, Any]) -> dict[str, str]:
     return {
         **{name: row[name] for name in ("family", "method", "setting")},
         "memorized %": number(row["percent_memorized_train"], 1),
+        "near-verbatim %": number(row["percent_near_verbatim_train"], 1),
+        "extractable %": number(row["percent_extractable_train"], 1),
+        "AUC": number(row["auc_loss_train"], 2),
         "unseen triggers %": number(row["percent_memorized_test"], 1),
         "accuracy %": number(100 * row["mean_test_accuracy"], 2),
         "perplexity": number(row["perplexity"], 3),

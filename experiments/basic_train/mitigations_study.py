@@ -12,8 +12,11 @@ from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.models.tinymem import ModelSettings
 from tinymem.regularizers.registry import switched_on
-from tinymem.training.finetune import FinetuneSettings
+from tinymem.training.checkpoint import unlearned_folder
+from tinymem.training.finetune import FT_DATA, FinetuneSettings
 from tinymem.training.settings import RunSettings, TrainingSettings
+
+TWIN = "twin"  # row and folder of the model with nothing planted
 
 # Backdoors repeated 1, 10 or 100 times, because these are memorized within minutes and for certain: unrepeated ones need
 # four times the epochs and swing by 30 points from one to the next, and of repeated noise the third that stands there
@@ -77,6 +80,18 @@ class Study:
     def checkpoint(self) -> Path:
         """The plain model that is fine-tuned and unlearned."""
         return self.run_dir / "plain" / f"epoch_{self.plain.training.epochs}"
+
+    @property
+    def trained(self) -> dict[str, Path]:
+        """The models that trainings make, by mitigation: with a regularizer, or fine-tuned."""
+        regularized = {name: self.run_dir / name / self.checkpoint.name for name in self.regularized}
+        folder, last = self.checkpoint.parent / "finetuned", f"epoch_{self.ft_epochs}"
+        return regularized | {name: folder / f"{self.checkpoint.name}_{name}" / last for name in FT_DATA}
+
+    @property
+    def measured(self) -> Path:
+        """The folder of the records that are compared."""
+        return unlearned_folder(self.checkpoint)
 
 
 def make_study(arguments: argparse.Namespace) -> Study:

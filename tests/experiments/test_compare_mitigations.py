@@ -67,11 +67,15 @@ def test_all_are_compared_and_nothing_is_done_twice(compare, tmp_path, capsys):
     with open(tmp_path / "output_dir" / "table.csv", newline="", encoding="utf-8") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     regularizers = ["spectral_norm", "loss_truncation", "example_tied_dropout"]
-    assert list(rows) == ["plain", *regularizers, "clean", "extra", "both", *STUDY, CAPPED, *OBJECTIVES]
-    assert len(commands) == 4 + 3 + len(UNLEARNING)
+    assert list(rows) == ["plain", "twin", *regularizers, "clean", "extra", "both", *STUDY, CAPPED, *OBJECTIVES]
+    trained = ["spectral_norm", "loss_truncation", "example_tied_dropout", "clean", "extra", "both"]
+    assert len(commands) == 2 + 2 * len(trained) + len(UNLEARNING)  # each trained mitigation is measured, too
     assert float(rows["plain"]["percent_memorized_train"]) > 50 and float(rows["plain"]["trade_off"]) == 0
+    assert float(rows["twin"]["percent_memorized_train"]) < 10
     for name, row in rows.items():
-        assert 0 <= float(row["percent_memorized_train"]) <= 100 and 0 < float(row["mean_test_accuracy"]) < 1
+        assert 0 <= float(row["percent_memorized_train"]) <= float(row["percent_near_verbatim_train"]) <= 100
+        assert 0 <= float(row["auc_loss_train"]) <= 1 and float(row["percent_extractable_train"]) <= 100
+        assert 0 < float(row["mean_test_accuracy"]) < 1
         assert f" {name} " in printed and f"| {name} |" in (tmp_path / "output_dir" / "table.md").read_text()
     assert "ratio 0.3" in rows[CAPPED]["setting"] and "dropc 0.05" in rows["loss_truncation"]["setting"]
     assert (tmp_path / "output_dir" / "figure.png").stat().st_size > 20000
@@ -83,7 +87,7 @@ def test_all_are_compared_and_nothing_is_done_twice(compare, tmp_path, capsys):
     before, table = state(), (tmp_path / "output_dir" / "table.csv").read_bytes()
     seconds = json.loads((tmp_path / "output_dir" / "summary.json").read_text())["seconds_total"]
     compare()
-    assert state() == before and len(load_records(tmp_path / "run_dir")) == 4 + 3 + 1 + len(METHODS) + 3
+    assert state() == before and len(load_records(tmp_path / "run_dir")) == 2 + 2 + 2 * len(trained) + len(METHODS) + 3
     assert (tmp_path / "output_dir" / "table.csv").read_bytes() == table
     assert json.loads((tmp_path / "output_dir" / "summary.json").read_text())["seconds_total"] == seconds > 0
     compare("--checkpoint_every=12")  # what was made of the same models is found again
