@@ -148,30 +148,30 @@ def loss_scale(model, weights: torch.Tensor) -> float:
 SCALES = ("lr", "weight_decay", "lambda_l1")  # settings whose size may make a method's numbers overflow
 
 
-def check_scores(tensors: Iterable[torch.Tensor], hp: Any = None) -> None:
+def check_scores(tensors: Iterable[torch.Tensor], model, hp: Any = None) -> None:
     """Raise NotFinite if a score is NaN or +infinity, since the ranking would then be arbitrary.
 
     -infinity is allowed: it marks an entry that a ranking never reaches. hp: the settings of the method.
     """
     if any(bool((tensor.isnan() | tensor.isposinf()).any()) for tensor in tensors):
-        raise NotFinite(f"its scores are not finite numbers; {_lower(hp)}--dtype float32 may help")
+        raise NotFinite(f"its scores are not finite numbers{_advice(model, hp)}")
 
 
-def check_steps(done: int, skipped: int, hp: Any = None) -> None:
+def check_steps(done: int, skipped: int, model, hp: Any = None) -> None:
     """Raise NotFinite if every step was skipped for a gradient that is not finite, so that nothing was learned.
 
     hp: the settings of the method.
     """
     if skipped and not done:
-        raise NotFinite(
-            f"none of its {skipped} steps had a finite gradient; {_lower(hp)}--dtype float32 or bfloat16 may help"
-        )
+        raise NotFinite(f"none of its {skipped} steps had a finite gradient{_advice(model, hp)}")
 
 
-def _lower(hp: Any) -> str:
-    """Return the advice to lower a method's settings of SCALES that are not 0; "" where it has none."""
-    names = [f"--{name}" for name in SCALES if getattr(hp, name, None)]
-    return f"a lower {', '.join(names)} or " if names else ""
+def _advice(model, hp: Any) -> str:
+    """Return what may help: lower settings of SCALES that are not 0, another type than float16; or ""."""
+    lower = [f"--{name}" for name in SCALES if getattr(hp, name, None)]
+    advice = [f"a lower {', '.join(lower)}"] if lower else []
+    advice += ["--dtype float32 or bfloat16"] if model.dtype == torch.float16 else []
+    return f"; {' or '.join(advice)} may help" if advice else ""
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:

@@ -239,7 +239,7 @@ def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
                 return score()
 
         scores = score() if task.cache is None else task.cache.tensors(name, settings, model, kept)
-        check_scores(scores.values() if isinstance(scores, dict) else scores, hp)
+        check_scores(scores.values() if isinstance(scores, dict) else scores, model, hp)
         for value in _strengths(hp):
             yield value, Zeros(drop(find_mlps(model), scores, value))
 

@@ -100,7 +100,7 @@ def learn_gates(
                 done += 1
             else:
                 skipped += 1
-    check_steps(done, skipped, hp)
+    check_steps(done, skipped, model, hp)
 
 
 def steps(model, task: UnlearningTask, hp: GateSettings) -> int:

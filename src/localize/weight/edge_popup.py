@@ -85,8 +85,8 @@ def learn_subnet(
                 done += 1
             else:
                 skipped += 1
-    check_steps(done, skipped, optimizer)
-    check_scores((each.score.abs() for each in scored), optimizer)
+    check_steps(done, skipped, model, optimizer)
+    check_scores((each.score.abs() for each in scored), model, optimizer)
     return {each.matrix.name: each.mask() for each in scored}
 
 

@@ -77,7 +77,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
                 changes.zero(weights[name].view(), place)
                 removed += 1
                 scores[name][place] = -(removed - 0.5) / parameters
-    check_steps(done, skipped)
+    check_steps(done, skipped, model)
     return scores
 
 

@@ -285,10 +285,13 @@ def test_advice_names_what_may_be_the_cause():
     hp = METHODS["npo"].hyper_parameters(retain_weight=5.0)
     assert loss_flags(hp) == ["--beta", "--retain_weight"]
     assert loss_flags(METHODS["gradient_ascent"].hyper_parameters()) == []
-    nan = [torch.tensor([torch.nan])]
-    with pytest.raises(NotFinite, match="numbers; --dtype float32 may help$"):  # a ranking has no learning rate
-        check_scores(nan, METHODS["activations"].hyper_parameters())
-    with pytest.raises(NotFinite, match="a lower --lr, --weight_decay or --dtype float32 may help$"):
-        check_scores(nan, METHODS["subnet"].hyper_parameters())
+    nan, model, half = [torch.tensor([torch.nan])], torch.nn.Module(), torch.nn.Module()
+    model.dtype, half.dtype = torch.float32, torch.float16
+    with pytest.raises(NotFinite, match="numbers$"):  # a ranking has no learning rate, float32 is wide enough
+        check_scores(nan, model, METHODS["activations"].hyper_parameters())
+    with pytest.raises(NotFinite, match="numbers; --dtype float32 or bfloat16 may help$"):
+        check_scores(nan, half, METHODS["activations"].hyper_parameters())
+    with pytest.raises(NotFinite, match="a lower --lr, --weight_decay may help$"):
+        check_scores(nan, model, METHODS["subnet"].hyper_parameters())
     with pytest.raises(NotFinite, match="none of its 3 steps .* a lower --lr, --lambda_l1 or --dtype"):
-        check_steps(0, 3, METHODS["slimming"].hyper_parameters())
+        check_steps(0, 3, half, METHODS["slimming"].hyper_parameters())
