@@ -216,6 +216,32 @@ def test_long_measuring_is_shown_once_a_minute_and_logged(memorizing_backdoor, t
     assert all(0 < line["row"] <= line["rows"] and line["measuring"] == "planted sequences" for line in logged)
 
 
+def test_slow_steps_have_their_true_speed_and_rest(memorizing_backdoor, tmp_path, monkeypatch, capsys):
+    """Every step takes 25 seconds of a clock of the test; nothing is said of the first one's, which nobody timed."""
+    clock, tell, told = Clock(monkeypatch), Watch.step, []
+    monkeypatch.setattr("tinymem.cli.log.time.monotonic", lambda: clock.now)
+
+    def slow(watch, step, steps):
+        clock.now += 25
+        told.append(watch._tokens)
+        tell(watch, step, steps)
+
+    monkeypatch.setattr(Watch, "step", slow)
+    words = ["--model_path", memorizing_backdoor.checkpoint, "--localization_method", "npo", "--steps", 9]
+    words += ["--output_dir", tmp_path, "--data_dir", tmp_path / "data", "--no_save_model"]
+    in_process("src/localize/localize_memorization.py", *words, "--log_jsonl", tmp_path / "log.jsonl")
+    lines = re.findall(r"npo step (\d) of 9, .*?([\d,]+) tokens/s, (\d):(\d\d) left", capsys.readouterr().err)
+    speeds = {step: round(told[step - 1] / 25) for step in range(1, 10)}
+    assert len(lines) == 3
+    for step, speed, minutes, seconds in lines:
+        assert 60 * int(minutes) + int(seconds) == 25 * (9 - int(step))
+        assert int(speed.replace(",", "")) == pytest.approx(speeds[int(step)], rel=0.05)
+    logged = [
+        line for line in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if "forget_loss" in line
+    ]
+    assert [line.get("tokens_per_second") for line in logged] == [None, *(speeds[step] for step in range(2, 10))]
+
+
 def test_unlearning_without_a_terminal_is_two_lines(memorizing_backdoor, tmp_path, capsys):
     script = "src/localize/localize_memorization.py"
     words = ["--model_path", memorizing_backdoor.checkpoint, "--localization_method", "subnet", "npo", "--epochs", 1]
