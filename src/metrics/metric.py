@@ -107,7 +107,7 @@ def quantile(values: Values, share: float) -> float | None:
     return low if low == high else low + (place % 1) * (high - low)  # equal ones may be infinite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is one of its kind, and may be a key even if a user's `needs` is a list
 class Metric:
     """A metric: a function and its description.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from tinymem.data.numbers import CONSTANTS
 from tinymem.errors import UserError
@@ -170,25 +170,25 @@ def plugin_metrics(place: str) -> list[Metric]:
 def missing(results: Iterable[str], metrics: Iterable[str | Metric] | None = None) -> list[str | Metric]:
     """Return the chosen metrics without a column in the results."""
     wanted = {metric.name: metric for metric in chosen(metrics)}
-    there = {found[0].name for column in results if (found := _find(column, wanted.values()))}
+    there = {found[0].name for column in results if (found := _find(column, tuple(wanted.values())))}
     return [name if named(name) else metric for name, metric in wanted.items() if name not in there]
 
 
 def metrics_of(columns: Iterable[str]) -> list[str]:
     """Return the names of the metrics that these columns are of, in the registry's order; others are left out."""
-    found = dict.fromkeys(found[0].name for name in columns if (found := _find(name, METRICS.values())))
+    found = dict.fromkeys(found[0].name for name in columns if (found := _find(name)))
     return [metric.name for metric in chosen(found)] if found else []
 
 
 def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:
     """Return the description of a metric's column, None for other columns. more: metrics from users' files."""
-    found = _find(column, [*METRICS.values(), *more])
+    found = _find(column, (*METRICS.values(), *more))
     return _column(*found) if found else None
 
 
 def needs_twin(column: str) -> bool:
     """Return whether a column is of a metric that has no value without a never-planted twin."""
-    found = _find(column, METRICS.values())
+    found = _find(column)
     return found is not None and "twin" in found[0].needs
 
 
@@ -207,7 +207,7 @@ def columns(
     headline  only columns that tables show first
     detail    include duplications and single test sets
     """
-    every = [*METRICS.values(), *more]
+    every = (*METRICS.values(), *more)
     if present is None:
         present = [column.name for column in documented(every) if not column.detail]
     found = sorted(filter(None, (_find(name, every) for name in dict.fromkeys(present))), key=partial(_place, every))
@@ -255,9 +255,13 @@ def _column(metric: Metric, part: str | None) -> Column:
     return Column(name, metric.unit, metric.better, meaning, short, metric.headline and not detail, detail)
 
 
-def _find(column: str, metrics: Iterable[Metric]) -> tuple[Metric, str | None] | None:
-    """Return the metric of a column, with its split or test set; also one with numbers in its name."""
-    for metric in metrics:
+@lru_cache(maxsize=4096)  # tables of thousands of records ask for the same few columns
+def _find(column: str, metrics: tuple[Metric, ...] | None = None) -> tuple[Metric, str | None] | None:
+    """Return the metric of a column, with its split or test set; also one with numbers in its name.
+
+    metrics: those to choose from; None: METRICS.
+    """
+    for metric in METRICS.values() if metrics is None else metrics:
         part = column.removeprefix(f"{metric.name}_")
         if column == metric.column() and not metric.divided:
             return metric, None
@@ -282,7 +286,7 @@ def _find_variant(column: str) -> tuple[Metric, str] | None:
     return None
 
 
-def _place(metrics: list[Metric], found: tuple[Metric, str | None]) -> tuple[int, str, int, int]:
+def _place(metrics: tuple[Metric, ...], found: tuple[Metric, str | None]) -> tuple[int, str, int, int]:
     """Return a column's sort key: metric (those with numbers in their names last), split, repeats. Test sets keep their
     given order.
     """
