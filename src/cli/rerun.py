@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinymem import cli
+from tinymem import cli, scripts
 from tinymem.errors import UserError
 from tinymem.records.finder import keyed_records_in
 from tinymem.records.identity import FINGERPRINTS, record_digest, run_key
 from tinymem.records.record import read_record
 from tinymem.records.table import versions
-from tinymem.scripts import ROOT
 
 FOLDER = "runs/rerun"
 UNMEASURED = ("model_folder", "twin", "epoch_seconds")  # results that are no measurements, or those of a clock
@@ -46,17 +45,18 @@ def rerun(arguments: argparse.Namespace) -> None:
     threads = environment.get("threads")
     if threads:  # sums depend on how many threads share them
         os.environ["OMP_NUM_THREADS"] = str(threads)
+    start = scripts.words(words[0])
     if arguments.dry_run:
-        print((f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(["python", *words]))
+        print((f"OMP_NUM_THREADS={threads} " if threads else "") + shlex.join(["python", *start, *words[1:]]))
         return
-    if not (ROOT / words[0]).is_file():
-        raise UserError(f"{ROOT / words[0]}: no such script; rerun works in a copy of the repository")
     if _made(folder, record):
         print(
             f"{folder}: has the record of an earlier rerun, which is compared; remove it to run again", file=sys.stderr
         )
     else:
-        cli.run_script([ROOT / words[0], *words[1:]])
+        if scripts.in_checkout():
+            start = [str(scripts.ROOT / words[0])]
+        cli.run_script([*start, *words[1:]])
     new = _made(folder, record)
     if new is None:
         raise UserError(f"{folder}: the command left no record with the settings of {path}")

@@ -54,7 +54,12 @@ def tinymem(wheel, tmp_path_factory):
         return done.stdout
 
     assert str(place) in python("-c", "import tinymem; print(tinymem.__file__)")  # not that of the repository
-    return lambda line: python(str(place / "bin" / "tinymem"), *line.split())
+
+    def command(line: str) -> str:
+        return python(str(place / "bin" / "tinymem"), *line.split())
+
+    command.work = work
+    return command
 
 
 def test_it_holds_every_file_of_the_package_and_the_scripts(wheel):
@@ -99,3 +104,6 @@ def test_it_trains_unlearns_and_sweeps_alone(tinymem):
     assert ["all", "2", "2", "0", "0", "0"] in [line.split() for line in swept.splitlines()]
     assert "best: " in swept
     assert "unlearning_scatter" in tinymem("figures run")
+    path = next((tinymem.work / "run" / "unlearned" / "epoch_6" / "records").glob("*.json"))
+    assert "python -m tinymem " in tinymem(f"records rerun {path} --dry_run")
+    assert "the same to the digit" in tinymem(f"records rerun {path}")
