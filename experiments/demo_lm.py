@@ -1,4 +1,4 @@
-"""The story on a real language model: SmolLM2-135M learns to recite 128 passages, then every feasible method unlearns.
+"""The story on a real language model: SmolLM2-135M learns to recite 64 passages, then every feasible method unlearns.
 
     python experiments/demo_lm.py
 
@@ -30,6 +30,7 @@ from tinymem.models.precision import auto_precision
 from tinymem.models.production import DTYPES, open_causal_lm
 from tinymem.planning.duration import Clock, duration
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, sections_of
+from tinymem.records.strength import strength_in
 from tinymem.records.table import load_records, shown_row
 from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings
@@ -37,29 +38,32 @@ from tinymem.training.plant import PlantSettings
 SCRIPT = "src/localize/prod_grad.py"
 MODELS = Path("data/models")
 MICROBATCH = 32  # the batches below; takes 1 to 2 GB
-RETAIN = 256  # rows that methods keep; planting has more, since rows that it repeats are themselves memorized
+RETAIN = 128  # rows that methods keep; planting has more, since rows that it repeats are themselves memorized
 SETTINGS = (  # what this demo changes of the script's defaults
-    (PassageSettings, dict(plant="builtin", plant_sequences=128)),
+    (PassageSettings, dict(plant="builtin", plant_sequences=64)),
     (ProductionSettings, dict(num_test=128, num_retain=1024)),
     (PlantSettings, {}),
 )
 BEST = "balanced_subnet"
 # One command for methods that share flags. The ratios are far below the defaults: at those, most methods leave nothing of
-# this model, in which a few weights carry a lot.
+# this model, in which a few weights carry a lot. The learning rates of objectives suit a model of this size.
 COMMANDS = (
-    f"--localization_method {BEST} --ratio 0.01 --lr 0.15 --batch_size 32 --unlearn_share 0.5 --epochs 3 "
+    f"--localization_method {BEST} --ratio 0.01 --lr 0.15 --batch_size 16 --unlearn_share 0.5 --epochs 3 "
     "--unlearn_loss_cap 1.5",
     "--localization_method subnet --ratio 0.01 --batch_size 32 --epochs 2 --no_save_model",
-    "--localization_method activations --ratio 0.001 0.01 --no_save_model",
-    "--localization_method durable durable_agg --ratio 1e-5 1e-4 --no_save_model",
-    "--localization_method slimming hard_concrete --ratio 0.001 0.01 --epochs 4 --no_save_model",
-    "--localization_method integrated_gradients --ratio 0.001 0.01 --ig_steps 1 --no_save_model",
+    "--localization_method activations --ratio 0.001 --no_save_model",
+    "--localization_method durable durable_agg --ratio 1e-5 --no_save_model",
+    "--localization_method slimming hard_concrete --ratio 0.001 --epochs 4 --no_save_model",
+    "--localization_method integrated_gradients --ratio 0.001 --ig_steps 1 --no_save_model",
     "--localization_method greedy --ratio 1e-7 --greedy_k 5 --unlearn_share 0.5 --batch_size 32 --no_save_model",
-    "--localization_method obs --ratio 1e-5 1e-4 --num_grads 16 --block_size 10 --no_save_model",
+    "--localization_method obs --ratio 1e-5 --num_grads 16 --block_size 10 --no_save_model",
+    "--localization_method npo simnpo undial obliviate --steps 10 --batch_size 8 --lr 5e-5 --no_save_model",
+    "--localization_method kfac --rho 0.8 --no_save_model",
+    "--localization_method kfade --kl_budget 0.1 --no_save_model",
 )
 LEFT_OUT = ("zero_out",)  # one forward pass for each neuron and passage: days
 JUDGED = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss")
-COLUMNS = ("method", "ratio", *(f"{name}_{split}" for split in ("shown", "held_out") for name in JUDGED))
+COLUMNS = ("method", "setting", *(f"{name}_{split}" for split in ("shown", "held_out") for name in JUDGED))
 COLUMNS += ("perplexity", "seconds", "peak_memory_gb")
 
 
@@ -100,9 +104,16 @@ def main() -> None:
     files.write_folder(output / "records", lambda temporary: copy_records(folder, temporary))
     keep_page(folder, of_best(records), output)
     files.write_json(output / "summary.json", summary)
-    plots.plot_shown_and_held_out(summary["rows"], output / "demo_lm")
+    plots.plot_planted(summary["rows"], output / "demo_lm")
     show(summary)
     print(f"\n{summary['seconds_total']} s in all; figure, page, records and summary: {output}")
+
+
+def row(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the table's row of a record; "setting" is its strength in words, such as "ratio 0.01"."""
+    strength = strength_in(record.get("method", {}))
+    values = {**shown_row(record), "setting": f"{strength[0]} {strength[1]:g}" if strength else None}
+    return {name: values.get(name) for name in COLUMNS}
 
 
 def planting_of(name: str) -> dict[str, Any]:
@@ -117,10 +128,15 @@ def copy_records(folder: Path, target: Path) -> None:
 
 
 def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the model before planting, the planted one, then the methods as they are registered, ratios rising."""
+    """Return the model before planting, the planted one, then the methods as they are registered, strengths rising."""
     names = [NEVER_PLANTED, UNEDITED, *METHODS]
     ours = [record for record in records if record["kind"] in (NEVER_PLANTED, UNEDITED, UNLEARN)]
-    return sorted(ours, key=lambda r: (names.index(shown_row(r)["method"]), r.get("method", {}).get("ratio") or 0))
+
+    def place(record: dict[str, Any]) -> tuple[int, float]:
+        strength = strength_in(record.get("method", {}))
+        return names.index(shown_row(record)["method"]), strength[1] if strength else 0.0
+
+    return sorted(ours, key=place)
 
 
 def of_best(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -143,7 +159,7 @@ def summarize(
         "after unlearning": open_causal_lm(folder / of_best(records)["results"]["model_folder"], dtype=dtype)[0],
     }
     return {
-        "rows": [{name: shown_row(record).get(name) for name in COLUMNS} for record in records],
+        "rows": [row(record) for record in records],
         "left_out": {method: estimated_hours(method, planted, task) for method in LEFT_OUT},
         "passage": example(models, task, tokenizer),
         "planting": {
@@ -171,7 +187,7 @@ def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Return the passage, the table, what was left out and what BEST reached."""
+    """Print the passage, the table, what was left out and what BEST reached."""
     print("\n" + "\n".join(f"{name:<20} {text}" for name, text in summary["passage"].items()) + "\n")
     print(cli.table(map(cli.brief, summary["rows"])))
     for method, hours in summary["left_out"].items():

@@ -7,6 +7,7 @@ training            memorization and quality over training, one line a model siz
 regularizers        the same, one line a regularizer
 finetuning          memorization and quality against seconds, for clean, extra and both
 unlearning_scatter  memorization against quality of all unlearning runs, with Pareto fronts, a panel a model size
+unlearning_bars     the best run of each method side by side: memorization, quality, seconds; a figure an experiment
 unlearning_boxes    what the best run of each method changes, over checkpoints and seeds
 unlearning_time     memorization against the seconds that a method took
 pythia              memorization against perplexity of production models, a panel a model and step
@@ -30,6 +31,8 @@ from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.records.choose import Configuration, best, configurations, experiments, grouped, unlearning_runs
 from tinymem.records.curves import Curve, training_curves
+from tinymem.records.identity import UNEDITED
+from tinymem.records.strength import strength_in
 from tinymem.records.table import mixed_versions, named_records, versions
 
 
@@ -75,6 +78,32 @@ def unlearning_time(material: Material) -> Figures:
     return by_data(material.edited(production=False), plots.draw_time)
 
 
+def unlearning_bars(material: Material) -> Figures:
+    """A figure for each experiment in which methods ran, numbered where there are several."""
+    groups = [best(group, material.max_perplexity_rise) for group in experiments(material.unlearning)]
+    groups = [group for group in groups if len(group) > 1 and any(one.method == UNEDITED for one in group)]
+    figures = {}
+    for number, group in enumerate(groups, 1):
+        unedited, *edited = sorted(group, key=lambda one: (one.method != UNEDITED, _family(one), one.method))
+        rows = [as_bar(one) for one in (unedited, *edited)]
+        figures[f"_{number}" if len(groups) > 1 else ""] = plots.draw_mitigations(rows)
+    return figures
+
+
+def as_bar(one: Configuration) -> dict[str, Any]:
+    """Return a row of unlearning_bars: the means over the seeds."""
+    strength = strength_in(one.hyper_parameters)
+    name = " ".join([one.method, *([f"{strength[1]:g}"] if strength else [])])
+    accuracy = one.mean("mean_test_accuracy") if one.on_numbers else None
+    columns = ("percent_memorized_train", "percent_memorized_test", "perplexity")
+    row = {"family": _family(one), "method": name, "seconds": one.mean("cost.seconds"), "mean_test_accuracy": accuracy}
+    return row | {column: one.mean(column) for column in columns}
+
+
+def _family(one: Configuration) -> str:
+    return "no mitigation" if one.method == UNEDITED else plots.families().get(one.method, plots.OWN)
+
+
 def unlearning_boxes(material: Material) -> Figures:
     groups = experiments(material.unlearning)
     chosen = [c for group in groups for c in best(group, material.max_perplexity_rise)]
@@ -102,6 +131,7 @@ FIGURES: dict[Callable[[Material], Figures], str] = {
     regularizers: "training runs with a regularizer (memorization_in_toy_models.py --spectral_reg ...)",
     finetuning: "fine-tunings (ft_toy_model.py)",
     unlearning_scatter: "unlearning runs of TinyMem models (src/localize/localize_memorization.py)",
+    unlearning_bars: "unlearning runs with a record of their unedited model",
     unlearning_boxes: "best unlearning runs; on text, runs within --max_perplexity_rise",
     unlearning_time: "unlearning runs of TinyMem models (src/localize/localize_memorization.py)",
     pythia: "unlearning runs of production models",
@@ -114,7 +144,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output_dir", help="where the figures are written (default: DIR/figures)")
     parser.add_argument(
         "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
-        help="unlearning_boxes, text: a run whose perplexity rose more is not the best one (default: 10)",
+        help="unlearning_bars and unlearning_boxes, text: a run whose perplexity rose more is not the best one (default: 10)",
     )  # fmt: skip
     return parser.parse_args()
 

@@ -25,7 +25,7 @@ from tinymem.cli.rerun import add_rerun_options, rerun
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.metrics import registry
-from tinymem.records.best import PERPLEXITY_RISE, bounds, described, outcomes, scale, setting, summary, varied_settings
+from tinymem.records.best import PERPLEXITY_RISE, bounds, described, outcomes, scale, setting, summary
 from tinymem.records.choose import (
     Configuration,
     Run,
@@ -141,7 +141,7 @@ def _method_key(row: Mapping[str, Any]) -> tuple:
 
 def show_best(arguments: argparse.Namespace) -> Table:
     limit = perplexity_rise(arguments)
-    return None, print_best(load_runs(arguments.folder), limit)
+    return None, print_best(arguments.folder, load_runs(arguments.folder), limit)
 
 
 def perplexity_rise(arguments: argparse.Namespace) -> float:
@@ -165,20 +165,19 @@ def print_answer(folder: str) -> None:
     runs = unlearning_runs(named_records(folder), tuple(METHODS))
     if runs:
         print()
-        print_best(runs)
+        print_best(folder, runs)
 
 
-def print_best(runs: Sequence[Run], limit: float = PERPLEXITY_RISE) -> list[dict[str, Any]]:
+def print_best(folder: str | Path, runs: Sequence[Run], limit: float = PERPLEXITY_RISE) -> list[dict[str, Any]]:
     """Print the ranking of every experiment, with its answer in words. Return one row per method and experiment."""
     groups = experiments(configurations(runs))
     summaries = []
     for title, group in zip(titles([group[0].experiment for group in groups]), groups):
         ranking = ranked(group, limit)
         chosen = [*([ranking.original] if ranking.original else []), *ranking.places]
-        rows = [summary(ranking, one) for one in chosen]
-        varied = varied_settings(group)
+        rows = [summary(ranking, one, folder) for one in chosen]
         shown = [
-            {"rank": _place(ranking, one), "method": one.method, "setting": setting(one, varied[one.method])}
+            {"rank": _place(ranking, one), "method": one.method, "setting": setting(one, ranking.varied[one.method])}
             | {name: row[name] for name in ("verdict", "limit") if any(other[name] for other in rows)}
             | _with_intervals(row, outcomes(row))
             for one, row in zip(chosen, rows)

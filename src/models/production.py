@@ -72,7 +72,7 @@ def open_causal_lm(
     dtype_is_free    whether the error for a model that does not fit may suggest a narrower dtype
 
     Raise UserError, before any weights are fetched or read, if there is no such model, if its MLPs cannot be edited,
-    or if it does not fit into memory.
+    or if it does not fit into memory; and if it is no causal language model.
     """
     folder = model_folder(name_or_folder, step)
     config, tokenizer = read_config(folder), _tokenizer(folder, for_text=False)
@@ -85,7 +85,9 @@ def open_causal_lm(
     placed = {"device_map": device_map} if device_map else {}
     model = read_model(folder, config, weights, safetensors, **placed).eval()
     check_editable(model)
-    return model if device_map else model.to(device), tokenizer
+    model = model if device_map else model.to(device)
+    check_causal(model)
+    return model, tokenizer
 
 
 def open_description(name_or_folder: str | Path, step: int | None = None, for_text: bool = True):
@@ -255,4 +257,16 @@ def check_editable(model) -> None:
         raise UserError(
             f"--device_map: {away[0] if away else 'a layer'} does not fit on the GPUs and was left outside, where it "
             "cannot be edited; try --dtype bfloat16, more GPUs, or --device cpu"
+        )
+
+
+def check_causal(model) -> None:
+    """Raise UserError if a token changes what a model predicts before it, as in BERT: one pass could not measure it."""
+    with torch.inference_mode():
+        ahead = model(torch.tensor([[0, 0], [0, 1]], device=model.device), use_cache=False).logits[:, 0].float()
+    tolerance = 16 * torch.finfo(model.dtype).eps * ahead.abs().max()
+    if (ahead[0] - ahead[1]).abs().max() > tolerance:  # False for NaN, which is said where the model is measured
+        raise UserError(
+            f"{model.config.model_type}: what this model predicts depends on later tokens; causal language models are "
+            "supported, encoders such as BERT are not"
         )

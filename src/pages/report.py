@@ -154,7 +154,7 @@ def _texts(folder: Path, experiment: Experiment, warn: Warn) -> dict[str, tuple[
             values = _values(folder, run, known[run.row["record"]], warn)
             decode = _decoder(folder, known[run.row["record"]], warn) if "after" in values else None
             if decode is not None and (texts := texts_of(values, decode)):
-                found[named(called(one))] = texts
+                found[named(called(experiment.ranking, one))] = texts
     return found
 
 

@@ -14,7 +14,7 @@ from tinymem.pages.study import Experiment
 from tinymem.pages.tables import rounded
 from tinymem.plots import marks
 from tinymem.plots.unlearning import MEMORIZED
-from tinymem.records.best import setting, varied_settings
+from tinymem.records.best import setting
 from tinymem.records.choose import Configuration, pareto_front
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
@@ -26,7 +26,7 @@ def trade_off_chart(name: str, experiment: Experiment) -> Chart:
     """Return memorization against quality, a mark per configuration, mean over seeds; left and up is better."""
     numbers = experiment.some[0].on_numbers
     quality = "mean_test_accuracy" if numbers else "perplexity"
-    varied = varied_settings(experiment.some)
+    varied = experiment.ranking.varied
     points: list[tuple[str, float, float, dict[str, str], Configuration | None]] = [
         (one.method, one.known_mean(MEMORIZED), one.known_mean(quality), _about(one, varied[one.method]), one)
         for one in experiment.some

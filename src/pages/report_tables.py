@@ -12,7 +12,7 @@ from tinymem.pages.names import REFERENCES, named, plain
 from tinymem.pages.study import Experiment, Named
 from tinymem.pages.tables import Badge, Cell, Column, Row, Table, number, rounded, words
 from tinymem.plots.labels import label_of
-from tinymem.records.best import bounds, described, outcomes, scale, setting, summary, varied_settings
+from tinymem.records.best import bounds, described, outcomes, scale, setting, summary
 from tinymem.records.choose import Configuration, differing, grouped, without_effect
 from tinymem.records.identity import ATTACK, FINGERPRINTS, NEVER_PLANTED, SECTIONS, TWIN_ATTACK, UNEDITED, record_digest
 from tinymem.records.table import columns_of, flat_row, identity_columns, method_of, scalar, versions
@@ -30,14 +30,16 @@ def head(column: str) -> Column:
 
 def ranking_table(experiment: Experiment) -> Table:
     """Return the rows of `best`: the unedited model, its twin, then the best run of each method."""
-    ranking, varied = experiment.ranking, varied_settings(experiment.some)
-    rows = [summary(ranking, one) for one in experiment.shown]
+    ranking = experiment.ranking
+    rows = [summary(ranking, one, experiment.folder) for one in experiment.shown]
     present = list(dict.fromkeys(name for row in rows for name in outcomes(row) if row[name] is not None))
     several = any(row["n"] > 1 for row in rows)
     made = [
         Row(
             (
-                words(named(one.method), _remarks(experiment, one, row), below=setting(one, varied[one.method])),
+                words(
+                    named(one.method), _remarks(experiment, one, row), below=setting(one, ranking.varied[one.method])
+                ),
                 number(row["rank"]) if row["rank"] is None else Cell(str(row["rank"]), row["rank"]),
                 *([Cell(str(row["n"]), row["n"])] if several else []),
                 *(result(row, name) for name in present),
@@ -75,8 +77,8 @@ def result(row: Mapping[str, Any], column: str) -> Cell:
 
 def runs_table(experiment: Experiment) -> Table:
     """Return one row per configuration: its own settings, its results, what it took."""
-    varied = varied_settings(experiment.some)
-    rows = [summary(experiment.ranking, one) for one in experiment.some]
+    varied = experiment.ranking.varied
+    rows = [summary(experiment.ranking, one, experiment.folder) for one in experiment.some]
     present = list(dict.fromkeys(name for row in rows for name in outcomes(row) if row[name] is not None))
     made = [
         Row(
@@ -193,7 +195,7 @@ def common_settings(experiment: Experiment) -> dict[str, str]:
         if section in SECTIONS and value is not None and value is not False:
             shared.setdefault(section, []).append(f"{key} {scalar(value)}")
     found = {section: ", ".join(values) for section, values in shared.items()}
-    varied = varied_settings(experiment.some)
+    varied = experiment.ranking.varied
     for rivals in grouped(experiment.some, lambda one: one.method):
         same = {
             name: value for name, value in rivals[0].hyper_parameters.items() if name not in varied[rivals[0].method]

@@ -24,10 +24,12 @@ Named = tuple[str, Mapping[str, Any]]  # path of a record relative to the folder
 class Experiment:
     """The runs on one model with one task, over all seeds.
 
+    folder   where the records were read
     some     all configurations, the unedited model's among them
     records  all records on the same models: runs, their originals and twins, attacks on them
     """
 
+    folder: Path
     title: str
     ranking: Ranking
     some: Sequence[Configuration]
@@ -94,7 +96,7 @@ def read_study(folder: str | Path, limit: float, warn: Callable[[str], None] = l
     for title, group in zip(titles([group[0].experiment for group in groups]), groups):
         subjects = dict.fromkeys(_subject(known[run.row["record"]]) for one in group for run in one.runs)
         of_it = [named for subject in subjects for named in by_subject[subject]]
-        found.append(Experiment(title, ranked(group, limit), group, of_it))
+        found.append(Experiment(Path(folder), title, ranked(group, limit), group, of_it))
         counted |= {name for name, _ in of_it}
     others = [named for named in records if named[0] not in counted]
     return Study(Path(folder), found, records, others, notes)

@@ -11,6 +11,7 @@ from typing import Any
 from tinymem import files
 
 STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":")]
+FOREIGN = "#e6007e"  # of methods in users' files: a colour that no other method has
 Rows = Sequence[Mapping[str, Any]]
 
 

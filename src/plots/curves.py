@@ -97,7 +97,7 @@ def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
         for entry in REGULARIZERS:
             if curve.settings.get(f"training.{entry.flags[0]}"):
                 strengths = [
-                    f"{name} {curve.settings[f'training.{name}']:g}"
+                    f"{name} {_written(curve.settings[f'training.{name}'])}"
                     for name in entry.flags
                     if f"training.{name}" in varied
                 ]
@@ -109,9 +109,14 @@ def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
     return label
 
 
+def _written(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+
+
 def _strength(curve: Curve) -> list[float]:
     """Return a sort key: runs without a regularizer first, then by regularizer and strength."""
-    return [float(curve.settings.get(name) or 0) for name in STRENGTH]
+    values = (curve.settings.get(name) for name in STRENGTH)
+    return [float(value) if isinstance(value, (int, float)) else 0.0 for value in values]  # some are words
 
 
 def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[str, ...], x: str):

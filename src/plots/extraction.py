@@ -69,12 +69,13 @@ def draw_extraction(split: str, curves: Sequence[Extraction]):
     """Draw the share of sequences against the number of samples, one line per run. Return the figure.
 
     The unedited model is a thick black line and the never-planted twin a thick grey one: a memory is gone where a line is
-    on that of the twin. Lines of one method have one colour; its strengths differ in line style and marker.
+    on that of the twin. Lines of one method have one colour; lines of one colour differ in line style and marker.
     """
     figure, (axis,) = new_figure(1, 7.4, 4.2)
     seen: dict[str, int] = {}
     for each in curves:
-        number = seen[each.method] = seen.get(each.method, -1) + 1
+        colour = method_style(each.method)["edgecolor"]
+        number = seen[colour] = seen.get(colour, -1) + 1
         axis.plot(
             SAMPLES, [100 * share for share in each.shares], label=each.label, ds="steps-post", **_style(each, number)
         )

@@ -40,3 +40,10 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, str]:
         for name, section in sections.items()
         if name != FINGERPRINTS
     }
+
+
+def families() -> dict[str, str]:
+    """Return method -> its family, in the registry's order."""
+    from tinymem.localize.registry import METHODS  # here, since training scripts also draw and would start more slowly
+
+    return {name: method.family for name, method in METHODS.items()}

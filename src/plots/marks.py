@@ -55,7 +55,8 @@ def note(strength: tuple[str, float] | None, beyond: float | None = None) -> str
 
 
 def spread(axis, marks: Sequence[Mark]) -> None:
-    """Move marks that hide another one to the right, with a line to their true place, and write the texts beside them.
+    """Move marks that hide another one to the right, with a line to a dot at their true place, which a note on top of the
+    axis explains, and write the texts beside them.
 
     axis: with its final limits and scales. The data of the marks stay as they are.
     """
@@ -63,22 +64,26 @@ def spread(axis, marks: Sequence[Mark]) -> None:
 
     figure = axis.figure
     points = 72 / figure.dpi
-    taken: list[tuple[float, float, float]] = []
-    texts = []
+    taken: list[tuple[float, float]] = []
+    texts, moved_some = [], False
     for collection, point, text in marks:
         x, y = (points * float(place) for place in axis.transData.transform(point))
-        width = SIZE + 3.6 * len(text)  # its text must not be hidden either
         shift = 0.0
-        while any(left - width < x + shift < left + right and abs(y - up) < SIZE for left, up, right in taken):
+        while any(abs(x + shift - other) < SIZE and abs(y - up) < SIZE for other, up in taken):
             shift += SIZE / 2
-        taken.append((x + shift, y, width))
+        taken.append((x + shift, y))
         if shift:
+            moved_some = True
+            axis.plot(*point, ".", color="0.6", markersize=2.5, zorder=0.9)
             moved = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
             collection.set_offset_transform(axis.transData + moved)
             axis.annotate("", point, (shift, 0), textcoords="offset points", zorder=0.8,
                           arrowprops=dict(arrowstyle="-", color="0.75", lw=0.6, shrinkA=0, shrinkB=0))  # fmt: skip
         texts.append((point, shift, text))
     write(axis, texts, 5.5)
+    if moved_some:
+        axis.text(1, 1.01, "a line leads from a moved mark to its true place", fontsize=5.5, color="0.35",
+                  transform=axis.transAxes, ha="right", va="bottom")  # fmt: skip
 
 
 def write(axis, texts: Sequence[tuple[tuple[float, float], float, str]], size: float) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tinymem.plots import marks
-from tinymem.plots.base import Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
+from tinymem.plots.base import FOREIGN, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
+from tinymem.plots.labels import families
 from tinymem.records.choose import (
     HEADLINE,
     Configuration,
@@ -29,7 +30,7 @@ SECONDS = "cost.seconds"
 KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
 LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of others have letters
-FOREIGN, FOREIGN_SHAPES = "#e6007e", "8dH*p"  # of methods in users' files: a colour that no other method has
+FOREIGN_SHAPES = "8dH*p"  # of methods in users' files
 Texts = list[tuple[tuple[float, float], float, str]]  # of marks, as `marks.write` takes them
 WIDEST = 100 * (marks.RUINED - 1)  # percent: where boxes are cut off; the perplexity of a ruined model
 LETTERS = [f"${letter}$" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
@@ -251,7 +252,7 @@ def method_style(method: str) -> dict[str, Any]:
     if method in (UNEDITED, NEVER_PLANTED):
         face = "white" if method == UNEDITED else "black"
         return dict(marker="*", s=110, facecolor=face, edgecolor="black", zorder=3)
-    levels = _levels()
+    levels = families()
     if method not in levels:
         shape = FOREIGN_SHAPES[sum(method.encode()) % len(FOREIGN_SHAPES)]  # the same in every figure
         return dict(marker=shape, s=38, facecolor=FOREIGN, edgecolor=FOREIGN, linewidth=1.2, zorder=2)
@@ -262,13 +263,6 @@ def method_style(method: str) -> dict[str, Any]:
     colour = f"C{names.index(method) % 10}"
     face = "none" if level == "neuron" else colour
     return dict(marker=shapes[place % len(shapes)], s=30, facecolor=face, edgecolor=colour, linewidth=1.2, zorder=2)
-
-
-def _levels() -> dict[str, str]:
-    """Return method -> its family, in the registry's order."""
-    from tinymem.localize.registry import METHODS  # here, since training scripts also draw and would start more slowly
-
-    return {name: method.family for name, method in METHODS.items()}
 
 
 def draw_boxes(configurations: Sequence[Configuration]):
@@ -327,7 +321,7 @@ def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
 
     What is beyond WIDEST is drawn there, with its value.
     """
-    levels, beyond = _levels(), False
+    levels, beyond = families(), False
     for place, method in enumerate(methods):
         values = [value(run) for run in runs if run.method == method]
         values = [number for number in values if number is not None]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tinymem.metrics import registry
 from tinymem.metrics.registry import Column
-from tinymem.records.choose import Configuration, differing, grouped
+from tinymem.records.choose import Configuration
+from tinymem.records.interval import share_interval
 from tinymem.records.ranking import Ranking
+from tinymem.records.record import read_values
 from tinymem.records.strength import strength_in
 from tinymem.records.verdict import verdict
 
@@ -29,11 +32,35 @@ CHANGES = {  # shown after the metrics
 }
 
 
-def summary(ranking: Ranking, one: Configuration) -> dict[str, Any]:
-    """Return a run's row: its summary, its rank from 1 (none for the unedited model), its verdict and OVER."""
+def summary(ranking: Ranking, one: Configuration, folder: str | Path) -> dict[str, Any]:
+    """Return a run's row: its summary, its rank from 1 (none for the unedited model), its verdict and OVER.
+
+    folder: where the records were read. The intervals of a single seed come from its sequences, where their values are
+    kept beside the record. Raise UserError for a damaged file of values.
+    """
     rank = ranking.places.index(one) + 1 if one in ranking.places else None
-    over = OVER if ranking.over(one) else None
-    return {**one.summary(), "rank": rank, "verdict": verdict(one), "limit": over}
+    over, row = OVER if ranking.over(one) else None, one.summary()
+    if len(one.runs) == 1:
+        row |= over_sequences(row, Path(folder) / one.runs[0].row["record"])
+    return {**row, "rank": rank, "verdict": verdict(one), "limit": over}
+
+
+def over_sequences(row: Mapping[str, Any], path: Path) -> dict[str, float]:
+    """Return NAME_ci95 of percentages of sequences, from the values kept beside the record at `path`.
+
+    It is the longer side of Wilson's interval, so that 0 of 20 is 0 to 16 %.
+    """
+    if not path.with_suffix(".safetensors").exists():
+        return {}
+    from tinymem.metrics.evaluate import saved_values  # here, since it loads torch
+
+    kept, found = read_values(path), {}
+    for name in outcomes(row):
+        values, mean = saved_values(kept, name), row[name]
+        if values is not None and mean is not None and scale(name) == SCALES["%"]:
+            low, high = share_interval(mean / 100, int((values.weights > 0).sum()))
+            found[f"{name}_ci95"] = max(mean - 100 * low, 100 * high - mean)
+    return found
 
 
 def outcomes(row: Mapping[str, Any]) -> list[str]:
@@ -63,9 +90,3 @@ def setting(configuration: Configuration, varied: set[str]) -> str | None:
     strength = strength_in(settings)
     names = dict.fromkeys([*([strength[0]] if strength else []), *sorted(varied)])
     return ", ".join(f"{name} {settings.get(name)}" for name in names) or None
-
-
-def varied_settings(group: Sequence[Configuration]) -> dict[str, set[str]]:
-    """Return, for each method, the hyper-parameters that vary among its configurations."""
-    by_method = grouped(group, lambda configuration: configuration.method)
-    return {rivals[0].method: set(differing([rival.hyper_parameters for rival in rivals])) for rivals in by_method}

@@ -1,4 +1,4 @@
-"""Means over seeds with their 95 % interval (Student's t), without scipy."""
+"""Means with their 95 % interval: over seeds (Student's t), and of a share of sequences (Wilson); without scipy."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[flo
     if count < 2:
         return mean, None
     return mean, t_quantile((1 + level) / 2, count - 1) * statistics.stdev(values) / math.sqrt(count)
+
+
+def share_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the ends of the interval of a share (0 to 1) of `count` sequences (Wilson 1927): wide at 0 and 1, too."""
+    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 @lru_cache

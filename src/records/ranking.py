@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from tinymem.records.choose import Configuration, leading, merit, over_limit, without_effect
+from tinymem.records.choose import Configuration, differing, grouped, leading, merit, over_limit, without_effect
 from tinymem.records.identity import UNEDITED
 from tinymem.records.strength import strength_in
 from tinymem.records.verdict import OVER_FORGOTTEN, verdict
@@ -48,6 +49,13 @@ class Ranking:
         complete = [one for one in self.every if self.wins(one) and one.mean("percent_memorized_train") == 0]
         return min(complete, key=lambda one: (one.mean("cost.seconds") or math.inf, merit(one)), default=None)
 
+    @cached_property
+    def varied(self) -> dict[str, set[str]]:
+        """For each method, the hyper-parameters that vary among its configurations."""
+        some = [*self.every, *([self.original] if self.original else [])]
+        by_method = grouped(some, lambda one: one.method)
+        return {rivals[0].method: set(differing([rival.hyper_parameters for rival in rivals])) for rivals in by_method}
+
 
 def ranked(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> Ranking:
     """Return the ranking of one experiment's methods. max_perplexity_rise: as in `leading`."""
@@ -68,30 +76,32 @@ def answer(ranking: Ranking) -> list[str]:
         return ["best: none, there is no run of a method beside the unedited model"]
     winner, cheapest, first = ranking.winner, ranking.cheapest, ranking.places[0]
     if winner is not None:
-        lines = [f"best: {spoken(winner)}" + (", over-forgotten" if verdict(winner) == OVER_FORGOTTEN else "")]
+        lines = [f"best: {spoken(ranking, winner)}" + (", over-forgotten" if verdict(winner) == OVER_FORGOTTEN else "")]
     elif without_effect(first):
         return ["best: none, no run lowered memorization by a point"]
     elif first.on_numbers:
-        return [f"best: none, every run costs more than it forgets; the nearest is {spoken(first)}"]
+        return [f"best: none, every run costs more than it forgets; the nearest is {spoken(ranking, first)}"]
     else:
-        return [f"best: none, every run that forgets raises perplexity by more than {ranking.limit:g} %; the nearest is {spoken(first)}"]  # fmt: skip
+        return [f"best: none, every run that forgets raises perplexity by more than {ranking.limit:g} %; the nearest is {spoken(ranking, first)}"]  # fmt: skip
     if cheapest is None:
         return [*lines, "no run within the limits forgets everything"]
-    what = "the same run" if cheapest is winner else spoken(cheapest)
+    what = "the same run" if cheapest is winner else spoken(ranking, cheapest)
     seconds = cheapest.mean("cost.seconds")
     return [*lines, f"cheapest that forgets everything: {what}" + (f", {seconds:.3g} s" if seconds else "")]
 
 
-def spoken(one: Configuration) -> str:
+def spoken(ranking: Ranking, one: Configuration) -> str:
     """Return a run in words, such as "balanced_subnet 0.1: 0 % memorized, perplexity +12.6 %"."""
     if one.on_numbers:
         cost = f"accuracy {100 * one.known_mean('change_accuracy'):+.3g} points"
     else:
         cost = f"perplexity {one.mean('perplexity_rise_percent'):+.3g} %"
-    return f"{called(one)}: {one.mean('percent_memorized_train'):.3g} % memorized, {cost}"
+    return f"{called(ranking, one)}: {one.mean('percent_memorized_train'):.3g} % memorized, {cost}"
 
 
-def called(one: Configuration) -> str:
-    """Return a method and its strength, such as "balanced_subnet 0.1"."""
+def called(ranking: Ranking, one: Configuration) -> str:
+    """Return a method, its strength, and what else tells it from its other runs: "npo 50 (beta 0.03, lr 0.001)"."""
     strength = strength_in(one.hyper_parameters)
-    return f"{one.method} {strength[1]:g}" if strength else one.method
+    others = sorted(ranking.varied[one.method] - {strength[0] if strength else None})
+    more = ", ".join(f"{name} {one.hyper_parameters.get(name)}" for name in others)
+    return one.method + (f" {strength[1]:g}" if strength else "") + (f" ({more})" if more else "")

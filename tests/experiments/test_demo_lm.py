@@ -84,21 +84,22 @@ def summary(demo):
 
 
 JUDGED = ["percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss"]
-ROW = ["method", "ratio", *(f"{name}_{split}" for split in ("shown", "held_out") for name in JUDGED)]
+ROW = ["method", "setting", *(f"{name}_{split}" for split in ("shown", "held_out") for name in JUDGED)]
 ROW += ["perplexity", "seconds"]
 
 
-def test_the_summary_has_a_row_for_every_method_and_ratio(demo, summary):
+def test_the_summary_has_a_row_for_every_method(demo, summary):
     rows = summary["rows"]
     assert all(list(row) == [*ROW, "peak_memory_gb"] for row in rows)
     found = list(dict.fromkeys(row["method"] for row in rows))
-    assert found == ["never_planted", "unedited", *(name for name in STUDY if name not in demo.module.LEFT_OUT)]
+    ours = [name for name in STUDY if name not in demo.module.LEFT_OUT]
+    assert found == ["never_planted", "unedited", *ours, "kfac", "kfade", "npo", "simnpo", "undial", "obliviate"]
     assert set(summary["left_out"]) == {"zero_out"} and summary["left_out"]["zero_out"] >= 0
-    assert len(rows) == len({(row["method"], row["ratio"]) for row in rows})
+    assert len(rows) == len({(row["method"], row["setting"]) for row in rows})
 
 
 def test_memories_were_planted_and_then_unlearned(summary):
-    rows = {row["method"]: row for row in summary["rows"] if row["ratio"] in (None, 0.3)}
+    rows = {row["method"]: row for row in summary["rows"]}
     assert rows["never_planted"]["percent_memorized_shown"] == 0
     for name in ("percent_near_verbatim_held_out", "percent_extractable_held_out", "auc_loss_held_out"):
         assert rows["never_planted"][name] < rows["unedited"][name]
@@ -111,12 +112,10 @@ def test_memories_were_planted_and_then_unlearned(summary):
 
 
 def test_the_table_comes_from_records_kept_beside_it(place, summary):
-    records = {
-        (row["method"], row.get("ratio")): row for row in map(shown_row, load_records(place / "results/demo_lm"))
-    }
+    records = {row["method"]: row for row in map(shown_row, load_records(place / "results/demo_lm"))}
     assert len(records) == len(summary["rows"])
     for row in summary["rows"]:
-        assert all(records[row["method"], row["ratio"]][name] == row[name] for name in [*ROW[2:], "peak_memory_gb"])
+        assert all(records[row["method"]][name] == row[name] for name in [*ROW[2:], "peak_memory_gb"])
     assert (place / "results/demo_lm/demo_lm.png").stat().st_size > 5000
     assert (place / "results/demo_lm/demo_lm.pdf").stat().st_size > 5000
     page = (place / "results/demo_lm/page.html").read_text(encoding="utf-8")

@@ -147,3 +147,16 @@ def test_device_map_auto_without_a_gpu(folder):
     if not torch.cuda.is_available():
         model, _ = open_causal_lm(folder, device_map="auto")
         assert model.device.type == "cpu" and model(torch.zeros(1, 4, dtype=torch.long)).logits.shape == (1, 4, 300)
+
+
+@pytest.mark.parametrize("sees_ahead", [False, True])
+def test_a_model_that_sees_later_tokens_is_refused(tmp_path, sees_ahead):
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    BertLMHeadModel(BertConfig(**sizes, is_decoder=not sees_ahead)).save_pretrained(tmp_path)
+    if sees_ahead:
+        with pytest.raises(UserError, match="^bert: .* encoders such as BERT are not$"):
+            open_causal_lm(tmp_path)
+    else:
+        assert open_causal_lm(tmp_path)[0].config.is_decoder

@@ -4,13 +4,17 @@ import csv
 from dataclasses import fields
 
 import pytest
+import torch
 from handmade import TEXT, checkpoint, command, outcome, unlearning
 
 from tinymem.cli.records import _interval
 from tinymem.localize.registry import METHODS
+from tinymem.records.best import summary
 from tinymem.records.choose import best, configurations, unlearning_runs
 from tinymem.records.gather import gather
+from tinymem.records.interval import share_interval
 from tinymem.records.ranking import answer, ranked
+from tinymem.records.record import write_values
 from tinymem.records.strength import STRENGTHS
 from tinymem.records.table import named_records
 
@@ -61,6 +65,36 @@ def test_the_sentence_names_the_winner_and_the_cheapest_run(tmp_path):
         "best: balanced_subnet 0.1: 0 % memorized, perplexity +5 %",
         "cheapest that forgets everything: obs 0.2: 0 % memorized, perplexity +7.5 %, 1 s",
     ]
+
+
+def test_the_sentence_tells_a_run_from_the_others_of_its_method(tmp_path):
+    other = ("obs", ("ratio", 0.2), ("num_grads", 8)), outcome(30.0, None, 21.5)
+    mine = ("obs", ("ratio", 0.2), ("num_grads", 64)), outcome(0.0, None, 21.5)
+    assert answer(ranked(found(tmp_path, other, mine), 10)) == [
+        "best: obs 0.2 (num_grads 64): 0 % memorized, perplexity +7.5 %",
+        "cheapest that forgets everything: the same run, 1 s",
+    ]
+
+
+def test_the_interval_of_one_seed_comes_from_its_sequences(tmp_path):
+    some = found(tmp_path, SLOW)
+    name = some[-1].runs[0].row["record"]
+    write_values(tmp_path / name, {"percent_memorized_train": torch.tensor([0.0] * 20)})
+    row = summary(ranked(some), some[-1], tmp_path)
+    assert row["percent_memorized_train_ci95"] == pytest.approx(16.1, abs=0.05)  # Wilson: 0 to 0.161
+    assert row["perplexity_ci95"] is None
+
+
+def test_wilsons_interval_against_published_values():
+    # Newcombe 1998, Statistics in Medicine 17, table I, method 3
+    for hits, count, ends in (
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ):
+        assert share_interval(hits / count, count) == pytest.approx(ends, abs=5e-5)
+    assert share_interval(1.0, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
 
 
 def test_a_run_of_unknown_duration_is_not_the_cheapest(tmp_path):

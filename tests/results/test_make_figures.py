@@ -7,6 +7,7 @@ from small import in_process
 from tinymem import files
 
 NAMES = ("training", "regularizers", "finetuning", "unlearning_boxes", "pythia")
+NAMES += tuple(f"unlearning_bars_{number}" for number in range(1, 6))
 NAMES += tuple(
     f"unlearning_{kind}_{data}" for kind in ("scatter", "time") for data in ("increment_backdoor", "wiki_fast_noise")
 )
@@ -34,7 +35,8 @@ def test_figures_without_records_are_named_with_the_reason(tmp_path, capsys):
     unlearning(tmp_path, checkpoint(), {("unedited",): outcome(9.0), ("obs",): outcome(1.0)})
     assert draw(tmp_path) == 0
     names = {path.name for path in (tmp_path / "figures").iterdir() if path.suffix == ".png"}
-    assert names == {"unlearning_scatter.png", "unlearning_boxes.png", "unlearning_time.png"}
+    kinds = ("bars", "boxes", "scatter", "time")
+    assert names == {f"unlearning_{kind}.png" for kind in kinds}
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["training", "regularizers", "finetuning", "pythia"]
     assert f"not drawn, {tmp_path} has no training runs without a regularizer" in lines[0]
