@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinymem.errors import UserError
 from tinymem.metrics import registry
 from tinymem.metrics.registry import Column
 from tinymem.records.choose import Configuration
@@ -36,7 +38,7 @@ def summary(ranking: Ranking, one: Configuration, folder: str | Path) -> dict[st
     """Return a run's row: its summary, its rank from 1 (none for the unedited model), its verdict and OVER.
 
     folder: where the records were read. The intervals of a single seed come from its sequences, where their values are
-    kept beside the record. Raise UserError for a damaged file of values.
+    kept beside the record.
     """
     rank = ranking.places.index(one) + 1 if one in ranking.places else None
     over, row = OVER if ranking.over(one) else None, one.summary()
@@ -48,13 +50,16 @@ def summary(ranking: Ranking, one: Configuration, folder: str | Path) -> dict[st
 def over_sequences(row: Mapping[str, Any], path: Path) -> dict[str, float]:
     """Return NAME_ci95 of percentages of sequences, from the values kept beside the record at `path`.
 
-    It is the longer side of Wilson's interval, so that 0 of 20 is 0 to 16 %.
+    It is the longer side of Wilson's interval, so that 0 of 20 is 0 to 16 %. No interval where the file is damaged.
     """
     if not path.with_suffix(".safetensors").exists():
         return {}
     from tinymem.metrics.evaluate import saved_values  # here, since it loads torch
 
-    kept, found = read_values(path), {}
+    kept: dict[str, Any] = {}
+    with contextlib.suppress(UserError):
+        kept = read_values(path)
+    found = {}
     for name in outcomes(row):
         values, mean = saved_values(kept, name), row[name]
         if values is not None and mean is not None and scale(name) == SCALES["%"]:
