@@ -19,6 +19,7 @@ import report
 
 from tinymem import files
 from tinymem.errors import UserError
+from tinymem.models.precision import auto_precision
 
 TOLERANCE = 0.25
 
@@ -60,11 +61,14 @@ def check_comparable(settings: dict[str, Any], device: str, committed: dict[str,
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("fresh", nargs="?", help="results to check (default: measure now)")
-    parser.add_argument("--committed", default=report.RESULTS, help="results to check against (default: results.json)")
+    parser.add_argument("--committed", help="results to check against (default: those of such a machine, with "
+                        "instructions for bfloat16 or without)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="where to measure: auto, cpu, cuda ... (default: auto)")
     arguments = parser.parse_args()
-    committed = read(arguments.committed)
-    fresh = read(arguments.fresh) if arguments.fresh else measure_now(arguments.device, committed)
+    fresh = read(arguments.fresh) if arguments.fresh else None
+    dtype = fresh["environment"].get("auto_dtype") if fresh else auto_precision(cli.resolve_device(arguments.device))
+    committed = read(arguments.committed or report.committed(str(dtype)))
+    fresh = fresh or measure_now(arguments.device, committed)
     rows = fallen(fresh, committed)
     print(cli.table(rows))
     if any(row["fresh"] is None for row in rows):

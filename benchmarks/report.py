@@ -1,4 +1,4 @@
-"""From results.json to a table in the terminal and to README.md."""
+"""The committed results, and from results to a table in the terminal and to README.md."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from tinymem import cli, files
 from tinymem.records.table import markdown
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.json"
+RESULTS = HERE / "results.json"  # of a machine with instructions for bfloat16; README.md is made from it
+FLOAT32 = HERE / "results_float32.json"  # of one without: it has fewer rows, and other ratios
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
+
+
+def committed(auto_dtype: str) -> Path:
+    """Return the committed results of machines where `--dtype auto` is this type."""
+    return RESULTS if auto_dtype == "bfloat16" else FLOAT32
+
 
 COLUMNS = ("name", "recipe_seconds", "stock_seconds", "ours_seconds", "ratio", "ratio_same_allocator", "share_of_limit")
 VARIANTS = {

@@ -1,6 +1,7 @@
 """The library against the study's recipe, the best stock alternative and the machine's limit, side by side in one run.
 
-    python benchmarks/run.py            under 15 minutes on two CPU cores; writes results.json and README.md here
+    python benchmarks/run.py            under 15 minutes on two CPU cores; writes results.json and README.md here, on a
+                                        machine without instructions for bfloat16 results_float32.json
     python benchmarks/run.py --quick    under 2 minutes: small sizes, noisy; writes only where --output says
 
 Whatever is compared takes turns, round by round; medians are shown. The recipe is measured twice: as it comes, in a
@@ -39,21 +40,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, one round")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="these rows only; implies no README.md")
-    parser.add_argument("--output", help="results file (default: benchmarks/results.json; with --quick or --only none)")
+    parser.add_argument("--output", help="results file (default: as above; with --quick or --only none)")
     arguments = parser.parse_args()
     device = cli.resolve_device(arguments.device)
     sizes = sizes_on(device, arguments.quick)
     whole = not (arguments.quick or arguments.only)
+    output = Path(arguments.output or report.committed(auto_precision(device)))
     if whole or arguments.output:
-        files.writable_folder(Path(arguments.output or report.RESULTS).parent)
+        files.writable_folder(output.parent)
     allocator.keep_freed_memory()
     results = measure(device, sizes, arguments.quick, arguments.only)
     print(report.terminal_table(results["rows"]))
     if whole or arguments.output:
-        path = files.write_json(arguments.output or report.RESULTS, results)
-        print(f"\nwritten: {path}")
-    if whole:
-        print(f"written: {report.write(results, path.with_name('README.md'))}")
+        print(f"\nwritten: {files.write_json(output, results)}")
+    if whole and output != report.FLOAT32:
+        print(f"written: {report.write(results, output.with_name('README.md'))}")
 
 
 def sizes_on(device: torch.device, quick: bool) -> Sizes:

@@ -122,6 +122,21 @@ def test_the_report_shows_what_is_missed():
     assert "| find_memorized.py --stride 1 | 56,789 |" in text and "| `finding` |" not in text
 
 
+def test_results_are_checked_against_those_of_such_a_machine(tmp_path, monkeypatch, capsys):
+    for name, dtype, ratio in (("results", "bfloat16", 9.0), ("results_float32", "float32", 3.0)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(results(auto_dtype=dtype, training=ratio)))
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(report, "FLOAT32", tmp_path / "results_float32.json")
+    for dtype, falls in (("float32", False), ("bfloat16", True)):
+        (tmp_path / "fresh.json").write_text(json.dumps(results(auto_dtype=dtype, training=2.9)))
+        monkeypatch.setattr(sys, "argv", ["check.py", str(tmp_path / "fresh.json")])
+        if falls:
+            pytest.raises(SystemExit, check.main)
+        else:
+            check.main()
+        assert ("fell by more" in capsys.readouterr().err) == falls
+
+
 @pytest.mark.skipif(not report.RESULTS.exists(), reason="not measured yet")
 def test_the_committed_report_is_that_of_the_committed_results():
     rendered = report.render(json.loads(report.RESULTS.read_text()))

@@ -50,7 +50,7 @@ def number(pattern: str, text: str) -> float:
 
 @pytest.mark.slow
 def test_the_tutorial(run, tmp_path):
-    train, find, unlearn, best, look, again = commands()
+    train, find, unlearn, best, report, look, again = commands()
     assert "step 200: loss " in run(train) and (tmp_path / "my_model" / "model.safetensors").exists()
 
     found = run(find)
@@ -71,6 +71,9 @@ def test_the_tutorial(run, tmp_path):
     assert number(r"best: balanced_subnet \S+: (\S+) % memorized", said) <= 20
     assert number(r"memorized, perplexity ([+-]\S+) %", said) <= 10
 
+    run(report)
+    assert "What the models write" in (tmp_path / "unlearned" / "report.html").read_text(encoding="utf-8")
+
     prompt, passage, before, after = (line.partition(": ")[2] for line in run(look).splitlines())
     assert before == passage != after and prompt
 
@@ -81,6 +84,6 @@ def test_the_tutorial(run, tmp_path):
 def test_the_page_is_whole():
     """Every program is used, each command once, and numbers in the text are those of the outputs above it."""
     used = [words[1] for words in commands() if words[0] == "python"]
-    assert sorted(used) == sorted(PROGRAMS) and len(commands()) == 6
+    assert sorted(used) == sorted(PROGRAMS) and len(commands()) == 7
     windows, left = (re.search(rf"(\d+) of 4319 windows are .*: {n} passages", PAGE)[1] for n in (12, 5))
     assert f"Of {windows} windows {left} are left" in " ".join(PAGE.split())
