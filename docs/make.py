@@ -126,7 +126,7 @@ def _language_model(name: str, read: Read) -> Iterator[list[str]]:
         if row["method"] == name:
             shown, held_out = (f"{row[f'percent_memorized_{where}']:.1f} %" for where in ("shown", "held_out"))
             perplexity = f"perplexity {before:.1f} → {row['perplexity']:,.1f}"
-            yield ["SmolLM2-135M", f"ratio {row['ratio']:g}", shown, held_out, perplexity, f"{row['seconds']:.0f}"]
+            yield ["SmolLM2-135M", row["setting"], shown, held_out, perplexity, f"{row['seconds']:.0f}"]
 
 
 def columns(name: str, read: Read) -> str:

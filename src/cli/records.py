@@ -191,7 +191,9 @@ def print_best(folder: str | Path, runs: Sequence[Run], limit: float = PERPLEXIT
             )
         print(*answer(ranking), "", sep="\n")
         summaries += rows
-    print("mean ± 95 % interval over n seeds (Student's t; none for a single seed), cut off at the ends of the scale")
+    print(
+        "mean ± 95 % interval over n seeds (Student's t; of one seed over its sequences, where kept), cut off at the ends of the scale"
+    )
     return summaries
 
 

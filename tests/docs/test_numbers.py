@@ -1,5 +1,6 @@
 """The tables of the documentation show what the committed results say: none of them holds old numbers."""
 
+import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,15 @@ def test_results_in_the_readme():
     assert [cells[-1] for cells in lines] == [f"{summary['seconds_total'] / 60:.0f}" for summary in (number, text, lm)]
 
 
+def test_leaderboard_in_the_readme():
+    table = csv.DictReader(committed("results/leaderboard/leaderboard.csv").splitlines())
+    rows = {row["method"]: row for row in table if (row["case"], row["limit"]) == ("noise", "1.0")}
+    npo, kfade, subnet = (f"{float(rows[name]['score']):.2f}" for name in ("npo", "kfade", "balanced_subnet"))
+    assert f"NPO reaches {npo}, K-FADE {kfade}, BalancedSubnet {subnet} within a point of accuracy" in one_line(
+        "README.md"
+    )
+
+
 def test_demo():
     summary = read("results/demo/summary.json")
 
@@ -97,16 +107,16 @@ def test_demo_text():
 
 def test_demo_lm():
     summary = read("results/demo_lm/summary.json")
-    rows = {(row["method"], row["ratio"]): row for row in summary["rows"]}
+    rows = {(row["method"], row["setting"]): row for row in summary["rows"]}
     names = {"never planted": ("never_planted", None), "planted, unedited": ("unedited", None)}
     lines = table_after("docs/production.md", "`make demo-lm`")
-    assert len(lines) > 5
-    for name, ratio, shown, *held_out, perplexity, seconds in lines:
-        row = rows[names.get(name) or (name.strip("`"), float(ratio))]
+    assert len(lines) == len(rows)
+    for name, setting, shown, *held_out, perplexity, seconds in lines:
+        row = rows[names.get(name) or (name.strip("`"), setting)]
         assert shown == formatted("percent", row["percent_memorized_shown"])
         columns = [f"{metric}_held_out" for metric in MEMORY]
         assert held_out == [formatted(column, row[column]) for column in columns if column in row]
-        assert perplexity == f"{row['perplexity']:.1f}"
+        assert perplexity == f"{row['perplexity']:,.1f}"
         assert name in names or seconds == f"{row['seconds']:.0f}"
     text, planting, settings = one_line("docs/production.md"), summary["planting"], summary["settings"]
     assert f"The whole takes {summary['seconds_total'] / 60:.0f} minutes" in text
@@ -140,6 +150,10 @@ def test_speed():
             assert figure == (f"{row[name]:.0f}x" if row[name] >= 10 else f"{row[name]:.1f}x")
         no_limit = row["name"] in ("obs", "building_data")  # unknown, and far away
         assert figures[2] == ("" if no_limit else f"{100 * row['share_of_limit']:.0f} %")
+    search = {row["name"]: row for row in read("benchmarks/results_float32.json")["rows"]}["finding"]
+    found = search["tokens_per_second"]
+    text = f"{search['ratio']:.0f}x as fast as generation window after window, at {found['ours']} tokens/s; with"
+    assert f"{text} `--screen 0.5` at {found['screened']:,}." in one_line("docs/speed.md")
     steps = [rows[SPEED[what]] for what, *_ in lines[:3]]
     stock = [f"{row['stock_seconds'] / row['ours_seconds']:.1f}x" for row in steps]
     sentence = f"Against stock transformers the first three are {stock[0]}, {stock[1]} and {stock[2]}"
