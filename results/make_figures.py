@@ -32,7 +32,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.records.choose import Configuration, best, configurations, experiments, grouped, unlearning_runs
 from tinymem.records.curves import Curve, training_curves
 from tinymem.records.identity import UNEDITED
-from tinymem.records.strength import strength_in
+from tinymem.records.strength import with_strength
 from tinymem.records.table import mixed_versions, named_records, versions
 
 
@@ -92,8 +92,7 @@ def unlearning_bars(material: Material) -> Figures:
 
 def as_bar(one: Configuration) -> dict[str, Any]:
     """Return a row of unlearning_bars: the means over the seeds."""
-    strength = strength_in(one.hyper_parameters)
-    name = " ".join([one.method, *([f"{strength[1]:g}"] if strength else [])])
+    name = with_strength(one.method, one.hyper_parameters)
     accuracy = one.mean("mean_test_accuracy") if one.on_numbers else None
     columns = ("percent_memorized_train", "percent_memorized_test", "perplexity")
     row = {"family": _family(one), "method": name, "seconds": one.mean("cost.seconds"), "mean_test_accuracy": accuracy}

@@ -5,8 +5,8 @@
 
 Trains a model without and with each regularizer, and its never-planted twin; fine-tunes the plain one, unlearns it with
 every method at several strengths; measures all alike, and writes results/compare_mitigations/: table.csv, table.md,
-figure.png, figure.pdf, summary.json. Runs the ordinary scripts, whose commands it prints. Interrupted, or started again, it does only what is missing.
-The flags of data, model and training below are those of all models, on top of the chosen settings.
+figure.png, figure.pdf, summary.json. Runs the ordinary scripts, whose commands it prints. Interrupted, or started again,
+it does only what is missing. The flags of data, model and training below are those of all models, on top of the chosen settings.
 """
 
 from tinymem import cli

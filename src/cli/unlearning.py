@@ -46,7 +46,7 @@ from tinymem.records.identity import (
     sections_of,
 )
 from tinymem.records.record import Cost
-from tinymem.records.strength import strength_in
+from tinymem.records.strength import strength_in, with_strength
 from tinymem.records.table import flat_row, load_records, method_of, shown_row, versions
 from tinymem.training.processes import ALONE, Processes
 
@@ -245,8 +245,7 @@ def check_columns(asked: Sequence[str], records: Sequence[dict], methods: Sequen
 
 def _run_name(record: Mapping[str, Any]) -> str:
     """Return a run's method and strength, spelled as in the table of runs."""
-    strength = plots.strength_of(record)
-    return method_of(flat_row(record)) + (f" {strength[1]:g}" if strength else "")
+    return with_strength(method_of(flat_row(record)), record.get("method", {}))
 
 
 def _judged(rows: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from tinymem.localize.unlearn import run_identity
 from tinymem.localize.watch import Watch
 from tinymem.metrics.probe import OnRows
 from tinymem.records.identity import record_digest
-from tinymem.records.strength import strength_in
+from tinymem.records.strength import strength_in, with_strength
 from tinymem.records.table import flat_row, method_of, spelled_attack
 
 
@@ -87,6 +87,5 @@ def looking() -> Iterator[OnRows]:
 
 def named(identity: Mapping[str, Any]) -> str:
     """Return the name of a run in words: its method, strength and attack."""
-    strength = strength_in(identity.get("method", {}))
-    words = [method_of(flat_row(identity)), *([f"{strength[1]:g}"] if strength else [])]
-    return " ".join([*words, *([spelled_attack(identity)] if identity.get("attack") else [])])
+    words = with_strength(method_of(flat_row(identity)), identity.get("method", {}))
+    return " ".join([words, *([spelled_attack(identity)] if identity.get("attack") else [])])

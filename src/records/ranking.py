@@ -9,7 +9,7 @@ from functools import cached_property
 
 from tinymem.records.choose import Configuration, differing, grouped, leading, merit, over_limit, without_effect
 from tinymem.records.identity import UNEDITED
-from tinymem.records.strength import strength_in
+from tinymem.records.strength import strength_in, with_strength
 from tinymem.records.verdict import OVER_FORGOTTEN, verdict
 
 
@@ -104,4 +104,4 @@ def called(ranking: Ranking, one: Configuration) -> str:
     strength = strength_in(one.hyper_parameters)
     others = sorted(ranking.varied[one.method] - {strength[0] if strength else None})
     more = ", ".join(f"{name} {one.hyper_parameters.get(name)}" for name in others)
-    return one.method + (f" {strength[1]:g}" if strength else "") + (f" ({more})" if more else "")
+    return with_strength(one.method, one.hyper_parameters) + (f" ({more})" if more else "")

@@ -13,3 +13,9 @@ def strength_in(settings: Mapping[str, Any]) -> tuple[str, float] | None:
     name = next((name for name in STRENGTHS if name in settings), None)
     value = settings.get(name) if name else None
     return (name, value) if name and isinstance(value, (int, float)) else None
+
+
+def with_strength(method: str, settings: Mapping[str, Any]) -> str:
+    """Return a method's name, followed by the strength among its settings where there is one, such as "npo 50"."""
+    strength = strength_in(settings)
+    return f"{method} {strength[1]:g}" if strength else method
