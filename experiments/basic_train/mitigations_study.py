@@ -106,6 +106,9 @@ def make_study(arguments: argparse.Namespace) -> Study:
         "spectral_norm": {"spectral_reg": True, "lam": 0.01},
         "loss_truncation": {"truncate_loss": True, "dropc": 0.05, "truncation_window": defaults["truncation_window"]},
         "example_tied_dropout": {"example_tied_dropout": True, "p_fixed": 0.2, "p_mem": 0.1},
+        "l1": {"l1_reg": 1e-5},
+        "goldfish": {"goldfish": True},
+        "memorization_sinks": {"memorization_sinks": True},
     }
     suffix = "_full" if arguments.full else ""
     return Study(
