@@ -31,10 +31,10 @@ from tinymem.data.decode import text_decoder
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.board import choose
-from tinymem.leaderboard.cases import SEEDS, Case, find_cases
+from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, entrants, submission
 from tinymem.leaderboard.export import export
-from tinymem.leaderboard.protocol import Bench, jobs_of, together, training_jobs, trial_jobs
+from tinymem.leaderboard.protocol import Bench, jobs_of, publish, take_up, together, training_jobs, trial_jobs
 from tinymem.records.bundle import NAME
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
@@ -115,9 +115,10 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     """Run everything of a case that is missing and write its evidence. Return whether all of it is there."""
     common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
     benches = benches_of(case, arguments)
-    folder = benches[0].folder
+    folder, earlier = benches[0].folder, earlier_evidence(case, benches, output)
+    tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
-    trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common)]
+    trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
     complete = run_stage(
         f"{case.name}: training, and trials on seed {benches[0].seed}", [*trainings, *trials], arguments, folder, pool
     )
@@ -126,7 +127,7 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         return True
     given = {each.name: each.needs for each in taking_part if each.group in (OWN, SUBMISSION) and each.needs}
     evidence.write_needs(folder, {**evidence.read_needs(folder), **given})
-    found = gathered(benches, arguments)
+    found = gathered(benches, arguments, earlier)
     if not found.unedited(benches[0].seed)["results"].get("percent_memorized_held_out"):
         raise UserError(f"{case.name}: the model of seed {benches[0].seed} has memorized none of its held-out sequences, so that nothing "
                         "can be mitigated; give it more --epochs or more repeats")  # fmt: skip
@@ -137,8 +138,26 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
             finals += [job for bench in benches for job in jobs_of(trial, entrant, bench, common, attacked=True)]
     complete &= run_stage(f"{case.name}: what was chosen, on every seed, and attacks", finals, arguments, folder, pool)
     case.write(output)
-    evidence.write(gathered(benches, arguments), output)
+    evidence.write(gathered(benches, arguments, earlier), output)
+    for bench in benches:
+        publish(bench, output)
     return complete
+
+
+def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence.Evidence | None:
+    """Return the evidence in a case's output folder, to which a run adds, with models and records put where runs find them.
+
+    None if there is none. Raise UserError if it is of other settings.
+    """
+    if not (output / NAME).exists():
+        return None
+    if read_case(output) != case:
+        raise UserError(f"{output}: its results are of other settings than these; give another --output_dir")
+    found = evidence.read(output)
+    for bench in benches:
+        take_up(bench, output)
+    evidence.restore(found, {bench.seed: bench.records for bench in benches})
+    return found
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
@@ -159,12 +178,14 @@ def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder
     return not any(progress.left for progress in states.values())
 
 
-def gathered(benches: list[Bench], arguments: argparse.Namespace) -> evidence.Evidence:
+def gathered(
+    benches: list[Bench], arguments: argparse.Namespace, earlier: evidence.Evidence | None
+) -> evidence.Evidence:
     """Return the evidence of the runs on some models. Raise UserError where no model and twin have been measured."""
     data = benches[0].case.settings.data
     decode = text_decoder(load_tokenizer(data, arguments.data_dir)) if data.is_text else numbers.decode
     folders = [folder for bench in benches for folder in (bench.records, bench.models)]
-    found = evidence.gather(folders, decode, evidence.read_needs(benches[0].folder))
+    found = evidence.gather(folders, decode, evidence.read_needs(benches[0].folder), earlier)
     if not found.seeds or found.seeds[0] != benches[0].seed:
         raise UserError(
             f"{benches[0].folder}: the model of seed {benches[0].seed} or its twin has no record; see the failures"
@@ -177,6 +198,8 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
     device = cli.resolve_device(arguments.device)
     for case in cases:
         benches = benches_of(case, arguments)
+        for bench in benches:
+            take_up(bench, Path(arguments.output_dir) / case.name)
         for bench, path in zip(
             benches, export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
         ):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from tinymem.errors import UserError
@@ -23,6 +23,7 @@ from tinymem.training.finetune import FT_DATA
 
 TRIALS = 12  # per entrant
 STRENGTHS = 3  # of one command
+PRECISION = "float32"  # of small cases: "auto" depends on the machine, and rows from several are to be compared
 ANCHOR, TRAINING, FINETUNING, OWN, SUBMISSION = "anchor", "training", "fine-tuning", "own", "submission"
 FT_EPOCHS = (1, 2, 3, 5)
 REGULARIZED: dict[str, Grid] = {
@@ -135,7 +136,7 @@ def entrants(asked: Sequence[str], small: bool, trials: int = TRIALS, needs: str
     """
     own = [name for name in asked if name.endswith(".py")]
     known = [*_methods(small, trials), *_variants(small, trials), *_trained(trials)]
-    anchors = [*_anchors()]
+    anchors = [*_anchors(small)]
     names = {name for each in (*anchors, *known) for name in (each.name, each.group)}
     unknown = [name for name in asked if name not in (*own, *names, "all")]
     if unknown:
@@ -143,7 +144,9 @@ def entrants(asked: Sequence[str], small: bool, trials: int = TRIALS, needs: str
         raise UserError(f"--methods {unknown[0]}: must be some of {', '.join([*groups, *(e.name for e in known)])}, all; "
                         "or a file such as my_method.py")  # fmt: skip
     chosen = [e for e in known if not asked or "all" in asked or e.name in asked or e.group in asked]
-    files = [Entrant(m.name, OWN, needs, tuple(_drawn(m, grid_of(m), trials))) for m in find_methods(own, "--methods")]
+    files = [
+        Entrant(m.name, OWN, needs, tuple(_drawn(m, grid_of(m), trials, small))) for m in find_methods(own, "--methods")
+    ]
     return [*anchors, *chosen, *files]
 
 
@@ -152,7 +155,7 @@ def submission(name: str, folders: Mapping[int, str], seconds: float | None, nee
     return Entrant(name, SUBMISSION, needs, (Submitted(name, tuple(sorted(folders.items())), seconds),), tuned=False)
 
 
-def _anchors() -> Iterator[Entrant]:
+def _anchors(small: bool) -> Iterator[Entrant]:
     (mask,) = find_methods([random_mask.__name__], "--methods")
     yield Entrant(
         "random_mask", ANCHOR, NEEDS["random_mask"], (Edit(mask, mask.hyper_parameters(ratio=(0.05,))),), False
@@ -162,20 +165,20 @@ def _anchors() -> Iterator[Entrant]:
     yield Entrant("output_filter", ANCHOR, FORGET, (trials,))
     method = METHODS["gradient_difference"]
     hp = method.hyper_parameters(steps=(100,), forget_weight=0.0)
-    yield Entrant(RETAIN_ONLY, ANCHOR, NEEDS[RETAIN_ONLY], (Edit(method, hp),), False)
+    yield Entrant(RETAIN_ONLY, ANCHOR, NEEDS[RETAIN_ONLY], (Edit(method, pinned(hp, small)),), False)
 
 
 def _methods(small: bool, trials: int) -> Iterator[Entrant]:
     for method in METHODS.values():
         needs = NEEDS.get(method.name, FAMILIES.get(method.family, FORGET))
-        yield Entrant(method.name, method.family, needs, tuple(_drawn(method, space(method, small), trials)))
+        yield Entrant(method.name, method.family, needs, tuple(_drawn(method, space(method, small), trials, small)))
 
 
 def _variants(small: bool, trials: int) -> Iterator[Entrant]:
     for name, (base, changes) in VARIANTS.items():
         method = METHODS[base]
         grid = {**space(method, small), **changes}
-        yield Entrant(name, method.family, BOTH, tuple(_drawn(method, grid, trials)))
+        yield Entrant(name, method.family, BOTH, tuple(_drawn(method, grid, trials, small)))
 
 
 def _trained(trials: int) -> Iterator[Entrant]:
@@ -197,7 +200,12 @@ def space(method: Method, small: bool) -> dict[str, Sequence[Any]]:
     return grid
 
 
-def _drawn(method: Method, grid: Grid, trials: int, seed: int = 0) -> Iterator[Edit]:
+def pinned(hp: Any, small: bool) -> Any:
+    """Return settings of a method or an attack with the precision of small cases, where they have one."""
+    return replace(hp, dtype=PRECISION) if small and hasattr(hp, "dtype") else hp
+
+
+def _drawn(method: Method, grid: Grid, trials: int, small: bool, seed: int = 0) -> Iterator[Edit]:
     """Yield trials, one for each setting of all but the strength, with some of the strengths each."""
     others = {name: tuple(values) for name, values in grid.items() if name != method.strength}
     strengths = tuple(grid[method.strength]) if method.strength else ()
@@ -209,7 +217,7 @@ def _drawn(method: Method, grid: Grid, trials: int, seed: int = 0) -> Iterator[E
     drawn = every if len(every) <= count else latin_hypercube(others, count, random.Random(seed))
     for values in drawn:
         some = {method.strength: spread(strengths, per)} if method.strength else {}
-        yield Edit(method, method.hyper_parameters(**some, **values))
+        yield Edit(method, pinned(method.hyper_parameters(**some, **values), small))
 
 
 def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[str, Any]]:
@@ -260,11 +268,11 @@ def settings_of(trial: Trial) -> str:
     """Return a trial's settings in words: its strength, and what differs from the defaults."""
     if isinstance(trial, Edit):
         default = trial.method.hyper_parameters()
-        changed = {f.name: getattr(trial.hp, f.name) for f in fields(trial.hp)}
+        changed = {f.name: getattr(trial.hp, f.name) for f in fields(trial.hp) if f.name != "dtype"}
         shown = {n: v for n, v in changed.items() if n == trial.method.strength or v != getattr(default, n)}
         return ", ".join(f"{name} {_words(value)}" for name, value in shown.items())
     if isinstance(trial, Recorded):
-        return ", ".join(f"{n} {_words(v)}" for n, v in trial.section.items() if n not in ("name", "code"))
+        return ", ".join(f"{n} {_words(v)}" for n, v in trial.section.items() if n not in ("name", "code", "dtype"))
     return trial.setting if isinstance(trial, Trained) else "as submitted"
 
 

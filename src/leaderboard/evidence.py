@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 from tinymem import files
-from tinymem.errors import reading
+from tinymem.errors import UserError, reading
 from tinymem.inputs import check_value
 from tinymem.metrics.evaluate import saved_values
 from tinymem.metrics.examples import Decode, Example, kept_examples
 from tinymem.metrics.metric import Values
 from tinymem.metrics.registry import METRICS
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
-from tinymem.records.identity import ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, record_digest, run_key
-from tinymem.records.record import read_values
+from tinymem.records.identity import ATTACK, FINGERPRINTS, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, record_digest, run_key
+from tinymem.records.record import read_values, record_path
 from tinymem.records.table import load_records
 
 VALUES, EXAMPLES, NEEDS = "values.safetensors", "examples.json", "needs.json"
@@ -81,10 +81,13 @@ class Evidence:
         return saved_values(self.values.get(record_digest(record), {}), column)
 
 
-def gather(folders: Iterable[Path], decode: Decode, needs: Mapping[str, str]) -> Evidence:
+def gather(
+    folders: Iterable[Path], decode: Decode, needs: Mapping[str, str], earlier: Evidence | None = None
+) -> Evidence:
     """Return the evidence under folders of runs. decode: turns token ids into text. needs: as in `Evidence`.
 
-    Of records that were attacked all values are kept, of their attacks what is brought back.
+    Of records that were attacked all values are kept, of their attacks what is brought back. earlier: evidence to which
+    that of the folders is added. Raise UserError if the runs of a seed are on different models.
     """
     records: list[dict[str, Any]] = []
     values: dict[str, dict[str, torch.Tensor]] = {}
@@ -97,15 +100,34 @@ def gather(folders: Iterable[Path], decode: Decode, needs: Mapping[str, str]) ->
             digest = record_digest(record)
             columns = (RECOVERED,) if record.get("attack") else COLUMNS if digest in parents else ()
             if columns:
-                tensors = read_values(_place(folder, digest))
+                tensors = read_values(record_path(folder, record))
                 values[digest] = {name: value for column in columns for name, value in _kept(tensors, column).items()}
                 if not record.get("attack"):
                     examples[digest] = [_as_json(each) for each in kept_examples(tensors, decode)]
+    if earlier is not None:
+        records = list({record_digest(record): record for record in (*earlier.records, *records)}.values())
+        values = {**earlier.values, **{digest: some for digest, some in values.items() if some}}
+        examples = {**earlier.examples, **{digest: some for digest, some in examples.items() if some}}
+        needs = {**earlier.needs, **needs}
+    _check_models(records)
     first = min((_seed(record) for record in records), default=0)
     shown = {record_digest(record) for record in records if _seed(record) == first}
     return Evidence(
         tuple(records), values, {digest: some for digest, some in examples.items() if digest in shown}, needs
     )
+
+
+def restore(evidence: Evidence, folders: Mapping[int, Path]) -> None:
+    """Write what was judged, and the attacks on it, as records into the folder of each seed, so that it is not run again.
+
+    Trials that were not judged stay away: they have no values per sequence, and need them once they are judged.
+    """
+    for record in evidence.records:
+        folder = folders.get(_seed(record))
+        if folder is not None and (record.get("attack") or record_digest(record) in evidence.values):
+            path = record_path(folder, record)
+            if not path.exists():
+                files.write_json(path, record)
 
 
 def write(evidence: Evidence, folder: Path) -> None:
@@ -174,8 +196,14 @@ def _as_json(example: Example) -> dict[str, Any]:
     return {"prompt": example.prompt, "planted": example.planted, "written": about}
 
 
-def _place(folder: Path, digest: str) -> Path:
-    return folder / "records" / f"{digest}.json"
+def _check_models(records: Iterable[Mapping[str, Any]]) -> None:
+    """Raise UserError if the records of a seed are of different models; each training on another machine gives one."""
+    found: dict[int, str] = {}
+    for record in records:
+        weights = record.get(FINGERPRINTS, {}).get("weights")
+        if weights and found.setdefault(_seed(record), weights) != weights:
+            raise UserError(f"seed {_seed(record)}: these runs and the earlier ones are on different models; give a "
+                            "--run_dir and an --output_dir of your own")  # fmt: skip
 
 
 def _seed(record: Mapping[str, Any]) -> int:

@@ -26,7 +26,7 @@ def export(benches: Iterable[Bench], folder: Path, data_dir: str, device) -> lis
     for bench in benches:
         place = bench.checkpoint.path
         if not place.is_dir():
-            raise UserError(f"{place}: no such model; run experiments/leaderboard.py with --methods random_mask first")
+            raise UserError(f"{place}: no such model; run experiments/leaderboard.py with --methods anchor first")
         task = unlearning_task(load_model(place, device), load_dataset(bench.settings.data, data_dir), TASK)
         tensors = {"forget": task.forget.planted, "prompt_end": task.forget.prompt_end, "retain": task.retain}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}

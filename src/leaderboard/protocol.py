@@ -5,14 +5,26 @@ Everything is done by the ordinary scripts, on the engine of the sweeps. A trial
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tinymem import files
 from tinymem.attacks.registry import find_attacks
 from tinymem.leaderboard.cases import TASK, Case
-from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Recorded, Submitted, Trained, Trial
+from tinymem.leaderboard.entrants import (
+    FT_EPOCHS,
+    PRECISION,
+    Edit,
+    Entrant,
+    Recorded,
+    Submitted,
+    Trained,
+    Trial,
+    pinned,
+)
 from tinymem.options import as_flags
 from tinymem.records.identity import MEASURED, TRAIN, UNEDITED, UNLEARN, run_key
 from tinymem.sweeps.job import Job
@@ -29,6 +41,8 @@ from tinymem.sweeps.jobs import (
 from tinymem.training.finetune import FT_DATA, FinetuneSettings
 from tinymem.training.settings import RunSettings
 
+LARGEST = 4 * 2**20  # bytes of weights that are published beside the records
+PRIVATE = ("state.safetensors", "run.json", "metrics.*", "finetuned", "unlearned", ".*")  # what others do not need
 METRICS = ("forward", "percent_near_verbatim")
 ATTACK_METRICS = ("percent_memorized", "percent_extractable", "exact_match_share")
 FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for name in FT_DATA}  # a trial: one epoch
@@ -70,6 +84,32 @@ class Bench:
         return replace(self.settings, regularizers=trial.regularizers)
 
 
+def publish(bench: Bench, output: Path) -> None:
+    """Copy the planted model and its twin into OUTPUT/seedN, unless they are large: others then edit the same weights."""
+    for settings in (bench.settings, bench.case.twin_at(bench.seed)):
+        source, target = bench.models / settings.name, _published(output, bench) / settings.name
+        checkpoint = last_checkpoint(settings, bench.models).path
+        weights = sum(path.stat().st_size for path in checkpoint.glob("model*.safetensors"))
+        if 0 < weights <= LARGEST and not target.exists():
+            _copy(source, target, shutil.ignore_patterns(*PRIVATE))
+
+
+def take_up(bench: Bench, output: Path) -> None:
+    """Copy the models that `publish` wrote to where the runs on them look for them, if none are there."""
+    for source in sorted(_published(output, bench).glob("*/")):
+        target = bench.models / source.name
+        if not target.exists():
+            _copy(source, target)
+
+
+def _copy(source: Path, target: Path, ignore: Any = None) -> None:
+    files.write_folder(target, lambda place: shutil.copytree(source, place, ignore=ignore, dirs_exist_ok=True))
+
+
+def _published(output: Path, bench: Bench) -> Path:
+    return output / f"seed{bench.seed}"
+
+
 def last_checkpoint(settings: RunSettings, models: Path) -> Checkpoint:
     (found,) = checkpoints(settings, models, (settings.training.epochs,))
     return found
@@ -92,9 +132,10 @@ def training_jobs(bench: Bench, common: Common) -> list[Job]:
     return [*trainings, unedited]
 
 
-def trial_jobs(entrant: Entrant, bench: Bench, common: Common) -> list[Job]:
-    """Return the jobs of all trials of an entrant."""
-    return [job for trial in entrant.trials for job in jobs_of(trial, entrant, bench, common)]
+def trial_jobs(entrant: Entrant, bench: Bench, common: Common, done: Container[tuple] = ()) -> list[Job]:
+    """Return the jobs of an entrant's trials, without those whose `run_key` is among those that are done."""
+    left = together(trial for trial in alone(entrant) if key_of(trial, bench) not in done)
+    return [job for trial in left for job in jobs_of(trial, entrant, bench, common)]
 
 
 def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attacked: bool = False) -> list[Job]:
@@ -180,14 +221,17 @@ def _attacks(bench: Bench) -> tuple[Mapping[str, Any], ...]:
     """Return the sections `attack` of a bench's attacks at all their strengths."""
     found = []
     for method in find_attacks(bench.attacks, "--attacks"):
-        hp = method.hyper_parameters()
+        hp = pinned(method.hyper_parameters(), bench.case.small)
         found += [method.settings(hp, value) for value in method.strengths(hp)]
     return tuple(found)
 
 
 def _attacking(bench: Bench) -> tuple[str, ...]:
     """Return the flags of a bench's attacks."""
-    return ("--attack", *bench.attacks, "--attack_metrics", *ATTACK_METRICS)
+    found = find_attacks(bench.attacks, "--attacks") if bench.case.small else []
+    precise = [attack.name for attack in found if hasattr(attack.hyper_parameters(), "dtype")]
+    flags = (word for name in precise for word in (f"--{name}.dtype", PRECISION))
+    return ("--attack", *bench.attacks, "--attack_metrics", *ATTACK_METRICS, *flags)
 
 
 def _measuring(bench: Bench, common: Common) -> tuple[str, ...]:

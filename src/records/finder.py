@@ -29,9 +29,10 @@ def find_run(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] 
 
 
 def records_in(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the records in a folder, not below it, in the order of their paths. Each file is read once: do not change
+    """Return the records in a folder, not below it, in the order of their paths.
 
-    the records. Meant to be called repeatedly while runs finish. Raise UserError for a damaged file.
+    Each file is read once: do not change the records. Meant to be called repeatedly while runs finish. Raise UserError
+    for a damaged file.
     """
     return [record for record, _ in keyed_records_in(folder)]
 

@@ -6,6 +6,7 @@ import pytest
 from small import SMALL_DATA, in_process
 from threads import here, run_here
 
+from tinymem.errors import UserError
 from tinymem.leaderboard import evidence
 from tinymem.records.bundle import NAME
 from tinymem.records.table import load_records
@@ -152,6 +153,39 @@ def test_nothing_is_run_twice(board):
     in_process(SCRIPT, *words, "--methods", "activations")
     assert (folder / "output_dir" / "tiny" / NAME).read_bytes() == stamp
     assert len(load_records(folder / "run_dir")) == before
+
+
+@pytest.mark.slow
+def test_others_add_a_row_to_published_results(board, tmp_path, capsys):
+    """Somebody who has the published folder alone trains nothing, repeats nothing, and keeps the rows that are there."""
+    folder, words = board
+    output, runs = shutil.copytree(folder / "output_dir", tmp_path / "output"), tmp_path / "runs"
+    words = [*words, "--output_dir", output, "--run_dir", runs]
+    published = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    in_process(SCRIPT, *words, "--methods", "activations")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == published
+    assert not list(runs.rglob("timings.jsonl")) and len(list(runs.rglob("model.safetensors"))) == 2  # nothing ran
+    shutil.rmtree(runs)
+    in_process(SCRIPT, *words, "--export", tmp_path / "exported")
+    assert len(list(runs.rglob("model.safetensors"))) == 2 and (tmp_path / "exported/tiny/seed0.safetensors").exists()
+    in_process(SCRIPT, *words, "--methods", "durable")
+    lines = (output / "LEADERBOARD.md").read_text().splitlines()
+    for name in ("durable", "fine-tuning on clean data", "random_mask"):
+        assert any(f"| {name} |" in line for line in lines), name
+    old, new = evidence.read(folder / "output_dir" / "tiny"), evidence.read(output / "tiny")
+    assert set(old.by_key) < set(new.by_key) and old.values.keys() < new.values.keys()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, *words, "--trials", 3)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2 and "other settings" in said and str(output / "tiny") in said
+
+
+def test_results_on_another_model_are_not_mixed_in():
+    one, other = ({"data": {"seed": 0}, "fingerprints": {"weights": weights}} for weights in "ab")
+    evidence._check_models([one, {"data": {"seed": 1}, "fingerprints": {"weights": "b"}}, one, {"data": {"seed": 0}}])
+    with pytest.raises(UserError, match="seed 0: .* different models"):
+        evidence._check_models([one, other])
 
 
 @pytest.mark.parametrize(
