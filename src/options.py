@@ -146,9 +146,12 @@ def field_types(cls: type) -> dict[str, type]:
 
 def as_flags(*parts: Any, leave_out: Iterable[str | None] = ()) -> list[str]:
     """Return the flags of all settings that differ from their defaults: the inverse of `tinymem.cli.collect`."""
-    return [
-        f"--{field.name}={getattr(part, field.name)}"
-        for part in parts
-        for field in dataclasses.fields(part)
-        if field.name not in leave_out and getattr(part, field.name) != field.default
-    ]
+    found: list[str] = []
+    for part in parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if field.name in leave_out or value == field.default:
+                continue
+            several = isinstance(value, (tuple, list))
+            found += [f"--{field.name}", *map(str, value)] if several else [f"--{field.name}={value}"]
+    return found

@@ -1,6 +1,6 @@
 """All mitigations on one model: every regularizer, three fine-tunings, and every unlearning method.
 
-    python experiments/basic_train/compare_mitigations.py           small settings, two hours on one core
+    python experiments/basic_train/compare_mitigations.py           small settings, an hour on one core
     python experiments/basic_train/compare_mitigations.py --full    the study's data, 50 epochs: half a day; on a GPU less
 
 Trains a model without and with each regularizer, and its never-planted twin; fine-tunes the plain one, unlearns it with

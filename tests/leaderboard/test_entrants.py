@@ -11,6 +11,7 @@ from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants
 from tinymem.leaderboard.protocol import alone, together
 from tinymem.localize.registry import METHODS, find_methods
+from tinymem.options import as_flags
 from tinymem.regularizers.registry import REGULARIZERS
 
 
@@ -104,3 +105,10 @@ def test_the_random_mask_is_known_by_its_settings_alone():
     (trial,) = entrants.entrants(["anchor"], small=True)[0].trials
     assert trial.method.settings(trial.hp, 0.05) == {"name": "random_mask", "ratio": 0.05}
     assert find_methods([trial.method.place])[0].module is trial.method.module
+
+
+def test_settings_of_several_words_are_spelled_as_the_scripts_read_them():
+    (entrant,) = [each for each in entrants([], small=True) if each.name == "npo on durable's weights"]
+    words = as_flags(entrant.trials[0].hp, leave_out=("steps",))
+    place = words.index("--update_mask")
+    assert words[place + 1 : place + 3] == ["durable", "0.1"] and "--dtype=float32" in words
