@@ -108,7 +108,7 @@ def test_the_random_mask_is_known_by_its_settings_alone():
 
 
 def test_settings_of_several_words_are_spelled_as_the_scripts_read_them():
-    (entrant,) = [each for each in entrants([], small=True) if each.name == "npo on durable's weights"]
+    (entrant,) = [each for each in entrants.entrants([], small=True) if each.name == "npo on durable's weights"]
     words = as_flags(entrant.trials[0].hp, leave_out=("steps",))
     place = words.index("--update_mask")
     assert words[place + 1 : place + 3] == ["durable", "0.1"] and "--dtype=float32" in words
