@@ -90,7 +90,7 @@ def gather(
     that of the folders is added. Raise UserError if the runs of a seed are on different models.
     """
     records: list[dict[str, Any]] = []
-    values: dict[str, dict[str, torch.Tensor]] = {}
+    values: dict[str, Mapping[str, torch.Tensor]] = {}
     examples: dict[str, Any] = {}
     for folder in folders:
         found = load_records(folder)
