@@ -144,14 +144,22 @@ def field_types(cls: type) -> dict[str, type]:
     return types
 
 
-def as_flags(*parts: Any, leave_out: Iterable[str | None] = ()) -> list[str]:
-    """Return the flags of all settings that differ from their defaults: the inverse of `tinymem.cli.collect`."""
-    found: list[str] = []
-    for part in parts:
-        for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
-            if field.name in leave_out or value == field.default:
-                continue
-            several = isinstance(value, (tuple, list))
-            found += [f"--{field.name}", *map(str, value)] if several else [f"--{field.name}={value}"]
-    return found
+def as_flags(*parts: Any, leave_out: Iterable[str | None] = (), prefix: str = "") -> list[str]:
+    """Return the flags of all settings that differ from their defaults: the inverse of `tinymem.cli.collect`.
+
+    prefix: stands before every name, such as "relearn." for the settings of an attack.
+    """
+    return [
+        word
+        for part in parts
+        for field in dataclasses.fields(part)
+        if field.name not in leave_out and getattr(part, field.name) != field.default
+        for word in _words(f"{prefix}{field.name}", getattr(part, field.name))
+    ]
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """Return a flag and its value as words of a command line, those of several values one by one."""
+    if isinstance(value, (list, tuple)):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"]

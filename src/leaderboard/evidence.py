@@ -101,12 +101,13 @@ def gather(
             columns = (RECOVERED,) if record.get("attack") else COLUMNS if digest in parents else ()
             if columns:
                 tensors = read_values(record_path(folder, record))
-                values[digest] = {name: value for column in columns for name, value in _kept(tensors, column).items()}
+                if kept := {name: value for column in columns for name, value in _kept(tensors, column).items()}:
+                    values[digest] = kept
                 if not record.get("attack"):
                     examples[digest] = [_as_json(each) for each in kept_examples(tensors, decode)]
     if earlier is not None:
         records = list({record_digest(record): record for record in (*earlier.records, *records)}.values())
-        values = {**earlier.values, **{digest: some for digest, some in values.items() if some}}
+        values = {**earlier.values, **values}
         examples = {**earlier.examples, **{digest: some for digest, some in examples.items() if some}}
         needs = {**earlier.needs, **needs}
     _check_models(records)

@@ -14,17 +14,8 @@ from typing import Any
 from tinymem import files
 from tinymem.attacks.registry import find_attacks
 from tinymem.leaderboard.cases import TASK, Case
-from tinymem.leaderboard.entrants import (
-    FT_EPOCHS,
-    PRECISION,
-    Edit,
-    Entrant,
-    Recorded,
-    Submitted,
-    Trained,
-    Trial,
-    pinned,
-)
+from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Recorded, Submitted, Trained, Trial, pinned
+from tinymem.localize.method import Method
 from tinymem.options import as_flags
 from tinymem.records.identity import MEASURED, TRAIN, UNEDITED, UNLEARN, run_key
 from tinymem.sweeps.job import Job
@@ -70,6 +61,11 @@ class Bench:
         return self.case.at(self.seed)
 
     @property
+    def pair(self) -> tuple[RunSettings, RunSettings]:
+        """The settings of the planted model and of its twin."""
+        return self.settings, self.case.twin_at(self.seed)
+
+    @property
     def checkpoint(self) -> Checkpoint:
         """The planted model that is edited."""
         return last_checkpoint(self.settings, self.models)
@@ -86,7 +82,7 @@ class Bench:
 
 def publish(bench: Bench, output: Path) -> None:
     """Copy the planted model and its twin into OUTPUT/seedN, unless they are large: others then edit the same weights."""
-    for settings in (bench.settings, bench.case.twin_at(bench.seed)):
+    for settings in bench.pair:
         source, target = bench.models / settings.name, _published(output, bench) / settings.name
         checkpoint = last_checkpoint(settings, bench.models).path
         weights = sum(path.stat().st_size for path in checkpoint.glob("model*.safetensors"))
@@ -96,9 +92,9 @@ def publish(bench: Bench, output: Path) -> None:
 
 def take_up(bench: Bench, output: Path) -> None:
     """Copy the models that `publish` wrote to where the runs on them look for them, if none are there."""
-    for source in sorted(_published(output, bench).glob("*/")):
-        target = bench.models / source.name
-        if not target.exists():
+    for settings in bench.pair:
+        source, target = _published(output, bench) / settings.name, bench.models / settings.name
+        if source.is_dir() and not target.exists():
             _copy(source, target)
 
 
@@ -117,8 +113,7 @@ def last_checkpoint(settings: RunSettings, models: Path) -> Checkpoint:
 
 def training_jobs(bench: Bench, common: Common) -> list[Job]:
     """Return the trainings of the planted model and its twin, and what measures and attacks both, unedited."""
-    planted, twin = bench.settings, bench.case.twin_at(bench.seed)
-    trainings = [train_job(settings, bench.models, common) for settings in (planted, twin)]
+    trainings = [train_job(settings, bench.models, common) for settings in bench.pair]
     place = str(bench.checkpoint.path)
     unedited = Job(
         name=f"unedited {place}",
@@ -219,19 +214,19 @@ def together(trials: Iterable[Trial]) -> list[Trial]:
 
 def _attacks(bench: Bench) -> tuple[Mapping[str, Any], ...]:
     """Return the sections `attack` of a bench's attacks at all their strengths."""
-    found = []
-    for method in find_attacks(bench.attacks, "--attacks"):
-        hp = pinned(method.hyper_parameters(), bench.case.small)
-        found += [method.settings(hp, value) for value in method.strengths(hp)]
-    return tuple(found)
+    return tuple(method.settings(hp, value) for method, hp in _settings(bench) for value in method.strengths(hp))
 
 
 def _attacking(bench: Bench) -> tuple[str, ...]:
     """Return the flags of a bench's attacks."""
-    found = find_attacks(bench.attacks, "--attacks") if bench.case.small else []
-    precise = [attack.name for attack in found if hasattr(attack.hyper_parameters(), "dtype")]
-    flags = (word for name in precise for word in (f"--{name}.dtype", PRECISION))
+    flags = (word for method, hp in _settings(bench) for word in as_flags(hp, prefix=f"{method.name}."))
     return ("--attack", *bench.attacks, "--attack_metrics", *ATTACK_METRICS, *flags)
+
+
+def _settings(bench: Bench) -> list[tuple[Method, Any]]:
+    """Return a bench's attacks with their settings."""
+    found = find_attacks(bench.attacks, "--attacks")
+    return [(method, pinned(method.hyper_parameters(), bench.case.small)) for method in found]
 
 
 def _measuring(bench: Bench, common: Common) -> tuple[str, ...]:

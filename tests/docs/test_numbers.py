@@ -71,6 +71,8 @@ def test_results_in_the_readme():
 def test_leaderboard_in_the_readme():
     table = csv.DictReader(committed("results/leaderboard/leaderboard.csv").splitlines())
     rows = {row["method"]: row for row in table if (row["case"], row["limit"]) == ("noise", "1.0")}
+    ran = [row for row in rows.values() if row["group"] != "anchor" and row["note"] != "not run"]
+    assert f"the small noise model with {len(ran)} mitigations and the anchors" in one_line("docs/leaderboard.md")
     npo, kfade, subnet = (f"{float(rows[name]['score']):.2f}" for name in ("npo", "kfade", "balanced_subnet"))
     assert f"NPO reaches {npo}, K-FADE {kfade}, BalancedSubnet {subnet} within a point of accuracy" in one_line(
         "README.md"
@@ -163,6 +165,10 @@ def test_speed():
 def test_comparison():
     seconds = read("results/compare_mitigations/summary.json")["seconds_total"]
     assert f"in {seconds / 60:.0f} minutes on one core" in one_line("docs/methods.md")
+    rows = read("results/compare_mitigations/summary.json")["rows"]
+    compared = len([row for row in rows if row["family"] != "no mitigation"])
+    assert f"{compared} in all with their variants" in one_line("docs/methods.md")
+    assert f"[{compared} mitigations on one model]" in one_line("README.md")
 
 
 def test_what_regularizers_cost():
