@@ -17,7 +17,7 @@ from tinymem import cli
 
 # isort: split
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -217,8 +217,13 @@ def search(arguments, settings: ScanSettings, model, windows: Windows, names: li
     )
 
 
-def together(arguments, settings: ScanSettings, key: str, look: Callable[[], Found]) -> Found | None:
-    """Do this worker's part, unless it is done. Return what all workers found; None while some have not finished."""
+def together(
+    arguments, settings: ScanSettings, names: Sequence[str], key: str, look: Callable[[], Found]
+) -> Found | None:
+    """Do this worker's part, unless it is done. Return what all workers found; None while some have not finished.
+
+    names: of all workers' documents.
+    """
     worker, workers = settings.worker
     own = worker_file(arguments.output, worker, workers)
     if arguments.force:
@@ -231,7 +236,7 @@ def together(arguments, settings: ScanSettings, key: str, look: Callable[[], Fou
         memorized, windows = parts[worker].memorized, parts[worker].windows
         print(f"shard {settings.shard}: {memorized} of {windows} windows are memorized; not done: {', '.join(missing)}")
         return None
-    return merged(list(parts.values()))
+    return merged(list(parts.values()), names)
 
 
 def report(found: Found, settings: ScanSettings, width: int) -> str:
@@ -308,7 +313,7 @@ def main() -> None:
     arguments.output.unlink(missing_ok=True)  # with --force: remove the mark of finished work first
     names = documents.share(worker, workers).names
     look = partial(search, arguments, settings, model, windows, names, key, tokenizer and tokenizer.decode)
-    whole = look() if workers == 1 else together(arguments, settings, key, look)
+    whole = look() if workers == 1 else together(arguments, settings, documents.names, key, look)
     if whole is None:
         return
     passages_file = publish(arguments.output, whole, about)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ def read_found(output: Path, workers: int, key: str) -> dict[int, Found]:
     return {worker: each for worker, each in found.items() if each.key == key}
 
 
-def merged(parts: Sequence[Found]) -> Found:
-    """Return the finds of several workers as one, passages ordered by worker."""
+def merged(parts: Sequence[Found], documents: Sequence[str]) -> Found:
+    """Return the finds of several workers as one. documents: names of all, in whose order the passages stand."""
     first, *others = parts
     for other in others:
         sums = {
@@ -70,7 +70,8 @@ def merged(parts: Sequence[Found]) -> Found:
             if field.name != "key"
         }
         first = Found(key=first.key, **sums)
-    return first
+    place = {name: number for number, name in enumerate(documents)}
+    return replace(first, passages=sorted(first.passages, key=lambda passage: place[passage["document"]]))
 
 
 def publish(output: Path, found: Found, about: dict[str, Any]) -> Path:

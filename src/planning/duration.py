@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -25,19 +26,23 @@ WARM = 1.0  # seconds: a first pass that takes longer is not timed again
 
 @dataclass(frozen=True)
 class Clock:
-    """Estimates for methods on one model and task. The first estimate times a forward pass and a full one.
+    """Estimates for methods on one model and task. An estimate times a pass of as many sequences as the method's passes have.
 
     Estimates are rough: they ignore work other than passes, and early stops.
     """
 
     model: Any
     task: UnlearningTask
+    _known: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds by kind of pass and its sequences
 
     def seconds(self, method: Method, hp: Any) -> float:
         """Return the seconds of a method for all strengths. Raise RuntimeError for a model that cannot be planned."""
         work = (method, self._shape, self._sizes, hp)
-        forward, backward = passes(*work, first_steps(*work))
-        return max(0, forward - backward) * self._forward + (backward * self._both if backward else 0.0)
+        first = first_steps(*work)
+        forward, backward = passes(*work, first)
+        rows = round(fmean(first[0].forward)) if first and first[0].forward else self.task.microbatch
+        alone = max(0, forward - backward)
+        return alone * self._forward(rows) + (backward * self._both(rows) if backward else 0.0)
 
     def warning(self, method: Method, hp: Any) -> str | None:
         """Return a warning such as "zero_out: about 40 h" for a method that takes more than a minute, else None."""
@@ -53,7 +58,7 @@ class Clock:
         """Return the seconds if each step makes OFTEN passes over its batch, or over all sequences without batches."""
         hp = method.resolve(hp, self.model.num_parameters())
         rows = getattr(hp, "batch_size", None) or len(self.task.forget) + len(self.task.retain)
-        return OFTEN * method.steps(self.model, self.task, hp) * self._sizes.passes(rows) * self._both
+        return OFTEN * method.steps(self.model, self.task, hp) * self._sizes.passes(rows) * self._both(rows)
 
     @cached_property
     def _shape(self) -> Shape:
@@ -65,21 +70,32 @@ class Clock:
         (forget, length), prompt = task.forget.planted.shape, int(task.forget.prompt_end.min())
         return Sizes(forget, len(task.retain), length, prompt, task.microbatch, task.gradient_checkpointing)
 
-    @cached_property
-    def _forward(self) -> float:
+    def _forward(self, rows: int) -> float:
+        """Return the seconds of a forward pass of this many sequences, at most a microbatch."""
+
+        def work() -> None:
+            self.task.mean_loss(self.model, self._tokens(rows))
+
         with frozen(self.model):
-            return seconds_of(lambda: self.task.mean_loss(self.model, self._tokens))
+            return self._timed("forward", rows, work)
 
-    @cached_property
-    def _both(self) -> float:
+    def _both(self, rows: int) -> float:
+        """Return the seconds of a forward and a backward pass of this many sequences, at most a microbatch."""
+        tokens = self._tokens(rows)
+        weights = mean_weights(self.task, tokens)
         first = find_mlps(self.model)[0].inputs[0].parameter  # gradients reach the first block, and few are kept
-        weights = mean_weights(self.task, self._tokens)
         with frozen(self.model, [first]):
-            return seconds_of(lambda: backward(self.model, self.task, self._tokens, weights))
+            return self._timed("both", rows, lambda: backward(self.model, self.task, tokens, weights))
 
-    @property
-    def _tokens(self) -> torch.Tensor:
-        return self.task.forget.planted[: self.task.microbatch]
+    def _timed(self, what: str, rows: int, work: Callable[[], Any]) -> float:
+        key = (what, min(rows, self.task.microbatch))
+        if key not in self._known:
+            self._known[key] = seconds_of(work)
+        return self._known[key]
+
+    def _tokens(self, rows: int) -> torch.Tensor:
+        planted = self.task.forget.planted
+        return planted[torch.arange(min(rows, self.task.microbatch)) % len(planted)]
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

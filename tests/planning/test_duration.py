@@ -29,9 +29,9 @@ def test_estimates_are_of_the_right_size(name):
 def test_only_long_methods_are_announced(monkeypatch):
     clock, method = Clock(new_model("gpt2"), new_task()), METHODS["durable"]
     assert clock.warning(method, method.hyper_parameters()) is None
-    monkeypatch.setitem(vars(clock), "_both", 36e3)
+    monkeypatch.setattr(Clock, "_both", lambda self, rows: 36e3)
     assert clock.warning(method, method.hyper_parameters()) == "durable: about 10.0 h"  # one pass
-    monkeypatch.setitem(vars(clock), "_forward", 2.0)
+    monkeypatch.setattr(Clock, "_forward", lambda self, rows: 2.0)
     zero_out = METHODS["zero_out"]
     assert (
         clock.warning(zero_out, zero_out.hyper_parameters()) == "zero_out: about 2 min"
@@ -40,3 +40,12 @@ def test_only_long_methods_are_announced(monkeypatch):
 
 def test_durations_are_in_words():
     assert [duration(seconds) for seconds in (40, 180, 9000, 4 * 86400)] == ["40 s", "3 min", "2.5 h", "4 days"]
+
+
+def test_a_pass_is_timed_with_as_many_sequences_as_the_methods_passes_have(monkeypatch):
+    timed = []
+    monkeypatch.setattr(Clock, "_both", lambda self, rows: timed.append(rows) or 1.0)
+    clock, method = Clock(new_model("gpt2"), new_task(6, microbatch=4)), METHODS["subnet"]
+    for batch_size in (2, 3, 6):
+        clock.seconds(method, quick(method, batch_size=batch_size, stop_loss=0.0))
+    assert timed == [2, 3, 6]
