@@ -17,8 +17,10 @@ from tinymem import cli
 
 # isort: split
 import argparse
+import filecmp
 import sys
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +99,21 @@ def submitted(arguments: argparse.Namespace) -> list[Entrant]:
         folders[int(seed)] = str(Path(place).resolve())
     if len(set(folders.values())) < len(arguments.submission):
         raise UserError("--submission: one seed or one folder is named twice; each seed has a model of its own to edit")
+    for (one, first), (other, second) in combinations(folders.items(), 2):
+        if same_weights(first, second):
+            raise UserError(f"--submission: the folders of seeds {one} and {other} hold the same weights")
     lacking = [seed for seed in arguments.seeds if seed not in folders]
     if lacking:
         raise UserError(f"--submission: no folder for seed {lacking[0]}; each seed has a model of its own to edit")
     if arguments.name in {each.name for each in entrants([], arguments.small)}:
         raise UserError(f"--name {arguments.name}: another entrant has this name; give it one of its own")
     return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
+
+
+def same_weights(first: str, second: str) -> bool:
+    """Return whether two folders hold the same weights, byte for byte."""
+    names = [path.name for path in Path(first).glob("*.safetensors")]
+    return bool(names) and len(filecmp.cmpfiles(first, second, names, shallow=False)[0]) == len(names)
 
 
 def benches_of(case: Case, arguments: argparse.Namespace) -> list[Bench]:

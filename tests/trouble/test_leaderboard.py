@@ -19,6 +19,10 @@ BOARD = "experiments/leaderboard.py"
             ["--submission", "0=one", "0=one", "1=two", "2=three", "--name", "mine"],
             "one seed or one folder is named twice",
         ),
+        (
+            ["--submission", "0=one", "1=copied", "2=copied_again", "--name", "mine"],
+            "the folders of seeds 1 and 2 hold the same weights",
+        ),
         (["--submission", "0=one", "1=two", "2=three", "--name", "npo"], "--name npo: another entrant has this name"),
     ],
 )
@@ -26,6 +30,9 @@ def test_arguments(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()
+    for name in ("copied", "copied_again"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(SystemExit) as ended:
         in_process(BOARD, "--small", "--models", "noise", "--dry_run", *words)
     assert ended.value.code == 2 and message in capsys.readouterr().err
