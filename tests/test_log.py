@@ -1,6 +1,7 @@
 """--log_jsonl and --tensorboard: what happens, once, in files that no record depends on."""
 
 import json
+import os
 import sys
 from types import ModuleType
 
@@ -10,6 +11,7 @@ from small import in_process, small_settings
 from tinymem.cli import log as module
 from tinymem.cli.display import Meter
 from tinymem.cli.log import Lines, Log
+from tinymem.errors import UserError
 from tinymem.options import as_flags
 from tinymem.records.table import load_records
 
@@ -51,6 +53,12 @@ def test_what_a_killed_writer_left_is_cut_off(tmp_path):
     path.write_text("no JSON\n[1]\n" + whole)  # somebody else's lines stay
     fill(path, [3])
     assert path.read_text().startswith("no JSON\n[1]\n" + whole) and len(path.read_text().splitlines()) == 5
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is a pipe, not a file"):
+        Lines(tmp_path / "pipe")
 
 
 def test_values_that_are_not_finite_are_null(tmp_path):

@@ -22,6 +22,7 @@ from tinymem import files
 from tinymem.cli.display import Meter
 from tinymem.errors import UserError
 from tinymem.folders import check_writable
+from tinymem.inputs import check_file
 
 STEP_SECONDS = 1.0  # between two lines of steps
 
@@ -99,7 +100,7 @@ class Lines:
         self._steps: dict[tuple[str, str], int] = {}  # the last step of each loop
         self._measured: set[tuple[str, str, int]] = set()
         try:
-            known = _complete_lines(path) if path.exists() else []
+            known = _complete_lines(check_file(path)) if path.exists() else []
             if path.exists():
                 open(path, "a").close()
         except OSError as error:

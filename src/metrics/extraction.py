@@ -43,7 +43,9 @@ def log_probabilities(probe: Probe, artifacts: Artifacts, top_k: int = TOP_K, te
 @lru_cache
 def _tell_plain_sampling(top_k: int, vocabulary: int) -> None:
     if top_k > vocabulary:
-        logger.warning("top-k %d is above the vocabulary of %d: plain sampling", top_k, vocabulary)
+        logger.warning(
+            "extraction by sampling: top-k %d is above the vocabulary of %d: plain sampling", top_k, vocabulary
+        )
 
 
 def needed(log_p: torch.Tensor, p: float) -> torch.Tensor:

@@ -17,6 +17,7 @@ from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#3ba3a0", "#c4a000", "#d37295", "#9c755f", "#8cb84e")
 GREY, ACCENT = "#8a9299", "#1f8fb8"
+FEW_TICKS = 3  # fewer labels than these do not show what a scale is
 # Methods in users' files, one after another: colours and shapes that no other method has.
 FOREIGN = (("#e6007e", "hex"), ("#7a2fe0", "inverted_triangle"), ("#0057d9", "plus"), ("#b3261e", "square_pin"))
 DASHES = ("solid", (7, 3), (2, 2), (9, 3, 2, 3), (4, 4))  # of lines, one after another: two may lie on each other
@@ -298,6 +299,7 @@ def _figure(height: int, x: Axis, y: Axis, x_range=None, toolbar: bool = True):
 def _plain_numbers(axis, *ends: float) -> None:
     """Label a logarithmic axis with 20, 50, 100 instead of powers of ten, between these ends."""
     from bokeh.models import FixedTicker
+    from matplotlib.ticker import MaxNLocator
 
     low, high = sorted(ends)
     ratio = high / low
@@ -308,6 +310,8 @@ def _plain_numbers(axis, *ends: float) -> None:
     )
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    if len(ticks) < FEW_TICKS:  # a short piece of a logarithmic axis is nearly linear
+        ticks = [tick for tick in map(float, MaxNLocator(5).tick_values(low, high)) if low <= tick <= high]
     axis.ticker = FixedTicker(ticks=ticks)
     axis.major_label_overrides = {tick: f"{tick:g}" for tick in ticks}
 

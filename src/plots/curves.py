@@ -28,22 +28,36 @@ STRENGTH = tuple(f"training.{name}" for entry in REGULARIZERS for name in entry.
 def plot_training(rows: Rows, path: str | Path) -> list[Path]:
     """Draw loss, accuracy and memorization against epochs."""
     figure, (loss, accuracy, memory) = new_figure(3)
-    _lines(loss, rows, "epoch", [name for name in rows[0] if name == "train_loss" or name.startswith("loss_")])
-    _lines(accuracy, rows, "epoch", [name for name in rows[0] if name.startswith("accuracy_")])
-    _lines(memory, rows, "epoch", [name for name in rows[0] if name.startswith("percent_")])
+    losses = [name for name in rows[0] if name == "train_loss" or name.startswith("loss_")]
+    accuracies = [name for name in rows[0] if name.startswith("accuracy_")]
+    tasks = list(dict.fromkeys(map(_named, [*losses, *accuracies])))  # a task looks the same in both panels
+    _lines(loss, rows, losses, tasks)
+    _lines(accuracy, rows, accuracies, tasks)
+    percentages = [name for name in rows[0] if name.startswith("percent_")]
+    _lines(memory, rows, percentages, list(map(_named, percentages)))
     for axis, label in ((loss, "loss (nats per token)"), (accuracy, "test accuracy"), (memory, "% of artifacts")):
         axis.set(xlabel="epoch", ylabel=label)
     memory.set_ylim(-4, 104)
     return save_figure(figure, path)
 
 
-def _lines(axis, rows: Rows, x: str, names: list[str]) -> None:
-    """Draw one line per column; skip columns without values."""
-    for name, (marker, line) in zip(names, STYLES * (1 + len(names) // len(STYLES))):
-        points = [(row[x], row[name]) for row in rows if row.get(name) is not None]
+def _named(column: str) -> str:
+    """Return a column's label in the legend."""
+    name = column.replace("_never_planted", "_non-members")
+    for kind in ("percent_", "accuracy_", "loss_"):
+        name = name.removeprefix(kind)
+    return name.replace("_", " ")
+
+
+def _lines(axis, rows: Rows, names: list[str], labels: list[str]) -> None:
+    """Draw one line per column against epochs; skip columns without values. labels: of all panels that share a look."""
+    for name in names:
+        place = labels.index(_named(name))
+        marker, line = STYLES[place % len(STYLES)]
+        points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
         if points:
-            label = name.removeprefix("percent_").removeprefix("accuracy_").replace("_", " ")
-            axis.plot(*zip(*points), marker=marker, linestyle=line, markersize=3.5, label=label)
+            look = dict(color=f"C{place % 10}", marker=marker, linestyle=line, markersize=3.5)
+            axis.plot(*zip(*points), label=_named(name), **look)
     _whole_epochs(axis)
     axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)  # below the panel
 

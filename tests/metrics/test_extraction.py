@@ -127,6 +127,6 @@ def test_a_top_k_above_the_vocabulary_is_said_once(caplog):
         plain = log_probabilities(probe, rows, 40)
         log_probabilities(probe, rows, 40)
         assert [record.message for record in caplog.records] == [
-            "top-k 40 is above the vocabulary of 14: plain sampling"
+            "extraction by sampling: top-k 40 is above the vocabulary of 14: plain sampling"
         ]
         assert torch.equal(plain.sums, log_probabilities(probe, rows, 14).sums) and len(caplog.records) == 1

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from handmade import TEXT, attacked, checkpoint, command, edited, everything, ou
 from page import Page, points
 
 from tinymem.metrics.registry import describe
-from tinymem.pages.charts import Series, coincide, lines, mark_styles
+from tinymem.pages.charts import Series, _plain_numbers, coincide, lines, mark_styles
 from tinymem.pages.report import write_report
 from tinymem.records.record import Cost, record_path, write_record
 
@@ -243,3 +244,11 @@ def test_methods_in_users_files_differ_and_lines_on_each_other_stand_apart():
 
 def test_one_of_something_is_not_said_in_the_plural(report):
     assert "1 attack by strength" in Page(report).html and "1 attacks" not in Page(report).html
+
+
+@pytest.mark.parametrize("low, high", [(260, 340), (1.07, 1.09), (85, 87.3), (20, 50), (30, 300), (1, 1e7)])
+def test_a_logarithmic_axis_has_labels_enough(low, high):
+    axis = SimpleNamespace()
+    _plain_numbers(axis, low, high)
+    ticks = sorted(axis.major_label_overrides)
+    assert 3 <= len(ticks) <= 12 and low <= ticks[0] and ticks[-1] <= high

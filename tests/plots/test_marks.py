@@ -84,6 +84,18 @@ def test_the_epochs_of_a_short_training_are_whole(tmp_path, epochs, monkeypatch)
         assert len(ticks) and all(tick == int(tick) for tick in ticks)
 
 
+def test_a_task_looks_the_same_in_each_panel_of_a_training(tmp_path, monkeypatch):
+    figures: list[Any] = []
+    monkeypatch.setattr("tinymem.plots.curves.save_figure", lambda figure, path: figures.append(figure))
+    row = {"epoch": 1, "train_loss": 1.0, "loss_two": 2.0, "accuracy_one": 0.1, "accuracy_two": 0.5}
+    plots.plot_training([row | {"percent_memorized_never_planted": 0.0}], tmp_path / "training")
+    losses, accuracies, memorized = (
+        {line.get_label(): (line.get_color(), line.get_marker()) for line in axis.lines} for axis in figures[0].axes
+    )
+    assert losses["two"] == accuracies["two"] and accuracies["one"] not in losses.values()
+    assert list(memorized) == ["memorized non-members"]  # not the twin, which other tables call never_planted
+
+
 @dataclass
 class FolderOfRuns:
     """What `records_beside` uses of a subject."""
