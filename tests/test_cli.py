@@ -71,6 +71,25 @@ def test_every_bound_has_words():
     assert allowed_text(dict(low=0, below=1)) == "in [0, 1)"
 
 
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--a", ""], "--a: is empty"),
+        (["--a="], "--a: is empty"),
+        (["--b", "1", "", "2"], "--b: is empty"),
+        ([""], "an argument: is empty"),
+    ],
+)
+def test_an_empty_argument_is_no_default(words, named, capsys):
+    parser = cli.Parser("test")
+    parser.add_argument("--a", default="here")
+    parser.add_argument("--b", nargs="+")
+    parser.add_argument("place", nargs="*")
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words)
+    assert ended.value.code == 2 and named in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_help_is_instant_and_does_not_load_torch(name):
     watch = "import sys; sys.argv[1:] = ['--help']; import runpy, atexit; "

@@ -56,6 +56,16 @@ class Parser(argparse.ArgumentParser):
         description = scripts.as_commands(description) if program().startswith(CONSOLE) else description
         super().__init__(description=description, allow_abbrev=False, **kwargs)
 
+    def parse_known_args(self, args=None, namespace=None):
+        flag = ""
+        for word in sys.argv[1:] if args is None else args:
+            if word.startswith("--"):
+                flag, equals, value = word.partition("=")
+                word = value if equals else word
+            if not word:  # "$FOLDER" of a variable that is not set: nobody means the default by it
+                self.error(f"{flag or 'an argument'}: is empty")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str):
         if follows():
             self.exit(2)
