@@ -71,6 +71,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--export", metavar="FOLDER", help="write what a submission may use: of every seed the sequences "
                         "to forget and to retain; run nothing")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="run nothing: write tables and pages from the records")
+    parser.add_argument("--from_scratch", action="store_true", help=f"train and run everything; default: add to the results "
+                        f"in --output_dir, or to a copy of those in {OUTPUT}")  # fmt: skip
     add_sweep_options(parser, OUTPUT)
     parser.add_argument("--run_dir", default=RUNS, help=f"models and records of single runs (default: {RUNS})")
     arguments = parser.parse_args()
@@ -126,7 +128,8 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     """Run everything of a case that is missing and write its evidence. Return whether all of it is there."""
     common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
     benches = benches_of(case, arguments)
-    folder, earlier = benches[0].folder, earlier_evidence(case, benches, output)
+    folder = benches[0].folder
+    earlier = None if arguments.from_scratch else earlier_evidence(case, benches, output)
     tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
@@ -156,19 +159,28 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
 
 
 def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence.Evidence | None:
-    """Return the evidence in a case's output folder, to which a run adds, with models and records put where runs find them.
+    """Return the evidence that a run adds to, with models and records put where runs find them; None if there is none.
 
-    None if there is none. Raise UserError if it is of other settings.
+    Raise UserError if that in the case's output folder is of other settings.
     """
-    if not (output / NAME).exists():
+    source = earlier_results(case, output)
+    if source is None:
         return None
-    if read_case(output) != case:
-        raise UserError(f"{output}: its results are of other settings than these; give another --output_dir")
-    found = evidence.read(output)
+    found = evidence.read(source)
     for bench in benches:
-        take_up(bench, output)
+        take_up(bench, source)
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
+
+
+def earlier_results(case: Case, output: Path) -> Path | None:
+    """Return a case's output folder if it has results, else that of the published ones of the same settings, if any."""
+    if (output / NAME).exists():
+        if read_case(output) != case:
+            raise UserError(f"{output}: its results are of other settings than these; give another --output_dir")
+        return output
+    published = Path(OUTPUT) / case.name
+    return published if (published / NAME).exists() and read_case(published) == case else None
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
@@ -209,8 +221,9 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
     device = cli.resolve_device(arguments.device)
     for case in cases:
         benches = benches_of(case, arguments)
-        for bench in benches:
-            take_up(bench, Path(arguments.output_dir) / case.name)
+        source = earlier_results(case, Path(arguments.output_dir) / case.name)
+        for bench in benches if source else ():
+            take_up(bench, source)
         for bench, path in zip(
             benches, export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
         ):

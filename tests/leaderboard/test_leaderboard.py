@@ -181,6 +181,23 @@ def test_others_add_a_row_to_published_results(board, tmp_path, capsys):
     assert end.value.code == 2 and "other settings" in said and str(output / "tiny") in said
 
 
+@pytest.mark.slow
+def test_a_folder_of_its_own_adds_to_a_copy_of_the_published_results(board, tmp_path, monkeypatch, capsys):
+    folder, words = board
+    published = shutil.copytree(folder / "output_dir", tmp_path / "results" / "leaderboard")
+    before = {path: path.read_bytes() for path in published.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    words = [*words, "--methods", "activations", "--output_dir", tmp_path / "own", "--run_dir", tmp_path / "runs"]
+    capsys.readouterr()
+    in_process(SCRIPT, *words, "--from_scratch", "--dry_run")
+    assert "memorization_in_toy_models.py" in capsys.readouterr().out
+    in_process(SCRIPT, *words)
+    assert not list((tmp_path / "runs").rglob("timings.jsonl"))  # nothing ran
+    one, other = (evidence.read(place / "tiny") for place in (published, tmp_path / "own"))
+    assert set(one.by_key) == set(other.by_key)
+    assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
+
+
 def test_results_on_another_model_are_not_mixed_in():
     one, other = ({"data": {"seed": 0}, "fingerprints": {"weights": weights}} for weights in "ab")
     evidence._check_models([one, {"data": {"seed": 1}, "fingerprints": {"weights": "b"}}, one, {"data": {"seed": 0}}])
