@@ -18,7 +18,7 @@ from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#3ba3a0", "#c4a000", "#d37295", "#9c755f", "#8cb84e")
 GREY, ACCENT = "#8a9299", "#1f8fb8"
 FEW_TICKS = 3  # fewer labels than these do not show what a scale is
-# Methods in users' files, one after another: colours and shapes that no other method has.
+# Methods that are in no registry, one after another: shapes that no family has, in each of these colours.
 FOREIGN = (("#e6007e", "hex"), ("#7a2fe0", "inverted_triangle"), ("#0057d9", "plus"), ("#b3261e", "square_pin"))
 DASHES = ("solid", (7, 3), (2, 2), (9, 3, 2, 3), (4, 4))  # of lines, one after another: two may lie on each other
 SHAPES = {"neuron": "circle", "weight": "square", "objective": "triangle", "curvature": "diamond"}  # by family
@@ -34,6 +34,7 @@ LETTERS = {
     "star": "★",
     "x": "✕",
 }  # in the list below
+HOLLOW = LETTERS | {"square": "□", "triangle": "△", "diamond": "◇", "hex": "⬡", "inverted_triangle": "▽"}
 NEAR, APART = (
     2.0,
     0.05,
@@ -113,11 +114,13 @@ def scatter(
     front: Sequence[tuple[float, float]] = (),
     strip: tuple[float, float, str] | None = None,
     bound: float | None = None,
+    among: Mapping[str, bool] | None = None,
 ) -> Chart:
-    """Return a scatter.
+    """Return a scatter. Marks that lead or lie on the front have their names beside them.
 
     front: points that a stepped line joins. strip: a shaded band between two values of y, with its text. bound: a value
-    of x with a dashed line.
+    of x with a dashed line. among: all series of the page, and whether they are anchors, so that a series has the same
+    marks in each of its charts; None: those of this one.
     """
     from bokeh.models import HoverTool
     from bokeh.models.annotations.geometry import BoxAnnotation, Span
@@ -136,7 +139,7 @@ def scatter(
     if front:
         figure.step(*map(list, zip(*front)), mode="after", line_color=GREY, line_dash="dotted", line_width=1.5)
     drawn, names = [], {mark.series: mark.anchor for mark in marks}
-    styles = mark_styles(names)
+    styles = mark_styles(among or names)
     for series in names:
         some = [mark for mark in marks if mark.series == series]
         size = 17 if series in REFERENCES else 10
@@ -144,6 +147,14 @@ def scatter(
         if first := [mark for mark in some if mark.leads]:
             ring = dict(marker="circle", fill_alpha=0, line_color=ACCENT, line_width=2, name=series)
             figure.scatter([mark.x for mark in first], [mark.y for mark in first], size=19, **ring)
+        for mark in some:
+            if (mark.leads or (mark.x, mark.y) in front) and series not in REFERENCES and not mark.anchor:
+                left = (mark.x - x.low) / (x.high - x.low) < 0.7  # a name at the right would be cut off
+                side: dict[str, Any] = (
+                    dict(x_offset=12, text_align="left") if left else dict(x_offset=-12, text_align="right")
+                )
+                look = dict(text_font_size="11px", text_color=GREY, text_baseline="middle", name=series)
+                figure.text([mark.x], [mark.y], [named(series)], **side, **look)
     fullest_first = sorted(marks, key=lambda mark: -len(mark.about))  # it has the order of all
     shown = dict.fromkeys(key for mark in fullest_first for key in mark.about)
     tips = [("", "@series"), *((key, f"@{{{key}}}") for key in shown)]
@@ -233,7 +244,8 @@ def _filled(part: Any, places: Sequence[str], sources: Mapping[str, Mapping[str,
 
 
 def _entry(series: str, style: Mapping[str, Any]) -> Entry:
-    letter = "☆" if series == UNEDITED else LETTERS[style["marker"]]
+    letters = HOLLOW if style["fill_color"] is None else LETTERS
+    letter = "☆" if series == UNEDITED else letters[style["marker"]]
     return Entry(series, named(series), letter, style["line_color"])
 
 
@@ -265,12 +277,17 @@ def mark_style(method: str, anchor: bool = False, place: int = 0) -> dict[str, A
         return dict(marker="star", line_color=GREY, fill_color=GREY if full else None, line_width=1.5)
     if anchor:
         return dict(marker="x", line_color=GREY, fill_color=GREY, line_width=2)
+    if method == EDITED:
+        return dict(marker="hex", line_color=ACCENT, fill_color=ACCENT)
     if method not in METHODS:
-        colour, shape = (ACCENT, "hex") if method == EDITED else FOREIGN[place % len(FOREIGN)]
+        colour, shape = FOREIGN[place % len(FOREIGN)][0], FOREIGN[(place + place // len(FOREIGN)) % len(FOREIGN)][1]
         return dict(marker=shape, line_color=colour, fill_color=colour)
     family = METHODS[method].family
+    relatives = [name for name in METHODS if METHODS[name].family == family]
+    place = relatives.index(method)
     colour = COLOURS[list(METHODS).index(method) % len(COLOURS)]
-    fill = None if family == "neuron" else colour
+    again = any(COLOURS[list(METHODS).index(name) % len(COLOURS)] == colour for name in relatives[:place])
+    fill = None if family == "neuron" or again else colour
     return dict(marker=SHAPES.get(family, "hex"), line_color=colour, fill_color=fill, fill_alpha=0.75, line_width=2)
 
 

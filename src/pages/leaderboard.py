@@ -177,16 +177,16 @@ def _table(board: Board) -> Table:
         Column("method", number=False),
         Column("rank", meaning="on its model; ties share a range", better="lower"),
     ]
-    columns += [Column("model", number=False)] if several else []
     columns += [Column(plain(one.name), one.unit, one.meaning, one.direction or "") for one in board.columns]
     columns += [Column("group", number=False)]
+    columns += [Column("model", number=False)] if several else []
     rows = []
     for case, entry in board.entries:
         badges = [Badge(mark) for mark in entry.marks]
         badges += [] if entry.qualified else [Badge("does not qualify", "warn")]
         cells = [words(named(entry.method), badges, place(entry.method), below=entry.setting), _rank(entry.rank)]
-        cells += [words(case.name.replace("_", " "))] if several else []
         cells += [*(_cell(entry.values.get(one.name), one.unit) for one in board.columns), words(entry.group)]
+        cells += [words(case.name.replace("_", " "))] if several else []
         rows.append(Row(tuple(cells), _kind(entry), entry.group, case.name))
     groups = tuple(dict.fromkeys(entry.group for _, entry in board.entries))
     return Table("the leaderboard", tuple(columns), tuple(rows), groups)
@@ -236,8 +236,9 @@ def _scatter(board: Board, case: Case) -> Chart | None:
     x_axis = _axis(plain(board.forget), [mark.x for mark in marks], signs[0])
     y_axis = _axis(f"{plain(board.utility)} ({case.unit})", [mark.y for mark in marks], signs[1])
     alternative = f"{plain(board.utility)} against {plain(board.forget)} of {len(marks)} models on {case.name}; the table has the numbers"
-    caption = "Right and up is better. Dotted: the qualified rows that no other beats. Ring: first or tied for it. Grey: references."
-    return charts.scatter(f"scatter-{case.name}", marks, x_axis, y_axis, alternative, caption, front)
+    caption = "Right and up is better. Ring: first, or tied for it; it is named, as is what no other qualified row beats. Grey: references."
+    among = {entry.method: entry.group == ANCHOR for _, entry in board.entries}
+    return charts.scatter(f"scatter-{case.name}", marks, x_axis, y_axis, alternative, caption, front, among=among)
 
 
 def _axis(label: str, values: Sequence[float], sign: int) -> Axis:

@@ -7,7 +7,9 @@ import pytest
 from browser import check_on_a_phone, needs_browser, visit
 from page import Page, points
 
+from tinymem.localize.registry import METHODS
 from tinymem.metrics.examples import Span
+from tinymem.pages.charts import mark_styles
 from tinymem.pages.leaderboard import ANCHOR, Board, Case, Entry, Measure, Recovered, Value, write_leaderboard
 from tinymem.pages.side_by_side import Text, Written
 
@@ -56,12 +58,12 @@ def test_rows_have_rank_setting_interval_and_remarks(page):
     found = Page(page)
     rows = [[" ".join(cell.split()) for cell in row] for row in found.rows[:9]]
     assert [re.sub("[^a-z0-9 ]", "", name).strip() for name in rows[0]] == [
-        "method", "rank", "model", "forget 0 to 1", "utility 0 to 1", "seconds s", "group",
+        "method", "rank", "forget 0 to 1", "utility 0 to 1", "seconds s", "group", "model",
     ]  # fmt: skip
-    assert rows[1][:3] == ["unedited ratio 0.1", "–", "small"] and rows[1][-1] == "anchor"
-    assert rows[3] == ["durable ratio 0.1", "1–2", "small", "0.900 0.800 to 0.950", "0.950", "9.0", "study"]
+    assert rows[1][:2] == ["unedited ratio 0.1", "–"] and rows[1][-2:] == ["anchor", "small"]
+    assert rows[3] == ["durable ratio 0.1", "1–2", "0.900 0.800 to 0.950", "0.950", "9.0", "study", "small"]
     assert rows[5][0] == "obs does not qualify ratio 0.1" and rows[6][0] == "their <method> given by hand ratio 0.1"
-    assert rows[8] == ["npo does not qualify", "–", "large", "–", "–", "–", "objective"]
+    assert rows[8] == ["npo does not qualify", "–", "–", "–", "–", "objective", "large"]
     kinds = [attributes.get("class") for tag, attributes in found.tags if tag == "tr"][1:9]
     assert kinds == ["anchor", "anchor", "winner", "winner", "out", None, "winner", "out"]
     assert "their <method>" not in found.html and "Second &lt;paragraph&gt;." in found.html
@@ -94,6 +96,15 @@ def test_the_same_board_gives_the_same_bytes(page, tmp_path):
     assert write_leaderboard(board(), tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
+def test_no_two_methods_have_the_same_mark():
+    names = [*METHODS, *(f"own {number}" for number in range(12))]
+    marks = [
+        tuple(style.get(part) for part in ("marker", "line_color", "fill_color"))
+        for style in mark_styles(names).values()
+    ]
+    assert len(set(marks)) == len(names)
+
+
 def test_unknown_names_are_refused():
     case = Case("small", "", "accuracy")
     with pytest.raises(ValueError, match="scatter: unknown utility; known are forget, seconds"):
@@ -112,6 +123,8 @@ def test_in_a_browser_the_switch_the_groups_and_the_links_work(page, tmp_path):
       const names = () => [...body.rows].filter((row) => !row.hidden).map((row) => row.cells[0].innerText.split("\\n")[0].split(" ")[0]);
       const pick = (value) => { const one = document.querySelector(`input[value="${value}"]`); one.checked = true; one.dispatchEvent(new Event("input")); };
       const sections = () => [...document.querySelectorAll("main [data-of-case]")].filter((one) => !one.hidden).length;
+      const first = [names(), sections()];
+      pick("");
       const all = [names().length, sections()];
       pick("large");
       const large = [names(), sections(), document.querySelector("output").value];
@@ -123,10 +136,11 @@ def test_in_a_browser_the_switch_the_groups_and_the_links_work(page, tmp_path):
       const place = document.querySelector("#method-durable");
       while (!place.open) await pause();
       await settled();
-      return {all, large, group, open: place.open, drawn: place.querySelector(".chart").childElementCount};
+      return {first, all, large, group, open: place.open, drawn: place.querySelector(".chart").childElementCount};
     """
     found, console = visit(page, script, tmp_path)
     assert console == [] and "error" not in found
+    assert found["first"][1] < 10 and len(found["first"][0]) == 6  # the first model alone
     assert found["all"] == [8, 10] and found["large"] == [["durable", "npo"], 3, "2 of 8 rows"]
     assert found["group"] == ["npo", "npo"] and found["open"] and found["drawn"] == 1
 

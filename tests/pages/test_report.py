@@ -214,7 +214,7 @@ def test_in_a_browser_it_sorts_filters_and_hides(report, tmp_path):
     assert found["rises"] == ["ascending", "durable", "unedited", "slimming", twin]
     assert "durable" in found["pointed"] and "setting: ratio 0.1" in found["pointed"]
     assert found["filtered"] == ["durable"] and found["count"] == "1 of 4 rows"
-    assert found["drawn"] == 1 and found["hidden"] == ["false", found["marks"] - 2]  # its marks and the ring
+    assert found["drawn"] == 1 and found["hidden"] == ["false", found["marks"] - 4]  # its marks, the ring and two names
 
 
 @needs_browser

@@ -40,6 +40,7 @@ const choose = () => {
   document.dispatchEvent(new Event("case"));
 };
 document.querySelectorAll("input[name=case]").forEach((field) => field.addEventListener("input", choose));
+choose();
 // A link to a folded section opens it.
 const unfold = () => document.getElementById(decodeURIComponent(location.hash.slice(1)))?.closest("details")?.setAttribute("open", "");
 addEventListener("hashchange", unfold);
