@@ -83,7 +83,7 @@ def draw_bars(axis, heights: Mapping[str, Sequence[float]], labels: Mapping[str,
         bars = axis.bar(places, heights[state], 0.27, color=colour, hatch=hatch, edgecolor="black", label=labels[state])
         axis.bar_label(bars, [f"{height:.1f}".removesuffix(".0") for height in heights[state]], fontsize=7)
     axis.set_xticks(range(len(names)), names, fontsize=8)
-    axis.set(ylim=(0, 128), yticks=range(0, 101, 20))
+    axis.set(ylim=(0, 128), yticks=range(0, 101, 20), ylabel="%")
 
 
 def continuation(model, prompt: torch.Tensor, count: int) -> torch.Tensor:

@@ -72,8 +72,10 @@ def example_tokens(probe: Probe, artifacts: Artifacts, split: str) -> dict[str, 
 
 
 def sample(artifacts: Artifacts) -> Artifacts:
-    """Return at most ROWS sequences, evenly spaced, always the same ones."""
-    return artifacts.select(evenly_spaced(len(artifacts), ROWS))
+    """Return at most ROWS sequences, evenly spaced, always the same ones, none twice."""
+    rows = {row.tobytes(): number for number, row in reversed(list(enumerate(artifacts.planted.numpy())))}
+    distinct = artifacts.select(torch.tensor(sorted(rows.values()), dtype=torch.long))
+    return distinct.select(evenly_spaced(len(distinct), ROWS))
 
 
 def kept_split(values: Mapping[str, torch.Tensor]) -> str | None:

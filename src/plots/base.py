@@ -11,6 +11,7 @@ from typing import Any
 from tinymem import files
 
 STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":")]
+LINE, ROOM = 0.17, 3  # inches of a line of a legend, and how many lines a figure has room for
 FOREIGN = "#e6007e"  # of methods in users' files: a colour that no other method has
 Rows = Sequence[Mapping[str, Any]]
 
@@ -21,12 +22,13 @@ def new_figure(panels: int, width: float = 4.0, height: float = 3.2):
     return figure, list(grid[0])
 
 
-def new_grid(rows: int, columns: int, width: float = 4.0, height: float = 3.2):
-    """Return (figure, array of axes (rows, columns)) with panels of this size in inches."""
+def new_grid(rows: int, columns: int, width: float = 4.0, height: float | Sequence[float] = 3.2):
+    """Return (figure, array of axes (rows, columns)) with panels of this size in inches. height: of all rows, or of each."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    heights = [height] * rows if isinstance(height, (int, float)) else height
+    figure = Figure(figsize=(width * columns, sum(heights)), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     for axis in grid.flat:
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
@@ -51,6 +53,8 @@ def common_legend(figure, axes: Iterable) -> None:
             handles.setdefault(label, handle)
     inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # width of one entry: its sample, then 8-point letters
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
+    lines = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + LINE * max(0, lines - ROOM))  # else many methods leave panels no room
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 

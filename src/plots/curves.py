@@ -149,6 +149,7 @@ def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[
     for axis in grid.flat:
         axis.set_visible(False)
     names = titles([settings for settings, _ in panels])
+    alike: dict[tuple, list] = {}
     for i, (title, (settings, some)) in enumerate(zip(names, panels)):
         memory, quality = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
         set_title(memory, title)
@@ -157,6 +158,13 @@ def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[
             _line(memory, line, x, MEMORIZED, style, label(line[0]))
             _line(quality, line, x, "mean_test_accuracy" if on_numbers(settings) else "perplexity", style)
         _finish(memory, quality, x, on_numbers(settings))
+        alike.setdefault((settings.get("data.data_name"), settings.get("data.artifact")), []).append(quality)
+    for some_axes in alike.values():  # a model and its twin, or two sizes, are to be compared
+        ends = [axis.get_ylim() for axis in some_axes]
+        for axis in some_axes:
+            axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+            if axis.get_yscale() == "log":
+                plain_numbers(axis.yaxis)
     common_legend(figure, grid.flat)
     return figure
 

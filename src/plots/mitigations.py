@@ -21,11 +21,13 @@ def draw_mitigations(rows: Rows):
     perplexity is drawn), seconds (None: not known). The first is the model without mitigation; dashed lines extend its
     values down the figure. Rows of the family OWN are in the colour FOREIGN. Return the figure.
     """
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
     families = list(dict.fromkeys(row["family"] for row in rows))
     kinds = [families.index(row["family"]) for row in rows]
     styles = [_FOREIGN if row["family"] == OWN else _GREYS[kind % len(_GREYS)] for row, kind in zip(rows, kinds)]
     places = [-i - 0.8 * kind for i, kind in enumerate(kinds)]
-    figure, (memory, quality, seconds) = new_figure(3, 3.6, 1.2 + 0.27 * len(rows))
+    figure, (memory, quality, seconds) = new_figure(3, 3.6, 1.4 + 0.27 * len(rows))
     memorized = [row["percent_memorized_train"] for row in rows]
     numbers = rows[0]["mean_test_accuracy"] is not None
     kept = [100 * row["mean_test_accuracy"] if numbers else row["perplexity"] for row in rows]
@@ -39,15 +41,18 @@ def draw_mitigations(rows: Rows):
     if diamonds:
         style = dict(markersize=4, color="white", markeredgecolor="black", linestyle="none")
         memory.plot(*zip(*diamonds), marker="D", label="triggers never seen (in brackets)", **style)
-        memory.legend(fontsize=7, loc="lower right")
+        figure.legend(*memory.get_legend_handles_labels(), fontsize=7, loc="outside lower left", frameon=False)
     memory.set(xlabel="% of artifacts memorized", xlim=(0, 140), xticks=range(0, 101, 20))
     _distances(quality, places, kept, styles, "{:.2f}")  # small differences: bars from 0 would hide them
     quality.set(xlabel="mean test accuracy (%)" if numbers else "perplexity")
-    if not numbers:
+    if numbers:
+        quality.xaxis.set_major_locator(MaxNLocator(4))
+    else:
         quality.set_xscale("log")
     quality.margins(x=0.25)
     _bars(seconds, places, taken, styles, [_spelled(row["seconds"]) for row in rows], taken)
     seconds.set_xscale("symlog", linthresh=1.0)
+    seconds.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     seconds.set(xlabel="seconds", xlim=(0, 8 * max(*taken, 1.0)))
     for axis, values in ((memory, memorized), (quality, kept), (seconds, taken)):
         axis.axvline(values[0], color="black", linewidth=0.8, linestyle="--", zorder=0.9)

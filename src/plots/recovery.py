@@ -33,7 +33,7 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     is only hidden where the model's line rises above its twin's.
     """
     rows = -(-len(model.curves) // COLUMNS)
-    figure, grid = new_grid(rows, COLUMNS, 2.6, 2.1)
+    figure, grid = new_grid(rows, min(COLUMNS, max(2, len(model.curves))), 2.6, 2.1)
     for axis, curve in zip(grid.flat, model.curves):
         for other in (*bounds, model):
             if found := other.curve(curve):

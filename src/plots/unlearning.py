@@ -100,7 +100,8 @@ def _front_and_axes(axis, points: Sequence[tuple[float, float]], numbers: bool) 
     """Draw the Pareto front of the points (memorized, quality) and set the axes; perplexity is log, inverted."""
     sign = 1 if numbers else -1
     front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in points])]
-    axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
+    if len(front) > 1:  # of one point there is no line
+        axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
     axis.set(xlabel="% memorized", ylabel="mean test accuracy" if numbers else "perplexity (lower is better)")
     if not numbers:
         axis.set_yscale("log")
@@ -273,11 +274,11 @@ def draw_boxes(configurations: Sequence[Configuration]):
     0 is better).
     """
     runs = [run for configuration in configurations for run in configuration.runs if run.method != UNEDITED]
-    methods = list(dict.fromkeys(run.method for run in runs))
     runs.sort(key=lambda run: (KINDS.index(data_kind(run)), run.row.get("data.artifact") or ""))
     kinds = grouped(runs, lambda run: (data_kind(run), run.row.get("data.artifact")))
-    figure, grid = new_grid(len(kinds), 2, 4.2, 0.9 + 0.24 * len(methods))
-    for (memory, quality), some in zip(grid, kinds):
+    of_kind = [list(dict.fromkeys(run.method for run in some)) for some in kinds]
+    figure, grid = new_grid(len(kinds), 2, 4.2, [0.9 + 0.24 * len(methods) for methods in of_kind])
+    for (memory, quality), some, methods in zip(grid, kinds, of_kind):
         numbers = on_numbers(some[0].row)
         name = ", ".join(filter(None, (data_kind(some[0]), some[0].row.get("data.artifact"))))
         _boxes(memory, methods, some, lambda run: percent_difference(run, MEMORIZED))
@@ -297,7 +298,7 @@ def _with_strength(method: str, runs: Sequence[Run]) -> str:
     """Return a method's name, with its strength where all its best runs have the same."""
     found = {strength_in(run.hyper_parameters) for run in runs}
     strength = found.pop() if len(found) == 1 else None
-    return " ".join([method.replace("_", " "), *([f"{strength[1]:g}"] if strength else [])])
+    return ", ".join([method.replace("_", " "), *([f"{strength[0]} {strength[1]:g}"] if strength else [])])
 
 
 def data_kind(run: Run) -> str:

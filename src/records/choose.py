@@ -298,7 +298,15 @@ def differing(some: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
     words = [form.format(settings[name]) for name, form in HEADLINE.items() if settings.get(name) is not None]
-    return ", ".join(words + [f"{name} {settings[name]}" for name in apart if settings.get(name) is not None])
+    return ", ".join([*words, *filter(None, (_told(name, settings.get(name)) for name in apart))])
+
+
+def _told(name: str, value: Any) -> str:
+    """Return a setting in words; empty for one that is off."""
+    if name == "data.twin":
+        return "never-planted twin" if value else ""
+    own = name.rpartition(".")[2]
+    return "" if value is None or value is False else own if value is True else f"{own} {value}"
 
 
 def pareto(runs: Iterable[Run]) -> list[list[Run]]:

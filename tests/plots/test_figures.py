@@ -75,7 +75,7 @@ def test_other_data_has_panels_of_its_own_and_text_shows_perplexity():
     shown = panels(figure)
     assert len(shown) == 6 and [axis.get_ylabel() for axis in shown].count("test perplexity") == 1
     assert {axis.get_title() for axis in shown if axis.get_title()} == {
-        "increment, backdoor", "increment, backdoor, data.num_2 10", "wiki_fast, noise"
+        "increment, backdoor", "increment, backdoor, num_2 10", "wiki_fast, noise"
     }  # fmt: skip
 
 
@@ -248,6 +248,7 @@ def test_strengths_ruined_models_and_foreign_methods(tmp_path):
     memory, quality = panels(plots.draw_boxes(found))
     dots = [point for group in quality.collections for point in group.get_offsets().tolist()]
     assert max(x for x, _ in dots) == WIDEST < 1e4 and [t.get_text() for t in quality.texts] == ["\u2192 2.2e+08"]
-    assert [label.get_text() for label in memory.get_yticklabels()] == ["obs 0.1", "subnet 0.3", "my own 7"]
+    names = ["obs, ratio 0.1", "subnet, ratio 0.3", "my own, steps 7"]
+    assert [label.get_text() for label in memory.get_yticklabels()] == names
     edges = [to_hex(patch.get_edgecolor()) for patch in memory.patches]
     assert edges.count(FOREIGN) == 1 and len(edges) == 3

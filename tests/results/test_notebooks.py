@@ -88,6 +88,12 @@ def test_committed_with_outputs(path):
 
 
 @pytest.mark.slow
+def test_the_committed_notebook_shows_the_committed_records(quiet, tmp_path):
+    in_process(SCRIPT, PYTHIA, "--output_dir", tmp_path)
+    assert text_of(outputs(tmp_path / PYTHIA.name)) == text_of(outputs(PYTHIA))
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_leaves_the_notebook(quiet, tmp_path):
     begun, path = tmp_path / "begun", tmp_path / "long.ipynb"
     source = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)"
