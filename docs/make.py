@@ -30,7 +30,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.metrics.metric import COMPARED, MEMBERS, SPLITS, TEXTS
 from tinymem.metrics.registry import Line, summarized
-from tinymem.options import allowed_text
+from tinymem.options import allowed_text, field_types
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.training.finetune import FinetuneSettings
 
@@ -66,7 +66,8 @@ def settings(name: str, read: Read) -> str:
     """Return the table of a mitigation's settings."""
     rows = []
     for field in fields(settings_of(name)):
-        allowed = "" if isinstance(field.default, (bool, str)) else allowed_text(field.metadata)
+        numbers = field_types(settings_of(name))[field.name] not in (bool, str, tuple[str, ...])
+        allowed = allowed_text(field.metadata) if numbers else ""
         if field.metadata.get("choices"):
             allowed = ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
         flag = f"{name}.{field.name}" if name in ATTACKS else field.name

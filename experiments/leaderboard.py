@@ -80,6 +80,8 @@ def parse() -> argparse.Namespace:
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
     if arguments.trials > MOST_TRIALS:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
+    if lost := [path for path in arguments.method_file if path.endswith(".py") and not Path(path).is_file()]:
+        raise UserError(f"--method_file {lost[0]}: no such file")
     if bool(arguments.submission) != bool(arguments.name):
         raise UserError("--submission, --name: give both or none")
     if arguments.submission and len(arguments.models) != 1:

@@ -289,6 +289,7 @@ def main() -> None:
         raise UserError(f"--output {arguments.output}: must end in .safetensors")
     if arguments.output.exists() and not arguments.force:
         raise UserError(f"--output {arguments.output}: exists already; --force searches again")
+    files.writable_folder(arguments.output.parent, flag=" with --output")
     allocator.keep_freed_memory()
     device = cli.resolve_device(arguments.device)
     config, tokenizer = open_description(arguments.model_name, loading.step, for_text=settings.tokens is None)

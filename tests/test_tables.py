@@ -41,3 +41,12 @@ def test_columns_are_left_out_from_the_end_until_it_fits():
 
 def test_a_plain_table():
     assert table([{"a": 1, "b": 0.00001}, {"a": None, "b": "x"}]) == "a      b\n1  1e-05\n-      x"
+
+
+def test_a_long_text_is_cut_before_a_column_is_left_out():
+    rows = [{**row, "setting": "a setting of many words, one after the other, " * 3} for row in ROWS]
+    columns = ["method", "setting", "percent_memorized_train", "perplexity"]
+    lines = fitted_table(rows, columns, {}, width=80).splitlines()
+    assert lines[0].split() == ["method", "setting", "mem_train", "ppl"] and max(map(len, lines)) <= 80
+    assert " a setting of many words, one after th... " in lines[1]
+    assert "..." not in fitted_table(rows, columns, {}, width=300)

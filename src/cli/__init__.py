@@ -5,6 +5,10 @@ Import this before the rest of the library: it makes torch load on first use, so
 
 from __future__ import annotations
 
+from tinymem import interrupts
+
+interrupts.watch_start()
+
 import argparse
 import contextlib
 import dataclasses
@@ -21,11 +25,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tinymem.lazy  # noqa: F401  (first: torch and numpy load on first use from here on)
+import tinymem.lazy  # noqa: F401  (before what imports torch and numpy: they load on first use from here on)
 from tinymem import interrupts, scripts
-
-interrupts.watch_start()
-
 from tinymem.cli.display import Display
 from tinymem.cli.log import add_log_options, open_log
 from tinymem.cli.tables import brief, fitted_table, table

@@ -8,6 +8,7 @@ from typing import Any
 
 PIPED = 120  # width in characters without a terminal
 BEST = "*"
+LONGEST = 40  # characters of a cell where a table is too wide
 SHORT = (
     ("_never_planted", "_non_members"),
     ("percent_", ""),
@@ -32,7 +33,7 @@ def fitted_table(
     width: int | None = None,
     more: str = "--columns all shows them",
 ) -> str:
-    """Return rows as aligned text that is no wider than the terminal, under short column names.
+    """Return rows as aligned text that is no wider than the terminal, under short column names. Long texts are cut short for it.
 
     columns    the most important first: the last ones are left out until the table fits, and listed below it
     better     column -> "lower" or "higher": the best value is marked with *
@@ -42,6 +43,8 @@ def fitted_table(
     width = width or shutil.get_terminal_size((PIPED, 24)).columns
     present = [name for name in columns if any(row.get(name) is not None for row in rows)]
     cells = {name: _marked(rows, name, better.get(name), is_rival or [True] * len(rows)) for name in present}
+    if _width(present, cells) > width:
+        cells = {name: [_cut(text) for text in some] for name, some in cells.items()}
     kept = list(present)
     while len(kept) > 1 and _width(kept, cells) > width:
         kept.pop()
@@ -72,6 +75,11 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1000 else f"{value:.4g}"
     return str(value)
+
+
+def _cut(text: str) -> str:
+    """Return a long text shortened, so that it leaves room for the figures beside it."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _marked(rows: Sequence[Mapping[str, Any]], name: str, better: str | None, is_rival: Sequence[bool]) -> list[str]:

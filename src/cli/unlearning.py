@@ -204,7 +204,7 @@ def print_recovery(records: Sequence[dict]) -> None:
         first = ("model", "before", "excess", "most", "worst")
         columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
         better = {"excess": "lower", "most": "lower"}
-        worst = "excess: over the twin's" if twin_of(models) else "most: under the worst"
+        worst = "excess: the most over the twin at the same strength" if twin_of(models) else "most: under the worst"
         print(
             f"\n% of {split.replace('_', '-')} sequences at the setting of each attack that brings back most; {worst}"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,5 +103,9 @@ def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
 
 def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
     # Do not show torch's own text, which advises unsafe loading.
-    with reading(path, "damaged, or holds more than tensors (which is not loaded: it could run code)"):
+    with (
+        reading(path, "damaged, or holds more than tensors (which is not loaded: it could run code)"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True), {"file": path.name}

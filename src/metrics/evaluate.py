@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from tinymem.plugins import own_code
 if TYPE_CHECKING:
     from tinymem.metrics.reference import References
 
+logger = logging.getLogger(__name__)
 Row = dict[str, float | None]
 
 
@@ -156,9 +159,19 @@ def _all_values(probe: Probe, columns: Sequence[tuple[Metric, str, Any]]) -> dic
     if not own:
         return values
     data = [tensor for _, _, rows in columns for tensor in _tensors(probe, rows)]
-    names = ", ".join(dict.fromkeys(metric.name for metric, _, _ in own))
-    with left_alone(f"metric {names}:", probe.model, *data):
-        return values | {column: _values(metric, probe, rows) for metric, column, rows in own}
+    names = dict.fromkeys(metric.name for metric, _, _ in own)
+    with left_alone(f"metric {', '.join(names)}:", probe.model, *data):
+        values |= {column: _values(metric, probe, rows) for metric, column, rows in own}
+    for name in names:
+        found = [values[column] for metric, column, _ in own if metric.name == name]
+        if any(map(len, (each.weights for each in found))) and not any(each.weights.any() for each in found):
+            _tell_empty(name)
+    return values
+
+
+@lru_cache
+def _tell_empty(name: str) -> None:
+    logger.warning("metric %s: has a value for no sequence (NaN is none); its columns stay empty", name)
 
 
 def _known(metric: Metric) -> bool:

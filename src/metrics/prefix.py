@@ -26,12 +26,16 @@ def exact_after(probe: Probe, artifacts: Artifacts, length: int) -> torch.Tensor
     """
     long_enough = (artifacts.prompt_end >= length).nonzero().flatten()
     if len(artifacts) and not len(long_enough):
-        longest = int(artifacts.prompt_end.max())
-        logger.warning("percent_memorized_prefix%d: no prompt has so many tokens; the longest has %d", length, longest)
+        _tell_too_long(length, int(artifacts.prompt_end.max()))
     some = artifacts.select(long_enough)
     _, loss_mask = probe.targets(some)  # of the whole rows, whose ends are known
     right = exact(probe, _cut(some, length, probe.continuation), loss_mask=loss_mask)
     return no_values(artifacts).index_put((long_enough,), right)
+
+
+@lru_cache
+def _tell_too_long(length: int, longest: int) -> None:
+    logger.warning("percent_memorized_prefix%d: no prompt has so many tokens; the longest has %d", length, longest)
 
 
 def areas(probe: Probe, artifacts: Artifacts) -> torch.Tensor:

@@ -106,13 +106,15 @@ def low_rank(model, rank: int, alpha: float, targets: Sequence[str] | None, seed
     """Attach low-rank changes within the block, all zero at first. On leaving the model is as it was, every bit.
 
     targets: the last parts of names of layers in the blocks; None: all linear layers there. seed: of every A; the same on
-    all devices. Raise UserError, naming the layers that there are, where no layer has such a name.
+    all devices. Raise UserError, naming the layers that there are, where no layer has such a name, and for a
+    rank above the layers' sizes.
     """
     from peft import LoraConfig
     from peft.mapping import inject_adapter_in_model
     from torch.utils._python_dispatch import _disable_current_modes
 
     names = targeted(model, targets)
+    check_rank(model, names, rank)
     stored = linear_weights(model)
     scale: Any = alpha  # peft divides it by the rank, whole or not
     config = LoraConfig(
@@ -150,6 +152,13 @@ def targeted(model, targets: Sequence[str] | None) -> list[str]:
             known = dict.fromkeys(name.rpartition(".")[2] for name in names)
             raise UserError(f"--lora_targets {target}: must be one or more of {', '.join(known)}")
     return [name for name in names if targets is None or any(_ends(name, target) for target in targets)]
+
+
+def check_rank(model, names: Sequence[str], rank: int) -> None:
+    """Raise UserError for a rank that none of these layers can have."""
+    most = max(min(model.get_submodule(name).weight.shape) for name in names)
+    if rank > most:
+        raise UserError(f"--lora_rank {rank}: must be <= {most}, the smaller side of this model's largest linear layer")
 
 
 def _ends(name: str, target: str) -> bool:

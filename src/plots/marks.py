@@ -7,6 +7,7 @@ from typing import Any
 
 RUINED = 20.0  # factor on the lowest perplexity above which a mark is in the strip at the edge
 STRIP = 3.0  # factor between the perplexities at the ends of that strip
+INNER = 0.8  # share of a panel's width from which on marks are moved to the left
 SIZE = 6.5  # points: marks that are closer are moved apart
 Mark = tuple[Any, tuple[float, float], str]  # collection of one point, the point, text beside it
 Box = tuple[float, float, float, float]  # left, lower, right, upper end, in points
@@ -55,7 +56,7 @@ def note(strength: tuple[str, float] | None, beyond: float | None = None) -> str
 
 
 def spread(axis, marks: Sequence[Mark]) -> None:
-    """Move marks that hide another one to the right, with a line to a dot at their true place, which a note on top of the
+    """Move marks that hide another one to the side, with a line to a dot at their true place, which a note on top of the
     axis explains, and write the texts beside them.
 
     axis: with its final limits and scales. The data of the marks stay as they are.
@@ -66,11 +67,13 @@ def spread(axis, marks: Sequence[Mark]) -> None:
     points = 72 / figure.dpi
     taken: list[tuple[float, float]] = []
     texts, moved_some = [], False
+    west, _, east, _ = (points * end for end in axis.bbox.extents)
     for collection, point, text in marks:
         x, y = (points * float(place) for place in axis.transData.transform(point))
         shift = 0.0
+        step = SIZE / 2 if x < west + INNER * (east - west) else -SIZE / 2  # into the panel, not out of it
         while any(abs(x + shift - other) < SIZE and abs(y - up) < SIZE for other, up in taken):
-            shift += SIZE / 2
+            shift += step
         taken.append((x + shift, y))
         if shift:
             moved_some = True

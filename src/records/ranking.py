@@ -12,6 +12,8 @@ from tinymem.records.identity import UNEDITED
 from tinymem.records.strength import strength_in, with_strength
 from tinymem.records.verdict import OVER_FORGOTTEN, verdict
 
+SIMILAR = 1.2  # times a duration: as much as the same run may take on another day
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -45,9 +47,14 @@ class Ranking:
 
     @property
     def cheapest(self) -> Configuration | None:
-        """The run of the fewest seconds (unknown: most) among those that may win and leave nothing memorized; None without any."""
+        """The best of the runs that may win, leave nothing memorized and take few seconds; None without any.
+
+        Few: at most SIMILAR times the fewest; durations vary as much. An unknown duration is the longest.
+        """
         complete = [one for one in self.every if self.wins(one) and one.mean("percent_memorized_train") == 0]
-        return min(complete, key=lambda one: (one.mean("cost.seconds") or math.inf, merit(one)), default=None)
+        seconds = [one.mean("cost.seconds") or math.inf for one in complete]
+        few = [one for one, each in zip(complete, seconds) if each <= SIMILAR * min(seconds)]
+        return min(few, key=merit, default=None)
 
     @cached_property
     def varied(self) -> dict[str, set[str]]:

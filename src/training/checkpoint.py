@@ -23,6 +23,7 @@ from tinymem import files
 from tinymem.errors import UserError, reading
 from tinymem.inputs import check_file, check_value, parse_json, read_settings
 from tinymem.models.edit import Edit, Lazy, Weights, applied, stored
+from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
@@ -31,6 +32,7 @@ from tinymem.training.settings import RETRAIN, RunSettings
 
 STATE = "state.safetensors"
 SETTINGS = "tinymem.json"
+CONFIG = "config.json"
 METRICS = "metrics.json"
 DERIVED = ("finetuned", "unlearned", "scores")  # a run's folders of results derived from its models
 OTHER_STATE = "delete it to resume from the last complete checkpoint"
@@ -239,8 +241,22 @@ def load_trained(folder: str | Path) -> dict[str, Any]:
     details = load_details(folder)
     if "epoch" not in details or "finetuning" in details:
         raise UserError(f"{folder}: this model was edited or fine-tuned; give a checkpoint of a training run")
-    RunSettings.from_flat(details["settings"], Path(folder) / SETTINGS)  # raises an error that names the file
+    sizes = RunSettings.from_flat(details["settings"], Path(folder) / SETTINGS).model  # or an error that names the file
+    _check_sizes(sizes, Path(folder))
     return details
+
+
+def _check_sizes(sizes: ModelSettings, folder: Path) -> None:
+    """Raise UserError if the model in a folder has other sizes than these, its training's."""
+    if not (folder / CONFIG).is_file():
+        return
+    config = files.read_json(folder / CONFIG)
+    for name, own in (("n_layers", "n_layer"), ("n_heads", "n_head"), ("n_embd", "n_embd")):
+        stated, found = getattr(sizes, name), config.get(own)
+        if found is not None and found != stated:
+            raise UserError(
+                f"{folder}: {SETTINGS} says {name} {stated}, {CONFIG} {own} {found}; they are of different models"
+            )
 
 
 def named(folder: Path) -> Path:

@@ -75,8 +75,15 @@ ALONE = Processes()
 
 
 def started() -> Processes:
-    """Return the processes that a launcher has started, before they can talk to each other (`join`)."""
+    """Return the processes that a launcher has started, before they can talk to each other (`join`).
+
+    Raise UserError if the environment does not say how they can.
+    """
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if size > 1 and not all(os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")):
+        raise UserError(
+            f"WORLD_SIZE={size}, and no MASTER_ADDR or MASTER_PORT: start it with accelerate launch or torchrun"
+        )
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     return Processes(rank, size, sharded) if size > 1 else ALONE
 

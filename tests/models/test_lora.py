@@ -178,6 +178,10 @@ def test_what_cannot_be_is_one_line():
     model = new_model("gpt_neox")
     with pytest.raises(UserError, match="^--lora_targets c_fc: must be one or more of .*dense_h_to_4h[^\n]*$"):
         edits(model, lora_targets=("c_fc",))
+    with pytest.raises(
+        UserError, match="^--lora_rank 9: must be <= 8, the smaller side of this model's largest linear layer$"
+    ):
+        edits(model, lora_rank=9)
     for block in model.gpt_neox.layers:  # a model without linear layers
         for name, module in list(block.named_modules()):
             if isinstance(module, torch.nn.Linear):

@@ -67,6 +67,13 @@ def test_the_sentence_names_the_winner_and_the_cheapest_run(tmp_path):
     ]
 
 
+def test_a_run_that_is_hardly_faster_is_not_the_cheapest(tmp_path):
+    found(tmp_path, FAST)  # a second
+    unlearning(tmp_path, checkpoint(**TEXT), {SLOW[0]: SLOW[1]}, seconds=1.1)
+    ranking = ranked(configurations(unlearning_runs(named_records(tmp_path))), 10)
+    assert answer(ranking)[1] == "cheapest that forgets everything: the same run, 1.1 s"
+
+
 def test_the_sentence_tells_a_run_from_the_others_of_its_method(tmp_path):
     other = ("obs", ("ratio", 0.2), ("num_grads", 8)), outcome(30.0, None, 21.5)
     mine = ("obs", ("ratio", 0.2), ("num_grads", 64)), outcome(0.0, None, 21.5)

@@ -60,11 +60,15 @@ def test_a_number_of_processes_that_does_not_divide_the_batch():
 
 
 def test_what_a_launcher_says(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+    for name in ("RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     assert started() == ALONE and ALONE.is_first and ALONE.send(3) == 3
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
+    with pytest.raises(UserError, match="no MASTER_ADDR or MASTER_PORT: start it with accelerate launch or torchrun"):
+        started()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     assert started() == Processes(2, 4) and not started().is_first
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert started().sharded

@@ -126,6 +126,17 @@ def test_the_other_values_of_a_checkpoint_too(tmp_path, details):
     assert checkpoint.SETTINGS in refused(checkpoint.load_trained, tmp_path)
 
 
+@pytest.mark.parametrize("own, value", [("n_layer", 9), ("n_head", 3), ("n_embd", 7)])
+def test_settings_of_another_model_than_the_one_beside_them(tmp_path, own, value):
+    (tmp_path / checkpoint.SETTINGS).write_text(json.dumps({"settings": FLAT, "epoch": 6}))
+    sizes = {"n_layer": FLAT["n_layers"], "n_head": FLAT["n_heads"], "n_embd": FLAT["n_embd"]}
+    (tmp_path / checkpoint.CONFIG).write_text(json.dumps(sizes))
+    assert checkpoint.load_trained(tmp_path)["epoch"] == 6
+    (tmp_path / checkpoint.CONFIG).write_text(json.dumps({**sizes, own: value}))
+    message = refused(checkpoint.load_trained, tmp_path)
+    assert f"{checkpoint.CONFIG} {own} {value}; they are of different models" in message
+
+
 def test_settings_come_back_from_their_file(tmp_path):
     settings = RunSettings.from_flat({**FLAT, "spectral_reg": True, "lam": 1})
     (tmp_path / checkpoint.SETTINGS).write_text(json.dumps({"settings": settings.flat(), "epoch": 6}))

@@ -240,10 +240,13 @@ def test_numbers_of_any_kind_are_figures(plugin, summary):
     assert measured(metric)["mine_train"] == 2.0
 
 
-def test_a_row_without_a_value_leaves_no_figure(plugin):
+def test_a_row_without_a_value_leaves_no_figure(plugin, caplog):
     summary = ", lambda values: values.sums.mean() / values.weights.sum()"
     metric = plugin(METRIC.format(body=f"return {ROWS} * torch.nan", summary=summary)).METRIC
     assert measured(metric)["mine_train"] is None
+    assert [record.message for record in caplog.records] == [
+        "metric mine: has a value for no sequence (NaN is none); its columns stay empty"
+    ]
 
 
 def test_a_file_whose_metrics_are_no_list(tmp_path):
