@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 RUINED = 20.0  # factor on the lowest perplexity above which a mark is in the strip at the edge
 STRIP = 3.0  # factor between the perplexities at the ends of that strip
-INNER = 0.8  # share of a panel's width from which on marks are moved to the left
 SIZE = 6.5  # points: marks that are closer are moved apart
+NEAREST = [(SIZE * i, SIZE * j) for i in range(-8, 9) for j in range(-8, 9)]
+AROUND = sorted(NEAREST, key=lambda place: (math.hypot(*place), -place[0], -place[1]))  # where a mark may move to
+Text = tuple[tuple[float, float], tuple[float, float], str]
 Mark = tuple[Any, tuple[float, float], str]  # collection of one point, the point, text beside it
 Box = tuple[float, float, float, float]  # left, lower, right, upper end, in points
 # Where a text may stand: points to the right of its mark and above it, and what it is aligned by; the best first.
@@ -56,7 +59,7 @@ def note(strength: tuple[str, float] | None, beyond: float | None = None) -> str
 
 
 def spread(axis, marks: Sequence[Mark]) -> None:
-    """Move marks that hide another one to the side, with a line to a dot at their true place, which a note on top of the
+    """Move marks that hide another one to the nearest free place, with a line to a dot at their true place, which a note on top of the
     axis explains, and write the texts beside them.
 
     axis: with its final limits and scales. The data of the marks stay as they are.
@@ -67,20 +70,23 @@ def spread(axis, marks: Sequence[Mark]) -> None:
     points = 72 / figure.dpi
     taken: list[tuple[float, float]] = []
     texts, moved_some = [], False
-    west, _, east, _ = (points * end for end in axis.bbox.extents)
+    west, south, east, north = (points * float(end) for end in axis.bbox.extents)
     for collection, point, text in marks:
         x, y = (points * float(place) for place in axis.transData.transform(point))
-        shift = 0.0
-        step = SIZE / 2 if x < west + INNER * (east - west) else -SIZE / 2  # into the panel, not out of it
-        while any(abs(x + shift - other) < SIZE and abs(y - up) < SIZE for other, up in taken):
-            shift += step
-        taken.append((x + shift, y))
-        if shift:
+        free = [
+            (right, up)
+            for right, up in AROUND
+            if not any(abs(x + right - a) < SIZE and abs(y + up - b) < SIZE for a, b in taken)
+            and (right == up == 0 or (west <= x + right <= east and south <= y + up <= north))
+        ]
+        shift = free[0] if free else (0.0, 0.0)
+        taken.append((x + shift[0], y + shift[1]))
+        if shift != (0.0, 0.0):
             moved_some = True
             axis.plot(*point, ".", color="0.6", markersize=2.5, zorder=0.9)
-            moved = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
+            moved = ScaledTranslation(shift[0] / 72, shift[1] / 72, figure.dpi_scale_trans)
             collection.set_offset_transform(axis.transData + moved)
-            axis.annotate("", point, (shift, 0), textcoords="offset points", zorder=0.8,
+            axis.annotate("", point, shift, textcoords="offset points", zorder=0.8,
                           arrowprops=dict(arrowstyle="-", color="0.75", lw=0.6, shrinkA=0, shrinkB=0))  # fmt: skip
         texts.append((point, shift, text))
     write(axis, texts, 5.5)
@@ -89,14 +95,14 @@ def spread(axis, marks: Sequence[Mark]) -> None:
                   transform=axis.transAxes, ha="right", va="bottom")  # fmt: skip
 
 
-def write(axis, texts: Sequence[tuple[tuple[float, float], float, str]], size: float) -> None:
+def write(axis, texts: Sequence[Text], size: float) -> None:
     """Write a text beside each mark where it covers neither a mark nor another text nor a line, as far as there is room.
 
-    axis: with its final place, limits and scales. texts: (point, points by which its mark is moved to the right, text).
+    axis: with its final place, limits and scales. texts: (point, points by which its mark is moved right and up, text).
     size: of the letters, in points.
     """
     scale = 72 / axis.figure.dpi
-    places = [scale * axis.transData.transform(point) + (shift, 0.0) for point, shift, _ in texts]
+    places = [scale * axis.transData.transform(point) + shift for point, shift, _ in texts]
     marks = [_box(x, y, SIZE, SIZE) for x, y in places]
     west, south, east, north = (scale * end for end in axis.bbox.extents)
     lines = [(west - 1, south - 9, east, south + 1), (west - 9, south, west + 1, north)]  # the axes, with their ticks
@@ -116,7 +122,7 @@ def write(axis, texts: Sequence[tuple[tuple[float, float], float, str]], size: f
         _, best, box = min(choices)
         written.append(box)
         right, up, align = BESIDE[best]
-        axis.annotate(text, point, (shift + right, up), textcoords="offset points", fontsize=size, va="center",
+        axis.annotate(text, point, (shift[0] + right, shift[1] + up), textcoords="offset points", fontsize=size, va="center",
                       ha=align, color="0.25")  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     is only hidden where the model's line rises above its twin's.
     """
     rows = -(-len(model.curves) // COLUMNS)
-    figure, grid = new_grid(rows, min(COLUMNS, max(2, len(model.curves))), 2.6, 2.1)
+    figure, grid = new_grid(rows, min(COLUMNS, max(2, len(model.curves))), 2.6, 2.3)
     for axis, curve in zip(grid.flat, model.curves):
         for other in (*bounds, model):
             if found := other.curve(curve):
@@ -43,7 +43,7 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     for axis in list(grid.flat)[len(model.curves) :]:
         axis.set_visible(False)
     for row in grid:
-        row[0].set_ylabel(f"% of {split.replace('_', '-')}\nsequences recovered")
+        row[0].set_ylabel(f"% of {split.replace('_', '-')}\nsequences recovered", fontsize=8)
     common_legend(figure, grid.flat)
     twin = twin_of(bounds)
     worst = model.worst_excess(twin)

@@ -31,7 +31,8 @@ KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
 LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of others have letters
 FOREIGN_SHAPES = "8dH*p"  # of methods in users' files
-Texts = list[tuple[tuple[float, float], float, str]]  # of marks, as `marks.write` takes them
+Texts = list[marks.Text]  # of marks, as `marks.write` takes them
+UNMOVED = (0.0, 0.0)
 WIDEST = 100 * (marks.RUINED - 1)  # percent: where boxes are cut off; the perplexity of a ruined model
 LETTERS = [f"${letter}$" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
@@ -133,7 +134,7 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n
             axis.scatter([memorized], [min(of_twin, edge)], label=NEVER_PLANTED.replace("_", " "), clip_on=False,
                          **method_style(NEVER_PLANTED))  # fmt: skip
             _over_forgetting(axis, memorized)
-            texts.append(((memorized, min(of_twin, edge)), 0.0, ""))
+            texts.append(((memorized, min(of_twin, edge)), UNMOVED, ""))
         return texts
 
     return _panels(configurations, column, draw)
@@ -233,7 +234,7 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> tuple[list[tu
         axis.scatter(*zip(*drawn), label=method.replace("_", " "), clip_on=False, **method_style(method))
         for (one, (_, value)), place in zip(of_method, drawn):
             text = marks.note(strength_in(one.hyper_parameters), value if value > edge else None)
-            texts.append((place, 0.0, text))
+            texts.append((place, UNMOVED, text))
     return [point for _, point in everything], texts
 
 
