@@ -178,8 +178,10 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
 def earlier_results(case: Case, output: Path) -> Path | None:
     """Return a case's output folder if it has results, else that of the published ones of the same settings, if any."""
     if (output / NAME).exists():
-        if read_case(output) != case:
-            raise UserError(f"{output}: its results are of other settings than these; give another --output_dir")
+        if other := read_case(output).differences(case):
+            raise UserError(
+                f"{output}: its results are of other settings than these ({other}); give another --output_dir"
+            )
         return output
     published = Path(OUTPUT) / case.name
     return published if (published / NAME).exists() and read_case(published) == case else None

@@ -78,6 +78,7 @@ def test_every_bound_has_words():
         (["--a="], "--a: is empty"),
         (["--b", "1", "", "2"], "--b: is empty"),
         ([""], "an argument: is empty"),
+        (["--a", "n\udcff"], "'n\\udcff': a name that is not UTF-8; rename it"),
     ],
 )
 def test_an_empty_argument_is_no_default(words, named, capsys):

@@ -63,6 +63,8 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("--"):
                 flag, equals, value = word.partition("=")
                 word = value if equals else word
+            if any("\ud800" <= letter <= "\udfff" for letter in word):  # after hours of work it could not be written
+                self.error(f"{word!r}: a name that is not UTF-8; rename it")
             if not word:  # "$FOLDER" of a variable that is not set: nobody means the default by it
                 self.error(f"{flag or 'an argument'}: is empty")
         return super().parse_known_args(args, namespace)
@@ -125,7 +127,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno == errno.EIO:  # the terminal is gone
         return "output: cannot be written (Input/output error)", 1
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        return f"{error.object!r}: a name that is not UTF-8; rename it", 2
+        around = error.object[max(0, error.start - 30) : error.end + 10]  # it may be a whole page
+        return f"{around!r}: holds a name that is not UTF-8; rename it", 2
     return "", 0
 
 

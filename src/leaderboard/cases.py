@@ -86,6 +86,15 @@ class Case:
         """Return the settings of the model of a seed."""
         return replace(self.settings, data=replace(self.settings.data, seed=seed))
 
+    def differences(self, other: Case) -> str:
+        """Return by what this case differs from another, in words; empty if it does not."""
+        ours, theirs = (
+            {**each.settings.flat(), "trials": each.trials, "small": each.small, "description": each.description}
+            for each in (self, other)
+        )
+        pairs = {name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs}}
+        return ", ".join(f"{name} {one}, not {another}" for name, (one, another) in pairs.items() if one != another)
+
     def write(self, folder: Path) -> None:
         """Write FOLDER/case.json, from which `read_case` makes the same case."""
         about = {name: getattr(self, name) for name in ("name", "description", "small", "trials")}

@@ -41,6 +41,7 @@ class Adapter:
         def write(temporary: Path) -> None:
             self.config.base_model_name_or_path, self.config.revision = model_name, revision
             self.config.inference_mode = True
+            self.config.target_modules = sorted(self.config.target_modules)  # peft's set has another order in each run
             self.config.save_pretrained(temporary)
             save_file(dict(self.tensors), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
 
