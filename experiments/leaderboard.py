@@ -34,9 +34,18 @@ from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.board import choose
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case
-from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, entrants, submission
+from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
-from tinymem.leaderboard.protocol import Bench, jobs_of, publish, take_up, together, training_jobs, trial_jobs
+from tinymem.leaderboard.protocol import (
+    Bench,
+    check_submission,
+    jobs_of,
+    publish,
+    take_up,
+    together,
+    training_jobs,
+    trial_jobs,
+)
 from tinymem.records.bundle import NAME
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
@@ -147,6 +156,9 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     if not found.unedited(benches[0].seed)["results"].get("percent_memorized_held_out"):
         raise UserError(f"{case.name}: the model of seed {benches[0].seed} has memorized none of its held-out sequences, so that nothing "
                         "can be mitigated; give it more --epochs or more repeats")  # fmt: skip
+    for trial in (trial for entrant in taking_part for trial in entrant.trials if isinstance(trial, Submitted)):
+        for bench in benches:
+            check_submission(trial, bench, found.records)
     finals: list[Job] = []
     for entrant in taking_part:
         chosen = dict.fromkeys(choose(entrant, case, found, limit) for limit in case.utility.limits)
@@ -200,6 +212,7 @@ def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder
     """Run the missing jobs of a stage. Return whether all their records are there; exit if the user stopped it."""
     print(title, file=sys.stderr)
     unique = list({job.name: job for job in jobs}.values())
+    assert len({job.words for job in jobs}) == len(unique), "two commands of one name"
     states, result = run_missing(arguments, unique, folder, scripts.home(), pool)
     leave(result)
     return not any(progress.left for progress in states.values())

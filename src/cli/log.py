@@ -99,8 +99,10 @@ class Lines:
         self._file: TextIO | None = None
         self._steps: dict[tuple[str, str], int] = {}  # the last step of each loop
         self._measured: set[tuple[str, str, int]] = set()
+        if path.exists() and not path.is_dir():
+            check_file(path)  # opening a pipe may take for ever
         try:
-            known = _complete_lines(check_file(path)) if path.exists() else []
+            known = _complete_lines(path) if path.exists() else []
             if path.exists():
                 open(path, "a").close()
         except OSError as error:

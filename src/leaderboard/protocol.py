@@ -13,9 +13,13 @@ from typing import Any
 
 from tinymem import files
 from tinymem.attacks.registry import find_attacks
+from tinymem.errors import UserError
 from tinymem.leaderboard.cases import TASK, Case
 from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Recorded, Submitted, Trained, Trial, pinned
 from tinymem.localize.method import Method
+from tinymem.models.edit import edit_between
+from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.tinymem import load_model
 from tinymem.options import as_flags
 from tinymem.records.identity import MEASURED, TRAIN, UNEDITED, UNLEARN, run_key
 from tinymem.sweeps.job import Job
@@ -147,7 +151,7 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
         ]
     jobs: list[Job] = []
     if isinstance(trial, Submitted):
-        place, folder = trial.label, dict(trial.folders)[bench.seed]
+        place, folder = f"{trial.label} {bench.checkpoint.name}", dict(trial.folders)[bench.seed]
         flags += () if trial.seconds is None else (f"--seconds={trial.seconds}",)
     elif trial.ft_data:
         checkpoint = replace(bench.checkpoint, trained_by=f"train {bench.settings.name}")
@@ -168,6 +172,23 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
         **attacks,
     )
     return [*jobs, measuring]
+
+
+def check_submission(trial: Submitted, bench: Bench, known: Iterable[Mapping[str, Any]]) -> None:
+    """Raise UserError if a seed's folder is no edit of its model, or if other weights have results under this name.
+
+    known: the records that there are. The seed's model must have been trained.
+    """
+    folder = dict(trial.folders)[bench.seed]
+    model = load_model(folder)
+    edit_between(load_model(bench.checkpoint.path), model, folder)
+    if ill := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
+        raise UserError(f"{folder}: {ill[0]} holds values that are no finite numbers")
+    section, key = {"name": trial.label, "weights": weights_fingerprint(model)}, key_of(trial, bench)
+    if any(record["method"] != section for record in known if record["kind"] == MEASURED and run_key(record) == key):
+        raise UserError(
+            f"--name {trial.label}: other weights of seed {bench.seed} have results under it; give another name"
+        )
 
 
 def identity_of(trial: Trial, bench: Bench) -> dict[str, Any]:

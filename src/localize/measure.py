@@ -24,9 +24,9 @@ from tinymem.cli.methods import add_measuring_options, chosen_attacks
 from tinymem.cli.unlearning import as_it_is, check_columns, check_measuring, print_table, run_methods, write_pages
 from tinymem.cli.watching import watched
 from tinymem.errors import Failures, UserError
-from tinymem.localize.subject import Run, Subject
+from tinymem.localize.subject import Run
 from tinymem.localize.unlearn import finish
-from tinymem.models.edit import Weights
+from tinymem.models.edit import edit_between
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.models.tinymem import load_model
@@ -91,23 +91,6 @@ def _may_be_on_the_hub(place: str) -> bool:
     return place.count("/") <= 1 and not place.startswith((".", "/", "~"))
 
 
-def external_edit(subject: Subject, model, folder: str) -> Weights:
-    """Return the edit that turns the subject's model into `model`. Raise UserError unless all shapes agree."""
-    own, new = dict(subject.model.named_parameters()), dict(model.named_parameters())
-    wrong = [
-        name
-        for name in own.keys() | new.keys()
-        if getattr(own.get(name), "shape", 0) != getattr(new.get(name), "shape", 1)
-    ]
-    if wrong:
-        raise UserError(
-            f"{folder}: not an edit of this model; {sorted(wrong)[0]} and {len(wrong) - 1} more differ in shape"
-        )
-    return Weights(
-        {name: value.detach() for name, value in new.items() if not value.detach().equal(own[name].detach().to(value))}
-    )
-
-
 def harness_results(path: str) -> dict[str, float]:
     """Return an lm-evaluation-harness file's results as columns lm_eval_TASK_METRIC. Raise UserError if it has none."""
     content = files.read_json(path, required=("results",))
@@ -153,7 +136,7 @@ def main() -> None:
     else:
         with production.named_by(""):
             model = open_causal_lm(arguments.model, None, original.model.device, loading.dtype, loading.device_map)[0]
-    edit = external_edit(original, model, arguments.model)
+    edit = edit_between(original.model, model, arguments.model)
     about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
     attacks = chosen_attacks(arguments)

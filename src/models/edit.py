@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from tinymem.errors import UserError
 from tinymem.models.adapter import Weight, weight_of
 
 Masks = Mapping[str, "torch.Tensor"]
@@ -189,6 +190,23 @@ class Lazy(Mapping):
 def stored_model(folder: Path) -> Weights:
     """Return the edit that turns a model into the one saved in a folder of safetensors files."""
     return Weights(Lazy(dict(item for path in sorted(folder.glob("*.safetensors")) for item in _makers(path))))
+
+
+def edit_between(original, model, name: str) -> Weights:
+    """Return the edit that turns one model into another. name: of the other. Raise UserError unless all shapes agree."""
+    own, new = dict(original.named_parameters()), dict(model.named_parameters())
+    wrong = [
+        name
+        for name in own.keys() | new.keys()
+        if getattr(own.get(name), "shape", 0) != getattr(new.get(name), "shape", 1)
+    ]
+    if wrong:
+        raise UserError(
+            f"{name}: not an edit of this model; {sorted(wrong)[0]} and {len(wrong) - 1} more differ in shape"
+        )
+    return Weights(
+        {name: value.detach() for name, value in new.items() if not value.detach().equal(own[name].detach().to(value))}
+    )
 
 
 def stored(path: str | Path) -> Lazy:

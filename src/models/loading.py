@@ -23,7 +23,7 @@ ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_a
 SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
 SIZES += ("n_head", "max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")
 LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer"), 10_000
-OLD_BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias", "inv_freq")
+OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
 # Settings of a config.json that change the forward pass but not the architecture: other kernels, which change the last
 # digits, and other outputs.
 NEUTRAL = {"_attn_implementation": None, "output_attentions": False, "output_hidden_states": False, "return_dict": True}
@@ -177,6 +177,7 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
             use_safetensors=safetensors,
             weights_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below; transformers only points to a report
             **settings,
         )
     except UnpicklingError:
@@ -186,8 +187,11 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
             raise
         raise _cannot_open(folder, error) from None
     model, problems = loaded
-    names = [str(name) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in problems[key]]
-    return model, sorted(name for name in names if not name.endswith(OLD_BUFFERS))
+    unexpected = [name for name in problems["unexpected_keys"] if not name.endswith(OLD_BUFFERS)]
+    mismatched = [
+        each if isinstance(each, str) else each[0] for each in problems["mismatched_keys"]
+    ]  # with their shapes
+    return model, sorted(map(str, [*problems["missing_keys"], *unexpected, *mismatched]))
 
 
 def _cannot_open(folder: str | Path, error: Exception) -> UserError:

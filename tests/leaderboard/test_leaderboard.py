@@ -3,13 +3,19 @@
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from small import SMALL_DATA, in_process
 from threads import here, run_here
 
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence
+from tinymem.leaderboard.cases import find_cases
+from tinymem.leaderboard.entrants import submission
+from tinymem.leaderboard.protocol import Bench, jobs_of
 from tinymem.records.bundle import NAME
 from tinymem.records.table import load_records
+from tinymem.sweeps.jobs import Common
 
 SCRIPT = "experiments/leaderboard.py"
 SETTINGS = {
@@ -106,6 +112,26 @@ def test_a_submission_is_one_more_row(board, capsys):
     text = (folder / "output_dir" / "LEADERBOARD.md").read_text()
     (line,) = [line for line in text.splitlines() if "| the twin itself |" in line][:1]
     assert "| 1.00 (1.00 to 1.00) |" in line and line.rstrip().endswith("| everything | 1 |")
+    weights = load_file(theirs / "model.safetensors")
+    name, values = next(iter(weights.items()))
+    for other, message in (
+        (values + 1, "--name the twin itself: other weights of seed 0 have results under it"),
+        (values * torch.nan, f"{name} holds values that are no finite numbers"),
+        (torch.zeros(2, 2), f"config.json and the weights do not belong together ({name})"),
+    ):
+        save_file({**weights, name: other}, theirs / "model.safetensors", metadata={"format": "pt"})
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            in_process(SCRIPT, *words, *flags)
+        assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_submission_has_a_job_of_its_own_on_every_seed(tmp_path):
+    (case,) = find_cases(["noise"], True, 12)
+    entrant = submission("theirs", {0: "a", 1: "b", 2: "c"}, None, "nothing")
+    benches = [Bench(case, seed, tmp_path) for seed in (0, 1, 2)]
+    jobs = [jobs_of(entrant.trials[0], entrant, bench, Common("data"))[-1] for bench in benches]
+    assert len({job.name for job in jobs}) == 3 and [job.words[1] for job in jobs] == ["a", "b", "c"]
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 import json
 import logging
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import new_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tinymem.data.tokenizer import tokenize, train_tokenizer
@@ -15,6 +17,7 @@ from tinymem.models import production
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.losses import token_losses
 from tinymem.models.production import open_causal_lm, open_description
+from tinymem.models.tinymem import load_model
 from tinymem.training.checkpoint import save_model
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, intermediate_size=24)
@@ -214,3 +217,16 @@ def test_a_folder_with_the_name_of_a_hub_model_says_so(plain, tmp_path, monkeypa
     for name, said in (("./EleutherAI/pythia-70m", False), ("EleutherAI/pythia-70m", True)):
         production.model_folder(name)
         assert ("the folder of this name is opened" in caplog.text) is said
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama"])
+def test_no_weight_may_be_missing_or_of_another_shape(tmp_path, architecture):
+    new_model(architecture, layers=1).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    for name in weights:
+        others = {other: value for other, value in weights.items() if other != name}
+        for some in (others, {**others, name: torch.zeros(2, 2)}):
+            save_file(some, path, metadata={"format": "pt"})
+            with pytest.raises(UserError, match=f"do not belong together .{re.escape(name)}"):
+                load_model(tmp_path)
