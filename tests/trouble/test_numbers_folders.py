@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import shutil
 
 import pytest
@@ -228,5 +227,5 @@ def test_no_weight_may_be_missing_or_of_another_shape(tmp_path, architecture):
         others = {other: value for other, value in weights.items() if other != name}
         for some in (others, {**others, name: torch.zeros(2, 2)}):
             save_file(some, path, metadata={"format": "pt"})
-            with pytest.raises(UserError, match=f"do not belong together .{re.escape(name)}"):
+            with pytest.raises(UserError, match="config.json and the weights do not belong together"):
                 load_model(tmp_path)
