@@ -113,7 +113,11 @@ def run_methods(
     if arguments.plot:
         every = records_beside(subject, records)
         rows = [flat_row(record) for record in every if not record.get("attack")]
-        figures = plots.plot_unlearning(rows, subject.folder / "unlearning")
+        figures = []
+        if plots.shows_a_trade_off(rows):
+            figures += plots.plot_unlearning(rows, subject.folder / "unlearning")
+        else:
+            print("no unlearning.png: it shows memorization and quality, and one was not measured", file=sys.stderr)
         figures += plots.plot_extraction(subject.folder, every, subject.folder / "extraction")
         figures += plots.plot_recovery(subject.folder, every)
         print(*figures, sep="\n", file=sys.stderr)

@@ -13,7 +13,14 @@ from tinymem.plots.mitigations import OWN, draw_mitigations, plot_mitigations
 from tinymem.plots.planted import plot_planted
 from tinymem.plots.recovery import draw_recovery, plot_recovery
 from tinymem.plots.side_by_side import Panel, plot_side_by_side, plot_trade_offs
-from tinymem.plots.unlearning import draw_boxes, draw_scatter, draw_time, draw_unlearning, plot_unlearning
+from tinymem.plots.unlearning import (
+    draw_boxes,
+    draw_scatter,
+    draw_time,
+    draw_unlearning,
+    plot_unlearning,
+    shows_a_trade_off,
+)
 
 __all__ = [
     "OWN",
@@ -44,6 +51,7 @@ __all__ = [
     "plot_trade_offs",
     "plot_training",
     "plot_unlearning",
+    "shows_a_trade_off",
     "save_figure",
     "strength_of",
 ]

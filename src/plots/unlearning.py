@@ -42,6 +42,15 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
     return save_figure(draw_unlearning(rows), path)
 
 
+def shows_a_trade_off(rows: Rows) -> bool:
+    """Return whether the rows have what `draw_unlearning` draws: memorization and quality."""
+    return bool(rows) and {MEMORIZED, _quality(rows)} <= set().union(*rows)
+
+
+def _quality(rows: Rows) -> str:
+    return "mean_test_accuracy" if on_numbers(rows[0]) else "perplexity"
+
+
 def draw_unlearning(rows: Rows):
     """Draw memorization against quality, one mark per run, with the Pareto front. Left and up is better.
 
@@ -50,9 +59,8 @@ def draw_unlearning(rows: Rows):
     never-planted twin is the target, not a rival: what is left of it is shaded, since memorizing less than a model that
     never saw the sequences is over-forgetting.
     """
-    numbers = on_numbers(rows[0])
-    quality = "mean_test_accuracy" if numbers else "perplexity"
-    rows = [row for row in rows if row[MEMORIZED] is not None and row[quality] is not None]  # an edit may ruin a model
+    numbers, quality = on_numbers(rows[0]), _quality(rows)
+    rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # some are ruined
     figure, (axis,) = new_figure(1, 7.4, 4.2)
     if not rows:
         return figure

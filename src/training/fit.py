@@ -59,6 +59,10 @@ def fit(
         if not finite:
             number, lr = progress.epoch * count + progress.step, optimizer.defaults["lr"]
             others = f", or change {', '.join(causes)}" if causes else ""
+            if number == 1 and what == "the loss is":  # no rate has had an effect
+                raise NotFinite(
+                    f"the loss is not finite in the first step: take another model, as this may be damaged{others}"
+                )
             raise NotFinite(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}{others}")
 
     while progress.epoch < epochs:

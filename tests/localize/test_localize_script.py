@@ -149,3 +149,12 @@ def test_artifacts_like_their_clean_twin_are_unlearned_but_not_measured(memorizi
     found = subject.measurement(subject.metrics)
     assert found.row["percent_memorized_shown"] == expected
     assert found.tensors()["percent_memorized_shown"].shape == (told,)
+
+
+def test_a_plot_without_a_metric_of_quality_is_left_out(memorizing_backdoor, tmp_path, capsys):
+    words = ["--model_path", memorizing_backdoor.checkpoint, "--localization_method", "activations", "--ratio", 0.05]
+    in_process(
+        SCRIPT, *words, "--metrics", "percent_memorized", "--plot", "--output_dir", tmp_path, "--data_dir", tmp_path
+    )
+    said = capsys.readouterr()
+    assert "no unlearning.png" in said.err and "activations" in said.out and not (tmp_path / "unlearning.png").exists()

@@ -318,6 +318,11 @@ def test_a_loss_that_is_not_finite_names_step_and_flag_and_keeps_the_last_good_s
     assert torch.equal(resumed[9], kept[9])
 
 
+def test_a_loss_that_is_not_finite_at_first_is_no_fault_of_the_rate():
+    with pytest.raises(UserError, match="in the first step: take another model, as this may be damaged$"):
+        trained(lambda model, reference, forget, retain: (forget.losses(model) * torch.nan, retain.losses(model)))
+
+
 def test_weights_that_are_not_finite_are_neither_saved_nor_handed_out():
     """The loss of the last step was finite; what that step did to the weights is not."""
     model, saved = fresh(), []
