@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import script, small_settings, train_small
+from small import in_process, script, small_settings, train_small
 from transformers import AutoModelForCausalLM
 
 from tinymem.data.dataset import Artifacts
