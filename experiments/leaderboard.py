@@ -91,6 +91,8 @@ def parse() -> argparse.Namespace:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
     if lost := [path for path in arguments.method_file if path.endswith(".py") and not Path(path).is_file()]:
         raise UserError(f"--method_file {lost[0]}: no such file")
+    if arguments.needs and not (arguments.method_file or arguments.submission):
+        raise UserError("--needs: only with --method_file or --submission")
     if bool(arguments.submission) != bool(arguments.name):
         raise UserError("--submission, --name: give both or none")
     if arguments.submission and len(arguments.models) != 1:

@@ -142,7 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", metavar="DIR", help="a folder with records in it, at any depth")
     parser.add_argument("--output_dir", help="where the figures are written (default: DIR/figures)")
     parser.add_argument(
-        "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
+        "--max_perplexity_rise", type=cli.percent, default=10.0, metavar="PERCENT",
         help="unlearning_bars and unlearning_boxes, text: a run whose perplexity rose more is not the best one (default: 10)",
     )  # fmt: skip
     return parser.parse_args()

@@ -83,7 +83,7 @@ def parse() -> argparse.Namespace:
             command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
         if name in ("best", "report"):
             command.add_argument(
-                "--max_perplexity_rise", type=float, default=PERPLEXITY_RISE, metavar="PERCENT",
+                "--max_perplexity_rise", type=cli.percent, default=PERPLEXITY_RISE, metavar="PERCENT",
                 help="text and production models: runs whose perplexity rose by more percent come last, marked (default: 10)",
             )  # fmt: skip
     return parser.parse_args()

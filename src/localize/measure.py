@@ -24,13 +24,14 @@ from tinymem.cli.methods import add_measuring_options, chosen_attacks
 from tinymem.cli.unlearning import as_it_is, check_columns, check_measuring, print_table, run_methods, write_pages
 from tinymem.cli.watching import watched
 from tinymem.errors import Failures, UserError
+from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import Run
 from tinymem.localize.unlearn import finish
 from tinymem.models.edit import edit_between
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.models.tinymem import load_model
-from tinymem.records.identity import MEASURED
+from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNEDITED
 from tinymem.records.record import Cost
 from tinymem.training.checkpoint import SETTINGS, load_details, made_by
 
@@ -71,6 +72,8 @@ def parse() -> tuple[argparse.Namespace, bool]:
     arguments = parser.parse_args()
     if arguments.edit_of is None and (arguments.name is not None or arguments.seconds is not None):
         raise UserError(f"--{'seconds' if arguments.name is None else 'name'}: only with --edit_of")
+    if arguments.name in (*METHODS, UNEDITED, NEVER_PLANTED):
+        raise UserError(f"--name {arguments.name}: stands for the edits that are made here; give it a name of its own")
     arguments.name = "external" if arguments.name is None else arguments.name
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
     return arguments, on_numbers

@@ -13,6 +13,7 @@ BOARD = "experiments/leaderboard.py"
     "words, message",
     [
         (["--seeds", 0, 0], "--seeds: one is given twice"),
+        (["--needs", "nothing"], "--needs: only with --method_file or --submission"),
         (["--trials", 10**6], "--trials 1000000: must be <= 1000"),
         (["--submission", "0=one", "1=one", "2=one", "--name", "mine"], "one seed or one folder is named twice"),
         (
