@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files, plots
+from tinymem.cli.records import perplexity_rise
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.records.choose import Configuration, best, configurations, experiments, grouped, unlearning_runs
@@ -142,7 +143,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", metavar="DIR", help="a folder with records in it, at any depth")
     parser.add_argument("--output_dir", help="where the figures are written (default: DIR/figures)")
     parser.add_argument(
-        "--max_perplexity_rise", type=cli.percent, default=10.0, metavar="PERCENT",
+        "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
         help="unlearning_bars and unlearning_boxes, text: a run whose perplexity rose more is not the best one (default: 10)",
     )  # fmt: skip
     return parser.parse_args()
@@ -157,7 +158,7 @@ def main() -> None:
     output = files.writable_folder(arguments.output_dir or Path(arguments.folder) / "figures")
     runs = unlearning_runs(records, tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
     curves = training_curves(arguments.folder, records)
-    material = Material(curves, configurations(runs), arguments.max_perplexity_rise)
+    material = Material(curves, configurations(runs), perplexity_rise(arguments))
     drawn = 0
     for function, needed in FIGURES.items():
         figures = function(material)

@@ -188,21 +188,12 @@ def not_negative(text: str) -> int:
 
 def seconds(text: str) -> float:
     """Return a finite number >= 0: the type of flags that say how long something took."""
-    return _not_negative(text, "of seconds ")
-
-
-def percent(text: str) -> float:
-    """Return a finite number >= 0: the type of flags that limit a change in percent."""
-    return _not_negative(text)
-
-
-def _not_negative(text: str, what: str = "") -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number {what}>= 0")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of seconds >= 0")
     return value
 
 

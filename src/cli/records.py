@@ -14,7 +14,6 @@ never averaged or compared with each other.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +82,7 @@ def parse() -> argparse.Namespace:
             command.add_argument("--output", metavar="FILE", help="also write the table, as .csv or .parquet")
         if name in ("best", "report"):
             command.add_argument(
-                "--max_perplexity_rise", type=cli.percent, default=PERPLEXITY_RISE, metavar="PERCENT",
+                "--max_perplexity_rise", type=float, default=PERPLEXITY_RISE, metavar="PERCENT",
                 help="text and production models: runs whose perplexity rose by more percent come last, marked (default: 10)",
             )  # fmt: skip
     return parser.parse_args()
@@ -146,8 +145,10 @@ def show_best(arguments: argparse.Namespace) -> Table:
 
 def perplexity_rise(arguments: argparse.Namespace) -> float:
     """Return the limit of --max_perplexity_rise. Raise UserError for none."""
-    if math.isnan(arguments.max_perplexity_rise):
-        raise UserError("--max_perplexity_rise nan: must be a number of percent, such as 10")
+    if not arguments.max_perplexity_rise >= 0:
+        raise UserError(
+            f"--max_perplexity_rise {arguments.max_perplexity_rise:g}: must be a number of percent >= 0, such as 10"
+        )
     return arguments.max_perplexity_rise
 
 

@@ -205,8 +205,8 @@ def test_a_folder_of_somebody_else_as_an_edit_of_ours(place, capsys):
     in_process(MEASURE, foreign, "--edit_of", checkpoint, "--name", "in secret", *common)
     assert records(place)["in secret", None]["seconds"] is None
     refused(capsys, lambda: in_process(MEASURE, foreign, "--name", "x", *common), "--name: only with --edit_of")
-    words = [foreign, "--edit_of", checkpoint, "--name", "npo", *common]
-    refused(capsys, lambda: in_process(MEASURE, *words), "--name npo: stands for the edits that are made here")
+    taken = [foreign, "--edit_of", checkpoint, "--name", "npo", *common]
+    refused(capsys, lambda: in_process(MEASURE, *taken), "--name npo: stands for the edits that are made here")
     refused(
         capsys, lambda: in_process(MEASURE, *words, "--seconds", "nan"), "--seconds: 'nan' is not a number of seconds"
     )
