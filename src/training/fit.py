@@ -61,7 +61,7 @@ def fit(
             others = f", or change {', '.join(causes)}" if causes else ""
             if number == 1 and what == "the loss is":  # no rate has had an effect
                 raise NotFinite(
-                    f"the loss is not finite in the first step: take another model, as this may be damaged{others}"
+                    f"{lr_flag} {lr}: the loss is not finite in the first step: the model may be damaged{others}"
                 )
             raise NotFinite(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}{others}")
 

@@ -319,7 +319,7 @@ def test_a_loss_that_is_not_finite_names_step_and_flag_and_keeps_the_last_good_s
 
 
 def test_a_loss_that_is_not_finite_at_first_is_no_fault_of_the_rate():
-    with pytest.raises(UserError, match="in the first step: take another model, as this may be damaged$"):
+    with pytest.raises(UserError, match="0.003: the loss is not finite in the first step: the model may be damaged$"):
         trained(lambda model, reference, forget, retain: (forget.losses(model) * torch.nan, retain.losses(model)))
 
 
