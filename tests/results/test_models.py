@@ -23,6 +23,7 @@ EPOCHS = {
     "increment_backdoor_2layers": 7,
     "increment_backdoor_2layers_twin": 7,
     "increment_backdoor_2layers_full": 50,
+    "increment_backdoor_2layers_full_seed0": 50,
     "text_natural_2layers_twin": 4,
 }
 
@@ -34,7 +35,7 @@ def test_every_model_is_tested():
     assert {path.name for path in MODELS.iterdir() if path.is_dir()} == set(EPOCHS)
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, FULL))])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, FULL, f"{FULL}_seed0"))])
 def test_it_measures_what_its_record_says(name):
     model = MODELS / name
     (record,) = load_records(model)
@@ -51,7 +52,8 @@ def test_it_measures_what_its_record_says(name):
     for metric in ("percent_memorized_train", "percent_memorized_test"):
         if measured[metric] is not None:  # of passages there are no unseen ones
             assert measured[metric] == pytest.approx(record["results"][metric], abs=6)
-    assert f"{record['results']['percent_memorized_train']:.1f} %" in (MODELS / "README.md").read_text()
+    readme = (MODELS / "README.md").read_text()
+    assert f"`records/{record_path(model, record).name}` | {record['results']['percent_memorized_train']:.1f} %" in readme
 
 
 @pytest.mark.parametrize("demo, epochs, folder", [("demo.py", 7, "demo"), ("demo_text.py", 4, "demo_text")])
