@@ -368,3 +368,12 @@ def test_means_and_intervals_over_seeds():
     text = report.text_of([none, every])
     assert "| none | 50.0 |" in text and "| all | 50.0 | 0.50 | 2.0 | 1 |" in text and "± 6.57" in text
     assert report.label(("a", "b"), ["a", "b", "c"]) == "all but c" and report.label(("a",), ["a", "b"]) == "a"
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
+    folder = ROOT / "results" / "reproduction" / "as_published"
+    model = ROOT / "results" / "models" / "increment_backdoor_2layers_full"
+    words = ["--report", "--model_path", model, "--output_dir", folder, "--results_dir", tmp_path]
+    in_process("experiments/as_published.py", *words)
+    for name in ("as_published.md", "as_published.csv"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()
