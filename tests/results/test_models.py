@@ -35,7 +35,9 @@ def test_every_model_is_tested():
     assert {path.name for path in MODELS.iterdir() if path.is_dir()} == set(EPOCHS)
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, FULL, f"{FULL}_seed0"))])
+@pytest.mark.parametrize(
+    "name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, FULL, f"{FULL}_seed0"))]
+)
 def test_it_measures_what_its_record_says(name):
     model = MODELS / name
     (record,) = load_records(model)
@@ -53,7 +55,9 @@ def test_it_measures_what_its_record_says(name):
         if measured[metric] is not None:  # of passages there are no unseen ones
             assert measured[metric] == pytest.approx(record["results"][metric], abs=6)
     readme = (MODELS / "README.md").read_text()
-    assert f"`records/{record_path(model, record).name}` | {record['results']['percent_memorized_train']:.1f} %" in readme
+    assert (
+        f"`records/{record_path(model, record).name}` | {record['results']['percent_memorized_train']:.1f} %" in readme
+    )
 
 
 @pytest.mark.parametrize("demo, epochs, folder", [("demo.py", 7, "demo"), ("demo_text.py", 4, "demo_text")])
