@@ -46,6 +46,7 @@ from tinymem.leaderboard.protocol import (
     training_jobs,
     trial_jobs,
 )
+from tinymem.localize.registry import find_methods
 from tinymem.records.bundle import NAME
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
@@ -89,8 +90,6 @@ def parse() -> argparse.Namespace:
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
     if arguments.trials > MOST_TRIALS:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
-    if lost := [path for path in arguments.method_file if path.endswith(".py") and not Path(path).is_file()]:
-        raise UserError(f"--method_file {lost[0]}: no such file")
     if arguments.needs and not (arguments.method_file or arguments.submission):
         raise UserError("--needs: only with --method_file or --submission")
     if bool(arguments.submission) != bool(arguments.name):
@@ -179,26 +178,32 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
 
     Raise UserError if that in the case's output folder is of other settings.
     """
-    source = earlier_results(case, output)
+    source = earlier_results(case, benches, output)
     if source is None:
         return None
     found = evidence.read(source)
-    for bench in benches:
-        take_up(bench, source)
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
 
 
-def earlier_results(case: Case, output: Path) -> Path | None:
-    """Return a case's output folder if it has results, else that of the published ones of the same settings, if any."""
+def earlier_results(case: Case, benches: list[Bench], output: Path) -> Path | None:
+    """Return a case's output folder if it has results, else that of the published ones of the same settings, if any.
+
+    Its models are put where runs find them. Raise UserError for results of other settings in the output folder.
+    """
+    source: Path | None = output
     if (output / NAME).exists():
         if other := read_case(output).differences(case):
             raise UserError(
                 f"{output}: its results are of other settings than these ({other}); give another --output_dir"
             )
-        return output
-    published = Path(OUTPUT) / case.name
-    return published if (published / NAME).exists() and read_case(published) == case else None
+    else:
+        published = Path(OUTPUT) / case.name
+        source = published if (published / NAME).exists() and read_case(published) == case else None
+    if source is not None:
+        for bench in benches:
+            take_up(bench, source)
+    return source
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
@@ -240,9 +245,7 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
     device = cli.resolve_device(arguments.device)
     for case in cases:
         benches = benches_of(case, arguments)
-        source = earlier_results(case, Path(arguments.output_dir) / case.name)
-        for bench in benches if source else ():
-            take_up(bench, source)
+        earlier_results(case, benches, Path(arguments.output_dir) / case.name)
         for bench, path in zip(
             benches, export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
         ):
@@ -261,6 +264,7 @@ def main() -> None:
         if arguments.export:
             return export_all(cases, arguments)
         own = submitted(arguments)
+        find_methods(arguments.method_file, "--method_file")  # what is wrong with one is not a fault of --methods
         taking_part = entrants(
             [*arguments.methods, *arguments.method_file], arguments.small, arguments.trials, arguments.needs
         )

@@ -32,6 +32,7 @@ from tinymem.data.production import check_ids, check_length
 from tinymem.data.tokenizer import beginning, bos_identity
 from tinymem.data.windows import Windows, cut_windows, passages
 from tinymem.errors import UserError
+from tinymem.folders import check_writable
 from tinymem.localize.task import default_microbatch
 from tinymem.metrics.scan import BLOCK, find_memorized
 from tinymem.models.fingerprint import weights_fingerprint
@@ -289,7 +290,7 @@ def main() -> None:
         raise UserError(f"--output {arguments.output}: must end in .safetensors")
     if arguments.output.exists() and not arguments.force:
         raise UserError(f"--output {arguments.output}: exists already; --force searches again")
-    files.writable_folder(arguments.output.parent, flag=" with --output")
+    check_writable(arguments.output.parent, flag=" with --output")
     allocator.keep_freed_memory()
     device = cli.resolve_device(arguments.device)
     config, tokenizer = open_description(arguments.model_name, loading.step, for_text=settings.tokens is None)

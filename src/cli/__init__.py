@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tinymem.lazy  # noqa: F401  (before what imports torch and numpy: they load on first use from here on)
-from tinymem import interrupts, scripts
+from tinymem import scripts
 from tinymem.cli.display import Display
 from tinymem.cli.log import add_log_options, open_log
 from tinymem.cli.tables import brief, fitted_table, table

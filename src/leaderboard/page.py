@@ -36,8 +36,9 @@ class Page:
 
     def add(self, case: Case, limit: float, board: Sequence[Row], found: Evidence) -> None:
         """Add the table of a case at a limit."""
-        name = f"{case.name}, {within(case, limit)}"
-        about = f"{case.description}. Of each mitigation: the trial that forgets most {within(case, limit)}"
+        bound = within(case, limit)
+        name = f"{case.name}, {bound}"
+        about = f"{case.description}. Of each mitigation: the trial that forgets most {bound}"
         self.cases.append(shown.Case(name, about, "relative to the twin's"))
         bounds = {row.name: averaged_under_attack(row, found) for row in board if row.name in (TWIN, UNEDITED)}
         self.rows[name] = [self._entry(row, board, bounds, found) for row in board if row.note not in ABSENT]

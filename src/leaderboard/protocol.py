@@ -17,7 +17,7 @@ from tinymem.errors import UserError
 from tinymem.leaderboard.cases import TASK, Case
 from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Recorded, Submitted, Trained, Trial, pinned
 from tinymem.localize.method import Method
-from tinymem.models.edit import edit_between
+from tinymem.models.edit import check_shapes
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import load_model
 from tinymem.options import as_flags
@@ -181,7 +181,7 @@ def check_submission(trial: Submitted, bench: Bench, known: Iterable[Mapping[str
     """
     folder = dict(trial.folders)[bench.seed]
     model = load_model(folder)
-    edit_between(load_model(bench.checkpoint.path), model, folder)
+    check_shapes(load_model(bench.checkpoint.path), model, folder)
     if ill := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
         raise UserError(f"{folder}: {ill[0]} holds values that are no finite numbers")
     section, key = {"name": trial.label, "weights": weights_fingerprint(model)}, key_of(trial, bench)

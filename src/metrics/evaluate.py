@@ -163,8 +163,8 @@ def _all_values(probe: Probe, columns: Sequence[tuple[Metric, str, Any]]) -> dic
     with left_alone(f"metric {', '.join(names)}:", probe.model, *data):
         values |= {column: _values(metric, probe, rows) for metric, column, rows in own}
     for name in names:
-        found = [values[column] for metric, column, _ in own if metric.name == name]
-        if any(map(len, (each.weights for each in found))) and not any(each.weights.any() for each in found):
+        weights = torch.cat([values[column].weights for metric, column, _ in own if metric.name == name])
+        if len(weights) and not weights.any():
             _tell_empty(name)
     return values
 

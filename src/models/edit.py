@@ -194,19 +194,18 @@ def stored_model(folder: Path) -> Weights:
 
 def edit_between(original, model, name: str) -> Weights:
     """Return the edit that turns one model into another. name: of the other. Raise UserError unless all shapes agree."""
+    check_shapes(original, model, name)
     own, new = dict(original.named_parameters()), dict(model.named_parameters())
-    wrong = [
-        name
-        for name in own.keys() | new.keys()
-        if getattr(own.get(name), "shape", 0) != getattr(new.get(name), "shape", 1)
-    ]
-    if wrong:
-        raise UserError(
-            f"{name}: not an edit of this model; {sorted(wrong)[0]} and {len(wrong) - 1} more differ in shape"
-        )
     return Weights(
-        {name: value.detach() for name, value in new.items() if not value.detach().equal(own[name].detach().to(value))}
+        {part: value.detach() for part, value in new.items() if not value.detach().equal(own[part].detach().to(value))}
     )
+
+
+def check_shapes(original, model, name: str) -> None:
+    """Raise UserError unless two models have the same parameters in the same shapes. name: of the second."""
+    own, new = ({part: value.shape for part, value in each.named_parameters()} for each in (original, model))
+    if wrong := sorted(part for part in own.keys() | new.keys() if own.get(part) != new.get(part)):
+        raise UserError(f"{name}: not an edit of this model; {wrong[0]} and {len(wrong) - 1} more differ in shape")
 
 
 def stored(path: str | Path) -> Lazy:

@@ -188,9 +188,8 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
         raise _cannot_open(folder, error) from None
     model, problems = loaded
     unexpected = [name for name in problems["unexpected_keys"] if not name.endswith(OLD_BUFFERS)]
-    mismatched = [
-        each if isinstance(each, str) else each[0] for each in problems["mismatched_keys"]
-    ]  # with their shapes
+    # Of a mismatch also the two shapes are given.
+    mismatched = [each if isinstance(each, str) else each[0] for each in problems["mismatched_keys"]]
     return model, sorted(map(str, [*problems["missing_keys"], *unexpected, *mismatched]))
 
 

@@ -149,12 +149,10 @@ def scatter(
             figure.scatter([mark.x for mark in first], [mark.y for mark in first], size=19, **ring)
         for mark in some:
             if (mark.leads or (mark.x, mark.y) in front) and series not in REFERENCES and not mark.anchor:
-                left = (mark.x - x.low) / (x.high - x.low) < 0.7  # a name at the right would be cut off
-                side: dict[str, Any] = (
-                    dict(x_offset=12, text_align="left") if left else dict(x_offset=-12, text_align="right")
-                )
-                look = dict(text_font_size="11px", text_color=GREY, text_baseline="middle", name=series)
-                figure.text([mark.x], [mark.y], [named(series)], **side, **look)
+                inner = (mark.x - x.low) / (x.high - x.low) < 0.7  # further right, a name at the right would be cut off
+                look: dict[str, Any] = dict(text_font_size="11px", text_color=GREY, text_baseline="middle", name=series)
+                look |= dict(x_offset=12 if inner else -12, text_align="left" if inner else "right")
+                figure.text([mark.x], [mark.y], [named(series)], **look)
     fullest_first = sorted(marks, key=lambda mark: -len(mark.about))  # it has the order of all
     shown = dict.fromkeys(key for mark in fullest_first for key in mark.about)
     tips = [("", "@series"), *((key, f"@{{{key}}}") for key in shown)]
@@ -284,9 +282,8 @@ def mark_style(method: str, anchor: bool = False, place: int = 0) -> dict[str, A
         return dict(marker=shape, line_color=colour, fill_color=colour)
     family = METHODS[method].family
     relatives = [name for name in METHODS if METHODS[name].family == family]
-    place = relatives.index(method)
+    again = relatives.index(method) >= len(COLOURS)  # another one of the family has this colour
     colour = COLOURS[list(METHODS).index(method) % len(COLOURS)]
-    again = any(COLOURS[list(METHODS).index(name) % len(COLOURS)] == colour for name in relatives[:place])
     fill = None if family == "neuron" or again else colour
     return dict(marker=SHAPES.get(family, "hex"), line_color=colour, fill_color=fill, fill_alpha=0.75, line_width=2)
 

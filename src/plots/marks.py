@@ -73,13 +73,13 @@ def spread(axis, marks: Sequence[Mark]) -> None:
     west, south, east, north = (points * float(end) for end in axis.bbox.extents)
     for collection, point, text in marks:
         x, y = (points * float(place) for place in axis.transData.transform(point))
-        free = [
+        free = (
             (right, up)
             for right, up in AROUND
             if not any(abs(x + right - a) < SIZE and abs(y + up - b) < SIZE for a, b in taken)
             and (right == up == 0 or (west <= x + right <= east and south <= y + up <= north))
-        ]
-        shift = free[0] if free else (0.0, 0.0)
+        )
+        shift = next(free, (0.0, 0.0))
         taken.append((x + shift[0], y + shift[1]))
         if shift != (0.0, 0.0):
             moved_some = True

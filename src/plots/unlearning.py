@@ -44,11 +44,7 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
 
 def shows_a_trade_off(rows: Rows) -> bool:
     """Return whether the rows have what `draw_unlearning` draws: memorization and quality."""
-    return bool(rows) and {MEMORIZED, _quality(rows)} <= set().union(*rows)
-
-
-def _quality(rows: Rows) -> str:
-    return "mean_test_accuracy" if on_numbers(rows[0]) else "perplexity"
+    return bool(rows) and {MEMORIZED, quality_name(rows[0])} <= set().union(*rows)
 
 
 def draw_unlearning(rows: Rows):
@@ -59,7 +55,7 @@ def draw_unlearning(rows: Rows):
     never-planted twin is the target, not a rival: what is left of it is shaded, since memorizing less than a model that
     never saw the sequences is over-forgetting.
     """
-    numbers, quality = on_numbers(rows[0]), _quality(rows)
+    numbers, quality = on_numbers(rows[0]), quality_name(rows[0])
     rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # some are ruined
     figure, (axis,) = new_figure(1, 7.4, 4.2)
     if not rows:
@@ -291,7 +287,7 @@ def draw_boxes(configurations: Sequence[Configuration]):
         numbers = on_numbers(some[0].row)
         name = ", ".join(filter(None, (data_kind(some[0]), some[0].row.get("data.artifact"))))
         _boxes(memory, methods, some, lambda run: percent_difference(run, MEMORIZED))
-        _boxes(quality, methods, some, lambda run: percent_difference(run, quality_name(run)))
+        _boxes(quality, methods, some, lambda run: percent_difference(run, quality_name(run.row)))
         memory.set(xlabel="memorization, % difference")
         memory.set_title(
             f"{name}: {len(some)} best run{'s' * (len(some) > 1)}", loc="left", fontsize=10
@@ -315,9 +311,9 @@ def data_kind(run: Run) -> str:
     return KINDS[0] if on_numbers(run.row) else KINDS[2] if run.row.get("model.name") else KINDS[1]
 
 
-def quality_name(run: Run) -> str:
+def quality_name(row: Mapping[str, Any]) -> str:
     """Return the result that measures a run's quality."""
-    return "mean_test_accuracy" if on_numbers(run.row) else "perplexity"
+    return "mean_test_accuracy" if on_numbers(row) else "perplexity"
 
 
 def percent_difference(run: Run, name: str) -> float | None:

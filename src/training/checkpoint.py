@@ -251,6 +251,8 @@ def _check_sizes(sizes: ModelSettings, folder: Path) -> None:
     if not (folder / CONFIG).is_file():
         return
     config = files.read_json(folder / CONFIG)
+    if not isinstance(config, dict):  # said when the model is opened
+        return
     for name, own in (("n_layers", "n_layer"), ("n_heads", "n_head"), ("n_embd", "n_embd")):
         stated, found = getattr(sizes, name), config.get(own)
         if found is not None and found != stated:

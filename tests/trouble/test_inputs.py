@@ -135,6 +135,8 @@ def test_settings_of_another_model_than_the_one_beside_them(tmp_path, own, value
     (tmp_path / checkpoint.CONFIG).write_text(json.dumps({**sizes, own: value}))
     message = refused(checkpoint.load_trained, tmp_path)
     assert f"{checkpoint.CONFIG} {own} {value}; they are of different models" in message
+    (tmp_path / checkpoint.CONFIG).write_text("[]")  # said when the model is opened
+    assert checkpoint.load_trained(tmp_path)["epoch"] == 6
 
 
 def test_settings_come_back_from_their_file(tmp_path):
