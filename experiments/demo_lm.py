@@ -5,8 +5,11 @@
 No network: the model comes in a package (requirements-lm.txt), the passages are of presidential addresses. Runs the
 ordinary script, whose commands it prints, and writes results/demo_lm/: summary.json, demo_lm.png, demo_lm.pdf,
 page.html and page.png with what the models say, and records/, the records that the table is made of. An interrupted run
-can resume; the planted model is stored in data/models. Half of the passages are shown to the methods, the others are
-held out. In the table, unedited is the model with the passages planted, never_planted the model before that: its twin.
+can resume; the planted model is stored in data/models.
+
+Half of the passages are shown to the methods. Every method tries three strengths; a fifth of the passages chooses one,
+the others, held out, judge it. In the table, unedited is the model with the passages planted, never_planted the model
+before that: its twin.
 """
 
 from tinymem import cli
@@ -23,13 +26,16 @@ from tinymem import files, plots
 from tinymem.data.decode import printable
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionSettings
+from tinymem.leaderboard.cases import TASK
 from tinymem.localize.registry import METHODS
-from tinymem.localize.task import TaskSettings, UnlearningTask, unlearning_task
+from tinymem.localize.task import UnlearningTask, unlearning_task
 from tinymem.metrics.memorization import memorized
 from tinymem.models.precision import auto_precision
 from tinymem.models.production import DTYPES, open_causal_lm
 from tinymem.planning.duration import Clock, duration
-from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, sections_of
+from tinymem.records.best import PERPLEXITY_RISE
+from tinymem.records.choose import configurations, leading, unlearning_runs
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest, sections_of
 from tinymem.records.strength import strength_in
 from tinymem.records.table import load_records, shown_row
 from tinymem.training.checkpoint import load_details
@@ -46,23 +52,28 @@ SETTINGS = (  # what this demo changes of the script's defaults
 )
 BEST = "balanced_subnet"
 # One command for methods that share flags. The ratios are far below the defaults: at those, most methods leave nothing of
-# this model, in which a few weights carry a lot. The learning rates of objectives suit a model of this size.
+# this model, in which a few weights carry a lot. The learning rates of objectives suit a model of this size. K-FAC's
+# authors edit the matrices into the neurons of three layers, at three quarters of the depth.
 COMMANDS = (
-    f"--localization_method {BEST} --ratio 0.01 --lr 0.15 --batch_size 16 --unlearn_share 0.5 --epochs 3 "
+    f"--localization_method {BEST} --ratio 0.005 0.01 0.02 --lr 0.15 --batch_size 16 --unlearn_share 0.5 --epochs 3 "
     "--unlearn_loss_cap 1.5",
-    "--localization_method subnet --ratio 0.01 --batch_size 32 --epochs 2 --no_save_model",
-    "--localization_method activations --ratio 0.001 --no_save_model",
-    "--localization_method durable durable_agg --ratio 1e-5 --no_save_model",
-    "--localization_method slimming hard_concrete --ratio 0.001 --epochs 4 --no_save_model",
-    "--localization_method greedy --ratio 1e-7 --greedy_k 5 --unlearn_share 0.5 --batch_size 32 --no_save_model",
-    "--localization_method obs --ratio 1e-5 --num_grads 16 --block_size 10 --no_save_model",
-    "--localization_method npo simnpo undial obliviate --steps 10 --batch_size 8 --lr 5e-5 --no_save_model",
-    "--localization_method kfac --rho 0.8 0.95 0.99 --no_save_model",
-    "--localization_method kfade --kl_budget 0.1 --no_save_model",
+    "--localization_method subnet --ratio 0.003 0.01 0.03 --batch_size 32 --epochs 2 --no_save_model",
+    "--localization_method activations --ratio 1e-4 3e-4 1e-3 --no_save_model",
+    "--localization_method durable durable_agg --ratio 1e-6 3e-6 1e-5 --no_save_model",
+    "--localization_method slimming hard_concrete --ratio 3e-4 1e-3 3e-3 --epochs 4 --no_save_model",
+    "--localization_method greedy --ratio 3e-8 1e-7 2e-7 --greedy_k 5 --unlearn_share 0.5 --batch_size 32 --no_save_model",
+    "--localization_method obs --ratio 1e-7 1e-6 1e-5 --num_grads 16 --block_size 10 --no_save_model",
+    "--localization_method npo simnpo undial obliviate --steps 10 20 40 --batch_size 8 --lr 5e-5 --no_save_model",
+    "--localization_method kfac --layers 21,22,23 --projections in --rho 0.6 0.8 0.95 --no_save_model",
+    "--localization_method kfade --kl_budget 0.03 0.1 0.3 --no_save_model",
 )
 LEFT_OUT = ("zero_out", "integrated_gradients")  # at their defaults: days, hours
 JUDGED = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss")
-COLUMNS = ("method", "setting", *(f"{name}_{split}" for split in ("shown", "held_out") for name in JUDGED))
+COLUMNS = (
+    "method",
+    "setting",
+    *(f"{name}_{split}" for split in ("shown", "validation", "held_out") for name in JUDGED),
+)
 COLUMNS += ("perplexity", "seconds", "peak_memory_gb")
 
 
@@ -86,7 +97,7 @@ def main() -> None:
     output = start_at_root(arguments.output_dir)
     dtype = arguments.dtype or auto_precision(cli.resolve_device("auto"))
     base = f"{SCRIPT} --model_name {shlex.quote(arguments.model_name)} --dtype {dtype} --max_retain {RETAIN}"
-    base += f" {MEASURED} --page"
+    base += f" --holdout_fraction {TASK.holdout_fraction} --validation_fraction {TASK.validation_fraction} {MEASURED} --page"
     for cls, defaults in SETTINGS:
         given = {**defaults, **cli.given(cls, arguments)}
         base += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())
@@ -97,11 +108,12 @@ def main() -> None:
     for command in COMMANDS:
         run(f"{base} --microbatch {MICROBATCH} {command} --output_dir {folder}")
     records = in_order(load_records(folder))
-    summary = summarize(records, settings[0], settings[1], folder)
+    best = chosen(records)
+    summary = summarize(records, best, settings[0], settings[1], folder)
     name = summary["settings"]["training"]["planted_model"]
     summary["seconds_total"] = round(seconds() + (planting_of(name)["seconds"] if name in planted_before else 0), 1)
     files.write_folder(output / "records", lambda temporary: copy_records(folder, temporary))
-    keep_page(folder, of_best(records), output)
+    keep_page(folder, best[BEST], output)
     files.write_json(output / "summary.json", summary)
     plots.plot_planted(summary["rows"], output / "demo_lm")
     show(summary)
@@ -138,27 +150,38 @@ def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(ours, key=place)
 
 
-def of_best(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the record of the method whose edited model is kept."""
-    return next(record for record in records if record.get("method", {}).get("name") == BEST)
+def chosen(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return each method's run that leaves fewest validation passages memorized, within the limit of perplexity.
+
+    Where none is within it, that of the lowest perplexity.
+    """
+    named = {record_digest(record): record for record in records}
+    runs = [one.runs[0] for one in leading(configurations(unlearning_runs(named.items())), PERPLEXITY_RISE)]
+    return {run.method: named[run.row["record"]] for run in runs if run.method != UNEDITED}
 
 
 def summarize(
-    records: list[dict[str, Any]], passages: PassageSettings, data: ProductionSettings, folder: Path
+    records: list[dict[str, Any]],
+    best: dict[str, dict[str, Any]],
+    passages: PassageSettings,
+    data: ProductionSettings,
+    folder: Path,
 ) -> dict[str, Any]:
     """What summary.json holds but for the total time. "planting" tells how many of all passages the models recite."""
     settings = sections_of(records[0])
     dtype, name = settings["model"]["dtype"], settings["training"]["planted_model"]
     planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)
     dataset = load_passages(passages, data, planted.config, tokenizer).dataset
-    task = unlearning_task(planted, dataset, TaskSettings(holdout_fraction=settings["forget"]["holdout_fraction"]))
+    task = unlearning_task(planted, dataset, TASK)
     models = {
         "never planted": open_causal_lm(settings["model"]["name"], dtype=dtype)[0],
         "planted": planted,
-        "after unlearning": open_causal_lm(folder / of_best(records)["results"]["model_folder"], dtype=dtype)[0],
+        "after unlearning": open_causal_lm(folder / best[BEST]["results"]["model_folder"], dtype=dtype)[0],
     }
+    shown = [record for record in records if record["kind"] != UNLEARN or record in best.values()]
     return {
-        "rows": [row(record) for record in records],
+        "rows": [row(record) for record in shown],
+        "trials": [row(record) for record in records if record not in shown],
         "left_out": {method: estimated_hours(method, planted, task) for method in LEFT_OUT},
         "passage": example(models, task, tokenizer),
         "planting": {
@@ -186,7 +209,7 @@ def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print the passage, the table, what was left out and what BEST reached."""
+    """Print the passage, the table of what was chosen, what was left out and what BEST reached."""
     print("\n" + "\n".join(f"{name:<20} {text}" for name, text in summary["passage"].items()) + "\n")
     print(cli.table(map(cli.brief, summary["rows"])))
     for method, hours in summary["left_out"].items():

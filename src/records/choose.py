@@ -26,6 +26,7 @@ COSTS = ("cost.seconds", "cost.peak_memory_gb")
 POINTS = 1.0  # percentage points of memorization: a smaller fall is no effect
 HEADLINE = {"model.name": "{}", "data.data_name": "{}", "data.artifact": "{}", "model.step": "step {}"}
 HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # column of every title: format
+VALIDATION = "percent_memorized_validation"
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
 
 
@@ -247,9 +248,10 @@ def leading(some: Iterable[Configuration], max_perplexity_rise: float = math.inf
 
     Numbers: the lowest mean `trade_off`. Text and production models: the lowest memorization among those whose
     perplexity rose by at most `max_perplexity_rise` percent on average; where there is none, the lowest perplexity. Ties
-    go to the lowest perplexity, then to the fewest zeroed weights. Configurations with fewer seeds than others of their
-    method are excluded: one lucky seed would win. So are those without effect, where another has one: the best way to
-    unlearn is not to change nothing.
+    go to the lowest perplexity, then to the fewest zeroed weights. Where all have validation sequences, these alone say
+    what is memorized: settings chosen by what is reported look better than they are. Configurations with fewer seeds
+    than others of their method are excluded: one lucky seed would win. So are those without effect, where another has
+    one: the best way to unlearn is not to change nothing.
     """
     chosen = []
     for rivals in grouped(some, lambda configuration: configuration.method):
@@ -257,8 +259,11 @@ def leading(some: Iterable[Configuration], max_perplexity_rise: float = math.inf
         rivals = [rival for rival in rivals if len(rival.runs) == most]
         rivals = [rival for rival in rivals if not without_effect(rival)] or rivals
         kept = [rival for rival in rivals if not over_limit(rival, max_perplexity_rise)]
+        best_key = validated_merit if all(validated(rival) for rival in kept) else merit
         chosen.append(
-            min(kept, key=merit) if kept else min(rivals, key=lambda rival: rival.known_mean("perplexity_rise_percent"))
+            min(kept, key=best_key)
+            if kept
+            else min(rivals, key=lambda rival: rival.known_mean("perplexity_rise_percent"))
         )
     return chosen
 
@@ -277,6 +282,17 @@ def merit(configuration: Configuration) -> tuple[float, ...]:
     """Return the sort key of configurations of one experiment: the lower, the better."""
     first = "trade_off" if configuration.on_numbers else "percent_memorized_train"
     return tuple(configuration.mean(name) or 0.0 for name in (first, "perplexity", "percent_zeroed"))
+
+
+def validated(configuration: Configuration) -> bool:
+    """Return whether there are validation sequences, to choose settings by."""
+    return configuration.mean(VALIDATION) is not None
+
+
+def validated_merit(configuration: Configuration) -> tuple[float, ...]:
+    """Return the same sort key with what is memorized of the validation sequences alone. All of them need some."""
+    accuracy = configuration.known_mean("change_accuracy") if configuration.on_numbers else 0.0
+    return configuration.known_mean(VALIDATION) / 100 - accuracy, *merit(configuration)[1:]
 
 
 def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> list[str]:

@@ -18,6 +18,7 @@ from tinymem.records.table import load_records, shown_row
 
 COUNT = 12
 BALANCED = "--localization_method balanced_subnet --ratio 0.3 --epochs 8 --batch_size 8"  # enough for so small a model
+LAYERS = "21,22,23"  # of K-FAC, which the tiny model does not have
 pytestmark = pytest.mark.slow  # all of the demo's commands; what they do is tested by the script's own tests
 
 WORDS = "the a of union river law bridge town people year peace money army north south runs to by in under".split()
@@ -65,7 +66,7 @@ def demo(place):
             in_process(*shlex.split(text))
 
         patch.setattr(demo_lm, "run", command)
-        patch.setattr(demo_lm, "COMMANDS", (BALANCED, *demo_lm.COMMANDS[1:]))
+        patch.setattr(demo_lm, "COMMANDS", (BALANCED, *(text.replace(LAYERS, "0") for text in demo_lm.COMMANDS[1:])))
 
         def run(*flags):
             commands.clear()
@@ -84,7 +85,7 @@ def summary(demo):
 
 
 JUDGED = ["percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss"]
-ROW = ["method", "setting", *(f"{name}_{split}" for split in ("shown", "held_out") for name in JUDGED)]
+ROW = ["method", "setting", *(f"{name}_{split}" for split in ("shown", "validation", "held_out") for name in JUDGED)]
 ROW += ["perplexity", "seconds"]
 
 
@@ -95,7 +96,22 @@ def test_the_summary_has_a_row_for_every_method(demo, summary):
     ours = [name for name in STUDY if name not in demo.module.LEFT_OUT]
     assert found == ["never_planted", "unedited", *ours, "npo", "simnpo", "undial", "obliviate", "kfac", "kfade"]
     assert set(summary["left_out"]) == {"zero_out", "integrated_gradients"} and min(summary["left_out"].values()) >= 0
-    assert len(rows) == len({(row["method"], row["setting"]) for row in rows})
+    assert len(rows) == len(found)
+    tried = [(row["method"], row["setting"]) for row in rows + summary["trials"]]
+    assert len(tried) == len(set(tried)) == 2 + 3 * (len(found) - 2) - 2  # BALANCED has one strength, not three
+
+
+def test_the_strengths_are_chosen_by_the_validation_passages(summary):
+    limit = 1.1 * summary["rows"][1]["perplexity"]
+    for row in summary["rows"][2:]:
+        trials = [one for one in summary["trials"] if one["method"] == row["method"]]
+        within = [one for one in (row, *trials) if one["perplexity"] is not None and one["perplexity"] <= limit]
+        if row not in within:
+            assert not within
+        elif row["percent_memorized_shown"] < 100:  # one without any effect is chosen only if all are
+            effective = [one for one in within if one["percent_memorized_shown"] < 99]
+            fewest = min(one["percent_memorized_validation"] for one in effective)
+            assert row["percent_memorized_validation"] == fewest
 
 
 def test_memories_were_planted_and_then_unlearned(summary):
@@ -113,11 +129,11 @@ def test_memories_were_planted_and_then_unlearned(summary):
 
 def test_the_table_comes_from_records_kept_beside_it(place, summary):
     records = [shown_row(record) for record in load_records(place / "results/demo_lm")]
-    assert len(records) == len(summary["rows"])
+    assert len(records) == len(summary["rows"] + summary["trials"])
     names = ["method", *ROW[2:], "peak_memory_gb"]
     assert all(
         {name: row[name] for name in names} in [{n: one.get(n) for n in names} for one in records]
-        for row in summary["rows"]
+        for row in summary["rows"] + summary["trials"]
     )
     assert (place / "results/demo_lm/demo_lm.png").stat().st_size > 5000
     assert (place / "results/demo_lm/demo_lm.pdf").stat().st_size > 5000

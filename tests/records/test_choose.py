@@ -70,6 +70,28 @@ def test_on_text_and_production_models_perplexity_limits_the_choice(tmp_path, id
     assert list(chosen(tmp_path, 15)) == ["unedited", "obs"]  # no run of subnet is within the limit
 
 
+def test_validation_sequences_alone_choose_settings_where_all_have_them(tmp_path):
+    def trial(memorized, validation, accuracy=0.9, perplexity=2.0) -> dict:
+        return outcome(memorized, accuracy, perplexity, percent_memorized_validation=validation)
+
+    # numbers: 30 % at no loss is worse than 0 % at 20 points, though all sequences together say the opposite
+    runs = {("unedited",): trial(90.0, 90.0)}
+    runs |= {("obs", ("ratio", 0.1)): trial(10.0, 30.0), ("obs", ("ratio", 0.2)): trial(40.0, 0.0, 0.7)}
+    unlearning(tmp_path / "numbers", checkpoint(), runs)
+    assert chosen(tmp_path / "numbers")["obs"]["method.ratio"] == 0.2
+    # text: the same, within the limit of perplexity
+    runs = {("unedited",): trial(90.0, 90.0, None, 20.0)}
+    runs |= {
+        ("obs", ("ratio", 0.1)): trial(10.0, 30.0, None, 20.0),
+        ("obs", ("ratio", 0.2)): trial(40.0, 0.0, None, 21.0),
+    }
+    unlearning(tmp_path / "text", production(), runs | {("obs", ("ratio", 0.3)): trial(0.0, 0.0, None, 30.0)})
+    assert chosen(tmp_path / "text")["obs"]["method.ratio"] == 0.2
+    # one run without: all sequences count
+    unlearning(tmp_path / "text", production(), {("obs", ("ratio", 0.05)): outcome(5.0, None, 20.0)})
+    assert chosen(tmp_path / "text")["obs"]["method.ratio"] == 0.05
+
+
 def test_among_equals_the_run_that_zeroes_least_wins(tmp_path):
     runs = {("unedited",): outcome(90.0)}
     runs |= {("obs", ("ratio", ratio)): outcome(0.0, percent_zeroed=100 * ratio) for ratio in (0.3, 0.1, 0.2)}
