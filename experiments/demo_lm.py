@@ -52,17 +52,17 @@ SETTINGS = (  # what this demo changes of the script's defaults
 )
 BEST = "balanced_subnet"
 # One command for methods that share flags. The ratios are far below the defaults: at those, most methods leave nothing of
-# this model, in which a few weights carry a lot. The learning rates of objectives suit a model of this size. K-FAC's
+# this model, in which a few weights carry a lot; the smallest are one neuron of a layer, one weight of a matrix. The learning rates of objectives suit a model of this size. K-FAC's
 # authors edit the matrices into the neurons of three layers, at three quarters of the depth.
 COMMANDS = (
     f"--localization_method {BEST} --ratio 0.005 0.01 0.02 --lr 0.15 --batch_size 16 --unlearn_share 0.5 --epochs 3 "
     "--unlearn_loss_cap 1.5",
     "--localization_method subnet --ratio 0.003 0.01 0.03 --batch_size 32 --epochs 2 --no_save_model",
-    "--localization_method activations --ratio 1e-4 3e-4 1e-3 --no_save_model",
-    "--localization_method durable durable_agg --ratio 1e-6 3e-6 1e-5 --no_save_model",
-    "--localization_method slimming hard_concrete --ratio 3e-4 1e-3 3e-3 --epochs 4 --no_save_model",
+    "--localization_method activations --ratio 0.0007 0.0014 0.002 --no_save_model",
+    "--localization_method durable durable_agg --ratio 1.2e-6 3e-6 1e-5 --no_save_model",
+    "--localization_method slimming hard_concrete --ratio 0.0007 0.0014 0.002 --epochs 4 --no_save_model",
     "--localization_method greedy --ratio 3e-8 1e-7 2e-7 --greedy_k 5 --unlearn_share 0.5 --batch_size 32 --no_save_model",
-    "--localization_method obs --ratio 1e-7 1e-6 1e-5 --num_grads 16 --block_size 10 --no_save_model",
+    "--localization_method obs --ratio 1.2e-6 3e-6 1e-5 --num_grads 16 --block_size 10 --no_save_model",
     "--localization_method npo simnpo undial obliviate --steps 10 20 40 --batch_size 8 --lr 5e-5 --no_save_model",
     "--localization_method kfac --layers 21,22,23 --projections in --rho 0.6 0.8 0.95 --no_save_model",
     "--localization_method kfade --kl_budget 0.03 0.1 0.3 --no_save_model",

@@ -11,7 +11,7 @@ import torch
 
 from tinymem.metrics.evaluate import saved_values
 from tinymem.metrics.extraction import CHANCE, PERCENT_EXTRACTABLE, curve
-from tinymem.plots.base import STYLES, new_figure, save_figure
+from tinymem.plots.base import STYLES, common_legend, new_figure, save_figure
 from tinymem.plots.labels import label_of
 from tinymem.plots.unlearning import method_style
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -81,8 +81,7 @@ def draw_extraction(split: str, curves: Sequence[Extraction]):
         )
     axis.set(xscale="log", xlim=(SAMPLES[0], SAMPLES[-1]), ylim=(-3, 103), xlabel="samples n")
     axis.set_ylabel(f"% of {SPLITS[split]} sequences extractable\nwith probability {CHANCE:g}")
-    columns = 1 + len(curves) // 25
-    figure.legend(fontsize=7, loc="outside center right", frameon=False, ncols=columns)
+    common_legend(figure, [axis])
     return figure
 
 

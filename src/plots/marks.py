@@ -59,8 +59,8 @@ def note(strength: tuple[str, float] | None, beyond: float | None = None) -> str
 
 
 def spread(axis, marks: Sequence[Mark]) -> None:
-    """Move marks that hide another one to the nearest free place, with a line to a dot at their true place, which a note on top of the
-    axis explains, and write the texts beside them.
+    """Move marks that hide another one to the nearest free place, with a line to a dot at their true place, which a note below the axis
+    explains, and write the texts beside them.
 
     axis: with its final limits and scales. The data of the marks stay as they are.
     """
@@ -91,8 +91,8 @@ def spread(axis, marks: Sequence[Mark]) -> None:
         texts.append((point, shift, text))
     write(axis, texts, 5.5)
     if moved_some:
-        axis.text(1, 1.01, "a line leads from a moved mark to its true place", fontsize=5.5, color="0.35",
-                  transform=axis.transAxes, ha="right", va="bottom")  # fmt: skip
+        axis.annotate("a line leads from a moved mark to its true place", (1, 0), (0, -28), fontsize=5.5, color="0.35",
+                      xycoords="axes fraction", textcoords="offset points", ha="right", va="top")  # fmt: skip
 
 
 def write(axis, texts: Sequence[Text], size: float) -> None:

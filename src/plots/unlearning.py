@@ -33,6 +33,7 @@ LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of ot
 FOREIGN_SHAPES = "8dH*p"  # of methods in users' files
 Texts = list[marks.Text]  # of marks, as `marks.write` takes them
 UNMOVED = (0.0, 0.0)
+ROOM_OF_MARK = 0.02  # inches that a mark adds to a figure's height: many are moved apart where they meet
 WIDEST = 100 * (marks.RUINED - 1)  # percent: where boxes are cut off; the perplexity of a ruined model
 LETTERS = [f"${letter}$" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
@@ -57,7 +58,7 @@ def draw_unlearning(rows: Rows):
     """
     numbers, quality = on_numbers(rows[0]), quality_name(rows[0])
     rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # some are ruined
-    figure, (axis,) = new_figure(1, 7.4, 4.2)
+    figure, (axis,) = new_figure(1, 7.4, 4.2 + ROOM_OF_MARK * len(rows))
     if not rows:
         return figure
     rows.sort(key=lambda row: row["kind"] != NEVER_PLANTED)
@@ -80,7 +81,7 @@ def draw_unlearning(rows: Rows):
         marks.draw_strip(axis, edge)
     for memorized in {row[MEMORIZED] for row in rows if row["kind"] == NEVER_PLANTED}:
         _over_forgetting(axis, memorized)
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    common_legend(figure, [axis])
     figure.draw_without_rendering()  # the places of the marks on the page are known only then
     marks.spread(axis, drawn)
     return figure

@@ -12,6 +12,7 @@ from tinymem import plots
 from tinymem.cli.unlearning import records_beside
 from tinymem.localize.registry import METHODS
 from tinymem.plots.base import new_figure
+from tinymem.plots.extraction import SAMPLES, Extraction
 from tinymem.plots.marks import RUINED, STRIP, write
 from tinymem.plots.unlearning import FOREIGN, method_style
 from tinymem.records.table import flat_row, load_records
@@ -66,7 +67,19 @@ def test_without_a_ruined_model_there_is_no_strip():
 
 def test_a_method_is_in_the_legend_once():
     axis = axis_of(("obs", 0.1, 0.0, 21.0), ("obs", 0.2, 0.0, 22.0))
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["unedited", "obs", "Pareto front"]
+    (legend,) = axis.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["unedited", "obs", "Pareto front"]
+
+
+def test_all_methods_leave_room_for_the_panel():
+    runs = [(method, ratio, 90.0 * ratio, 20.0 + 10 * ratio) for method in METHODS for ratio in (0.1, 0.5, 0.9)]
+    figure = axis_of(*runs).figure
+    lines = [Extraction(method, f"{method} {ratio}", [0.5] * len(SAMPLES)) for method, ratio, *_ in runs]
+    for drawn in (figure, plots.draw_extraction("shown", lines)):
+        drawn.draw_without_rendering()
+        (axis,), (legend,) = drawn.axes, drawn.legends
+        panel, below = axis.get_window_extent(), legend.get_window_extent()
+        assert panel.height / drawn.dpi > 2.8 and below.y1 < panel.y0 and below.y0 >= 0
 
 
 def test_methods_of_users_have_a_colour_of_their_own():
