@@ -32,7 +32,7 @@ from tinymem.data.chunks import load_tokenizer
 from tinymem.data.decode import text_decoder
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
-from tinymem.leaderboard.board import choose
+from tinymem.leaderboard.board import TWIN, choose
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
@@ -48,12 +48,14 @@ from tinymem.leaderboard.protocol import (
 )
 from tinymem.localize.registry import find_methods
 from tinymem.records.bundle import NAME
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
 from tinymem.sweeps.timings import Timings
 
 MOST_TRIALS = 1000  # drawing more takes for ever
+REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
 
 
@@ -119,7 +121,9 @@ def submitted(arguments: argparse.Namespace) -> list[Entrant]:
     lacking = [seed for seed in arguments.seeds if seed not in folders]
     if lacking:
         raise UserError(f"--submission: no folder for seed {lacking[0]}; each seed has a model of its own to edit")
-    if arguments.name in {each.name for each in entrants([], arguments.small)}:
+    if not arguments.name.strip() or not arguments.name.isprintable():
+        raise UserError(f"--name {arguments.name!r}: must have letters or digits")
+    if arguments.name in {*REFERENCES, *(each.name for each in entrants([], arguments.small))}:
         raise UserError(f"--name {arguments.name}: another entrant has this name; give it one of its own")
     return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
 

@@ -67,7 +67,8 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> El
         return all_right(*matches(probe, artifacts))
 
     def read(probe: Probe, artifacts: Artifacts) -> Values:
-        right, mask = matches(probe, artifacts)
+        right, _ = matches(probe, artifacts)
+        _, mask = probe.real_targets(artifacts)
         counted = mask.sum(1).double()
         return Values((right & mask).sum(1).double() / counted.clamp(min=1), (counted > 0).double())
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tinymem.attacks import interpolate
+from tinymem.attacks import interpolate, relearn_all
 from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
@@ -16,6 +16,9 @@ from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, TWIN_ATTAC
 
 Record = Mapping[str, Any]
 UNCOUNTED = (interpolate.__name__.rpartition(".")[2],)  # its attacker has the original, with all that it has memorized
+ON_SHOWN = (
+    relearn_all.__name__.rpartition(".")[2],
+)  # it trains on all that was shown, and says how fast that comes back
 MODELS = {UNEDITED: ATTACK, NEVER_PLANTED: TWIN_ATTACK, UNLEARN: ATTACK, MEASURED: ATTACK}  # kind -> that under attack
 
 
@@ -27,12 +30,14 @@ class Curve:
     settings   the attack's settings but the strength
     strength   the setting that varies; None: the attack has none
     points     (strength, percent memorized), the weakest attack first
+    before     percent memorized without the attack
     """
 
     attack: str
     settings: Mapping[str, Any]
     strength: str | None
     points: tuple[tuple[float, float], ...]
+    before: float = math.nan
 
     @property
     def worst(self) -> float:
@@ -93,7 +98,8 @@ class Attacked:
 def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:
     """Return the split that is judged and every model that was attacked, with its curves.
 
-    split: a set of planted sequences; None: held_out if it has values, otherwise shown. Records are those of one subject.
+    split: a set of planted sequences; None: held_out if it has values, otherwise shown. ON_SHOWN attacks are judged by the
+    shown ones in any case. Records are those of one subject.
     """
     records = list(records)
     if split is None:
@@ -104,7 +110,7 @@ def attacked_models(records: Iterable[Record], split: str | None = None) -> tupl
         if record["kind"] in MODELS and (before := record["results"].get(_column(split))) is not None:
             kind, digest = MODELS[record["kind"]], record_digest(record)
             on_it = [other for other in records if other["kind"] == kind and other.get("parent") == digest]
-            if curves := _curves(on_it, split):
+            if curves := _curves(record, on_it, split):
                 found.append(Attacked(record, before, curves))
     return split, found
 
@@ -113,11 +119,13 @@ def averaged(models: Sequence[Attacked]) -> Attacked:
     """Return the mean of several seeds of one model: its record is the first one's, points are those that all have."""
     curves = []
     for curve in models[0].curves:
-        same = [dict(found.points) for model in models if (found := model.curve(curve))]
+        alike = [found for model in models if (found := model.curve(curve))]
+        same = [dict(found.points) for found in alike]
         places = [place for place, _ in curve.points if all(place in points for points in same)]
         points = tuple((place, statistics.fmean(points[place] for points in same)) for place in places)
         if points:
-            curves.append(replace(curve, points=points))
+            before = statistics.fmean(found.before for found in alike)
+            curves.append(replace(curve, points=points, before=before))
     return Attacked(models[0].record, statistics.fmean(model.before for model in models), tuple(curves))
 
 
@@ -141,26 +149,47 @@ def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
     return rows
 
 
+def curve_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
+    """Return one row per model and curve: its settings, what it brings back at most and its area, the twin's beside them.
+
+    label: gives a record's name.
+    """
+    twin, rows = twin_of(models), []
+    for model in models:
+        for curve in model.curves:
+            bound = twin.curve(curve) if twin else None
+            row: dict[str, Any] = {"model": label(model.record), "attack": curve.attack, **curve.settings}
+            row |= {"strength": curve.strength, "before": curve.before, "worst": curve.worst, "area": curve.area}
+            row |= {"twin_worst": bound.worst, "twin_area": bound.area} if bound else {}
+            rows.append(row | {"excess": curve.excess(bound)})
+    return rows
+
+
 def twin_of(models: Sequence[Attacked]) -> Attacked | None:
     """Return the never-planted twin among the models; None without one."""
     return next((model for model in models if model.record["kind"] == NEVER_PLANTED), None)
 
 
-def _curves(records: Sequence[Record], split: str) -> tuple[Curve, ...]:
-    """Return the curves of attacks on one model, in the registry's order."""
+def _curves(model: Record, records: Sequence[Record], split: str) -> tuple[Curve, ...]:
+    """Return the curves of attacks on one model, in the registry's order. records: those of the attacks."""
     groups: dict[tuple, list[Record]] = {}
+
+    def column(attack: str) -> str:
+        return _column("shown" if attack in ON_SHOWN else split)
+
     for record in records:
-        if record["results"].get(_column(split)) is not None:
+        if record["results"].get(column(record["attack"]["name"])) is not None:
             strength = _strength(record["attack"])
             settings = {name: str(value) for name, value in record["attack"].items() if name not in (strength, "name")}
             groups.setdefault((record["attack"]["name"], strength, *sorted(settings.items())), []).append(record)
     places = {name: place for place, name in enumerate(ATTACKS)}
     curves = []
     for (name, strength, *others), some in groups.items():
-        points = sorted((_number(r["attack"], strength), r["results"][_column(split)]) for r in some)
+        points = sorted((_number(r["attack"], strength), r["results"][column(name)]) for r in some)
         if _falls(name):
             points.reverse()
-        curves.append(Curve(name, dict(others), strength, tuple(points)))
+        before = model["results"].get(column(name))
+        curves.append(Curve(name, dict(others), strength, tuple(points), math.nan if before is None else before))
     return tuple(sorted(curves, key=lambda curve: places.get(curve.attack, len(places))))
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.attacks.recovery import UNCOUNTED, attacked_models, recovery_rows, twin_of
+from tinymem.attacks.recovery import ON_SHOWN, UNCOUNTED, attacked_models, curve_rows, recovery_rows, twin_of
 from tinymem.cli.cards import original_name, write_cards
 from tinymem.cli.display import Display
 from tinymem.cli.log import Log
@@ -47,7 +47,7 @@ from tinymem.records.identity import (
 )
 from tinymem.records.record import Cost
 from tinymem.records.strength import strength_in, with_strength
-from tinymem.records.table import flat_row, load_records, method_of, shown_row, versions
+from tinymem.records.table import flat_row, load_records, method_of, shown_row, versions, write_csv
 from tinymem.training.processes import ALONE, Processes
 
 LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # no metrics
@@ -120,6 +120,8 @@ def run_methods(
             print("no unlearning.png: it shows memorization and quality, and one was not measured", file=sys.stderr)
         figures += plots.plot_extraction(subject.folder, every, subject.folder / "extraction")
         figures += plots.plot_recovery(subject.folder, every)
+        if of_attacks := curve_rows(attacked_models(every)[1], _run_name):
+            figures.append(write_csv(subject.folder / "recovery" / "curves.csv", of_attacks))
         print(*figures, sep="\n", file=sys.stderr)
     write_pages(subject, records)
     print_table(records, [method for method, _ in methods], arguments.columns)
@@ -213,6 +215,8 @@ def print_recovery(records: Sequence[dict]) -> None:
             f"\n% of {split.replace('_', '-')} sequences at the setting of each attack that brings back most; {worst}"
         )
         print(cli.fitted_table(rows, columns, better, rivals, more="records and --plot have them"))
+        if split != "shown" and (apart := [name for name in columns if name in ON_SHOWN]):
+            print(f"{', '.join(apart)} is of the shown sequences, all of which it trains on")
         if apart := [name for name in columns if name in UNCOUNTED]:
             print(f"{', '.join(apart)} never counts as worst: its attacker has the original")
 

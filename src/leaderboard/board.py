@@ -27,7 +27,7 @@ from tinymem.leaderboard.entrants import (
 from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
 from tinymem.leaderboard.names import within
 from tinymem.leaderboard.protocol import Bench, alone, key_of, training_identity
-from tinymem.leaderboard.score import PARTS, Figure, Jury, harmonic, ranks, share_of_way
+from tinymem.leaderboard.score import PARTS, Figure, Jury, attack_key, harmonic, ranks, share_of_way
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNLEARN, record_digest, run_key
 
 TWIN, UNEDITED = "never-planted twin", "unedited"
@@ -167,8 +167,13 @@ def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limi
         return replace(row, note=f"no trial {within(case, limit)}")
     found = [evidence.by_key.get(key_of(trial, Bench(case, seed, Path()))) for seed in evidence.seeds]
     setting = settings_of(trial)
-    lacking = [seed for seed, record in zip(evidence.seeds, found) if not (record and evidence.attacks_on(record))]
-    if lacking:
+
+    def attack_keys(record: Record) -> set[tuple]:
+        return {attack_key(attack) for attack in evidence.attacks_on(record)}
+
+    if not all(
+        record and attack_keys(record) >= attack_keys(original) for record, original in zip(found, jury.original)
+    ):
         return replace(row, setting=setting, note=NOT_FINISHED)
     records = [record for record in found if record is not None]
     row = _row(jury, entrant, setting, records, len(tried))

@@ -17,8 +17,9 @@ from tinymem.errors import UserError
 from tinymem.leaderboard.cases import TASK, Case
 from tinymem.leaderboard.entrants import FT_EPOCHS, Edit, Entrant, Recorded, Submitted, Trained, Trial, pinned
 from tinymem.localize.method import Method
-from tinymem.models.edit import check_shapes
+from tinymem.models.difference import check_same, check_same_tokens
 from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.models.production import tokenizer_in
 from tinymem.models.tinymem import load_model
 from tinymem.options import as_flags
 from tinymem.records.identity import MEASURED, TRAIN, UNEDITED, UNLEARN, run_key
@@ -181,7 +182,8 @@ def check_submission(trial: Submitted, bench: Bench, known: Iterable[Mapping[str
     """
     folder = dict(trial.folders)[bench.seed]
     model = load_model(folder)
-    check_shapes(load_model(bench.checkpoint.path), model, folder)
+    check_same(load_model(bench.checkpoint.path), model, folder)
+    check_same_tokens(tokenizer_in(bench.checkpoint.path), tokenizer_in(Path(folder)), folder)
     if ill := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
         raise UserError(f"{folder}: {ill[0]} holds values that are no finite numbers")
     section, key = {"name": trial.label, "weights": weights_fingerprint(model)}, key_of(trial, bench)

@@ -111,12 +111,16 @@ class Jury:
         return self._figures[key]
 
     def _figure(self, records: Sequence[Record], column: str) -> np.ndarray:
+        return self.resampling.over_seeds(self.by_seed(records, column))
+
+    def by_seed(self, records: Sequence[Record], column: str) -> list[np.ndarray]:
+        """Return a column's mean over the sequences of each seed; NaN where it has no values."""
         found = []
         for seed, record in zip(self.seeds, records):
             values = self.evidence.rows(record, column)
             means = np.full(self.resampling.draws + 1, np.nan) if values is None else self.resampling.mean(seed, values)
             found.append(np.exp(means) if column == "perplexity" else means)
-        return self.resampling.over_seeds(found)
+        return found
 
     @cached_property
     def telling(self) -> list[str]:
@@ -130,12 +134,16 @@ class Jury:
         return found
 
     def shares(self, records: Sequence[Record], names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return, for each of some metrics that tells, the share of the way from the original to the twin."""
-        return {
-            column: share_of_way(*(self.figure(some, column) for some in (records, self.original, self.twin)))
-            for name in names
-            if (column := f"{name}_{JUDGED}") in self.telling
-        }
+        """Return, for each of some metrics that tells, the share of the way from the original to the twin.
+
+        It is taken on each seed, then averaged: what one model falls short of must not hide what another overshoots.
+        """
+
+        def share(column: str) -> np.ndarray:
+            of_all = (self.by_seed(some, column) for some in (records, self.original, self.twin))
+            return self.resampling.over_seeds([share_of_way(*of_seed) for of_seed in zip(*of_all)])
+
+        return {column: share(column) for name in names if (column := f"{name}_{JUDGED}") in self.telling}
 
     @cached_property
     def utility(self) -> str:
@@ -173,9 +181,10 @@ class Jury:
         """Return the parts of the score that can be told, by PARTS: the worst of forgetting, of privacy and of
         robustness, and utility.
         """
-        column = f"percent_memorized_{JUDGED}"
-        known = self.figure(self.original, column) - self.figure(self.twin, column)
+        known = self.figure(self.original, RECOVERED) - self.figure(self.twin, RECOVERED)
+        known = np.where(known > 0, known, np.nan)  # else nothing can come back
         excess = [value for name, value in self.excess(records).items() if name not in UNCOUNTED]
+        excess = excess if known[0] > 0 else []
         robust = [1 - np.clip(value / known, 0, 1) for value in excess]
         shares = *(list(self.shares(records, names).values()) for names in (FORGETTING, PRIVACY)), robust
         parts = dict(zip(PARTS, [np.fmin.reduce(some) if some else None for some in shares]))
@@ -195,9 +204,9 @@ def attack_key(record: Record) -> tuple:
 def share_of_way(now: Any, original: Any, twin: Any) -> Any:
     """Return how far a figure has come from the original's to the twin's, less what it overshoots; 0 to 1.
 
-    Arrays over draws, or numpy's numbers. NaN where the original's is the twin's: nothing can be told.
+    Arrays over draws, or numpy's numbers. NaN where the original's is not above the twin's: nothing can be told.
     """
-    span = original - twin
+    span = np.where(original > twin, original - twin, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         way = (original - now) / span
     return np.clip(np.minimum(way, 2 - way), 0, 1)

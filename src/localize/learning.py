@@ -5,8 +5,9 @@ These methods learn masks or gates while the weights stay fixed, so every functi
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -20,7 +21,10 @@ from tinymem.models.losses import loss_mask, token_losses
 from tinymem.models.precision import autocast
 from tinymem.models.trainable import frozen as frozen  # re-exported for the methods, like sides_of
 from tinymem.models.trainable import gradient_of
+from tinymem.training import step
 from tinymem.training.step import sides_of as sides_of
+
+logger = logging.getLogger(__name__)
 
 
 def endless_batches(tokens: torch.Tensor, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
@@ -130,6 +134,36 @@ def gradients(
     return [totals[parameter] for parameter in parameters]
 
 
+def gradients_of_sides(
+    model,
+    task: UnlearningTask,
+    loss: step.Loss,
+    sides: Sequence[step.Side],
+    parameters: Iterable[torch.nn.Parameter],
+    precision: str = "float32",
+    weights: Sequence[float] | None = None,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return the gradient of the mean of a loss for each parameter, shaped as stored, and the means, (sides,).
+
+    loss, sides, weights: as in `tinymem.training.step.descend`. Sums are in float32 or finer, and in float16 the loss is
+    scaled, as in `gradients`. `.grad` stays empty.
+    """
+    parameters, scale = list(parameters), step.loss_scale(model, sides)
+    kinds = [parameter.grad_dtype for parameter in parameters]
+    while True:
+        for parameter in parameters:
+            parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
+        with checkpointed(model, task.gradient_checkpointing):
+            means = step.backward(model, loss, sides, task.microbatch, precision, weights=weights, factor=scale)
+        found = [torch.zeros_like(p, dtype=p.grad_dtype) if p.grad is None else p.grad for p in parameters]
+        for parameter, kind in zip(parameters, kinds):
+            parameter.grad, parameter.grad_dtype = None, kind
+        if scale == 1 or all_finite(found):
+            break
+        scale = max(1.0, scale / 16)
+    return [gradient.div_(scale) if scale != 1 else gradient for gradient in found], means
+
+
 def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], parameter: torch.nn.Parameter) -> None:
     gradient, parameter.grad = gradient_of(parameter), None
     totals[parameter] = totals[parameter].float().add_(gradient) if parameter in totals else gradient
@@ -143,6 +177,13 @@ def loss_scale(model, weights: torch.Tensor) -> float:
     """
     largest = weights.abs().max().item() if model.dtype == torch.float16 else 0.0
     return 2.0 ** -math.floor(math.log2(largest)) if largest else 1.0
+
+
+def kl_note(method: str, budget: float, reached: float) -> dict[str, float]:
+    """Return a record's note of the KL that a method has reached; say so where it is less than half of its budget."""
+    if reached < budget / 2:
+        logger.warning("%s: found no step nearer to the budget: KL %.3g of %g", method, reached, budget)
+    return {"kl_reached": reached}
 
 
 SCALES = ("lr", "weight_decay", "lambda_l1")  # settings whose size may make a method's numbers overflow

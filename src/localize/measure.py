@@ -27,9 +27,9 @@ from tinymem.errors import Failures, UserError
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import Run
 from tinymem.localize.unlearn import finish
-from tinymem.models.edit import edit_between
+from tinymem.models.difference import check_same_tokens, edit_between
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.models.production import LoadSettings, open_causal_lm
+from tinymem.models.production import LoadSettings, open_causal_lm, tokenizer_in
 from tinymem.models.tinymem import load_model
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNEDITED
 from tinymem.records.record import Cost
@@ -135,10 +135,13 @@ def main() -> None:
         run_methods(original, [], arguments, attached=attached, log=log)
         return
     if on_numbers:
-        model = load_model(arguments.model, original.model.device)
+        model, tokenizer = load_model(arguments.model, original.model.device), tokenizer_in(Path(arguments.model))
     else:
         with production.named_by(""):
-            model = open_causal_lm(arguments.model, None, original.model.device, loading.dtype, loading.device_map)[0]
+            model, tokenizer = open_causal_lm(
+                arguments.model, None, original.model.device, loading.dtype, loading.device_map
+            )
+    check_same_tokens(original.tokenizer, tokenizer, arguments.model)
     edit = edit_between(original.model, model, arguments.model)
     about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}

@@ -264,7 +264,9 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
         if hp.retain_weight and not len(task.retain):
-            raise UserError(f"--localization_method {name}: needs a retain set; without one use --retain_weight 0")
+            can_do_without = type(hp).__dataclass_fields__["retain_weight"].metadata["above"] is None
+            advice = "; without one use --retain_weight 0" * can_do_without
+            raise UserError(f"--localization_method {name}: needs a retain set{advice}")
         forget, retain = sides(task, hp.forget_tokens)
         last = dict[str, float]()
         retain, last_step = retain if hp.retain_weight else None, max(hp.steps)
@@ -331,6 +333,8 @@ def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | N
     localizer, ratio = find_localizer(*hp.update_mask)
     settings = localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
     ((_, edit),) = localizer.run(model, task, settings)
+    if not any(bool(edit.masks[key].any()) for key in edit.masks):
+        raise UserError(f"--update_mask {' '.join(hp.update_mask)}: the method finds no weight at this ratio; raise it")
     return {key: edit.masks[key].cpu() for key in edit.masks}
 
 

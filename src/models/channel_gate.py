@@ -10,21 +10,27 @@ trained.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from tinymem.models.edit import Changes, Extent, Weights
 
 CONFIG_KEY = "example_tied_dropout"
 
 
-def gate_block_inputs(model, gate: Callable[[], torch.Tensor]) -> None:
-    """Multiply the input (rows, T, width) of every block by gate(), broadcast, in all later forward passes."""
+def gate_block_inputs(model, gate: Callable[[], torch.Tensor]) -> list[Any]:
+    """Multiply the input (rows, T, width) of every block by gate(), broadcast, in all later forward passes.
+
+    Return the handles of its hooks.
+    """
 
     def hook(block, arguments: tuple) -> tuple:
         hidden, *others = arguments
         return (hidden * gate().to(hidden), *others)
 
-    for block in model.transformer.h:
-        block.register_forward_pre_hook(hook)
+    return [block.register_forward_pre_hook(hook) for block in model.transformer.h]
 
 
 def shared_channels(width: int, p_fixed: float) -> int:
@@ -52,8 +58,33 @@ def is_gated(model) -> bool:
     return getattr(model.config, CONFIG_KEY, None) is not None
 
 
+def gate_of(model) -> torch.Tensor:
+    """Return the evaluation gate of a model that needs one, float32 (width,)."""
+    return evaluation_gate(model.config.n_embd, **getattr(model.config, CONFIG_KEY))
+
+
 def restore_gate(model) -> None:
     """Add the evaluation gate to a model that was opened from files, if it needs one."""
     if is_gated(model):
-        gate = evaluation_gate(model.config.n_embd, **getattr(model.config, CONFIG_KEY))
+        gate = gate_of(model)
         gate_block_inputs(model, lambda: gate)
+
+
+@dataclass(frozen=True)
+class Gated:
+    """An edit that gives parameters new values and gates the blocks' inputs: a model trained with example-tied dropout,
+    as an edit of one that was not.
+
+    weights: the new values; gate: of the channels, (width,)
+    """
+
+    weights: Weights
+    gate: torch.Tensor
+
+    def apply(self, model, changes: Changes) -> None:
+        self.weights.apply(model, changes)
+        for handle in gate_block_inputs(model, lambda: self.gate):
+            changes.hook(handle)
+
+    def extent(self, model) -> Extent:
+        return self.weights.extent(model)

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import torch
 
-from tinymem.errors import UserError
 from tinymem.models.adapter import Weight, weight_of
 
 Masks = Mapping[str, "torch.Tensor"]
@@ -190,22 +189,6 @@ class Lazy(Mapping):
 def stored_model(folder: Path) -> Weights:
     """Return the edit that turns a model into the one saved in a folder of safetensors files."""
     return Weights(Lazy(dict(item for path in sorted(folder.glob("*.safetensors")) for item in _makers(path))))
-
-
-def edit_between(original, model, name: str) -> Weights:
-    """Return the edit that turns one model into another. name: of the other. Raise UserError unless all shapes agree."""
-    check_shapes(original, model, name)
-    own, new = dict(original.named_parameters()), dict(model.named_parameters())
-    return Weights(
-        {part: value.detach() for part, value in new.items() if not value.detach().equal(own[part].detach().to(value))}
-    )
-
-
-def check_shapes(original, model, name: str) -> None:
-    """Raise UserError unless two models have the same parameters in the same shapes. name: of the second."""
-    own, new = ({part: value.shape for part, value in each.named_parameters()} for each in (original, model))
-    if wrong := sorted(part for part in own.keys() | new.keys() if own.get(part) != new.get(part)):
-        raise UserError(f"{name}: not an edit of this model; {wrong[0]} and {len(wrong) - 1} more differ in shape")
 
 
 def stored(path: str | Path) -> Lazy:

@@ -75,7 +75,7 @@ def open_causal_lm(
     or if it does not fit into memory; and if it is no causal language model.
     """
     folder = model_folder(name_or_folder, step)
-    config, tokenizer = read_config(folder), _tokenizer(folder, for_text=False)
+    config, tokenizer = read_config(folder), tokenizer_in(folder, for_text=False)
     weights = getattr(torch, dtype)
     empty = empty_model(folder, config)
     find_mlps(empty)
@@ -96,11 +96,11 @@ def open_description(name_or_folder: str | Path, step: int | None = None, for_te
     for_text: whether text will be read, so that a damaged tokenizer is an error.
     """
     folder = model_folder(name_or_folder, step)
-    return read_config(folder), _tokenizer(folder, for_text)
+    return read_config(folder), tokenizer_in(folder, for_text)
 
 
-def _tokenizer(folder: Path, for_text: bool):
-    """Return the tokenizer; None if there is none or it does not open here, which callers that read text report.
+def tokenizer_in(folder: Path, for_text: bool = False):
+    """Return a folder's tokenizer; None if there is none or it does not open here, which callers that read text report.
 
     A damaged tokenizer is an error only if it is needed, otherwise a warning: edited models are saved without it.
     """

@@ -65,10 +65,15 @@ class Recovered:
 
     @property
     def worst(self) -> tuple[Point, float | None]:
-        """The point that brings back most, and by how much it exceeds the twin there; None without the twin."""
-        strength, percent = max(self.points, key=lambda point: point[1])
+        """The point that exceeds the twin most, and by how much; without the twin that which brings back most, and None."""
         bounds = dict(self.twin)
-        return (strength, percent), percent - bounds[strength] if strength in bounds else None
+        over = [
+            (percent - bounds[strength], (strength, percent)) for strength, percent in self.points if strength in bounds
+        ]
+        if not over:
+            return max(self.points, key=lambda point: point[1]), None
+        excess, point = max(over, key=lambda pair: pair[0])
+        return point, excess
 
 
 @dataclass(frozen=True)

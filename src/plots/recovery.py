@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.attacks.recovery import Attacked, Curve, attacked_models, twin_of
+from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, attacked_models, twin_of
 from tinymem.plots.base import common_legend, new_grid, save_figure, set_title
 from tinymem.plots.labels import file_name, label_of
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -30,22 +30,24 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     """Draw one panel per attack: percent memorized against its strength. Return the figure.
 
     The twin is a grey and the unedited model a black line; dots at the left are what came out without an attack. A memory
-    is only hidden where the model's line rises above its twin's.
+    is only hidden where the model's line rises above its twin's. The area in a title is the curve's mean (`Curve.area`).
     """
-    rows = -(-len(model.curves) // COLUMNS)
+    rows, twin = -(-len(model.curves) // COLUMNS), twin_of(bounds)
     figure, grid = new_grid(rows, min(COLUMNS, max(2, len(model.curves))), 2.6, 2.3)
     for axis, curve in zip(grid.flat, model.curves):
         for other in (*bounds, model):
             if found := other.curve(curve):
                 _draw(axis, found, other)
         axis.set(ylim=(-4, 104), xlabel=(curve.strength or "").replace("_", " "))
-        set_title(axis, curve.attack.replace("_", " "))
+        of = " (shown)" if curve.attack in ON_SHOWN and split != "shown" else ""
+        bound = twin.curve(curve) if twin else None
+        beside = f", twin {bound.area:.0f}" if bound else ""
+        set_title(axis, f"{curve.attack.replace('_', ' ')}{of}, area {curve.area:.0f}{beside}")
     for axis in list(grid.flat)[len(model.curves) :]:
         axis.set_visible(False)
     for row in grid:
         row[0].set_ylabel(f"% of {split.replace('_', '-')}\nsequences recovered", fontsize=8)
     common_legend(figure, grid.flat)
-    twin = twin_of(bounds)
     worst = model.worst_excess(twin)
     note = f": up to {worst[0]:+.1f} points against the twin ({worst[1].replace('_', ' ')})" if worst else ""
     figure.suptitle(label_of(model.record) + note, fontsize=10)
@@ -59,7 +61,7 @@ def _draw(axis, curve: Curve, model: Attacked) -> None:
         NEVER_PLANTED: dict(color="0.6", lw=2.2, ls="--", label="never-planted twin"),
     }
     style = styles.get(model.record["kind"], dict(color="C3", lw=1.5, ls="-", marker="o", markersize=4, label="edited"))
-    places, values = range(len(curve.points) + 1), [model.before, *(value for _, value in curve.points)]
+    places, values = range(len(curve.points) + 1), [curve.before, *(value for _, value in curve.points)]
     axis.plot(places, values, **style)
     axis.set_xticks(places, ["none", *(f"{strength:g}" for strength, _ in curve.points)], fontsize=7)
     axis.tick_params(axis="y", labelsize=7)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinymem.records.choose import Configuration, without_effect
+from tinymem.records.choose import POINTS, Configuration, without_effect
 from tinymem.records.identity import UNEDITED
 from tinymem.records.interval import mean_and_interval
 
@@ -14,8 +14,8 @@ LOSSES = ("planted_loss_held_out", "planted_loss_shown", "planted_loss_train")  
 def verdict(configuration: Configuration) -> str | None:
     """Return NO_EFFECT, OVER_FORGOTTEN, or None for neither.
 
-    Over-forgotten: over the seeds, planted sequences are memorized less than by the never-planted twin, or have a higher
-    loss than there. Without a record of the twin nothing is over-forgotten.
+    Over-forgotten: over the seeds, planted sequences are memorized less than by the never-planted twin by a point or more,
+    or have a loss more than MARGIN times as high. Without a record of the twin nothing is over-forgotten.
     """
     if configuration.method == UNEDITED:
         return None
@@ -24,7 +24,7 @@ def verdict(configuration: Configuration) -> str | None:
     known = next((name for name in LOSSES if _both(configuration, name)), None)
     memorized = _both(configuration, "percent_memorized_train")
     losses = _both(configuration, known) if known else None
-    less = memorized is not None and memorized[0] < memorized[1]
+    less = memorized is not None and memorized[0] <= memorized[1] - POINTS
     higher = losses is not None and losses[0] > MARGIN * losses[1]
     return OVER_FORGOTTEN if less or higher else None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tinymem.errors import UserError
 from tinymem.options import check_options, option
 from tinymem.regularizers.hashing import STEP, high_bits, mix, random_bits
 from tinymem.regularizers.protocol import Regularizer
@@ -37,7 +38,15 @@ class Settings:
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """Leave targets out of the loss mask; the loss is the mean over the others."""
+    """Leave targets out of the loss mask; the loss is the mean over the others.
+
+    Raise UserError for a window that no sequence of the model has room for, so that nothing would be left out.
+    """
+    context = model.config.n_positions
+    if settings.goldfish_strategy == "hashed" and settings.goldfish_h >= context:
+        raise UserError(
+            f"--goldfish_h {settings.goldfish_h}: must be < {context}, the model's context, or no token is left out"
+        )
 
     def positions(tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
         return loss_mask & ~left_out(tokens[:, 1:].long(), settings, seed)

@@ -109,6 +109,9 @@ def _pool(inner: int, settings: Settings, seed: int) -> Pool:
     pool = Pool(first, inner - first, settings.sinks_active, settings.sinks_disjoint, seed)
     if not pool.slice_size:
         raise UserError(f"--sinks_active {settings.sinks_active}: rounds to none of {pool.size} neurons; raise it")
+    if pool.disjoint and pool.size < 2 * pool.slice_size:
+        raise UserError(f"--sinks_active {settings.sinks_active}: {pool.size} neurons have no two slices of that share, as "
+                        "--sinks_disjoint needs; lower it")  # fmt: skip
     return pool
 
 

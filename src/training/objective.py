@@ -85,6 +85,13 @@ class ObjectiveSettings:
         for name in ("lora_alpha", "lora_targets"):
             if getattr(self, name) is not None and not self.lora_rank:
                 raise UserError(f"--{name}: only with --lora_rank")
+        for name in ("forget_share", "retain_loss"):
+            default = type(self).__dataclass_fields__.get(name)
+            if not self.retain_weight and default is not None and getattr(self, name) != default.default:
+                raise UserError(f"--{name} {getattr(self, name)}: only with a --retain_weight above 0")
+        if self.trained != "all" and (self.lora_rank or self.update_mask is not None):
+            flag = "lora_rank" if self.lora_rank else "update_mask"
+            raise UserError(f"--trained {self.trained}: not with --{flag}, which says what is trained")
         if self.lora_rank and self.update_mask is not None:
             raise UserError(
                 f"--lora_rank {self.lora_rank}: not with --update_mask, since a low-rank change reaches every weight of "

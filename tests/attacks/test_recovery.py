@@ -6,7 +6,7 @@ import pytest
 import torch
 from handmade import checkpoint, edited
 
-from tinymem.attacks.recovery import Curve, attacked_models, recovery_rows
+from tinymem.attacks.recovery import Curve, attacked_models, curve_rows, recovery_rows
 from tinymem.attacks.registry import ATTACKS
 from tinymem.localize.attacking import attack_original, attack_twin
 from tinymem.localize.subject import Run
@@ -55,6 +55,29 @@ def test_curves_by_hand():
     assert rows[1]["excess"] is None and rows[0]["excess"] == 90.0
     alone = recovery_rows([models[2]], lambda record: record["kind"])[0]  # without a twin to compare with
     assert (alone["excess"], alone["most"], alone["worst"]) == (None, 80.0, "relearn")
+
+
+def test_an_attack_that_trains_on_all_that_was_shown_is_judged_by_it():
+    here, values = checkpoint(), {}
+    before, run = edited(here, "unedited"), edited(here, "npo", steps=20)
+    for identity, kind, attack, held_out, shown in (
+        (before, "", {}, 100.0, 90.0), (run, "", {}, 20.0, 10.0),
+        (run, "attack", dict(name="relearn_all", steps=5), 30.0, 80.0),
+        (run, "attack", dict(name="quantize", bits=4), 25.0, 15.0),
+    ):  # fmt: skip
+        found = result(identity, kind, shown, **attack)
+        found["results"]["percent_memorized_held_out"] = held_out
+        values[kind, attack.get("name")] = found
+    split, (model,) = attacked_models([result(before, "", 90.0), *values.values()])
+    assert split == "held_out" and model.before == 20.0
+    assert {c.attack: (c.before, c.worst) for c in model.curves} == {
+        "quantize": (20.0, 25.0),
+        "relearn_all": (10.0, 80.0),
+    }
+    rows = curve_rows([model], lambda record: record["kind"])
+    assert [(row["attack"], row["area"], row["excess"]) for row in rows] == [
+        ("quantize", 25.0, None), ("relearn_all", 80.0, None)
+    ]  # fmt: skip
 
 
 def test_area_of_one_strength_and_of_none():

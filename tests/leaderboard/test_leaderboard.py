@@ -240,6 +240,11 @@ def test_results_on_another_model_are_not_mixed_in():
         (["--name", "x", "--submission", "0=.", "--models", "noise"], "no folder for seed 1"),
         (["--name", "x", "--submission", "0=."], "give the model that it is an edit of"),
         (["--models", "nothing"], "--models nothing: must be some of"),
+        (
+            ["--name", "unedited", "--submission", "0=.", "--models", "noise", "--seeds", "0"],
+            "another entrant has this name",
+        ),
+        (["--name", " ", "--submission", "0=.", "--models", "noise", "--seeds", "0"], "must have letters or digits"),
         (["--trials", "0"], "--trials"),
         (["--attacks", "nothing", "--models", "noise"], "--attacks nothing: must be one of"),
         (["--export", "x", "--models", "noise", "--seeds", "77"], "no such model"),

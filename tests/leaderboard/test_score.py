@@ -85,6 +85,7 @@ def jury():
         digest = record_digest(model)
         exact, tests = torch.tensor(rows[name]).float(), torch.tensor([9, 8]).to(torch.int8)
         kept[digest] = {"percent_memorized_held_out": exact, "mean_test_accuracy": tests}
+        kept[digest]["percent_memorized_shown"] = exact
         kept[digest] |= {"mean_test_accuracy.weights": torch.tensor([10, 10]).to(torch.int8)}
         aucs = {"original": [1.0, 1.0], "twin": [0.5, 0.7], "edit": [0.6, 0.8]}[name]
         kept[digest] |= {"auc_loss_held_out": torch.tensor(aucs)}
@@ -107,3 +108,25 @@ def test_the_parts_of_the_score(jury):
     assert judge.excess([edit])["relearn"][0] == 50 and judge.excess([edit])["interpolate"][0] == 0
     assert judge.score([edit])[0] == pytest.approx(4 / (1 / 0.75 + 1 / 0.75 + 2 + 1))
     assert judge.score(judge.twin)[0] == pytest.approx(1) and judge.score(judge.original)[0] < 0.05
+
+
+def test_without_a_gap_between_unedited_and_twin_robustness_says_nothing(jury):
+    judge, edit = jury
+    of_twin = judge.evidence.values[score.record_digest(judge.twin[0])]
+    of_twin["percent_memorized_shown"] = torch.full((4,), 100.0)
+    assert set(judge.parts([edit])) == {"forget", "private", "useful"}
+
+
+def test_what_one_seed_overshoots_does_not_make_up_for_another():
+    """Unedited 100 and twin 50 % on both seeds; the edits give 75 and 25 %: half of the way each, their mean all of it."""
+    models, kept = {}, {}
+    for seed, now in ((0, 75.0), (1, 25.0)):
+        for name, kind, percent in (("", "unedited", 100.0), ("", "never_planted", 50.0), ("some", "unlearn", now)):
+            models[kind, seed] = record(name, kind, seed)
+            digest = score.record_digest(models[kind, seed])
+            kept[digest] = {"percent_memorized_held_out": torch.tensor([percent] * 4)}
+            kept[digest] |= {"mean_test_accuracy": torch.tensor([9]).to(torch.int8)}
+    judge = Jury(Evidence(tuple(models.values()), kept, {}), 20)
+    edits = [models["unlearn", seed] for seed in (0, 1)]
+    assert judge.figure(edits, "percent_memorized_held_out")[0] == 50
+    assert judge.shares(edits, ["percent_memorized"])["percent_memorized_held_out"][0] == 0.5

@@ -96,6 +96,11 @@ def test_the_same_board_gives_the_same_bytes(page, tmp_path):
     assert write_leaderboard(board(), tmp_path / "again.html").read_bytes() == page.read_bytes()
 
 
+def test_the_worst_point_is_that_which_exceeds_the_twin_most():
+    curve = Recovered(((1, 40.0), (2, 60.0)), ((1, 0.0), (2, 55.0)))
+    assert curve.worst == ((1, 40.0), 40.0) and Recovered(curve.points).worst == ((2, 60.0), None)
+
+
 def test_no_two_methods_have_the_same_mark():
     names = [*METHODS, *(f"own {number}" for number in range(12))]
     marks = [

@@ -103,3 +103,14 @@ def test_left_out_tokens_have_no_gradient_and_the_mean_is_over_the_others(make_m
 def test_bad_settings_are_refused(bad):
     with pytest.raises(UserError, match=f"--{next(iter(bad))}"):
         settings(**bad)
+
+
+def test_a_window_that_no_sequence_has_room_for_is_refused(make_model):
+    context = make_model().config.n_positions
+    with pytest.raises(UserError, match=f"--goldfish_h {context}: must be < {context}, the model's context"):
+        build(make_model(), settings(goldfish_h=context), seed=0)
+    build(make_model(), settings(goldfish_h=context, goldfish_strategy="static"), seed=0)  # has no window
+    tokens = torch.randint(0, 10, (400, context), generator=torch.Generator().manual_seed(0))
+    widest = build(make_model(), settings(goldfish_h=context - 1), seed=0)
+    mask = torch.ones(400, context - 1, dtype=torch.bool)
+    assert 50 < (~widest.positions(tokens, mask)).sum() < 150  # one target a row could be left out, a quarter are

@@ -160,6 +160,10 @@ def test_plain_trainings_write_no_such_file(make_model, tiny_dataset, tiny_setti
         (dict(sinks_active=0.001), "--sinks_active 0.001: rounds to none of 19 neurons"),
         (dict(sinks_shared=1.0), "--sinks_shared 1.0: must be in"),
         (dict(sinks_active=0.0), "--sinks_active 0.0: must be in"),
+        (
+            dict(sinks_active=0.6, sinks_disjoint=True),
+            "--sinks_active 0.6: 19 neurons have no two slices of that share",
+        ),
     ],
 )
 def test_bad_shares_are_refused(make_model, changes, message):

@@ -20,7 +20,8 @@ import torch
 
 from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, factor_passes
 from tinymem.localize.curvature.layers import chosen_weights
-from tinymem.localize.learning import frozen, gradients, mean_weights
+from tinymem.localize.learning import frozen, gradients, kl_note
+from tinymem.localize.method import sides
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 from tinymem.models.edit import Weights, reversible
@@ -62,7 +63,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
         found = partial(iter, list(found()))
     drift = Drift(model, task, hp.kl_sequences)
     for budget in hp.kl_budget:
-        yield budget, Weights(_ascended(model, task, weights, found, drift, budget, hp))
+        yield budget, Weights(*_ascended(model, task, weights, found, drift, budget, hp))
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
@@ -93,11 +94,13 @@ class Drift:
             total += ((before.exp() * (before - after)).sum(-1) * mask).sum().item()
             count += mask.sum().item()
         mean = total / max(1.0, count)
-        return mean if math.isfinite(mean) else math.inf
+        return max(0.0, mean) if math.isfinite(mean) else math.inf  # rounding can bring it below 0
 
 
-def _ascended(model, task, weights: list[Weight], found: Callable, drift: Drift, budget: float, hp) -> dict:
-    """Return the matrices after all steps, shaped as stored. Leave the model unchanged."""
+def _ascended(
+    model, task, weights: list[Weight], found: Callable, drift: Drift, budget: float, hp
+) -> tuple[dict, dict[str, float]]:
+    """Return the matrices after all steps, shaped as stored, and the drift that they reach. Leave the model unchanged."""
     with reversible() as changes, frozen(model):
         for weight in weights:
             changes.keep(weight.parameter)
@@ -105,7 +108,8 @@ def _ascended(model, task, weights: list[Weight], found: Callable, drift: Drift,
         for step in range(1, hp.newton_steps + 1):
             target = budget * (step / hp.newton_steps) ** 2
             reached = _climb(model, task, weights, found, drift, target, reached, hp)
-        return {weight.name: weight.parameter.detach().clone() for weight in weights}
+        edited = {weight.name: weight.parameter.detach().clone() for weight in weights}
+    return edited, kl_note("kfade", budget, reached)
 
 
 def _climb(
@@ -137,15 +141,12 @@ def _climb(
 
 
 def forget_weights(task: UnlearningTask, forget_tokens: str) -> torch.Tensor:
-    """Return each token loss's weight in the forget loss, a mean over the tokens that count, (F, T - 1).
+    """Return each token loss's weight in the forget loss, a mean over the tokens that count, (F, T - 1). No pad does.
 
     What a row's prompt costs is no memory: without it the loss would first rise where the text cannot be predicted.
     """
-    weights = mean_weights(task, task.forget.planted)
-    if forget_tokens == "continuation":
-        places = torch.arange(1, weights.shape[1] + 1, device=weights.device)
-        weights = weights * (places >= task.forget.prompt_end.to(weights.device)[:, None])
-    return weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    mask = sides(task, forget_tokens)[0].mask
+    return mask / mask.sum().clamp(min=1)
 
 
 def newton_direction(slope: torch.Tensor, basis: Basis, damping: float) -> tuple[torch.Tensor, float]:

@@ -32,6 +32,7 @@ class HyperParameters:
     epochs: int = option(10, "passes over the forget set", low=1)
     batch_size: int = option(32, "sequences per step", low=2)
     lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3)
+    warm_up: int = option(10, "steps over which the learning rate rises linearly", low=0, unrecorded=True)
     trained: str = option("all", "parameters that are trained", choices=TRAINED)
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
 
@@ -57,7 +58,7 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
 
 def way(model, task: UnlearningTask, hp: HyperParameters) -> dict[str, torch.Tensor]:
     """Return theta_F - theta of every trained parameter, shaped as stored. Leave the model unchanged."""
-    own = ("batch_size", "lr", "trained", "dtype")
+    own = ("batch_size", "lr", "warm_up", "trained", "dtype")
     training = ObjectiveSettings(steps=(_steps(task, hp),), **{name: getattr(hp, name) for name in own})
     forget = Side.of(task.forget.planted, task.ignored_token)
     options = (task.seed, task.microbatch, task.gradient_checkpointing)

@@ -25,7 +25,7 @@ from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import option, settings
 from tinymem.training.objective import FORGET_TOKENS
 
-CUMULATIVE = True
+CUMULATIVE = True  # what all budgets share counts for each; so do the walks to the smaller budgets before it
 
 
 @settings

@@ -41,8 +41,12 @@ def middle(hp: HyperParameters, model) -> int:
 
 
 def direction(hp: HyperParameters, reference, forget: Side, layer: int) -> torch.Tensor:
-    """Return a random vector with non-negative entries, (width,), `scale` times as long as activations of the first rows."""
-    first = (forget.whole or forget).split(64)[0].to(forget.tokens.device)
+    """Return a random vector with non-negative entries, (width,), `scale` times as long as activations of the first rows.
+
+    The vector is the same in every run: the seed of a method orders its rows only.
+    """
+    whole = forget.whole or forget
+    first = whole.select(whole.mask.any(1).nonzero().flatten()[:64].to(forget.tokens.device))
     usual = reference.activations(first, layer)[first.mask]
     vector = torch.rand(usual.shape[-1], generator=torch.Generator().manual_seed(0))
     return hp.scale * usual.norm(dim=-1).median() * (vector / vector.norm()).to(usual)

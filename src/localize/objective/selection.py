@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from tinymem.data.dataset import evenly_spaced
-from tinymem.localize.learning import frozen
+from tinymem.errors import NotFinite, UserError
+from tinymem.localize.learning import frozen, gradients_of_sides, kl_note
 from tinymem.localize.objective.terms import divergence
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 from tinymem.models.edit import Weights, applied, reversible
 from tinymem.models.precision import autocast
-from tinymem.models.trainable import gradient_of
 from tinymem.training.reference import Reference
-from tinymem.training.step import Side, backward, next_token_loss
+from tinymem.training.step import Side, next_token_loss
 
 BATCH = 32  # forget rows per step of the low-rank change
 SHARED_ROWS, BUDGET_ROWS = 512, 64  # retain rows whose gradient is taken, and on which the drift is measured
@@ -32,8 +32,8 @@ def gradients(model, task: UnlearningTask, hp: Any, matrices: Sequence[Weight], 
     """Return the gradient of the mean token loss for each matrix, float32 (out, in). Leave `.grad` empty."""
     parameters = [matrix.parameter for matrix in matrices]
     with frozen(model, trainable=parameters):
-        backward(model, next_token_loss, [side.to(model.device)], task.microbatch, hp.dtype)
-        return [matrix.view(gradient_of(matrix.parameter)).float() for matrix in matrices]
+        found, _ = gradients_of_sides(model, task, next_token_loss, [side.to(model.device)], parameters, hp.dtype)
+        return [matrix.view(gradient).float() for matrix, gradient in zip(matrices, found)]
 
 
 def memory_gradients(
@@ -64,7 +64,13 @@ def memory_gradients(
 
 
 def without_shared(gradient: torch.Tensor, shared: torch.Tensor, dropped: int) -> torch.Tensor:
-    """Return a gradient (out, in) without the strongest `dropped` singular directions of another, on both sides."""
+    """Return a gradient (out, in) without the strongest `dropped` singular directions of another, on both sides.
+
+    Raise UserError unless some are left.
+    """
+    if dropped >= min(gradient.shape):
+        raise UserError(f"--dropped {dropped}: must be < {min(gradient.shape)}, the smaller side of an MLP matrix; it would leave "
+                        "no direction")  # fmt: skip
     left, _, right = torch.linalg.svd(shared, full_matrices=False)
     left, right = left[:, :dropped], right[:dropped]
     gradient = gradient - left @ (left.T @ gradient)
@@ -86,12 +92,14 @@ def walk(
     """Yield, for each budget, the weights farthest along the ways (out, in) whose drift on the rows is within it."""
     views = [matrix.view() for matrix in matrices]
     weights, others = (torch.stack([t.float().square().sum() for t in each]).sum() for each in (views, ways))
+    if not others:
+        raise NotFinite("the gradient of the sequences to forget is 0, so that there is no direction to move along")
     length = weights / others
     reference = Reference(model, task.microbatch, hp.dtype)
 
-    def moved(share: float) -> Weights:
+    def moved(share: float, **notes: float) -> Weights:
         new = (m.view() + share * length.sqrt() * way for m, way in zip(matrices, ways))
-        return Weights({m.name: m.view(values).to(m.parameter.dtype) for m, values in zip(matrices, new)})
+        return Weights({m.name: m.view(values).to(m.parameter.dtype) for m, values in zip(matrices, new)}, notes)
 
     def spent() -> float:
         return drift(model, reference, rows, task.microbatch, hp.dtype)
@@ -99,12 +107,12 @@ def walk(
     spent()
     reference.begin_edit()
     for budget in hp.kl_budget:
-        share, step = 0.0, hp.lr
+        share, reached, step = 0.0, 0.0, hp.lr
         for _ in range(hp.max_steps):
             with applied(model, moved(share + step)):
-                within = spent() <= budget
-            share, step = (share + step, step) if within else (share, step / 2)
-        yield budget, moved(share)
+                now = spent()
+            share, reached, step = (share + step, now, step) if now <= budget else (share, reached, step / 2)
+        yield budget, moved(share, **kl_note("repselect", budget, max(0.0, reached)))
 
 
 def work(task: UnlearningTask, hp: Any) -> tuple[int, int]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from tinymem.localize.learning import endless_batches, frozen, sides_of
+from tinymem.localize.learning import endless_batches, frozen, gradients_of_sides, sides_of
+from tinymem.localize.method import sides
 from tinymem.localize.objective import npo, undial
 from tinymem.localize.task import UnlearningTask
-from tinymem.models.checkpointing import checkpointed
 from tinymem.models.precision import autocast
 from tinymem.training.reference import Reference
-from tinymem.training.step import Side, backward
+from tinymem.training.step import Side
 
 LOSS, TERMS = "loss", {"npo": npo, "undial": undial}  # the unbounded term, and objectives with their default settings
 Rows = tuple["torch.Tensor", "torch.Tensor"]
@@ -31,29 +31,25 @@ def bounded_step(
 ) -> Callable[[Rows, list[torch.nn.Parameter]], list[torch.Tensor]]:
     """Return a step of `learn_subnet`: rows of a batch -> the gradient of (1 - w) * term + w * retain loss.
 
-    A row's term in NPO is divided by its length, so that a row pulls at most twice as hard as its mean loss would.
+    The term counts what it does in its objective: no prompt and no pad. A row's term in NPO is divided by its length, so
+    that a row pulls at most twice as hard as its mean loss would.
     """
     term, reference = TERMS[hp.forget_term], Reference(model, task.microbatch, hp.dtype)
     settings = term.HyperParameters()
-    forget, retain = (Side.of(rows, task.ignored_token) for rows in (task.forget.planted, task.retain))
+    whole = sides(task, settings.forget_tokens)
 
     def loss(model, forget: Side, retain: Side) -> tuple[torch.Tensor, torch.Tensor]:
         values = term.loss(settings, model, reference, forget, None)
         return values / forget.lengths if values.dim() == 1 else values, retain.losses(model)
 
     def some(rows: Rows) -> list[Side]:
-        return [whole.select(ids.to(model.device)) for whole, ids in zip((forget, retain), rows)]
+        return [side.select(ids.to(model.device)) for side, ids in zip(whole, rows) if side is not None]
 
     def step(rows: Rows, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-        weights = (1 - hp.loss_weighting, hp.loss_weighting)
-        with checkpointed(model, task.gradient_checkpointing):
-            sides = some(rows)
-            means = backward(model, loss, sides, task.microbatch, hp.dtype, (), weights)
-        tokens = sum(side.tokens.numel() for side in sides)
+        weights, drawn = (1 - hp.loss_weighting, hp.loss_weighting), some(rows)
+        found, means = gradients_of_sides(model, task, loss, drawn, parameters, hp.dtype, weights)
+        tokens = sum(side.tokens.numel() for side in drawn)
         task.watch.note(tokens, forget_loss=means[0], retain_loss=means[1])
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        for parameter in parameters:
-            parameter.grad = None
         return found
 
     first = torch.zeros(1, dtype=torch.long)

@@ -108,6 +108,15 @@ def test_what_the_forget_loss_counts(tiny_task):
     task = tiny_task(forget=3, ignored_token=int(tiny_task(forget=3).forget.planted[0, 8]))
     weights = kfade.forget_weights(task, "continuation")
     assert weights[0, 7] == 0 and weights.sum().item() == pytest.approx(1)
+    task = tiny_task(forget=3, pad=int(tiny_task(forget=3).forget.planted[0, 8]))  # of numbers: ignored by no loss
+    assert kfade.forget_weights(task, "all")[0, 7] == 0
+
+
+def test_a_divergence_that_rounds_below_zero_is_none(tiny_model, tiny_task, caplog):
+    model, task = tiny_model(), tiny_task()
+    hp = kfade.HyperParameters(kl_budget=(1e-12,), newton_steps=3, kl_sequences=1)
+    ((_, edit),) = kfade.run(model, task, hp)
+    assert 0 <= edit.notes["kl_reached"] <= 1e-12
 
 
 def looped_importances(model, task, tokens, weights):

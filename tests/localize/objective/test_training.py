@@ -147,6 +147,7 @@ def test_repselect_spends_its_budget_and_no_more(directions):
             forget_losses.append(task.mean_loss(model, task.forget.planted))
         spent = (before.exp() * (before - after)).sum(-1).mean().item()
         assert 0.9 * budget < spent <= budget * (1 + 1e-3)
+        assert edit.notes["kl_reached"] == pytest.approx(spent, rel=1e-2)
     assert forget_losses == sorted(forget_losses)
 
 
@@ -158,6 +159,18 @@ def test_shared_directions_are_removed_on_both_sides():
     assert (left[:, :2].T @ kept).abs().max() < 1e-5 and (kept @ right[:2].T).abs().max() < 1e-5
     torch.testing.assert_close(left[:, 2:].T @ kept @ right[2:].T, left[:, 2:].T @ gradient @ right[2:].T)
     torch.testing.assert_close(without_shared(gradient, gradient, 0), gradient)
+    with pytest.raises(UserError, match="--dropped 5: must be < 5"):  # all that would be left is rounding
+        without_shared(gradient, shared, 5)
+
+
+def test_repselect_says_what_it_did_not_spend_and_needs_a_direction(caplog):
+    model, task = new_model("gpt2"), new_task()
+    hp = repselect.HyperParameters(kl_budget=(0.1,), max_steps=1, lr=1e-6, dropped=2, dtype="float32")
+    ((_, edit),) = METHODS["repselect"].run(model, task, hp)
+    assert edit.notes["kl_reached"] < 0.05 and "repselect: found no step nearer to the budget" in caplog.text
+    nothing = replace(task, forget=replace(task.forget, prompt_end=torch.full_like(task.forget.prompt_end, 12)))
+    with pytest.raises(NotFinite, match="no direction to move along"):
+        list(METHODS["repselect"].run(model, nothing, hp))
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
@@ -191,6 +204,7 @@ def test_the_update_mask_is_part_of_a_run_and_only_where_there_is_one():
     (("npo", "0.1"), "--update_mask npo: must be one of zero_out"),
     (("durable", "1.5"), "--update_mask durable 1.5: the ratio must be a number in"),
     (("durable", "much"), "--update_mask durable much: the ratio"),
+    (("durable", "0.0000001"), "--update_mask durable 0.0000001: the method finds no weight"),
 ])  # fmt: skip
 def test_update_masks_that_cannot_be(words, message):
     with pytest.raises(UserError, match=message):
@@ -200,6 +214,25 @@ def test_update_masks_that_cannot_be(words, message):
 def test_no_weight_decay_outside_a_mask():
     with pytest.raises(UserError, match="--weight_decay 0.1: must be 0 with --update_mask"):
         hp_of("npo", update_mask=("durable", "0.1"), weight_decay=0.1)
+
+
+@pytest.mark.parametrize("name, changes, message", [
+    ("undial", {"retain_loss": "kl"}, "--retain_loss kl: only with a --retain_weight above 0"),
+    ("undial", {"forget_share": 0.1}, "--forget_share 0.1: only with a --retain_weight above 0"),
+    ("npo", {"trained": "all_but_embeddings", "lora_rank": 2}, "--trained all_but_embeddings: not with --lora_rank"),
+    ("npo", {"trained": "all_but_embeddings", "update_mask": ("durable", "0.1")}, "not with --update_mask"),
+])  # fmt: skip
+def test_what_would_have_no_effect_is_refused(name, changes, message):
+    with pytest.raises(UserError, match=message):
+        hp_of(name, **changes)
+
+
+def test_only_what_can_do_without_a_retain_set_is_told_so():
+    alone = replace(new_task(), retain=new_task().retain[:0])
+    for name, said in (("npo", True), ("pdu", False)):
+        with pytest.raises(UserError) as error:
+            edits(name, new_model("gpt2"), alone, hp_of(name))
+        assert ("--retain_weight 0" in str(error.value)) == said
 
 
 def test_sets_that_an_objective_needs():

@@ -30,27 +30,47 @@ def test_rows_come_in_the_order_of_the_unbounded_method():
 
 @pytest.mark.parametrize("microbatch", [2, 64])
 def test_the_gradient_of_npo_is_its_formula(microbatch):
-    """mean over rows of -(2 / (b T)) log sigmoid(b (S - S_0)), b = 0.1 * 50 / T, against the unmasked model."""
-    model, task, hp = new_model("gpt2"), new_task(microbatch=microbatch), hp_of(forget_term="npo", loss_weighting=0.6)
+    """mean over rows of -(2 / (b T)) log sigmoid(b (S - S_0)), b = 0.1 * 50 / T, against the unmasked model.
+
+    S and T are of the tokens behind the prompt that are no pads.
+    """
+    pad = int(new_task().forget.planted[4, 8])
+    model, task = new_model("gpt2"), new_task(microbatch=microbatch, pad=pad)
+    hp = hp_of(forget_term="npo", loss_weighting=0.6)
     parameters = [matrix.parameter for mlp in find_mlps(model) for matrix in mlp.matrices]
     rows = torch.tensor([4, 1, 7]), torch.arange(5)
+    forgotten = task.forget.planted[rows[0]]
+    counts = (forgotten[:, 1:] != pad) & (torch.arange(1, 12) >= task.forget.prompt_end[rows[0], None])
+    assert len(set(counts.sum(1).tolist())) > 1
 
     def losses(tokens):
         logs = model(tokens).logits[:, :-1].log_softmax(-1)
         return -logs.gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
     with torch.no_grad():
-        before = losses(task.forget.planted[rows[0]]).sum(1)
-    step, length = bounded_step(model, task, hp), task.forget.planted.shape[1] - 1
+        before = (losses(forgotten) * counts).sum(1)
+    step, length = bounded_step(model, task, hp), counts.sum(1)
     masks = {m.name: torch.rand(m.view().shape) < 0.3 for mlp in find_mlps(model) for m in mlp.matrices}
     with applied(model, Zeros(masks)), frozen(model, parameters):
         found, beta = step(rows, parameters), 0.1 * 50 / length
         assert all(parameter.grad is None for parameter in parameters)
-        rise = losses(task.forget.planted[rows[0]]).sum(1) - before
+        rise = (losses(forgotten) * counts).sum(1) - before
         term = (-2 / (beta * length) * torch.nn.functional.logsigmoid(beta * rise)).mean()
         expected = torch.autograd.grad(0.4 * term + 0.6 * losses(task.retain[rows[1]]).mean(), parameters)
     for one, other in zip(found, expected):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_microbatches_do_not_matter_in_bfloat16():
+    """Sums over microbatches are in float32: what is left is the rounding of the passes."""
+    hp, parts = hp_of(forget_term="npo"), []
+    for microbatch in (1, 64):
+        model = new_model("gpt2").bfloat16()
+        parameters = [matrix.parameter for mlp in find_mlps(model) for matrix in mlp.matrices]
+        step = bounded_step(model, new_task(64, 64, microbatch=microbatch), hp)
+        with frozen(model, parameters):
+            parts.append(torch.cat([part.flatten() for part in step((torch.arange(64), torch.arange(64)), parameters)]))
+    assert parts[0].dtype == torch.float32 and (parts[0] - parts[1]).norm() < 0.01 * parts[1].norm()
 
 
 @pytest.mark.parametrize("term", ["npo", "undial"])

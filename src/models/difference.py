@@ -1,0 +1,60 @@
+"""One model as an edit of another, which must be the same but for its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tinymem.errors import UserError
+from tinymem.models.channel_gate import CONFIG_KEY, Gated, gate_of, is_gated
+from tinymem.models.edit import Edit, Weights
+
+# Of a config, what has no part in the outputs in evaluation mode, or is compared in another way.
+FREE = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "name_or_path", CONFIG_KEY)
+FREE_ENDS = ("_token_id", "_pdrop", "_dropout", "initializer_range")
+
+
+def edit_between(original, model, name: str) -> Edit:
+    """Return the edit that turns one model into another. name: of the other. Raise UserError as `check_same`."""
+    check_same(original, model, name)
+    own, new = dict(original.named_parameters()), dict(model.named_parameters())
+    weights = Weights(
+        {part: value.detach() for part, value in new.items() if not value.detach().equal(own[part].detach().to(value))}
+    )
+    gated = is_gated(model) and getattr(model.config, CONFIG_KEY) != getattr(original.config, CONFIG_KEY, None)
+    return Gated(weights, gate_of(model)) if gated else weights
+
+
+def check_same(original, model, name: str) -> None:
+    """Raise UserError unless two models differ in nothing but values. name: of the second.
+
+    They must have the same parameters in the same shapes, and agree in every setting that both of their configs have.
+    """
+    own, new = ({part: value.shape for part, value in each.named_parameters()} for each in (original, model))
+    if wrong := sorted(part for part in own.keys() | new.keys() if own.get(part) != new.get(part)):
+        raise UserError(f"{name}: not an edit of this model; {wrong[0]} and {len(wrong) - 1} more differ in shape")
+    before, now = (_computing(each.config) for each in (original, model))
+    if wrong := [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]:
+        key = wrong[0]
+        raise UserError(f"{name}: not an edit of this model; config.json says {key} {now[key]}, not {before[key]}")
+    if is_gated(original) and not is_gated(model):
+        raise UserError(
+            f"{name}: not an edit of this model, which was trained with example-tied dropout; this one was not"
+        )
+
+
+def check_same_tokens(original: Any, tokenizer: Any, name: str) -> None:
+    """Raise UserError unless two tokenizers have the same vocabulary. None, for one that is not there, is not compared."""
+    if original is not None and tokenizer is not None and original.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"{name}: has another tokenizer than the model that it is an edit of; token ids would mean other text"
+        )
+
+
+def _computing(config) -> dict[str, Any]:
+    """Return the settings of a config that its outputs depend on."""
+    values = config.to_dict()
+    return {
+        key: value
+        for key, value in values.items()
+        if key.lstrip("_") not in FREE and not key.endswith(FREE_ENDS) and not key.startswith("summary_")
+    }
