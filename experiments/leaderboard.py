@@ -55,6 +55,7 @@ from tinymem.sweeps.sites import find_site, open_pool
 from tinymem.sweeps.timings import Timings
 
 MOST_TRIALS = 1000  # drawing more takes for ever
+MOST_LINES = 10  # about what is missing
 REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
 
@@ -140,8 +141,8 @@ def benches_of(case: Case, arguments: argparse.Namespace) -> list[Bench]:
     return [Bench(case, seed, folder, tuple(arguments.attacks)) for seed in arguments.seeds]
 
 
-def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespace, pool: Any) -> bool:
-    """Run everything of a case that is missing and write its evidence. Return whether all of it is there."""
+def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespace, pool: Any) -> list[str]:
+    """Run everything of a case that is missing and write its evidence. Return a line on each command that is still missing."""
     common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
     benches = benches_of(case, arguments)
     folder = benches[0].folder
@@ -149,12 +150,12 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
-    complete = run_stage(
+    missing = run_stage(
         f"{case.name}: training, and trials on seed {benches[0].seed}", [*trainings, *trials], arguments, folder, pool
     )
     if arguments.dry_run:
         print_finals(taking_part, benches, common)
-        return True
+        return []
     given = {each.name: each.needs for each in taking_part if each.group in (OWN, SUBMISSION) and each.needs}
     evidence.write_needs(folder, {**evidence.read_needs(folder), **given})
     found = gathered(benches, arguments, earlier)
@@ -169,12 +170,12 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         chosen = dict.fromkeys(choose(entrant, case, found, limit) for limit in case.utility.limits)
         for trial in together(trial for trial in chosen if trial is not None):
             finals += [job for bench in benches for job in jobs_of(trial, entrant, bench, common, attacked=True)]
-    complete &= run_stage(f"{case.name}: what was chosen, on every seed, and attacks", finals, arguments, folder, pool)
+    missing += run_stage(f"{case.name}: what was chosen, on every seed, and attacks", finals, arguments, folder, pool)
     case.write(output)
     evidence.write(gathered(benches, arguments, earlier), output)
     for bench in benches:
         publish(bench, output)
-    return complete
+    return missing
 
 
 def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence.Evidence | None:
@@ -219,14 +220,14 @@ def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Commo
     print(f"then up to {limits * len(finals)} commands that run and attack what is chosen, on every seed; {hours}")
 
 
-def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any) -> bool:
-    """Run the missing jobs of a stage. Return whether all their records are there; exit if the user stopped it."""
+def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any) -> list[str]:
+    """Run the missing jobs of a stage. Return a line on each whose records are not there; exit if the user stopped it."""
     print(title, file=sys.stderr)
     unique = list({job.name: job for job in jobs}.values())
     assert len({job.words for job in jobs}) == len(unique), "two commands of one name"
     states, result = run_missing(arguments, unique, folder, scripts.home(), pool)
     leave(result)
-    return not any(progress.left for progress in states.values())
+    return [f"{p.state}: {p.job.name}  {p.message}".rstrip() for p in states.values() if p.left]
 
 
 def gathered(
@@ -260,7 +261,7 @@ def main() -> None:
     arguments = parse()
     arguments.output_dir = arguments.output_dir or OUTPUT
     output = files.writable_folder(arguments.output_dir)
-    complete = True
+    missing: list[str] = []
     if not arguments.report:
         site = find_site(arguments.site)
         find_attacks(arguments.attacks, "--attacks")
@@ -274,7 +275,7 @@ def main() -> None:
         )
         only = own if own and not (arguments.methods or arguments.method_file) else [*taking_part, *own]
         for case in cases:
-            complete &= run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))
+            missing += run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))
     if arguments.dry_run:
         return
     done = [path.parent.name for path in sorted(output.glob(f"*/{NAME}"))]
@@ -284,7 +285,14 @@ def main() -> None:
     for table in tables:
         print(f"\n{table.title}\n{cli.fitted_table(table.shown, list(table.shown[0]), {}, more='the files have them')}")
     print(f"\ntables and pages: {output}")
-    if not complete:
+    if missing:  # the tables have pushed the first mention out of sight
+        print(
+            "\nnot complete:",
+            *missing[:MOST_LINES],
+            *["..."] * (len(missing) > MOST_LINES),
+            sep="\n  ",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

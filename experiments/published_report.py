@@ -154,12 +154,17 @@ def _line(name: str, row: Mapping[str, Any], used: Sequence[str]) -> list[str]:
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
-    """Return mean and half width of the interval; a mean alone where there is one model."""
+    """Return mean and half width of the interval, or its ends where a percentage cuts it off; of one model the mean."""
     mean, half, digits = row[column], row[f"{column}_ci95"], SHOWN[column][1]
     if mean is None:
         return "-"
     text = f"{round(mean, digits) + 0.0:.{digits}f}"
-    return text if not half else f"{text} ± {half:.{digits}f}"
+    if not half:
+        return text
+    low, high = max(0.0, mean - half), min(100.0, mean + half)
+    if "memorized" in column and (low, high) != (mean - half, mean + half):
+        return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{text} ± {half:.{digits}f}"
 
 
 def write_report(folders: Iterable[Path], target: Path, tell: Callable[[str], None] = print) -> None:

@@ -51,6 +51,8 @@ def option(
     models. With `unrecorded` a record names the setting only where it differs from the default, so that runs from before
     it existed count as the same.
     """
+    if () in (grid, small):
+        raise UserError("option: a grid without values; leave it out, or give it some")
     rules = dict(low=low, high=high, above=above, below=below, choices=choices)
     sweep = dict(strength=strength, grid=grid, small=small, large=large, unrecorded=unrecorded)
     return dataclasses.field(default=default, metadata={"help": help, "alias": alias, **rules, **sweep})
