@@ -13,7 +13,7 @@ help:
 	@echo "make install    make .venv and install everything in it; the other targets do this first"
 	@echo "make demo       train a small model that memorizes, unlearn it, draw the figure (minutes)"
 	@echo "make demo-text  the same on text: repeated passages are memorized and unlearned (5 to 10 minutes)"
-	@echo "make demo-lm    the same on SmolLM2-135M, a real language model (100 minutes)"
+	@echo "make demo-lm    the same on SmolLM2-135M, a real language model (70 minutes with bfloat16)"
 	@echo "make notebooks  run the notebooks in results/ and keep their outputs"
 	@echo "make bench      speed against the study's recipe and the machine's limit (15 minutes)"
 	@echo "make docs       write the generated tables and the API reference of the documentation"
