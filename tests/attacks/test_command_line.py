@@ -38,7 +38,8 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
     assert kinds.count("attack") == 2 * (strengths - 3 - 1 - 3 - 1 - 2 - 2 - 2 - 2)  # what `quick` leaves out
     names = {record["attack"]["name"] for record in load_records(unlearn.folder) if record["kind"] == "attack"}
     assert names == set(ATTACKS)
-    figures = sorted(path.name for path in (unlearn.folder / "recovery").iterdir())
+    table, *figures = sorted(path.name for path in (unlearn.folder / "recovery").iterdir())
+    assert table == "curves.csv" and (unlearn.folder / "recovery" / table).read_text().startswith("model,attack,")
     assert len(figures) == 2 and figures[0].startswith("durable_0.2_")
     times = {path: path.stat().st_mtime_ns for path in find_records(unlearn.folder)}
     unlearn("--holdout_fraction", 0.5, "--attack", "all", *quick)
