@@ -53,7 +53,7 @@ class Curve:
         places = [math.log(strength) if first > 0 else strength for strength, _ in self.points]
         values = [value for _, value in self.points]
         steps = zip(places, places[1:], values, values[1:])
-        return sum((b - a) * (x + y) / 2 for a, b, x, y in steps) / (places[-1] - places[0])
+        return sum((b - a) * (x + y) / 2 for a, b, x, y in steps) / (places[-1] - places[0]) + 0.0  # no -0
 
     def excess(self, twin: Curve | None) -> float | None:
         """Return by how much the curve exceeds the twin's at most, at the same strength; None without such a point."""

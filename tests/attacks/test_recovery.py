@@ -81,6 +81,7 @@ def test_an_attack_that_trains_on_all_that_was_shown_is_judged_by_it():
 
 
 def test_area_of_one_strength_and_of_none():
+    assert str(Curve("quantize", {}, "bits", ((8, 0.0), (4, 0.0))).area) == "0.0"  # no -0
     assert Curve("a", {}, None, ((0.0, 30.0),)).area == 30.0
     assert Curve("a", {}, "alpha", ((0.0, 0.0), (1.0, 50.0))).area == 25.0  # linear where a strength is 0
 
