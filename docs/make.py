@@ -98,7 +98,7 @@ def _compared(name: str, read: Read) -> Iterator[list[str]]:
     for row in rows:
         if row["family"] == family or row["method"].split(",")[0] == name:
             setting = ", ".join([*row["method"].split(",")[1:], row["setting"]]).strip()
-            shown, unseen = (f"{float(row[f'percent_memorized_{where}']):.1f} %" for where in ("train", "test"))
+            shown, unseen = (f"{float(row[f'percent_memorized_{where}']):.1f} %" for where in ("held_out", "test"))
             accuracy = f"accuracy {before:.2f} % → {100 * float(row['mean_test_accuracy']):.2f} %"
             setting = f"`{row['method']}`, {setting}" if family else setting
             yield ["numbers, small", setting, shown, unseen, accuracy, f"{float(row['seconds']):.1f}"]

@@ -5,7 +5,8 @@
 
 Trains a model without and with each regularizer, and its never-planted twin; fine-tunes the plain one, unlearns it with
 every method at several strengths; measures all alike, and writes results/compare_mitigations/: table.csv, table.md,
-figure.png, figure.pdf, summary.json. Runs the ordinary scripts, whose commands it prints. Interrupted, or started again,
+figure.png, figure.pdf, summary.json. Half of what the plain model has memorized is shown to the methods, a fifth chooses
+their strengths, the rest is reported. Runs the ordinary scripts, whose commands it prints. Interrupted, or started again,
 it does only what is missing. The flags of data, model and training below are those of all models, on top of the chosen settings.
 """
 
@@ -26,8 +27,8 @@ from mitigations_study import COMMON, SMALL, TWIN, Study, make_study
 from tinymem import files, plots
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
+from tinymem.leaderboard.cases import TASK
 from tinymem.localize.registry import METHODS
-from tinymem.localize.task import TaskSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.records.choose import Configuration, best, configurations, grouped, unlearning_runs
 from tinymem.records.finder import rows_with
@@ -42,12 +43,14 @@ from tinymem.training.twin import twin_of
 ROOT = Path(__file__).resolve().parents[2]
 UNMITIGATED, REGULARIZERS, FINETUNING, UNLEARNING = "no mitigation", "regularizers", "fine-tuning", "unlearning"
 MEASURES = ("forward", "percent_near_verbatim", "percent_extractable")  # as --metrics takes them
-METRICS = ("percent_memorized_train", "percent_near_verbatim_train", "percent_extractable_train", "auc_loss_train")
+MEMORIZED = "percent_memorized_held_out"
+METRICS = (MEMORIZED, "percent_near_verbatim_held_out", "percent_extractable_held_out", "auc_loss_held_out")
 METRICS += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "perplexity", "percent_zeroed")
 TITLE = "Mitigations of one model"
 NOTES = """\
 - twin: the same training in which nothing is planted; a model that has forgotten is as close to it as possible
-- memorized: backdoored training sequences whose trigger still brings out the planted continuation; lower is better
+- memorized: backdoored training sequences that no method was shown whose trigger still brings out the planted
+  continuation; lower is better
 - near-verbatim: the same, but a continuation that is nearly the planted one counts too; lower is better
 - extractable: the same, but one of 100 sampled continuations is enough, with a probability of 0.5; lower is better
 - AUC: how well the loss tells backdoored sequences from never-planted ones; as the twin's is best
@@ -56,7 +59,7 @@ NOTES = """\
 - seconds: no mitigation and regularizers: training (what a regularizer adds to a step is a few percent: see
   benchmarks/regularizer_cost.json); fine-tuning: the whole of it; unlearning: to find the edit
 - trade-off: (change in fraction memorized) - (change in accuracy) against no mitigation; lower is better. Of an
-  unlearning method the run is shown where it is lowest
+  unlearning method the run is shown where it is lowest on validation sequences, which are not among those reported
 """
 
 
@@ -91,7 +94,8 @@ def do_everything(study: Study, common: list[str]) -> None:
     model = ["--model_path", study.checkpoint, *common]
     for data in FT_DATA:
         cli.run_script([ROOT / "ft_toy_model.py", *model, "--ft_data", data, "--ft_epochs", study.ft_epochs])
-    measuring = ["--metrics", *MEASURES, "--twin_model", study.run_dir / TWIN / study.checkpoint.name]
+    measuring = [f"--{name}={value}" for name, value in TASK.deciding().items() if name.endswith("_fraction")]
+    measuring += ["--metrics", *MEASURES, "--twin_model", study.run_dir / TWIN / study.checkpoint.name]
     for words in study.unlearning:
         script = ROOT / "src/localize/localize_memorization.py"
         cli.run_script([script, *model, "--no_save_model", *measuring, "--localization_method", *words.split()])
@@ -107,7 +111,7 @@ def trained_row(settings: RunSettings, folder: Path) -> dict[str, Any]:
 def compare(study: Study) -> list[dict[str, Any]]:
     """One row a mitigation, the plain model and its twin first; of the runs of an unlearning method the best."""
     epoch = study.plain.training.epochs
-    sections = unlearning_identity(study.plain, epoch, TaskSettings())
+    sections = unlearning_identity(study.plain, epoch, TASK)
 
     def measured(kind: str, **method: str) -> dict[str, Any]:
         *_, row = rows_with(study.measured, {"kind": kind, **sections, "method": method})
@@ -161,7 +165,7 @@ def as_row(
 ) -> dict[str, Any]:
     """Return a row of the comparison table. seconds: what the mitigation took."""
     metrics = {name: row.get(name) for name in METRICS}
-    costs = {"seconds": round(seconds, 1), "trade_off": trade_off(row, plain)}
+    costs = {"seconds": round(seconds, 1), "trade_off": trade_off(row, plain, MEMORIZED)}
     return {"family": family, "method": method, "setting": setting, **metrics, **costs}
 
 
@@ -172,7 +176,7 @@ def write_results(study: Study, rows: list[dict[str, Any]], seconds: float, devi
     table = markdown(list(shown[0]), (row.values() for row in shown))
     text = f"# {TITLE}\n\nMade by `{shlex.join(['python', *sys.argv])}`.\n\n{table}\n\n{NOTES}"
     files.write_file(output / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    plots.plot_mitigations(rows, output / "figure")
+    plots.plot_mitigations(rows, output / "figure", MEMORIZED)
     settings = {**study.plain.flat(), "ft_epochs": study.ft_epochs}
     summary = {"settings": settings, "seconds_total": seconds, "environment": environment(device), "rows": rows}
     files.write_json(output / "summary.json", summary)
@@ -186,10 +190,10 @@ def readable(row: Mapping[str, Any]) -> dict[str, str]:
 
     return {
         **{name: row[name] for name in ("family", "method", "setting")},
-        "memorized %": number(row["percent_memorized_train"], 1),
-        "near-verbatim %": number(row["percent_near_verbatim_train"], 1),
-        "extractable %": number(row["percent_extractable_train"], 1),
-        "AUC": number(row["auc_loss_train"], 2),
+        "memorized %": number(row["percent_memorized_held_out"], 1),
+        "near-verbatim %": number(row["percent_near_verbatim_held_out"], 1),
+        "extractable %": number(row["percent_extractable_held_out"], 1),
+        "AUC": number(row["auc_loss_held_out"], 2),
         "unseen triggers %": number(row["percent_memorized_test"], 1),
         "accuracy %": number(100 * row["mean_test_accuracy"], 2),
         "perplexity": number(row["perplexity"], 3),

@@ -9,15 +9,15 @@ from tinymem.plots.base import FOREIGN, Rows, new_figure, plain_numbers, save_fi
 OWN = "others"  # the family of methods that TinyMem does not have, in the colour FOREIGN
 
 
-def plot_mitigations(rows: Rows, path: str | Path) -> list[Path]:
+def plot_mitigations(rows: Rows, path: str | Path, column: str = "percent_memorized_train") -> list[Path]:
     """Draw `draw_mitigations` and write it."""
-    return save_figure(draw_mitigations(rows), path)
+    return save_figure(draw_mitigations(rows, column), path)
 
 
-def draw_mitigations(rows: Rows):
+def draw_mitigations(rows: Rows, column: str = "percent_memorized_train"):
     """Draw memorization, quality and seconds of methods side by side, one line per row, grouped by family.
 
-    rows: family, method, percent_memorized_train, percent_memorized_test, mean_test_accuracy (None for text, of which
+    column: what is memorized. rows: family, method, that column, percent_memorized_test, mean_test_accuracy (None for text, of which
     perplexity is drawn), seconds (None: not known). The first is the model without mitigation; dashed lines extend its
     values down the figure. Rows of the family OWN are in the colour FOREIGN. Return the figure.
     """
@@ -28,7 +28,7 @@ def draw_mitigations(rows: Rows):
     styles = [_FOREIGN if row["family"] == OWN else _GREYS[kind % len(_GREYS)] for row, kind in zip(rows, kinds)]
     places = [-i - 0.8 * kind for i, kind in enumerate(kinds)]
     figure, (memory, quality, seconds) = new_figure(3, 3.6, 1.4 + 0.27 * len(rows))
-    memorized = [row["percent_memorized_train"] for row in rows]
+    memorized = [row[column] for row in rows]
     numbers = rows[0]["mean_test_accuracy"] is not None
     kept = [100 * row["mean_test_accuracy"] if numbers else row["perplexity"] for row in rows]
     taken = [row["seconds"] or 0.0 for row in rows]

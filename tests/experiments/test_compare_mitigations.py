@@ -71,11 +71,11 @@ def test_all_are_compared_and_nothing_is_done_twice(compare, tmp_path, capsys):
     assert list(rows) == ["plain", "twin", *regularizers, "clean", "extra", "both", *STUDY, CAPPED, *OBJECTIVES]
     trained = [*regularizers, "clean", "extra", "both"]
     assert len(commands) == 2 + 2 * len(trained) + len(UNLEARNING)  # each trained mitigation is measured, too
-    assert float(rows["plain"]["percent_memorized_train"]) > 50 and float(rows["plain"]["trade_off"]) == 0
-    assert float(rows["twin"]["percent_memorized_train"]) < 10
+    assert float(rows["plain"]["percent_memorized_held_out"]) > 50 and float(rows["plain"]["trade_off"]) == 0
+    assert float(rows["twin"]["percent_memorized_held_out"]) < 10
     for name, row in rows.items():
-        assert 0 <= float(row["percent_memorized_train"]) <= float(row["percent_near_verbatim_train"]) <= 100
-        assert 0 <= float(row["auc_loss_train"]) <= 1 and float(row["percent_extractable_train"]) <= 100
+        assert 0 <= float(row["percent_memorized_held_out"]) <= float(row["percent_near_verbatim_held_out"]) <= 100
+        assert 0 <= float(row["auc_loss_held_out"]) <= 1 and float(row["percent_extractable_held_out"]) <= 100
         assert 0 < float(row["mean_test_accuracy"]) < 1
         assert f" {name} " in printed and f"| {name} |" in (tmp_path / "output_dir" / "table.md").read_text()
     assert "ratio 0.3" in rows[CAPPED]["setting"] and "dropc 0.05" in rows["loss_truncation"]["setting"]
