@@ -52,8 +52,9 @@ SETTINGS = (  # what this demo changes of the script's defaults
 )
 BEST = "balanced_subnet"
 # One command for methods that share flags. The ratios are far below the defaults: at those, most methods leave nothing of
-# this model, in which a few weights carry a lot; the smallest are one neuron of a layer, one weight of a matrix. The learning rates of objectives suit a model of this size. K-FAC's
-# authors edit the matrices into the neurons of three layers, at three quarters of the depth.
+# this model, in which a few weights carry a lot; the smallest are one neuron of a layer, one weight of a matrix. The
+# learning rates of objectives suit a model of this size. K-FAC's authors edit the matrices into the neurons of three
+# layers, at three quarters of the depth.
 COMMANDS = (
     f"--localization_method {BEST} --ratio 0.005 0.01 0.02 --lr 0.15 --batch_size 16 --unlearn_share 0.5 --epochs 3 "
     "--unlearn_loss_cap 1.5",

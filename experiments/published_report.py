@@ -10,6 +10,7 @@ from published_differences import METHODS, applicable
 
 from tinymem import files
 from tinymem.errors import UserError
+from tinymem.records.best import SCALES, bounds
 from tinymem.records.identity import AS_PUBLISHED, UNEDITED
 from tinymem.records.interval import mean_and_interval
 from tinymem.records.record import record_digest
@@ -161,9 +162,9 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
     text = f"{round(mean, digits) + 0.0:.{digits}f}"
     if not half:
         return text
-    low, high = max(0.0, mean - half), min(100.0, mean + half)
-    if "memorized" in column and (low, high) != (mean - half, mean + half):
-        return f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+    ends = bounds(mean, half, SCALES["%"])
+    if "memorized" in column and ends is not None and ends != (mean - half, mean + half):
+        return f"{text} ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
     return f"{text} ± {half:.{digits}f}"
 
 

@@ -16,9 +16,8 @@ from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, TWIN_ATTAC
 
 Record = Mapping[str, Any]
 UNCOUNTED = (interpolate.__name__.rpartition(".")[2],)  # its attacker has the original, with all that it has memorized
-ON_SHOWN = (
-    relearn_all.__name__.rpartition(".")[2],
-)  # it trains on all that was shown, and says how fast that comes back
+# It trains on all that was shown, and says how fast that comes back.
+ON_SHOWN = (relearn_all.__name__.rpartition(".")[2],)
 MODELS = {UNEDITED: ATTACK, NEVER_PLANTED: TWIN_ATTACK, UNLEARN: ATTACK, MEASURED: ATTACK}  # kind -> that under attack
 
 

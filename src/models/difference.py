@@ -20,8 +20,7 @@ def edit_between(original, model, name: str) -> Edit:
     weights = Weights(
         {part: value.detach() for part, value in new.items() if not value.detach().equal(own[part].detach().to(value))}
     )
-    gated = is_gated(model) and getattr(model.config, CONFIG_KEY) != getattr(original.config, CONFIG_KEY, None)
-    return Gated(weights, gate_of(model)) if gated else weights
+    return Gated(weights, gate_of(model)) if is_gated(model) and not is_gated(original) else weights
 
 
 def check_same(original, model, name: str) -> None:
@@ -36,9 +35,10 @@ def check_same(original, model, name: str) -> None:
     if wrong := [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]:
         key = wrong[0]
         raise UserError(f"{name}: not an edit of this model; config.json says {key} {now[key]}, not {before[key]}")
-    if is_gated(original) and not is_gated(model):
+    gates = [getattr(each.config, CONFIG_KEY, None) for each in (original, model)]
+    if is_gated(original) and gates[0] != gates[1]:  # a second gate would come on top of its own
         raise UserError(
-            f"{name}: not an edit of this model, which was trained with example-tied dropout; this one was not"
+            f"{name}: not an edit of this model, which was trained with example-tied dropout {gates[0]}, not {gates[1]}"
         )
 
 

@@ -65,6 +65,10 @@ def test_a_gated_model_has_no_edit_without_its_gate():
     mark(original, 0.5, 0.25)
     with pytest.raises(UserError, match="trained with example-tied dropout"):
         check_same(original, gpt2(), "other")
+    other = gpt2()
+    mark(other, 0.2, 0.1)
+    with pytest.raises(UserError, match="trained with example-tied dropout"):
+        check_same(original, other, "other")
 
 
 def test_another_tokenizer_is_refused():

@@ -92,7 +92,7 @@ def walk(
     """Yield, for each budget, the weights farthest along the ways (out, in) whose drift on the rows is within it."""
     views = [matrix.view() for matrix in matrices]
     weights, others = (torch.stack([t.float().square().sum() for t in each]).sum() for each in (views, ways))
-    if not others:
+    if others == 0:  # never so of a plan's fake tensors
         raise NotFinite("the gradient of the sequences to forget is 0, so that there is no direction to move along")
     length = weights / others
     reference = Reference(model, task.microbatch, hp.dtype)

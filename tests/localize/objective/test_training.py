@@ -19,6 +19,9 @@ from tinymem.localize.objective.selection import without_shared
 from tinymem.localize.registry import GROUPS, METHODS, STUDY, find_localizer, find_methods
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Weights, applied
+from tinymem.models.known import known_config
+from tinymem.planning.memory import shape_of
+from tinymem.planning.plan import Sizes, plan
 from tinymem.records.table import load_records
 from tinymem.training.objective import loss_flags
 from tinymem.training.plant import PlantSettings
@@ -209,6 +212,16 @@ def test_the_update_mask_is_part_of_a_run_and_only_where_there_is_one():
 def test_update_masks_that_cannot_be(words, message):
     with pytest.raises(UserError, match=message):
         edits("npo", new_model("gpt2"), new_task(), hp_of("npo", update_mask=words))
+
+
+@pytest.mark.parametrize(
+    "name, changes", [("npo", {"update_mask": ("durable", "0.1")}), ("repselect", {}), ("rmu", {})]
+)
+def test_checks_of_values_do_not_stop_a_plan(name, changes):
+    """A plan runs on fake tensors, whose bools are all False: no check may take them for zeros."""
+    method, shape = METHODS[name], shape_of(known_config("pythia-70m"), torch.float32)
+    sizes = Sizes(forget=8, retain=16, length=20, prompt=8, microbatch=4)
+    assert plan(method, shape, sizes, method.hyper_parameters(**changes)).beside > 0
 
 
 def test_no_weight_decay_outside_a_mask():
