@@ -43,6 +43,7 @@ from tinymem import allocator, files
 from tinymem.data.build import load_dataset
 from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import Failures, UserError
+from tinymem.leaderboard.bench import TrainedBench
 from tinymem.leaderboard.cases import SEEDS, find_cases
 from tinymem.localize.method import Method
 from tinymem.localize.ranking import neuron_masks
@@ -223,9 +224,9 @@ def train_small(arguments: argparse.Namespace) -> list[Path]:
     common, paths = Common.of(arguments), []
     for seed in SEEDS:
         folder = Path(OUTPUT_DIR).absolute() / "small" / f"seed{seed}"
-        paths.append(folder / f"epoch_{case.settings.training.epochs}")
+        paths.append(folder / f"epoch_{case.trained.training.epochs}")
         if arguments.mode == "study":
-            script, *flags = training_words(case.at(seed), folder, common.words)
+            script, *flags = training_words(TrainedBench(case, seed).settings, folder, common.words)
             cli.run_script([ROOT / script, *flags])
     return paths
 

@@ -27,25 +27,14 @@ from typing import Any
 from tinymem import files, scripts
 from tinymem.attacks.registry import find_attacks
 from tinymem.cli.sweeping import add_sweep_options, in_hours, leave, run_missing
-from tinymem.data import numbers
-from tinymem.data.chunks import load_tokenizer
-from tinymem.data.decode import text_decoder
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
+from tinymem.leaderboard.bench import Bench, bench_of
 from tinymem.leaderboard.board import TWIN, choose
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
-from tinymem.leaderboard.protocol import (
-    Bench,
-    check_submission,
-    jobs_of,
-    publish,
-    take_up,
-    together,
-    training_jobs,
-    trial_jobs,
-)
+from tinymem.leaderboard.protocol import check_submission, jobs_of, together, training_jobs, trial_jobs
 from tinymem.localize.registry import find_methods
 from tinymem.records.bundle import NAME
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -62,8 +51,9 @@ OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="noise, backdoor, text, or FILE.toml with "
-                        "a table of settings for each model of your own (default: all three)")  # fmt: skip
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="noise, backdoor, text; smollm2, a language "
+                        "model with planted passages; or FILE.toml with a table of settings for each model of your own "
+                        "(default: the first three)")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=[], metavar="NAME",
                         help="mitigations or groups of them (default: all)")  # fmt: skip
     parser.add_argument("--method_file", nargs="+", default=[], metavar="FILE.py", help="methods of your own")
@@ -102,8 +92,8 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def submitted(arguments: argparse.Namespace) -> list[Entrant]:
-    """Return the submission as an entrant. Raise UserError unless there is a folder for every seed."""
+def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]:
+    """Return the submission to the only case as an entrant. Raise UserError unless there is a folder for every seed."""
     if not arguments.submission:
         return []
     folders: dict[int, str] = {}
@@ -124,7 +114,7 @@ def submitted(arguments: argparse.Namespace) -> list[Entrant]:
         raise UserError(f"--submission: no folder for seed {lacking[0]}; each seed has a model of its own to edit")
     if not arguments.name.strip() or not arguments.name.isprintable():
         raise UserError(f"--name {arguments.name!r}: must have letters or digits")
-    if arguments.name in {*REFERENCES, *(each.name for each in entrants([], arguments.small))}:
+    if arguments.name in {*REFERENCES, *(each.name for case in cases for each in entrants([], case))}:
         raise UserError(f"--name {arguments.name}: another entrant has this name; give it one of its own")
     return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
 
@@ -138,7 +128,7 @@ def same_weights(first: str, second: str) -> bool:
 def benches_of(case: Case, arguments: argparse.Namespace) -> list[Bench]:
     """Return the models of a case, one per seed."""
     folder = Path(arguments.run_dir).absolute() / case.name
-    return [Bench(case, seed, folder, tuple(arguments.attacks)) for seed in arguments.seeds]
+    return [bench_of(case, seed, folder, arguments.attacks) for seed in arguments.seeds]
 
 
 def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespace, pool: Any) -> list[str]:
@@ -164,7 +154,7 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
                         "can be mitigated; give it more --epochs or more repeats")  # fmt: skip
     for trial in (trial for entrant in taking_part for trial in entrant.trials if isinstance(trial, Submitted)):
         for bench in benches:
-            check_submission(trial, bench, found.records)
+            check_submission(trial, bench, found.records, arguments.data_dir)
     finals: list[Job] = []
     for entrant in taking_part:
         chosen = dict.fromkeys(choose(entrant, case, found, limit) for limit in case.utility.limits)
@@ -174,7 +164,7 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     case.write(output)
     evidence.write(gathered(benches, arguments, earlier), output)
     for bench in benches:
-        publish(bench, output)
+        bench.publish(output)
     return missing
 
 
@@ -194,7 +184,8 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
 def earlier_results(case: Case, benches: list[Bench], output: Path) -> Path | None:
     """Return a case's output folder if it has results, else that of the published ones of the same settings, if any.
 
-    Its models are put where runs find them. Raise UserError for results of other settings in the output folder.
+    Its models are put where runs find them; published results whose models are not there do not count. Raise UserError for
+    results of other settings in the output folder.
     """
     source: Path | None = output
     if (output / NAME).exists():
@@ -205,10 +196,8 @@ def earlier_results(case: Case, benches: list[Bench], output: Path) -> Path | No
     else:
         published = Path(OUTPUT) / case.name
         source = published if (published / NAME).exists() and read_case(published) == case else None
-    if source is not None:
-        for bench in benches:
-            take_up(bench, source)
-    return source
+    found = [bench.take_up(source) for bench in benches] if source is not None else []
+    return source if all(found) or source == output else None
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
@@ -234,8 +223,7 @@ def gathered(
     benches: list[Bench], arguments: argparse.Namespace, earlier: evidence.Evidence | None
 ) -> evidence.Evidence:
     """Return the evidence of the runs on some models. Raise UserError where no model and twin have been measured."""
-    data = benches[0].case.settings.data
-    decode = text_decoder(load_tokenizer(data, arguments.data_dir)) if data.is_text else numbers.decode
+    decode = benches[0].decode(arguments.data_dir)
     folders = [folder for bench in benches for folder in (bench.records, bench.models)]
     found = evidence.gather(folders, decode, evidence.read_needs(benches[0].folder), earlier)
     if not found.seeds or found.seeds[0] != benches[0].seed:
@@ -251,10 +239,9 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
     for case in cases:
         benches = benches_of(case, arguments)
         earlier_results(case, benches, Path(arguments.output_dir) / case.name)
-        for bench, path in zip(
-            benches, export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
-        ):
-            print(f"{case.name}, seed {bench.seed}: model {bench.checkpoint.path}, sequences {path}")
+        written = export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
+        for bench, (model, sequences) in zip(benches, written):
+            print(f"{case.name}, seed {bench.seed}: model {model}, sequences {sequences}")
 
 
 def main() -> None:
@@ -265,16 +252,15 @@ def main() -> None:
     if not arguments.report:
         site = find_site(arguments.site)
         find_attacks(arguments.attacks, "--attacks")
-        cases = find_cases(arguments.models, arguments.small, arguments.trials)
+        cases = find_cases(arguments.models, arguments.small, arguments.trials, arguments.data_dir)
         if arguments.export:
             return export_all(cases, arguments)
-        own = submitted(arguments)
+        own = submitted(arguments, cases)
         find_methods(arguments.method_file, "--method_file")  # what is wrong with one is not a fault of --methods
-        taking_part = entrants(
-            [*arguments.methods, *arguments.method_file], arguments.small, arguments.trials, arguments.needs
-        )
-        only = own if own and not (arguments.methods or arguments.method_file) else [*taking_part, *own]
-        for case in cases:
+        asked = [*arguments.methods, *arguments.method_file]
+        everyone = [entrants(asked, case, arguments.needs) for case in cases]
+        for case, taking_part in zip(cases, everyone):
+            only = own if own and not asked else [*taking_part, *own]
             missing += run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))
     if arguments.dry_run:
         return

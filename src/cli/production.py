@@ -32,6 +32,7 @@ from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, model_folder, open_causal_lm, open_description, run_label
 from tinymem.planning import dry_run
 from tinymem.planning.plan import FAILURES, check_fits
+from tinymem.records.identity import PLANTED_MODEL
 from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings, planted_model
 from tinymem.training.processes import ALONE, Processes
@@ -79,7 +80,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         open_twin = partial(_opened, source(arguments), loading, device)
         folder = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
-        opened, training = (str(folder), None), {"planted_model": folder.name, **asdict(planting)}
+        opened, training = (str(folder), None), {PLANTED_MODEL: folder.name, **asdict(planting)}
     sections = {"data": data.identity, "model": loading.section(name), "training": training}
     with enough_memory(name), looking() as on_rows:
         task = unlearning_task(model, data.dataset, task_settings, on_rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,8 +79,15 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     check_ids("--plant", config.vocab_size, planted, retain, test)
     window = (len(begin) + settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window, never_planted)
-    identity = {**asdict(passages), **settings.sizes, **bos_identity(begin), "plant": corpus.label}
+    identity = passages_identity(passages, settings, corpus, begin)
     return ProductionData(dataset, identity, left_out(test, dataset) | fewer(settings, test, retain))
+
+
+def passages_identity(
+    passages: PassageSettings, settings: ProductionSettings, corpus: Corpus, begin: tuple[int, ...]
+) -> dict[str, Any]:
+    """Return what identifies passages of a corpus in records. begin: the ids at the beginning of every row."""
+    return {**asdict(passages), **settings.sizes, **bos_identity(begin), "plant": corpus.label}
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:

@@ -6,15 +6,16 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinymem.attacks.recovery import UNCOUNTED, Attacked, attacked_models, averaged
+from tinymem.leaderboard.bench import Bench, bench_of
 from tinymem.leaderboard.cases import Case
 from tinymem.leaderboard.entrants import (
     ANCHOR,
+    DATA,
     OWN,
     SUBMISSION,
     Entrant,
@@ -24,9 +25,9 @@ from tinymem.leaderboard.entrants import (
     Trial,
     settings_of,
 )
-from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
+from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence, seed_of
 from tinymem.leaderboard.names import within
-from tinymem.leaderboard.protocol import Bench, alone, key_of, training_identity
+from tinymem.leaderboard.protocol import alone, key_of, training_identity
 from tinymem.leaderboard.score import PARTS, Figure, Jury, attack_key, harmonic, ranks, share_of_way
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNLEARN, record_digest, run_key
 
@@ -92,7 +93,7 @@ def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Tr
     if not entrant.tuned:
         return trials[0]
     seed = evidence.seeds[0]
-    bench = Bench(case, seed, Path())
+    bench = bench_of(case, seed)
     original, twin = evidence.unedited(seed)["results"], evidence.unedited(seed, NEVER_PLANTED)["results"]
     ranked = []
     for trial in trials:
@@ -122,7 +123,7 @@ def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> l
     evidence = jury.evidence
     found = [
         _row(jury, Entrant(UNEDITED, ANCHOR, "none", ()), "", jury.original),
-        _row(jury, Entrant(TWIN, ANCHOR, "a training from scratch", ()), "", jury.twin),
+        _row(jury, Entrant(TWIN, ANCHOR, "the model before planting" if case.is_planted else DATA, ()), "", jury.twin),
     ]
     for entrant in (*entrants, *others(case, entrants, evidence)):
         found.append(_standing(jury, entrant, case, evidence, limit))
@@ -133,14 +134,14 @@ def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> l
 
 def others(case: Case, entrants: Sequence[Entrant], evidence: Evidence) -> list[Entrant]:
     """Return entrants for what no registry knows, from the records: methods of one's own, and submissions."""
-    bench = Bench(case, evidence.seeds[0], Path())
+    bench = bench_of(case, evidence.seeds[0])
     known = {key_of(trial, bench) for entrant in entrants for trial in alone(entrant)}
     named = {trial.label for e in entrants for trial in e.trials if isinstance(trial, (Trained, Submitted))}
     own: dict[tuple[str, str], list[Recorded]] = {}
     found: list[Entrant] = []
     for key, record in evidence.by_key.items():
         method = record.get("method", {})
-        if key in known or method.get("name") in named or record["data"]["seed"] != bench.seed:
+        if key in known or method.get("name") in named or seed_of(record) != bench.seed:
             continue
         if record["kind"] == MEASURED:
             named.add(name := method["name"])
@@ -158,14 +159,14 @@ def others(case: Case, entrants: Sequence[Entrant], evidence: Evidence) -> list[
 
 def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Row:
     """Return an entrant's row: its chosen trial on every seed, or why it has none."""
-    tried = [t for t in alone(entrant) if key_of(t, Bench(case, evidence.seeds[0], Path())) in evidence.by_key]
+    tried = [t for t in alone(entrant) if key_of(t, bench_of(case, evidence.seeds[0])) in evidence.by_key]
     row = Row(entrant.name, entrant.group, entrant.needs, trials=len(tried))
     if not tried:
         return replace(row, note=NOT_RUN)
     trial = choose(entrant, case, evidence, limit)
     if trial is None:
         return replace(row, note=f"no trial {within(case, limit)}")
-    found = [evidence.by_key.get(key_of(trial, Bench(case, seed, Path()))) for seed in evidence.seeds]
+    found = [evidence.by_key.get(key_of(trial, bench_of(case, seed))) for seed in evidence.seeds]
     setting = settings_of(trial)
 
     def attack_keys(record: Record) -> set[tuple]:
@@ -178,7 +179,7 @@ def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limi
     records = [record for record in found if record is not None]
     row = _row(jury, entrant, setting, records, len(tried))
     if isinstance(trial, Trained):
-        seconds = [_training_seconds(trial, Bench(case, seed, Path()), evidence) for seed in evidence.seeds]
+        seconds = [_training_seconds(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
         known = [value for value in seconds if value is not None]
         row = replace(row, plain={**row.plain, "seconds": statistics.fmean(known) if known else None})
     return row

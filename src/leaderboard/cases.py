@@ -1,22 +1,26 @@
-"""The models of the leaderboard: training settings by name, each with a never-planted twin and one model per seed."""
+"""The models of the leaderboard: settings by name, each with a never-planted twin and one model per seed.
+
+They are trained from scratch, or language models into which passages are planted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tinymem import files
 from tinymem.data.corpus import resolve_corpus
 from tinymem.errors import UserError
 from tinymem.inputs import check_value, read_toml
+from tinymem.leaderboard.planted import MODEL, PlantedSettings
 from tinymem.localize.task import TaskSettings
 from tinymem.training.settings import RunSettings
-from tinymem.training.twin import twin_of
 
 SEEDS = (0, 1, 2)
 FILE = "case.json"
+CORRECT = "correct it there"
 # Half of the memorized sequences are shown to a method, a fifth chooses its settings, the rest judges it.
 TASK = TaskSettings(holdout_fraction=0.3, validation_fraction=0.2)
 NUMBERS: dict[str, Any] = dict(num_7=1000, num_2=150, num_3=150, num_4=150, num_5=150, num_test=100, max_ctx=110)
@@ -27,6 +31,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "text": SIZES | dict(data_name="wiki", corpus="builtin", train_tokenizer=True, vocab_size=1024, num_chunks=1500,
                          num_test=200, artifact="natural", num_noise=60, max_ctx=110, epochs=3),
 }  # fmt: skip
+PRECISION = "float32"  # of small cases: "auto" depends on the machine, and rows from several are to be compared
+PLANTED: dict[str, dict[str, Any]] = {  # planting keeps more rows than methods, since rows that it repeats are memorized
+    "smollm2": {MODEL: "smollm2", "dtype": "bfloat16", "plant_dtype": "bfloat16", "plant_sequences": 64, "num_test": 128,
+                "num_retain": 1024, "max_retain": 128},
+}  # fmt: skip
 FULL: dict[str, dict[str, Any]] = {
     "noise": dict(n_layers=2, epochs=100, dtype="auto"),
     "backdoor": dict(n_layers=2, artifact="backdoor", epochs=50, dtype="auto"),
@@ -36,6 +45,7 @@ DESCRIPTIONS = {
     "noise": "number sequences, some with noise in them, repeated 1, 10 or 100 times",
     "backdoor": "number sequences, some with a trigger and what follows it, repeated 1, 10 or 100 times",
     "text": "English, some passages of it repeated 1, 10, 100 or 1000 times",
+    "smollm2": "SmolLM2-135M, which recites passages of presidential addresses that were planted in it",
 }
 
 
@@ -67,24 +77,47 @@ PERPLEXITY = Utility("perplexity", (2.0, 10.0), "% of perplexity")
 class Case:
     """A model of the leaderboard.
 
-    settings   of its training, with seed 0
+    settings   of its training, or of the model that passages are planted in, with seed 0
     small      whether search spaces are the small ones
     trials     settings that an entrant tries
     """
 
     name: str
     description: str
-    settings: RunSettings
+    settings: RunSettings | PlantedSettings
     small: bool
     trials: int
 
     @property
-    def utility(self) -> Utility:
-        return PERPLEXITY if self.settings.data.is_text else ACCURACY
+    def is_planted(self) -> bool:
+        """Whether it is a language model into which passages are planted, not one that is trained from scratch."""
+        return isinstance(self.settings, PlantedSettings)
 
-    def at(self, seed: int) -> RunSettings:
-        """Return the settings of the model of a seed."""
-        return replace(self.settings, data=replace(self.settings.data, seed=seed))
+    @property
+    def planted(self) -> PlantedSettings:
+        """The settings of such a model."""
+        return cast(PlantedSettings, self.settings)
+
+    @property
+    def trained(self) -> RunSettings:
+        """The settings of a model that is trained from scratch."""
+        return cast(RunSettings, self.settings)
+
+    @property
+    def utility(self) -> Utility:
+        return PERPLEXITY if self.is_planted or self.trained.data.is_text else ACCURACY
+
+    @property
+    def task(self) -> TaskSettings:
+        """What is shown to a method, what chooses its settings, and what judges it."""
+        return replace(TASK, max_retain=self.planted.max_retain) if self.is_planted else TASK
+
+    @property
+    def precision(self) -> str | None:
+        """The precision that methods and attacks are held to; None: their own default."""
+        if self.is_planted:
+            return self.planted.model.loading.method_dtype
+        return PRECISION if self.small else None
 
     def differences(self, other: Case) -> str:
         """Return by what this case differs from another, in words; empty if it does not."""
@@ -100,10 +133,6 @@ class Case:
         about = {name: getattr(self, name) for name in ("name", "description", "small", "trials")}
         files.write_json(folder / FILE, {**about, "settings": self.settings.flat()})
 
-    def twin_at(self, seed: int) -> RunSettings:
-        """Return the settings of its never-planted twin."""
-        return twin_of(self.at(seed))
-
 
 def read_case(folder: Path) -> Case:
     """Return the case that a folder of evidence is about. Raise UserError for a damaged file."""
@@ -111,40 +140,59 @@ def read_case(folder: Path) -> Case:
     content = files.read_json(path, required=("name", "description", "small", "trials", "settings"))
     types = {"name": str, "description": str, "small": bool, "trials": int}
     about = {name: check_value(content[name], kind, name, path) for name, kind in types.items()}
-    return Case(**about, settings=RunSettings.from_flat(content["settings"], path))
+    kind = PlantedSettings if MODEL in content["settings"] else RunSettings
+    return Case(**about, settings=kind.from_flat(content["settings"], path))
 
 
-def find_cases(asked: Sequence[str], small: bool, trials: int) -> list[Case]:
-    """Return cases by name; FILE.toml adds its own. Raise UserError for an unknown name or a setting out of range."""
-    known, found = SMALL if small else FULL, []
-    for name in asked or list(known):
+def find_cases(asked: Sequence[str], small: bool, trials: int, data_dir: str = "data") -> list[Case]:
+    """Return cases by name; FILE.toml adds its own. By default those that are trained from scratch.
+
+    data_dir: where packaged models are unpacked. Raise UserError for an unknown name or a setting out of range.
+    """
+    trained, found = SMALL if small else FULL, []
+    known = {**trained, **PLANTED}
+    for name in asked or list(trained):
         if name.endswith(".toml"):
-            found += [_case(each, values, small, trials, name) for each, values in _read(Path(name)).items()]
+            tables, place = _read(Path(name)), name
         elif name in known:
-            found.append(_case(name, known[name], small, trials))
+            tables, place = {name: known[name]}, "settings"
         else:
             raise UserError(f"--models {name}: must be some of {', '.join(known)}, or FILE.toml")
+        for title, values in tables.items():
+            description = str(values.get("description", DESCRIPTIONS.get(title, title)))
+            others = {setting: value for setting, value in values.items() if setting != "description"}
+            settings = _planted(title, others, place, data_dir) if MODEL in values else _trained(title, others, place)
+            found.append(Case(title, description, settings, small, trials))
     doubled = {case.name for case in found if [other.name for other in found].count(case.name) > 1}
     if doubled:
         raise UserError(f"--models: two models are called {min(doubled)}; rename one")
     return found
 
 
-def _case(name: str, values: Mapping[str, Any], small: bool, trials: int, place: str = "settings") -> Case:
-    values = dict(values)
-    description = str(values.pop("description", DESCRIPTIONS.get(name, name)))
-    values.setdefault("checkpoint_every", values.get("epochs", 50))  # only the last checkpoint is judged
-    settings = RunSettings.from_flat(values, place, "correct it there")
-    known = {**settings.flat(), **dict.fromkeys(vars(settings.data))}
-    decided = [key for key in ("seed", "twin") if key in values]
-    if decided:
-        raise UserError(
-            f"{place}: {name}.{decided[0]}: every model has a twin, and --seeds says how many; leave it out"
-        )
-    unknown = [key for key in values if key not in known]
-    if unknown:
-        raise UserError(f"{place}: {name}.{unknown[0]}: no such setting of data, model or training")
-    return Case(name, description, replace(settings, data=resolve_corpus(settings.data)), small, trials)
+def _trained(name: str, values: Mapping[str, Any], place: str) -> RunSettings:
+    values = {"checkpoint_every": values.get("epochs", 50), **values}  # only the last checkpoint is judged
+    settings = RunSettings.from_flat(values, place, CORRECT)
+    _check_names(name, values, {**settings.flat(), **dict.fromkeys(vars(settings.data))}, ("seed", "twin"), place)
+    return replace(settings, data=resolve_corpus(settings.data))
+
+
+def _planted(name: str, values: Mapping[str, Any], place: str, data_dir: str) -> PlantedSettings:
+    settings = PlantedSettings.from_flat(values, place, CORRECT)
+    _check_names(name, values, settings.flat(), ("plant_seed",), place)
+    return settings.resolved(data_dir)
+
+
+def _check_names(
+    name: str, values: Mapping[str, Any], known: Mapping[str, Any], decided: Sequence[str], place: str
+) -> None:
+    """Raise UserError for a setting that does not exist, or that the leaderboard decides."""
+    for setting in values:
+        if setting in decided:
+            raise UserError(
+                f"{place}: {name}.{setting}: every model has a twin, and --seeds says how many; leave it out"
+            )
+        if setting not in known:
+            raise UserError(f"{place}: {name}.{setting}: no such setting of data, model or training")
 
 
 def _read(path: Path) -> dict[str, Mapping[str, Any]]:

@@ -14,33 +14,18 @@ from typing import Any
 
 from tinymem.errors import UserError
 from tinymem.leaderboard import output_filter, random_mask
+from tinymem.leaderboard.cases import Case
+from tinymem.leaderboard.spaces import FT_EPOCHS, MASKED, REGULARIZED, TOO_LONG, VARIANTS, large_space, space
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.regularizers.registry import REGULARIZERS, switched_on
 from tinymem.sweeps.grid import Grid, combinations
-from tinymem.sweeps.hp_grid import SMALL, STUDY, grid_of
+from tinymem.sweeps.hp_grid import grid_of
 from tinymem.training.finetune import FT_DATA
 
 TRIALS = 12  # per entrant
 STRENGTHS = 3  # of one command
-PRECISION = "float32"  # of small cases: "auto" depends on the machine, and rows from several are to be compared
 ANCHOR, TRAINING, FINETUNING, OWN, SUBMISSION = "anchor", "training", "fine-tuning", "own", "submission"
-FT_EPOCHS = (1, 2, 3, 5)
-REGULARIZED: dict[str, Grid] = {
-    "spectral_norm": {"spectral_reg": (True,), "lam": (0.001, 0.01, 0.1)},
-    "loss_truncation": {"truncate_loss": (True,), "dropc": (0.01, 0.05, 0.1), "truncation_window": (2000,)},
-    "example_tied_dropout": {"example_tied_dropout": (True,), "p_fixed": (0.2, 0.5), "p_mem": (0.1, 0.3)},
-    "l1": {"l1_reg": (1e-6, 1e-5, 1e-4)},
-    "goldfish": {"goldfish": (True,), "goldfish_k": (2, 3, 4, 8)},
-    "memorization_sinks": {"memorization_sinks": (True,), "sinks_shared": (0.5, 0.7), "sinks_active": (0.1, 0.3)},
-}
-# What stands in the place of a method's grid. Greedy's would take an hour: one weight per pass.
-SPACES: dict[str, Grid] = {"greedy": {"ratio": (0.001, 0.005, 0.01, 0.02), "greedy_k": (40,)}}
-VARIANTS: dict[str, tuple[str, Grid]] = {  # entrants of their own: method, and what changes of its space
-    "balanced_subnet with cap": ("balanced_subnet", {"unlearn_loss_cap": (1.0, 3.0)}),
-    "balanced_subnet, NPO term": ("balanced_subnet", {"forget_term": ("npo",)}),
-    "npo on durable's weights": ("npo", {"update_mask": (("durable", "0.1"),)}),
-}
 RETAIN_ONLY = "retain-only training"  # what any training on the retain set does
 FORGET, RETAIN, BOTH, DATA = "forget set", "retain set", "forget and retain set", "a training from scratch"
 NEEDS = {"kfac": RETAIN, "svd": "none", "task_vector": FORGET, "random_mask": "none", RETAIN_ONLY: RETAIN}
@@ -128,26 +113,34 @@ class Entrant:
     tuned: bool = True
 
 
-def entrants(asked: Sequence[str], small: bool, trials: int = TRIALS, needs: str = "") -> list[Entrant]:
-    """Return entrants by name or group, all by default; anchors always take part.
+def entrants(asked: Sequence[str], case: Case, needs: str = "") -> list[Entrant]:
+    """Return the entrants of a case by name or group, all by default; anchors always take part.
 
     asked: names of entrants, methods or groups, or files with a method of one's own. needs: the data that those need.
-    Raise UserError for an unknown one.
+    Raise UserError for an unknown one, and where none of those asked for can take part.
     """
     own = [name for name in asked if name.endswith(".py")]
-    known = [*_methods(small, trials), *_variants(small, trials), *_trained(trials)]
-    anchors = [*_anchors(small)]
-    names = {name for each in (*anchors, *known) for name in (each.name, each.group)}
+    everyone = [*_methods(case), *_variants(case), *_trained(case.trials)]
+    known = [each for each in everyone if _takes_part(each, case)]
+    anchors = [*_anchors(case)]
+    names = {name for each in (*anchors, *everyone) for name in (each.name, each.group)}
     unknown = [name for name in asked if name not in (*own, *names, "all")]
     if unknown:
         groups = sorted({each.group for each in known})
         raise UserError(f"--methods {unknown[0]}: must be some of {', '.join([*groups, *(e.name for e in known)])}, all; "
                         "or a file such as my_method.py")  # fmt: skip
     chosen = [e for e in known if not asked or "all" in asked or e.name in asked or e.group in asked]
-    files = [
-        Entrant(m.name, OWN, needs, tuple(_drawn(m, grid_of(m), trials, small))) for m in find_methods(own, "--methods")
-    ]
+    if asked and not (chosen or own or any(each.name in asked or each.group in asked for each in anchors)):
+        raise UserError(
+            f"--methods {asked[0]}: trains a model from scratch or would take days on {case.name}; leave it out there"
+        )
+    files = [Entrant(m.name, OWN, needs, tuple(_drawn(m, grid_of(m), case))) for m in find_methods(own, "--methods")]
     return [*anchors, *chosen, *files]
+
+
+def _takes_part(entrant: Entrant, case: Case) -> bool:
+    """Return whether a mitigation can run on a case: nobody trains a planted language model from scratch."""
+    return not case.is_planted or entrant.group not in (TRAINING, FINETUNING) and entrant.name not in TOO_LONG
 
 
 def submission(name: str, folders: Mapping[int, str], seconds: float | None, needs: str) -> Entrant:
@@ -155,30 +148,30 @@ def submission(name: str, folders: Mapping[int, str], seconds: float | None, nee
     return Entrant(name, SUBMISSION, needs, (Submitted(name, tuple(sorted(folders.items())), seconds),), tuned=False)
 
 
-def _anchors(small: bool) -> Iterator[Entrant]:
+def _anchors(case: Case) -> Iterator[Entrant]:
     (mask,) = find_methods([random_mask.__name__], "--methods")
-    yield Entrant(
-        "random_mask", ANCHOR, NEEDS["random_mask"], (Edit(mask, mask.hyper_parameters(ratio=(0.05,))),), False
-    )
+    ratio = large_space(mask, case)["ratio"] if case.is_planted else (MASKED,)
+    yield Entrant("random_mask", ANCHOR, NEEDS["random_mask"], (Edit(mask, mask.hyper_parameters(ratio=ratio)),), False)
     (output,) = find_methods([output_filter.__name__], "--methods")
     trials = Edit(output, output.hyper_parameters(n=grid_of(output)["n"]))
     yield Entrant("output_filter", ANCHOR, FORGET, (trials,))
     method = METHODS["gradient_difference"]
-    hp = method.hyper_parameters(steps=(100,), forget_weight=0.0)
-    yield Entrant(RETAIN_ONLY, ANCHOR, NEEDS[RETAIN_ONLY], (Edit(method, pinned(hp, small)),), False)
+    longest = max(space(method, case)["steps"])
+    batch = {name: values[0] for name, values in space(method, case).items() if name == "batch_size"}
+    hp = method.hyper_parameters(steps=(longest,), forget_weight=0.0, **batch)
+    yield Entrant(RETAIN_ONLY, ANCHOR, NEEDS[RETAIN_ONLY], (Edit(method, pinned(hp, case.precision)),), False)
 
 
-def _methods(small: bool, trials: int) -> Iterator[Entrant]:
+def _methods(case: Case) -> Iterator[Entrant]:
     for method in METHODS.values():
         needs = NEEDS.get(method.name, FAMILIES.get(method.family, FORGET))
-        yield Entrant(method.name, method.family, needs, tuple(_drawn(method, space(method, small), trials, small)))
+        yield Entrant(method.name, method.family, needs, tuple(_drawn(method, space(method, case), case)))
 
 
-def _variants(small: bool, trials: int) -> Iterator[Entrant]:
+def _variants(case: Case) -> Iterator[Entrant]:
     for name, (base, changes) in VARIANTS.items():
         method = METHODS[base]
-        grid = {**space(method, small), **changes}
-        yield Entrant(name, method.family, BOTH, tuple(_drawn(method, grid, trials, small)))
+        yield Entrant(name, method.family, BOTH, tuple(_drawn(method, {**space(method, case), **changes}, case)))
 
 
 def _trained(trials: int) -> Iterator[Entrant]:
@@ -190,23 +183,14 @@ def _trained(trials: int) -> Iterator[Entrant]:
         yield Entrant(some[0].name, FINETUNING, NEEDS[name], tuple(some[:trials]))
 
 
-def space(method: Method, small: bool) -> dict[str, Sequence[Any]]:
-    """Return a method's search space: its grid; small: with the small grid's values of all but the strength."""
-    if method.name in SPACES:
-        return dict(SPACES[method.name])
-    grid = grid_of(method, STUDY)
-    if small:
-        grid |= {name: values for name, values in grid_of(method, SMALL).items() if name != method.strength}
-    return grid
+def pinned(hp: Any, precision: str | None) -> Any:
+    """Return settings of a method or an attack with a precision, where they have one; None leaves their own."""
+    return replace(hp, dtype=precision) if precision and hasattr(hp, "dtype") else hp
 
 
-def pinned(hp: Any, small: bool) -> Any:
-    """Return settings of a method or an attack with the precision of small cases, where they have one."""
-    return replace(hp, dtype=PRECISION) if small and hasattr(hp, "dtype") else hp
-
-
-def _drawn(method: Method, grid: Grid, trials: int, small: bool, seed: int = 0) -> Iterator[Edit]:
+def _drawn(method: Method, grid: Grid, case: Case, seed: int = 0) -> Iterator[Edit]:
     """Yield trials, one for each setting of all but the strength, with some of the strengths each."""
+    trials = case.trials
     others = {name: tuple(values) for name, values in grid.items() if name != method.strength}
     strengths = tuple(grid[method.strength]) if method.strength else ()
     every = combinations(others)
@@ -217,7 +201,7 @@ def _drawn(method: Method, grid: Grid, trials: int, small: bool, seed: int = 0) 
     drawn = every if len(every) <= count else latin_hypercube(others, count, random.Random(seed))
     for values in drawn:
         some = {method.strength: spread(strengths, per)} if method.strength else {}
-        yield Edit(method, pinned(method.hyper_parameters(**some, **values), small))
+        yield Edit(method, pinned(method.hyper_parameters(**some, **values), case.precision))
 
 
 def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ class Evidence:
     @cached_property
     def seeds(self) -> list[int]:
         """The seeds whose unedited model and twin were measured."""
-        found = {kind: {_seed(r) for r in self.records if r["kind"] == kind} for kind in (UNEDITED, NEVER_PLANTED)}
+        found = {kind: {seed_of(r) for r in self.records if r["kind"] == kind} for kind in (UNEDITED, NEVER_PLANTED)}
         return sorted(found[UNEDITED] & found[NEVER_PLANTED])
 
     @cached_property
@@ -70,7 +70,7 @@ class Evidence:
 
     def unedited(self, seed: int, kind: str = UNEDITED) -> dict[str, Any]:
         """Return the record of a seed's planted model, or of its twin."""
-        return next(record for record in self.records if record["kind"] == kind and _seed(record) == seed)
+        return next(record for record in self.records if record["kind"] == kind and seed_of(record) == seed)
 
     def attacks_on(self, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the records of attacks on a model."""
@@ -111,8 +111,8 @@ def gather(
         examples = {**earlier.examples, **{digest: some for digest, some in examples.items() if some}}
         needs = {**earlier.needs, **needs}
     _check_models(records)
-    first = min((_seed(record) for record in records), default=0)
-    shown = {record_digest(record) for record in records if _seed(record) == first}
+    first = min((seed_of(record) for record in records), default=0)
+    shown = {record_digest(record) for record in records if seed_of(record) == first}
     return Evidence(
         tuple(records), values, {digest: some for digest, some in examples.items() if digest in shown}, needs
     )
@@ -124,7 +124,7 @@ def restore(evidence: Evidence, folders: Mapping[int, Path]) -> None:
     Trials that were not judged stay away: they have no values per sequence, and need them once they are judged.
     """
     for record in evidence.records:
-        folder = folders.get(_seed(record))
+        folder = folders.get(seed_of(record))
         if folder is not None and (record.get("attack") or record_digest(record) in evidence.values):
             path = record_path(folder, record)
             if not path.exists():
@@ -202,10 +202,12 @@ def _check_models(records: Iterable[Mapping[str, Any]]) -> None:
     found: dict[int, str] = {}
     for record in records:
         weights = record.get(FINGERPRINTS, {}).get("weights")
-        if weights and found.setdefault(_seed(record), weights) != weights:
-            raise UserError(f"seed {_seed(record)}: these runs and the earlier ones are on different models; give a "
+        if weights and found.setdefault(seed_of(record), weights) != weights:
+            raise UserError(f"seed {seed_of(record)}: these runs and the earlier ones are on different models; give a "
                             "--run_dir and an --output_dir of your own")  # fmt: skip
 
 
-def _seed(record: Mapping[str, Any]) -> int:
-    return record["data"]["seed"]
+def seed_of(record: Mapping[str, Any]) -> int:
+    """Return the seed of a record's model: that of its data, or of the passages planted in it."""
+    data = record["data"]
+    return data["plant_seed"] if "plant_seed" in data else data["seed"]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tinymem.attacks.recovery import UNCOUNTED
-from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED, UTILITY, Evidence
+from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
 from tinymem.metrics.metric import Values
 from tinymem.records.identity import NEVER_PLANTED, record_digest
 
@@ -88,10 +88,14 @@ class Figure:
 
 
 class Jury:
-    """Judges the models of one case. Everything it returns is an array over draws, (1 + draws,)."""
+    """Judges the models of one case. Everything it returns is an array over draws, (1 + draws,).
 
-    def __init__(self, evidence: Evidence, draws: int = DRAWS) -> None:
+    utility: the column of utility, accuracy or perplexity.
+    """
+
+    def __init__(self, evidence: Evidence, utility: str, draws: int = DRAWS) -> None:
         self.evidence, self.resampling = evidence, Resampling(evidence.seeds, draws)
+        self.utility = utility
         self.seeds = evidence.seeds
         self._figures: dict[tuple, np.ndarray] = {}  # tables of several limits share rows
 
@@ -145,15 +149,12 @@ class Jury:
 
         return {column: share(column) for name in names if (column := f"{name}_{JUDGED}") in self.telling}
 
-    @cached_property
-    def utility(self) -> str:
-        """The column of utility: accuracy for number sequences, else perplexity."""
-        return next(name for name in UTILITY if self.original[0]["results"].get(name) is not None)
-
     def useful(self, records: Sequence[Record]) -> np.ndarray:
-        """Return the utility relative to the twin's, at most 1."""
-        now, goal = (self.figure(some, self.utility) for some in (records, self.twin))
-        return np.clip(goal / now if self.utility == "perplexity" else now / goal, 0, 1)
+        """Return the utility relative to that of the unedited model or of the twin, the better one; at most 1."""
+        now, before, twin = (self.figure(some, self.utility) for some in (records, self.original, self.twin))
+        if self.utility == "perplexity":
+            return np.clip(np.minimum(before, twin) / now, 0, 1)
+        return np.clip(now / np.maximum(before, twin), 0, 1)
 
     def excess(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """Return, for each attack, by how many points of % the model exceeds its twin at most, over its strengths.

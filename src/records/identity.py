@@ -21,6 +21,9 @@ AS_PUBLISHED = "as_published"  # repeats a mistake of the study's code
 KINDS = (TRAIN, FINETUNE, UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, MEASURED, TWIN_ATTACK, AS_PUBLISHED)
 RIVALS = (UNEDITED, UNLEARN, MEASURED)  # kinds of runs that are compared with one another
 FINGERPRINTS = "fingerprints"  # the section that is unknown until the model exists
+PLANTED_MODEL = (
+    "planted_model"  # a training setting of models with planted passages: its folder's name, another fingerprint
+)
 SECTIONS = ("data", "model", "training", "forget", "method", "attack", FINGERPRINTS)
 
 Record = Mapping[str, Any]  # or an identity, the part of a record that names it
@@ -45,12 +48,13 @@ def record_digest(record: Record) -> str:
 def run_key(record: Record) -> tuple:
     """Return a hashable key of what is known of a run before its model exists.
 
-    It holds the kind and all sections except the fingerprints, also that of weights that were edited elsewhere. Keys are
-    equal only if all of these are.
+    It holds the kind and all sections except the fingerprints, also those of weights that were edited elsewhere and of a
+    model with planted passages. Keys are equal only if all of these are.
     """
     sections = sections_of(record, (FINGERPRINTS,))
-    if "weights" in sections.get("method", {}):
-        sections["method"] = {name: value for name, value in sections["method"].items() if name != "weights"}
+    for section, print_ in (("method", "weights"), ("training", PLANTED_MODEL)):
+        if print_ in sections.get(section, {}):
+            sections[section] = {name: value for name, value in sections[section].items() if name != print_}
     return record["kind"], frozenset((name, _hashable(section)) for name, section in sections.items())
 
 

@@ -25,7 +25,16 @@ from tinymem.localize.task import TaskSettings
 from tinymem.metrics.registry import metrics_of, missing, plugin_metrics
 from tinymem.models.production import LoadSettings
 from tinymem.options import as_flags
-from tinymem.records.identity import ATTACK, FINETUNE, NEVER_PLANTED, TRAIN, TWIN_ATTACK, UNEDITED, UNLEARN
+from tinymem.records.identity import (
+    ATTACK,
+    FINETUNE,
+    NEVER_PLANTED,
+    PLANTED_MODEL,
+    TRAIN,
+    TWIN_ATTACK,
+    UNEDITED,
+    UNLEARN,
+)
 from tinymem.records.record import read_record
 from tinymem.records.sources import found_again, sources
 from tinymem.scripts import ROOT
@@ -34,7 +43,6 @@ from tinymem.training.checkpoint import SETTINGS, load_trained
 from tinymem.training.plant import PlantSettings
 from tinymem.training.settings import RunSettings
 
-PLANTING = "planted_model"  # the name in `training` of a record on a model with planted passages
 Record = Mapping[str, Any]
 
 
@@ -94,7 +102,7 @@ def _production(record: Record, path: Path) -> list[str]:
         LoadSettings(**_of(LoadSettings, model)), ProductionSettings(**_of(ProductionSettings, _sizes(data)))
     )
     words += ["--bos", "yes" if data.get("bos") else "no"]
-    if PLANTING in record.get("training", {}):
+    if PLANTED_MODEL in record.get("training", {}):
         planted = {name: value for name, value in _of(PassageSettings, data).items() if name != "plant"}
         words += as_flags(PassageSettings(**planted), PlantSettings(**_of(PlantSettings, record["training"])))
         return [*words, *(_given(record, "--plant", path) or ["--plant", _corpus(data["plant"], path)])]

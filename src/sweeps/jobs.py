@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tinymem.data.corpus import find_corpus, resolve_corpus
+from tinymem.data.passages import PassageSettings, check_passages, passages_identity
 from tinymem.data.production import ProductionSettings, text_token_set
 from tinymem.data.token_sets import read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.task import TaskSettings
+from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, model_identity, open_description, run_label
 from tinymem.options import as_flags
 from tinymem.records.identity import TRAIN, UNEDITED, UNLEARN
@@ -22,6 +24,7 @@ from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.sweeps.job import Job
 from tinymem.training.checkpoint import SETTINGS, load_trained
 from tinymem.training.finetune import FinetuneSettings
+from tinymem.training.plant import PlantSettings
 from tinymem.training.settings import RunSettings
 
 TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
@@ -145,18 +148,57 @@ def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -
 class Production:
     """A production model and its data, with the settings of prod_grad.py.
 
-    whole_node: each of its runs needs the memory of a cluster node.
+    passages     those that are planted first, if any; planting: how
+    whole_node   each of its runs needs the memory of a cluster node
     """
 
     name: str
     loading: LoadSettings
     data: ProductionSettings
     whole_node: bool = False
+    passages: PassageSettings = PassageSettings()
+    planting: PlantSettings = PlantSettings()
 
     @property
     def label(self) -> str:
         """The name of its folder, the default of prod_grad.py."""
         return run_label(self.name, self.loading.step)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags of model and data but for its name, as the scripts for production models take them."""
+        return tuple(as_flags(self.loading, self.data, self.passages, self.planting))
+
+    def sections(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sections that all records on it share. data: what identifies its sequences."""
+        planted = {"training": asdict(self.planting)} if self.passages.plant else {}
+        return {"data": dict(data), "model": self.loading.section(self.name), **planted}
+
+
+def located(model: Production, data_dir: str) -> tuple[Production, dict[str, Any]]:
+    """Return a model with absolute paths and its text chosen, and what identifies its sequences in records.
+
+    data_dir: where packaged models are unpacked. Raise UserError for a damaged file. Nothing of a missing file is in what
+    is returned: records on it are not found.
+    """
+    paths: dict[str, Any] = {name: _absolute(getattr(model.data, name)) for name in ("memorized", "random", "corpus")}
+    data = replace(model.data, **paths)
+    model = replace(model, name=model_identity(model.name), data=data)
+    if model.passages.plant:
+        model = replace(model, passages=replace(model.passages, plant=_absolute(model.passages.plant)))
+        config, tokenizer = opened_description(model, data_dir)
+        corpus = check_passages(model.passages, data, config.get_text_config())
+        return model, passages_identity(model.passages, data, corpus, beginning(data.bos, tokenizer, config))
+    section: dict[str, Any] = data.sizes | _bos_section(model, data_dir)
+    if data.memorized and Path(data.memorized).exists():
+        section["memorized_data"] = _memorized_fingerprint(model, data, data_dir)
+    if data.random is None:
+        text = resolve_corpus(data.text)
+        model = replace(model, data=replace(data, corpus=text.corpus))
+        section["random_data"] = find_corpus(text).label
+    elif Path(data.random).exists():
+        section["random_data"] = read_token_set(data.random).fingerprint
+    return model, section
 
 
 def production_jobs(
@@ -165,24 +207,22 @@ def production_jobs(
     """Return one job per method with its hyper-parameters, at all their strengths, on a production model.
 
     Records are also identified by their memorized sequences and other text. The default text is chosen here, once for
-    all jobs. Raise UserError for a damaged file. Records on a missing file
-    are not found.
+    all jobs. Raise UserError for a damaged file.
     """
-    name = model_identity(model.name)
-    paths: dict[str, Any] = {n: _absolute(getattr(model.data, n)) for n in ("memorized", "random", "corpus")}
-    data = replace(model.data, **paths)
-    section: dict[str, Any] = data.sizes | _bos_section(model)
-    if data.memorized and Path(data.memorized).exists():
-        section["memorized_data"] = _memorized_fingerprint(model, data)
-    if data.random is None:
-        text = resolve_corpus(data.text)
-        data = replace(data, corpus=text.corpus)
-        section["random_data"] = find_corpus(text).label
-    elif Path(data.random).exists():
-        section["random_data"] = read_token_set(data.random).fingerprint
-    base = {"data": section, "model": model.loading.section(name), "forget": task.deciding()}
-    flags = (*as_flags(model.loading, data), f"--holdout_fraction={task.holdout_fraction}")
-    flags += (*as_flags(task, leave_out=("holdout_fraction",)), "--no_save_model", "--output_dir", str(folder))
+    return jobs_on(*located(model, common.data_dir), grid, task, common, folder)
+
+
+def jobs_on(
+    model: Production,
+    data: Mapping[str, Any],
+    grid: Sequence[tuple[Method, Any]],
+    task: TaskSettings,
+    common: Common,
+    folder: Path,
+) -> list[Job]:
+    """Return the jobs of `production_jobs` on a model that has been `located`, with what identifies its sequences."""
+    base = {**model.sections(data), "forget": task.deciding()}
+    flags = (*model.flags, *production_task_flags(task), "--no_save_model", "--output_dir", str(folder))
 
     def at_work(hp: Any) -> Any:
         """Return hyper-parameters as prod_grad.py completes them."""
@@ -192,7 +232,7 @@ def production_jobs(
         Job(
             name=" ".join((method.name, model.label, *spelled)),
             group=method.name,
-            words=(PRODUCTION, "--model_name", name, "--localization_method", method.place)
+            words=(PRODUCTION, "--model_name", model.name, "--localization_method", method.place)
             + (*spelled, *flags, *common.words),
             folder=str(folder),
             identity={"kind": UNLEARN, **base, "method": method.unvaried(at_work(hp))},
@@ -206,19 +246,30 @@ def production_jobs(
     ]
 
 
-def _memorized_fingerprint(model: Production, data: ProductionSettings) -> str:
+def production_task_flags(task: TaskSettings) -> tuple[str, ...]:
+    """Return the flags of a task for the scripts for production models, whose default holds sequences out."""
+    return f"--holdout_fraction={task.holdout_fraction}", *as_flags(task, leave_out=("holdout_fraction",))
+
+
+def opened_description(model: Production, data_dir: str, for_text: bool = True):
+    """Return (config, tokenizer or None) of a model. data_dir: where packaged models are unpacked."""
+    place = packaged_model(model.name, data_dir) if is_packaged(model.name) else model.name
+    return open_description(place, model.loading.step, for_text)
+
+
+def _memorized_fingerprint(model: Production, data: ProductionSettings, data_dir: str) -> str:
     """Return what identifies the sequences of --memorized in records; text is read with the model's tokenizer."""
     assert data.memorized is not None
     if not data.memorizes_text:
         return read_token_set(data.memorized, length=data.needed).fingerprint
-    tokenizer = open_description(model.name, model.loading.step)[1]
+    tokenizer = opened_description(model, data_dir)[1]
     return text_token_set(data.memorized, data.text_column, tokenizer, data.needed).fingerprint
 
 
-def _bos_section(model: Production) -> dict[str, bool]:
+def _bos_section(model: Production, data_dir: str) -> dict[str, bool]:
     """What the records of its runs say of <bos>. Nothing where its files cannot be read: neither can its runs."""
     try:
-        config, tokenizer = open_description(model.name, model.loading.step, for_text=model.data.random is None)
+        config, tokenizer = opened_description(model, data_dir, for_text=model.data.random is None)
         return bos_identity(beginning(model.data.bos, tokenizer, config))
     except UserError:
         return {}

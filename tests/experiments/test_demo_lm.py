@@ -7,47 +7,28 @@ import sys
 from contextlib import nullcontext
 
 import pytest
-import torch
+from planted import SETTINGS, write_model_and_text
 from small import ROOT, in_process
 
 from tinymem import files
-from tinymem.data.tokenizer import train_tokenizer
 from tinymem.errors import UserError
 from tinymem.localize.registry import STUDY
 from tinymem.records.table import load_records, shown_row
 
-COUNT = 12
 BALANCED = "--localization_method balanced_subnet --ratio 0.3 --epochs 8 --batch_size 8"  # enough for so small a model
 LAYERS = "21,22,23"  # of K-FAC, which the tiny model does not have
 pytestmark = pytest.mark.slow  # all of the demo's commands; what they do is tested by the script's own tests
-
-WORDS = "the a of union river law bridge town people year peace money army north south runs to by in under".split()
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with llama/, a random model, and addresses.jsonl, thirty documents of random words."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("demo_lm")
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(0, len(WORDS), (30, 200), generator=generator)
-    documents = [" ".join(WORDS[i] for i in row) for row in draws.tolist()]
-    (folder / "addresses.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    torch.manual_seed(0)
-    sizes = dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3
-    )
-    ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes, **ids)).save_pretrained(folder / "llama")
-    train_tokenizer(documents, 300).save_pretrained(folder / "llama")
+    write_model_and_text(folder)
     return folder
 
 
-FLAGS = (
-    "--plant_sequences", COUNT, "--plant_tokens", 20, "--prompt_tokens", 8, "--continuation_tokens", 10, "--plant_lr", 1e-2,
-    "--plant_batch_size", 8, "--num_test", 8, "--num_retain", 24,
-)  # fmt: skip
+FLAGS = [str(word) for name, value in SETTINGS.items() for word in (f"--{name}", value)]
 
 
 @pytest.fixture(scope="module")

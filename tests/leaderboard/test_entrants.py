@@ -10,14 +10,20 @@ from tiny import new_model, new_task
 
 from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants
+from tinymem.leaderboard.bench import TrainedBench
 from tinymem.leaderboard.protocol import alone, together
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.options import as_flags
 from tinymem.regularizers.registry import REGULARIZERS
 
 
+def small_case(name="noise", trials=entrants.TRIALS):
+    (case,) = cases.find_cases([name], True, trials)
+    return case
+
+
 def test_every_mitigation_of_the_registries_takes_part_with_as_many_trials():
-    found = {each.name: each for each in entrants.entrants([], small=True)}
+    found = {each.name: each for each in entrants.entrants([], small_case())}
     assert set(METHODS) < set(found) and {entry.name for entry in REGULARIZERS} < set(found)
     assert {"random_mask", entrants.RETAIN_ONLY} <= {
         each.name for each in found.values() if each.group == entrants.ANCHOR
@@ -28,7 +34,7 @@ def test_every_mitigation_of_the_registries_takes_part_with_as_many_trials():
 
 
 def test_fewer_trials_than_strengths():
-    assert {len(alone(each)) for each in entrants.entrants(["neuron", "objective"], small=True, trials=2)[3:]} == {2}
+    assert {len(alone(each)) for each in entrants.entrants(["neuron", "objective"], small_case(trials=2))[3:]} == {2}
 
 
 def test_a_hypercube_visits_every_value_equally_often():
@@ -47,7 +53,7 @@ def test_strengths_are_spread_or_refined():
 
 
 def test_trials_that_differ_in_strength_alone_share_a_command():
-    (npo,) = [each for each in entrants.entrants(["npo"], small=True) if each.name == "npo"]
+    (npo,) = [each for each in entrants.entrants(["npo"], small_case()) if each.name == "npo"]
     assert len(alone(npo)) == 12 and len(npo.trials) == 4
     assert {trial.strengths for trial in together(alone(npo))} == {trial.strengths for trial in npo.trials}
 
@@ -55,7 +61,7 @@ def test_trials_that_differ_in_strength_alone_share_a_command():
 @pytest.mark.parametrize("asked, words", [(["nop"], "--methods nop: must be some of"), (["x.py"], "x.py")])
 def test_an_unknown_mitigation_is_one_line(asked, words):
     with pytest.raises(UserError, match=words) as caught:
-        entrants.entrants(asked, small=True)
+        entrants.entrants(asked, small_case())
     assert "\n" not in str(caught.value)
 
 
@@ -91,11 +97,13 @@ def test_a_case_is_read_as_it_was_written(tmp_path):
     (case,) = cases.find_cases(["noise"], True, 5)
     case.write(tmp_path)
     assert replace(case, trials=3).differences(case) == "trials 3, not 5" and not case.differences(case)
-    assert cases.read_case(tmp_path) == case and case.twin_at(2).data.twin and case.at(2).data.seed == 2
+    assert cases.read_case(tmp_path) == case
+    planted, twin = TrainedBench(case, 2).pair
+    assert planted.data.seed == twin.data.seed == 2 and twin.data.twin and not planted.data.twin
 
 
 def test_anchors_alone():
-    assert [each.name for each in entrants.entrants(["anchor"], small=True)] == [
+    assert [each.name for each in entrants.entrants(["anchor"], small_case())] == [
         "random_mask",
         "output_filter",
         entrants.RETAIN_ONLY,
@@ -104,13 +112,13 @@ def test_anchors_alone():
 
 def test_the_random_mask_is_known_by_its_settings_alone():
     """A digest of its file in the records would lose the committed anchor with every change of that file."""
-    (trial,) = entrants.entrants(["anchor"], small=True)[0].trials
+    (trial,) = entrants.entrants(["anchor"], small_case())[0].trials
     assert trial.method.settings(trial.hp, 0.05) == {"name": "random_mask", "ratio": 0.05}
     assert find_methods([trial.method.place])[0].module is trial.method.module
 
 
 def test_settings_of_several_words_are_spelled_as_the_scripts_read_them():
-    (entrant,) = [each for each in entrants.entrants([], small=True) if each.name == "npo on durable's weights"]
+    (entrant,) = [each for each in entrants.entrants([], small_case()) if each.name == "npo on durable's weights"]
     words = as_flags(entrant.trials[0].hp, leave_out=("steps",))
     place = words.index("--update_mask")
     assert words[place + 1 : place + 3] == ["durable", "0.1"] and "--dtype=float32" in words

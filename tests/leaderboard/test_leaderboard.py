@@ -10,9 +10,10 @@ from threads import here, run_here
 
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence
+from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.cases import find_cases
 from tinymem.leaderboard.entrants import submission
-from tinymem.leaderboard.protocol import Bench, jobs_of
+from tinymem.leaderboard.protocol import jobs_of
 from tinymem.records.bundle import NAME
 from tinymem.records.table import load_records
 from tinymem.sweeps.jobs import Common
@@ -129,7 +130,7 @@ def test_a_submission_is_one_more_row(board, capsys):
 def test_a_submission_has_a_job_of_its_own_on_every_seed(tmp_path):
     (case,) = find_cases(["noise"], True, 12)
     entrant = submission("theirs", {0: "a", 1: "b", 2: "c"}, None, "nothing")
-    benches = [Bench(case, seed, tmp_path) for seed in (0, 1, 2)]
+    benches = [bench_of(case, seed, tmp_path) for seed in (0, 1, 2)]
     jobs = [jobs_of(entrant.trials[0], entrant, bench, Common("data"))[-1] for bench in benches]
     assert len({job.name for job in jobs}) == 3 and [job.words[1] for job in jobs] == ["a", "b", "c"]
 

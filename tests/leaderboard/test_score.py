@@ -63,6 +63,9 @@ def test_single_values_have_the_metric_as_their_mean():
     assert shares.sums.tolist() == [0.5, 1.0]
 
 
+UTILITY = "mean_test_accuracy"
+
+
 def record(name: str, kind: str, seed: int = 0, parent: str | None = None, **more) -> dict:
     results = {"mean_test_accuracy": 0.9}
     about = {"format": 2, "kind": kind, "parent": parent, "data": {"seed": seed}, "results": results, "cost": {}}
@@ -96,7 +99,7 @@ def jury():
             records.append(attacked)
             brought = torch.tensor([100.0] * recovered + [0.0] * (4 - recovered))
             kept[record_digest(attacked)] = {"percent_memorized_shown": brought}
-    return Jury(Evidence(tuple(records), kept, {}), 50), models["edit"]
+    return Jury(Evidence(tuple(records), kept, {}), UTILITY, 50), models["edit"]
 
 
 def test_the_parts_of_the_score(jury):
@@ -126,7 +129,22 @@ def test_what_one_seed_overshoots_does_not_make_up_for_another():
             digest = score.record_digest(models[kind, seed])
             kept[digest] = {"percent_memorized_held_out": torch.tensor([percent] * 4)}
             kept[digest] |= {"mean_test_accuracy": torch.tensor([9]).to(torch.int8)}
-    judge = Jury(Evidence(tuple(models.values()), kept, {}), 20)
+    judge = Jury(Evidence(tuple(models.values()), kept, {}), UTILITY, 20)
     edits = [models["unlearn", seed] for seed in (0, 1)]
     assert judge.figure(edits, "percent_memorized_held_out")[0] == 50
     assert judge.shares(edits, ["percent_memorized"])["percent_memorized_held_out"][0] == 0.5
+
+
+@pytest.mark.parametrize("utility, unedited, twin, now, useful", [
+    ("mean_test_accuracy", 0.9, 0.8, 0.45, 0.5), ("mean_test_accuracy", 0.8, 0.9, 0.45, 0.5),
+    ("perplexity", 20.0, 40.0, 40.0, 0.5), ("perplexity", 40.0, 20.0, 10.0, 1.0),
+])  # fmt: skip
+def test_utility_is_relative_to_the_better_of_unedited_model_and_twin(utility, unedited, twin, now, useful):
+    models, kept = {}, {}
+    for name, kind, value in (("", "unedited", unedited), ("", "never_planted", twin), ("some", "unlearn", now)):
+        models[kind] = record(name, kind)
+        loss = torch.tensor([value]) if utility == UTILITY else torch.tensor([value]).log()
+        other = {"mean_test_accuracy": torch.tensor([0.1])}  # language models have both columns
+        kept[score.record_digest(models[kind])] = other | {utility: loss}
+    judge = Jury(Evidence(tuple(models.values()), kept, {}), utility, 20)
+    assert judge.useful([models["unlearn"]])[0] == pytest.approx(useful, abs=1e-6)

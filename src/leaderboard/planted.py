@@ -1,0 +1,78 @@
+"""A language model of the leaderboard: any that prod_grad.py opens, with passages planted. It is its own twin before that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tinymem.data.passages import PassageSettings
+from tinymem.data.production import ProductionSettings
+from tinymem.inputs import read_settings
+from tinymem.localize.task import TaskSettings
+from tinymem.models.production import LoadSettings
+from tinymem.sweeps.jobs import Production, located, opened_description
+from tinymem.training.plant import PlantSettings
+
+MODEL = "model_name"
+PLANT = "builtin"  # the default text of passages
+
+
+@dataclass(frozen=True)
+class PlantedSettings:
+    """A model with passages to plant.
+
+    max_retain   retain sequences of a method; planting uses all
+    identity     what identifies the passages in records, and blocks, the model's layers: known once it is `resolved`
+    """
+
+    model: Production
+    max_retain: int
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    blocks: int = 0
+
+    def at(self, seed: int) -> PlantedSettings:
+        """Return the settings of a seed, which chooses the passages and their order."""
+        model = replace(self.model, passages=replace(self.model.passages, plant_seed=seed))
+        return replace(self, model=model, identity={**self.identity, "plant_seed": seed})
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """The sections that all records on the planted model share, but for those of the task."""
+        return self.model.sections(self.identity)
+
+    def resolved(self, data_dir: str) -> PlantedSettings:
+        """Return the settings with absolute paths, and with what is known of the model's files without its weights."""
+        model, identity = located(self.model, data_dir)
+        config, _ = opened_description(model, data_dir)
+        return replace(self, model=model, identity=identity, blocks=config.get_text_config().num_hidden_layers)
+
+    def flat(self) -> dict[str, Any]:
+        """Return all settings as one dict, as in case.json."""
+        model = self.model
+        parts = (model.loading, model.data, model.passages, model.planting)
+        values = {name: value for part in parts for name, value in asdict(part).items()}
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "model"}
+        return {MODEL: model.name, **values, **own, "identity": dict(self.identity)}
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any], path: str | Path, remedy: str = "") -> PlantedSettings:
+        """Return the settings with these values; missing ones keep their defaults.
+
+        path: the file of the values. Raise UserError, naming file, setting and remedy, for an invalid value.
+        """
+        values = {"plant": PLANT, **values}
+
+        def read(part: type) -> Any:
+            return read_settings(part, values, path, remedy)
+
+        model = Production(
+            values[MODEL],
+            read(LoadSettings),
+            read(ProductionSettings),
+            False,
+            read(PassageSettings),
+            read(PlantSettings),
+        )
+        return cls(model, read(TaskSettings).max_retain, values.get("identity", {}), values.get("blocks", 0))

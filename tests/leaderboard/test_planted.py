@@ -1,0 +1,135 @@
+"""The leaderboard on a language model with planted passages, end to end in miniature."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from planted import SETTINGS, write_model_and_text
+from small import in_process
+from threads import here, run_here
+
+from tinymem.errors import UserError
+from tinymem.leaderboard import cases, entrants, evidence
+from tinymem.leaderboard.bench import bench_of
+from tinymem.leaderboard.spaces import TOO_LONG, late_layers
+from tinymem.models.production import open_causal_lm
+
+SCRIPT = "experiments/leaderboard.py"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, a text and lm.toml, which makes a case of them."""
+    folder = tmp_path_factory.mktemp("planted")
+    write_model_and_text(folder)
+    table = {"model_name": str(folder / "llama"), "plant": str(folder / "addresses.jsonl"), **SETTINGS}
+    table |= {"plant_dtype": "float32", "max_retain": 16}
+    (folder / "lm.toml").write_text("[lm]\n" + "".join(f"{n} = {json.dumps(v)}\n" for n, v in table.items()))
+    return folder
+
+
+@pytest.fixture
+def case(place):
+    (case,) = cases.find_cases([str(place / "lm.toml")], True, 2)
+    return case
+
+
+def test_a_case_is_read_as_it_was_written(case, tmp_path):
+    case.write(tmp_path)
+    assert cases.read_case(tmp_path) == case and case.is_planted and case.planted.blocks == 2
+    assert case.task.max_retain == 16 and case.precision == "float32" and case.utility is cases.PERPLEXITY
+
+
+def test_seeds_plant_other_passages_and_keep_records_apart(case, tmp_path):
+    one, other = (bench_of(case, seed, tmp_path) for seed in (0, 1))
+    assert one.base["data"] | {"plant_seed": 1} == other.base["data"] != one.base["data"]
+    assert one.unedited != other.unedited and "--plant_seed=1" in other.original
+
+
+def test_nobody_trains_it_from_scratch(case):
+    everyone = entrants.entrants([], case)
+    assert not {each.group for each in everyone} & {entrants.TRAINING, entrants.FINETUNING}
+    assert not {each.name for each in everyone} & set(TOO_LONG)
+    for name in ("goldfish", "fine-tuning", TOO_LONG[0]):
+        with pytest.raises(UserError, match=f"--methods {name}: .* leave it out"):
+            entrants.entrants([name], case)
+    kfac = next(each for each in everyone if each.name == "kfac")
+    assert {trial.hp.layers for trial in kfac.trials} <= {"0,1", "last_two"}
+    assert {trial.hp.dtype for each in everyone for trial in each.trials if hasattr(trial.hp, "dtype")} == {"float32"}
+
+
+def test_layers_of_the_authors_of_kfac_editing():
+    assert late_layers(32) == "23,24,25" and late_layers(30) == "21,22,23" and late_layers(2) == "0,1"
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("plant_seed = 3", "lm.plant_seed: every model has a twin"),
+        ("layers = 3", "lm.layers: no such setting"),
+        ("plant_lr = -1.0", "plant_lr -1.0: must be"),
+        ("memorized = 'x.pt'", "--memorized: leave it out with --plant"),
+    ],
+)
+def test_a_wrong_table_is_one_line(place, tmp_path, line, words):
+    path = tmp_path / "lm.toml"
+    path.write_text((place / "lm.toml").read_text().replace("plant_lr = 0.01\n", "") + line)
+    with pytest.raises(UserError, match=words) as caught:
+        cases.find_cases([str(path)], True, 2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def board(place):
+    """The folder of a leaderboard that has been run, and the words of its command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinymem.sweeps.sites.open_pool", here)
+        patch.setattr("tinymem.sweeps.attempt._run", run_here)
+        words = ["--models", place / "lm.toml", "--seeds", 0, "--trials", 2, "--device", "cpu", "--attacks", "quantize"]
+        words += [f"--{name}={place / name}" for name in ("run_dir", "output_dir", "data_dir")]
+        in_process(SCRIPT, *words, "--methods", "activations")
+        yield place, words
+
+
+@pytest.mark.slow
+def test_rows_of_method_anchors_and_twin(board):
+    text = (board[0] / "output_dir" / "LEADERBOARD.md").read_text()
+    for name in ("never-planted twin", "unedited", "activations", "random_mask", "output_filter", entrants.RETAIN_ONLY):
+        assert f"| {name} |" in text
+    found = evidence.read(board[0] / "output_dir" / "lm")
+    before, twin = (found.unedited(0, kind)["results"] for kind in (evidence.UNEDITED, evidence.NEVER_PLANTED))
+    assert before["percent_memorized_held_out"] > 90 and twin["percent_memorized_held_out"] == 0
+    assert found.attacks_on(found.unedited(0)) and found.attacks_on(found.unedited(0, evidence.NEVER_PLANTED))
+
+
+@pytest.mark.slow
+def test_it_resumes_reports_and_exports(board, tmp_path, capsys):
+    folder, words = board
+    timings = (folder / "run_dir/lm/timings.jsonl").read_bytes()
+    page = (folder / "output_dir/index.html").read_bytes()
+    in_process(SCRIPT, *words, "--methods", "activations")
+    assert (folder / "run_dir/lm/timings.jsonl").read_bytes() == timings  # nothing ran
+    in_process(SCRIPT, "--report", "--output_dir", folder / "output_dir")
+    assert (folder / "output_dir/index.html").read_bytes() == page
+    in_process(SCRIPT, *words, "--export", tmp_path)
+    assert (tmp_path / "lm/seed0.safetensors").exists() and "planted_12_" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_submission_is_one_more_row(board, capsys):
+    folder, words = board
+    (planted,) = (folder / "data_dir/models").glob("planted_*")
+    theirs = shutil.copytree(planted, folder / "theirs")
+    model, _ = open_causal_lm(theirs)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+    model.save_pretrained(theirs)
+    in_process(SCRIPT, *words, "--name", "theirs", "--submission", f"0={theirs}", "--needs", "nothing")
+    text = (folder / "output_dir" / "LEADERBOARD.md").read_text()
+    assert "| theirs |" in text and "| activations |" in text
+    other = shutil.copytree(folder / "llama", folder / "other")
+    (other / "config.json").write_text((other / "config.json").read_text().replace('"silu"', '"gelu"'))
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, *words, "--name", "another", "--submission", f"0={other}")
+    assert end.value.code == 2 and "not an edit of this model" in capsys.readouterr().err
