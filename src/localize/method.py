@@ -288,14 +288,8 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
         processes = task.processes
         masks = _update_masks(model, task, hp) if processes.is_first else None
         if processes.is_first:
-            processes.send(
-                (
-                    processes.model,
-                    name,
-                    hp,
-                    replace(task, cache=None, original=None, reader=TextReader(), processes=ALONE, watch=Watch()),
-                )
-            )
+            sent = replace(task, cache=None, original=None, reader=TextReader(), processes=ALONE, watch=Watch())
+            processes.send((processes.model, name, hp, sent))
         masks = processes.send(masks)
         options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp), after_step)
         with _trained(model, task, hp) as (trained, form, taken):
