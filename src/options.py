@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from typing_extensions import dataclass_transform
@@ -39,6 +39,7 @@ def option(
     small: tuple | None = None,
     large: Any = None,
     unrecorded: bool = False,
+    content: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Return a dataclass field with its help text and its allowed values.
 
@@ -49,12 +50,12 @@ def option(
     For unlearning methods `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
     values in the study's sweep and in the small one (default: the field's default), `large` the value for large
     models. With `unrecorded` a record names the setting only where it differs from the default, so that runs from before
-    it existed count as the same.
+    it existed count as the same. `content` gives what a record names in the value's place: of a file, what is in it.
     """
     if () in (grid, small):
         raise UserError("option: a grid without values; leave it out, or give it some")
     rules = dict(low=low, high=high, above=above, below=below, choices=choices)
-    sweep = dict(strength=strength, grid=grid, small=small, large=large, unrecorded=unrecorded)
+    sweep = dict(strength=strength, grid=grid, small=small, large=large, unrecorded=unrecorded, content=content)
     return dataclasses.field(default=default, metadata={"help": help, "alias": alias, **rules, **sweep})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from tinymem import cli
 from tinymem.attacks.registry import ATTACKS, find_attacks
 from tinymem.errors import UserError
-from tinymem.localize.method import Method
+from tinymem.localize.method import Method, recorded
 from tinymem.localize.registry import GROUPS, METHODS, find_localizer, find_methods
 from tinymem.metrics.metric import Metric
 from tinymem.metrics.registry import GROUPS as METRIC_GROUPS
@@ -147,6 +147,7 @@ def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[
     _check_flags(arguments, methods, decided)
     found = [(method, _hyper_parameters(method, arguments, decided)) for method in methods]
     for _, hp in found:
+        recorded(hp)  # its files are there
         if getattr(hp, "update_mask", None):
             find_localizer(*hp.update_mask)
     if arguments.keep_adapter and not any(getattr(hp, "lora_rank", 0) for _, hp in found):

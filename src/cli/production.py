@@ -20,6 +20,7 @@ from tinymem.cli.sources import given_sources
 from tinymem.cli.training import plant_visibly
 from tinymem.cli.unlearning import enough_memory, plan_report
 from tinymem.cli.watching import looking
+from tinymem.data.other_text import TextReader
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
 from tinymem.errors import UserError, first_line
@@ -84,7 +85,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
     sections = {"data": data.identity, "model": loading.section(name), "training": training}
     with enough_memory(name), looking() as on_rows:
         task = unlearning_task(model, data.dataset, task_settings, on_rows)
-    task = replace(task, processes=replace(processes, model=opened))
+    task = replace(task, processes=replace(processes, model=opened), reader=TextReader(tokenizer, data.begin))
     return Subject(
         model=model,
         task=task,

@@ -12,12 +12,19 @@ from tinymem.records.sources import Source, source_of
 def given_sources(arguments: argparse.Namespace) -> list[Source]:
     """Return the user's own files on the command line: text, token sets, and methods, attacks and metrics."""
     found, column = [], getattr(arguments, "text_column", None)
-    for name in ("memorized", "random", "corpus", "plant"):
-        place = getattr(arguments, name, None)
-        if place is not None and place not in (HUB, BUILTIN):
-            found.append(source_of(f"--{name}", place, column if name != "random" else None))
+    for name in ("memorized", "random", "corpus", "plant", "factor_data"):
+        in_column = column if name not in ("random", "factor_data") else None
+        for place in _given(arguments, name):
+            if place not in (HUB, BUILTIN):
+                found.append(source_of(f"--{name}", place, in_column))
     for name in ("localization_method", "attack", "metrics", "attack_metrics"):
         for place in getattr(arguments, name, None) or ():
             if is_plugin(place) and (file := load_plugin(place, f"--{name}").__file__):
                 found.append(source_of(f"--{name}", place if place.endswith(".py") else file))
     return found
+
+
+def _given(arguments: argparse.Namespace, name: str) -> list[str]:
+    """Return the values of a flag and of its forms with the name of a method, as in --METHOD.FLAG, each once."""
+    values = (value for flag, value in vars(arguments).items() if flag.rpartition(".")[2] == name)
+    return list(dict.fromkeys(value for value in values if value is not None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tinymem.cli.watching import looking
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import resolve_corpus
+from tinymem.data.other_text import TextReader
 from tinymem.data.settings import DataSettings
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
@@ -68,6 +70,8 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     check_vocabulary(model, dataset.vocabulary_size, path)
     with looking() as on_rows:
         task = unlearning_task(model, dataset, task_settings, on_rows)
+    tokenizer = load_tokenizer(data, arguments.data_dir)
+    task = replace(task, reader=TextReader(tokenizer))
     open_twin = None if twin is None else partial(load_model, twin, model.device)
     folder = Path(arguments.output_dir or unlearned_folder(path))
     check_writable(folder)
@@ -78,7 +82,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         identity=identity(model, task, task_settings, sections),
         folder=folder,
         score_folder=_score_folder(path, folder),
-        tokenizer=load_tokenizer(data, arguments.data_dir),
+        tokenizer=tokenizer,
         metrics=chosen_metrics(arguments),
         attack_metrics=chosen_attack_metrics(arguments),
         examples=arguments.page,

@@ -66,9 +66,14 @@ class Corpus:
         return f"{self.flag} {self.place or self.name}"
 
     @property
+    def digest(self) -> str:
+        """The 16 hexadecimal digits that identify the content."""
+        return files.digest({"corpus": self.fingerprint})
+
+    @property
     def label(self) -> str:
         """The name of the content in records."""
-        return f"{self.name}-{files.digest({'corpus': self.fingerprint})}"
+        return f"{self.name}-{self.digest}"
 
     def documents(self) -> list[str]:
         """Return the documents, without blank ones and duplicates. Raise UserError if there are too few to split.
@@ -118,8 +123,8 @@ def _reachable_corpus(settings: DataSettings) -> str:
     return BUILTIN
 
 
-def find_corpus(settings: DataSettings) -> Corpus:
-    """Return the corpus of these text settings, not yet read.
+def find_corpus(settings: DataSettings, flag: str = "--corpus") -> Corpus:
+    """Return the corpus of these text settings, not yet read. flag: named in errors.
 
     Raise UserError if there is no such file or package, or if the SHA-256 of the files differs from the settings'.
     """
@@ -127,10 +132,10 @@ def find_corpus(settings: DataSettings) -> Corpus:
     kind = _kind(settings)
     if corpus == HUB:
         source = HUB_SOURCES[kind]
-        return Corpus(source["path"].split("/")[1], tuple(source.items()), lambda: _read_hub(source), place=HUB)
+        return Corpus(source["path"].split("/")[1], tuple(source.items()), lambda: _read_hub(source), flag, HUB)
     if settings.corpus_path is not None and settings.corpus_sha256 is not None:
         _checked_sha256(settings, settings.corpus_path)
-    return local_corpus(corpus, BUILTIN_SOURCES[kind], settings.text_column)
+    return local_corpus(corpus, BUILTIN_SOURCES[kind], settings.text_column, flag)
 
 
 def local_corpus(corpus: str, packages: tuple[str, ...], text_column: str, flag: str = "--corpus") -> Corpus:

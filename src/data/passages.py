@@ -80,7 +80,7 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
     window = (len(begin) + settings.prompt_tokens, settings.continuation_tokens)
     dataset = production_dataset(planted, test, retain, config.vocab_size, *window, never_planted)
     identity = passages_identity(passages, settings, corpus, begin)
-    return ProductionData(dataset, identity, left_out(test, dataset) | fewer(settings, test, retain))
+    return ProductionData(dataset, identity, left_out(test, dataset) | fewer(settings, test, retain), begin)
 
 
 def passages_identity(

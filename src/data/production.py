@@ -108,12 +108,13 @@ class ProductionSettings:
 class ProductionData:
     """The dataset, the settings that identify it in a record, and further entries of the record.
 
-    notes: results about rows that were left out.
+    notes: results about rows that were left out. begin: the ids at the beginning of every row.
     """
 
     dataset: MemorizationDataset
     identity: dict[str, Any]
     notes: dict[str, Any]
+    begin: tuple[int, ...]
 
 
 def load_production(settings: ProductionSettings, config, tokenizer) -> ProductionData:
@@ -139,7 +140,7 @@ def load_production(settings: ProductionSettings, config, tokenizer) -> Producti
         **bos_identity(begin),
     }
     notes = left_out(test, dataset) | fewer(settings, test, retain)
-    return ProductionData(dataset, identity, notes)
+    return ProductionData(dataset, identity, notes, begin)
 
 
 def left_out(test: torch.Tensor, dataset: MemorizationDataset) -> dict[str, int]:
@@ -165,10 +166,23 @@ def fewer(settings: ProductionSettings, test: torch.Tensor, retain: torch.Tensor
 
 def begun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
     """Return the rows (rows, T) with the ids of `begin` before each; unchanged if all rows already begin with them."""
-    head = torch.tensor(begin, dtype=rows.dtype)
-    if not begin or (rows.shape[1] >= len(begin) and bool((rows[:, : len(begin)] == head).all())):
+    if not begin or unbegun(rows, begin) is not rows:
         return rows
-    return torch.cat([head.expand(len(rows), -1), rows], 1)
+    return torch.cat([torch.tensor(begin, dtype=rows.dtype).expand(len(rows), -1), rows], 1)
+
+
+def unbegun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
+    """Return the rows (rows, T) without the ids of `begin` if all of them begin with these, otherwise unchanged."""
+    head = torch.tensor(begin, dtype=rows.dtype)
+    if begin and rows.shape[1] >= len(begin) and bool((rows[:, : len(begin)] == head).all()):
+        return rows[:, len(begin) :]
+    return rows
+
+
+def cut(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """Return token ids of any shape, read as one stream, as rows (rows, length), without the rest at its end."""
+    stream = tokens.flatten()
+    return stream[: len(stream) // length * length].view(-1, length)
 
 
 def check_length(flag: str, length: int, config) -> None:
@@ -244,9 +258,7 @@ def load_random(
     if settings.random is not None:
         settings.check_files()
         token_set = read_token_set(settings.random, vocabulary_size)
-        tokens = token_set.tokens
-        if begin and begun(tokens, begin) is tokens:  # cut again
-            tokens = tokens[:, len(begin) :]
+        tokens = unbegun(token_set.tokens, begin)
         test, retain = split_random(tokens, own, settings.num_test, settings.num_retain)
         return begun(test, begin), begun(retain, begin), token_set.fingerprint
     if tokenizer is None:
@@ -271,10 +283,9 @@ def split_random(
 
     If there are fewer than num_test + num_retain, each set gets its share. Raise UserError for fewer than two.
     """
-    stream = tokens.flatten()
-    rows = stream[: len(stream) // length * length].view(-1, length)
+    rows = cut(tokens, length)
     if len(rows) < 2:
-        raise UserError(f"--random: {len(stream)} tokens make {len(rows)} rows of {length}; at least two are needed")
+        raise UserError(f"--random: {tokens.numel()} tokens make {len(rows)} rows of {length}; at least two are needed")
     if len(rows) < num_test + num_retain:
         num_test = min(max(1, len(rows) * num_test // (num_test + num_retain)), len(rows) - 1)
         num_retain = len(rows) - num_test

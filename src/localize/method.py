@@ -30,6 +30,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tinymem.data.other_text import TextReader
 from tinymem.errors import UserError
 from tinymem.localize.learning import check_scores
 from tinymem.localize.own import check_scores_of, check_settings, checked, guarded, watched_part
@@ -138,11 +139,17 @@ class Method:
 
 
 def recorded(hp: Any) -> dict[str, Any]:
-    """Return the settings that a record names: all but `unrecorded` ones at their default (see `option`)."""
-    hidden = {
-        f.name for f in dataclasses.fields(hp) if f.metadata.get("unrecorded") and getattr(hp, f.name) == f.default
-    }
-    return {name: value for name, value in dataclasses.asdict(hp).items() if name not in hidden}
+    """Return the settings that a record names: all but `unrecorded` ones at their default, files by their content.
+
+    See `option`. Raise UserError for a file that is missing or damaged.
+    """
+    values = dataclasses.asdict(hp)
+    for field in dataclasses.fields(hp):
+        if field.metadata.get("unrecorded") and values[field.name] == field.default:
+            del values[field.name]
+        elif (content := field.metadata.get("content")) and values[field.name] is not None:
+            values[field.name] = content(values[field.name])
+    return values
 
 
 def method_of(module: ModuleType) -> Method:
@@ -281,9 +288,8 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
         processes = task.processes
         masks = _update_masks(model, task, hp) if processes.is_first else None
         if processes.is_first:
-            processes.send(
-                (processes.model, name, hp, replace(task, cache=None, original=None, processes=ALONE, watch=Watch()))
-            )
+            sent = replace(task, cache=None, original=None, reader=TextReader(), processes=ALONE, watch=Watch())
+            processes.send((processes.model, name, hp, sent))
         masks = processes.send(masks)
         options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp), after_step)
         with _trained(model, task, hp) as (trained, form, taken):

@@ -11,6 +11,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.memories import memories
+from tinymem.data.other_text import TextReader
 from tinymem.errors import UserError, finite
 from tinymem.localize.cache import Cache
 from tinymem.localize.watch import Watch
@@ -109,6 +110,7 @@ class UnlearningTask:
     memories   int64 (F,): the memory that each row of `forget` belongs to; None: each is its own
     original   gives a weight's value before the edit by its state-dict key, for attacks; None: the model is as it was
     cache      stores what a method computes once for all strengths; None: nothing is stored
+    reader     reads other text than the task's as rows like those of `retain`
     watch      is told what a method does, step by step
     processes  those that train together on an objective
     """
@@ -127,6 +129,7 @@ class UnlearningTask:
     memories: torch.Tensor | None = None
     original: Callable[[str], torch.Tensor] | None = None
     cache: Cache | None = None
+    reader: TextReader = field(default_factory=TextReader)
     watch: Watch = field(default_factory=Watch)
     processes: Processes = ALONE
 

@@ -91,7 +91,8 @@ def _unlearning(record: Record, path: Path) -> list[str]:
         return [MEASURE, model, *task, *data, *measuring]
     method, name = _known(METHODS, "--localization_method", edit, path)
     left_out = ("dtype",) if script == PRODUCTION else ()
-    chosen = ["--localization_method", name, *_settings(method, edit["method"], path, left_out=left_out)]
+    section = _with_places(method, edit, path)
+    chosen = ["--localization_method", name, *_settings(method, section, path, left_out=left_out)]
     return [script, flag, model, *chosen, *task, *data, *measuring, "--no_save_model"]
 
 
@@ -181,6 +182,19 @@ def _known(methods: Mapping[str, Method], flag: str, record: Record, path: Path)
             file = str(found_again(source, path))
             return find([file], methods, flag)[0], file
     raise UserError(f"{path}: {section['name']} is no method or attack of TinyMem; run its command by hand")
+
+
+def _with_places(method: Method, record: Record, path: Path) -> dict[str, Any]:
+    """Return a record's section of its method, with the places of files in the place of what they hold."""
+    section = dict(record["method"])
+    for field in fields(method.hyper_parameters):
+        content, held = field.metadata.get("content"), section.get(field.name)
+        if content and held is not None:
+            given = [str(found_again(source, path)) for source in sources(record, f"--{field.name}")]
+            section[field.name] = next((place for place in (*given, HUB, BUILTIN) if content(place) == held), None)
+            if section[field.name] is None:
+                raise UserError(f"{path}: its --{field.name} is named by its content alone; run the command by hand")
+    return section
 
 
 def _settings(

@@ -155,6 +155,16 @@ def test_unlearning_from_the_command_line(trained, capsys):
         )
 
 
+def test_another_text_is_read_with_the_models_tokenizer(trained, tmp_path):
+    text, edits = tmp_path / "other.txt", ["--no_save_model", "--output_dir", tmp_path / "out"]
+    text.write_text("\n\n".join(f"Over the {place} no river ran, said {place} {place}.\n" * 9 for place in range(40)))
+    kfac = ["--localization_method", "kfac", "--rho", 0.9, "--metrics", "percent_memorized"]
+    for more in ([], ["--factor_data", text], ["--factor_data", text, "--factor_sequences", 50]):
+        in_process(LOCALIZE, *words(trained), *kfac, *more, *edits)
+    changes = [r["results"]["relative_change"] for r in load_records(tmp_path / "out") if r["kind"] == "unlearn"]
+    assert len(set(changes)) == 3
+
+
 def test_finetuning_from_the_command_line(trained):
     in_process(FINETUNE, *words(trained), "--ft_data", "extra", "--ft_epochs", 2)
     folder = trained / "finetuned" / "epoch_2_extra"

@@ -117,3 +117,26 @@ def test_a_file_that_is_gone_or_has_changed_is_named_in_one_line(project, name, 
     assert command("rerun", records["unlearn"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{flag} {place} is missing; put it there again" in line and not (folder / "runs").exists()
+
+
+def test_the_text_of_kronecker_factors_is_found_again(project, model, capsys):
+    """A file for one method and a corpus for the other: each gets its own again."""
+    folder, _ = project
+    (folder / "one.txt").write_text("\n\n".join(SENTENCES[20:]))
+    (folder / "other.txt").write_text("\n\n".join(SENTENCES[:20]))
+    in_process(SCRIPT, "--model_name", model, "--memorized", "known.jsonl", "--corpus", "texts", "--text_column", "body",
+               "--prompt_tokens", N, "--continuation_tokens", K, "--num_test", 8, "--num_retain", 16, "--device", "cpu",
+               "--localization_method", "kfac", "kfade", "--kfac.factor_data", "one.txt", "--kfade.factor_data", "other.txt",
+               "--rho", 0.9, "--kl_budget", 0.1, "--metrics", "percent_memorized", "--output_dir", "factors",
+               "--no_save_model")  # fmt: skip
+    edited = [path for path in find_records("factors") if read_record(path)["kind"] == "unlearn"]
+    assert len({read_record(path)["method"]["factor_data"] for path in edited}) == 2
+    for path in edited:
+        capsys.readouterr()
+        assert command("rerun", path, "--output_dir", f"again_{path.stem}") == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith("the same to the digit: ")
+    for name in ("one.txt", "other.txt"):
+        (folder / name).unlink()
+    assert command("rerun", edited[0]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--factor_data one.txt is missing; put it there again" in line

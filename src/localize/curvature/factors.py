@@ -1,4 +1,4 @@
-"""Kronecker factors of linear layers (K-FAC; Martens & Grosse 2015, arXiv 1503.05671) on the retain set.
+"""Kronecker factors of linear layers (K-FAC; Martens & Grosse 2015, arXiv 1503.05671) on retain or other text.
 
 For a matrix W, (out, in), with input x and output gradient g at every position that predicts a counted token:
 
@@ -17,6 +17,8 @@ from functools import partial
 
 import torch
 
+from tinymem.data.other_text import content_digest
+from tinymem.data.token_sets import TokenSet
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.curvature.layers import LayerSettings
 from tinymem.localize.learning import all_finite, frozen
@@ -28,6 +30,7 @@ from tinymem.options import option, settings
 
 HELD = 2**28  # entries of factors held at once: 1 GiB; for large models half the size of the chosen matrices
 PARTS = 4  # tensors of a basis
+FLAG = "--factor_data"
 
 
 @settings
@@ -39,6 +42,13 @@ class FactorSettings(LayerSettings):
     )
     factor_sequences: int = option(
         20000, "retain sequences that give the factors; all if there are fewer", low=1, small=(2000,)
+    )
+    factor_data: str | None = option(
+        None,
+        "text that gives the factors instead of retain sequences: a file of token ids (.safetensors or .pt), or text as "
+        "--corpus takes it",
+        unrecorded=True,
+        content=partial(content_digest, FLAG),
     )
 
 
@@ -71,11 +81,12 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
     passes, and only one group of matrices is held at a time. Raise UserError for fewer counted tokens than a factor has
     rows, NotFinite for factors that are not finite.
     """
-    tokens = factor_text(task, hp)
-    check_enough(model, task, tokens, weights)
+    tokens = factor_text(model, task, hp)
+    check_enough(model, task, tokens, weights, hp)
     for group in groups(weights):
         found = partial(_bases_of, model, task, tokens, group, hp.labels)
         about = {"labels": hp.labels, "sequences": len(tokens), "weights": [weight.name for weight in group]}
+        about |= {} if hp.factor_data is None else {"text": TokenSet(tokens, {}).fingerprint}
         tensors = found() if task.cache is None else task.cache.tensors("kronecker_bases", about, model, found)
         assert not isinstance(tensors, dict)
         for number, weight in enumerate(group):
@@ -83,20 +94,29 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
             yield weight, Basis(*(part.to(weight.parameter.device) for part in parts))
 
 
-def factor_text(task: UnlearningTask, hp: FactorSettings) -> torch.Tensor:
-    """Return the retain sequences that give the factors, (m, T)."""
-    order = torch.randperm(len(task.retain), generator=task.generator())
-    return task.retain[order[: hp.factor_sequences].sort().values]
+def factor_text(model, task: UnlearningTask, hp: FactorSettings) -> torch.Tensor:
+    """Return the sequences that give the factors, (m, T). Plans run on retain sequences, whatever the text."""
+    text = task.retain
+    if hp.factor_data is not None and not hasattr(model, "planned_for"):
+        size = (text.shape[1], hp.factor_sequences, model.config.get_text_config().vocab_size)
+        text = task.reader.rows(FLAG, hp.factor_data, *size)
+    order = torch.randperm(len(text), generator=task.generator())
+    return text[order[: hp.factor_sequences].sort().values]
 
 
-def check_enough(model, task: UnlearningTask, tokens: torch.Tensor, weights: Sequence[Weight]) -> None:
+def check_enough(
+    model, task: UnlearningTask, tokens: torch.Tensor, weights: Sequence[Weight], hp: FactorSettings
+) -> None:
     """Raise UserError for text with fewer counted tokens than the largest factor has rows: it could not be invertible."""
     needed = max(max(weight.view().shape) for weight in weights)
     counted = int(loss_mask(tokens, task.ignored_token).sum())
     if counted < needed and not hasattr(model, "planned_for"):  # plans run on a few rows of the text
+        text, ways = "retain sequences", "--max_retain, or the number of retain sequences"
+        if hp.factor_data is not None:
+            text, ways = f"sequences of {FLAG} {hp.factor_data}", "or give more text"
         raise UserError(
-            f"--factor_sequences: {len(tokens)} retain sequences have {counted} tokens, and a factor of {needed} x "
-            f"{needed} needs at least {needed}; raise it, --max_retain, or the number of retain sequences"
+            f"--factor_sequences: {len(tokens)} {text} have {counted} tokens, and a factor of {needed} x {needed} needs at "
+            f"least {needed}; raise it, {ways}"
         )
 
 
@@ -116,8 +136,11 @@ def groups(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
 
 
 def factor_passes(task: UnlearningTask, weights: Sequence[Weight], hp: FactorSettings) -> tuple[int, int]:
-    """Return the forward and backward passes of `bases`; labels that are drawn cost one more forward pass."""
-    rows = min(hp.factor_sequences, len(task.retain))
+    """Return the forward and backward passes of `bases`; labels that are drawn cost one more forward pass.
+
+    Other text is taken to have as many sequences as are asked for.
+    """
+    rows = min(hp.factor_sequences, len(task.retain)) if hp.factor_data is None else hp.factor_sequences
     once = sum(1 for _ in groups(weights)) * -(-rows // task.microbatch)
     return once * (1 if hp.labels == "gold" else 2), once
 

@@ -42,6 +42,17 @@ def test_the_peak_is_measured_on_fake_tensors(method_and_settings):
     assert planned.beside >= 4 * 2 * 6 * 512 * 2048
 
 
+@pytest.mark.parametrize("name", ["kfac", "kfade"])
+def test_other_text_need_not_be_there_for_a_plan(name, curvature):
+    """It has as many passes as with as many retain sequences, and the same peak."""
+    method, shape = curvature[name], shape_of(new_model("gpt_neox").config, torch.float32)
+    one, other = (
+        plan(method, shape, SIZES, method.hyper_parameters(factor_data=text, factor_sequences=24))
+        for text in (None, "missing.txt")
+    )
+    assert one == other
+
+
 @pytest.mark.parametrize("name, beside", [("kfac", 40e9), ("svd", 15e9)])
 def test_a_plan_of_pythia_6_9b_holds_one_group_of_factors(name, beside, curvature):
     """All factors would take 73 GB."""

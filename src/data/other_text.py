@@ -1,0 +1,68 @@
+"""Text beside the data of a run, such as a method may need: token ids or a corpus, in rows like those of the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem.data.chunks import split_by_document
+from tinymem.data.corpus import Corpus, find_corpus
+from tinymem.data.production import begun, check_ids, cut, text_rows, unbegun
+from tinymem.data.settings import DataSettings
+from tinymem.data.token_sets import KINDS, read_token_set
+from tinymem.errors import UserError
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """How text becomes rows of token ids of a model.
+
+    tokenizer   the model's; None: only files of token ids can be read
+    begin       the ids at the beginning of every row (<bos>)
+    """
+
+    tokenizer: Any = None
+    begin: tuple[int, ...] = ()
+    _known: dict[tuple, torch.Tensor] = field(default_factory=dict)  # text is tokenized once for all strengths
+
+    def rows(self, flag: str, place: str, length: int, count: int, vocabulary_size: int) -> torch.Tensor:
+        """Return the text at a place as rows (rows, length), int32: all of a file of token ids, or up to `count` of a corpus.
+
+        Token ids in rows of another length are read as one stream and cut again. Of a corpus, only training documents are
+        read (`split_by_document`): it may be the one whose other documents are test text. Raise UserError, naming flag or
+        file, for a place that does not exist, ids outside the vocabulary, and text without a tokenizer.
+        """
+        key = (place, length, count)
+        if key not in self._known:
+            own = length - len(self.begin)
+            if _holds_ids(place):
+                rows = cut(unbegun(read_token_set(place, vocabulary_size).tokens, self.begin), own)
+            else:
+                rows = self._text(flag, place, own, count)
+                check_ids(flag, vocabulary_size, rows)
+            self._known[key] = begun(rows, self.begin)
+        return self._known[key]
+
+    def _text(self, flag: str, place: str, length: int, count: int) -> torch.Tensor:
+        if self.tokenizer is None:
+            raise UserError(
+                f"{flag} {place}: there is no tokenizer of this model to read text with; give token ids ({', '.join(KINDS)})"
+            )
+        documents = split_by_document(_corpus(flag, place).documents())[0]
+        return text_rows(self.tokenizer, documents, length, count)
+
+
+def content_digest(flag: str, place: str) -> str:
+    """Return 16 hexadecimal digits that identify what a place holds, wherever it lies. Raise UserError if it holds no text."""
+    return read_token_set(place).fingerprint if _holds_ids(place) else _corpus(flag, place).digest
+
+
+def _holds_ids(place: str) -> bool:
+    return Path(place).suffix in KINDS
+
+
+def _corpus(flag: str, place: str) -> Corpus:
+    return find_corpus(DataSettings(data_name="wiki", corpus=place), flag)
