@@ -40,6 +40,7 @@ def option(
     large: Any = None,
     unrecorded: bool = False,
     content: Callable[[Any], Any] | None = None,
+    earlier: Any = None,
 ) -> Any:
     """Return a dataclass field with its help text and its allowed values.
 
@@ -49,19 +50,30 @@ def option(
 
     For unlearning methods `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
     values in the study's sweep and in the small one (default: the field's default), `large` the value for large
-    models. With `unrecorded` a record names the setting only where it differs from the default, so that runs from before
-    it existed count as the same. `content` gives what a record names in the value's place: of a file, what is in it.
+    models. With `unrecorded` a record names the setting only where it differs from what runs from before it existed did,
+    so that they count as the same: from `earlier`, or without that from the default. `content` gives what a record names
+    in the value's place: of a file, what is in it.
     """
     if () in (grid, small):
         raise UserError("option: a grid without values; leave it out, or give it some")
     rules = dict(low=low, high=high, above=above, below=below, choices=choices)
-    sweep = dict(strength=strength, grid=grid, small=small, large=large, unrecorded=unrecorded, content=content)
-    return dataclasses.field(default=default, metadata={"help": help, "alias": alias, **rules, **sweep})
+    sweep = dict(strength=strength, grid=grid, small=small, large=large)
+    records = dict(unrecorded=unrecorded, earlier=earlier, content=content)
+    return dataclasses.field(default=default, metadata={"help": help, "alias": alias, **rules, **sweep, **records})
 
 
 def strength_of(cls: type) -> str | None:
     """Return the name of the field marked as the strength; None if there is none."""
     return next((field.name for field in dataclasses.fields(cls) if field.metadata.get("strength")), None)
+
+
+def unnamed(cls: type) -> dict[str, Any]:
+    """Return the settings that a record may leave out (see `option`), with the values that they then have."""
+    return {
+        field.name: field.default if field.metadata.get("earlier") is None else field.metadata["earlier"]
+        for field in dataclasses.fields(cls)
+        if field.metadata.get("unrecorded")
+    }
 
 
 @dataclass_transform(frozen_default=True)

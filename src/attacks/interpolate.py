@@ -1,7 +1,7 @@
 """Interpolation back to the model before the edit: how much of it is needed for the memory to return?
 
-The curve of memorization against utility along the way is that of unlearning with control (UWC: Wang et al. 2024, arXiv
-2406.09179). A never-planted twin moves towards the planted model in the same way.
+The curve of memorization against utility along the way is that of unlearning with control (`tinymem.attacks.uwc`), so its
+records always hold both. A never-planted twin moves towards the planted model in the same way.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from functools import partial
 import torch
 
 from tinymem.localize.task import UnlearningTask
+from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.metrics.quality import MEAN_TEST_ACCURACY, PERPLEXITY
 from tinymem.models.edit import Lazy, Weights
 from tinymem.options import option, settings
+
+MEASURES = (PERCENT_MEMORIZED.name, MEAN_TEST_ACCURACY.name, PERPLEXITY.name)
 
 
 @settings

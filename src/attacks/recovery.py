@@ -8,16 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tinymem.attacks import interpolate, relearn_all
+from tinymem.attacks import relearn_all
 from tinymem.attacks.registry import ATTACKS
+from tinymem.attacks.uwc import INTERPOLATE, WayBack, way_back
 from tinymem.errors import UserError
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, UNLEARN, record_digest
 
 Record = Mapping[str, Any]
-UNCOUNTED = (interpolate.__name__.rpartition(".")[2],)  # its attacker has the original, with all that it has memorized
+UNCOUNTED = (INTERPOLATE,)  # its attacker has the original, with all that it has memorized
 # It trains on all that was shown, and says how fast that comes back.
 ON_SHOWN = (relearn_all.__name__.rpartition(".")[2],)
+AT_EQUAL_UTILITY = "at_equal_utility"  # the column of `WayBack.at_equal_utility`
+SUMMARIES = ("model", "before", "excess", "most", "worst", AT_EQUAL_UTILITY)  # columns of no single attack
 MODELS = {UNEDITED: ATTACK, NEVER_PLANTED: TWIN_ATTACK, UNLEARN: ATTACK, MEASURED: ATTACK}  # kind -> that under attack
 
 
@@ -62,11 +65,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Attacked:
-    """A model with its curves. before: percent memorized without an attack."""
+    """A model with its curves.
+
+    before   percent memorized without an attack
+    back     its way back to the unedited model, at whose end utility is equal; None where records hold no utility
+    """
 
     record: Record
     before: float
     curves: tuple[Curve, ...]
+    back: WayBack | None = None
 
     def curve(self, like: Curve) -> Curve | None:
         """Return the curve of the same attack with the same settings."""
@@ -104,13 +112,13 @@ def attacked_models(records: Iterable[Record], split: str | None = None) -> tupl
     if split is None:
         held_out = any(record["results"].get(_column("held_out")) is not None for record in records)
         split = "held_out" if held_out else "shown"
-    found = []
+    found, original = [], next((record for record in records if record["kind"] == UNEDITED), None)
     for record in records:
         if record["kind"] in MODELS and (before := record["results"].get(_column(split))) is not None:
             kind, digest = MODELS[record["kind"]], record_digest(record)
             on_it = [other for other in records if other["kind"] == kind and other.get("parent") == digest]
             if curves := _curves(record, on_it, split):
-                found.append(Attacked(record, before, curves))
+                found.append(Attacked(record, before, curves, way_back(record, on_it, original, _column(split))))
     return split, found
 
 
@@ -129,7 +137,8 @@ def averaged(models: Sequence[Attacked]) -> Attacked:
 
 
 def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
-    """Return one row per model: memorized before, by how much the worst attack exceeds the twin, the most that each attack brings back.
+    """Return one row per model: memorized before, by how much the worst attack exceeds the twin, what is memorized at equal
+    utility where that is known, the most that each attack brings back.
 
     Without a twin the worst attack is the one that brings back most, and the row has a value `most`. UNCOUNTED attacks are
     never the worst. label: gives a record's name.
@@ -142,6 +151,8 @@ def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
         row |= {"excess": worst[0], "worst": worst[1]} if worst else {"excess": None, "worst": None}
         if twin is None and (most := model.worst):
             row |= {"most": most.worst, "worst": most.attack}
+        if model.back:
+            row[AT_EQUAL_UTILITY] = model.back.at_equal_utility
         for curve in model.curves:
             row[curve.attack] = max(row.get(curve.attack, 0.0), curve.worst)
         rows.append(row)
@@ -162,6 +173,18 @@ def curve_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
             row |= {"twin_worst": bound.worst, "twin_area": bound.area} if bound else {}
             rows.append(row | {"excess": curve.excess(bound)})
     return rows
+
+
+def back_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
+    """Return one row per model and point of its way back to the unedited model: memorization and utility there.
+
+    label: gives a record's name.
+    """
+    return [
+        {"model": label(model.record), "alpha": point.alpha, "memorized": point.memorized,
+         model.back.utility.column: point.utility, "lost": point.lost, AT_EQUAL_UTILITY: model.back.at_equal_utility}
+        for model in models if model.back for point in model.back.points
+    ]  # fmt: skip
 
 
 def twin_of(models: Sequence[Attacked]) -> Attacked | None:

@@ -1,6 +1,7 @@
 """Weight noise: add Gaussian noise to every linear layer. A memory that is only masked may come back.
 
-What is random depends on the task's seed and a layer's name alone.
+Noise is drawn several times, and the results are averaged. A draw depends on the task's seed, a layer's name and the
+draw's number alone, so that a twin meets the same.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 
 from tinymem.attacks.weights import changed
 from tinymem.localize.task import UnlearningTask
-from tinymem.models.edit import Weights
+from tinymem.models.edit import Draws, Weights
 from tinymem.options import option, settings
 
 
@@ -23,11 +24,18 @@ class HyperParameters:
         (0.01, 0.03, 0.1), "standard deviation of the noise, relative to that of a layer's weights", above=0.0,
         strength=True, small=(0.1,),
     )  # fmt: skip
+    draws: int = option(
+        5, "independent draws of the noise; results are their means", low=1, high=1000, unrecorded=True, earlier=1
+    )
 
 
-def attack(model, task: UnlearningTask, hp: HyperParameters, scale: float) -> Weights:
-    """Return the edit that adds noise to all linear layers except the output layer."""
-    return changed(model, lambda name, matrix: matrix + noise(matrix, scale, task.seed + zlib.crc32(name.encode())))
+def attack(model, task: UnlearningTask, hp: HyperParameters, scale: float) -> Draws:
+    """Return the edits, one per draw, that add noise to all linear layers except the output layer."""
+    return Draws(tuple(_noisy(model, scale, task.seed, draw) for draw in range(hp.draws)))
+
+
+def _noisy(model, scale: float, seed: int, draw: int) -> Weights:
+    return changed(model, lambda name, matrix: matrix + noise(matrix, scale, seed + zlib.crc32(name.encode(), draw)))
 
 
 def noise(matrix: torch.Tensor, scale: float, seed: int) -> torch.Tensor:

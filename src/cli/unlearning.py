@@ -11,7 +11,17 @@ from functools import partial
 from typing import Any
 
 from tinymem import cli, plots
-from tinymem.attacks.recovery import ON_SHOWN, UNCOUNTED, attacked_models, curve_rows, recovery_rows, twin_of
+from tinymem.attacks.recovery import (
+    AT_EQUAL_UTILITY,
+    ON_SHOWN,
+    SUMMARIES,
+    UNCOUNTED,
+    attacked_models,
+    back_rows,
+    curve_rows,
+    recovery_rows,
+    twin_of,
+)
 from tinymem.cli.cards import original_name, write_cards
 from tinymem.cli.display import Display
 from tinymem.cli.log import Log
@@ -120,8 +130,10 @@ def run_methods(
             print("no unlearning.png: it shows memorization and quality, and one was not measured", file=sys.stderr)
         figures += plots.plot_extraction(subject.folder, every, subject.folder / "extraction")
         figures += plots.plot_recovery(subject.folder, every)
-        if of_attacks := curve_rows(attacked_models(every)[1], _run_name):
-            figures.append(write_csv(subject.folder / "recovery" / "curves.csv", of_attacks))
+        models = attacked_models(every)[1]
+        for name, table in (("curves", curve_rows(models, _run_name)), ("uwc", back_rows(models, _run_name))):
+            if table:
+                figures.append(write_csv(subject.folder / "recovery" / f"{name}.csv", table))
         print(*figures, sep="\n", file=sys.stderr)
     write_pages(subject, records)
     print_table(records, [method for method, _ in methods], arguments.columns)
@@ -207,9 +219,8 @@ def print_recovery(records: Sequence[dict]) -> None:
     if models:
         rows = recovery_rows(models, _run_name)
         rivals = [model.record["kind"] in (UNLEARN, MEASURED) for model in models]
-        first = ("model", "before", "excess", "most", "worst")
-        columns = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
-        better = {"excess": "lower", "most": "lower"}
+        columns = list(dict.fromkeys([*SUMMARIES, *(name for row in rows for name in row)]))
+        better = {"excess": "lower", "most": "lower", AT_EQUAL_UTILITY: "lower"}
         worst = "excess: the most over the twin at the same strength" if twin_of(models) else "most: under the worst"
         print(
             f"\n% of {split.replace('_', '-')} sequences at the setting of each attack that brings back most; {worst}"
@@ -219,6 +230,9 @@ def print_recovery(records: Sequence[dict]) -> None:
             print(f"{', '.join(apart)} is of the shown sequences, all of which it trains on")
         if apart := [name for name in columns if name in UNCOUNTED]:
             print(f"{', '.join(apart)} never counts as worst: its attacker has the original")
+        if backs := [model.back for model in models if model.back]:
+            allowed = backs[0].utility.spelled(backs[0].utility.limits[0])
+            print(f"{AT_EQUAL_UTILITY}: mixed with the original until no more than {allowed} is lost")
 
 
 def check_measuring(arguments: argparse.Namespace, methods: Sequence[tuple[Method, Any]] = ()) -> None:

@@ -16,6 +16,7 @@ from tinymem.errors import UserError
 from tinymem.inputs import check_value, read_toml
 from tinymem.leaderboard.planted import MODEL, PlantedSettings
 from tinymem.localize.task import TaskSettings
+from tinymem.records.utility import ACCURACY, PERPLEXITY, Utility
 from tinymem.training.settings import RunSettings
 
 SEEDS = (0, 1, 2)
@@ -47,30 +48,6 @@ DESCRIPTIONS = {
     "text": "English, some passages of it repeated 1, 10, 100 or 1000 times",
     "smollm2": "SmolLM2-135M, which recites passages of presidential addresses that were planted in it",
 }
-
-
-@dataclass(frozen=True)
-class Utility:
-    """What an edit must not cost.
-
-    column   accuracy (higher is better) or perplexity (lower is better)
-    limits   the largest loss of the two tables: points of accuracy, or the rise of perplexity in percent
-    unit     of the limits
-    """
-
-    column: str
-    limits: tuple[float, float]
-    unit: str
-
-    def loss(self, now: float | None, before: float) -> float:
-        """Return what a model has lost, in the unit of the limits; infinity where it has no value."""
-        if now is None:
-            return float("inf")
-        return 100 * (before - now if self.column == ACCURACY.column else now / before - 1)
-
-
-ACCURACY = Utility("mean_test_accuracy", (1.0, 5.0), "points of accuracy")
-PERPLEXITY = Utility("perplexity", (2.0, 10.0), "% of perplexity")
 
 
 @dataclass(frozen=True)

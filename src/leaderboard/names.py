@@ -36,5 +36,4 @@ MEANINGS = {
 
 def within(case: Case, limit: float) -> str:
     """Return a table's limit in words."""
-    unit = case.utility.unit.replace("points", "point") if limit == 1 else case.utility.unit
-    return f"within {limit:g} {unit}"
+    return f"within {case.utility.spelled(limit)}"

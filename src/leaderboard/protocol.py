@@ -26,6 +26,7 @@ from tinymem.training.finetune import FT_DATA, FinetuneSettings
 
 METRICS = ("forward", "percent_near_verbatim")
 ATTACK_METRICS = ("percent_memorized", "percent_extractable", "exact_match_share")
+SMALL_ATTACKS: dict[str, dict[str, Any]] = {"weight_noise": {"draws": 1}}  # of small cases, as published: no defaults
 FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for name in FT_DATA}  # a trial: one epoch
 
 
@@ -173,7 +174,8 @@ def _attacking(bench: Bench) -> tuple[str, ...]:
 def _settings(bench: Bench) -> list[tuple[Method, Any]]:
     """Return a bench's attacks with their settings."""
     found = find_attacks(bench.attacks, "--attacks")
-    return [(method, pinned(method.hyper_parameters(), bench.case.precision)) for method in found]
+    own, precision = SMALL_ATTACKS if bench.case.small else {}, bench.case.precision
+    return [(method, pinned(method.hyper_parameters(**own.get(method.name, {})), precision)) for method in found]
 
 
 def _measuring(bench: Bench, common: Common) -> tuple[str, ...]:

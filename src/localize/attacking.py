@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.metric import ATTACKED
 from tinymem.models.adapter import weight_of
-from tinymem.models.edit import applied, describe
+from tinymem.models.edit import Draws, describe
 from tinymem.models.output_filter import unfiltered
 from tinymem.records.identity import AS_PUBLISHED, ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED
 from tinymem.records.record import Cost
@@ -95,10 +96,10 @@ def _complete(attacked: Run, change: Change, cost: Cost, seen, force: bool) -> N
     how = {"only": ATTACKED, **({} if seen is None else {"seen": seen})}
     if isinstance(change, Elicitation):
         return attacked.complete(UNCHANGED, cost, force, elicited=change, **how)
-    model = attacked.subject.model
-    extent = describe(model, change)
-    with applied(model, change):
-        attacked.complete(extent, cost, force, **how)
+    edits = change.edits if isinstance(change, Draws) else (change,)
+    extents = [describe(attacked.subject.model, edit) for edit in edits]
+    extent = {name: statistics.fmean(one[name] for one in extents) for name in extents[0]}
+    attacked.complete(extent, cost, force, edits, **how)
 
 
 def _seen(method: Method, task: UnlearningTask, hp: Any):
@@ -120,4 +121,4 @@ def _attacked_run(run: Run, method: Method, hp: Any, strength: Strength) -> Run:
     sections = {name: section for name, section in run.identity.items() if name not in ("kind", "parent")}
     kind = {NEVER_PLANTED: TWIN_ATTACK, AS_PUBLISHED: AS_PUBLISHED}.get(run.identity["kind"], ATTACK)
     about = {"kind": kind, "parent": run.digest, **sections, "attack": method.settings(hp, strength)}
-    return Run(run.subject.attacked(method.elicits), about)
+    return Run(run.subject.attacked(method.elicits, method.measures), about)

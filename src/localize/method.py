@@ -5,7 +5,7 @@ A method is a module with a frozen dataclass `HyperParameters` and one of
     score(model, task, hp) -> scores            a ranking of neurons or weights; the highest are set to zero
     learn(model, task, hp, strength) -> masks   a mask for each strength
     loss(hp, model, reference, forget, retain)  an objective to train the weights on (tinymem.training.objective)
-    attack(model, task, hp, strength) -> Edit   for attacks: the edit of the (edited) model at each strength
+    attack(model, task, hp, strength) -> Edit   for attacks: the edit of the (edited) model at each strength; or Draws
     elicit(model, task, hp, strength) -> Elicitation   for attacks on prompts: what they read out of the model
     run(model, task, hp) -> (strength, Edit)    anything else, as an iterator
 
@@ -15,8 +15,8 @@ An objective may also define `weights(hp, reference)`, the weights of forget and
 A method may also define ALIAS (the study's flag), `drop(mlps, scores, strength) -> masks`, `resolve(hp, parameters) -> hp`
 with the defaults that depend on a model's size, and `steps(model, task, hp) -> int` of the whole run; if the passes
 of a step depend on the model, it defines `passes(model, task, hp) -> (forward, backward)` instead. An attack that trains
-on sequences to forget defines `seen(task, hp) -> bool (F,)`, those that it sees, which are then not measured. Every
-function must leave the model unchanged. The file's name is the method's name, its folder the method's family.
+on sequences to forget defines `seen(task, hp) -> bool (F,)`, those that it sees, which are then not measured; one whose
+records are of use only with certain metrics names them in MEASURES. Every function must leave the model unchanged. The file's name is the method's name, its folder the method's family.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from tinymem.localize.watch import Watch
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.models.adapter import find_mlps
-from tinymem.models.edit import Edit, Zeros
+from tinymem.models.edit import Draws, Edit, Zeros
 from tinymem.models.lora import low_rank
-from tinymem.options import strength_of
+from tinymem.options import strength_of, unnamed
 from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin, own_code
 from tinymem.records.record import Cost, measured
 from tinymem.training.objective import loss_flags, snapshots, train_objective
@@ -51,7 +51,7 @@ from tinymem.training.sharding import Sharded
 from tinymem.training.step import Side
 
 Strength = float | int | None
-Change = Edit | Elicitation  # what a strength leads to; an attack on prompts leaves the weights as they are
+Change = Edit | Draws | Elicitation  # what a strength leads to; an attack on prompts leaves the weights as they are
 Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
 REGISTERED = ("tinymem.localize.", "tinymem.attacks.")  # where registries take their modules from
 PARTS = ("score", "learn", "loss", "attack", "elicit", "run")
@@ -72,6 +72,7 @@ class Method:
     passes(model, task, hp) -> forward and backward passes of the whole run; None: counted in one step
     seen(task, hp) -> the sequences to forget that an attack sees, bool (F,); None: none
     elicits        the metrics that an attack on prompts reads out; empty for all else
+    measures       the metrics that an attack's records hold whatever else is asked for
     code           digest of a plugin's file, which identifies the method's version in records
     module         the module that defines the method
     """
@@ -87,6 +88,7 @@ class Method:
     passes: Callable[[Any, UnlearningTask, Any], tuple[int, int]] | None
     seen: Callable[[UnlearningTask, Any], Any] | None
     elicits: tuple[str, ...]
+    measures: tuple[str, ...]
     code: str | None
     module: ModuleType
 
@@ -139,13 +141,13 @@ class Method:
 
 
 def recorded(hp: Any) -> dict[str, Any]:
-    """Return the settings that a record names: all but `unrecorded` ones at their default, files by their content.
+    """Return the settings that a record names: all but `unrecorded` ones that do what was done before, files by content.
 
     See `option`. Raise UserError for a file that is missing or damaged.
     """
-    values = dataclasses.asdict(hp)
+    hidden, values = unnamed(type(hp)), dataclasses.asdict(hp)
     for field in dataclasses.fields(hp):
-        if field.metadata.get("unrecorded") and values[field.name] == field.default:
+        if field.name in hidden and values[field.name] == hidden[field.name]:
             del values[field.name]
         elif (content := field.metadata.get("content")) and values[field.name] is not None:
             values[field.name] = content(values[field.name])
@@ -181,6 +183,7 @@ def method_of(module: ModuleType) -> Method:
         passes=watched_part(module, "passes", own, tuple),
         seen=watched_part(module, "seen", own),
         elicits=getattr(module, "ELICITS", (PERCENT_MEMORIZED.name,) if defined[0] == "elicit" else ()),
+        measures=getattr(module, "MEASURES", ()),
         code=code,
         module=module,
     )

@@ -18,6 +18,7 @@ from tinymem.metrics.metric import Values, as_values
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.registry import metrics_of
 from tinymem.models.adapter import find_mlps, weight_of
+from tinymem.models.edit import Draws
 from tinymem.models.fingerprint import left_alone
 from tinymem.options import field_types, strength_of
 from tinymem.plugins import own_code
@@ -93,6 +94,10 @@ def checked(name: str, elicits: Collection[str], model, change: Any) -> Any:
         return dataclasses.replace(
             change, values={metric: _careful(name, read) for metric, read in change.values.items()}
         )
+    if isinstance(change, Draws):
+        if not change.edits:
+            raise ValueError("its Draws have no edits")
+        return Draws(tuple(checked(name, elicits, model, edit) for edit in change.edits))
     if not all(callable(getattr(change, part, None)) for part in ("apply", "extent")):
         raise TypeError(f"it gave a {type(change).__name__}, not an edit such as tinymem.models.edit.Weights")
     change.extent(model)

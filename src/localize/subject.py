@@ -11,11 +11,12 @@ from typing import Any
 
 from tinymem.errors import UserError
 from tinymem.localize.task import TaskSettings, UnlearningTask
-from tinymem.metrics.evaluate import Measurement
+from tinymem.metrics.evaluate import Measurement, averaged
 from tinymem.metrics.examples import kept_split
 from tinymem.metrics.metric import Metric
 from tinymem.metrics.reference import References
 from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, missing, needs_twin
+from tinymem.models.edit import Edit, applied
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.identity import UNEDITED, identity_of, record_digest
 from tinymem.records.record import Cost, find_record, read_values, record_path, write_record
@@ -85,9 +86,12 @@ class Subject:
             more["examples"] = "held_out" if len(task.held_out) else "shown"
         return self.measure(self.model, splits=splits, metrics=metrics, **more)
 
-    def attacked(self, elicits: Sequence[str] = ()) -> Subject:
-        """Return the subject with the metrics of attacked models. elicits: the only ones of an attack on prompts."""
-        usual = [metric for metric in chosen(self.attack_metrics) if "twin" not in metric.needs]
+    def attacked(self, elicits: Sequence[str] = (), always: Sequence[str] = ()) -> Subject:
+        """Return the subject with the metrics of attacked models.
+
+        elicits: the only ones of an attack on prompts. always: those that an attack's records hold in any case.
+        """
+        usual = [metric for metric in chosen([*self.attack_metrics, *always]) if "twin" not in metric.needs]
         metrics: Sequence[str | Metric] = elicits or usual
         return replace(self, metrics=metrics, examples=False)
 
@@ -161,17 +165,19 @@ class Run:
     def _lacks_examples(self) -> bool:
         return self.subject.examples and kept_split(read_values(self.path)) is None
 
-    def complete(self, extent: dict[str, float], cost: Cost, force: bool = False, **attack: Any) -> None:
+    def complete(
+        self, extent: dict[str, float], cost: Cost, force: bool = False, edits: Sequence[Edit] = (), **attack: Any
+    ) -> None:
         """Measure what the record lacks, save the model if requested, and write the record.
 
-        The model must be in this state now. A record keeps its results and cost unless `force`. attack: as in
-        `Subject.measurement`. Raise NotFinite, before anything is written, if the model's logits are not finite numbers.
+        The model must be in this state now, but for `edits`. A record keeps its results and cost unless `force`. edits and
+        attack: as in `measurement`. Raise NotFinite, before anything is written, if the model's logits are not finite numbers.
         """
         if force:
             self.forget()
         record, subject, device = self.record, self.subject, str(self.subject.model.device)
         lacking = subject.metrics if record is None else subject.lacking(record["results"])
-        found = self.measurement(lacking, **attack) if lacking or self._lacks_examples else None
+        found = self.measurement(lacking, edits, **attack) if lacking or self._lacks_examples else None
         folder = self.keep
         if folder is None and record is not None:
             folder = record["results"].get("model_folder")
@@ -187,9 +193,21 @@ class Run:
             results, values = {**found.row, **given}, {**values, **found.tensors()}
         write_record(subject.folder, self.identity, results, cost, device, values, subject.sources)
 
-    def measurement(self, metrics: Sequence[str | Metric], **attack: Any) -> Measurement:
-        """Measure the model, which must be in this state now, as `Subject.measurement`, and tell the subject how far it is."""
-        return self.subject.measurement(metrics, on_rows=partial(self.subject.on_rows, self.identity), **attack)
+    def measurement(self, metrics: Sequence[str | Metric], edits: Sequence[Edit] = (), **attack: Any) -> Measurement:
+        """Measure the model, which must be in this state now, as `Subject.measurement`, and tell the subject how far it is.
+
+        edits: the model is measured under each of them, and the mean is returned.
+        """
+        measure = partial(
+            self.subject.measurement, metrics, on_rows=partial(self.subject.on_rows, self.identity), **attack
+        )
+        if not edits:
+            return measure()
+        found = []
+        for edit in edits:
+            with applied(self.subject.model, edit):
+                found.append(measure())
+        return averaged(found)
 
     def forget(self) -> None:
         """Remove the record, so that the run does not count as done while it is repeated."""

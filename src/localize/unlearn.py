@@ -13,7 +13,7 @@ from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.task import as_shown
 from tinymem.models.adapter import weight_of
-from tinymem.models.edit import Edit, Weights, describe, reversible, stored_model
+from tinymem.models.edit import Draws, Edit, Weights, describe, reversible, stored_model
 from tinymem.models.output_filter import OutputFilter
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
 from tinymem.records.record import UNKNOWN, Cost, write_record
@@ -107,6 +107,8 @@ def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force
         raise UserError(
             "a filter of the output is not in the weights, so that it cannot be saved; give --no_save_model"
         )
+    if isinstance(edit, Draws):
+        raise UserError(f"{run.identity['method']['name']}: gives several edits (Draws), which only an attack may")
     run.subject.prepare()
     model, records, failures = run.subject.model, [], Failures()
     extent = {**describe(model, edit), **getattr(edit, "notes", {})}

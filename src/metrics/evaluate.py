@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -116,6 +117,27 @@ def measure(
     finally:
         model.train(was_training)
     return Measurement({column: _summary(metric, values[column]) for metric, column, _ in columns}, values, texts)
+
+
+def averaged(found: Sequence[Measurement]) -> Measurement:
+    """Return the mean of measurements of the same columns and sequences: of the figures, and of each example's values.
+
+    A figure that one of them lacks is None. Texts are those of the first.
+    """
+    row: Row = {}
+    for column in found[0].row:
+        figures = [one.row[column] for one in found]
+        known = [figure for figure in figures if figure is not None]
+        row[column] = statistics.fmean(known) if len(known) == len(figures) else None
+    values = {
+        column: replace(
+            first,
+            sums=torch.stack([one.values[column].sums for one in found]).mean(0),
+            weights=torch.stack([one.values[column].weights for one in found]).mean(0),
+        )
+        for column, first in found[0].values.items()
+    }
+    return Measurement(row, values, found[0].texts)
 
 
 def evaluate(model, dataset: MemorizationDataset, *arguments, **more) -> Row:

@@ -170,6 +170,13 @@ class Weights:
         return extent
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What an attack that is random does to a model: one edit per draw. Each is measured, and records hold the means."""
+
+    edits: tuple[Edit, ...]
+
+
 class Lazy(Mapping):
     """A mapping that makes a tensor on each access, so that only one is in memory at a time."""
 

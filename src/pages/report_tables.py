@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tinymem.attacks.recovery import Attacked, recovery_rows
+from tinymem.attacks.recovery import SUMMARIES, Attacked, recovery_rows
 from tinymem.metrics.registry import columns as metrics_in
 from tinymem.metrics.registry import describe
 from tinymem.pages.names import REFERENCES, named, plain
@@ -141,11 +141,7 @@ def recovery_table(models: Sequence[Attacked]) -> Table:
     """Return what each attack brings back at most, one row per model."""
     names = labels(models)
     rows = recovery_rows(models, lambda record: names[record_digest(record)])
-    attacks = list(
-        dict.fromkeys(
-            name for row in rows for name in row if name not in ("model", "before", "excess", "most", "worst")
-        )
-    )
+    attacks = list(dict.fromkeys(name for row in rows for name in row if name not in SUMMARIES))
     columns = [Column("model", number=False), Column("before", "%", "recovered without an attack", "lower")]
     columns += [Column("excess", "points", "over the twin under the same attack, at most", "lower")]
     columns += [Column("worst attack", number=False)]

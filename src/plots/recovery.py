@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
 
     The twin is a grey and the unedited model a black line; dots at the left are what came out without an attack. A memory
     is only hidden where the model's line rises above its twin's. The area in a title is the curve's mean (`Curve.area`).
+    The last panel, where records hold utility, is the way back to the unedited model.
     """
-    rows, twin = -(-len(model.curves) // COLUMNS), twin_of(bounds)
-    figure, grid = new_grid(rows, min(COLUMNS, max(2, len(model.curves))), 2.6, 2.3)
+    twin, panels = twin_of(bounds), len(model.curves) + bool(model.back)
+    figure, grid = new_grid(-(-panels // COLUMNS), min(COLUMNS, max(2, panels)), 2.6, 2.3)
     for axis, curve in zip(grid.flat, model.curves):
         for other in (*bounds, model):
             if found := other.curve(curve):
@@ -43,7 +45,9 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
         bound = twin.curve(curve) if twin else None
         beside = f", twin {bound.area:.0f}" if bound else ""
         set_title(axis, f"{curve.attack.replace('_', ' ')}{of}, area {curve.area:.0f}{beside}")
-    for axis in list(grid.flat)[len(model.curves) :]:
+    if model.back:
+        _draw_way_back(grid.flat[len(model.curves)], [*bounds, model])
+    for axis in list(grid.flat)[panels:]:
         axis.set_visible(False)
     for row in grid:
         row[0].set_ylabel(f"% of {split.replace('_', '-')}\nsequences recovered", fontsize=8)
@@ -54,14 +58,45 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     return figure
 
 
-def _draw(axis, curve: Curve, model: Attacked) -> None:
-    """Draw a curve; its strengths are evenly spaced, behind a place for no attack."""
+def _style(model: Attacked) -> dict[str, Any]:
+    """Return how a model's lines are drawn."""
     styles: dict[str, dict[str, Any]] = {
         UNEDITED: dict(color="black", lw=2.2, ls="-", label="unedited"),
         NEVER_PLANTED: dict(color="0.6", lw=2.2, ls="--", label="never-planted twin"),
     }
-    style = styles.get(model.record["kind"], dict(color="C3", lw=1.5, ls="-", marker="o", markersize=4, label="edited"))
+    return styles.get(model.record["kind"], dict(color="C3", lw=1.5, ls="-", marker="o", markersize=4, label="edited"))
+
+
+def _draw(axis, curve: Curve, model: Attacked) -> None:
+    """Draw a curve; its strengths are evenly spaced, behind a place for no attack."""
     places, values = range(len(curve.points) + 1), [curve.before, *(value for _, value in curve.points)]
-    axis.plot(places, values, **style)
+    axis.plot(places, values, **_style(model))
     axis.set_xticks(places, ["none", *(f"{strength:g}" for strength, _ in curve.points)], fontsize=7)
     axis.tick_params(axis="y", labelsize=7)
+
+
+def _draw_way_back(axis, models: Sequence[Attacked]) -> None:
+    """Draw memorization against what is lost of utility, from each model to the unedited one, and the loss at which they compare.
+
+    The axis is linear up to that loss and logarithmic beyond. Points whose loss is not finite are left out.
+    """
+    import numpy as np
+
+    backs = [(model, model.back) for model in models if model.back]
+    utility, notes = backs[0][1].utility, []
+    limit = utility.limits[0]
+    axis.set_xscale("symlog", linthresh=limit)
+    for model, back in backs:
+        style, points = _style(model), [point for point in back.points if math.isfinite(point.lost)]
+        lost, memorized = [point.lost for point in points], [point.memorized for point in points]
+        steps = np.linspace(0, len(points) - 1, 50 * len(points))  # lines that are straight are bent by the axis
+        line = [np.interp(steps, range(len(points)), values) for values in (lost, memorized)]
+        axis.plot(*line, **style | {"marker": ""})
+        axis.plot(lost, memorized, ls="", color=style["color"], marker="o", markersize=4 if len(points) > 1 else 7)
+        if model.record["kind"] != UNEDITED:
+            notes.append(f"{'twin ' * (model.record['kind'] == NEVER_PLANTED)}{back.at_equal_utility:.0f}")
+    axis.axvline(limit, color="0.3", lw=0.8, ls=":")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.tick_params(labelsize=7)
+    axis.set(ylim=(-4, 104), xlabel=f"{utility.unit} lost")
+    set_title(axis, f"back to the original, at equal utility {', '.join(reversed(notes))}")

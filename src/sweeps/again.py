@@ -24,7 +24,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.metrics.registry import metrics_of, missing, plugin_metrics
 from tinymem.models.production import LoadSettings
-from tinymem.options import as_flags
+from tinymem.options import as_flags, unnamed
 from tinymem.records.identity import (
     ATTACK,
     FINETUNE,
@@ -200,14 +200,15 @@ def _with_places(method: Method, record: Record, path: Path) -> dict[str, Any]:
 def _settings(
     method: Method, section: Mapping[str, Any], path: Path, prefix: str = "", left_out: Sequence[str] = ()
 ) -> list[str]:
-    """Return the flags of all settings that a section names. Raise UserError for one that the method no longer has."""
+    """Return the flags of all settings that a section names, or leaves out where that means no default. Raise UserError for one that the method no longer has."""
     names = [field.name for field in fields(method.hyper_parameters)]
     unknown = [name for name in section if name not in (*names, "name", "code")]
     if unknown:
         raise UserError(f"{path}: {method.name} has no setting {unknown[0]} in this version")
-    words = []
+    default, words = method.hyper_parameters(), []
+    before = {name: value for name, value in unnamed(type(default)).items() if value != getattr(default, name)}
     for name in names:
-        value = section.get(name)
+        value = section.get(name, before.get(name))
         if value is not None and name not in left_out:
             words += [f"--{prefix}{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
     return words

@@ -32,14 +32,19 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
         "% of held-out sequences at the setting of each attack that brings back most; most: under the worst" in printed
     )
     head = printed.partition("brings back most; ")[2].splitlines()[1].split()
-    assert head[:5] == ["model", "before", "most", "worst", "quantize"] and "excess" not in printed  # there is no twin
+    assert (
+        head[:5] == ["model", "before", "most", "worst", "at_equal_utility"] and "excess" not in printed
+    )  # without a twin
+    assert "at_equal_utility: mixed with the original until no more than 1 point of accuracy is lost" in printed
     kinds = [record["kind"] for record in load_records(unlearn.folder)]
     strengths = sum(len(m.strengths(m.hyper_parameters())) for m in ATTACKS.values())
     assert kinds.count("attack") == 2 * (strengths - 3 - 1 - 3 - 1 - 2 - 2 - 2 - 2)  # what `quick` leaves out
     names = {record["attack"]["name"] for record in load_records(unlearn.folder) if record["kind"] == "attack"}
     assert names == set(ATTACKS)
-    table, *figures = sorted(path.name for path in (unlearn.folder / "recovery").iterdir())
+    table, *figures, way_back = sorted(path.name for path in (unlearn.folder / "recovery").iterdir())
     assert table == "curves.csv" and (unlearn.folder / "recovery" / table).read_text().startswith("model,attack,")
+    head, *rows = (unlearn.folder / "recovery" / way_back).read_text().splitlines()
+    assert head == "model,alpha,memorized,mean_test_accuracy,lost,at_equal_utility" and len(rows) == 1 + 6
     assert len(figures) == 2 and figures[0].startswith("durable_0.2_")
     times = {path: path.stat().st_mtime_ns for path in find_records(unlearn.folder)}
     unlearn("--holdout_fraction", 0.5, "--attack", "all", *quick)
@@ -55,6 +60,7 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
         (["--attack", "soft_prompt", "--soft_prompt.vectors", 0], "--soft_prompt.vectors 0: must be"),
         (["--attack", "sampling", "--sampling.p", 1], "--sampling.p 1.0: must be in"),
         (["--attack", "interpolate", "--interpolate.alpha", 2], "--interpolate.alpha 2.0: must be in"),
+        (["--attack", "weight_noise", "--weight_noise.draws", 0], "--weight_noise.draws 0: must be in [1, 1000]"),
         (["--attack", "relearning"], "--attack relearning: must be one of"),
         (["--relearn.steps", 3], "--relearn.steps: only with --attack relearn"),
     ],

@@ -41,7 +41,7 @@ def mixed(planted) -> Artifacts:
 def weak(planted):
     """The model with noise in its weights: some sequences come out, others do not."""
     model = copy.deepcopy(planted.model)
-    apply(model, weight_noise.attack(model, SimpleNamespace(seed=0), weight_noise.HyperParameters(), 0.45))
+    apply(model, weight_noise.attack(model, SimpleNamespace(seed=0), weight_noise.HyperParameters(), 0.45).edits[0])
     return model
 
 

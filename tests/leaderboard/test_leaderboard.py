@@ -1,11 +1,12 @@
 """The leaderboard end to end in miniature: two mitigations and the anchors on one seed, and everything from the records again."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import SMALL_DATA, in_process
+from small import ROOT, SMALL_DATA, in_process
 from threads import here, run_here
 
 from tinymem.errors import UserError
@@ -13,8 +14,8 @@ from tinymem.leaderboard import evidence
 from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.cases import find_cases
 from tinymem.leaderboard.entrants import submission
-from tinymem.leaderboard.protocol import jobs_of
-from tinymem.records.bundle import NAME
+from tinymem.leaderboard.protocol import jobs_of, training_jobs
+from tinymem.records.bundle import NAME, read_bundle
 from tinymem.records.table import load_records
 from tinymem.sweeps.jobs import Common
 
@@ -133,6 +134,15 @@ def test_a_submission_has_a_job_of_its_own_on_every_seed(tmp_path):
     benches = [bench_of(case, seed, tmp_path) for seed in (0, 1, 2)]
     jobs = [jobs_of(entrant.trials[0], entrant, bench, Common("data"))[-1] for bench in benches]
     assert len({job.name for job in jobs}) == 3 and [job.words[1] for job in jobs] == ["a", "b", "c"]
+
+
+def test_the_attacks_of_small_cases_are_those_of_the_published_records(tmp_path):
+    (case,) = find_cases(["noise"], True, 12)
+    *_, unedited = training_jobs(bench_of(case, 0, tmp_path), Common("data"))
+    published = read_bundle(ROOT / "results/leaderboard/noise" / NAME)
+    sections = {json.dumps(record["attack"], sort_keys=True) for record in published if record.get("attack")}
+    assert {json.dumps(section, sort_keys=True) for section in unedited.attacks} == sections
+    assert "--weight_noise.draws=1" in unedited.words
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.metrics import probe
-from tinymem.metrics.evaluate import evaluate, measure
+from tinymem.metrics.evaluate import Measurement, averaged, evaluate, measure
 from tinymem.metrics.memorization import memorized, recovered_rows
 from tinymem.metrics.metric import PLANTED, Metric, Values
 from tinymem.metrics.registry import METRICS
@@ -110,6 +110,19 @@ def test_values_of_examples_against_a_plain_loop(memorizing_backdoor):
             hits.append(int((model(row[None]).logits[0, :-1].argmax(-1) == row[1:]).sum()))
     values = found.values[f"accuracy_{name}"]
     assert values.sums.tolist() == hits and set(values.weights.tolist()) == {tokens.shape[1] - 1}
+
+
+def test_the_mean_of_measurements_by_hand():
+    def one(figure, other, sums, weights):
+        values = Values(*(torch.tensor(some, dtype=torch.float64) for some in (sums, weights)), torch.tensor([0, 1, 1]))
+        return Measurement({"a": figure, "b": other}, {"a": values})
+
+    found = averaged([one(1.0, 2.0, [1, 4, 0], [1, 4, 0]), one(4.0, None, [0, 2, 3], [1, 4, 3])])
+    assert found.row == {"a": 2.5, "b": None}
+    values = found.values["a"]
+    assert values.sums.tolist() == [0.5, 3, 1.5] and values.weights.tolist() == [1, 4, 1.5]
+    assert values.groups.tolist() == [0, 1, 1]
+    assert (values.sums / values.weights)[2] == 1.0  # the last row had a value once: that is its mean
 
 
 def test_empty_sets_are_none(memorizing_noise):

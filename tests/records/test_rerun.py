@@ -11,6 +11,7 @@ from small import in_process, small_settings
 from tinymem import cli
 from tinymem.options import as_flags
 from tinymem.records.record import read_record
+from tinymem.sweeps.again import words_of
 
 TRAIN, FINETUNE = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCALIZE = "src/localize/localize_memorization.py"
@@ -76,6 +77,14 @@ def test_the_command_is_printed_and_not_run(here, monkeypatch, capsys):
     assert words[words.index("--attack") + 1 :][:3] == ["quantize", "--quantize.bits", "4"] and "--lr" in words
     assert command("rerun", here["train"], "--dry_run") == 0
     assert f" {TRAIN} --num_7=100 " in capsys.readouterr().out
+
+
+def test_a_record_from_before_there_were_several_draws_is_made_again_with_one(here):
+    record = read_record(here["attack"])
+    for draws, flag in (({}, "1"), ({"draws": 3}, "3")):
+        words = words_of(record | {"attack": {"name": "weight_noise", "scale": 0.1, **draws}}, here["attack"])
+        assert words[words.index("--weight_noise.draws") + 1] == flag
+    assert "--lora_rank" not in words  # left out at its default
 
 
 def test_what_cannot_be_run_again_is_one_line(here, tmp_path, capsys):
