@@ -119,8 +119,9 @@ def run_methods(
         else:
             print("no unlearning.png: it shows memorization and quality, and one was not measured", file=sys.stderr)
         figures += plots.plot_extraction(subject.folder, every, subject.folder / "extraction")
-        figures += plots.plot_recovery(subject.folder, every)
-        if of_attacks := curve_rows(attacked_models(every)[1], _run_name):
+        split, attacked = attacked_models(every)
+        figures += plots.plot_recovery(subject.folder, split, attacked)
+        if of_attacks := curve_rows(attacked, _run_name):
             figures.append(write_csv(subject.folder / "recovery" / "curves.csv", of_attacks))
         print(*figures, sep="\n", file=sys.stderr)
     write_pages(subject, records)
