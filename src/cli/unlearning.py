@@ -25,7 +25,7 @@ from tinymem.localize.attacking import Attacks, attack_original, attack_twin
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import UNCHANGED, Run, Subject
-from tinymem.localize.unlearn import never_planted, unedited, unlearn
+from tinymem.localize.unlearn import check_runs, never_planted, unedited, unlearn
 from tinymem.metrics import registry
 from tinymem.metrics.metric import Metric
 from tinymem.models.production import LoadSettings
@@ -74,6 +74,7 @@ def run_methods(
     NotFinite, after all other work is done and printed, if a method's scores or logits are not finite.
     """
     attacks, failures = chosen_attacks(arguments), Failures()
+    check_runs(subject, methods, attacks)
     keep = bool(methods) and arguments.keep_adapter
     subject = replace(subject, command=cli.command_line(), keep_adapters=keep)
     records = as_it_is(subject, attacks, arguments.force, failures, log)

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 
 from tinymem.errors import NotFinite, UserError
-from tinymem.localize.curvature.layers import LayerSettings
+from tinymem.localize.curvature.layers import LayerSettings, chosen_weights
 from tinymem.localize.learning import all_finite, frozen
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
@@ -87,6 +87,11 @@ def factor_text(task: UnlearningTask, hp: FactorSettings) -> torch.Tensor:
     """Return the retain sequences that give the factors, (m, T)."""
     order = torch.randperm(len(task.retain), generator=task.generator())
     return task.retain[order[: hp.factor_sequences].sort().values]
+
+
+def check_factors(model, task: UnlearningTask, hp: FactorSettings) -> None:
+    """Raise UserError for a layer that the model does not have, and for less text than the largest factor needs."""
+    check_enough(model, task, factor_text(task, hp), chosen_weights(model, hp))
 
 
 def check_enough(model, task: UnlearningTask, tokens: torch.Tensor, weights: Sequence[Weight]) -> None:

@@ -32,6 +32,11 @@ def loss(hp: HyperParameters, model, reference, forget, retain):
     return values, ((retain.activations(model, layer) - reference.activations(retain, layer)) ** 2).mean(-1)
 
 
+def check(model, task, hp: HyperParameters) -> None:
+    """Raise UserError for a block that the model does not have."""
+    middle(hp, model)
+
+
 def middle(hp: HyperParameters, model) -> int:
     """Return the block to steer. Raise UserError for one that the model does not have."""
     blocks = len(find_blocks(model)[1])
