@@ -27,16 +27,21 @@ class HyperParameters(Prompting):
     context_tokens: int = option(16, "tokens of a context; the n-th of them has n times as many, divided by all", low=1)
 
 
+def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
+    """Raise UserError for a task without a retain set."""
+    task.check_retain("--attack context_shift")
+
+
 def elicit(model, task: UnlearningTask, hp: HyperParameters, contexts: int) -> Elicitation:
     """Return the attack that succeeds if the continuation comes out behind any of the contexts, longer and longer ones."""
-    task.check_retain("--attack context_shift")
+    check(model, task, hp)
     texts = task.retain[evenly_spaced(len(task.retain), contexts)]
 
     def behind(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
         _, loss_mask = probe.targets(artifacts)
         for number, text in enumerate(texts, 1):
             context = text[: max(1, hp.context_tokens * number // len(texts))]
-            yield _behind(context, artifacts, probe.continuation, context_of(probe)), loss_mask
+            yield _behind(context, artifacts, probe.continuation, context_of(probe.model)), loss_mask
 
     return any_exact(behind, hp.sequences)
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from tinymem.data.dataset import Artifacts
-from tinymem.metrics.probe import Probe
 from tinymem.options import option, settings
 
 
@@ -32,6 +31,6 @@ def cut(artifacts: Artifacts, start: torch.Tensor) -> Artifacts:
     return replace(artifacts, planted=planted, clean=clean, prompt_end=artifacts.prompt_end - start)
 
 
-def context_of(probe: Probe) -> int | None:
+def context_of(model) -> int | None:
     """Return how many tokens the model takes; None: no limit is known."""
-    return getattr(probe.model.config.get_text_config(), "max_position_embeddings", None)
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -42,9 +42,14 @@ def seen(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
     return share_of(task, hp.share)
 
 
+def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
+    """Raise UserError for a task without a retain set."""
+    task.check_retain("--attack relearn_adaptive")
+
+
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield for every budget the weights that bring back most within it; the present ones if none are within it."""
-    task.check_retain("--attack relearn_adaptive")
+    check(model, task, hp)
     share = task.forget.select(seen(task, hp))
     chosen_on = drawn(torch.arange(len(share)), max(1, round(CHOSEN_ON * len(share))), task.seed)
     judged = share.select(chosen_on)

@@ -22,7 +22,12 @@ class HyperParameters(Relearning):
     )
 
 
+def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
+    """Raise UserError for a task without a retain set."""
+    task.check_retain("--attack relearn_clean")
+
+
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int, Weights]]:
     """Yield the weights after each number of steps of training on the retain set."""
-    task.check_retain("--attack relearn_clean")
+    check(model, task, hp)
     return relearned(model, task, task.retain, hp.steps, hp, hp.lr, "--relearn_clean.lr")

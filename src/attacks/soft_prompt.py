@@ -49,8 +49,8 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int,
 
     Raise UserError for more vectors than the model's context has room for, NotFinite for a training that diverges.
     """
+    check(model, task, hp)
     probe = Probe(model, task.continuation, task.microbatch, task.ignored_token)
-    _check_room(probe, hp.vectors)
     rows = task.forget.select(seen(task, hp))
     table = model.get_input_embeddings().weight.detach()
     drawn = torch.randint(len(table), (hp.vectors,), generator=task.generator())
@@ -76,13 +76,13 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int,
                 yield step + 1, _with(vectors.detach().clone(), hp)
 
 
-def _check_room(probe: Probe, vectors: int) -> None:
+def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
     """Raise UserError where the context cannot hold the vectors, one token of a prompt and the continuation to read."""
-    limit = context_of(probe)
-    if limit is not None and vectors + probe.continuation > limit:
+    limit = context_of(model)
+    if limit is not None and hp.vectors + task.continuation > limit:
         raise UserError(
-            f"--soft_prompt.vectors {vectors}: the model's context of {limit} tokens has room for at most "
-            f"{limit - probe.continuation} beside the continuation of {probe.continuation}"
+            f"--soft_prompt.vectors {hp.vectors}: the model's context of {limit} tokens has room for at most "
+            f"{limit - task.continuation} beside the continuation of {task.continuation}"
         )
 
 
@@ -107,7 +107,7 @@ def _predicted(probe: Probe, artifacts: Artifacts, vectors: torch.Tensor) -> tup
     """
     model = probe.model
     targets, mask = (values.to(model.device) for values in probe.targets(artifacts))
-    limit, count = context_of(probe), len(vectors)
+    limit, count = context_of(model), len(vectors)
     needed = (artifacts.prompt_end + probe.continuation).clamp(max=artifacts.planted.shape[1])
     start = torch.zeros_like(needed) if limit is None else (needed + count - limit).clamp(min=0)
     rows = cut(artifacts, torch.minimum(start, artifacts.prompt_end - 1))

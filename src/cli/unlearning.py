@@ -35,7 +35,7 @@ from tinymem.localize.attacking import Attacks, attack_original, attack_twin
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import UNCHANGED, Run, Subject
-from tinymem.localize.unlearn import never_planted, unedited, unlearn
+from tinymem.localize.unlearn import check_runs, never_planted, unedited, unlearn
 from tinymem.metrics import registry
 from tinymem.metrics.metric import Metric
 from tinymem.models.production import LoadSettings
@@ -84,6 +84,7 @@ def run_methods(
     NotFinite, after all other work is done and printed, if a method's scores or logits are not finite.
     """
     attacks, failures = chosen_attacks(arguments), Failures()
+    check_runs(subject, methods, attacks)
     keep = bool(methods) and arguments.keep_adapter
     subject = replace(subject, command=cli.command_line(), keep_adapters=keep)
     records = as_it_is(subject, attacks, arguments.force, failures, log)
@@ -129,9 +130,9 @@ def run_methods(
         else:
             print("no unlearning.png: it shows memorization and quality, and one was not measured", file=sys.stderr)
         figures += plots.plot_extraction(subject.folder, every, subject.folder / "extraction")
-        figures += plots.plot_recovery(subject.folder, every)
-        models = attacked_models(every)[1]
-        for name, table in (("curves", curve_rows(models, _run_name)), ("uwc", back_rows(models, _run_name))):
+        split, attacked = attacked_models(every)
+        figures += plots.plot_recovery(subject.folder, split, attacked)
+        for name, table in (("curves", curve_rows(attacked, _run_name)), ("uwc", back_rows(attacked, _run_name))):
             if table:
                 figures.append(write_csv(subject.folder / "recovery" / f"{name}.csv", table))
         print(*figures, sep="\n", file=sys.stderr)

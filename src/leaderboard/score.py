@@ -11,10 +11,10 @@ does not tell the unedited model from the twin says nothing of what lies between
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ DRAWS, DECIMALS = 2000, 6
 FLOOR = 0.01  # of the parts of the score: a harmonic mean of 0 would hide all else
 PARTS = ("forget", "private", "robust", "useful")  # of which the score is the harmonic mean
 Record = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class Resampling:
@@ -49,13 +50,15 @@ class Resampling:
     def mean(self, seed: int, values: Values) -> np.ndarray:
         """Return the mean of values in every draw, over groups where there are any; NaN where nothing was drawn."""
         counts = self.counts(seed, len(values.sums))
-        groups = np.zeros(len(values.sums)) if values.groups is None else values.groups.numpy()
-        means = []
+        weights, sums = (part.numpy().astype(np.float64) for part in (values.weights, values.sums))
         with np.errstate(invalid="ignore", divide="ignore"):
+            if values.groups is None:
+                return counts @ sums / (counts @ weights)
+            groups, means = values.groups.numpy(), []
             for group in np.unique(groups):
                 inside = groups == group
-                weights, sums = (part.numpy()[inside].astype(np.float64) for part in (values.weights, values.sums))
-                means.append(counts[:, inside] @ sums / (counts[:, inside] @ weights))
+                some = counts[:, inside]
+                means.append(some @ sums[inside] / (some @ weights[inside]))
             return np.mean(means, axis=0) if means else np.full(self.draws + 1, np.nan)
 
     def over_seeds(self, by_seed: Sequence[np.ndarray]) -> np.ndarray:
@@ -97,7 +100,7 @@ class Jury:
         self.evidence, self.resampling = evidence, Resampling(evidence.seeds, draws)
         self.utility = utility
         self.seeds = evidence.seeds
-        self._figures: dict[tuple, np.ndarray] = {}  # tables of several limits share rows
+        self._found: dict[tuple, Any] = {}
 
     @cached_property
     def original(self) -> list[Record]:
@@ -109,13 +112,17 @@ class Jury:
 
     def figure(self, records: Sequence[Record], column: str) -> np.ndarray:
         """Return a column's mean over seeds. records: one per seed, in their order."""
-        key = (column, *map(record_digest, records))
-        if key not in self._figures:
-            self._figures[key] = self._figure(records, column)
-        return self._figures[key]
+        return self._once(column, records, lambda: self._figure(records, column))
 
     def _figure(self, records: Sequence[Record], column: str) -> np.ndarray:
         return self.resampling.over_seeds(self.by_seed(records, column))
+
+    def _once(self, what: str, records: Sequence[Record], make: Callable[[], T]) -> T:
+        """Return what `make` returns, made once for these records: tables of several limits share rows."""
+        key = (what, *map(record_digest, records))
+        if key not in self._found:
+            self._found[key] = make()
+        return self._found[key]
 
     def by_seed(self, records: Sequence[Record], column: str) -> list[np.ndarray]:
         """Return a column's mean over the sequences of each seed; NaN where it has no values."""
@@ -144,10 +151,17 @@ class Jury:
         """
 
         def share(column: str) -> np.ndarray:
-            of_all = (self.by_seed(some, column) for some in (records, self.original, self.twin))
+            of_all = self.by_seed(records, column), *self._ends[column]
             return self.resampling.over_seeds([share_of_way(*of_seed) for of_seed in zip(*of_all)])
 
         return {column: share(column) for name in names if (column := f"{name}_{JUDGED}") in self.telling}
+
+    @cached_property
+    def _ends(self) -> dict[str, tuple[list[np.ndarray], list[np.ndarray]]]:
+        """The original's and the twin's means of each seed, by the columns that tell."""
+        return {
+            column: (self.by_seed(self.original, column), self.by_seed(self.twin, column)) for column in self.telling
+        }
 
     def useful(self, records: Sequence[Record]) -> np.ndarray:
         """Return the utility relative to that of the unedited model or of the twin, the better one; at most 1."""
@@ -161,6 +175,9 @@ class Jury:
 
         An attack that has not been made on every model of every seed is left out.
         """
+        return self._once("excess", records, lambda: self._excess(records))
+
+    def _excess(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         mine, twins = self.recovered(records), self._recovered_from_twin
         found: dict[str, np.ndarray] = {}
         for key in mine.keys() & twins.keys():
@@ -176,12 +193,15 @@ class Jury:
         """Return the percentage memorized under each attack at each setting: by (name, *settings)."""
         by_seed = [{attack_key(one): one for one in self.evidence.attacks_on(record)} for record in records]
         shared = set.intersection(*map(set, by_seed)) if by_seed else set()
-        return {key: self.figure([some[key] for some in by_seed], RECOVERED) for key in sorted(shared, key=str)}
+        return {key: self._figure([some[key] for some in by_seed], RECOVERED) for key in sorted(shared, key=str)}
 
     def parts(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """Return the parts of the score that can be told, by PARTS: the worst of forgetting, of privacy and of
         robustness, and utility.
         """
+        return self._once("parts", records, lambda: self._parts(records))
+
+    def _parts(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         known = self.figure(self.original, RECOVERED) - self.figure(self.twin, RECOVERED)
         known = np.where(known > 0, known, np.nan)  # else nothing can come back
         excess = [value for name, value in self.excess(records).items() if name not in UNCOUNTED]

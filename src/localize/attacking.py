@@ -76,7 +76,7 @@ def _attack(
     runs = {value: _attacked_run(run, method, hp, value) for value in method.strengths(hp)}
     to_do = [value for value, attacked in runs.items() if force or not attacked.is_done]
     if to_do:
-        model, seen = run.subject.model, _seen(method, task, hp)
+        model, seen = run.subject.model, seen_by(method, task, hp)
         if force:
             for attacked in runs.values():
                 attacked.forget()
@@ -102,7 +102,7 @@ def _complete(attacked: Run, change: Change, cost: Cost, seen, force: bool) -> N
     attacked.complete(extent, cost, force, edits, **how)
 
 
-def _seen(method: Method, task: UnlearningTask, hp: Any):
+def seen_by(method: Method, task: UnlearningTask, hp: Any):
     """Return the sequences that an attack sees, None for none. Raise UserError if they leave nothing to measure."""
     if method.seen is None:
         return None

@@ -19,9 +19,10 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import loss_mask, token_losses
 from tinymem.models.precision import autocast
-from tinymem.models.trainable import frozen as frozen  # re-exported for the methods, like sides_of
+from tinymem.models.trainable import frozen as frozen  # re-exported for the methods, like the last two
 from tinymem.models.trainable import gradient_of
 from tinymem.training import step
+from tinymem.training.step import all_finite as all_finite
 from tinymem.training.step import sides_of as sides_of
 
 logger = logging.getLogger(__name__)
@@ -113,25 +114,23 @@ def gradients(
     float32, because summing in bfloat16 loses small terms and makes scores depend on the microbatch. In float16 the
     loss is scaled (`loss_scale`); if gradients still overflow, they are computed again at a smaller scale.
     """
-    parameters, scale = list(parameters), loss_scale(model, weights)
-    while True:
+    parameters = list(parameters)
+
+    def attempt(scale: float) -> tuple[list[torch.Tensor], torch.Tensor | float]:
         totals: dict[torch.nn.Parameter, torch.Tensor] = {}
-        hooks = [parameter.register_post_accumulate_grad_hook(partial(_collect, totals)) for parameter in parameters]
+        collect = partial(_collect, totals, scale != 1)
+        hooks = [parameter.register_post_accumulate_grad_hook(collect) for parameter in parameters]
         try:
             loss = backward(model, task, tokens, weights * scale, precision)
         finally:
             for hook in hooks:
                 hook.remove()
-        if scale <= 1 or all_finite(totals.values()):
-            break
-        scale /= 16
-    task.watch.note(tokens.numel(), loss=loss / scale)
-    for parameter in parameters:
-        if parameter not in totals:
-            totals[parameter] = torch.zeros_like(parameter, requires_grad=False)
-        if scale != 1:
-            totals[parameter] = totals[parameter].float().div_(scale)
-    return [totals[parameter] for parameter in parameters]
+        found = [totals[p] if p in totals else torch.zeros_like(p, requires_grad=False) for p in parameters]
+        return found, loss / scale
+
+    found, loss = step.scaled(attempt, loss_scale(model, weights))
+    task.watch.note(tokens.numel(), loss=loss)
+    return found
 
 
 def gradients_of_sides(
@@ -148,9 +147,10 @@ def gradients_of_sides(
     loss, sides, weights: as in `tinymem.training.step.descend`. Sums are in float32 or finer, and in float16 the loss is
     scaled, as in `gradients`. `.grad` stays empty.
     """
-    parameters, scale = list(parameters), step.loss_scale(model, sides)
+    parameters = list(parameters)
     kinds = [parameter.grad_dtype for parameter in parameters]
-    while True:
+
+    def attempt(scale: float) -> tuple[list[torch.Tensor], torch.Tensor]:
         for parameter in parameters:
             parameter.grad_dtype = torch.promote_types(parameter.dtype, torch.float32)
         with checkpointed(model, task.gradient_checkpointing):
@@ -158,15 +158,18 @@ def gradients_of_sides(
         found = [torch.zeros_like(p, dtype=p.grad_dtype) if p.grad is None else p.grad for p in parameters]
         for parameter, kind in zip(parameters, kinds):
             parameter.grad, parameter.grad_dtype = None, kind
-        if scale == 1 or all_finite(found):
-            break
-        scale = max(1.0, scale / 16)
-    return [gradient.div_(scale) if scale != 1 else gradient for gradient in found], means
+        return found, means
+
+    return step.scaled(attempt, step.loss_scale(model, sides))
 
 
-def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], parameter: torch.nn.Parameter) -> None:
+def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], wide: bool, parameter: torch.nn.Parameter) -> None:
+    """Move a parameter's gradient to the totals. wide: in float32 from the first microbatch on."""
     gradient, parameter.grad = gradient_of(parameter), None
-    totals[parameter] = totals[parameter].float().add_(gradient) if parameter in totals else gradient
+    if parameter in totals:
+        totals[parameter] = totals[parameter].float().add_(gradient)
+    else:
+        totals[parameter] = gradient.float() if wide else gradient
 
 
 def loss_scale(model, weights: torch.Tensor) -> float:
@@ -213,9 +216,3 @@ def _advice(model, hp: Any) -> str:
     advice = [f"a lower {', '.join(lower)}"] if lower else []
     advice += ["--dtype float32 or bfloat16"] if model.dtype == torch.float16 else []
     return f"; {' or '.join(advice)} may help" if advice else ""
-
-
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Return whether no tensor holds a NaN or an infinity."""
-    # The double negation makes a plan's fake tensors count as finite: their bools are all False.
-    return not any(bool(tensor.isfinite().logical_not_().any()) for tensor in tensors)

@@ -26,7 +26,7 @@ from tinymem.cli.watching import watched
 from tinymem.errors import Failures, UserError
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import Run
-from tinymem.localize.unlearn import finish
+from tinymem.localize.unlearn import check_runs, finish
 from tinymem.models.difference import check_same_tokens, edit_between
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, open_causal_lm, tokenizer_in
@@ -146,6 +146,7 @@ def main() -> None:
     about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
     attacks = chosen_attacks(arguments)
+    check_runs(original, [], attacks)
     failures = Failures()
     records = as_it_is(original, attacks, arguments.force, failures, log)
     check_columns(arguments.columns, records)

@@ -16,7 +16,9 @@ A method may also define ALIAS (the study's flag), `drop(mlps, scores, strength)
 with the defaults that depend on a model's size, and `steps(model, task, hp) -> int` of the whole run; if the passes
 of a step depend on the model, it defines `passes(model, task, hp) -> (forward, backward)` instead. An attack that trains
 on sequences to forget defines `seen(task, hp) -> bool (F,)`, those that it sees, which are then not measured; one whose
-records are of use only with certain metrics names them in MEASURES. Every function must leave the model unchanged. The file's name is the method's name, its folder the method's family.
+records are of use only with certain metrics names them in MEASURES. Before anything runs, `check(model, task, hp)` raises
+UserError for settings that do not fit the model or the sequences. Every function must leave the model unchanged. The
+file's name is the method's name, its folder the method's family.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Draws, Edit, Zeros
-from tinymem.models.lora import low_rank
+from tinymem.models.lora import check_rank, low_rank, targeted
 from tinymem.options import strength_of, unnamed
 from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin, own_code
 from tinymem.records.record import Cost, measured
@@ -70,6 +72,7 @@ class Method:
     resolve(hp, parameters) -> hp with the defaults that depend on the model's size
     steps(model, task, hp) -> steps of the whole run, all strengths together; each repeats the passes of one step
     passes(model, task, hp) -> forward and backward passes of the whole run; None: counted in one step
+    check(model, task, hp)   raise UserError for settings that do not fit the model or the sequences
     seen(task, hp) -> the sequences to forget that an attack sees, bool (F,); None: none
     elicits        the metrics that an attack on prompts reads out; empty for all else
     measures       the metrics that an attack's records hold whatever else is asked for
@@ -86,6 +89,7 @@ class Method:
     resolve: Callable[[Any, int], Any]
     steps: Callable[[Any, UnlearningTask, Any], int]
     passes: Callable[[Any, UnlearningTask, Any], tuple[int, int]] | None
+    check: Callable[[Any, UnlearningTask, Any], None]
     seen: Callable[[UnlearningTask, Any], Any] | None
     elicits: tuple[str, ...]
     measures: tuple[str, ...]
@@ -171,6 +175,7 @@ def method_of(module: ModuleType) -> Method:
     adaptors: dict[str, Callable[[ModuleType, str, str | None], Run]]
     adaptors = {"score": ranking, "learn": learned_mask, "loss": objective, "attack": direct, "elicit": direct}
     adaptors["run"] = lambda module, name, code: module.run
+    check = watched_part(module, "check", own, type(None)) or (lambda model, task, hp: None)
     return Method(
         name=name,
         alias=getattr(module, "ALIAS", name),
@@ -181,12 +186,29 @@ def method_of(module: ModuleType) -> Method:
         resolve=watched_part(module, "resolve", own, settings) or (lambda hp, parameters: hp),
         steps=watched_part(module, "steps", own, int) or partial(_steps, module, defined[0]),
         passes=watched_part(module, "passes", own, tuple),
+        check=partial(_check_objective, name, check) if defined[0] == "loss" else check,
         seen=watched_part(module, "seen", own),
         elicits=getattr(module, "ELICITS", (PERCENT_MEMORIZED.name,) if defined[0] == "elicit" else ()),
         measures=getattr(module, "MEASURES", ()),
         code=code,
         module=module,
     )
+
+
+def _check_objective(name: str, own: Callable, model, task: UnlearningTask, hp: Any) -> None:
+    """Raise UserError for settings that do not fit model or sequences. own: the method's own `check`."""
+    _check_retain(name, task, hp)
+    if hp.lora_rank:
+        check_rank(model, targeted(model, hp.lora_targets), hp.lora_rank)
+    own(model, task, hp)
+
+
+def _check_retain(name: str, task: UnlearningTask, hp: Any) -> None:
+    """Raise UserError if an objective needs a retain set and there is none."""
+    if hp.retain_weight and not len(task.retain):
+        can_do_without = type(hp).__dataclass_fields__["retain_weight"].metadata["above"] is None
+        advice = "; without one use --retain_weight 0" * can_do_without
+        raise UserError(f"--localization_method {name}: needs a retain set{advice}")
 
 
 def _steps(module: ModuleType, part: str, model, task: UnlearningTask, hp: Any) -> int:
@@ -273,10 +295,7 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
         return partial(getattr(module, part), hp) if hasattr(module, part) else None
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
-        if hp.retain_weight and not len(task.retain):
-            can_do_without = type(hp).__dataclass_fields__["retain_weight"].metadata["above"] is None
-            advice = "; without one use --retain_weight 0" * can_do_without
-            raise UserError(f"--localization_method {name}: needs a retain set{advice}")
+        _check_retain(name, task, hp)
         forget, retain = sides(task, hp.forget_tokens)
         last = dict[str, float]()
         retain, last_step = retain if hp.retain_weight else None, max(hp.steps)

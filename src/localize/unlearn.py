@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from tinymem.errors import Failures, UserError, finite
-from tinymem.localize.attacking import Attacks, attack, attacked_runs, lacks
+from tinymem.localize.attacking import Attacks, attack, attacked_runs, lacks, seen_by
 from tinymem.localize.cache import Cache
 from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
@@ -17,6 +17,21 @@ from tinymem.models.edit import Draws, Edit, Weights, describe, reversible, stor
 from tinymem.models.output_filter import OutputFilter
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
 from tinymem.records.record import UNKNOWN, Cost, write_record
+
+
+def check_runs(subject: Subject, methods: Attacks, attacks: Attacks = ()) -> None:
+    """Raise UserError for settings of methods and attacks that do not fit the subject, before anything long runs.
+
+    methods, attacks: each with its settings.
+    """
+    task = as_shown(subject.task)
+    if not len(task.forget):
+        return
+    for method, hp in methods:
+        method.check(subject.model, task, method.resolve(hp, subject.model.num_parameters()))
+    for method, hp in attacks:
+        method.check(subject.model, subject.task, hp)
+        seen_by(method, subject.task, hp)
 
 
 def unedited(subject: Subject, force: bool = False, kind: str = UNEDITED) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, attacked_models, twin_of
+from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, twin_of
 from tinymem.plots.base import common_legend, new_grid, save_figure, set_title
 from tinymem.plots.labels import file_name, label_of
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -15,9 +15,11 @@ from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 COLUMNS = 4
 
 
-def plot_recovery(folder: str | Path, records: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Draw one figure per attacked method and write FOLDER/recovery/METHOD_STRENGTH_DIGEST.png and .pdf."""
-    split, models = attacked_models(records)
+def plot_recovery(folder: str | Path, split: str, models: Sequence[Attacked]) -> list[Path]:
+    """Draw one figure per attacked method and write FOLDER/recovery/METHOD_STRENGTH_DIGEST.png and .pdf.
+
+    split, models: as from `tinymem.attacks.recovery.attacked_models`.
+    """
     bounds = [model for model in models if model.record["kind"] in (UNEDITED, NEVER_PLANTED)]
     written = []
     for model in models:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinymem.records.identity import KINDS
+from tinymem.records.identity import KINDS, record_digest
 from tinymem.records.strength import strength_in
 from tinymem.records.table import columns_of, named_records, scalar, versions
 
@@ -15,9 +15,20 @@ from tinymem.records.table import columns_of, named_records, scalar, versions
 def gather(folder: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the tidy table (columns, rows) of all records under a folder, rows by kind, method, strength, then file.
 
-    Raise UserError for no or damaged records.
+    A copy of a record, such as the leaderboard makes of published ones, is left out. Raise UserError for no or damaged
+    records.
     """
-    return tidy_table(sorted(named_records(folder), key=_place))
+    return tidy_table(sorted(_without_copies(named_records(folder)), key=_place))
+
+
+def _without_copies(named: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the pairs (name, record) whose records differ; of equal ones the first."""
+    known: dict[str, list[dict[str, Any]]] = {}
+    for name, record in named:
+        alike = known.setdefault(record_digest(record), [])
+        if record not in alike:  # the same run with other results is none: it was repeated
+            alike.append(record)
+            yield name, record
 
 
 def _place(named: tuple[str, Mapping[str, Any]]) -> tuple:

@@ -146,7 +146,7 @@ def train_objective(
     """Train the model in place and yield (steps, None) at each of `settings.steps`, with the edit in the weights.
 
     forget, retain   whole sets (`Side.of`); without a retain set all rows of a batch are forget rows
-    seed             seed of the order of the rows
+    seed             seed of the order of the rows, and of what a loss draws
     microbatch       rows per call of the loss, both sides together
     regularizers     hooks; `after_backward` may change gradients, see `tinymem.training.step.descend`
     masks            state-dict key -> bool, as in `tinymem.models.edit.Zeros`: the entries that are trained; None: all of
@@ -175,7 +175,7 @@ def train_objective(
         parameters, only = masked(model, masks)
         regularizers = [*regularizers, only]
     constant = (settings.forget_weight, settings.retain_weight)
-    reference = Reference(model, microbatch, settings.dtype, unedited)
+    reference = Reference(model, microbatch, settings.dtype, unedited, seed)
     training = TrainingSettings(lr=settings.lr, l2_reg=settings.weight_decay)
 
     def bound(model, forget: Side, retain: Side | None = None):

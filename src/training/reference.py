@@ -21,12 +21,14 @@ Unedited = Callable[[], AbstractContextManager[Any]]
 class Reference:
     """The model before the edit. The values that a loss needs are computed once, in the first call of the loss.
 
+    seed: of the run, for what a loss draws
     unedited: gives a context that yields the model as it was before the edit; None: a copy is made where one is needed
     state: tensors that an objective keeps from step to step. It creates them in the first call of its loss and updates
     them in place, in `after_step` only. They are saved with the training state.
     """
 
-    def __init__(self, model, microbatch: int, precision: str, unedited: Unedited | None = None) -> None:
+    def __init__(self, model, microbatch: int, precision: str, unedited: Unedited | None = None, seed: int = 0) -> None:
+        self.seed = seed
         self._before, self._microbatch, self._precision = model, microbatch, precision
         self._unedited_context = unedited
         self._config = model.config.get_text_config()

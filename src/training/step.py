@@ -11,10 +11,10 @@ the same gradient as the whole, whatever the loss does within a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -22,8 +22,9 @@ from tinymem.models.adapter import find_blocks
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import loss_mask, next_token_logits, token_losses
 from tinymem.models.precision import autocast
-from tinymem.models.trainable import gradient_of
 from tinymem.regularizers.protocol import Regularizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,28 +166,45 @@ def descend(
     weights                 of the sides' means in what is minimized; None: 1 for each
     share                   this process's share of the batch, where several processes do one step
 
-    The gradient in float16 is computed of a scaled loss, since most of it would round to 0; if it overflows, again at a
-    smaller scale.
+    The gradient in float16 is computed of a scaled loss (`scaled`), since most of it would round to 0.
     """
-    optimizer.zero_grad(set_to_none=True)
     hooks = regularizers if len(sides) == 1 else ()
-    scale = loss_scale(model, sides)
+
+    def attempt(scale: float) -> tuple[list[torch.Tensor], torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        means = backward(model, loss, sides, microbatch, precision, hooks, weights, share, scale)
+        found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if share is not None:
+            share.add_up([means, *found])
+        return found, means
+
     with checkpointed(model, gradient_checkpointing):
-        while True:
-            means = backward(model, loss, sides, microbatch, precision, hooks, weights, share, scale)
-            found = [parameter for parameter in model.parameters() if parameter.grad is not None]
-            if share is not None:
-                share.add_up([means, *(gradient_of(parameter) for parameter in found)])
-            if scale == 1 or all(bool(gradient_of(parameter).isfinite().all()) for parameter in found):
-                break
-            scale = max(1.0, scale / 16)
-            model.zero_grad(set_to_none=True)
-    for parameter in found if scale != 1 else ():
-        gradient_of(parameter).div_(scale)
+        _, means = scaled(attempt, loss_scale(model, sides))
     for regularizer in regularizers:
         regularizer.after_backward()
     optimizer.step()
     return means.tolist()
+
+
+def scaled(attempt: Callable[[float], tuple[list[torch.Tensor], T]], scale: float) -> tuple[list[torch.Tensor], T]:
+    """Return the gradients of a loss, and what came with them, from `attempt(scale)`: those of `scale` times the loss.
+
+    If they overflow at a scale above 1, they are computed again at a smaller one. They are divided by it in place.
+    """
+    gradients, others = attempt(scale)
+    while scale > 1 and not all_finite(gradients):
+        del gradients  # memory for the next ones
+        scale = max(1.0, scale / 16)
+        gradients, others = attempt(scale)
+    for gradient in gradients if scale != 1 else ():
+        gradient.div_(scale)
+    return gradients, others
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return whether no tensor holds a NaN or an infinity."""
+    # The double negation makes a plan's fake tensors count as finite: their bools are all False.
+    return not any(bool(tensor.isfinite().logical_not_().any()) for tensor in tensors)
 
 
 def backward(

@@ -149,6 +149,22 @@ def test_logit_lens_reads_a_block_with_the_last_norm(weak, probe, mixed, subject
     assert first[NAME](probe, row).item() == float((read == rest).all())
 
 
+def test_logit_lens_reads_no_pads(planted, subject):
+    """An output layer of zeros reads token 0 everywhere; of 3 tokens and 3 pads two are right, of pads alone nothing counts."""
+    model = copy.deepcopy(planted.model)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    rows = torch.tensor([[1, 2, 0, 5, 0, 9, 9, 9], [1, 2, 9, 9, 9, 9, 9, 9], [1, 2, 3, 4, 5, 6, 0, 0]])
+    artifacts = Artifacts(rows, rows, torch.tensor([2, 2, 2]), torch.zeros(3, dtype=torch.long))
+    lens = logit_lens.elicit(model, subject.task, logit_lens.HyperParameters(), 0.5).values["exact_match_share"]
+    for pad, shares, counted in (
+        (9, [2 / 3, 0, 1 / 3], [1, 0, 1]),
+        (0, [0, 0, 0], [1, 1, 1]),  # what is right is a pad
+        (None, [1 / 3, 0, 1 / 3], [1, 1, 1]),
+    ):
+        found = lens(Probe(model, 6, batch_size=2, pad=pad), replace(artifacts))
+        assert found.sums.tolist() == pytest.approx(shares) and found.weights.tolist() == counted
+
+
 def test_cut_keeps_positions_and_width():
     rows = torch.arange(10, 22).view(2, 6)
     artifacts = Artifacts(rows, rows + 100, torch.tensor([3, 4]), torch.zeros(2, dtype=torch.long))

@@ -158,3 +158,48 @@ def test_a_plot_without_a_metric_of_quality_is_left_out(memorizing_backdoor, tmp
     )
     said = capsys.readouterr()
     assert "no unlearning.png" in said.err and "activations" in said.out and not (tmp_path / "unlearning.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["rmu", "--layer", 99], "--layer 99: must be below 2"),
+        *(([name, "--layers", 99], "--layers 99: there is no layer 99") for name in ("kfac", "svd", "kfade")),
+        (["kfac", "--factor_sequences", 1], "--factor_sequences: 1 retain sequences have"),
+        (["repselect", "--dropped", 999], "--dropped 999: must be < "),
+        (["npo", "--lora_rank", 2, "--lora_targets", "unknown"], "--lora_targets unknown: must be one or more of"),
+        (["npo", "--lora_rank", 999], "--lora_rank 999: must be <= "),
+        (
+            ["durable", "--attack", "soft_prompt", "--soft_prompt.vectors", 1024],
+            "--soft_prompt.vectors 1024: the model",
+        ),
+        (["durable", "--attack", "relearn", "--relearn.share", 1], "--attack relearn: sees all"),
+        (["none_of_mine.py"], "--noisy 2.0: too much for 2 layers"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused_before_it_is_measured(
+    memorizing_backdoor, tmp_path, monkeypatch, capsys, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none_of_mine.py").write_text(REFUSES)
+    where = ["--model_path", memorizing_backdoor.checkpoint, "--output_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, *where, "--data_dir", tmp_path / "data", "--localization_method", *words)
+    assert end.value.code == 2 and message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not list((tmp_path / "out").glob("records/*"))
+
+
+REFUSES = """
+from tinymem.errors import UserError
+from tinymem.options import option, settings
+
+@settings
+class HyperParameters:
+    noisy: float = option(2.0, "noise")
+
+def check(model, task, hp):
+    raise UserError(f"--noisy {hp.noisy}: too much for {model.config.n_layer} layers")
+
+def run(model, task, hp):
+    raise AssertionError
+"""

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from dataclasses import fields
 
 import pandas
@@ -35,6 +36,19 @@ def test_one_row_a_record_with_the_columns_of_all(tmp_path):
     tuned = next(row for row in rows if row.get("method.name") == "extra")
     assert tuned["epoch_seconds"] == "[10.0, 10.0]" and tuned["record"].startswith("plain_")
     assert all(re.fullmatch(r"tinymem \S+, torch [0-9.]+, transformers [0-9.]+", row["versions"]) for row in rows)
+
+
+def test_copies_of_a_record_are_one_row_and_a_run_that_was_repeated_is_two(tmp_path):
+    unlearning(
+        tmp_path / "runs", checkpoint(), {("unedited",): outcome(90.0), ("durable", ("ratio", 0.1)): outcome(10.0)}
+    )
+    shutil.copytree(tmp_path / "runs", tmp_path / "runs" / "the_copy")
+    assert [row["record"].count("copy") for row in gather(tmp_path / "runs")[1]] == [0, 0]
+    copied = max(
+        (tmp_path / "runs" / "the_copy").rglob("records/*.json"), key=lambda path: "durable" in path.read_text()
+    )
+    files.write_json(copied, {**files.read_json(copied), "cost": {"seconds": 99.0, "peak_memory_gb": None}})
+    assert [row["kind"] for row in gather(tmp_path / "runs")[1]] == ["unedited", "unlearn", "unlearn"]
 
 
 def test_a_name_in_several_parts_of_a_record_is_a_column_each():

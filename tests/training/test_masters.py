@@ -1,5 +1,7 @@
 """Master copies: small steps of weights in half precision add up, resume, and leave no trace."""
 
+from functools import partial
+
 import pytest
 import torch
 from tiny import new_model
@@ -9,7 +11,7 @@ from tinymem.regularizers.protocol import Regularizer
 from tinymem.training.fit import Stopped
 from tinymem.training.masters import adamw, masters_of
 from tinymem.training.objective import ObjectiveSettings, snapshots, train_objective
-from tinymem.training.step import Side, descend, loss_scale
+from tinymem.training.step import Side, descend, loss_scale, scaled
 
 HALF = [torch.bfloat16, torch.float16]
 SMALL = ObjectiveSettings(steps=(3, 40), batch_size=8, lr=1e-5, warm_up=0, dtype="float32")
@@ -151,3 +153,19 @@ def test_gradients_that_vanish_or_overflow_in_float16_are_scaled(monkeypatch):
     for scale in (2.0**16, 2.0**45):  # the second is too much at first
         monkeypatch.setattr("tinymem.training.step.loss_scale", lambda model, sides: scale)
         assert (gradient(half(torch.float16)) - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_gradient_that_overflows_is_taken_again_at_a_smaller_scale_but_never_below_1():
+    tried = []
+
+    def attempt(scale, limit):
+        tried.append(scale)
+        return [torch.tensor([2.0 * scale, scale if scale <= limit else float("inf")])], scale
+
+    for limit, expected in ((64.0, [64.0]), (4.0, [64.0, 4.0]), (3.0, [64.0, 4.0, 1.0])):
+        tried.clear()
+        (gradient,), last = scaled(partial(attempt, limit=limit), 64.0)
+        assert tried == expected and last == expected[-1] and gradient.tolist() == [2.0, 1.0]
+    tried.clear()
+    (gradient,), _ = scaled(partial(attempt, limit=0.0), 64.0)
+    assert tried == [64.0, 4.0, 1.0] and gradient.tolist() == [2.0, float("inf")]  # nothing smaller would help

@@ -20,7 +20,7 @@ import torch
 from tinymem.data.other_text import content_digest
 from tinymem.data.token_sets import TokenSet
 from tinymem.errors import NotFinite, UserError
-from tinymem.localize.curvature.layers import LayerSettings
+from tinymem.localize.curvature.layers import LayerSettings, chosen_weights
 from tinymem.localize.learning import all_finite, frozen
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
@@ -102,6 +102,11 @@ def factor_text(model, task: UnlearningTask, hp: FactorSettings) -> torch.Tensor
         text = task.reader.rows(FLAG, hp.factor_data, *size)
     order = torch.randperm(len(text), generator=task.generator())
     return text[order[: hp.factor_sequences].sort().values]
+
+
+def check_factors(model, task: UnlearningTask, hp: FactorSettings) -> None:
+    """Raise UserError for a layer that the model does not have, and for less text than the largest factor needs."""
+    check_enough(model, task, factor_text(model, task, hp), chosen_weights(model, hp), hp)
 
 
 def check_enough(

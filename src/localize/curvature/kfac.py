@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, factor_passes
+from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes
 from tinymem.localize.curvature.layers import chosen_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
@@ -51,6 +51,11 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
             yield rho, Weights({})
         else:
             yield rho, Weights(_edited(weights, found() if held is None else held, rho, hp.cut))
+
+
+def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
+    """Raise UserError for a layer that the model does not have, and for less text than its factors need."""
+    check_factors(model, task, hp)
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 
-from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, factor_passes
+from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes
 from tinymem.localize.curvature.layers import chosen_weights
 from tinymem.localize.learning import frozen, gradients, kl_note
 from tinymem.localize.method import sides
@@ -56,7 +56,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     predictions before the edit, kl_sequences * (T - 1) * vocabulary in float32. Without a cache the bases of all chosen
     matrices are held if there are several steps.
     """
-    task.check_retain("--localization_method kfade")
+    check(model, task, hp)
     weights = chosen_weights(model, hp)
     found = partial(bases, model, task, weights, hp)
     if task.cache is None and len(hp.kl_budget) * hp.newton_steps > 1:
@@ -64,6 +64,12 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     drift = Drift(model, task, hp.kl_sequences)
     for budget in hp.kl_budget:
         yield budget, Weights(*_ascended(model, task, weights, found, drift, budget, hp))
+
+
+def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
+    """Raise UserError for a layer that the model does not have, and for less retain text than its factors need."""
+    task.check_retain("--localization_method kfade")
+    check_factors(model, task, hp)
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:

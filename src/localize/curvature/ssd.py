@@ -41,7 +41,7 @@ class HyperParameters:
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield the edited weights at each alpha. Memory: the importances, two float32 tensors per edited weight."""
-    task.check_retain("--localization_method ssd")
+    check(model, task, hp)
     weights = edited_weights(model, hp.edited)
     forget, retain = len(task.forget), len(task.retain)
     to_forget = _cached(model, task, weights, "forget", hp.edited)
@@ -52,6 +52,11 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
         yield alpha, Weights(
             {w.name: w.view(dampened(w.view(), to_forget[w.name], to_all[w.name], alpha, hp)) for w in weights}
         )
+
+
+def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
+    """Raise UserError for a task without a retain set."""
+    task.check_retain("--localization_method ssd")
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:

@@ -7,8 +7,10 @@ written into it.
 from __future__ import annotations
 
 from tinymem.errors import UserError
+from tinymem.localize.method import sides
 from tinymem.localize.objective.terms import PreferenceSettings, preference, rises, with_retain
 from tinymem.options import option, settings
+from tinymem.training.step import Side
 
 
 @settings
@@ -18,11 +20,21 @@ class HyperParameters(PreferenceSettings):
     lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
 
 
-def loss(hp: HyperParameters, model, reference, forget, retain):
-    """Return one value per forget row and its twin, and the values of retain tokens."""
+def check(model, task, hp: HyperParameters) -> None:
+    """Raise UserError for sequences without clean twins."""
+    check_twin(sides(task, hp.forget_tokens)[0])
+
+
+def check_twin(forget: Side) -> None:
+    """Raise UserError for sequences without clean twins."""
     if forget.twin is None:
         raise UserError(
             "--localization_method dpo: these sequences have no clean twin (natural text); use npo or planted noise"
         )
+
+
+def loss(hp: HyperParameters, model, reference, forget, retain):
+    """Return one value per forget row and its twin, and the values of retain tokens."""
+    check_twin(forget)
     margins = rises(model, reference, forget) - rises(model, reference, forget.twin)
     return with_retain(hp, model, reference, retain, preference(hp, forget, margins))

@@ -12,6 +12,7 @@ from tinymem.localize.method import sides
 from tinymem.localize.objective.selection import (
     BUDGET_ROWS,
     SHARED_ROWS,
+    check_dropped,
     gradients,
     memory_gradients,
     some,
@@ -19,7 +20,7 @@ from tinymem.localize.objective.selection import (
     without_shared,
     work,
 )
-from tinymem.models.adapter import find_mlps
+from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Weights
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import option, settings
@@ -50,14 +51,26 @@ class HyperParameters:
 
 def run(model, task, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield the weights at each budget. Leave the model unchanged."""
+    check(model, task, hp)
     forget, retain = sides(task, hp.forget_tokens)
-    task.check_retain("--localization_method repselect")
     assert retain is not None
-    matrices = [matrix for mlp in find_mlps(model) for matrix in mlp.matrices]
+    matrices = edited(model)
     found = memory_gradients(model, task, hp, matrices, forget)
     shared = found if hp.directions == "forget" else gradients(model, task, hp, matrices, some(retain, SHARED_ROWS))
     ways = [without_shared(*pair, hp.dropped) for pair in zip(found, shared)]
     yield from walk(model, task, hp, matrices, ways, some(retain, BUDGET_ROWS))
+
+
+def check(model, task, hp: HyperParameters) -> None:
+    """Raise UserError for a task without a retain set, and for more directions to drop than a matrix has."""
+    task.check_retain("--localization_method repselect")
+    for matrix in edited(model):
+        check_dropped(hp.dropped, matrix.view())
+
+
+def edited(model) -> list[Weight]:
+    """Return the matrices that are moved: those of all MLPs."""
+    return [matrix for mlp in find_mlps(model) for matrix in mlp.matrices]
 
 
 def passes(model, task, hp: HyperParameters) -> tuple[int, int]:

@@ -32,6 +32,11 @@ def loss(hp: HyperParameters, model, reference, forget, retain):
     return values, ((retain.activations(model, layer) - reference.activations(retain, layer)) ** 2).mean(-1)
 
 
+def check(model, task, hp: HyperParameters) -> None:
+    """Raise UserError for a block that the model does not have."""
+    middle(hp, model)
+
+
 def middle(hp: HyperParameters, model) -> int:
     """Return the block to steer. Raise UserError for one that the model does not have."""
     blocks = len(find_blocks(model)[1])
@@ -43,10 +48,10 @@ def middle(hp: HyperParameters, model) -> int:
 def direction(hp: HyperParameters, reference, forget: Side, layer: int) -> torch.Tensor:
     """Return a random vector with non-negative entries, (width,), `scale` times as long as activations of the first rows.
 
-    The vector is the same in every run: the seed of a method orders its rows only.
+    Its direction depends on the seed of the run alone.
     """
     whole = forget.whole or forget
     first = whole.select(whole.mask.any(1).nonzero().flatten()[:64].to(forget.tokens.device))
     usual = reference.activations(first, layer)[first.mask]
-    vector = torch.rand(usual.shape[-1], generator=torch.Generator().manual_seed(0))
+    vector = torch.rand(usual.shape[-1], generator=torch.Generator().manual_seed(reference.seed))
     return hp.scale * usual.norm(dim=-1).median() * (vector / vector.norm()).to(usual)

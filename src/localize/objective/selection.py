@@ -63,14 +63,19 @@ def memory_gradients(
         return gradients(model, task, hp, matrices, forget)
 
 
+def check_dropped(dropped: int, matrix: torch.Tensor) -> None:
+    """Raise UserError unless some of a matrix's singular directions are left."""
+    if dropped >= min(matrix.shape):
+        raise UserError(f"--dropped {dropped}: must be < {min(matrix.shape)}, the smaller side of an MLP matrix; it would leave "
+                        "no direction")  # fmt: skip
+
+
 def without_shared(gradient: torch.Tensor, shared: torch.Tensor, dropped: int) -> torch.Tensor:
     """Return a gradient (out, in) without the strongest `dropped` singular directions of another, on both sides.
 
     Raise UserError unless some are left.
     """
-    if dropped >= min(gradient.shape):
-        raise UserError(f"--dropped {dropped}: must be < {min(gradient.shape)}, the smaller side of an MLP matrix; it would leave "
-                        "no direction")  # fmt: skip
+    check_dropped(dropped, gradient)
     left, _, right = torch.linalg.svd(shared, full_matrices=False)
     left, right = left[:, :dropped], right[:dropped]
     gradient = gradient - left @ (left.T @ gradient)

@@ -109,6 +109,20 @@ def test_rmu_by_hand_and_by_finite_differences():
     assert (total(step) - total(-step)) / (2 * step) == pytest.approx(slope, rel=1e-4) and slope
 
 
+def test_the_direction_of_rmu_is_drawn_by_the_seed_of_the_run():
+    """By the loss of a first step whose batch holds all rows, so that their order does not show."""
+    model, task = new_model("gpt2"), new_task(4, 4)
+    forget, _ = sides(task, "continuation")
+    with torch.no_grad():
+        activations = forget.activations(model, 1)
+    for seed in (0, 3):
+        edit = edits("rmu", model, replace(task, seed=seed), hp_of("rmu", steps=(1,), layer=1, scale=2.0))[1]
+        drawn = torch.rand(8, generator=torch.Generator().manual_seed(seed))
+        target = 2 * activations[forget.mask].norm(dim=-1).median() * drawn / drawn.norm()
+        expected = ((activations - target) ** 2).mean(-1)[forget.mask].mean().item()
+        assert edit.notes["forget_loss"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_rmu_needs_a_block_that_exists():
     with pytest.raises(UserError, match="--layer 2: must be below 2"):
         edits("rmu", new_model("gpt2"), new_task(), hp_of("rmu", layer=2))
