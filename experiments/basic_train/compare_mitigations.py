@@ -50,9 +50,8 @@ NOTES = """\
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all that have evidence")
-    parser.add_argument(
-        "--limit", type=float, help="what may be lost: 1 or 5 points of accuracy, 2 or 10 %% of perplexity"
-    )
+    about = "1 or 5 points of accuracy, 2 or 10 %% of perplexity (default: 1 or 2)"
+    parser.add_argument("--limit", type=float, help=f"what a mitigation may cost: {about}")
     parser.add_argument("--leaderboard_dir", default=BOARD, metavar="DIR", help=f"evidence (default: {BOARD})")
     parser.add_argument("--output_dir", default=OUTPUT, metavar="DIR", help=f"default: {OUTPUT}")
     return parser.parse_args()
