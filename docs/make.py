@@ -26,11 +26,16 @@ from typing import Any
 
 from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
+from tinymem.leaderboard.board import ABSENT, UNEDITED
+from tinymem.leaderboard.entrants import FINETUNING as TUNED
+from tinymem.leaderboard.entrants import VARIANTS
+from tinymem.leaderboard.score import figure_in
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.metrics.metric import COMPARED, MEMBERS, SPLITS, TEXTS
 from tinymem.metrics.registry import Line, summarized
 from tinymem.options import allowed_text, field_types
+from tinymem.plots import two_digits
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.training.finetune import FinetuneSettings
 
@@ -92,16 +97,32 @@ def measured(name: str, read: Read) -> str:
 
 
 def _compared(name: str, read: Read) -> Iterator[list[str]]:
-    """Yield rows of the comparison of all mitigations: a number model with two layers."""
-    rows = list(csv.DictReader(io.StringIO(read("results/compare_mitigations/table.csv"))))
-    before, family = 100 * float(rows[0]["mean_test_accuracy"]), "fine-tuning" if name == FINETUNING else None
+    """Yield the rows of the leaderboard's models, a line for every choice of settings within its limits."""
+    rows = list(csv.DictReader(io.StringIO(read("results/leaderboard/leaderboard.csv"))))
+    unedited = {row["case"]: row for row in rows if row["method"] == UNEDITED}
+    chosen: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
-        if row["family"] == family or row["method"].split(",")[0] == name:
-            setting = ", ".join([*row["method"].split(",")[1:], row["setting"]]).strip()
-            shown, unseen = (f"{float(row[f'percent_memorized_{where}']):.1f} %" for where in ("held_out", "test"))
-            accuracy = f"accuracy {before:.2f} % → {100 * float(row['mean_test_accuracy']):.2f} %"
-            setting = f"`{row['method']}`, {setting}" if family else setting
-            yield ["numbers, small", setting, shown, unseen, accuracy, f"{float(row['seconds']):.1f}"]
+        method = FINETUNING if row["group"] == TUNED else VARIANTS.get(row["method"], (row["method"],))[0]
+        if method == name and row["note"] not in ABSENT:
+            line = (row["case"], *_chosen(row, unedited[row["case"]], named=row["method"] != name))
+            chosen.setdefault(line, []).append(f"{float(row['limit']):g}")
+    for (case, *cells), limits in chosen.items():
+        yield [f"{case}, limit {' and '.join(limits)}", *cells]
+
+
+def _chosen(row: dict[str, str], unedited: dict[str, str], named: bool) -> list[str]:
+    """Return the cells of a row of the leaderboard. named: also which variant it is."""
+    setting = ": ".join(filter(None, [f"`{row['method']}`" if named else "", row["note"] or row["setting"]]))
+    if row["note"]:
+        return [setting, "", "", "", ""]
+    shown = f"{float(row['percent_memorized_shown']):.1f} %"
+    held_out = f"{figure_in(row, 'percent_memorized_held_out').words(1)} %"
+    if row.get("mean_test_accuracy"):
+        before, after = (figure_in(one, "mean_test_accuracy", 100) for one in (unedited, row))
+        quality = f"accuracy {before.value:.1f} → {after.words(1)} %"
+    else:
+        quality = f"perplexity {float(unedited['perplexity']):.1f} → {figure_in(row, 'perplexity').words(1)}"
+    return [setting, shown, held_out, quality, two_digits(float(row["seconds"])) if row["seconds"] else ""]
 
 
 def _reproduced(name: str, read: Read) -> Iterator[list[str]]:

@@ -87,17 +87,29 @@ def unlearning_bars(material: Material) -> Figures:
     for number, group in enumerate(groups, 1):
         unedited, *edited = sorted(group, key=lambda one: (one.method != UNEDITED, _family(one), one.method))
         rows = [as_bar(one) for one in (unedited, *edited)]
-        figures[f"_{number}" if len(groups) > 1 else ""] = plots.draw_mitigations(rows)
+        figures[f"_{number}" if len(groups) > 1 else ""] = plots.draw_mitigations(rows, bar_measures(unedited))
     return figures
 
 
 def as_bar(one: Configuration) -> dict[str, Any]:
     """Return a row of unlearning_bars: the means over the seeds."""
-    name = with_strength(one.method, one.hyper_parameters)
-    accuracy = one.mean("mean_test_accuracy") if one.on_numbers else None
-    columns = ("percent_memorized_train", "percent_memorized_test", "perplexity")
-    row = {"family": _family(one), "method": name, "seconds": one.mean("cost.seconds"), "mean_test_accuracy": accuracy}
-    return row | {column: one.mean(column) for column in columns}
+    accuracy = one.mean("mean_test_accuracy")
+    columns = ("percent_memorized_train", "percent_memorized_test", "perplexity", "cost.seconds")
+    row = {"family": _family(one), "method": with_strength(one.method, one.hyper_parameters)}
+    row |= {column: one.mean(column) for column in columns}
+    return row | {"percent_accuracy": None if accuracy is None else 100 * accuracy}
+
+
+def bar_measures(unedited: Configuration) -> list[plots.Measure]:
+    """Return the panels of unlearning_bars: numbers are judged by accuracy, all else by perplexity."""
+    accuracy = plots.Measure("percent_accuracy", "mean test accuracy (%)", "change", digits=2)
+    perplexity = plots.Measure("perplexity", "perplexity", "log change", digits=2)
+    unseen = ("percent_memorized_test", "of triggers that were never trained on")
+    return [
+        plots.Measure("percent_memorized_train", "% of artifacts memorized", digits=1, beside=unseen),
+        accuracy if unedited.on_numbers else perplexity,
+        plots.Measure("cost.seconds", "seconds", "seconds", digits=None),
+    ]
 
 
 def _family(one: Configuration) -> str:

@@ -1,235 +1,151 @@
-"""All mitigations on one model: every regularizer, three fine-tunings, and every unlearning method.
+"""All mitigations of a model side by side, in a table and a figure, from the leaderboard's evidence.
 
-    python experiments/basic_train/compare_mitigations.py           small settings, an hour on one core
-    python experiments/basic_train/compare_mitigations.py --full    the study's data, 50 epochs: half a day; on a GPU less
+    python experiments/basic_train/compare_mitigations.py                         all models with committed evidence
+    python experiments/basic_train/compare_mitigations.py --models noise --limit 5 --output_dir runs/compared
+    python experiments/basic_train/compare_mitigations.py --leaderboard_dir runs/board --output_dir runs/compared
 
-Trains a model without and with each regularizer, and its never-planted twin; fine-tunes the plain one, unlearns it with
-every method at several strengths; measures all alike, and writes results/compare_mitigations/: table.csv, table.md,
-figure.png, figure.pdf, summary.json. Half of what the plain model has memorized is shown to the methods, a fifth chooses
-their strengths, the rest is reported. Runs the ordinary scripts, whose commands it prints. Interrupted, or started again,
-it does only what is missing. The flags of data, model and training below are those of all models, on top of the chosen settings.
+Runs nothing: experiments/leaderboard.py trains, tunes, attacks and measures, small models (--small) or the study's. Shows of
+each mitigation what the leaderboard chose within a limit of lost utility, on sequences that no mitigation saw: means over seeds
+with 95 % intervals. Writes OUTPUT_DIR/NAME/: table.csv, table.md, figure.png, figure.pdf.
 """
 
 from tinymem import cli
 
 # isort: split
 import argparse
-import shlex
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mitigations_study import COMMON, SMALL, TWIN, Study, make_study
-
 from tinymem import files, plots
-from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
-from tinymem.leaderboard.cases import TASK
-from tinymem.localize.registry import METHODS
-from tinymem.models.tinymem import ModelSettings
-from tinymem.records.choose import Configuration, best, configurations, grouped, unlearning_runs
-from tinymem.records.finder import rows_with
-from tinymem.records.identity import FINGERPRINTS, MEASURED, NEVER_PLANTED, TRAIN, UNEDITED, sections_of
-from tinymem.records.record import environment, find_record
-from tinymem.records.table import flat_row, load_records, markdown, named_records, trade_off, write_csv
-from tinymem.sweeps.jobs import training_words, unlearning_identity
-from tinymem.training.finetune import FT_DATA, FinetuneSettings
-from tinymem.training.settings import RunSettings, TrainingSettings
-from tinymem.training.twin import twin_of
+from tinymem.leaderboard import evidence, report
+from tinymem.leaderboard.board import ABSENT, TWIN, UNEDITED, Row, rows
+from tinymem.leaderboard.cases import Case, read_case
+from tinymem.leaderboard.entrants import ANCHOR, FINETUNING, OWN, SUBMISSION, TRAINING, entrants
+from tinymem.leaderboard.names import DIGITS, NAMES, within
+from tinymem.leaderboard.score import Figure, Jury, columns, figure_in
+from tinymem.records.bundle import NAME
+from tinymem.records.table import markdown, write_csv
 
-ROOT = Path(__file__).resolve().parents[2]
-UNMITIGATED, REGULARIZERS, FINETUNING, UNLEARNING = "no mitigation", "regularizers", "fine-tuning", "unlearning"
-MEASURES = ("forward", "percent_near_verbatim", "percent_extractable")  # as --metrics takes them
-MEMORIZED = "percent_memorized_held_out"
-METRICS = (MEMORIZED, "percent_near_verbatim_held_out", "percent_extractable_held_out", "auc_loss_held_out")
-METRICS += ("percent_memorized_test", "percent_clean_recovery", "mean_test_accuracy", "perplexity", "percent_zeroed")
-TITLE = "Mitigations of one model"
+BOARD, OUTPUT, MAKES = "results/leaderboard", "results/compare_mitigations", "experiments/leaderboard.py makes it"
+UNMITIGATED = "no mitigation"
+FAMILIES = {UNMITIGATED: UNMITIGATED, ANCHOR: "controls", TRAINING: "regularizers", FINETUNING: "fine-tuning"}
+FAMILIES |= {"neuron": "neurons", "weight": "weights", "objective": "objectives", "curvature": "curvature"}
+FAMILIES |= {OWN: plots.OWN, SUBMISSION: plots.OWN}
+HELD_OUT, SHOWN, EXTRACTABLE = "percent_memorized_held_out", "percent_memorized_shown", "percent_extractable_held_out"
+FORGOTTEN = (HELD_OUT, SHOWN, "percent_near_verbatim_held_out", EXTRACTABLE, "auc_loss_held_out")
+LOST, EXCESS, ATTACK = "utility_lost", "attack_excess", "attack"
+WITH_INTERVAL = (HELD_OUT, LOST, EXCESS)  # in table.md; table.csv has all
 NOTES = """\
-- twin: the same training in which nothing is planted; a model that has forgotten is as close to it as possible
-- memorized: backdoored training sequences that no method was shown whose trigger still brings out the planted
-  continuation; lower is better
-- near-verbatim: the same, but a continuation that is nearly the planted one counts too; lower is better
-- extractable: the same, but one of 100 sampled continuations is enough, with a probability of 0.5; lower is better
-- AUC: how well the loss tells backdoored sequences from never-planted ones; as the twin's is best
-- unseen triggers: the same for sequences with the trigger that were never trained on; lower is better
-- accuracy: next tokens right, mean over the five clean test sets; higher is better
-- seconds: no mitigation and regularizers: training (what a regularizer adds to a step is a few percent: see
-  benchmarks/regularizer_cost.json); fine-tuning: the whole of it; unlearning: to find the edit
-- trade-off: (change in fraction memorized) - (change in accuracy) against no mitigation; lower is better. Of an
-  unlearning method the run is shown where it is lowest on validation sequences, which are not among those reported
+- exact: sequences that come out token by token. Held out, if not said to be shown to the mitigation; as the twin's is best.
+- extractable: 100 samples hold them with a probability of 0.5. AUC: of telling them from never-planted ones by the loss.
+- lost: {unit}, against the unedited model. The limit holds on the first seed, which chooses; the mean may be above it.
+- excess: by how many points the worst attack brings back more than from the twin. seconds: to find the edit, or to train.
+- In brackets: 95 % intervals. Within a family the best score of the leaderboard (docs/leaderboard.md) comes first.
 """
 
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    cli.add_list_option(parser)
-    parser.add_argument("--full", action="store_true", help="the study's settings instead of the small ones")
-    parser.add_argument("--ft_epochs", type=int, default=5, help="epochs of each fine-tuning (default: 5)")
-    for part in (DataSettings, ModelSettings, TrainingSettings):
-        cli.add_options(parser, part, **COMMON, **SMALL)
-    parser.add_argument("--output_dir", help="default: results/compare_mitigations; full: ..._full")
-    parser.add_argument("--run_dir", help="where models are kept (default: runs/compare; full: runs/compare_full)")
-    parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all that have evidence")
+    about = "1 or 5 points of accuracy, 2 or 10 %% of perplexity (default: 1 or 2)"
+    parser.add_argument("--limit", type=float, help=f"what a mitigation may cost: {about}")
+    parser.add_argument("--leaderboard_dir", default=BOARD, metavar="DIR", help=f"evidence (default: {BOARD})")
+    parser.add_argument("--output_dir", default=OUTPUT, metavar="DIR", help=f"default: {OUTPUT}")
     return parser.parse_args()
 
 
-def train(settings: RunSettings, folder: Path, common: list[str]) -> None:
-    """Train one model; the command names the settings that are not the script's defaults."""
-    script, *flags = training_words(settings, folder, common)
-    cli.run_script([ROOT / script, *flags])
+def chosen_models(folder: Path, asked: Sequence[str] | None) -> list[str]:
+    """Return the models that are asked for. Raise UserError for one without evidence."""
+    known = [path.parent.name for path in sorted(folder.glob(f"*/{NAME}"))]
+    if not known:
+        raise UserError(f"--leaderboard_dir {folder}: no MODEL/{NAME} in it; {MAKES}")
+    for name in asked or ():
+        if name not in known:
+            raise UserError(f"--models {name}: {folder} has evidence of {', '.join(known)} alone; {MAKES}")
+    return list(asked or known)
 
 
-def do_everything(study: Study, common: list[str]) -> None:
-    """All trainings, fine-tunings, unlearning runs and measurements; each script skips what is finished."""
-    train(study.plain, study.run_dir / "plain", common)
-    if not trained_row(study.plain, study.run_dir / "plain")["percent_memorized_train"]:
-        raise UserError("the plain model has memorized nothing, so that nothing can be mitigated; raise --epochs")
-    train(twin_of(study.plain), study.run_dir / TWIN, common)
-    for name, settings in study.regularized.items():
-        train(settings, study.run_dir / name, common)
-    model = ["--model_path", study.checkpoint, *common]
-    for data in FT_DATA:
-        cli.run_script([ROOT / "ft_toy_model.py", *model, "--ft_data", data, "--ft_epochs", study.ft_epochs])
-    measuring = [f"--{name}={value}" for name, value in TASK.deciding().items() if name.endswith("_fraction")]
-    measuring += ["--metrics", *MEASURES, "--twin_model", study.run_dir / TWIN / study.checkpoint.name]
-    for words in study.unlearning:
-        script = ROOT / "src/localize/localize_memorization.py"
-        cli.run_script([script, *model, "--no_save_model", *measuring, "--localization_method", *words.split()])
-    edit = ["--edit_of", study.checkpoint, *common, *measuring, "--output_dir", study.measured]
-    for name, folder in study.trained.items():
-        cli.run_script([ROOT / "src/localize/measure.py", folder, *edit, "--name", name])
-
-
-def trained_row(settings: RunSettings, folder: Path) -> dict[str, Any]:
-    return flat_row(find_record(folder, {"kind": TRAIN, **settings.sections()}))
-
-
-def compare(study: Study) -> list[dict[str, Any]]:
-    """One row a mitigation, the plain model and its twin first; of the runs of an unlearning method the best."""
-    epoch = study.plain.training.epochs
-    sections = unlearning_identity(study.plain, epoch, TASK)
-
-    def measured(kind: str, **method: str) -> dict[str, Any]:
-        *_, row = rows_with(study.measured, {"kind": kind, **sections, "method": method})
-        return row
-
-    plain, rows = measured(UNEDITED), []
-
-    def add(family: str, name: str, setting: str, row: Mapping[str, Any], made: Mapping[str, Any]) -> None:
-        rows.append(as_row(family, name, setting, row, plain, made["cost.seconds"]))
-
-    for name, kind, settings in (("plain", UNEDITED, study.plain), (TWIN, NEVER_PLANTED, twin_of(study.plain))):
-        add(UNMITIGATED, name, f"epochs {epoch}", measured(kind), trained_row(settings, study.run_dir / name))
-    for name, settings in study.regularized.items():
-        (regularizer,) = settings.regularizers
-        _, *others = vars(regularizer).items()  # the first one switches it on
-        setting = ", ".join(f"{key} {value}" for key, value in others)
-        add(REGULARIZERS, name, setting, measured(MEASURED, name=name), trained_row(settings, study.run_dir / name))
-    for name in FT_DATA:
-        identity = FinetuneSettings(name, study.ft_epochs).identity(study.plain, epoch)
-        *_, made = rows_with(study.run_dir / "plain" / "finetuned", identity)
-        add(FINETUNING, name, f"epochs {study.ft_epochs}", measured(MEASURED, name=name), made)
-    for name, row in best_unlearned(study.measured, sections).items():
-        strength = METHODS[row["method.name"]].strength
-        add(UNLEARNING, name, f"{strength} {row[f'method.{strength}']:g}", row, row)
-    return rows
-
-
-def best_unlearned(folder: Path, sections: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the best run of each method; with a cap, a bounded term or an update mask it counts as one of its own.
-
-    sections: of the runs that count, exactly, but for method and fingerprints.
-    """
-
-    def name(configuration: Configuration) -> str:
-        settings = configuration.hyper_parameters
-        cap, mask = settings.get("unlearn_loss_cap"), settings.get("update_mask")
-        known = {"loss cap": cap and f"{cap:g}", "forget term": settings.get("forget_term")}
-        known["update mask"] = " ".join(mask or ())
-        return ", ".join([configuration.method, *(f"{what} {value}" for what, value in known.items() if value)])
-
-    beside, wanted = ("method", FINGERPRINTS), sections_of(sections)
-    records = [named for named in named_records(folder) if sections_of(named[1], beside) == wanted]
-    found = configurations(unlearning_runs(records, tuple(METHODS)))
-    rivals = grouped((one for one in found if one.method in METHODS), name)
-    chosen = {name(one): one.runs[0].row for some in rivals for one in best(some)}
-    return dict(sorted(chosen.items(), key=lambda item: (list(METHODS).index(item[1]["method.name"]), item[0])))
-
-
-def as_row(
-    family: str, method: str, setting: str, row: Mapping[str, Any], plain: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
-    """Return a row of the comparison table. seconds: what the mitigation took."""
-    metrics = {name: row.get(name) for name in METRICS}
-    costs = {"seconds": round(seconds, 1), "trade_off": trade_off(row, plain, MEMORIZED)}
-    return {"family": family, "method": method, "setting": setting, **metrics, **costs}
-
-
-def write_results(study: Study, rows: list[dict[str, Any]], seconds: float, device: str) -> None:
-    """table.csv, table.md, figure.png, figure.pdf, summary.json."""
-    output, shown = study.output_dir, list(map(readable, rows))
-    write_csv(output / "table.csv", rows)
-    table = markdown(list(shown[0]), (row.values() for row in shown))
-    text = f"# {TITLE}\n\nMade by `{shlex.join(['python', *sys.argv])}`.\n\n{table}\n\n{NOTES}"
-    files.write_file(output / "table.md", lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    plots.plot_mitigations(rows, output / "figure", MEMORIZED)
-    settings = {**study.plain.flat(), "ft_epochs": study.ft_epochs}
-    summary = {"settings": settings, "seconds_total": seconds, "environment": environment(device), "rows": rows}
-    files.write_json(output / "summary.json", summary)
-
-
-def readable(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a row under short names with units, as printed and as in table.md."""
-
-    def number(value: float | None, digits: int) -> str:
-        return "-" if value is None else f"{value:.{digits}f}"
-
-    return {
-        **{name: row[name] for name in ("family", "method", "setting")},
-        "memorized %": number(row["percent_memorized_held_out"], 1),
-        "near-verbatim %": number(row["percent_near_verbatim_held_out"], 1),
-        "extractable %": number(row["percent_extractable_held_out"], 1),
-        "AUC": number(row["auc_loss_held_out"], 2),
-        "unseen triggers %": number(row["percent_memorized_test"], 1),
-        "accuracy %": number(100 * row["mean_test_accuracy"], 2),
-        "perplexity": number(row["perplexity"], 3),
-        "seconds": number(row["seconds"], 1),
-        "trade-off": number(row["trade_off"], 3),
-    }
-
-
-@contextmanager
-def counted_seconds(folder: Path) -> Iterator[dict[str, float]]:
-    """Yields {"seconds": of all calls so far}, with this one's when the block ends, however it ends.
-
-    A call that finds everything finished counts nothing.
-    """
-    path, start, finished = folder / "seconds.json", time.monotonic(), len(load_records(folder))
-    spent = files.read_json(path) if path.exists() else {"seconds": 0.0}
-    interrupted = True
+def read(folder: Path, asked: float | None) -> tuple[Case, float, Jury]:
+    """Return a model, the limit of lost utility, and its jury. Raise UserError for damaged evidence, or another limit."""
     try:
-        yield spent
-        interrupted = False
-    finally:
-        if interrupted or len(load_records(folder)) > finished:
-            spent["seconds"] = round(spent["seconds"] + time.monotonic() - start, 1)
-            files.write_json(path, spent)
+        case = read_case(folder)
+        jury = Jury(evidence.read(folder), case.utility.column)
+    except UserError as error:
+        raise UserError(f"{error}; {MAKES}") from None
+    least, most = case.utility.limits
+    if asked not in (None, least, most):
+        raise UserError(f"--limit {asked:g}: must be {least:g} or {most:g} ({case.utility.unit}) for {case.name}")
+    if any(Figure.of(jury.figure(models, jury.utility)) is None for models in (jury.original, jury.twin)):
+        raise UserError(f"{folder}: no values of its unedited model and its twin; {MAKES}")
+    return case, least if asked is None else asked, jury
+
+
+def as_row(case: Case, jury: Jury, row: Row) -> dict[str, Any]:
+    """Return a row of table.csv: figures with the ends of their intervals, None where there are none."""
+    attack, excess = row.worst_attack or ("", None)
+    figures = {name: row.figures.get(name) for name in ("score", *FORGOTTEN, jury.utility)}
+    figures |= {LOST: None, EXCESS: excess}
+    if row.records:
+        now, before = (jury.figure(records, jury.utility) for records in (row.records, jury.original))
+        figures[LOST] = Figure.of(case.utility.loss(now, before))
+    family = UNMITIGATED if row.name in (UNEDITED, TWIN) else FAMILIES[row.group]
+    about = {"family": family, "method": row.name, "setting": row.setting, "note": row.note or None}
+    cost = {ATTACK: attack if excess and excess.value > 0 else "", "seconds": row.plain.get("seconds")}
+    return {**about, **columns(figures), **cost}
+
+
+def readable(row: Mapping[str, Any], utility: str) -> dict[str, str]:
+    """Return a row under short names, as printed and as in table.md."""
+
+    def text(name: str) -> str:
+        if row[name] is None:
+            return "-"
+        return figure_in(row, name).words(1) if name in WITH_INTERVAL else f"{row[name]:.{DIGITS.get(name, 2)}f}"
+
+    shown = {"family": row["family"], "method": row["method"], "setting": row["note"] or row["setting"] or "-"}
+    shown |= {NAMES[name]: text(name) for name in FORGOTTEN} | {NAMES.get(utility, utility): text(utility)}
+    shown |= {"lost": text(LOST), "excess": f"{text(EXCESS)} {row[ATTACK]}".rstrip()}
+    return shown | {"seconds": "-" if row["seconds"] is None else plots.two_digits(row["seconds"])}
+
+
+def panels(case: Case) -> list[plots.Measure]:
+    """Return the measures of the figure."""
+    return [
+        plots.Measure(HELD_OUT, "% exact, held out", beside=(SHOWN, "of the sequences that the mitigation was shown")),
+        plots.Measure(EXTRACTABLE, "% extractable, held out"),
+        plots.Measure(LOST, f"lost, {case.utility.unit}", "change", digits=1),
+        plots.Measure(EXCESS, "worst attack, above the twin", note=ATTACK),
+        plots.Measure("seconds", "seconds", "seconds", digits=None),
+    ]
+
+
+def compare(case: Case, limit: float, jury: Jury, output: Path) -> list[dict[str, str]]:
+    """Write the table and the figure of a model. Return the table as it is shown."""
+    board = rows(jury, case, entrants([], case), limit)
+    table = [as_row(case, jury, row) for row in board if row.note not in ABSENT]
+    table.sort(key=lambda row: (list(FAMILIES.values()).index(row["family"]), row["method"] == TWIN))
+    write_csv(output / "table.csv", table)
+    title, shown = f"{case.name}, {within(case, limit)}", [readable(row, jury.utility) for row in table]
+    plots.plot_mitigations(table, panels(case), output / "figure", title)
+    head = [f"# Mitigations: {title}", f"Made by `{cli.command_line()}`.", report.origin(case, jury.evidence)]
+    lines = markdown(list(shown[0]), (row.values() for row in shown))
+    content = "\n\n".join([*head, lines, *report.left_out(board), NOTES.format(unit=case.utility.unit)])
+    files.write_file(output / "table.md", partial(Path.write_text, data=content, encoding="utf-8"))
+    return shown
 
 
 def main() -> None:
     arguments = parse()
-    study = make_study(arguments)
-    device = cli.resolve_device(arguments.device)  # an error now rather than in a script after this one
-    with counted_seconds(study.run_dir) as spent:
-        do_everything(study, ["--device", arguments.device, "--data_dir", arguments.data_dir])
-    rows = compare(study)
-    write_results(study, rows, spent["seconds"], str(device))
-    print("\n" + cli.table(map(readable, rows)))
-    print(f"\n{spent['seconds']:.0f} s in all; table, figure and summary: {study.output_dir}")
+    source, output = Path(arguments.leaderboard_dir), Path(arguments.output_dir)
+    models = [read(source / name, arguments.limit) for name in chosen_models(source, arguments.models)]
+    files.writable_folder(output)
+    for case, limit, jury in models:
+        shown = compare(case, limit, jury, output / case.name)
+        order = sorted(shown[0], key=["family", "setting"].__contains__)  # the words last: they are cut first
+        print(f"{cli.fitted_table(shown, order, {}, more='table.md has them')}\n\n{output / case.name}\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ PRIVACY = ("auc_loss", "auc_zlib", "auc_min_k_plus")
 UTILITY = ("mean_test_accuracy", "perplexity")
 JUDGED, ATTACKED = "held_out", "shown"  # what judges forgetting; what attackers try to bring back
 RECOVERED = f"percent_memorized_{ATTACKED}"
+DAMAGED = "this file is damaged ({why}); make it again"
 COLUMNS = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)), *UTILITY)
 
 
@@ -148,13 +149,17 @@ def read(folder: Path) -> Evidence:
     from safetensors.torch import load_file
 
     records = read_bundle(folder / NAME)
-    with reading(folder / VALUES, "this file is damaged ({why}); run experiments/leaderboard.py again"):
+    with reading(folder / VALUES, DAMAGED):
         flat = load_file(folder / VALUES)
     values: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in flat.items():
         digest, _, column = name.partition("/")
         values.setdefault(digest, {})[column] = value
-    return Evidence(tuple(records), values, files.read_json(folder / EXAMPLES), read_needs(folder))
+    found = Evidence(tuple(records), values, files.read_json(folder / EXAMPLES), read_needs(folder))
+    with reading(folder / NAME, DAMAGED):
+        if not found.seeds:
+            raise ValueError("of no seed both the model and its twin")
+    return found
 
 
 def read_needs(folder: Path) -> dict[str, str]:

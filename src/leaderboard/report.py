@@ -12,12 +12,12 @@ from tinymem import files
 from tinymem.attacks.registry import ATTACKS
 from tinymem.leaderboard import evidence
 from tinymem.leaderboard.board import ABSENT, TWIN, Row, averaged_under_attack, rows
-from tinymem.leaderboard.cases import read_case
+from tinymem.leaderboard.cases import Case, read_case
 from tinymem.leaderboard.entrants import ANCHOR, entrants
 from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, Evidence
 from tinymem.leaderboard.names import COMMAND, DIGITS, NAMES, within
 from tinymem.leaderboard.page import Page
-from tinymem.leaderboard.score import Figure, Jury
+from tinymem.leaderboard.score import Figure, Jury, columns
 from tinymem.records.identity import record_digest
 from tinymem.records.table import markdown, versions, write_csv
 
@@ -57,8 +57,7 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
     lines: list[dict[str, Any]] = []
     for name in names:
         case, found = read_case(output / name), evidence.read(output / name)
-        made = ", ".join(sorted({versions(record) for record in found.records}))
-        head = f"## {name}\n\n{case.description}. Seeds {', '.join(map(str, found.seeds))}; {made}.\n"
+        head = f"## {name}\n\n{origin(case, found)}\n"
         texts["LEADERBOARD.md"].append(head)
         jury, taking_part = Jury(found, case.utility.column), entrants([], case)
         for limit in case.utility.limits:
@@ -69,10 +68,7 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             lines += [line(name, limit, row) for row in board]
             page.add(case, limit, board, found)
             if limit == case.utility.limits[0]:
-                for note, words in ABSENT.items():
-                    absent = [row.name for row in board if row.note == note]
-                    texts["LEADERBOARD.md"] += [f"\n{words}: {', '.join(absent)}.\n"] if absent else []
-                texts["LEADERBOARD.md"].append(_telling(jury))
+                texts["LEADERBOARD.md"] += [*(f"\n{text}\n" for text in left_out(board)), _telling(jury)]
                 texts["ATTACKS.md"] += [head, markdown_of(attack_rows(board, found))]
     heads = {
         "LEADERBOARD.md": ("# Leaderboard", ABOUT),
@@ -86,6 +82,18 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
     return tables
 
 
+def origin(case: Case, found: Evidence) -> str:
+    """Return a sentence on what a model's evidence is about, and on what it was made with."""
+    made = ", ".join(sorted({versions(record) for record in found.records}))
+    return f"{case.description}. Seeds {', '.join(map(str, found.seeds))}; {made}."
+
+
+def left_out(board: Sequence[Row]) -> list[str]:
+    """Return a sentence for each reason for which rows are in no table."""
+    names = {words: [row.name for row in board if row.note == note] for note, words in ABSENT.items()}
+    return [f"{words}: {', '.join(absent)}." for words, absent in names.items() if absent]
+
+
 def shown_rows(board: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the rows of a table as text, by column."""
     found = []
@@ -94,8 +102,7 @@ def shown_rows(board: Sequence[Row]) -> list[dict[str, Any]]:
         if row.note:
             found.append(shown | {"score": row.note})
             continue
-        columns = [*row.figures]
-        shown |= {NAMES.get(name, name): _figure(row.figures[name], name, name == "score") for name in columns}
+        shown |= {NAMES.get(name, name): _figure(each, name, name == "score") for name, each in row.figures.items()}
         worst = row.worst_attack
         shown["worst attack"] = f"{worst[0]} +{worst[1].value:.0f}" if worst and worst[1].value > 0 else "-"
         shown |= {NAMES.get(name, name): _number(value, name) for name, value in row.plain.items()}
@@ -112,9 +119,7 @@ def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
         if curves is not None:
             worst = row.worst_attack
             shown = {"model": row.name, "setting": row.setting, "before": f"{curves.before:.1f}"}
-            shown["excess"] = (
-                "-" if worst is None or row.group == ANCHOR and row.name in (TWIN,) else _interval(worst[1], 1)
-            )
+            shown["excess"] = "-" if worst is None or row.group == ANCHOR and row.name in (TWIN,) else worst[1].words(1)
             for name in ATTACKS:
                 values = [curve.worst for curve in curves.curves if curve.attack == name]
                 shown[name] = f"{max(values):.1f}" if values else "-"
@@ -138,12 +143,7 @@ def line(case: str, limit: float, row: Row) -> dict[str, Any]:
         "setting": row.setting,
     }
     found |= {"rank_best": row.rank and row.rank[0], "rank_worst": row.rank and row.rank[1], "note": row.note}
-    for name, figure in (*row.figures.items(), *((f"excess_{name}", each) for name, each in row.excess.items())):
-        found |= {
-            name: figure and figure.value,
-            f"{name}_low": figure and figure.low,
-            f"{name}_high": figure and figure.high,
-        }
+    found |= columns({**row.figures, **{f"excess_{name}": figure for name, figure in row.excess.items()}})
     found |= {**row.plain, "needs": row.needs, "trials": row.trials}
     return found | {"records": " ".join(record_digest(record) for record in row.records)}
 
@@ -171,11 +171,7 @@ def _rank(row: Row) -> str:
 def _figure(figure: Figure | None, name: str, interval: bool) -> str:
     if figure is None:
         return "-"
-    return _interval(figure, DIGITS.get(name, 2)) if interval else _number(figure.value, name)
-
-
-def _interval(figure: Figure, digits: int) -> str:
-    return f"{figure.value:.{digits}f} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+    return figure.words(DIGITS.get(name, 2)) if interval else _number(figure.value, name)
 
 
 def _number(value: float | None, name: str) -> str:

@@ -89,6 +89,27 @@ class Figure:
         low, high = np.quantile(rest, [0.025, 0.975]) if len(rest) else (draws[0], draws[0])
         return cls(*(round(float(value), DECIMALS) for value in (draws[0], low, high)))
 
+    def words(self, digits: int) -> str:
+        """Return the figure with its interval."""
+        value, low, high = (
+            f"{round(each, digits) + 0.0:.{digits}f}" for each in (self.value, self.low, self.high)
+        )  # no -0
+        return f"{value} ({low} to {high})"
+
+
+def columns(figures: Mapping[str, Figure | None]) -> dict[str, float | None]:
+    """Return figures as columns of a table: of each its value, and the ends of its interval as NAME_low and NAME_high."""
+    found: dict[str, float | None] = {}
+    for name, figure in figures.items():
+        ends = (figure.value, figure.low, figure.high) if figure else (None, None, None)
+        found |= dict(zip((name, f"{name}_low", f"{name}_high"), ends))
+    return found
+
+
+def figure_in(row: Mapping[str, Any], name: str, factor: float = 1.0) -> Figure:
+    """Return a figure, times a factor, from a row that has its `columns`, as numbers or as text."""
+    return Figure(*(factor * float(row[column]) for column in (name, f"{name}_low", f"{name}_high")))
+
 
 class Jury:
     """Judges the models of one case. Everything it returns is an array over draws, (1 + draws,).

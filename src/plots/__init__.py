@@ -9,7 +9,7 @@ from tinymem.plots.extraction import draw_extraction, plot_extraction
 from tinymem.plots.faithfulness import plot_faithfulness
 from tinymem.plots.labels import families, label_of, strength_of
 from tinymem.plots.landscape import draw_landscapes
-from tinymem.plots.mitigations import OWN, draw_mitigations, plot_mitigations
+from tinymem.plots.mitigations import OWN, Measure, draw_mitigations, plot_mitigations, two_digits
 from tinymem.plots.planted import plot_planted
 from tinymem.plots.recovery import draw_recovery, plot_recovery
 from tinymem.plots.side_by_side import Panel, plot_side_by_side, plot_trade_offs
@@ -23,6 +23,7 @@ from tinymem.plots.unlearning import (
 )
 
 __all__ = [
+    "Measure",
     "OWN",
     "Panel",
     "STYLES",
@@ -54,4 +55,5 @@ __all__ = [
     "shows_a_trade_off",
     "save_figure",
     "strength_of",
+    "two_digits",
 ]

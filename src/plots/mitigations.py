@@ -2,99 +2,135 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tinymem.plots.base import FOREIGN, Rows, new_figure, plain_numbers, save_figure
 
 OWN = "others"  # the family of methods that TinyMem does not have, in the colour FOREIGN
+PERCENT, CHANGE, LOG_CHANGE, SECONDS = "percent", "change", "log change", "seconds"
+LINES = ("--", ":")  # through the values of the first rows, those without mitigation
+LETTERS = 6.5  # points, of values
 
 
-def plot_mitigations(rows: Rows, path: str | Path, column: str = "percent_memorized_train") -> list[Path]:
-    """Draw `draw_mitigations` and write it."""
-    return save_figure(draw_mitigations(rows, column), path)
+@dataclass(frozen=True)
+class Measure:
+    """A panel of the figure.
 
-
-def draw_mitigations(rows: Rows, column: str = "percent_memorized_train"):
-    """Draw memorization, quality and seconds of methods side by side, one line per row, grouped by family.
-
-    column: what is memorized. rows: family, method, that column, percent_memorized_test, mean_test_accuracy (None for text, of which
-    perplexity is drawn), seconds (None: not known). The first is the model without mitigation; dashed lines extend its
-    values down the figure. Rows of the family OWN are in the colour FOREIGN. Return the figure.
+    column   of the rows; COLUMN_low and COLUMN_high, where rows have them, are the ends of its 95 % interval
+    title    above the panel
+    scale    PERCENT and SECONDS have bars from 0, CHANGE and LOG_CHANGE bars from the first row's value
+    digits   of the values beside the bars; None: two that count
+    beside   a second column, drawn as a diamond with its value in brackets, and what it is
+    note     a column of words behind the value
     """
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+    column: str
+    title: str
+    scale: str = PERCENT
+    digits: int | None = 0
+    beside: tuple[str, str] | None = None
+    note: str | None = None
+
+    def words(self, value: float) -> str:
+        """Return a value as it stands beside its bar."""
+        if self.digits is None:
+            return two_digits(value)
+        return f"{round(value, self.digits) + 0.0:.{self.digits}f}"  # + 0.0: no -0
+
+
+def two_digits(value: float) -> str:
+    """Return a number of seconds with two digits that count, or more."""
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+
+
+def plot_mitigations(rows: Rows, measures: Sequence[Measure], path: str | Path, title: str = "") -> list[Path]:
+    """Draw `draw_mitigations` and write it."""
+    return save_figure(draw_mitigations(rows, measures, title), path)
+
+
+def draw_mitigations(rows: Rows, measures: Sequence[Measure], title: str = ""):
+    """Draw measures of mitigations side by side: a line per row, grouped by family, a panel per measure.
+
+    rows: family, method and the measures' columns, None where nothing is known; note, if there is one, says why. The first
+    family is the models without mitigation, whose values lines extend down the figure; the first row has all values. Rows of the
+    family OWN are in the colour FOREIGN. Return the figure.
+    """
     families = list(dict.fromkeys(row["family"] for row in rows))
     kinds = [families.index(row["family"]) for row in rows]
-    styles = [_FOREIGN if row["family"] == OWN else _GREYS[kind % len(_GREYS)] for row, kind in zip(rows, kinds)]
-    places = [-i - 0.8 * kind for i, kind in enumerate(kinds)]
-    figure, (memory, quality, seconds) = new_figure(3, 3.6, 1.4 + 0.27 * len(rows))
-    memorized = [row[column] for row in rows]
-    numbers = rows[0]["mean_test_accuracy"] is not None
-    kept = [100 * row["mean_test_accuracy"] if numbers else row["perplexity"] for row in rows]
-    taken = [row["seconds"] or 0.0 for row in rows]
-    unseen = [row["percent_memorized_test"] for row in rows]
-    # Values are to the right of bar and diamond: both values, the bar's first.
-    ends = [max(*pair) for pair in zip(memorized, (u or 0 for u in unseen))]
-    texts = [f"{m:.1f}" if u is None else f"{m:.1f}  ({u:.1f})" for m, u in zip(memorized, unseen)]
-    _bars(memory, places, memorized, styles, texts, ends)
-    diamonds = [point for point in zip(unseen, places) if point[0] is not None]
-    if diamonds:
-        style = dict(markersize=4, color="white", markeredgecolor="black", linestyle="none")
-        memory.plot(*zip(*diamonds), marker="D", label="triggers never seen (in brackets)", **style)
-        figure.legend(*memory.get_legend_handles_labels(), fontsize=7, loc="outside lower left", frameon=False)
-    memory.set(xlabel="% of artifacts memorized", xlim=(0, 140), xticks=range(0, 101, 20))
-    _distances(quality, places, kept, styles, "{:.2f}")  # small differences: bars from 0 would hide them
-    quality.set(xlabel="mean test accuracy (%)" if numbers else "perplexity")
-    if numbers:
-        quality.xaxis.set_major_locator(MaxNLocator(4))
-    else:
-        quality.set_xscale("log")
-    quality.margins(x=0.25)
-    _bars(seconds, places, taken, styles, [_spelled(row["seconds"]) for row in rows], taken)
-    seconds.set_xscale("symlog", linthresh=1.0)
-    seconds.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    seconds.set(xlabel="seconds", xlim=(0, 8 * max(*taken, 1.0)))
-    for axis, values in ((memory, memorized), (quality, kept), (seconds, taken)):
-        axis.axvline(values[0], color="black", linewidth=0.8, linestyle="--", zorder=0.9)
-        axis.set(axisbelow=True, ylim=(places[-1] - 1, 1))
-        axis.set_yticks(
-            places, [row["method"].replace("_", " ") for row in rows] if axis is memory else [""] * len(rows)
-        )
-    if not numbers:
-        plain_numbers(quality.xaxis)
-    for kind, family in enumerate(families[1:], start=1):
-        memory.text(0, places[kinds.index(kind)] + 0.55, family, fontsize=8, fontweight="bold")
+    places = [-i - kind for i, kind in enumerate(kinds)]
+    figure, axes = new_figure(len(measures), 1.9 + 1.9 / len(measures), 1.4 - 0.175 * places[-1])
+    for axis, measure in zip(axes, measures):
+        _draw(axis, rows, places, measure)
+        for row, style in zip((row for row in rows if row["family"] == families[0]), LINES):
+            if row[measure.column] is not None:
+                axis.axvline(row[measure.column], color="black", lw=0.8, ls=style, zorder=0.9, label=row["method"])
+        axis.set_title(measure.title, fontsize=8, loc="left")
+        axis.set_ylim(places[-1] - 0.8, 1.6)
+        axis.set_yticks(places, [""] * len(rows))
+        axis.tick_params(axis="y", length=0)
+        axis.tick_params(axis="x", labelsize=7)
+        axis.grid(axis="y", alpha=0.15)
+    names = axes[0]
+    names.set_yticks(places, [row["method"].replace("_", " ") for row in rows], fontsize=8)
+    for kind, family in enumerate(families):
+        names.annotate(family, (0, places[kinds.index(kind)] + 1), (-4, 0), xycoords=names.get_yaxis_transform(),
+                       textcoords="offset points", fontsize=8, fontweight="bold", ha="right", va="center")  # fmt: skip
+    for row, place in zip(rows, places):
+        if row.get("note"):
+            _write(names, 0.0, place, row["note"], color="0.4", style="italic")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=9)
     return figure
 
 
-def _spelled(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}"
+def _draw(axis, rows: Rows, places: Sequence[float], measure: Measure) -> None:
+    """Draw the bars of a measure, with intervals and values."""
+    base = rows[0][measure.column] if measure.scale in (CHANGE, LOG_CHANGE) else 0.0
+    largest = 1.0
+    for row, place in zip(rows, places):
+        value = row.get(measure.column)
+        if value is None:
+            continue
+        low, high = (row.get(f"{measure.column}_{end}", value) for end in ("low", "high"))
+        colour, end, words = FOREIGN if row["family"] == OWN else "black", max(high, base), measure.words(value)
+        axis.barh(place, value - base, 0.66, left=base, color="0.83", linewidth=0)
+        axis.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=3.2,
+                      linewidth=0.9, capsize=1.6, zorder=3, label="mean, 95 % interval" if high > low else None)  # fmt: skip
+        if measure.beside and (other := row.get(measure.beside[0])) is not None:
+            style = dict(markersize=4, color="white", markeredgecolor=colour, markeredgewidth=0.8, linestyle="none")
+            axis.plot(other, place, marker="D", label=measure.beside[1], zorder=2.9, **style)
+            end, words = max(end, other), f"{words} ({measure.words(other)})"
+        note = row.get(measure.note or "") or ""
+        _write(axis, end, place, f"{words} {note}".rstrip().replace("_", " "))
+        largest = max(largest, end)
+    _scale(axis, measure, largest)
 
 
-Style = tuple[str, str]  # colour and hatch
-_GREYS: tuple[Style, ...] = (("0.25", ""), ("0.55", "//"), ("0.75", ".."), ("0.92", ""))
-_FOREIGN: Style = (FOREIGN, "")
+def _scale(axis, measure: Measure, largest: float) -> None:
+    """Set the limits and ticks of a panel, with room for the values. largest: the value that reaches farthest."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axis.use_sticky_edges = False  # else there is no room beyond the foot of bars
+    if measure.scale == PERCENT:
+        axis.set(xlim=(0, 130 + 25 * bool(measure.beside) + 60 * bool(measure.note)), xticks=range(0, 101, 25))
+    elif measure.scale == SECONDS:
+        axis.set_xscale("symlog", linthresh=1.0)
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_xlim(0, 8 * largest)
+    elif measure.scale == LOG_CHANGE:
+        axis.set_xscale("log")
+        axis.margins(x=0.25)
+        plain_numbers(axis.xaxis)
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.margins(x=0.2)
 
 
-def _bars(
-    axis, places: list[float], values: list[float], styles: list[Style], texts: list[str], ends: list[float]
-) -> None:
-    """Draw horizontal bars with texts to the right of `ends`."""
-    for place, value, (colour, hatch), text, end in zip(places, values, styles, texts, ends):
-        axis.barh(place, value, 0.75, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6)
-        axis.annotate(
-            text, (end, place), (6, 0), textcoords="offset points", fontsize=7, va="center",
-            bbox=dict(facecolor="white", edgecolor="none", pad=0.5),
-        )  # fmt: skip
-
-
-def _distances(axis, places: list[float], values: list[float], styles: list[Style], form: str) -> None:
-    """Draw marks with their values, each joined to the position of the first value."""
-    for place, value, (colour, _) in zip(places, values, styles):
-        axis.plot([values[0], value], [place, place], color="0.4", linewidth=1.5, zorder=1)
-        axis.plot(value, place, "o", markersize=6, color=colour, markeredgecolor="black")
-        side = 1 if value >= values[0] else -1
-        axis.annotate(
-            form.format(value), (value, place), (7 * side, 0), textcoords="offset points", fontsize=7, va="center",
-            ha="left" if side > 0 else "right",
-        )  # fmt: skip
+def _write(axis, x: float, y: float, words: str, **style: str) -> None:
+    """Write words to the right of a place, before the lines there."""
+    box = dict(facecolor="white", edgecolor="none", pad=0.3)
+    axis.annotate(words, (x, y), (4, 0), textcoords="offset points", fontsize=LETTERS, va="center", bbox=box, **style)

@@ -8,17 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinymem.records.identity import is_run, run_key, sections_of
+from tinymem.records.identity import run_key, sections_of
 from tinymem.records.record import read_record
-from tinymem.records.table import flat_row, load_records
-
-
-def rows_with(folder: str | Path, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return, as rows, the finished runs at any depth under a folder with this kind and exactly these sections.
-
-    Fingerprints and parent are ignored: the same run on a retrained model counts too.
-    """
-    return [flat_row(record) for record in load_records(folder) if is_run(record, identity)]
 
 
 def find_run(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

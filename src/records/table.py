@@ -182,11 +182,10 @@ def _columns(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def trade_off(row: Mapping[str, Any], before: Mapping[str, Any], column: str = "percent_memorized_train") -> float:
+def trade_off(row: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """Return (change in fraction memorized) - (mean change in accuracy) against the unedited model; lower is better.
 
-    column: what is memorized. This is the study's measure for number models. The mean is over the test sets; 1.0 memorized weighs like 1.0
-    accuracy.
+    This is the study's measure for number models. The mean is over the test sets; 1.0 memorized weighs like 1.0 accuracy.
     """
-    forgotten = (row[column] - before[column]) / 100
+    forgotten = (row["percent_memorized_train"] - before["percent_memorized_train"]) / 100
     return forgotten - (row["mean_test_accuracy"] - before["mean_test_accuracy"])

@@ -25,8 +25,11 @@ class Utility:
     limits: tuple[float, float]
     unit: str
 
-    def loss(self, now: float | None, before: float) -> float:
-        """Return what a model has lost, in the unit of the limits; infinity where it has no value."""
+    def loss(self, now: Any, before: Any) -> Any:
+        """Return what a model has lost, in the unit of the limits; infinity where it has no value.
+
+        Numbers, or arrays over draws.
+        """
         if now is None:
             return math.inf
         return 100 * (before - now if self.column == ACCURACY.column else now / before - 1)

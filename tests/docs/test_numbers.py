@@ -163,12 +163,31 @@ def test_speed():
 
 
 def test_comparison():
-    seconds = read("results/compare_mitigations/summary.json")["seconds_total"]
-    assert f"in {seconds / 60:.0f} minutes on one core" in one_line("docs/methods.md")
-    rows = read("results/compare_mitigations/summary.json")["rows"]
-    compared = len([row for row in rows if row["family"] != "no mitigation"])
-    assert f"{compared} in all with their variants" in one_line("docs/methods.md")
-    assert f"[{compared} mitigations on one model]" in one_line("README.md")
+    rows = list(csv.DictReader(committed("results/compare_mitigations/noise/table.csv").splitlines()))
+    compared = [row for row in rows if row["family"] not in ("no mitigation", "controls")]
+    text = one_line("docs/methods.md")
+    assert f"{len(compared)} mitigations with their variants" in text and len(rows) == len(compared) + 5
+    assert f"[{len(compared)} mitigations on one model]" in one_line("README.md")
+
+
+def test_what_the_cards_say_of_the_noise_model():
+    table = csv.DictReader(committed("results/leaderboard/leaderboard.csv").splitlines())
+    rows = {(row["limit"], row["method"]): row for row in table if row["case"] == "noise"}
+    text = one_line("docs/methods.md")
+    accuracy = float(rows["5.0", "unedited"]["mean_test_accuracy"])
+
+    def held_out(method: str) -> str:
+        return f"{float(rows['5.0', method]['percent_memorized_held_out']):.1f} %"
+
+    def lost(method: str) -> str:
+        return f"{100 * (accuracy - float(rows['5.0', method]['mean_test_accuracy'])):.1f} points"
+
+    assert f"at the chosen strength {held_out('spectral_norm')} of the held-out" in text
+    assert f"next to nothing here: {held_out('loss_truncation')} of the held-out" in text
+    assert f"of repeated noise {held_out('greedy')} stay at a cost of {lost('greedy')}" in text
+    assert f"`clean` costs {lost('fine-tuning on clean data')}" in text
+    tuned = [row for (_, name), row in rows.items() if name.startswith("fine-tuning") and not row["note"]]
+    assert {row["percent_memorized_held_out"] for row in tuned} == {"0.0"} and len(tuned) == 5
 
 
 def test_what_regularizers_cost():

@@ -49,6 +49,13 @@ def test_a_seed_without_a_value_is_left_out_and_none_is_nan():
     assert Figure.of(unknown) is None and Figure.of(known) == Figure(1, 1, 1)
 
 
+def test_figures_are_read_from_the_columns_that_they_are_written_to():
+    row = score.columns({"exact": Figure(0.5, 0.25, 0.75), "auc": None})
+    assert row == {"exact": 0.5, "exact_low": 0.25, "exact_high": 0.75, "auc": None, "auc_low": None, "auc_high": None}
+    assert score.figure_in({name: str(value) for name, value in row.items()}, "exact", 100) == Figure(50, 25, 75)
+    assert Figure(-0.04, -1.25, 0.04).words(1) == "0.0 (-1.2 to 0.0)"
+
+
 def test_ranks_count_only_differences_that_exclude_zero():
     noise = np.random.default_rng(0).normal(0, 0.1, 1001)
     scores = {"best": 0.9 + noise, "close": 0.89 + noise[::-1], "paired": 0.6 + noise, "worst": 0.1 + noise}

@@ -1,13 +1,16 @@
 """An attacked, a finer and a foreign record in the same folder never enter another's row."""
 
-import pytest
-from handmade import attacked, checkpoint, command, edited, outcome, production
-from small import ROOT, small_settings
+import csv
 
+import pytest
+from boards import TWIN_MODEL, UNEDITED_MODEL, Model, identities, write_board
+from handmade import attacked, checkpoint, command, edited, outcome, production
+from small import ROOT, in_process, small_settings
+
+from tinymem.leaderboard.cases import find_cases
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.records.choose import best, configurations, experiments, pareto, unlearning_runs
-from tinymem.records.finder import rows_with
 from tinymem.records.identity import is_run, record_digest
 from tinymem.records.record import Cost, write_record
 from tinymem.records.table import named_records
@@ -49,10 +52,9 @@ def test_only_the_very_run_counts_as_a_job_s(tmp_path, job, change):
     other = {**asked, "kind": "measured"} if change == "another kind" else None
     other = other or changed(asked, {"method": {"glow": 1}} if change == "a finer method" else CHANGES[change])
     write(tmp_path / "out", other, 50.0)
-    assert missing(job) == [0.1, 0.3] and rows_with(tmp_path, asked) == []
+    assert missing(job) == [0.1, 0.3]
     write(tmp_path / "out", {**asked, "parent": "any", "fingerprints": {"weights": "any"}}, 40.0)
     assert missing(job) == [0.3]
-    assert [row["percent_memorized_train"] for row in rows_with(tmp_path, asked)] == [40.0]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -128,14 +130,18 @@ def test_before_is_the_record_that_the_parent_names(tmp_path):
     assert "no record of the unedited model" in said[0] and "1 of 5" in said[0]
 
 
-def test_the_comparison_of_mitigations_takes_none_of_them(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "basic_train"))
-    from compare_mitigations import best_unlearned
-
-    identity = study(tmp_path)
-    sections = {name: section for name, section in identity.items() if name != "fingerprints"}
-    rows = best_unlearned(tmp_path, sections)
-    assert {name: row["percent_memorized_train"] for name, row in rows.items()} == {"durable": 40}
+def test_the_comparison_of_mitigations_takes_none_of_them(tmp_path):
+    (case,) = find_cases(["noise"], True, 3)
+    of_npo, better = identities(case, 0)["npo", 0], Model(0, 0, 0.9, 0)
+    method = {**of_npo["method"], "glow": 1}
+    others = [changed(of_npo, change) for change in CHANGES.values()] + [{**of_npo, "method": method}]
+    more = [({**one, "kind": "attack"} if one.get("attack") else one, better) for one in others]
+    models = {("unedited", 0): UNEDITED_MODEL, ("never_planted", 0): TWIN_MODEL, ("npo", 0): Model(2, 1, 0.9, 2)}
+    folder = write_board(tmp_path, case, {name: [model] for name, model in models.items()}, more)
+    in_process("experiments/basic_train/compare_mitigations.py", "--leaderboard_dir", folder, "--output_dir", tmp_path)
+    with open(tmp_path / "noise" / "table.csv", newline="", encoding="utf-8") as file:
+        found = {row["method"]: row["percent_memorized_held_out"] for row in csv.DictReader(file)}
+    assert found == {"unedited": "100.0", "never-planted twin": "0.0", "npo": "50.0"}
 
 
 def test_the_records_of_a_demo_take_none_of_them(tmp_path, memorizing_backdoor, monkeypatch):
