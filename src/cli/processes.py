@@ -12,8 +12,11 @@ import torch
 
 from tinymem import cli
 from tinymem.errors import NotFinite, UserError
+from tinymem.interrupts import INTERRUPTED, interruptible
 from tinymem.localize.method import Method
+from tinymem.localize.watch import Watch
 from tinymem.models.production import LoadSettings, open_causal_lm
+from tinymem.training.fit import Stopped
 from tinymem.training.processes import Processes, join, own_device
 from tinymem.training.step import sides_of
 
@@ -65,8 +68,11 @@ def follow(processes: Processes, methods: Methods, loading: LoadSettings, device
             except UserError as error:
                 raise SystemExit(f"process {processes.rank}: {error}") from None
             opened = place
+        task = replace(task, processes=processes, watch=Watch(interruptible=interruptible))
         try:
-            for _ in known[name].run(model, replace(task, processes=processes), hp):
+            for _ in known[name].run(model, task, hp):
                 pass
+        except Stopped:  # as all of them are
+            raise SystemExit(INTERRUPTED) from None
         except NotFinite:  # the first process says so, and continues with other methods
             continue

@@ -148,7 +148,7 @@ def train_visibly(
         options |= dict(
             on_step=on_step, on_row=on_row, on_rows=on_rows, should_stop=should_stop, card=partial(_card, details)
         )
-        with _ends_when_stopped(display, run):
+        with ends_when_stopped(display, run):
             return train(model, dataset, training, seed, run, details, **options)
 
 
@@ -199,12 +199,13 @@ def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
         def on_step(progress: Progress, loss: float) -> None:
             display.to(display.meter.done + 1, note=f"epoch {progress.epoch + 1}", loss=loss)
 
-        with _ends_when_stopped(display, cache_dir):
+        with ends_when_stopped(display, cache_dir):
             return plant(on_step=on_step, should_stop=should_stop)
 
 
 @contextmanager
-def _ends_when_stopped(display: Display, place: str | Path) -> Iterator[None]:
+def ends_when_stopped(display: Display, place: str | Path) -> Iterator[None]:
+    """End the script, with a line that says how to go on, where a training within the block has been stopped."""
     try:
         yield
     except Stopped:

@@ -26,6 +26,7 @@ from tinymem.cli.cards import original_name, write_cards
 from tinymem.cli.display import Display
 from tinymem.cli.log import Log
 from tinymem.cli.methods import chosen_attack_metrics, chosen_attacks, chosen_metrics
+from tinymem.cli.training import ends_when_stopped
 from tinymem.cli.watching import Watching, watched
 from tinymem.data import numbers
 from tinymem.data.decode import text_decoder
@@ -110,7 +111,7 @@ def run_methods(
             first = len(records)
             display.advance(0, note=method.name)
             announce = partial(_announce, watching, display, clock, method)
-            with enough_memory(method.name), failures.kept():
+            with ends_when_stopped(display, subject.score_folder), enough_memory(method.name), failures.kept():
                 for record in unlearn(watching.subject, method, hp, save_models, arguments.force, attacks, announce):
                     records.append(record)
                     watching.record(record)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tinymem.cli.display import Display, Meter
 from tinymem.cli.log import Log
+from tinymem.interrupts import interruptible
 from tinymem.localize.method import Method
 from tinymem.localize.subject import Subject
 from tinymem.localize.unlearn import run_identity
@@ -24,7 +25,7 @@ class Watching:
 
     def __init__(self, subject: Subject, display: Display, log: Log) -> None:
         self._display, self._log = display, log
-        self._watch = Watch(self._on_step)
+        self._watch = Watch(self._on_step, interruptible)
         self.subject = replace(subject, task=replace(subject.task, watch=self._watch), on_rows=self._on_rows)
         self._method: Method | None = None  # the one whose steps are logged
         self._hp: Any = None

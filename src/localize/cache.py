@@ -27,13 +27,16 @@ class Cache:
     folder    next to the model
     identity  the inputs other than method and hyper-parameters: fingerprints of weights and forget set
     fresh     compute tensors again even if they are on disk
-    cost      the cost of all tensors that the run used, including those read from disk, each counted once
+    state     the file that a training saves itself in, and resumes from; None: it does not
+    cost      the cost of all tensors that the run used, including those read from disk, each counted once, and of the
+              steps of a training that were done before it resumed
     spent     seconds of computing in this run
     """
 
     folder: Path
     identity: Mapping[str, Any]
     fresh: bool = False
+    state: Path | None = None
     cost: Cost = field(default_factory=Cost)
     spent: float = 0.0
     _used: set[Path] = field(default_factory=set)

@@ -56,6 +56,7 @@ Strength = float | int | None
 Change = Edit | Draws | Elicitation  # what a strength leads to; an attack on prompts leaves the weights as they are
 Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
 REGISTERED = ("tinymem.localize.", "tinymem.attacks.")  # where registries take their modules from
+LOSSES = ("forget_loss", "retain_loss")  # of an objective, as its records name them
 PARTS = ("score", "learn", "loss", "attack", "elicit", "run")
 ENDED = object()  # in the place of a strength where a method yields no more
 
@@ -297,17 +298,21 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
         _check_retain(name, task, hp)
         forget, retain = sides(task, hp.forget_tokens)
-        last = dict[str, float]()
         retain, last_step = retain if hp.retain_weight else None, max(hp.steps)
         tokens = min(hp.batch_size, len(forget) + len(retain or ())) * forget.tokens.shape[1]
         after_step = bound("after_step", hp) or (lambda reference, steps, losses: None)
 
         def on_step(progress, *losses: float) -> None:
-            last.update(zip(("forget_loss", "retain_loss"), losses))
-            task.watch.note(tokens, **last)
+            task.watch.note(tokens, **dict(zip(LOSSES, losses)))
             task.watch.step(progress.epoch + progress.step, last_step)
 
+        def on_resume(progress) -> None:
+            if task.cache:
+                task.cache.cost += Cost(sum(progress.epoch_seconds) + progress.step_seconds)
+
         processes = task.processes
+        # Of a sharded training no process has the whole state.
+        state = task.cache.state if task.cache and not processes.sharded else None
         masks = _update_masks(model, task, hp) if processes.is_first else None
         if processes.is_first:
             sent = replace(task, cache=None, original=None, reader=TextReader(), processes=ALONE, watch=Watch())
@@ -316,8 +321,12 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Run:
         options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp), after_step)
         with _trained(model, task, hp) as (trained, form, taken):
             train = partial(train_objective, trained, partial(module.loss, hp), forget, retain, hp, *options)
-            training = train(**form, processes=processes, causes=loss_flags(hp), on_step=on_step)
-            yield from snapshots(trained, training, last, taken)
+            training = train(
+                **form, state=state, on_resume=on_resume, processes=processes, causes=loss_flags(hp), on_step=on_step,
+                should_stop=lambda: processes.any(task.watch.asked()),
+            )  # fmt: skip
+            training = training if processes.sharded else task.watch.stoppable(training)
+            yield from snapshots(trained, training, LOSSES, taken)
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tinymem.errors import Failures, UserError, finite
@@ -17,6 +18,7 @@ from tinymem.models.edit import Draws, Edit, Weights, describe, reversible, stor
 from tinymem.models.output_filter import OutputFilter
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
 from tinymem.records.record import UNKNOWN, Cost, write_record
+from tinymem.training.checkpoint import leads_to
 
 
 def check_runs(subject: Subject, methods: Attacks, attacks: Attacks = ()) -> None:
@@ -86,14 +88,16 @@ def unlearn(
     hp = method.resolve(hp, subject.model.num_parameters())
     runs = {value: _edited_run(subject, method, hp, value, save_models) for value in method.strengths(hp)}
     to_do = {value for value, run in runs.items() if force or not run.is_done or lacks(run, attacks)}
+    state = _state(subject, method, hp)
     if force:
         for run in runs.values():
             run.forget()
+        state.unlink(missing_ok=True)
     folders = {value: run.saved for value, run in runs.items() if not force}
     to_find = [value for value in runs if value in to_do and folders.get(value) is None]
     if to_find:
         on_start(method.at(hp, *to_find))
-    found = _edits(subject, method, method.at(hp, *to_find), force) if to_find else iter(())
+    found = _edits(subject, method, method.at(hp, *to_find), force, state) if to_find else iter(())
     failures = Failures()
     edit: Edit | None
     for value, run in runs.items():
@@ -109,6 +113,8 @@ def unlearn(
             else:
                 raise AssertionError("edits() yields an edit for each strength or raises")
             yield from finish(run, edit, cost, attacks, force)
+    if method.is_objective and leads_to(state, max(hp.steps)):  # one from beyond leads to what was not asked for now
+        state.unlink()
     failures.end()
 
 
@@ -158,8 +164,14 @@ def _edited_run(subject: Subject, method: Method, hp, strength: Strength, save: 
     return Run(subject, about, f"models/{name}" if save else None, adapter)
 
 
-def _edits(subject: Subject, method: Method, hp, fresh: bool) -> Iterator[tuple[Edit, Cost]]:
+def _state(subject: Subject, method: Method, hp) -> Path:
+    """Return the file that a training with these settings saves itself in, one for all strengths."""
+    digest = record_digest(run_identity(subject, method, hp, None))
+    return subject.score_folder / f"{method.name}_{digest}.state.safetensors"
+
+
+def _edits(subject: Subject, method: Method, hp, fresh: bool, state: Path) -> Iterator[tuple[Edit, Cost]]:
     prints = subject.identity["fingerprints"]
     key = {"weights": prints["weights"], "task": prints["forget_set"]}
-    task = as_shown(subject.task, cache=Cache(subject.score_folder, key, fresh))
+    task = as_shown(subject.task, cache=Cache(subject.score_folder, key, fresh, state))
     return edits(method, subject.model, task, hp)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+Asked = Callable[[], bool]
 OnStep = Callable[[int, int, int, Mapping[str, Any]], None]  # step, steps, tokens since the last one, losses
 
 
 def _silent(step: int, steps: int, tokens: int, losses: Mapping[str, Any]) -> None: ...
+
+
+def _never() -> bool:
+    return False
+
+
+def _uninterrupted() -> AbstractContextManager[Asked]:
+    return nullcontext(_never)
 
 
 @dataclass
@@ -18,11 +28,15 @@ class Watch:
     """A watched loop.
 
     on_step    called after every step. Losses may be tensors on a device, which wait for it when they are read
+    interruptible   gives a context within which signals only ask to stop, as `tinymem.interrupts.interruptible`
+    asked      whether they have: for a training that can save its state, within `stoppable`
     method, strength    what is at work: the name of a method or attack, and the strength that it prepares; None for one
                training that leads to all of them
     """
 
     on_step: OnStep = _silent
+    interruptible: Callable[[], AbstractContextManager[Asked]] = _uninterrupted
+    asked: Asked = _never
     method: str = ""
     strength: Any = None
     _tokens: int = 0
@@ -37,6 +51,16 @@ class Watch:
         """Tell that a step is done."""
         self.on_step(step, steps, self._tokens, self._losses)
         self._tokens, self._losses = 0, {}
+
+    def stoppable(self, training: Generator[Item]) -> Generator[Item]:
+        """Yield what a training yields; it can be asked to stop while it is at work, not between two items."""
+        with closing(training):
+            while True:
+                with self.interruptible() as self.asked:
+                    item = next(training, None)
+                if item is None:
+                    return
+                yield item
 
     def over(self, items: Iterable[Item], steps: int) -> Iterator[Item]:
         """Yield the items of a loop, and tell after each that its step is done."""

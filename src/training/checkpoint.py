@@ -21,13 +21,14 @@ import torch
 
 from tinymem import files
 from tinymem.errors import UserError, reading
-from tinymem.inputs import check_file, check_value, parse_json, read_settings
+from tinymem.inputs import AGAIN, check_file, check_value, parse_json, read_settings
 from tinymem.models.edit import Edit, Lazy, Weights, applied, stored
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training.masters import masters_of
+from tinymem.training.processes import Processes
 from tinymem.training.settings import RETRAIN, RunSettings
 
 STATE = "state.safetensors"
@@ -70,18 +71,23 @@ def save_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
     files.write_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]) -> Progress:
-    """Put a saved state into model, optimizer and regularizers. Raise UserError for a damaged or foreign file."""
+def load_state(
+    path: Path, model, optimizer, regularizers: Sequence[Regularizer], remedy: str = OTHER_STATE
+) -> Progress:
+    """Put a saved state into model, optimizer and regularizers. Raise UserError for a damaged or foreign file.
+
+    remedy: advice about such a file, for the message.
+    """
     from safetensors import safe_open
 
-    for group in optimizer.param_groups:  # AdamW creates its buffers at the first step; here they are filled instead
-        for p in group["params"]:
-            step = torch.zeros((), device=p.device)
-            optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    progress = read_progress(path)
-    with reading(path, f"damaged ({{why}}); {OTHER_STATE}"):
+    _create_buffers(optimizer)
+    progress = read_progress(path, remedy)
+    with reading(path, f"damaged ({{why}}); {remedy}"):
         with safe_open(path, framework="pt") as file, torch.no_grad():
+            names = set(file.keys())
             for name, tensor in _state(model, optimizer, regularizers).items():
+                if name.startswith("optimizer.") and name not in names:  # no gradient had reached the weight
+                    continue
                 kept = file.get_tensor(name)
                 if kept.shape != tensor.shape or kept.dtype != tensor.dtype:
                     raise ValueError(f"{name} is {kept.dtype} {tuple(kept.shape)}, not {tuple(tensor.shape)}")
@@ -89,16 +95,37 @@ def load_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
     return progress
 
 
-def read_progress(path: Path) -> Progress:
-    """Return the progress in a saved state. Raise UserError for a damaged or foreign file."""
+def share_state(model, optimizer, regularizers: Sequence[Regularizer], processes: Processes) -> None:
+    """Give the state that the first process has loaded to all of them. Every process must call it."""
+    if not processes.is_first:
+        _create_buffers(optimizer)
+    with torch.no_grad():
+        processes.share(_state(model, optimizer, regularizers).values())
+
+
+def _create_buffers(optimizer) -> None:
+    """Create the buffers that AdamW creates at the first step, to be filled."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            step = torch.zeros((), device=p.device)
+            optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+
+
+def leads_to(path: Path, epoch: int) -> bool:
+    """Return whether a state, of a training that is no run of its own, exists and is before the end of this epoch."""
+    return path.exists() and read_progress(path, AGAIN).epoch < epoch
+
+
+def read_progress(path: Path, remedy: str = OTHER_STATE) -> Progress:
+    """Return the progress in a saved state. Raise UserError, with this remedy, for a damaged or foreign file."""
     from safetensors import safe_open
 
     check_file(path, share=float("inf"))
-    with reading(path, f"damaged ({{why}}); {OTHER_STATE}"):
+    with reading(path, f"damaged ({{why}}); {remedy}"):
         with safe_open(path, framework="pt") as file:
             text = file.metadata()["progress"]
-    progress = read_settings(Progress, parse_json(text, path, OTHER_STATE), path, OTHER_STATE, whole=True)
-    check_rows(progress.rows, path, OTHER_STATE)
+    progress = read_settings(Progress, parse_json(text, path, remedy), path, remedy, whole=True)
+    check_rows(progress.rows, path, remedy)
     return progress
 
 

@@ -16,10 +16,11 @@ from tinymem.errors import NotFinite
 from tinymem.training.checkpoint import Progress
 
 SAVE_SECONDS = 60.0  # a kill loses at most this much work
+CHEAP_SECONDS = 3.0  # a save that takes longer is made less often in proportion: 5 % of the time at most
 
 
-class Stopped(Exception):
-    """Signal that training stopped on request, with its state saved."""
+class Stopped(BaseException):
+    """Signal that training stopped on request, with its state saved. Like KeyboardInterrupt, it is nobody's error."""
 
 
 def fit(
@@ -43,7 +44,7 @@ def fit(
                      rate on the position alone, so that no generator or scheduler needs saving
     progress         position and history of the run; updated in place
     rate(progress)   the learning rate of the next step
-    save()           saves the state; called every SAVE_SECONDS, and before Stopped is raised
+    save()           saves the state; called every SAVE_SECONDS of training, and before Stopped is raised
     lr_flag          the flag to lower if the loss does not stay finite
     causes           other flags that may be why
     on_step(progress, *losses)   called after every step
@@ -53,7 +54,7 @@ def fit(
     caller may measure and save the model, or stop iterating.
     """
     started = time.monotonic() - progress.seconds
-    saved = time.monotonic()
+    saved, pause = time.monotonic(), SAVE_SECONDS
 
     def check(finite: bool, what: str) -> None:
         if not finite:
@@ -80,17 +81,21 @@ def fit(
             progress.seconds = now - started
             on_step(progress, *losses)
             stop = should_stop()
-            if stop or now - saved > SAVE_SECONDS:
+            if stop or now - saved > pause:
                 check(all_finite(model), "a weight is")
+                begun = time.monotonic()
                 save()
                 saved = time.monotonic()
+                pause = SAVE_SECONDS * max(1.0, (saved - begun) / CHEAP_SECONDS)
             if stop:
                 raise Stopped
         check(all_finite(model), "a weight is")
         mean = progress.loss_sum / count
         progress.epoch_seconds.append(round(progress.step_seconds, 3))
         progress.epoch, progress.step, progress.loss_sum, progress.step_seconds = progress.epoch + 1, 0, 0.0, 0.0
+        done = time.monotonic()
         yield mean
+        saved += time.monotonic() - done  # what the caller does meanwhile is not lost
 
 
 def all_finite(model) -> bool:

@@ -9,6 +9,7 @@ Values per row or per token are averaged over the batch (see `tinymem.training.s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import fields
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tinymem.errors import UserError
+from tinymem.inputs import AGAIN
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Weights, apply
 from tinymem.models.lora import LowRank
@@ -32,6 +34,8 @@ from tinymem.training.processes import ALONE, Processes
 from tinymem.training.reference import Reference, Unedited
 from tinymem.training.settings import TrainingSettings
 from tinymem.training.step import Side, descend, microbatches, sides_of
+
+logger = logging.getLogger(__name__)
 
 TRAINED = ("all", "all_but_embeddings")
 FORGET_TOKENS = ("all", "continuation")
@@ -135,6 +139,7 @@ def train_objective(
     weights: Callable[[Reference], Sequence[float]] | None = None,
     after_step: Callable[[Reference, int, Sequence[float]], None] = lambda reference, steps, losses: None,
     state: Path | None = None,
+    on_resume: Callable[[Progress], None] = lambda progress: None,
     change: LowRank | None = None,
     unedited: Unedited | None = None,
     processes: Processes = ALONE,
@@ -142,8 +147,8 @@ def train_objective(
     causes: Sequence[str] = (),
     on_step: Callable[..., None] = lambda progress, *losses: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Generator[tuple[int, None]]:
-    """Train the model in place and yield (steps, None) at each of `settings.steps`, with the edit in the weights.
+) -> Generator[tuple[int, list[float]]]:
+    """Train the model in place and yield each of `settings.steps` with its losses, with the edit in the weights.
 
     forget, retain   whole sets (`Side.of`); without a retain set all rows of a batch are forget rows
     seed             seed of the order of the rows, and of what a loss draws
@@ -153,16 +158,18 @@ def train_objective(
                      the parameters that `settings` name
     weights          of the losses of both sides, at every step; default: those of `settings`
     after_step(reference, steps, losses)   called after every step; may update `reference.state` in place
-    state            a file to save the training in and to resume from; the caller ensures that it is of the same run.
-                     It is removed at the end, and ignored if it is past the first requested number of steps
+    state            a file to save the training in and to resume from, of the first process; the caller ensures that it
+                     is of the same run, and removes it. It is ignored if it is past the first requested number of steps
+    on_resume(progress)   called where the training continues from a state, with that
     change           a low-rank change, attached to the model: its entries are trained instead of the weights
     unedited         as in `Reference`; default: that of `change`
     processes        those that train together, each with its rows of every batch
     lr_flag, causes, on_step, should_stop   as in `tinymem.training.fit.fit`; on_step receives the losses of both sides
 
-    The model is in evaluation mode, without dropout. Modes and `requires_grad` are restored at the end, weights are
-    not. The weights after a number of steps depend on the seed, not on the other numbers in `settings.steps`. Raise
-    ValueError for an empty set, UserError, naming the step, for a loss or weight that is not finite.
+    The losses are those of both sides. The model is in evaluation mode, without dropout. Modes and `requires_grad` are
+    restored at the end, weights are not. The weights after a number of steps depend on the seed, not on the other
+    numbers in `settings.steps`. Raise ValueError for an empty set, UserError, naming the step, for a loss or weight that
+    is not finite, and, naming the file, for a damaged state. Where a state cannot be written, training goes on.
     """
     sets = [forget] if retain is None else [forget, retain]
     sizes = [settings.batch_size] if retain is None else sides_of(settings.batch_size, settings.forget_share)
@@ -176,6 +183,7 @@ def train_objective(
         regularizers = [*regularizers, only]
     constant = (settings.forget_weight, settings.retain_weight)
     reference = Reference(model, microbatch, settings.dtype, unedited, seed)
+    told = torch.zeros(len(sets), dtype=torch.float64)
     training = TrainingSettings(lr=settings.lr, l2_reg=settings.weight_decay)
 
     def bound(model, forget: Side, retain: Side | None = None):
@@ -190,6 +198,7 @@ def train_objective(
         of_sides = weights(reference) if weights else constant
         losses = descend(model, optimizer, bound, batch(number), *how, of_sides, share)
         after_step(reference, number + 1, losses)
+        told.copy_(torch.tensor(losses, dtype=torch.float64))
         return losses
 
     def rate(progress: Progress) -> float:
@@ -197,57 +206,62 @@ def train_objective(
 
     def save() -> None:
         if state is not None:
-            checkpoint.save_state(state, model, optimizer, regularizers, progress)
+            try:
+                checkpoint.save_state(state, model, optimizer, regularizers, progress)
+            except UserError as error:  # a full disk, a folder of somebody else
+                logger.warning("%s; if it is killed, this training resumes from an earlier step", error)
 
     with frozen(model, trainable=parameters):
         with torch.no_grad(), autocast(model, settings.dtype):  # before loading a state: the weights are unedited
             bound(model, *next(microbatches(batch(0), microbatch))[0])
         reference.begin_edit()
-        regularizers = [*regularizers, Regularizer(state=reference.state)]
+        regularizers = [*regularizers, Regularizer(state=reference.state), Regularizer(state={"losses": told})]
         optimizer = new_optimizer(model, training)
-        progress = Progress()
-        if state is not None and state.exists() and checkpoint.read_progress(state).epoch < min(settings.steps):
-            progress = checkpoint.load_state(state, model, optimizer, regularizers)
+        found = None
+        if state is not None and checkpoint.leads_to(state, min(settings.steps)):
+            found = checkpoint.load_state(state, model, optimizer, regularizers, AGAIN)
+        if found := processes.send(found):
+            checkpoint.share_state(model, optimizer, regularizers, processes)
+            on_resume(found)
+        progress = found or Progress()
         calls = (lr_flag, causes, on_step, should_stop)
         last = max(settings.steps)  # an objective has no epochs: each step counts as one
         for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, save, *calls):
             if progress.epoch in settings.steps:
                 model.zero_grad(set_to_none=True)  # they would lie around while the edit is measured
-                yield progress.epoch, None
-    if state is not None:
-        state.unlink(missing_ok=True)
+                yield progress.epoch, told.tolist()
 
 
 def snapshots(
     model,
-    training: Generator[tuple[int, None]],
-    notes: Mapping[str, float] | None = None,
+    training: Generator[tuple[int, list[float]]],
+    names: Sequence[str] = (),
     taken: Callable[[Mapping[str, float]], AbstractContextManager[Weights]] | None = None,
 ) -> Generator[tuple[int, Weights]]:
     """Yield the edit at each number of steps of a training, such as `train_objective`.
 
-    The model is as it was whenever a number is yielded, and at the end. notes: results to keep with the edit, as they
-    are then. taken: a context that yields the edit, with the model as it was (`LowRank.taken`); None: the training changes
+    The model is as it was whenever a number is yielded, and at the end. names: of the losses, which are then kept with
+    the edit. taken: a context that yields the edit, with the model as it was (`LowRank.taken`); None: the training changes
     the model's weights. Memory then: two copies of the parameters.
     """
     with closing(training):
         if taken is None:
-            yield from _copies(model, training, {} if notes is None else notes)
+            yield from _copies(model, training, names)
             return
-        for steps, _ in training:
-            with taken(dict(notes or {})) as edit:
+        for steps, losses in training:
+            with taken(dict(zip(names, losses))) as edit:
                 yield steps, edit
 
 
-def _copies(model, training: Iterator[tuple[int, None]], notes: Mapping[str, float]) -> Generator[tuple[int, Weights]]:
+def _copies(model, training: Iterator[tuple[int, list[float]]], names: Sequence[str]) -> Generator[tuple[int, Weights]]:
 
     def copied() -> dict[str, torch.Tensor]:
         return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     before = Weights(copied())
     try:
-        for steps, _ in training:
-            trained = Weights(copied(), dict(notes))
+        for steps, losses in training:
+            trained = Weights(copied(), dict(zip(names, losses)))
             apply(model, before)
             yield steps, trained
             apply(model, trained)

@@ -8,7 +8,7 @@ gradients and losses are summed, so that a step is that of the whole batch in on
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -61,6 +61,20 @@ class Processes:
         if self.size > 1:
             for tensor in (tensor for tensor in tensors if not hasattr(tensor, "full_tensor")):
                 torch.distributed.all_reduce(tensor)
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace tensors, in place, by those of the first process. Every process must call it."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process. Every process must call it."""
+        if self.size == 1:
+            return flag
+        count = torch.tensor(int(flag))
+        torch.distributed.all_reduce(count)
+        return bool(count)
 
     def send(self, message: Any) -> Any:
         """Return the first process's message in all of them. Every process must call it."""

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.records.table import load_records
+from tinymem.training.checkpoint import read_progress
 
 SCRIPT = "src/localize/prod_grad.py"
 LAUNCHERS = {
@@ -142,6 +143,35 @@ def test_killed_and_resumed(place, tmp_path):
     again = done(launch(words(place, tmp_path / "killed", *more)))
     assert again.returncode == 0, again.stderr
     check_same(place, tmp_path / "straight", tmp_path / "killed", 1e-3)
+
+
+def test_stopped_and_resumed(place, tmp_path):
+    """The dual weight of pdu moves with every step, and the state has it."""
+    more, last = ["--localization_method", "pdu", "--dual_warm_up", 0, "--steps", 2, 150], 150
+    straight = done(launch(words(place, tmp_path / "straight", *more)))
+    assert straight.returncode == 0, straight.stderr
+    log = tmp_path / "log.jsonl"
+    process = launch(words(place, tmp_path / "stopped", *more, "--log_jsonl", log))
+    while process.poll() is None and (not log.exists() or not 2 < max(steps_in(log), default=0)):
+        time.sleep(0.02)
+    for each in psutil.Process(process.pid).children():
+        each.terminate()  # Ctrl-C and a launcher that is told to end do this, too
+    stopped = done(process)
+    assert stopped.returncode and "run the same command again to resume" in stopped.stderr, stopped.stderr
+    (state,) = (tmp_path / "stopped" / "scores").glob("pdu_*.state.safetensors")
+    at = read_progress(state).epoch + 1
+    assert 2 < at < last and len(load_records(tmp_path / "stopped")) == 2
+    log.unlink()
+    again = done(launch(words(place, tmp_path / "stopped", *more, "--log_jsonl", log)))
+    assert again.returncode == 0, again.stderr
+    assert min(steps_in(log)) > at and not state.exists()
+    check_same(place, tmp_path / "straight", tmp_path / "stopped", 1e-6)
+
+
+def steps_in(log):
+    """The steps of trainings in a log."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line["step"] for line in lines if "tokens_per_second" in line]
 
 
 @pytest.mark.parametrize("more, message", [
