@@ -81,6 +81,11 @@ class Case:
         return cast(RunSettings, self.settings)
 
     @property
+    def has_clean_twins(self) -> bool:
+        """Whether planted sequences have a clean form: real text repeated as it is has none."""
+        return not self.is_planted and self.trained.data.artifact != "natural"
+
+    @property
     def utility(self) -> Utility:
         return PERPLEXITY if self.is_planted or self.trained.data.is_text else ACCURACY
 

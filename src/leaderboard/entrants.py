@@ -31,6 +31,7 @@ FORGET, RETAIN, BOTH, DATA = "forget set", "retain set", "forget and retain set"
 NEEDS = {"kfac": RETAIN, "svd": "none", "task_vector": FORGET, "random_mask": "none", RETAIN_ONLY: RETAIN}
 NEEDS |= dict.fromkeys(("balanced_subnet", "greedy", "kfade", "ssd"), BOTH)
 NEEDS |= dict.fromkeys(FT_DATA, "clean training data")
+CLEAN = ("dpo",)  # need the clean form of what is to be forgotten
 FAMILIES = {"objective": BOTH, TRAINING: DATA}
 
 
@@ -132,14 +133,19 @@ def entrants(asked: Sequence[str], case: Case, needs: str = "") -> list[Entrant]
     chosen = [e for e in known if not asked or "all" in asked or e.name in asked or e.group in asked]
     if asked and not (chosen or own or any(each.name in asked or each.group in asked for each in anchors)):
         raise UserError(
-            f"--methods {asked[0]}: trains a model from scratch or would take days on {case.name}; leave it out there"
+            f"--methods {asked[0]}: cannot run on {case.name}: it needs clean sequences, a training from scratch, or days; "
+            "leave it out there"
         )
     files = [Entrant(m.name, OWN, needs, tuple(_drawn(m, grid_of(m), case))) for m in find_methods(own, "--methods")]
     return [*anchors, *chosen, *files]
 
 
 def _takes_part(entrant: Entrant, case: Case) -> bool:
-    """Return whether a mitigation can run on a case: nobody trains a planted language model from scratch."""
+    """Return whether a mitigation can run on a case: natural text has no clean form of what is planted, and nobody trains a
+    language model from scratch here.
+    """
+    if entrant.name in CLEAN and not case.has_clean_twins:
+        return False
     return not case.is_planted or entrant.group not in (TRAINING, FINETUNING) and entrant.name not in TOO_LONG
 
 

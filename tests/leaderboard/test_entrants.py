@@ -102,6 +102,14 @@ def test_a_case_is_read_as_it_was_written(tmp_path):
     assert planted.data.seed == twin.data.seed == 2 and twin.data.twin and not planted.data.twin
 
 
+def test_preferences_need_clean_sequences():
+    for name, has in (("noise", True), ("backdoor", True), ("text", False)):
+        found = {each.name for each in entrants.entrants([], small_case(name))}
+        assert ("dpo" in found) == has and "npo" in found
+    with pytest.raises(UserError, match="--methods dpo: cannot run on text"):
+        entrants.entrants(["dpo"], small_case("text"))
+
+
 def test_anchors_alone():
     assert [each.name for each in entrants.entrants(["anchor"], small_case())] == [
         "random_mask",

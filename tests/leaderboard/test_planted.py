@@ -51,7 +51,7 @@ def test_nobody_trains_it_from_scratch(case):
     everyone = entrants.entrants([], case)
     assert not {each.group for each in everyone} & {entrants.TRAINING, entrants.FINETUNING}
     assert not {each.name for each in everyone} & set(TOO_LONG)
-    for name in ("goldfish", "fine-tuning", TOO_LONG[0]):
+    for name in ("goldfish", "fine-tuning", "dpo", TOO_LONG[0]):
         with pytest.raises(UserError, match=f"--methods {name}: .* leave it out"):
             entrants.entrants([name], case)
     kfac = next(each for each in everyone if each.name == "kfac")

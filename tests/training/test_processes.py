@@ -5,8 +5,8 @@ import torch
 from tiny import new_model, new_task
 
 from tinymem.errors import UserError
-from tinymem.localize.method import sides
 from tinymem.localize.registry import METHODS
+from tinymem.localize.training import sides
 from tinymem.training.processes import ALONE, Processes, started
 from tinymem.training.reference import Reference
 from tinymem.training.step import Side, backward

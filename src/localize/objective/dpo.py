@@ -7,8 +7,8 @@ written into it.
 from __future__ import annotations
 
 from tinymem.errors import UserError
-from tinymem.localize.method import sides
 from tinymem.localize.objective.terms import PreferenceSettings, preference, rises, with_retain
+from tinymem.localize.training import sides
 from tinymem.options import option, settings
 from tinymem.training.step import Side
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tinymem.localize.method import sides
 from tinymem.localize.objective.selection import (
     BUDGET_ROWS,
     SHARED_ROWS,
@@ -20,6 +19,7 @@ from tinymem.localize.objective.selection import (
     without_shared,
     work,
 )
+from tinymem.localize.training import sides
 from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Weights
 from tinymem.models.precision import MEANING, PRECISIONS

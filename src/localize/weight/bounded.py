@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from tinymem.localize.learning import endless_batches, frozen, gradients_of_sides, sides_of
-from tinymem.localize.method import sides
 from tinymem.localize.objective import npo, undial
 from tinymem.localize.task import UnlearningTask
+from tinymem.localize.training import sides
 from tinymem.models.precision import autocast
 from tinymem.training.reference import Reference
 from tinymem.training.step import Side

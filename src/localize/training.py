@@ -1,0 +1,127 @@
+"""The adaptor of objectives: train the weights on a module's loss, as a method (`tinymem.localize.method`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from tinymem.data.other_text import TextReader
+from tinymem.errors import UserError
+from tinymem.localize.task import UnlearningTask
+from tinymem.localize.watch import Watch
+from tinymem.models.edit import Edit
+from tinymem.models.lora import check_rank, low_rank, targeted
+from tinymem.records.record import Cost
+from tinymem.training.objective import loss_flags, snapshots, train_objective
+from tinymem.training.processes import ALONE
+from tinymem.training.sharding import Sharded
+from tinymem.training.step import Side
+
+LOSSES = ("forget_loss", "retain_loss")  # of an objective, as its records name them
+
+
+def objective(module: ModuleType, name: str, code: str | None = None) -> Callable[..., Iterator[tuple[int, Edit]]]:
+    """Train the weights on the module's loss, once for all strengths, and yield the weights at each number of steps."""
+
+    def bound(part: str, hp: Any) -> Callable | None:
+        return partial(getattr(module, part), hp) if hasattr(module, part) else None
+
+    def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[int, Edit]]:
+        _check_retain(name, task, hp)
+        forget, retain = sides(task, hp.forget_tokens)
+        retain, last_step = retain if hp.retain_weight else None, max(hp.steps)
+        tokens = min(hp.batch_size, len(forget) + len(retain or ())) * forget.tokens.shape[1]
+        after_step = bound("after_step", hp) or (lambda reference, steps, losses: None)
+
+        def on_step(progress, *losses: float) -> None:
+            task.watch.note(tokens, **dict(zip(LOSSES, losses)))
+            task.watch.step(progress.epoch + progress.step, last_step)
+
+        def on_resume(progress) -> None:
+            if task.cache:
+                task.cache.cost += Cost(sum(progress.epoch_seconds) + progress.step_seconds)
+
+        processes = task.processes
+        # Of a sharded training no process has the whole state.
+        state = task.cache.state if task.cache and not processes.sharded else None
+        masks = _update_masks(model, task, hp) if processes.is_first else None
+        if processes.is_first:
+            sent = replace(task, cache=None, original=None, reader=TextReader(), processes=ALONE, watch=Watch())
+            processes.send((processes.model, name, hp, sent))
+        masks = processes.send(masks)
+        options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp), after_step)
+        with _trained(model, task, hp) as (trained, form, taken):
+            train = partial(train_objective, trained, partial(module.loss, hp), forget, retain, hp, *options)
+            training = train(
+                **form, state=state, on_resume=on_resume, processes=processes, causes=loss_flags(hp), on_step=on_step,
+                should_stop=lambda: processes.any(task.watch.asked()),
+            )  # fmt: skip
+            training = training if processes.sharded else task.watch.stoppable(training)
+            yield from snapshots(trained, training, LOSSES, taken)
+
+    return run
+
+
+@contextmanager
+def _trained(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Any, dict[str, Any], Any]]:
+    """Yield what is trained for the model, how `train_objective` is told, and what `snapshots` takes the edits from.
+
+    That is the model, the model with low-rank changes attached, or a copy of it that is divided among processes.
+    """
+    if hp.lora_rank:
+        alpha = hp.lora_alpha or 2.0 * hp.lora_rank
+        with low_rank(model, hp.lora_rank, alpha, hp.lora_targets, task.seed) as change:
+            yield model, {"change": change}, change.taken
+    elif task.processes.sharded:
+        sharded = Sharded(model, task.processes)
+        yield sharded.model, {"unedited": sharded.unedited}, sharded.taken
+    else:
+        yield model, {}, None
+
+
+def sides(task: UnlearningTask, forget_tokens: str) -> tuple[Side, Side | None]:
+    """Return the forget set, with its clean twins where they differ, and the retain set; None where it is empty.
+
+    forget_tokens: one of FORGET_TOKENS, the tokens of forget rows and twins that count. No pad of these counts; in retain
+    rows the pads of number sequences do, as in training.
+    """
+    rows, prompt_end = task.forget, task.forget.prompt_end if forget_tokens == "continuation" else None
+    ignored = task.pad if task.ignored_token is None else task.ignored_token
+    differing = int((rows.planted != rows.clean).sum())
+    twin = Side.of(rows.clean, ignored, prompt_end) if differing else None
+    forget = Side.of(rows.planted, ignored, prompt_end, twin)
+    return forget, Side.of(task.retain, task.ignored_token) if len(task.retain) else None
+
+
+def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | None:
+    """Return the masks that a localizer finds, those of `--update_mask METHOD RATIO`; None where there is no such flag."""
+    if hp.update_mask is None:
+        return None
+    from tinymem.localize.registry import find_localizer  # here, since the registry imports this module
+
+    localizer, ratio = find_localizer(*hp.update_mask)
+    settings = localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
+    ((_, edit),) = localizer.run(model, task, settings)
+    if all(bool(edit.masks[key].logical_not().all()) for key in edit.masks):  # never so of a plan's fake tensors
+        raise UserError(f"--update_mask {' '.join(hp.update_mask)}: the method finds no weight at this ratio; raise it")
+    return {key: edit.masks[key].cpu() for key in edit.masks}
+
+
+def check_objective(name: str, own: Callable, model, task: UnlearningTask, hp: Any) -> None:
+    """Raise UserError for settings that do not fit model or sequences. own: the method's own `check`."""
+    _check_retain(name, task, hp)
+    if hp.lora_rank:
+        check_rank(model, targeted(model, hp.lora_targets), hp.lora_rank)
+    own(model, task, hp)
+
+
+def _check_retain(name: str, task: UnlearningTask, hp: Any) -> None:
+    """Raise UserError if an objective needs a retain set and there is none."""
+    if hp.retain_weight and not len(task.retain):
+        can_do_without = type(hp).__dataclass_fields__["retain_weight"].metadata["above"] is None
+        advice = "; without one use --retain_weight 0" * can_do_without
+        raise UserError(f"--localization_method {name}: needs a retain set{advice}")
