@@ -86,6 +86,11 @@ def other_texts(bench: TrainedBench, data_dir: str) -> dict[str, TokenSet]:
     return {**found, RANDOM: TokenSet(rows, {"text": RANDOM})}
 
 
+def as_given(path: Path) -> str:
+    """Return a path as commands take it: relative where they start, so that records hold no path of this machine."""
+    return os.path.relpath(path) if Path.cwd() == scripts.home() else str(path)
+
+
 def jobs_of(bench: TrainedBench, common: Common, texts: Mapping[str, str]) -> Iterator[Job]:
     """Yield the jobs of a model. texts: files of token ids, by name."""
     trainings = [] if bench.take_up(Path(PUBLISHED) / bench.case.name) else bench.trainings(common)
@@ -113,7 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
             texts = {}
             for name, tokens in other_texts(bench, arguments.data_dir).items():
                 path = write_token_set(folder / "texts" / f"{name.replace(' ', '_')}_{seed}.safetensors", tokens)
-                texts[name], names[tokens.fingerprint] = os.path.relpath(path, scripts.home()), name
+                texts[name], names[tokens.fingerprint] = as_given(path), name
             jobs += jobs_of(bench, common, texts)
         pool = partial(open_pool, site, max_workers=arguments.max_workers)
         leave(run_missing(arguments, jobs, folder, scripts.home(), pool)[1])

@@ -31,7 +31,7 @@ FORGET, RETAIN, BOTH, DATA = "forget set", "retain set", "forget and retain set"
 NEEDS = {"kfac": RETAIN, "svd": "none", "task_vector": FORGET, "random_mask": "none", RETAIN_ONLY: RETAIN}
 NEEDS |= dict.fromkeys(("balanced_subnet", "greedy", "kfade", "ssd"), BOTH)
 NEEDS |= dict.fromkeys(FT_DATA, "clean training data")
-CLEAN = ("dpo",)  # need the clean form of what is to be forgotten
+CLEAN = ("dpo", "fine-tuning on clean data", "fine-tuning on both data")  # need a clean form of what is to be forgotten
 FAMILIES = {"objective": BOTH, TRAINING: DATA}
 
 

@@ -102,10 +102,11 @@ def test_a_case_is_read_as_it_was_written(tmp_path):
     assert planted.data.seed == twin.data.seed == 2 and twin.data.twin and not planted.data.twin
 
 
-def test_preferences_need_clean_sequences():
+def test_who_needs_clean_sequences_takes_no_part_where_there_are_none():
     for name, has in (("noise", True), ("backdoor", True), ("text", False)):
         found = {each.name for each in entrants.entrants([], small_case(name))}
-        assert ("dpo" in found) == has and "npo" in found
+        assert all((each in found) == has for each in entrants.CLEAN)
+        assert {"npo", "fine-tuning on extra data"} < found
     with pytest.raises(UserError, match="--methods dpo: cannot run on text"):
         entrants.entrants(["dpo"], small_case("text"))
 

@@ -1,0 +1,106 @@
+"""The study of curvature editing: its jobs, the other texts, and the tables from records written by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import ROOT, in_process
+
+from tinymem.data.token_sets import TokenSet, write_token_set
+from tinymem.errors import UserError
+from tinymem.leaderboard.bench import bench_of
+from tinymem.leaderboard.cases import find_cases
+from tinymem.localize.registry import METHODS
+from tinymem.records.bundle import write_bundle
+from tinymem.sweeps.jobs import Common
+
+SCRIPT = "experiments/curvature.py"
+
+
+@pytest.fixture(scope="module")
+def study():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "experiments"))
+        import curvature
+
+        yield curvature
+
+
+def record(kind: str, seed: int, memorized: float, accuracy: float, name: str = "", strength: float = 0, **settings):
+    results = {"percent_memorized_held_out": memorized, "mean_test_accuracy": accuracy}
+    about = {"format": 2, "kind": kind, "parent": None, "data": {"data_name": "increment", "seed": seed}, "cost": {}}
+    about |= {"results": results, "environment": {}}
+    if name:
+        method = METHODS[name]
+        about["method"] = method.settings(method.hyper_parameters(**settings), strength)
+    return about
+
+
+RECORDS = [
+    *(record("unedited", seed, 100.0, 0.9) for seed in (0, 1)),
+    record("unlearn", 0, 20.0, 0.89, "kfac", 0.9),
+    record("unlearn", 1, 40.0, 0.87, "kfac", 0.9),
+    record("unlearn", 0, 50.0, 0.9, "kfac", 0.99),
+    record("unlearn", 0, 0.0, 0.8, "kfac", 0.9, layers="0", projections="in"),
+    record("unlearn", 0, 10.0, 0.9, "kfade", 0.1),
+]
+
+
+def test_rows_are_means_over_the_seeds(study):
+    rows = {(row["setting"], row["value"]): row for row in study.rows_of(RECORDS, {})}
+    both = rows["kfac, default", 0.9]
+    assert both["percent_memorized_held_out"] == 30 and both["seeds"] == 2
+    assert both["lost"] == pytest.approx(2.0)  # 1 and 3 points
+    # Student's t of one degree of freedom, 12.706, times the standard deviation, 14.14 and 1.414, over the root of 2
+    assert both["percent_memorized_held_out_half_width"] == pytest.approx(127.06, abs=0.01)
+    assert both["lost_half_width"] == pytest.approx(12.706, abs=0.001)
+    assert set(rows) == {("kfac, default", 0.9), ("kfac, default", 0.99), ("kfac, layers 0, projections in", 0.9), ("kfade, default", 0.1)}  # fmt: skip
+
+
+def test_tables_have_a_column_per_strength(study, tmp_path, capsys):
+    write_bundle(tmp_path / "noise", RECORDS)
+    (tmp_path / "noise" / "texts.json").write_text("{}")
+    in_process(SCRIPT, "--report", "--output_dir", tmp_path)
+    lines = (tmp_path / "TABLES.md").read_text().splitlines()
+    head = next(line for line in lines if "rho 0.9" in line)
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["setting", "rho 0.9", "rho 0.99"]
+    assert any("kfac, default" in line and "30 ± 127; 2.0 ± 12.7" in line and "50; 0.0" in line for line in lines)
+    assert any("kfac, layers 0, projections in" in line and line.rstrip(" |").endswith("-") for line in lines)
+    assert (tmp_path / "curvature.csv").exists() and "kfade, default" in capsys.readouterr().out
+
+
+def test_texts_are_named_by_what_they_hold(study):
+    section = METHODS["kfac"].settings(METHODS["kfac"].hyper_parameters(), 0.9) | {"factor_data": "abc"}
+    assert study.setting_of({"method": section}, {"abc": "plays"}) == "kfac, factors of plays"
+
+
+def test_other_text_is_cut_like_the_training_text(study, tmp_path):
+    (case,) = find_cases(["text"], True, 1)
+    case = replace(case, settings=replace(case.trained, data=replace(case.trained.data, num_chunks=60, num_test=5, num_noise=6)))  # fmt: skip
+    bench = bench_of(case, 0, tmp_path)
+    shape = bench.dataset(str(tmp_path)).sequences.shape
+    texts = study.other_texts(bench, str(tmp_path))
+    assert list(texts) == ["addresses", "plays", study.RANDOM]
+    assert all(text.tokens.shape == shape for text in texts.values())
+    assert len({text.fingerprint for text in texts.values()}) == 3
+    (numbers,) = find_cases(["noise"], True, 1)
+    assert study.other_texts(bench_of(numbers, 0, tmp_path), str(tmp_path)) == {}
+
+
+def test_each_change_is_a_job_on_every_text(study, tmp_path):
+    (case,) = find_cases(["noise"], True, 1)
+    bench = bench_of(case, 0, tmp_path)
+    text = write_token_set(tmp_path / "plays.safetensors", TokenSet(torch.ones(4, 110, dtype=torch.int32), {}))
+    jobs = list(study.jobs_of(bench, Common("data"), {"plays": str(text)}))
+    trainings = [job for job in jobs if job.words[0] == "memorization_in_toy_models.py"]
+    edits = [job for job in jobs if job not in trainings]
+    assert len(edits) == len(study.CHANGES) + 3 + 1 and len({job.name for job in edits}) == len(edits)
+    published = ROOT / "results/leaderboard/noise/seed0"
+    assert bool(trainings) != published.is_dir()
+    assert [job.group for job in edits if f"--factor_data={text}" in job.words] == ["kfac", "kfade"]
+
+
+def test_without_records_there_is_nothing_to_report(study, tmp_path):
+    with pytest.raises(UserError, match="no records.jsonl.gz of any model; run without --report"):
+        study.report(Path(tmp_path))
