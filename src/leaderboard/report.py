@@ -27,7 +27,7 @@ ABOUT = """\
 - forget: the worst of four metrics on held-out sequences: 0 as unedited, 1 as the never-planted twin; less what overshoots.
 - private: the worst of three membership scores, by its AUC: 0 as unedited, 1 as the twin, less what overshoots.
 - robust: 1 less the share of the memories that the worst attack brings back more than from the twin.
-- useful: accuracy (text: perplexity) relative to that of the unedited model or the twin, the better one.
+- useful: accuracy (text: perplexity) relative to the twin's.
 - Metrics that do not tell the unedited model from its twin are left out, and so is a part without any.
 - Every mitigation tries as many settings (those that train a model from scratch fewer); what forgets most of the validation
   sequences of the first seed within the limit is run on all seeds. No figure here is of these sequences.

@@ -185,11 +185,9 @@ class Jury:
         }
 
     def useful(self, records: Sequence[Record]) -> np.ndarray:
-        """Return the utility relative to that of the unedited model or of the twin, the better one; at most 1."""
-        now, before, twin = (self.figure(some, self.utility) for some in (records, self.original, self.twin))
-        if self.utility == "perplexity":
-            return np.clip(np.minimum(before, twin) / now, 0, 1)
-        return np.clip(now / np.maximum(before, twin), 0, 1)
+        """Return the utility relative to the twin's, at most 1."""
+        now, goal = (self.figure(some, self.utility) for some in (records, self.twin))
+        return np.clip(goal / now if self.utility == "perplexity" else now / goal, 0, 1)
 
     def excess(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """Return, for each attack, by how many points of % the model exceeds its twin at most, over its strengths.

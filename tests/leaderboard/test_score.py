@@ -142,16 +142,16 @@ def test_what_one_seed_overshoots_does_not_make_up_for_another():
     assert judge.shares(edits, ["percent_memorized"])["percent_memorized_held_out"][0] == 0.5
 
 
-@pytest.mark.parametrize("utility, unedited, twin, now, useful", [
-    ("mean_test_accuracy", 0.9, 0.8, 0.45, 0.5), ("mean_test_accuracy", 0.8, 0.9, 0.45, 0.5),
-    ("perplexity", 20.0, 40.0, 40.0, 0.5), ("perplexity", 40.0, 20.0, 10.0, 1.0),
+@pytest.mark.parametrize("utility, twin, now, useful", [
+    ("mean_test_accuracy", 0.9, 0.45, 0.5), ("mean_test_accuracy", 0.8, 0.9, 1.0),
+    ("perplexity", 20.0, 40.0, 0.5), ("perplexity", 20.0, 10.0, 1.0),
 ])  # fmt: skip
-def test_utility_is_relative_to_the_better_of_unedited_model_and_twin(utility, unedited, twin, now, useful):
+def test_utility_is_that_of_the_case_relative_to_the_twin(utility, twin, now, useful):
     models, kept = {}, {}
-    for name, kind, value in (("", "unedited", unedited), ("", "never_planted", twin), ("some", "unlearn", now)):
+    for name, kind, value in (("", "unedited", 15.0), ("", "never_planted", twin), ("some", "unlearn", now)):
         models[kind] = record(name, kind)
-        loss = torch.tensor([value]) if utility == UTILITY else torch.tensor([value]).log()
+        values = torch.tensor([value]) if utility == UTILITY else torch.tensor([value]).log()
         other = {"mean_test_accuracy": torch.tensor([0.1])}  # language models have both columns
-        kept[score.record_digest(models[kind])] = other | {utility: loss}
+        kept[score.record_digest(models[kind])] = other | {utility: values}
     judge = Jury(Evidence(tuple(models.values()), kept, {}), utility, 20)
     assert judge.useful([models["unlearn"]])[0] == pytest.approx(useful, abs=1e-6)
