@@ -55,8 +55,8 @@ CHANGES: tuple[dict[str, Any], ...] = (
 HELD_OUT = "percent_memorized_held_out"
 KEPT = "texts.json"  # digest of a text -> its name
 ABOUT = """\
-- Each cell: % of the held-out sequences that still come out, then what is lost of utility ({unit}); mean of the seeds with
-  the half width of its 95 % interval (Student's t).
+- Each cell: % of the held-out sequences that still come out; then what is lost ({unit}). Means of the seeds with the half
+  width of their 95 % interval (Student's t).
 - default: both matrices of every MLP, gold labels, factors from the retain set. Every other row changes what it says.
 """
 
@@ -175,7 +175,7 @@ def cell_of(row: Mapping[str, Any]) -> str:
     parts = []
     for name, digits in ((HELD_OUT, 0), ("lost", 1)):
         half = row[f"{name}_half_width"]
-        parts.append(f"{row[name]:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}"))
+        parts.append(f"{round(row[name], digits) + 0.0:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}"))
     return "; ".join(parts)
 
 
