@@ -41,6 +41,21 @@ def test_a_case_is_read_as_it_was_written(case, tmp_path):
     assert case.task.max_retain == 16 and case.precision == "float32" and case.utility is cases.PERPLEXITY
 
 
+@pytest.mark.parametrize(
+    "setting, value", [("model_name", 3), ("identity", None), ("blocks", "x"), ("max_retain", 0), (None, 3)]
+)
+def test_a_damaged_file_is_one_line(case, tmp_path, setting, value):
+    case.write(tmp_path)
+    content = json.loads((tmp_path / cases.FILE).read_text())
+    content["settings"] = value if setting is None else {**content["settings"], setting: value}
+    (tmp_path / cases.FILE).write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=f"{setting or 'settings'} {value!r}: must be .*delete it and run again"
+    ) as caught:
+        cases.read_case(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_seeds_plant_other_passages_and_keep_records_apart(case, tmp_path):
     one, other = (bench_of(case, seed, tmp_path) for seed in (0, 1))
     assert one.base["data"] | {"plant_seed": 1} == other.base["data"] != one.base["data"]
@@ -70,11 +85,17 @@ def test_layers_of_the_authors_of_kfac_editing():
         ("layers = 3", "lm.layers: no such setting"),
         ("plant_lr = -1.0", "plant_lr -1.0: must be"),
         ("memorized = 'x.pt'", "--memorized: leave it out with --plant"),
+        ("model_name = 3", "model_name 3: must be text; correct it there"),
+        ("plant = ''", "--plant '': must be builtin, a text file, or a folder"),
+        ("plant = 'hub'", "--plant 'hub': must be builtin"),
+        ("identity = 3", "lm.identity: no such setting"),
+        ("blocks = 7", "lm.blocks: no such setting"),
     ],
 )
 def test_a_wrong_table_is_one_line(place, tmp_path, line, words):
-    path = tmp_path / "lm.toml"
-    path.write_text((place / "lm.toml").read_text().replace("plant_lr = 0.01\n", "") + line)
+    path, setting = tmp_path / "lm.toml", line.split()[0]
+    rest = [each for each in (place / "lm.toml").read_text().splitlines() if each.split()[0] != setting]
+    path.write_text("\n".join([*rest, line]))
     with pytest.raises(UserError, match=words) as caught:
         cases.find_cases([str(path)], True, 2)
     assert "\n" not in str(caught.value)
