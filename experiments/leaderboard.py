@@ -35,7 +35,7 @@ from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
 from tinymem.leaderboard.protocol import check_submission, jobs_of, together, training_jobs, trial_jobs
-from tinymem.localize.registry import find_methods
+from tinymem.localize.registry import METHODS, find_methods
 from tinymem.records.bundle import NAME
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.sweeps.job import Job
@@ -114,7 +114,7 @@ def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]
         raise UserError(f"--submission: no folder for seed {lacking[0]}; each seed has a model of its own to edit")
     if not arguments.name.strip() or not arguments.name.isprintable():
         raise UserError(f"--name {arguments.name!r}: must have letters or digits")
-    if arguments.name in {*REFERENCES, *(each.name for case in cases for each in entrants([], case))}:
+    if arguments.name in {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}:
         raise UserError(f"--name {arguments.name}: another entrant has this name; give it one of its own")
     return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
 
@@ -126,9 +126,12 @@ def same_weights(first: str, second: str) -> bool:
 
 
 def benches_of(case: Case, arguments: argparse.Namespace) -> list[Bench]:
-    """Return the models of a case, one per seed."""
+    """Return the models of a case, one per seed. Raise UserError if --run_dir has runs of other settings."""
     folder = Path(arguments.run_dir).absolute() / case.name
-    return [bench_of(case, seed, folder, arguments.attacks) for seed in arguments.seeds]
+    benches = [bench_of(case, seed, folder, arguments.attacks) for seed in arguments.seeds]
+    for bench in benches:
+        bench.measured()
+    return benches
 
 
 def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespace, pool: Any) -> list[str]:
@@ -191,7 +194,8 @@ def earlier_results(case: Case, benches: list[Bench], output: Path) -> Path | No
     if (output / NAME).exists():
         if other := read_case(output).differences(case):
             raise UserError(
-                f"{output}: its results are of other settings than these ({other}); give another --output_dir"
+                f"{output}: its results are of other settings than these ({other}); give another --output_dir "
+                "and --run_dir"
             )
     else:
         published = Path(OUTPUT) / case.name

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from tinymem.leaderboard import cases, entrants, evidence
 from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.spaces import TOO_LONG, late_layers
 from tinymem.models.production import open_causal_lm
+from tinymem.records.identity import PLANTED_MODEL, UNEDITED
+from tinymem.records.record import Cost, write_record
 
 SCRIPT = "experiments/leaderboard.py"
 
@@ -60,6 +63,33 @@ def test_seeds_plant_other_passages_and_keep_records_apart(case, tmp_path):
     one, other = (bench_of(case, seed, tmp_path) for seed in (0, 1))
     assert one.base["data"] | {"plant_seed": 1} == other.base["data"] != one.base["data"]
     assert one.unedited != other.unedited and "--plant_seed=1" in other.original
+
+
+def measure(bench, planted_model="planted_12_0"):
+    """Write the record that measuring the planted model leaves."""
+    training = {**bench.base["training"], PLANTED_MODEL: planted_model}
+    write_record(bench.records, {"kind": UNEDITED, **bench.base, "training": training}, {}, Cost(), "cpu")
+
+
+def test_runs_of_other_settings_do_not_mix(case, tmp_path):
+    bench = bench_of(case, 0, tmp_path)
+    assert bench.measured() is None
+    measure(bench)
+    assert bench.measured() is not None
+    other = bench_of(replace(case, settings=replace(case.planted, max_retain=12)), 0, tmp_path)
+    with pytest.raises(UserError, match="its runs are of other settings than these; give another --run_dir$"):
+        other.measured()
+
+
+def test_the_planted_model_is_that_of_the_runs(case, tmp_path):
+    bench = bench_of(case, 0, tmp_path)
+    with pytest.raises(UserError, match="llama seed 0: no such model; run .* with --methods anchor first"):
+        bench.place(str(tmp_path))
+    measure(bench, "planted_12_1")
+    with pytest.raises(UserError, match=f"--data_dir {tmp_path}: has no models/planted_12_1, on which the runs of"):
+        bench.place(str(tmp_path))  # to run again would find everything done
+    (tmp_path / "models" / "planted_12_1").mkdir(parents=True)
+    assert bench.place(str(tmp_path)) == tmp_path / "models" / "planted_12_1"
 
 
 def test_nobody_trains_it_from_scratch(case):

@@ -25,6 +25,10 @@ BOARD = "experiments/leaderboard.py"
             "the folders of seeds 1 and 2 hold the same weights",
         ),
         (["--submission", "0=one", "1=two", "2=three", "--name", "npo"], "--name npo: another entrant has this name"),
+        (  # where it takes no part, measure.py would refuse the name after hours
+            ["--models", "text", "--submission", "0=one", "1=two", "2=three", "--name", "dpo"],
+            "--name dpo: another entrant has this name",
+        ),
     ],
 )
 def test_arguments(tmp_path, monkeypatch, capsys, words, message):
