@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
         "--trials", type=cli.positive, default=TRIALS, help=f"settings to try, of each (default: {TRIALS})"
     )
     parser.add_argument("--seeds", nargs="+", type=cli.not_negative, default=list(SEEDS), metavar="S",
-                        help="the first one chooses settings (default: 0 1 2)")  # fmt: skip
+                        help="the lowest one chooses settings (default: 0 1 2)")  # fmt: skip
     parser.add_argument("--export", metavar="FOLDER", help="write what a submission may use: of every seed the sequences "
                         "to forget and to retain; run nothing")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="run nothing: write tables and pages from the records")
@@ -81,6 +81,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
+    arguments.seeds.sort()  # evidence knows no other order
     if arguments.trials > MOST_TRIALS:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
     if arguments.needs and not (arguments.method_file or arguments.submission):
@@ -174,12 +175,15 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
 def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence.Evidence | None:
     """Return the evidence that a run adds to, with models and records put where runs find them; None if there is none.
 
-    Raise UserError if that in the case's output folder is of other settings.
+    Raise UserError if that in the case's output folder is of other settings, or was chosen on a lower seed.
     """
     source = earlier_results(case, benches, output)
     if source is None:
         return None
     found = evidence.read(source)
+    if found.seeds[0] < benches[0].seed:
+        raise UserError(f"--seeds: settings of {case.name} have been chosen on seed {found.seeds[0]}, the lowest; add it, or "
+                        "start anew (--from_scratch)")  # fmt: skip
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
 

@@ -43,6 +43,19 @@ def test_arguments(tmp_path, monkeypatch, capsys, words, message):
     assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
+def test_seeds_without_the_one_that_chose(tmp_path, capsys):
+    words = [f"--{name}={tmp_path / name}" for name in ("output_dir", "run_dir")]
+    with pytest.raises(SystemExit) as ended:  # the published results, to which it would add, chose on seed 0
+        in_process(BOARD, "--small", "--models", "noise", "--seeds", 2, 1, "--dry_run", *words)
+    assert ended.value.code == 2 and "--seeds: settings of noise have been chosen on seed 0" in capsys.readouterr().err
+
+
+def test_the_lowest_seed_chooses_wherever_it_stands(tmp_path, capsys):
+    words = [f"--{name}={tmp_path / name}" for name in ("output_dir", "run_dir")]
+    in_process(BOARD, "--small", "--models", "noise", "--seeds", 2, 1, "--from_scratch", "--dry_run", *words)
+    assert "trials on seed 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("setting", ["twin = true", "seed = 5", "num_7 = 'x'"])
 def test_models(tmp_path, setting):
     (tmp_path / "mine.toml").write_text(f"[mine]\n{setting}\n")
