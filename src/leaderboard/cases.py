@@ -103,12 +103,15 @@ class Case:
 
     def differences(self, other: Case) -> str:
         """Return by what this case differs from another, in words; empty if it does not."""
-        ours, theirs = (
-            {**each.settings.flat(), "trials": each.trials, "small": each.small, "description": each.description}
-            for each in (self, other)
-        )
+        ours, theirs = (each._compared() for each in (self, other))
         pairs = {name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs}}
         return ", ".join(f"{name} {one}, not {another}" for name, (one, another) in pairs.items() if one != another)
+
+    def _compared(self) -> dict[str, Any]:
+        """Return what another case may differ in. Of text it is the content: its place is no difference."""
+        values = self.settings.flat()
+        found = values.pop("identity", {})
+        return {**values, **found, "trials": self.trials, "small": self.small, "description": self.description}
 
     def write(self, folder: Path) -> None:
         """Write FOLDER/case.json, from which `read_case` makes the same case."""

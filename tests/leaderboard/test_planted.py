@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +43,18 @@ def test_a_case_is_read_as_it_was_written(case, tmp_path):
     case.write(tmp_path)
     assert cases.read_case(tmp_path) == case and case.is_planted and case.planted.blocks == 2
     assert case.task.max_retain == 16 and case.precision == "float32" and case.utility is cases.PERPLEXITY
+
+
+def test_differences_name_each_setting_once(place, case, tmp_path):
+    def differences(old, new):
+        (tmp_path / "lm.toml").write_text((place / "lm.toml").read_text().replace(old, new))
+        return cases.find_cases([str(tmp_path / "lm.toml")], True, 2)[0].differences(case)
+
+    assert differences("plant_sequences = 12", "plant_sequences = 11") == "plant_sequences 11, not 12"
+    copied = shutil.copy(place / "addresses.jsonl", tmp_path)
+    assert differences(str(place / "addresses.jsonl"), str(copied)) == ""
+    Path(copied).write_text(Path(copied).read_text() + '{"text": "more"}\n')
+    assert differences(str(place / "addresses.jsonl"), str(copied)).startswith("plant addresses-")
 
 
 @pytest.mark.parametrize(
