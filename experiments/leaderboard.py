@@ -252,33 +252,56 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
             print(f"{case.name}, seed {bench.seed}: model {model}, sequences {sequences}")
 
 
+def run_cases(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[str], list[UserError]]:
+    """Run all cases, those after one that cannot go on, too. Return a line on each command that is still missing, and why
+    cases ended early. Raise UserError if all did.
+    """
+    site, own = find_site(arguments.site), submitted(arguments, cases)
+    find_methods(arguments.method_file, "--method_file")  # what is wrong with one is not a fault of --methods
+    asked = [*arguments.methods, *arguments.method_file]
+    everyone = [entrants(asked, case, arguments.needs) for case in cases]
+    missing: list[str] = []
+    ended: list[UserError] = []
+    for case, taking_part in zip(cases, everyone):
+        only = own if own and not asked else [*taking_part, *own]
+        try:
+            missing += run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))
+        except UserError as error:
+            ended.append(error)
+    if len(ended) == len(cases):
+        raise joined(ended)
+    return missing, ended
+
+
+def joined(errors: list[UserError]) -> UserError:
+    """Return errors as one of one line."""
+    return errors[0] if len(errors) == 1 else UserError("; ".join(map(str, errors)))
+
+
+def write_report(output: Path) -> None:
+    """Write tables and pages from the evidence in OUTPUT/NAME, and print the tables. Raise UserError if there is none."""
+    names = [path.parent.name for path in sorted(output.glob(f"*/{NAME}"))]
+    if not names:
+        raise UserError(f"{output}: no {NAME} of any model; run without --report first")
+    for table in report.write(output, names):
+        print(f"\n{table.title}\n{cli.fitted_table(table.shown, list(table.shown[0]), {}, more='the files have them')}")
+    print(f"\ntables and pages: {output}")
+
+
 def main() -> None:
     arguments = parse()
     arguments.output_dir = arguments.output_dir or OUTPUT
     output = files.writable_folder(arguments.output_dir)
     missing: list[str] = []
+    ended: list[UserError] = []
     if not arguments.report:
-        site = find_site(arguments.site)
         find_attacks(arguments.attacks, "--attacks")
         cases = find_cases(arguments.models, arguments.small, arguments.trials, arguments.data_dir)
         if arguments.export:
             return export_all(cases, arguments)
-        own = submitted(arguments, cases)
-        find_methods(arguments.method_file, "--method_file")  # what is wrong with one is not a fault of --methods
-        asked = [*arguments.methods, *arguments.method_file]
-        everyone = [entrants(asked, case, arguments.needs) for case in cases]
-        for case, taking_part in zip(cases, everyone):
-            only = own if own and not asked else [*taking_part, *own]
-            missing += run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))
-    if arguments.dry_run:
-        return
-    done = [path.parent.name for path in sorted(output.glob(f"*/{NAME}"))]
-    if not done:
-        raise UserError(f"{output}: no {NAME} of any model; run without --report first")
-    tables = report.write(output, done)
-    for table in tables:
-        print(f"\n{table.title}\n{cli.fitted_table(table.shown, list(table.shown[0]), {}, more='the files have them')}")
-    print(f"\ntables and pages: {output}")
+        missing, ended = run_cases(cases, arguments)
+    if not arguments.dry_run:
+        write_report(output)
     if missing:  # the tables have pushed the first mention out of sight
         print(
             "\nnot complete:",
@@ -287,6 +310,9 @@ def main() -> None:
             sep="\n  ",
             file=sys.stderr,
         )
+    if ended:
+        raise joined(ended)
+    if missing:
         sys.exit(1)
 
 

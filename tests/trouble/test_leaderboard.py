@@ -5,6 +5,7 @@ from small import in_process
 
 from tinymem.errors import UserError
 from tinymem.leaderboard.cases import find_cases
+from tinymem.records.bundle import NAME
 
 BOARD = "experiments/leaderboard.py"
 
@@ -54,6 +55,27 @@ def test_the_lowest_seed_chooses_wherever_it_stands(tmp_path, capsys):
     words = [f"--{name}={tmp_path / name}" for name in ("output_dir", "run_dir")]
     in_process(BOARD, "--small", "--models", "noise", "--seeds", 2, 1, "--from_scratch", "--dry_run", *words)
     assert "trials on seed 1" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_go_on_does_not_stop_the_others(tmp_path, capsys):
+    toml, output = tmp_path / "mine.toml", tmp_path / "out"
+    toml.write_text("[one]\nnum_noise = 30\n[other]\nnum_noise = 40\n")
+    find_cases([str(toml)], True, 11)[0].write(output / "one")  # of other trials
+    (output / "one" / NAME).touch()
+    words = [
+        "--small",
+        "--models",
+        toml,
+        "--methods",
+        "npo",
+        f"--run_dir={tmp_path / 'runs'}",
+        f"--output_dir={output}",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        in_process(BOARD, *words, "--dry_run")
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and f"{output}/one: its results are of other settings" in said.err
+    assert "other: training" in said.err and "--num_noise=40" in said.out
 
 
 @pytest.mark.parametrize("setting", ["twin = true", "seed = 5", "num_7 = 'x'"])
