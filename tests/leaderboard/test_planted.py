@@ -14,6 +14,7 @@ from threads import here, run_here
 from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants, evidence
 from tinymem.leaderboard.bench import bench_of
+from tinymem.leaderboard.protocol import alone
 from tinymem.leaderboard.spaces import TOO_LONG, late_layers
 from tinymem.models.production import open_causal_lm
 from tinymem.records.identity import PLANTED_MODEL, UNEDITED
@@ -115,6 +116,12 @@ def test_nobody_trains_it_from_scratch(case):
     kfac = next(each for each in everyone if each.name == "kfac")
     assert {trial.hp.layers for trial in kfac.trials} <= {"0,1", "last_two"}
     assert {trial.hp.dtype for each in everyone for trial in each.trials if hasattr(trial.hp, "dtype")} == {"float32"}
+
+
+def test_all_try_as_many_settings(place):
+    (case,) = cases.find_cases([str(place / "lm.toml")], False, 12)
+    everyone = [each for each in entrants.entrants([], case) if each.group != entrants.ANCHOR]
+    assert {len(set(map(repr, alone(each)))) for each in everyone} == {12}  # also those whose grid has fewer
 
 
 def test_layers_of_the_authors_of_kfac_editing():
