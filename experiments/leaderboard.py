@@ -140,6 +140,10 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
     benches = benches_of(case, arguments)
     folder = benches[0].folder
+    if arguments.from_scratch and (output / NAME).exists() and not any(bench.measured() for bench in benches):
+        raise UserError(
+            f"--from_scratch: {output} has results of other runs, which would be lost; give another --output_dir"
+        )
     earlier = None if arguments.from_scratch else earlier_evidence(case, benches, output)
     tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]

@@ -57,6 +57,15 @@ def test_the_lowest_seed_chooses_wherever_it_stands(tmp_path, capsys):
     assert "trials on seed 1" in capsys.readouterr().err
 
 
+def test_a_new_beginning_keeps_the_results_of_other_runs(tmp_path, capsys):
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / NAME).touch()
+    words = ["--small", "--models", "noise", f"--output_dir={tmp_path}", f"--run_dir={tmp_path / 'runs'}", "--dry_run"]
+    with pytest.raises(SystemExit) as ended:
+        in_process(BOARD, *words, "--from_scratch")
+    assert ended.value.code == 2 and "which would be lost; give another --output_dir" in capsys.readouterr().err
+
+
 def test_a_model_that_cannot_go_on_does_not_stop_the_others(tmp_path, capsys):
     toml, output = tmp_path / "mine.toml", tmp_path / "out"
     toml.write_text("[one]\nnum_noise = 30\n[other]\nnum_noise = 40\n")
