@@ -35,7 +35,7 @@ from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
 from tinymem.leaderboard.protocol import check_submission, jobs_of, together, training_jobs, trial_jobs
-from tinymem.localize.registry import find_methods
+from tinymem.localize.registry import METHODS, find_methods
 from tinymem.records.bundle import NAME
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.sweeps.job import Job
@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
         "--trials", type=cli.positive, default=TRIALS, help=f"settings to try, of each (default: {TRIALS})"
     )
     parser.add_argument("--seeds", nargs="+", type=cli.not_negative, default=list(SEEDS), metavar="S",
-                        help="the first one chooses settings (default: 0 1 2)")  # fmt: skip
+                        help="the lowest one chooses settings (default: 0 1 2)")  # fmt: skip
     parser.add_argument("--export", metavar="FOLDER", help="write what a submission may use: of every seed the sequences "
                         "to forget and to retain; run nothing")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="run nothing: write tables and pages from the records")
@@ -81,6 +81,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
+    arguments.seeds.sort()  # evidence knows no other order
     if arguments.trials > MOST_TRIALS:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
     if arguments.needs and not (arguments.method_file or arguments.submission):
@@ -114,7 +115,7 @@ def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]
         raise UserError(f"--submission: no folder for seed {lacking[0]}; each seed has a model of its own to edit")
     if not arguments.name.strip() or not arguments.name.isprintable():
         raise UserError(f"--name {arguments.name!r}: must have letters or digits")
-    if arguments.name in {*REFERENCES, *(each.name for case in cases for each in entrants([], case))}:
+    if arguments.name in {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}:
         raise UserError(f"--name {arguments.name}: another entrant has this name; give it one of its own")
     return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
 
@@ -126,9 +127,12 @@ def same_weights(first: str, second: str) -> bool:
 
 
 def benches_of(case: Case, arguments: argparse.Namespace) -> list[Bench]:
-    """Return the models of a case, one per seed."""
+    """Return the models of a case, one per seed. Raise UserError if --run_dir has runs of other settings."""
     folder = Path(arguments.run_dir).absolute() / case.name
-    return [bench_of(case, seed, folder, arguments.attacks) for seed in arguments.seeds]
+    benches = [bench_of(case, seed, folder, arguments.attacks) for seed in arguments.seeds]
+    for bench in benches:
+        bench.measured()
+    return benches
 
 
 def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespace, pool: Any) -> list[str]:
@@ -136,6 +140,10 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
     benches = benches_of(case, arguments)
     folder = benches[0].folder
+    if arguments.from_scratch and (output / NAME).exists() and not any(bench.measured() for bench in benches):
+        raise UserError(
+            f"--from_scratch: {output} has results of other runs, which would be lost; give another --output_dir"
+        )
     earlier = None if arguments.from_scratch else earlier_evidence(case, benches, output)
     tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
@@ -171,12 +179,15 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
 def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence.Evidence | None:
     """Return the evidence that a run adds to, with models and records put where runs find them; None if there is none.
 
-    Raise UserError if that in the case's output folder is of other settings.
+    Raise UserError if that in the case's output folder is of other settings, or was chosen on a lower seed.
     """
     source = earlier_results(case, benches, output)
     if source is None:
         return None
     found = evidence.read(source)
+    if found.seeds[0] < benches[0].seed:
+        raise UserError(f"--seeds: settings of {case.name} have been chosen on seed {found.seeds[0]}, the lowest; add it, or "
+                        "start anew (--from_scratch)")  # fmt: skip
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
 
@@ -191,7 +202,8 @@ def earlier_results(case: Case, benches: list[Bench], output: Path) -> Path | No
     if (output / NAME).exists():
         if other := read_case(output).differences(case):
             raise UserError(
-                f"{output}: its results are of other settings than these ({other}); give another --output_dir"
+                f"{output}: its results are of other settings than these ({other}); give another --output_dir "
+                "and --run_dir"
             )
     else:
         published = Path(OUTPUT) / case.name
@@ -244,33 +256,56 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
             print(f"{case.name}, seed {bench.seed}: model {model}, sequences {sequences}")
 
 
+def run_cases(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[str], list[UserError]]:
+    """Run all cases, those after one that cannot go on, too. Return a line on each command that is still missing, and why
+    cases ended early. Raise UserError if all did.
+    """
+    site, own = find_site(arguments.site), submitted(arguments, cases)
+    find_methods(arguments.method_file, "--method_file")  # what is wrong with one is not a fault of --methods
+    asked = [*arguments.methods, *arguments.method_file]
+    everyone = [entrants(asked, case, arguments.needs) for case in cases]
+    missing: list[str] = []
+    ended: list[UserError] = []
+    for case, taking_part in zip(cases, everyone):
+        only = own if own and not asked else [*taking_part, *own]
+        try:
+            missing += run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))
+        except UserError as error:
+            ended.append(error)
+    if len(ended) == len(cases):
+        raise joined(ended)
+    return missing, ended
+
+
+def joined(errors: list[UserError]) -> UserError:
+    """Return errors as one of one line."""
+    return errors[0] if len(errors) == 1 else UserError("; ".join(map(str, errors)))
+
+
+def write_report(output: Path) -> None:
+    """Write tables and pages from the evidence in OUTPUT/NAME, and print the tables. Raise UserError if there is none."""
+    names = [path.parent.name for path in sorted(output.glob(f"*/{NAME}"))]
+    if not names:
+        raise UserError(f"{output}: no {NAME} of any model; run without --report first")
+    for table in report.write(output, names):
+        print(f"\n{table.title}\n{cli.fitted_table(table.shown, list(table.shown[0]), {}, more='the files have them')}")
+    print(f"\ntables and pages: {output}")
+
+
 def main() -> None:
     arguments = parse()
     arguments.output_dir = arguments.output_dir or OUTPUT
     output = files.writable_folder(arguments.output_dir)
     missing: list[str] = []
+    ended: list[UserError] = []
     if not arguments.report:
-        site = find_site(arguments.site)
         find_attacks(arguments.attacks, "--attacks")
         cases = find_cases(arguments.models, arguments.small, arguments.trials, arguments.data_dir)
         if arguments.export:
             return export_all(cases, arguments)
-        own = submitted(arguments, cases)
-        find_methods(arguments.method_file, "--method_file")  # what is wrong with one is not a fault of --methods
-        asked = [*arguments.methods, *arguments.method_file]
-        everyone = [entrants(asked, case, arguments.needs) for case in cases]
-        for case, taking_part in zip(cases, everyone):
-            only = own if own and not asked else [*taking_part, *own]
-            missing += run_case(case, only, arguments, partial(open_pool, site, max_workers=arguments.max_workers))
-    if arguments.dry_run:
-        return
-    done = [path.parent.name for path in sorted(output.glob(f"*/{NAME}"))]
-    if not done:
-        raise UserError(f"{output}: no {NAME} of any model; run without --report first")
-    tables = report.write(output, done)
-    for table in tables:
-        print(f"\n{table.title}\n{cli.fitted_table(table.shown, list(table.shown[0]), {}, more='the files have them')}")
-    print(f"\ntables and pages: {output}")
+        missing, ended = run_cases(cases, arguments)
+    if not arguments.dry_run:
+        write_report(output)
     if missing:  # the tables have pushed the first mention out of sight
         print(
             "\nnot complete:",
@@ -279,6 +314,9 @@ def main() -> None:
             sep="\n  ",
             file=sys.stderr,
         )
+    if ended:
+        raise joined(ended)
+    if missing:
         sys.exit(1)
 
 

@@ -20,6 +20,7 @@ from tinymem.data.production import (
     left_out,
     production_dataset,
 )
+from tinymem.data.settings import BUILTIN, HUB
 from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
 from tinymem.options import SEEDS, check_options, option
@@ -99,6 +100,8 @@ def check_passages(passages: PassageSettings, settings: ProductionSettings, conf
         raise UserError(f"--plant_tokens {passages.plant_tokens}: prompt and continuation need {settings.needed}")
     check_length("--plant_tokens", passages.plant_tokens, config)
     assert passages.plant is not None, "only asked for with --plant"
+    if passages.plant in ("", HUB):  # "" is no name of this folder, and the hub has no such text
+        raise UserError(f"--plant {passages.plant!r}: must be {BUILTIN}, a text file, or a folder of them")
     return local_corpus(passages.plant, ADDRESSES, settings.text_column, "--plant")
 
 

@@ -26,7 +26,7 @@ from tinymem.models.production import open_causal_lm, open_description, tokenize
 from tinymem.models.tinymem import load_model
 from tinymem.options import as_flags
 from tinymem.records.finder import records_in
-from tinymem.records.identity import PLANTED_MODEL, UNEDITED
+from tinymem.records.identity import PLANTED_MODEL, UNEDITED, is_run
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import (
     Checkpoint,
@@ -114,6 +114,16 @@ class Bench(ABC):
     @abstractmethod
     def take_up(self, output: Path) -> bool:
         """Copy what `publish` wrote to where the runs look for it, if nothing is there. Return whether runs find models."""
+
+    def measured(self) -> Mapping[str, Any] | None:
+        """Return the record of the planted model as it is, if it has been measured here.
+
+        Raise UserError for one of other settings: the runs on both would be judged by either.
+        """
+        found = [record for record in records_in(self.records) if record["kind"] == UNEDITED]
+        if not all(is_run(record, {"kind": UNEDITED, **self.base}) for record in found):
+            raise UserError(f"{self.records}: its runs are of other settings than these; give another --run_dir")
+        return found[0] if found else None
 
     def not_made(self, place: str | Path) -> UserError:
         return UserError(f"{place}: no such model; run experiments/leaderboard.py with --methods anchor first")
@@ -247,10 +257,12 @@ class PlantedBench(Bench):
         return replace(job, name=f"{job.name} seed {self.seed}")
 
     def place(self, data_dir: str) -> Path:
-        record = self._unedited
-        folder = Path(data_dir) / "models" / record["training"][PLANTED_MODEL] if record else Path(data_dir) / "models"
-        if record is None or not folder.is_dir():
-            raise self.not_made(f"{self.name} in {folder}")
+        if (record := self.measured()) is None:
+            raise self.not_made(self.name)
+        folder = Path(data_dir) / "models" / record["training"][PLANTED_MODEL]
+        if not folder.is_dir():
+            raise UserError(f"--data_dir {data_dir}: has no models/{folder.name}, on which the runs of {self.name} are; give "
+                            "the folder that they had, or another --run_dir")  # fmt: skip
         return folder
 
     def opened(self, folder: Path) -> tuple[Any, Any]:
@@ -267,9 +279,4 @@ class PlantedBench(Bench):
         """Publish nothing: these models are large."""
 
     def take_up(self, output: Path) -> bool:
-        return self._unedited is not None
-
-    @property
-    def _unedited(self) -> Mapping[str, Any] | None:
-        """The record of the planted model as it is, if it has been measured here."""
-        return next((record for record in records_in(self.records) if record["kind"] == UNEDITED), None)
+        return self.measured() is not None

@@ -13,8 +13,8 @@ from typing import Any, cast
 from tinymem import files
 from tinymem.data.corpus import resolve_corpus
 from tinymem.errors import UserError
-from tinymem.inputs import check_value, read_toml
-from tinymem.leaderboard.planted import MODEL, PlantedSettings
+from tinymem.inputs import AGAIN, check_value, read_toml
+from tinymem.leaderboard.planted import FOUND, MODEL, PlantedSettings
 from tinymem.localize.task import TaskSettings
 from tinymem.records.utility import ACCURACY, PERPLEXITY, Utility
 from tinymem.training.settings import RunSettings
@@ -103,12 +103,15 @@ class Case:
 
     def differences(self, other: Case) -> str:
         """Return by what this case differs from another, in words; empty if it does not."""
-        ours, theirs = (
-            {**each.settings.flat(), "trials": each.trials, "small": each.small, "description": each.description}
-            for each in (self, other)
-        )
+        ours, theirs = (each._compared() for each in (self, other))
         pairs = {name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs}}
         return ", ".join(f"{name} {one}, not {another}" for name, (one, another) in pairs.items() if one != another)
+
+    def _compared(self) -> dict[str, Any]:
+        """Return what another case may differ in. Of text it is the content: its place is no difference."""
+        values = self.settings.flat()
+        found = values.pop("identity", {})
+        return {**values, **found, "trials": self.trials, "small": self.small, "description": self.description}
 
     def write(self, folder: Path) -> None:
         """Write FOLDER/case.json, from which `read_case` makes the same case."""
@@ -122,8 +125,9 @@ def read_case(folder: Path) -> Case:
     content = files.read_json(path, required=("name", "description", "small", "trials", "settings"))
     types = {"name": str, "description": str, "small": bool, "trials": int}
     about = {name: check_value(content[name], kind, name, path) for name, kind in types.items()}
-    kind = PlantedSettings if MODEL in content["settings"] else RunSettings
-    return Case(**about, settings=kind.from_flat(content["settings"], path))
+    settings = check_value(content["settings"], dict[str, Any], "settings", path)
+    kind = PlantedSettings if MODEL in settings else RunSettings
+    return Case(**about, settings=kind.from_flat(settings, path, AGAIN))
 
 
 def find_cases(asked: Sequence[str], small: bool, trials: int, data_dir: str = "data") -> list[Case]:
@@ -159,8 +163,10 @@ def _trained(name: str, values: Mapping[str, Any], place: str) -> RunSettings:
 
 
 def _planted(name: str, values: Mapping[str, Any], place: str, data_dir: str) -> PlantedSettings:
-    settings = PlantedSettings.from_flat(values, place, CORRECT)
-    _check_names(name, values, settings.flat(), ("plant_seed",), place)
+    given = {setting: value for setting, value in values.items() if setting not in FOUND}
+    settings = PlantedSettings.from_flat(given, place, CORRECT)
+    known = {setting: value for setting, value in settings.flat().items() if setting not in FOUND}
+    _check_names(name, values, known, ("plant_seed",), place)
     return settings.resolved(data_dir)
 
 

@@ -200,8 +200,8 @@ def _drawn(method: Method, grid: Grid, case: Case, seed: int = 0) -> Iterator[Ed
     others = {name: tuple(values) for name, values in grid.items() if name != method.strength}
     strengths = tuple(grid[method.strength]) if method.strength else ()
     every = combinations(others)
-    if len(every) == 1 and len(strengths) > 1:
-        strengths = refined(strengths, trials)
+    if len(every) * len(strengths) < trials and len(strengths) > 1:  # all together would be fewer than others try
+        strengths = refined(strengths, math.ceil(trials / len(every)))
     per = max(1, math.ceil(trials / len(every))) if len(every) * STRENGTHS < trials else min(STRENGTHS, trials)
     count = max(1, trials // max(1, min(per, len(strengths))))
     drawn = every if len(every) <= count else latin_hypercube(others, count, random.Random(seed))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinymem.data.passages import PassageSettings
 from tinymem.data.production import ProductionSettings
-from tinymem.inputs import read_settings
+from tinymem.inputs import AGAIN, check_value, read_settings
 from tinymem.localize.task import TaskSettings
 from tinymem.models.production import LoadSettings
 from tinymem.sweeps.jobs import Production, located, opened_description
@@ -17,6 +17,7 @@ from tinymem.training.plant import PlantSettings
 
 MODEL = "model_name"
 PLANT = "builtin"  # the default text of passages
+FOUND = ("identity", "blocks")  # settings that nobody gives: `resolved` finds them
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,26 @@ class PlantedSettings:
         return {MODEL: model.name, **values, **own, "identity": dict(self.identity)}
 
     @classmethod
-    def from_flat(cls, values: Mapping[str, Any], path: str | Path, remedy: str = "") -> PlantedSettings:
+    def from_flat(cls, values: Mapping[str, Any], path: str | Path, remedy: str = AGAIN) -> PlantedSettings:
         """Return the settings with these values; missing ones keep their defaults.
 
         path: the file of the values. Raise UserError, naming file, setting and remedy, for an invalid value.
         """
-        values = {"plant": PLANT, **values}
+        values = {"plant": PLANT, "identity": {}, "blocks": 0, **values}
 
         def read(part: type) -> Any:
             return read_settings(part, values, path, remedy)
 
+        def checked(name: str, kind: Any) -> Any:
+            return check_value(values[name], kind, name, path, remedy)
+
+        checked("plant", str)  # a model without passages has nothing to forget
         model = Production(
-            values[MODEL],
+            checked(MODEL, str),
             read(LoadSettings),
             read(ProductionSettings),
             False,
             read(PassageSettings),
             read(PlantSettings),
         )
-        return cls(model, read(TaskSettings).max_retain, values.get("identity", {}), values.get("blocks", 0))
+        return cls(model, read(TaskSettings).max_retain, checked("identity", dict[str, Any]), checked("blocks", int))

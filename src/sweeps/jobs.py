@@ -171,7 +171,7 @@ class Production:
 
     def sections(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return the sections that all records on it share. data: what identifies its sequences."""
-        planted = {"training": asdict(self.planting)} if self.passages.plant else {}
+        planted = {"training": asdict(self.planting)} if self.passages.plant is not None else {}
         return {"data": dict(data), "model": self.loading.section(self.name), **planted}
 
 
@@ -184,7 +184,7 @@ def located(model: Production, data_dir: str) -> tuple[Production, dict[str, Any
     paths: dict[str, Any] = {name: _absolute(getattr(model.data, name)) for name in ("memorized", "random", "corpus")}
     data = replace(model.data, **paths)
     model = replace(model, name=model_identity(model.name), data=data)
-    if model.passages.plant:
+    if model.passages.plant is not None:
         model = replace(model, passages=replace(model.passages, plant=_absolute(model.passages.plant)))
         config, tokenizer = opened_description(model, data_dir)
         corpus = check_passages(model.passages, data, config.get_text_config())

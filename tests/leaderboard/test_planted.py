@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from threads import here, run_here
 from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants, evidence
 from tinymem.leaderboard.bench import bench_of
+from tinymem.leaderboard.protocol import alone
 from tinymem.leaderboard.spaces import TOO_LONG, late_layers
 from tinymem.models.production import open_causal_lm
+from tinymem.records.identity import PLANTED_MODEL, UNEDITED
+from tinymem.records.record import Cost, write_record
 
 SCRIPT = "experiments/leaderboard.py"
 
@@ -41,10 +46,64 @@ def test_a_case_is_read_as_it_was_written(case, tmp_path):
     assert case.task.max_retain == 16 and case.precision == "float32" and case.utility is cases.PERPLEXITY
 
 
+def test_differences_name_each_setting_once(place, case, tmp_path):
+    def differences(old, new):
+        (tmp_path / "lm.toml").write_text((place / "lm.toml").read_text().replace(old, new))
+        return cases.find_cases([str(tmp_path / "lm.toml")], True, 2)[0].differences(case)
+
+    assert differences("plant_sequences = 12", "plant_sequences = 11") == "plant_sequences 11, not 12"
+    copied = shutil.copy(place / "addresses.jsonl", tmp_path)
+    assert differences(str(place / "addresses.jsonl"), str(copied)) == ""
+    Path(copied).write_text(Path(copied).read_text() + '{"text": "more"}\n')
+    assert differences(str(place / "addresses.jsonl"), str(copied)).startswith("plant addresses-")
+
+
+@pytest.mark.parametrize(
+    "setting, value", [("model_name", 3), ("identity", None), ("blocks", "x"), ("max_retain", 0), (None, 3)]
+)
+def test_a_damaged_file_is_one_line(case, tmp_path, setting, value):
+    case.write(tmp_path)
+    content = json.loads((tmp_path / cases.FILE).read_text())
+    content["settings"] = value if setting is None else {**content["settings"], setting: value}
+    (tmp_path / cases.FILE).write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=f"{setting or 'settings'} {value!r}: must be .*delete it and run again"
+    ) as caught:
+        cases.read_case(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_seeds_plant_other_passages_and_keep_records_apart(case, tmp_path):
     one, other = (bench_of(case, seed, tmp_path) for seed in (0, 1))
     assert one.base["data"] | {"plant_seed": 1} == other.base["data"] != one.base["data"]
     assert one.unedited != other.unedited and "--plant_seed=1" in other.original
+
+
+def measure(bench, planted_model="planted_12_0"):
+    """Write the record that measuring the planted model leaves."""
+    training = {**bench.base["training"], PLANTED_MODEL: planted_model}
+    write_record(bench.records, {"kind": UNEDITED, **bench.base, "training": training}, {}, Cost(), "cpu")
+
+
+def test_runs_of_other_settings_do_not_mix(case, tmp_path):
+    bench = bench_of(case, 0, tmp_path)
+    assert bench.measured() is None
+    measure(bench)
+    assert bench.measured() is not None
+    other = bench_of(replace(case, settings=replace(case.planted, max_retain=12)), 0, tmp_path)
+    with pytest.raises(UserError, match="its runs are of other settings than these; give another --run_dir$"):
+        other.measured()
+
+
+def test_the_planted_model_is_that_of_the_runs(case, tmp_path):
+    bench = bench_of(case, 0, tmp_path)
+    with pytest.raises(UserError, match="llama seed 0: no such model; run .* with --methods anchor first"):
+        bench.place(str(tmp_path))
+    measure(bench, "planted_12_1")
+    with pytest.raises(UserError, match=f"--data_dir {tmp_path}: has no models/planted_12_1, on which the runs of"):
+        bench.place(str(tmp_path))  # to run again would find everything done
+    (tmp_path / "models" / "planted_12_1").mkdir(parents=True)
+    assert bench.place(str(tmp_path)) == tmp_path / "models" / "planted_12_1"
 
 
 def test_nobody_trains_it_from_scratch(case):
@@ -59,6 +118,12 @@ def test_nobody_trains_it_from_scratch(case):
     assert {trial.hp.dtype for each in everyone for trial in each.trials if hasattr(trial.hp, "dtype")} == {"float32"}
 
 
+def test_all_try_as_many_settings(place):
+    (case,) = cases.find_cases([str(place / "lm.toml")], False, 12)
+    everyone = [each for each in entrants.entrants([], case) if each.group != entrants.ANCHOR]
+    assert {len(set(map(repr, alone(each)))) for each in everyone} == {12}  # also those whose grid has fewer
+
+
 def test_layers_of_the_authors_of_kfac_editing():
     assert late_layers(32) == "23,24,25" and late_layers(30) == "21,22,23" and late_layers(2) == "0,1"
 
@@ -70,11 +135,17 @@ def test_layers_of_the_authors_of_kfac_editing():
         ("layers = 3", "lm.layers: no such setting"),
         ("plant_lr = -1.0", "plant_lr -1.0: must be"),
         ("memorized = 'x.pt'", "--memorized: leave it out with --plant"),
+        ("model_name = 3", "model_name 3: must be text; correct it there"),
+        ("plant = ''", "--plant '': must be builtin, a text file, or a folder"),
+        ("plant = 'hub'", "--plant 'hub': must be builtin"),
+        ("identity = 3", "lm.identity: no such setting"),
+        ("blocks = 7", "lm.blocks: no such setting"),
     ],
 )
 def test_a_wrong_table_is_one_line(place, tmp_path, line, words):
-    path = tmp_path / "lm.toml"
-    path.write_text((place / "lm.toml").read_text().replace("plant_lr = 0.01\n", "") + line)
+    path, setting = tmp_path / "lm.toml", line.split()[0]
+    rest = [each for each in (place / "lm.toml").read_text().splitlines() if each.split()[0] != setting]
+    path.write_text("\n".join([*rest, line]))
     with pytest.raises(UserError, match=words) as caught:
         cases.find_cases([str(path)], True, 2)
     assert "\n" not in str(caught.value)
