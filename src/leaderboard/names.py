@@ -27,7 +27,7 @@ MEANINGS = {
     "forget": "the worst metric on held-out sequences: 0 as unedited, 1 as the twin, less what overshoots",
     "private": "the worst membership score, by its AUC: 0 as unedited, 1 as the twin, less what overshoots",
     "robust": "1 less the share of the memories that the worst attack brings back more than from the twin",
-    "useful": "accuracy (text: perplexity) relative to that of the unedited model or the twin, the better one",
+    "useful": "accuracy (text: perplexity) relative to the twin's",
     "seconds": "to find the edit, or to train",
     "peak_memory_gb": "peak memory of finding the edit",
     "trials": "settings that were tried",

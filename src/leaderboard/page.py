@@ -20,8 +20,7 @@ from tinymem.records.identity import NEVER_PLANTED, record_digest
 
 NOTE = (
     "Every mitigation meets the same models, tries as many settings, is judged on sequences that it never saw, and is attacked. "
-    "The score is 1 for a model that remembers no more than its never-planted twin, which was never trained on what is to be "
-    "forgotten, and is as useful as the better of that and the unedited model.",
+    "The score is 1 for the never-planted twin, a model that was never trained on what is to be forgotten.",
     "Intervals: 95 %, hierarchical bootstrap over seeds and sequences. Ranks count only paired differences that exclude 0.",
 )
 LOWER = ("seconds", "peak_memory_gb", "kl_unseen", "flip_rate_unseen")
@@ -40,7 +39,7 @@ class Page:
         bound = within(case, limit)
         name = f"{case.name}, {bound}"
         about = f"{case.description}. Of each mitigation: the trial that forgets most {bound}"
-        self.cases.append(shown.Case(name, about, "relative to the better of unedited and twin"))
+        self.cases.append(shown.Case(name, about, "relative to the twin's"))
         bounds = {row.name: averaged_under_attack(row, found) for row in board if row.name in (TWIN, UNEDITED)}
         self.rows[name] = [self._entry(row, board, bounds, found) for row in board if row.note not in ABSENT]
 
