@@ -24,7 +24,12 @@ class HyperParameters:
     """Interpolation"""
 
     alpha: tuple[float, ...] = option(
-        (0.1, 0.25, 0.5, 0.75), "weight of the model before the edit", low=0.0, high=1.0, strength=True, small=(0.5,)
+        (0.1, 0.25, 0.5, 0.75, 0.9),
+        "weight of the model before the edit",
+        low=0.0,
+        high=1.0,
+        strength=True,
+        small=(0.5,),
     )
 
 

@@ -26,7 +26,11 @@ from tinymem.training.finetune import FT_DATA, FinetuneSettings
 
 METRICS = ("forward", "percent_near_verbatim")
 ATTACK_METRICS = ("percent_memorized", "percent_extractable", "exact_match_share")
-SMALL_ATTACKS: dict[str, dict[str, Any]] = {"weight_noise": {"draws": 1}}  # of small cases, as published: no defaults
+# Of small cases, what is not at its default: as it was when the first results were published, so that rows stay comparable.
+SMALL_ATTACKS: dict[str, dict[str, Any]] = {
+    "weight_noise": {"draws": 1},
+    "interpolate": {"alpha": (0.1, 0.25, 0.5, 0.75)},
+}
 FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for name in FT_DATA}  # a trial: one epoch
 
 

@@ -120,5 +120,5 @@ def test_interpolation_is_measured_by_utility_whatever_is_asked_for(subject):
         assert names == names & record["results"].keys() and len(names) == 1 + 3 * ("perplexity" in record["results"])
     _, models = attacked_models(records, "shown")
     backs = {model.record["kind"]: model.back for model in models}
-    assert [len(backs[kind].points) for kind in ("unedited", "never_planted")] == [1, 6]
+    assert [len(backs[kind].points) for kind in ("unedited", "never_planted")] == [1, 7]
     assert backs["never_planted"].points[-1].memorized == 100.0 == backs["unedited"].at_equal_utility

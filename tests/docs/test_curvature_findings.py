@@ -1,0 +1,102 @@
+"""The page of findings on curvature editing says what the committed tables hold."""
+
+import csv
+import io
+
+import pytest
+from committed import committed
+
+PAGE = "results/curvature/FINDINGS.md"
+METHODS = ("kfac", "svd", "kfade", "balanced_subnet", "balanced_subnet with cap")
+LIMITS = {
+    "noise, 1 point of accuracy": ("noise", 1), "noise, 5 points": ("noise", 5), "text, 2 % of perplexity": ("text", 2),
+    "text, 10 %": ("text", 10),
+}  # fmt: skip
+
+
+def rows(path: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(committed(path))))
+
+
+@pytest.fixture(scope="module")
+def board() -> dict[tuple[str, float, str], dict[str, str]]:
+    found = rows("results/leaderboard/leaderboard.csv")
+    return {(row["case"], float(row["limit"]), row["method"]): row for row in found}
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return " ".join(committed(PAGE).split())
+
+
+def worst(row: dict[str, str]) -> float:
+    names = [name for name in row if name.startswith("excess_") and not name.endswith(("_low", "_high"))]
+    return max(float(row[name]) for name in names if name != "excess_interpolate" and row[name])
+
+
+def test_the_table_of_what_is_left(board):
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in committed(PAGE).splitlines() if "|" in line
+    ]
+    table = {cells[0]: cells[1:] for cells in lines}
+    for title, (case, limit) in LIMITS.items():
+        expected = []
+        for method in METHODS:
+            row = board[case, limit, method]
+            excess = max(worst(row), 0)
+            expected.append(f"{float(row['percent_memorized_held_out']):.1f} %, " + (f"+{excess:.0f}" if excess >= 0.5 else "0"))  # fmt: skip
+        assert table[title] == expected
+
+
+def test_tokens_membership_and_cost_on_text(board, page):
+    def value(method: str, limit: float, name: str) -> float:
+        return float(board["text", limit, method][name])
+
+    tokens = "exact_match_share_held_out"
+    assert f"still gives {value('kfac', 2, tokens):.2f} of their tokens" in page
+    assert f"(twin {value('never-planted twin', 2, tokens):.2f})" in page
+    assert f"with {value('kfade', 2, tokens):.2f} of their tokens left" in page
+    aucs = [value(name, 10, "auc_loss_held_out") for name in ("kfac", "balanced_subnet", "kfade", "never-planted twin")]
+    assert "AUC of {:.2f} by their loss after K-FAC; after BalancedSubnet the AUC is {:.2f}".format(*aucs) in page
+    assert "after K-FADE it is {2:.2f} (twin {3:.2f})".format(*aucs) in page
+    seconds = [value(name, 10, "seconds") for name in ("kfac", "kfade", "balanced_subnet")]
+    assert "text {0:.0f} seconds for K-FAC and K-FADE, {2:.0f} for BalancedSubnet".format(*seconds) in page
+    assert round(seconds[0]) == round(seconds[1])
+
+
+# model, setting, strength; what the page says of what is left (None: 0 %, as it says of all) and of what is lost
+SAID = [
+    ("text", "kfac, default", 0.99, None, "from 0.99 (+{lost} % of perplexity)"),
+    ("text", "kfac, default", 0.95, None, "to 0.95 (+{lost} %)"),
+    ("text", "kfac, default", 0.999, "At 0.999 {left} % are left", None),
+    ("text", "kfac, default", 0.8, None, "at 0.8 the loss is {lost} %"),
+    ("noise", "kfac, default", 0.95, "{left} % are left at 1.4 points", "are left at {lost} points"),
+    ("noise", "kfac, default", 0.8, None, "0 % only at {lost}."),
+    ("text", "kfac, projections in", 0.9, None, "(rho 0.9: +{lost} %, both +17.2 %)"),
+    ("text", "kfac, default", 0.9, None, "both +{lost} %)"),
+    ("text", "kfac, projections out", 0.9, None, "(+{lost} %)"),
+    ("text", "kfac, layers 0", 0.9, None, "+{lost} % either way"),
+    ("text", "kfac, layers 1", 0.9, None, "+{lost} % either way"),
+    ("noise", "kfac, layers 1", 0.8, "leaves {left} % at rho 0.8", None),
+    ("noise", "kfac, layers 0", 0.8, None, None),
+    ("text", "kfac, labels sampled", 0.9, None, "(rho 0.9: +{lost} and +17.2 %)"),
+    ("text", "kfac, cut variance", 0.95, None, "+{lost} % at 0.95"),
+    ("text", "kfac, factors of addresses", 0.95, None, "(rho 0.95: +{lost} and +6.7 %)"),
+    ("text", "kfac, factors of plays", 0.95, None, "about twice as much (+{lost} %)"),
+    ("text", "kfac, factors of random tokens", 0.95, None, "three times (+{lost} %)"),
+    ("text", "kfac, factors of addresses", 0.999, "at 0.999 addresses leave {left} %", None),
+    ("text", "kfade, factors of addresses", 0.03, None, "at +{lost} to +2.7 % of perplexity"),
+    ("text", "kfade, factors of plays", 0.03, None, "to +{lost} % of perplexity"),
+    ("text", "kfade, default", 0.03, None, None),
+    ("text", "kfade, factors of random tokens", 0.03, None, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model, setting, value, left, lost", SAID)
+def test_what_k_fac_editing_depends_on(model, setting, value, left, lost, page):
+    found = rows("results/curvature/curvature.csv")
+    (row,) = [r for r in found if (r["model"], r["setting"], float(r["value"])) == (model, setting, value)]
+    memorized = float(row["percent_memorized_held_out"])
+    assert memorized == 0 if left is None else left.format(left=f"{memorized:.0f}") in page
+    if lost is not None:
+        assert lost.format(lost=f"{float(row['lost']):.1f}") in page
