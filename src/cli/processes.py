@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from tinymem import cli
 from tinymem.errors import NotFinite, UserError
 from tinymem.interrupts import INTERRUPTED, interruptible
@@ -17,7 +15,7 @@ from tinymem.localize.method import Method
 from tinymem.localize.watch import Watch
 from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.training.fit import Stopped
-from tinymem.training.processes import Processes, join, own_device
+from tinymem.training.processes import Processes, join, leave, own_device
 from tinymem.training.step import sides_of
 
 Methods = Sequence[tuple[Method, Any]]
@@ -44,16 +42,31 @@ def check_shared(processes: Processes, methods: Methods, loading: LoadSettings) 
 
 @contextmanager
 def together(processes: Processes, arguments: argparse.Namespace) -> Iterator[None]:
-    """Let the processes talk to each other within the block, each with its own device. The others end with the first."""
+    """Let the processes talk to each other within the block, each with its own device. The others end with the first.
+
+    After an error in the midst of a training the launcher ends them.
+    """
     if processes.size == 1:
         yield
         return
     arguments.device = own_device(arguments.device)
     join(cli.resolve_device(arguments.device))
-    yield
+    try:
+        yield
+    except NotFinite:  # of a method, said when all else is done: the others wait for more
+        _end(processes)
+        raise
+    except SystemExit as stopped:
+        if stopped.code == INTERRUPTED:  # as all of them are
+            leave(processes)
+        raise
+    _end(processes)
+
+
+def _end(processes: Processes) -> None:
     if processes.is_first:
         processes.send(None)
-    torch.distributed.destroy_process_group()
+    leave(processes)
 
 
 def follow(processes: Processes, methods: Methods, loading: LoadSettings, device: str) -> None:

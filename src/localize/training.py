@@ -105,7 +105,8 @@ def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | N
 
     localizer, ratio = find_localizer(*hp.update_mask)
     settings = localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
-    ((_, edit),) = localizer.run(model, task, settings)
+    with task.watch.part(localizer.name):
+        ((_, edit),) = localizer.run(model, task, settings)
     if all(bool(edit.masks[key].logical_not().all()) for key in edit.masks):  # never so of a plan's fake tensors
         raise UserError(f"--update_mask {' '.join(hp.update_mask)}: the method finds no weight at this ratio; raise it")
     return {key: edit.masks[key].cpu() for key in edit.masks}

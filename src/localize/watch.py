@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -51,6 +51,15 @@ class Watch:
         """Tell that a step is done."""
         self.on_step(step, steps, self._tokens, self._losses)
         self._tokens, self._losses = 0, {}
+
+    @contextmanager
+    def part(self, method: str) -> Iterator[None]:
+        """Let another method be at work within the block, as a part of the present one; nothing that it notes stays."""
+        owner, self.method = self.method, method
+        try:
+            yield
+        finally:
+            self.method, self._tokens, self._losses = owner, 0, {}
 
     def stoppable(self, training: Generator[Item]) -> Generator[Item]:
         """Yield what a training yields; it can be asked to stop while it is at work, not between two items."""

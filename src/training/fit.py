@@ -31,11 +31,12 @@ def fit(
     epochs: int,
     progress: Progress,
     rate: Callable[[Progress], float],
-    save: Callable[[], None],
+    save: Callable[[], None] | None,
     lr_flag: str = "--lr",
     causes: Sequence[str] = (),
     on_step: Callable[..., None] = lambda progress, *losses: None,
     should_stop: Callable[[], bool] = lambda: False,
+    anywhere: Callable[[bool], bool] = bool,
 ) -> Iterator[float]:
     """Train in place from `progress`, and yield each epoch's mean loss when the epoch is finished.
 
@@ -44,11 +45,13 @@ def fit(
                      rate on the position alone, so that no generator or scheduler needs saving
     progress         position and history of the run; updated in place
     rate(progress)   the learning rate of the next step
-    save()           saves the state; called every SAVE_SECONDS of training, and before Stopped is raised
+    save()           saves the state; called every SAVE_SECONDS of training, and before Stopped is raised; None: nothing is
     lr_flag          the flag to lower if the loss does not stay finite
     causes           other flags that may be why
     on_step(progress, *losses)   called after every step
     should_stop()    called after every step; True saves the state and raises Stopped
+    anywhere(flag)   whether a flag is set in any of the processes that train together, which see different weights if
+                     these are divided among them; called after every epoch
 
     Raise NotFinite if a loss or a weight is not finite; such weights are neither saved nor yielded. Between epochs the
     caller may measure and save the model, or stop iterating.
@@ -81,7 +84,7 @@ def fit(
             progress.seconds = now - started
             on_step(progress, *losses)
             stop = should_stop()
-            if stop or now - saved > pause:
+            if save is not None and (stop or now - saved > pause):
                 check(all_finite(model), "a weight is")
                 begun = time.monotonic()
                 save()
@@ -89,7 +92,7 @@ def fit(
                 pause = SAVE_SECONDS * max(1.0, (saved - begun) / CHEAP_SECONDS)
             if stop:
                 raise Stopped
-        check(all_finite(model), "a weight is")
+        check(not anywhere(not all_finite(model)), "a weight is")
         mean = progress.loss_sum / count
         progress.epoch_seconds.append(round(progress.step_seconds, 3))
         progress.epoch, progress.step, progress.loss_sum, progress.step_seconds = progress.epoch + 1, 0, 0.0, 0.0

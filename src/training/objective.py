@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -204,12 +205,11 @@ def train_objective(
     def rate(progress: Progress) -> float:
         return warmed_up(settings.lr, progress.epoch, settings.warm_up)
 
-    def save() -> None:
-        if state is not None:
-            try:
-                checkpoint.save_state(state, model, optimizer, regularizers, progress)
-            except UserError as error:  # a full disk, a folder of somebody else
-                logger.warning("%s; if it is killed, this training resumes from an earlier step", error)
+    def save(place: Path) -> None:
+        try:
+            checkpoint.save_state(place, model, optimizer, regularizers, progress)
+        except UserError as error:  # a full disk, a folder of somebody else
+            logger.warning("%s; if it is killed, this training resumes from an earlier step", error)
 
     with frozen(model, trainable=parameters):
         with torch.no_grad(), autocast(model, settings.dtype):  # before loading a state: the weights are unedited
@@ -224,9 +224,10 @@ def train_objective(
             checkpoint.share_state(model, optimizer, regularizers, processes)
             on_resume(found)
         progress = found or Progress()
-        calls = (lr_flag, causes, on_step, should_stop)
+        saving = None if state is None else partial(save, state)
+        calls = (saving, lr_flag, causes, on_step, should_stop, processes.any)
         last = max(settings.steps)  # an objective has no epochs: each step counts as one
-        for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, save, *calls):
+        for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, *calls):
             if progress.epoch in settings.steps:
                 model.zero_grad(set_to_none=True)  # they would lie around while the edit is measured
                 yield progress.epoch, told.tolist()

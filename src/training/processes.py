@@ -8,6 +8,7 @@ gradients and losses are summed, so that a step is that of the whole batch in on
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,7 @@ from tinymem.errors import UserError
 from tinymem.training.step import Side
 
 PATIENCE = timedelta(days=30)  # the others wait while the first process measures and attacks
+LETTING_GO = 0.5  # seconds: far more than a thread needs to drop the tensors of the last message
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,21 @@ def started() -> Processes:
 
 
 def join(device: torch.device) -> None:
-    """Let the started processes talk to each other. device: that of this process's model."""
+    """Let the started processes talk to each other, until `leave`. device: that of this process's model."""
+    # Its functions take the group as a default. Imported later, as transformers does, they would keep it for ever.
+    import torch.distributed.nn.functional
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
+
+
+def leave(processes: Processes) -> None:
+    """End what `join` has begun, with its threads: one that still drops a tensor when Python ends aborts the process."""
+    torch.distributed.destroy_process_group()
+    if processes.sharded:  # caches of sharded tensors keep the group; its threads must be idle
+        time.sleep(LETTING_GO)
 
 
 def own_device(name: str) -> str:

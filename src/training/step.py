@@ -137,6 +137,9 @@ class Share(Protocol):
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replace tensors, in place, by their sums over all processes."""
 
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+
 
 def next_token_loss(model, side: Side) -> torch.Tensor:
     """Return the loss of plain training, planting and fine-tuning."""
@@ -179,20 +182,23 @@ def descend(
         return found, means
 
     with checkpointed(model, gradient_checkpointing):
-        _, means = scaled(attempt, loss_scale(model, sides))
+        _, means = scaled(attempt, loss_scale(model, sides), bool if share is None else share.any)
     for regularizer in regularizers:
         regularizer.after_backward()
     optimizer.step()
     return means.tolist()
 
 
-def scaled(attempt: Callable[[float], tuple[list[torch.Tensor], T]], scale: float) -> tuple[list[torch.Tensor], T]:
+def scaled(
+    attempt: Callable[[float], tuple[list[torch.Tensor], T]], scale: float, anywhere: Callable[[bool], bool] = bool
+) -> tuple[list[torch.Tensor], T]:
     """Return the gradients of a loss, and what came with them, from `attempt(scale)`: those of `scale` times the loss.
 
     If they overflow at a scale above 1, they are computed again at a smaller one. They are divided by it in place.
+    anywhere(flag): whether a flag is set in any of the processes that do one step.
     """
     gradients, others = attempt(scale)
-    while scale > 1 and not all_finite(gradients):
+    while scale > 1 and anywhere(not all_finite(gradients)):
         del gradients  # memory for the next ones
         scale = max(1.0, scale / 16)
         gradients, others = attempt(scale)

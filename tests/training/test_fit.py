@@ -13,6 +13,7 @@ from tinymem.regularizers.protocol import Regularizer
 from tinymem.training.checkpoint import Progress, read_progress
 from tinymem.training.fit import Stopped, fit, warmed_up
 from tinymem.training.objective import ObjectiveSettings, rows_of_step, train_objective
+from tinymem.training.processes import Processes
 from tinymem.training.step import Side, backward, descend, microbatches, next_token_loss, sides_of
 
 VOCABULARY, LENGTH, PAD = 14, 12, 13
@@ -338,6 +339,18 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_handed_out():
     with pytest.raises(UserError, match="--lr 0.1: a weight is not finite in step 2; use a lower --lr"):
         next(epochs)
     assert not saved
+
+
+def test_a_weight_that_is_not_finite_in_one_process_ends_the_training_in_all():
+    """Each sees its own part of weights that are divided among them."""
+
+    class Beside(Processes):
+        def any(self, flag):
+            return True
+
+    loss = lambda model, reference, forget, retain: (forget.losses(model), retain.losses(model))  # noqa: E731
+    with pytest.raises(UserError, match="--lr 0.003: a weight is not finite in step 1"):
+        next(train_objective(fresh(), loss, FORGET, RETAIN, SETTINGS, processes=Beside()))
 
 
 def test_saving_takes_a_share_of_the_time_and_measuring_is_no_work_to_save(monkeypatch):

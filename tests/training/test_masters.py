@@ -167,5 +167,8 @@ def test_a_gradient_that_overflows_is_taken_again_at_a_smaller_scale_but_never_b
         (gradient,), last = scaled(partial(attempt, limit=limit), 64.0)
         assert tried == expected and last == expected[-1] and gradient.tolist() == [2.0, 1.0]
     tried.clear()
+    (gradient,), _ = scaled(partial(attempt, limit=64.0), 64.0, lambda here: not here and len(tried) < 2)
+    assert tried == [64.0, 4.0] and gradient.tolist() == [2.0, 1.0]  # it was too much in another process
+    tried.clear()
     (gradient,), _ = scaled(partial(attempt, limit=0.0), 64.0)
     assert tried == [64.0, 4.0, 1.0] and gradient.tolist() == [2.0, float("inf")]  # nothing smaller would help

@@ -1,7 +1,13 @@
 """Several processes: their shares of a batch add up to it. Real ones are in tests/localize/test_several_processes.py."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from small import ROOT
 from tiny import new_model, new_task
 
 from tinymem.errors import UserError
@@ -72,3 +78,27 @@ def test_what_a_launcher_says(monkeypatch):
     assert started() == Processes(2, 4) and not started().is_first
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert started().sharded
+
+
+LEAVING = """
+import os, torch
+from tinymem.training.processes import Processes, join, leave
+join(torch.device("cpu"))
+torch.distributed.all_reduce(torch.ones(3))
+import torch.distributed.nn.functional  # as transformers does when it opens a model
+leave(Processes(0, 2))
+for thread in os.listdir("/proc/self/task"):
+    print(open(f"/proc/self/task/{thread}/comm").read().strip())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted there")
+def test_no_thread_of_the_talk_is_left_at_the_end():
+    """One that drops a tensor while Python ends aborts the process."""
+    launcher = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    command = [sys.executable, "-c", LEAVING]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **launcher}, capture_output=True, text=True, timeout=100
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout and "gloo" not in ended.stdout

@@ -17,6 +17,7 @@ from tinymem.localize.objective import pdu, repselect, rmu
 from tinymem.localize.objective.selection import without_shared
 from tinymem.localize.registry import GROUPS, METHODS, STUDY, find_localizer, find_methods
 from tinymem.localize.training import sides
+from tinymem.localize.watch import Watch
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Weights, applied
 from tinymem.models.known import known_config
@@ -213,6 +214,17 @@ def test_the_update_mask_is_part_of_a_run_and_only_where_there_is_one():
     assert "update_mask" not in method.settings(hp_of("npo"), 3)
     masked = method.settings(hp_of("npo", update_mask=("durable", "0.1")), 3)
     assert masked["update_mask"] == ("durable", "0.1") and masked["steps"] == 3
+
+
+@pytest.mark.parametrize("localizer, steps", [("durable", False), ("slimming", True)])
+def test_what_finds_a_mask_is_told_under_its_own_name(localizer, steps):
+    told = []
+    watch = Watch(lambda *what: told.append((watch.method, what[0], {*what[3]})), method="npo")
+    edits("npo", new_model("gpt2"), replace(new_task(), watch=watch), hp_of("npo", update_mask=(localizer, "0.3")))
+    assert [what for what in told if what[0] == "npo"] == [
+        ("npo", n, {"forget_loss", "retain_loss"}) for n in (1, 2, 3)
+    ]
+    assert {name for name, *_ in told[:-3]} == ({localizer} if steps else set())
 
 
 @pytest.mark.parametrize("words, message", [
