@@ -19,7 +19,11 @@ def given_sources(arguments: argparse.Namespace) -> list[Source]:
                 found.append(source_of(f"--{name}", place, in_column))
     for name in ("localization_method", "attack", "metrics", "attack_metrics"):
         for place in getattr(arguments, name, None) or ():
-            if is_plugin(place) and (file := load_plugin(place, f"--{name}").__file__):
+            if not is_plugin(place) or place.startswith(
+                "tinymem."
+            ):  # a module of this package is no file of the user's
+                continue
+            if file := load_plugin(place, f"--{name}").__file__:
                 found.append(source_of(f"--{name}", place if place.endswith(".py") else file))
     return found
 

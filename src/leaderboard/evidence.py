@@ -24,6 +24,7 @@ from tinymem.metrics.registry import METRICS
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
 from tinymem.records.identity import ATTACK, FINGERPRINTS, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, record_digest, run_key
 from tinymem.records.record import read_values, record_path
+from tinymem.records.sources import KEY as SOURCES
 from tinymem.records.table import load_records
 
 VALUES, EXAMPLES, NEEDS = "values.safetensors", "examples.json", "needs.json"
@@ -136,12 +137,19 @@ def write(evidence: Evidence, folder: Path) -> None:
     """Write the evidence into a folder; equal evidence, equal bytes."""
     from safetensors.torch import save_file
 
-    write_bundle(folder, evidence.records)
+    write_bundle(folder, map(_without_places, evidence.records))
     flat = {f"{digest}/{name}": value for digest, some in evidence.values.items() for name, value in some.items()}
     tensors = {name: flat[name].contiguous() for name in sorted(flat)}
     files.write_file(folder / VALUES, lambda path: save_file(tensors, path))
     files.write_json(folder / EXAMPLES, dict(sorted(evidence.examples.items())))
     write_needs(folder, evidence.needs)
+
+
+def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record without the files that lay at an absolute path, which means nothing to those who read it."""
+    environment = dict(record.get("environment", {}))
+    kept = [source for source in environment.pop(SOURCES, ()) if not Path(source["path"]).is_absolute()]
+    return {**record, "environment": {**environment, **({SOURCES: kept} if kept else {})}}
 
 
 def read(folder: Path) -> Evidence:

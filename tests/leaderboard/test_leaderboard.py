@@ -235,6 +235,20 @@ def test_a_folder_of_its_own_adds_to_a_copy_of_the_published_results(board, tmp_
     assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
 
 
+def test_published_records_hold_no_path_of_a_machine(tmp_path):
+    sources = [
+        {"flag": "--localization_method", "path": path, "sha256": "0"} for path in ("/home/me/mine.py", "mine.py")
+    ]
+    record = {"format": 2, "kind": "unedited", "data": {"seed": 0}, "results": {}, "cost": {}}
+    both = (
+        {**record, "environment": {"threads": 1, "sources": sources}},
+        {**record, "data": {"seed": 1}, "environment": {}},
+    )
+    evidence.write(evidence.Evidence(both, {}, {}), tmp_path)
+    environments = {record["data"]["seed"]: record["environment"] for record in read_bundle(tmp_path / NAME)}
+    assert environments == {0: {"threads": 1, "sources": sources[1:]}, 1: {}}
+
+
 def test_results_on_another_model_are_not_mixed_in():
     one, other = ({"data": {"seed": 0}, "fingerprints": {"weights": weights}} for weights in "ab")
     evidence._check_models([one, {"data": {"seed": 1}, "fingerprints": {"weights": "b"}}, one, {"data": {"seed": 0}}])
