@@ -6,8 +6,8 @@
 
 Edits the leaderboard's models (taken from results/leaderboard, or trained) with K-FAC, one setting changed at a time, with
 K-FADE and SVD, on three seeds. Factors of text models also come from other text: presidential addresses or plays alone,
-or random tokens. Writes results/curvature/: TABLES.md, curvature.csv, and per model the records. Started again, it does only
-what is missing. How these methods compare with others: experiments/basic_train/compare_mitigations.py.
+or random tokens. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf, and per model the records.
+Started again, it does only what is missing. How these methods compare with others: experiments/basic_train/compare_mitigations.py.
 """
 
 from tinymem import cli
@@ -34,6 +34,7 @@ from tinymem.leaderboard.bench import TrainedBench, bench_of
 from tinymem.leaderboard.cases import SEEDS, find_cases
 from tinymem.leaderboard.entrants import pinned
 from tinymem.localize.registry import METHODS
+from tinymem.plots.base import STYLES, new_grid, save_figure, set_title
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
 from tinymem.records.identity import UNEDITED, UNLEARN
 from tinymem.records.interval import mean_and_interval
@@ -54,6 +55,13 @@ CHANGES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 HELD_OUT = "percent_memorized_held_out"
 KEPT = "texts.json"  # digest of a text -> its name
+DEFAULT = "kfac, default"
+PANELS = {  # title -> settings
+    "layers and matrices": ("layers 0", "layers 1", "projections in", "projections out"),
+    "labels, cut, other methods": ("labels sampled", "cut variance", "svd, default", "kfade, default"),
+    "text of the factors": tuple(f"factors of {name}" for name in (*TEXTS, RANDOM)),
+}
+WIDEST = 100.0  # points or percent: what loses more is ruined
 ABOUT = """\
 - Each cell: % of the held-out sequences that still come out; then what is lost ({unit}). Means of the seeds with the half
   width of their 95 % interval (Student's t).
@@ -179,21 +187,53 @@ def cell_of(row: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]):
+    """Draw what is still memorized against what is lost: a row of panels per model, a line per setting. Return the figure.
+
+    units: of the loss, by model.
+    """
+    figure, grid = new_grid(len(by_model), len(PANELS), 3.6, 2.9)
+    for axes, (model, rows) in zip(grid, by_model.items()):
+        for axis, (title, settings) in zip(axes, PANELS.items()):
+            names = [name if name.startswith(("svd", "kfade")) else f"kfac, {name}" for name in settings]
+            for place, (name, (marker, line)) in enumerate(zip((DEFAULT, *names), STYLES)):
+                points = [row for row in rows if row["setting"] == name and row["lost"] <= WIDEST]
+                points.sort(key=lambda row: row["lost"])
+                if points:
+                    lost, left = [max(row["lost"], 0) for row in points], [row[HELD_OUT] for row in points]
+                    color = "black" if name == DEFAULT else f"C{place - 1}"
+                    axis.plot(lost, left, marker=marker, ls=line, ms=4, lw=1.4, color=color, label=name)
+            if not axis.lines[1:]:
+                axis.set_visible(False)  # number sequences have no other text
+                continue
+            axis.set_xscale("symlog", linthresh=1)
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.set(ylim=(-4, 104), xlim=(-0.05, WIDEST), xlabel=f"lost, {units[model]}")
+            set_title(axis, f"{model}: {title}")
+            axis.legend(fontsize=7, frameon=False)
+        axes[0].set_ylabel("% of held-out sequences\nstill memorized")
+    return figure
+
+
 def report(output: Path) -> None:
-    """Write TABLES.md and curvature.csv from the records."""
+    """Write TABLES.md, curvature.csv and the figure from the records."""
     found = sorted(output.glob(f"*/{NAME}"))
     if not found:
         raise UserError(f"{output}: no {NAME} of any model; run without --report first")
     text, lines = ["# Curvature editing: what it depends on", f"Made by `{cli.command_line()}`."], []
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    units: dict[str, str] = {}
     for path in found:
         records = read_bundle(path)
-        rows = rows_of(records, files.read_json(path.parent / KEPT))
-        text += [f"## {path.parent.name}", ABOUT.format(unit=utility_of(records[0]).unit)]
+        model, rows = path.parent.name, rows_of(records, files.read_json(path.parent / KEPT))
+        by_model[model], units[model] = rows, utility_of(records[0]).unit
+        text += [f"## {model}", ABOUT.format(unit=units[model])]
         text += [table_of(rows, strength) for strength in dict.fromkeys(row["strength"] for row in rows)]
-        lines += [{"model": path.parent.name, **row} for row in rows]
+        lines += [{"model": model, **row} for row in rows]
     content = "\n\n".join(text) + "\n"
     files.write_file(output / "TABLES.md", partial(Path.write_text, data=content, encoding="utf-8"))
     write_csv(output / "curvature.csv", lines)
+    save_figure(draw(by_model, units), output / "figure")
     print(content)
 
 
