@@ -79,6 +79,46 @@ def test_leaderboard_in_the_readme():
     )
 
 
+def test_what_the_leaderboard_says_of_text():
+    table = csv.DictReader(committed("results/leaderboard/leaderboard.csv").splitlines())
+    board = {(row["limit"], row["method"]): row for row in table if row["case"] == "text"}
+    said = one_line("docs/leaderboard.md")
+
+    def value(method: str, limit: str, name: str) -> float:
+        return float(board[limit, method][name])
+
+    def worst(row: Mapping[str, str]) -> float:
+        names = [name for name in row if name.startswith("excess_") and not name.endswith(("_low", "_high"))]
+        return max(float(row[name]) for name in names if name != "excess_interpolate" and row[name])
+
+    wide = [row for (limit, _), row in board.items() if limit == "10.0" and row["group"] != "anchor" and row["score"]]
+    silent = [row for row in wide if float(row["percent_memorized_held_out"]) == 0]
+    removed, hidden = (
+        [row for row in silent if test(round(worst(row)))] for test in (lambda x: x <= 0, lambda x: x > 20)
+    )
+    assert f"the small text model with {len(wide)} mitigations so far" in said
+    assert f"{len(silent)} of {len(wide)} mitigations leave no held-out passage" in said
+    assert f"Of these, {len(removed)} give no more than the twin under any attack; {len(hidden)} give back" in said
+    assert f"{min(map(worst, hidden)):.0f} to {max(map(worst, hidden)):.0f} points more once all shown" in said
+    private = sum(float(row["private"]) > 0.05 for row in wide)
+    assert f"within 10 %, {private} of {len(wide)} mitigations have a part above 0.05" in said
+    for method, limit, words in (
+        ("ascent_kl", "10.0", "closest to the twin, {0:.2f} ({1:.2f} to {2:.2f}) within 10 %"),
+        ("gradient_difference", "2.0", "reaches {0:.2f} within 2 % ({1:.2f} to {2:.2f})"),
+        ("kfade", "2.0", "within 2 %, at {0:.2f} ({1:.2f} to {2:.2f})"),
+        ("balanced_subnet", "10.0", "its score is {0:.2f}."),
+    ):
+        assert words.format(*(value(method, limit, name) for name in ("score", "score_low", "score_high"))) in said
+    aucs = [value(name, "10.0", "auc_loss_held_out") for name in ("balanced_subnet", "never-planted twin")]
+    assert "(AUC {:.2f}; twin {:.2f})".format(*aucs) in said
+    assert {f"{worst(board['10.0', name]):.0f}" for name in ("zero_out", "integrated_gradients")} == {"98"}
+    come_back = [worst(board["10.0", name]) for name in ("undial", "satimp", "simnpo", "npo on durable's weights")]
+    assert (
+        "({:.0f}, {:.0f} and {:.0f} points)".format(*come_back) in said and f"it gives back {come_back[3]:.0f}." in said
+    )
+    assert f"hides them ({worst(board['2.0', 'kfac']):.0f} points come back)" in said
+
+
 def test_demo():
     summary = read("results/demo/summary.json")
 
