@@ -44,7 +44,7 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
     table, *figures, way_back = sorted(path.name for path in (unlearn.folder / "recovery").iterdir())
     assert table == "curves.csv" and (unlearn.folder / "recovery" / table).read_text().startswith("model,attack,")
     head, *rows = (unlearn.folder / "recovery" / way_back).read_text().splitlines()
-    assert head == "model,alpha,memorized,mean_test_accuracy,lost,at_equal_utility" and len(rows) == 1 + 6
+    assert head == "model,alpha,memorized,mean_test_accuracy,lost,at_equal_utility" and len(rows) == 1 + 7
     assert len(figures) == 2 and figures[0].startswith("durable_0.2_")
     times = {path: path.stat().st_mtime_ns for path in find_records(unlearn.folder)}
     unlearn("--holdout_fraction", 0.5, "--attack", "all", *quick)

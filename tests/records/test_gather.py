@@ -7,12 +7,14 @@ from dataclasses import fields
 
 import pandas
 import pytest
+import torch
 from handmade import checkpoint, command, everything, outcome, unlearning
 from small import ROOT, SMALL_BACKDOOR, SMALL_DATA, in_process
 
 from tinymem import files
 from tinymem.cli.records import shown_columns
 from tinymem.data.settings import DataSettings
+from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import UserError
 from tinymem.localize.registry import GROUPS, METHODS
 from tinymem.metrics.registry import describe, summarized
@@ -216,9 +218,9 @@ def test_every_column_of_real_records_is_documented_and_no_other(tmp_path, monke
     quick = "--unlearn_set_name noise --holdout_fraction 0.2 --forget test --retain all --ratio 0.01"
     in_process(script, *common, "--localization_method", "durable", *quick.split())
     quick = "--unlearn_set_name noise --holdout_fraction 0.2 --layers last --factor_sequences 200"
-    in_process(
-        script, *common, "--localization_method", "kfac", "kfade", "ssd", *quick.split(), "--kfade.kl_budget", 0.1
-    )
+    text = write_token_set(tmp_path / "text.safetensors", TokenSet(torch.arange(9000).view(-1, 30) % 10, {}))
+    quick = [*quick.split(), "--kfade.kl_budget", 0.1, "--kfac.factor_data", text]
+    in_process(script, *common, "--localization_method", "kfac", "kfade", "ssd", *quick)
     in_process("experiments/as_published.py", *common)
     columns, rows = gather(tmp_path)
     unlearned = 5 + len(GROUPS["objective"]) + 1 + 1 + 3 + 1 + 3  # kfac and ssd have three strengths
