@@ -37,7 +37,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.plots.base import STYLES, new_grid, save_figure, set_title
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
 from tinymem.records.identity import UNEDITED, UNLEARN
-from tinymem.records.interval import mean_and_interval
+from tinymem.records.interval import mean_and_interval, with_half_width
 from tinymem.records.table import load_records, markdown, write_csv
 from tinymem.records.utility import utility_of
 from tinymem.sweeps.job import Job
@@ -180,11 +180,8 @@ def table_of(rows: Sequence[Mapping[str, Any]], strength: str) -> str:
 
 def cell_of(row: Mapping[str, Any]) -> str:
     """Return what is still memorized and what is lost, in words."""
-    parts = []
-    for name, digits in ((HELD_OUT, 0), ("lost", 1)):
-        half = row[f"{name}_half_width"]
-        parts.append(f"{round(row[name], digits) + 0.0:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}"))
-    return "; ".join(parts)
+    shown = ((HELD_OUT, 0), ("lost", 1))
+    return "; ".join(with_half_width(row[name], row[f"{name}_half_width"], digits) for name, digits in shown)
 
 
 def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]):

@@ -35,7 +35,7 @@ from tinymem.models.production import DTYPES, open_causal_lm
 from tinymem.planning.duration import Clock, duration
 from tinymem.records.best import PERPLEXITY_RISE
 from tinymem.records.choose import configurations, leading, unlearning_runs
-from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest, sections_of
+from tinymem.records.identity import NEVER_PLANTED, PLANTED_MODEL, UNEDITED, UNLEARN, record_digest, sections_of
 from tinymem.records.strength import strength_in
 from tinymem.records.table import load_records, shown_row
 from tinymem.training.checkpoint import load_details
@@ -111,7 +111,7 @@ def main() -> None:
     records = in_order(load_records(folder))
     best = chosen(records)
     summary = summarize(records, best, settings[0], settings[1], folder)
-    name = summary["settings"]["training"]["planted_model"]
+    name = summary["settings"]["training"][PLANTED_MODEL]
     summary["seconds_total"] = round(seconds() + (planting_of(name)["seconds"] if name in planted_before else 0), 1)
     files.write_folder(output / "records", lambda temporary: copy_records(folder, temporary))
     keep_page(folder, best[BEST], output)
@@ -170,7 +170,7 @@ def summarize(
 ) -> dict[str, Any]:
     """What summary.json holds but for the total time. "planting" tells how many of all passages the models recite."""
     settings = sections_of(records[0])
-    dtype, name = settings["model"]["dtype"], settings["training"]["planted_model"]
+    dtype, name = settings["model"]["dtype"], settings["training"][PLANTED_MODEL]
     planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)
     dataset = load_passages(passages, data, planted.config, tokenizer).dataset
     task = unlearning_task(planted, dataset, TASK)

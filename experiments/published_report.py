@@ -12,7 +12,7 @@ from tinymem import files
 from tinymem.errors import UserError
 from tinymem.records.best import SCALES, bounds
 from tinymem.records.identity import AS_PUBLISHED, UNEDITED
-from tinymem.records.interval import mean_and_interval
+from tinymem.records.interval import mean_and_interval, with_half_width, with_range
 from tinymem.records.record import record_digest
 from tinymem.records.table import load_records, markdown, write_csv
 
@@ -159,13 +159,10 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
     mean, half, digits = row[column], row[f"{column}_ci95"], SHOWN[column][1]
     if mean is None:
         return "-"
-    text = f"{round(mean, digits) + 0.0:.{digits}f}"
-    if not half:
-        return text
-    ends = bounds(mean, half, SCALES["%"])
+    ends = bounds(mean, half, SCALES["%"]) if half else None
     if "memorized" in column and ends is not None and ends != (mean - half, mean + half):
-        return f"{text} ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
-    return f"{text} ± {half:.{digits}f}"
+        return with_range(mean, *ends, digits)
+    return with_half_width(mean, half or None, digits)
 
 
 def write_report(folders: Iterable[Path], target: Path, tell: Callable[[str], None] = print) -> None:

@@ -15,6 +15,7 @@ from tinymem.localize.registry import METHODS, find_methods
 from tinymem.localize.task import TaskSettings
 from tinymem.records.choose import Configuration, Run, configurations, unlearning_runs
 from tinymem.records.identity import FINGERPRINTS, RIVALS, TRAIN, sections_of
+from tinymem.records.interval import fixed, with_range
 from tinymem.records.record import find_record
 from tinymem.records.table import named_records
 from tinymem.sweeps.grid import Grid
@@ -46,14 +47,13 @@ class Spread:
         """Mean, and in brackets the range where there are several."""
         if not self.values:
             return "-"
-        mean, low, high = (
-            f"{round(n, digits) + 0.0:.{digits}f}" for n in (self.mean, min(self.values), max(self.values))
-        )
-        return f"{mean} ({low} to {high})" if len(self.values) > 1 else mean
+        if len(self.values) == 1:
+            return fixed(self.mean, digits)
+        return with_range(self.mean, min(self.values), max(self.values), digits)
 
 
 def signed(number: float, digits: int) -> str:
-    return f"{round(number, digits) + 0.0:+.{digits}f}"
+    return fixed(number, digits, "+")
 
 
 @dataclass(frozen=True)

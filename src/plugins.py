@@ -24,6 +24,11 @@ def is_plugin(name: str) -> bool:
     return name.endswith(".py") or "/" in name or "." in name
 
 
+def is_ours(module: ModuleType) -> bool:
+    """Return whether a module is one of this package, and no user's."""
+    return module.__name__.startswith("tinymem.")
+
+
 @cache
 def load_plugin(place: str, flag: str) -> ModuleType:
     """Import a file (path/to/my_method.py) or a dotted module (my_package.my_method). The code in it runs.

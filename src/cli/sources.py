@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tinymem.data.settings import BUILTIN, HUB
-from tinymem.plugins import is_plugin, load_plugin
+from tinymem.plugins import is_ours, is_plugin, load_plugin
 from tinymem.records.sources import Source, source_of
 
 
@@ -19,12 +19,9 @@ def given_sources(arguments: argparse.Namespace) -> list[Source]:
                 found.append(source_of(f"--{name}", place, in_column))
     for name in ("localization_method", "attack", "metrics", "attack_metrics"):
         for place in getattr(arguments, name, None) or ():
-            if not is_plugin(place) or place.startswith(
-                "tinymem."
-            ):  # a module of this package is no file of the user's
-                continue
-            if file := load_plugin(place, f"--{name}").__file__:
-                found.append(source_of(f"--{name}", place if place.endswith(".py") else file))
+            module = load_plugin(place, f"--{name}") if is_plugin(place) else None
+            if module and module.__file__ and not is_ours(module):
+                found.append(source_of(f"--{name}", place if place.endswith(".py") else module.__file__))
     return found
 
 

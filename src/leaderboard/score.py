@@ -22,6 +22,7 @@ from tinymem.attacks.recovery import UNCOUNTED
 from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
 from tinymem.metrics.metric import Values
 from tinymem.records.identity import NEVER_PLANTED, record_digest
+from tinymem.records.interval import with_range
 
 DRAWS, DECIMALS = 2000, 6
 FLOOR = 0.01  # of the parts of the score: a harmonic mean of 0 would hide all else
@@ -91,10 +92,7 @@ class Figure:
 
     def words(self, digits: int) -> str:
         """Return the figure with its interval."""
-        value, low, high = (
-            f"{round(each, digits) + 0.0:.{digits}f}" for each in (self.value, self.low, self.high)
-        )  # no -0
-        return f"{value} ({low} to {high})"
+        return with_range(self.value, self.low, self.high, digits)
 
 
 def columns(figures: Mapping[str, Figure | None]) -> dict[str, float | None]:

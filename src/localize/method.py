@@ -43,7 +43,7 @@ from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Draws, Edit, Zeros
 from tinymem.options import strength_of, unnamed
-from tinymem.plugins import PACKAGE, code_digest, is_plugin, load_plugin, own_code
+from tinymem.plugins import PACKAGE, code_digest, is_ours, is_plugin, load_plugin, own_code
 from tinymem.records.record import Cost, measured
 
 Strength = float | int | None
@@ -161,7 +161,7 @@ def method_of(module: ModuleType) -> Method:
         raise UserError(
             f"{module.__file__}: no method; it must define a dataclass HyperParameters and one of {', '.join(PARTS)}"
         )
-    own = not package.startswith("tinymem.")
+    own = not is_ours(module)
     code = code_digest(module) if own else None
     if own:
         with own_code(f"{module.__file__}: HyperParameters"):

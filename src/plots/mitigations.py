@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinymem.plots.base import FOREIGN, Rows, new_figure, plain_numbers, save_figure
+from tinymem.records.interval import fixed
 
 OWN = "others"  # the family of methods that TinyMem does not have, in the colour FOREIGN
 PERCENT, CHANGE, LOG_CHANGE, SECONDS = "percent", "change", "log change", "seconds"
@@ -37,7 +38,7 @@ class Measure:
         """Return a value as it stands beside its bar."""
         if self.digits is None:
             return two_digits(value)
-        return f"{round(value, self.digits) + 0.0:.{self.digits}f}"  # + 0.0: no -0
+        return fixed(value, self.digits)
 
 
 def two_digits(value: float) -> str:

@@ -21,9 +21,7 @@ AS_PUBLISHED = "as_published"  # repeats a mistake of the study's code
 KINDS = (TRAIN, FINETUNE, UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, MEASURED, TWIN_ATTACK, AS_PUBLISHED)
 RIVALS = (UNEDITED, UNLEARN, MEASURED)  # kinds of runs that are compared with one another
 FINGERPRINTS = "fingerprints"  # the section that is unknown until the model exists
-PLANTED_MODEL = (
-    "planted_model"  # a training setting of models with planted passages: its folder's name, another fingerprint
-)
+PLANTED_MODEL = "planted_model"  # in `training`: the folder of a model with planted passages, another fingerprint
 SECTIONS = ("data", "model", "training", "forget", "method", "attack", FINGERPRINTS)
 
 Record = Mapping[str, Any]  # or an identity, the part of a record that names it

@@ -29,6 +29,21 @@ def share_interval(share: float, count: int, level: float = 0.95) -> tuple[float
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
+def fixed(value: float, digits: int, sign: str = "") -> str:
+    """Return a number with this many decimals, never -0. sign: "+" writes one in any case."""
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
+
+
+def with_range(value: float, low: float, high: float, digits: int) -> str:
+    """Return a figure with the ends of its interval, or of its range."""
+    return f"{fixed(value, digits)} ({fixed(low, digits)} to {fixed(high, digits)})"
+
+
+def with_half_width(value: float, half: float | None, digits: int) -> str:
+    """Return a figure with the half width of its interval; alone where that is None."""
+    return f"{fixed(value, digits)} ± {half:.{digits}f}" if half is not None else fixed(value, digits)
+
+
 @lru_cache
 def t_quantile(probability: float, freedom: int) -> float:
     """Return Student's t quantile of this probability (0.5 to 1, exclusive). freedom: degrees of freedom, >= 1."""

@@ -15,6 +15,7 @@ from tinymem.records.identity import (
     AS_PUBLISHED,
     FINETUNE,
     NEVER_PLANTED,
+    PLANTED_MODEL,
     TRAIN,
     UNEDITED,
     UNLEARN,
@@ -35,7 +36,7 @@ MODEL = {"model_name": "name", "step": "step", "n_layers": "n_layers", "n_heads"
 REGULARIZERS: tuple[str, ...] = ("spectral_reg", "lam", "truncate_loss", "dropc", "truncation_window")
 REGULARIZERS += ("example_tied_dropout", "p_fixed", "p_mem", "l1_reg")
 TRAINING = ("epochs", "checkpoint_every", "batch_size", "lr", "lr_decay", "l2_reg", "dtype", "train_microbatch")
-PLANTING: tuple[str, ...] = ("planted_model", "plant_percent", "plant_lr", "plant_batch_size", "plant_retain_share")
+PLANTING: tuple[str, ...] = (PLANTED_MODEL, "plant_percent", "plant_lr", "plant_batch_size", "plant_retain_share")
 PLANTING += (
     "plant_epochs",
     "plant_dtype",

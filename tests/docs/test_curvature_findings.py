@@ -1,10 +1,7 @@
 """The page of findings on curvature editing says what the committed tables hold."""
 
-import csv
-import io
-
 import pytest
-from committed import committed
+from committed import committed, committed_rows, worst_excess
 
 PAGE = "results/curvature/FINDINGS.md"
 METHODS = ("kfac", "svd", "kfade", "balanced_subnet", "balanced_subnet with cap")
@@ -14,24 +11,15 @@ LIMITS = {
 }  # fmt: skip
 
 
-def rows(path: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(committed(path))))
-
-
 @pytest.fixture(scope="module")
 def board() -> dict[tuple[str, float, str], dict[str, str]]:
-    found = rows("results/leaderboard/leaderboard.csv")
+    found = committed_rows("results/leaderboard/leaderboard.csv")
     return {(row["case"], float(row["limit"]), row["method"]): row for row in found}
 
 
 @pytest.fixture(scope="module")
 def page() -> str:
     return " ".join(committed(PAGE).split())
-
-
-def worst(row: dict[str, str]) -> float:
-    names = [name for name in row if name.startswith("excess_") and not name.endswith(("_low", "_high"))]
-    return max(float(row[name]) for name in names if name != "excess_interpolate" and row[name])
 
 
 def test_the_table_of_what_is_left(board):
@@ -43,7 +31,7 @@ def test_the_table_of_what_is_left(board):
         expected = []
         for method in METHODS:
             row = board[case, limit, method]
-            excess = max(worst(row), 0)
+            excess = max(worst_excess(row), 0)
             expected.append(f"{float(row['percent_memorized_held_out']):.1f} %, " + (f"+{excess:.0f}" if excess >= 0.5 else "0"))  # fmt: skip
         assert table[title] == expected
 
@@ -94,7 +82,7 @@ SAID = [
 
 @pytest.mark.parametrize("model, setting, value, left, lost", SAID)
 def test_what_k_fac_editing_depends_on(model, setting, value, left, lost, page):
-    found = rows("results/curvature/curvature.csv")
+    found = committed_rows("results/curvature/curvature.csv")
     (row,) = [r for r in found if (r["model"], r["setting"], float(r["value"])) == (model, setting, value)]
     memorized = float(row["percent_memorized_held_out"])
     assert memorized == 0 if left is None else left.format(left=f"{memorized:.0f}") in page

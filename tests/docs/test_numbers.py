@@ -1,12 +1,11 @@
 """The tables of the documentation show what the committed results say: none of them holds old numbers."""
 
-import csv
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from committed import committed
+from committed import committed, committed_rows, worst_excess
 
 
 def read(path: str) -> Any:
@@ -69,7 +68,7 @@ def test_results_in_the_readme():
 
 
 def test_leaderboard_in_the_readme():
-    table = csv.DictReader(committed("results/leaderboard/leaderboard.csv").splitlines())
+    table = committed_rows("results/leaderboard/leaderboard.csv")
     rows = {row["method"]: row for row in table if (row["case"], row["limit"]) == ("noise", "1.0")}
     ran = [row for row in rows.values() if row["group"] != "anchor" and row["note"] != "not run"]
     assert f"the small noise model with {len(ran)} mitigations and the anchors" in one_line("docs/leaderboard.md")
@@ -80,26 +79,25 @@ def test_leaderboard_in_the_readme():
 
 
 def test_what_the_leaderboard_says_of_text():
-    table = csv.DictReader(committed("results/leaderboard/leaderboard.csv").splitlines())
+    table = committed_rows("results/leaderboard/leaderboard.csv")
     board = {(row["limit"], row["method"]): row for row in table if row["case"] == "text"}
     said = one_line("docs/leaderboard.md")
 
     def value(method: str, limit: str, name: str) -> float:
         return float(board[limit, method][name])
 
-    def worst(row: Mapping[str, str]) -> float:
-        names = [name for name in row if name.startswith("excess_") and not name.endswith(("_low", "_high"))]
-        return max(float(row[name]) for name in names if name != "excess_interpolate" and row[name])
-
     wide = [row for (limit, _), row in board.items() if limit == "10.0" and row["group"] != "anchor" and row["score"]]
     silent = [row for row in wide if float(row["percent_memorized_held_out"]) == 0]
     removed, hidden = (
-        [row for row in silent if test(round(worst(row)))] for test in (lambda x: x <= 0, lambda x: x > 20)
+        [row for row in silent if test(round(worst_excess(row)))] for test in (lambda x: x <= 0, lambda x: x > 20)
     )
     assert f"the small text model with {len(wide)} mitigations so far" in said
     assert f"{len(silent)} of {len(wide)} mitigations leave no held-out passage" in said
     assert f"Of these, {len(removed)} give no more than the twin under any attack; {len(hidden)} give back" in said
-    assert f"{min(map(worst, hidden)):.0f} to {max(map(worst, hidden)):.0f} points more once all shown" in said
+    assert (
+        f"{min(map(worst_excess, hidden)):.0f} to {max(map(worst_excess, hidden)):.0f} points more once all shown"
+        in said
+    )
     private = sum(float(row["private"]) > 0.05 for row in wide)
     assert f"within 10 %, {private} of {len(wide)} mitigations have a part above 0.05" in said
     for method, limit, words in (
@@ -111,12 +109,14 @@ def test_what_the_leaderboard_says_of_text():
         assert words.format(*(value(method, limit, name) for name in ("score", "score_low", "score_high"))) in said
     aucs = [value(name, "10.0", "auc_loss_held_out") for name in ("balanced_subnet", "never-planted twin")]
     assert "(AUC {:.2f}; twin {:.2f})".format(*aucs) in said
-    assert {f"{worst(board['10.0', name]):.0f}" for name in ("zero_out", "integrated_gradients")} == {"98"}
-    come_back = [worst(board["10.0", name]) for name in ("undial", "satimp", "simnpo", "npo on durable's weights")]
+    assert {f"{worst_excess(board['10.0', name]):.0f}" for name in ("zero_out", "integrated_gradients")} == {"98"}
+    come_back = [
+        worst_excess(board["10.0", name]) for name in ("undial", "satimp", "simnpo", "npo on durable's weights")
+    ]
     assert (
         "({:.0f}, {:.0f} and {:.0f} points)".format(*come_back) in said and f"it gives back {come_back[3]:.0f}." in said
     )
-    assert f"hides them ({worst(board['2.0', 'kfac']):.0f} points come back)" in said
+    assert f"hides them ({worst_excess(board['2.0', 'kfac']):.0f} points come back)" in said
 
 
 def test_demo():
@@ -203,7 +203,7 @@ def test_speed():
 
 
 def test_comparison():
-    rows = list(csv.DictReader(committed("results/compare_mitigations/noise/table.csv").splitlines()))
+    rows = committed_rows("results/compare_mitigations/noise/table.csv")
     compared = [row for row in rows if row["family"] not in ("no mitigation", "controls")]
     text = one_line("docs/methods.md")
     assert f"{len(compared)} mitigations with their variants" in text and len(rows) == len(compared) + 5
@@ -211,7 +211,7 @@ def test_comparison():
 
 
 def test_what_the_cards_say_of_the_noise_model():
-    table = csv.DictReader(committed("results/leaderboard/leaderboard.csv").splitlines())
+    table = committed_rows("results/leaderboard/leaderboard.csv")
     rows = {(row["limit"], row["method"]): row for row in table if row["case"] == "noise"}
     text = one_line("docs/methods.md")
     accuracy = float(rows["5.0", "unedited"]["mean_test_accuracy"])

@@ -1,5 +1,6 @@
 """`records rerun` of runs on a user's own files: text, token sets, methods, metrics, attacks."""
 
+import argparse
 import json
 import random
 import shutil
@@ -11,6 +12,7 @@ from small import ROOT, in_process
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tinymem import cli
+from tinymem.cli.sources import given_sources
 from tinymem.data.tokenizer import tokenize, train_tokenizer
 from tinymem.records.record import read_record
 from tinymem.records.table import find_records
@@ -140,3 +142,8 @@ def test_the_text_of_kronecker_factors_is_found_again(project, model, capsys):
     assert command("rerun", edited[0]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "--factor_data one.txt is missing; put it there again" in line
+
+
+def test_a_module_of_this_package_is_no_file_of_the_users():
+    asked = argparse.Namespace(localization_method=["npo", "tinymem.leaderboard.random_mask"])
+    assert given_sources(asked) == []
