@@ -1,6 +1,6 @@
 """Context shift: other text of the task stands before the prompt, so that all positions move.
 
-Contexts are openings of retained sequences. A row that has no room for one in the model's context stays as it is.
+Contexts are openings of retained sequences that teach nothing of what is to be forgotten. A row that has no room for one in the model's context stays as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from tinymem.metrics.elicitation import Elicitation, Variant, any_exact
 from tinymem.metrics.probe import Probe
 from tinymem.options import option, settings
 
+FLAG = "--attack context_shift"
+
 
 @settings
 class HyperParameters(Prompting):
@@ -28,14 +30,14 @@ class HyperParameters(Prompting):
 
 
 def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
-    """Raise UserError for a task without a retain set."""
-    task.check_retain("--attack context_shift")
+    """Raise UserError for a task without clean sequences to retain."""
+    task.clean_retain(FLAG)
 
 
 def elicit(model, task: UnlearningTask, hp: HyperParameters, contexts: int) -> Elicitation:
     """Return the attack that succeeds if the continuation comes out behind any of the contexts, longer and longer ones."""
-    check(model, task, hp)
-    texts = task.retain[evenly_spaced(len(task.retain), contexts)]
+    clean = task.clean_retain(FLAG)
+    texts = clean[evenly_spaced(len(clean), contexts)]
 
     def behind(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
         _, loss_mask = probe.targets(artifacts)

@@ -94,12 +94,13 @@ class Attacked:
     def worst_excess(self, twin: Attacked | None) -> tuple[float, str] | None:
         """Return by how much the model exceeds its twin under the worst attack, and its name; None without a twin.
 
-        UNCOUNTED attacks are left out: they say how far away the original is.
+        The first of equal attacks counts. UNCOUNTED ones are left out: they say how far away the original is.
         """
         if twin is None:
             return None
         found = [(curve.excess(twin.curve(curve)), curve.attack) for curve in self.counted]
-        return max(((value, name) for value, name in found if value is not None), default=None)
+        known = [(value, name) for value, name in found if value is not None]
+        return max(known, key=lambda pair: pair[0], default=None)
 
 
 def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:
@@ -223,6 +224,11 @@ def _number(attack: Mapping[str, Any], strength: str | None) -> float:
             f"a record of the attack {attack['name']} is damaged ({strength} is {value!r}); delete it and run again"
         )
     return float(value or 0)
+
+
+def weakest_first(attack: str, strengths: Iterable[float]) -> list[float]:
+    """Return the strengths of an attack without repeats, the weakest first."""
+    return sorted(set(strengths), reverse=_falls(attack))
 
 
 def _falls(name: str) -> bool:

@@ -20,6 +20,8 @@ from tinymem.metrics.reference import Predictions
 from tinymem.models.edit import Weights, applied
 from tinymem.options import option, settings
 
+FLAG = "--attack relearn_adaptive"
+CUMULATIVE = True  # every budget takes the whole grid
 CHOSEN_ON = 0.2  # the part of the attacker's share that it does not train on
 ROWS = 64  # of the retain set, on which the drift is measured
 
@@ -43,18 +45,18 @@ def seen(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
 
 
 def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
-    """Raise UserError for a task without a retain set."""
-    task.check_retain("--attack relearn_adaptive")
+    """Raise UserError for a task without clean sequences to retain."""
+    task.clean_retain(FLAG)
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield for every budget the weights that bring back most within it; the present ones if none are within it."""
-    check(model, task, hp)
+    clean = task.clean_retain(FLAG)
     share = task.forget.select(seen(task, hp))
     chosen_on = drawn(torch.arange(len(share)), max(1, round(CHOSEN_ON * len(share))), task.seed)
     judged = share.select(chosen_on)
     tokens = share.planted[~chosen_on] if len(share) > 1 else share.planted
-    before = Predictions(model, task.retain[evenly_spaced(len(task.retain), ROWS)], task.microbatch)
+    before = Predictions(model, clean[evenly_spaced(len(clean), ROWS)], task.microbatch, task.ignored_token)
     best: dict[float, tuple[tuple[float, float], Weights]] = {}
     for lr in hp.lrs:
         training = relearned(model, task, tokens, tuple(sorted(set(hp.steps))), hp, lr, "--relearn_adaptive.lrs")

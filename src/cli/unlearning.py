@@ -38,6 +38,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.unlearn import check_runs, never_planted, unedited, unlearn
 from tinymem.metrics import registry
+from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.metrics.metric import Metric
 from tinymem.models.production import LoadSettings
 from tinymem.pages import side_by_side
@@ -218,6 +219,9 @@ def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: 
 def print_recovery(records: Sequence[dict]) -> None:
     """Print what each attack brings back, one line per model; nothing without attacks."""
     split, models = attacked_models(records)
+    if not models and any(record.get("attack") for record in records):
+        print(f"no table of what attacks bring back: it shows {PERCENT_MEMORIZED.name}, which was not measured; add it to "
+              "--metrics, or to --attack_metrics", file=sys.stderr)  # fmt: skip
     if models:
         rows = recovery_rows(models, _run_name)
         rivals = [model.record["kind"] in (UNLEARN, MEASURED) for model in models]

@@ -32,11 +32,16 @@ def apart_from(dataset: MemorizationDataset, artifacts: Artifacts, seen: Artifac
     if not len(seen) or not len(artifacts):
         return artifacts
     if dataset.kind != "natural":
-        rows = {row.tobytes() for row in seen.planted.numpy()}
-        return artifacts.select(torch.tensor([row.tobytes() not in rows for row in artifacts.planted.numpy()]))
+        return artifacts.select(~among(artifacts, seen))
     both = Artifacts(*(torch.cat(pair) for pair in zip(vars(seen).values(), vars(artifacts).values())))
     groups = memories(dataset, both)
     return artifacts.select(~torch.isin(groups[len(seen) :], groups[: len(seen)]))
+
+
+def among(artifacts: Artifacts, others: Artifacts) -> torch.Tensor:
+    """Return which artifacts are planted as one of the others is, token for token: bool (A,)."""
+    rows = {row.tobytes() for row in others.planted.numpy()}
+    return torch.tensor([row.tobytes() in rows for row in artifacts.planted.numpy()], dtype=torch.bool)
 
 
 def groups_sharing_tokens(rows: torch.Tensor, width: int, repeated: int | None = None) -> torch.Tensor:

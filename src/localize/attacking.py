@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tinymem.data.memories import among
 from tinymem.errors import Failures, UserError
 from tinymem.localize.method import Change, Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
@@ -109,12 +110,13 @@ def seen_by(method: Method, task: UnlearningTask, hp: Any):
     flags = method.seen(task, hp)
     if flags.dtype != torch.bool or flags.shape != (len(task.forget),):
         raise UserError(f"--attack {method.name}: `seen` must give one bool for each of {len(task.forget)} sequences")
-    if flags.all() and not len(task.held_out):
+    seen, shown = task.forget.select(flags), task.forget if task.shown is None else task.shown
+    if not len(task.held_out) and among(shown, seen).all():
         raise UserError(
-            f"--attack {method.name}: sees all {len(flags)} sequences to forget, which leaves none to measure; give it a "
+            f"--attack {method.name}: sees all {len(shown)} sequences to forget, which leaves none to measure; give it a "
             f"smaller --{method.name}.share, or hold some out (--holdout_fraction)"
         )
-    return task.forget.select(flags)
+    return seen
 
 
 def _attacked_run(run: Run, method: Method, hp: Any, strength: Strength) -> Run:

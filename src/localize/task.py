@@ -107,6 +107,7 @@ class UnlearningTask:
     microbatch     sequences per forward pass
     gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
     shown      the part of `forget` that differs from its clean twin, on which forgetting is measured; None: all
+    clean      bool (R,): the rows of `retain` that teach nothing of what is to be forgotten; None: all
     memories   int64 (F,): the memory that each row of `forget` belongs to; None: each is its own
     original   gives a weight's value before the edit by its state-dict key, for attacks; None: the model is as it was
     cache      stores what a method computes once for all strengths; None: nothing is stored
@@ -125,6 +126,7 @@ class UnlearningTask:
     microbatch: int = 64
     gradient_checkpointing: bool = False
     shown: Artifacts | None = None
+    clean: torch.Tensor | None = None
     validation: Artifacts | None = None
     memories: torch.Tensor | None = None
     original: Callable[[str], torch.Tensor] | None = None
@@ -141,6 +143,20 @@ class UnlearningTask:
         """Raise UserError for a task without a retain set. name: the flag and the name of what needs one."""
         if not len(self.retain):
             raise UserError(f"{name}: needs a retain set; give it retain text, or leave {name.split()[-1]} out")
+
+    def clean_retain(self, name: str) -> torch.Tensor:
+        """Return the sequences to retain that teach nothing of what is to be forgotten, (rows, T).
+
+        Raise UserError without any. name: as in `check_retain`.
+        """
+        self.check_retain(name)
+        rows = self.retain if self.clean is None else self.retain[self.clean]
+        if not len(rows):
+            raise UserError(
+                f"{name}: all {len(self.retain)} sequences to retain teach what is to be forgotten; use --retain {OTHERS}, or "
+                f"leave {name.split()[-1]} out"
+            )
+        return rows
 
     def mean_loss(self, model, tokens: torch.Tensor) -> float:
         """Return the mean token loss in nats over any number of sequences."""
@@ -186,6 +202,10 @@ def unlearning_task(
         artifacts, ids = _candidates(dataset, settings.unlearn_set_name, look)
         if settings.forget == TEST:  # ids: of what is memorized of the training set, which is not retained either
             artifacts = _memorized_triggers(dataset, settings.unlearn_set_name, look)
+    teaching = torch.zeros(len(dataset.sequences), dtype=torch.bool)
+    teaching[ids] = True
+    if dataset.kind == "backdoor":  # all of its sequences teach the same, also those that are not memorized
+        teaching[dataset.artifact_ids] = True
     groups = memories(dataset, artifacts)
     to_forget, to_hold_out, to_validate = divided(groups, settings)
     forget, held_out, validation = map(artifacts.select, (to_forget, to_hold_out, to_validate))
@@ -199,11 +219,13 @@ def unlearning_task(
     if len(retain) > settings.max_retain:
         chosen = torch.randperm(len(retain), generator=torch.Generator().manual_seed(settings.unlearn_seed))
         retain = retain[chosen[: settings.max_retain].sort().values]
+    clean = ~teaching[retain]
     return UnlearningTask(
         forget=forget,
         memories=groups[to_forget],
         shown=_countable(dataset, forget, settings.unlearn_set_name),
         retain=dataset.sequences[retain],
+        clean=None if clean.all() else clean,
         held_out=_countable(dataset, held_out, settings.unlearn_set_name),
         validation=_countable(dataset, validation, settings.unlearn_set_name) if settings.validation_fraction else None,
         continuation=dataset.continuation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tinymem.attacks.recovery import Attacked, Curve
+from tinymem.attacks.recovery import Attacked, Curve, weakest_first
 from tinymem.pages import charts
 from tinymem.pages.charts import EDITED, Axis, Chart, Mark, Series
 from tinymem.pages.names import plain
@@ -102,22 +102,23 @@ def recovery_charts(name: str, model: Attacked, bounds: Sequence[Attacked]) -> l
     """Return a chart per attack: percent recovered against its strength, of the model, its original and its twin."""
     made = []
     for place, curve in enumerate(model.curves):
-        others = {bound.record["kind"]: (bound.before, found) for bound in bounds if (found := bound.curve(curve))}
-        lines = {**others, EDITED: (model.before, curve)}
+        others = {bound.record["kind"]: found for bound in bounds if (found := bound.curve(curve))}
+        lines = {**others, EDITED: curve}
         made.append(
-            recovery_chart(f"{name}-{place}", curve.attack, curve.strength, {k: _points(*v) for k, v in lines.items()})
+            recovery_chart(f"{name}-{place}", curve.attack, curve.strength, {k: _points(v) for k, v in lines.items()})
         )
     return made
 
 
-def _points(before: float, curve: Curve) -> list[Point]:
-    return [(None, before), *curve.points]
+def _points(curve: Curve) -> list[Point]:
+    before = [] if math.isnan(curve.before) else [(None, curve.before)]
+    return [*before, *curve.points]
 
 
 def recovery_chart(name: str, attack: str, strength: str | None, lines: dict[str, list[Point]]) -> Chart:
-    """Return the chart of one attack. lines: series -> (strength, percent recovered), weak to strong; None: no attack."""
-    longest_first = sorted(lines.values(), key=len, reverse=True)  # it has the order of all strengths
-    order = list(dict.fromkeys(place for points in longest_first for place, _ in points))
+    """Return the chart of one attack. lines: series -> (strength, percent recovered); None: no attack."""
+    places = {place for points in lines.values() for place, _ in points}
+    order = [*({None} & places), *weakest_first(attack, places - {None})]
     labels = {place: "none" if place is None else f"{place:g}" if strength else "attacked" for place in order}
     series = [Series(one, [dict(points).get(place) for place in order]) for one, points in lines.items()]
     worst = max(value for points in lines.values() for _, value in points)

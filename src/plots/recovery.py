@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, twin_of
+from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, twin_of, weakest_first
 from tinymem.plots.base import common_legend, new_grid, save_figure, set_title
 from tinymem.plots.labels import file_name, label_of
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -39,9 +39,12 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     twin, panels = twin_of(bounds), len(model.curves) + bool(model.back)
     figure, grid = new_grid(-(-panels // COLUMNS), min(COLUMNS, max(2, panels)), 2.6, 2.3)
     for axis, curve in zip(grid.flat, model.curves):
-        for other in (*bounds, model):
-            if found := other.curve(curve):
-                _draw(axis, found, other)
+        lines = [(found, other) for other in (*bounds, model) if (found := other.curve(curve))]
+        strengths = weakest_first(curve.attack, (strength for found, _ in lines for strength, _ in found.points))
+        for found, other in lines:
+            _draw(axis, found, other, strengths)
+        axis.set_xticks(range(len(strengths) + 1), ["none", *(f"{strength:g}" for strength in strengths)], fontsize=7)
+        axis.tick_params(axis="y", labelsize=7)
         axis.set(ylim=(-4, 104), xlabel=(curve.strength or "").replace("_", " "))
         of = " (shown)" if curve.attack in ON_SHOWN and split != "shown" else ""
         bound = twin.curve(curve) if twin else None
@@ -69,12 +72,10 @@ def _style(model: Attacked) -> dict[str, Any]:
     return styles.get(model.record["kind"], dict(color="C3", lw=1.5, ls="-", marker="o", markersize=4, label="edited"))
 
 
-def _draw(axis, curve: Curve, model: Attacked) -> None:
-    """Draw a curve; its strengths are evenly spaced, behind a place for no attack."""
-    places, values = range(len(curve.points) + 1), [curve.before, *(value for _, value in curve.points)]
-    axis.plot(places, values, **_style(model))
-    axis.set_xticks(places, ["none", *(f"{strength:g}" for strength, _ in curve.points)], fontsize=7)
-    axis.tick_params(axis="y", labelsize=7)
+def _draw(axis, curve: Curve, model: Attacked, strengths: Sequence[float]) -> None:
+    """Draw a curve. strengths: those of all models, evenly spaced behind a place for no attack."""
+    places = [0, *(1 + strengths.index(strength) for strength, _ in curve.points)]
+    axis.plot(places, [curve.before, *(value for _, value in curve.points)], **_style(model))
 
 
 def _draw_way_back(axis, models: Sequence[Attacked]) -> None:

@@ -6,13 +6,16 @@ import pytest
 import torch
 from handmade import checkpoint, edited
 
-from tinymem.attacks.recovery import Curve, attacked_models, curve_rows, recovery_rows
+from tinymem.attacks.recovery import Attacked, Curve, attacked_models, curve_rows, recovery_rows
 from tinymem.attacks.registry import ATTACKS
+from tinymem.cli.unlearning import print_recovery
 from tinymem.localize.attacking import attack_original, attack_twin
 from tinymem.localize.subject import Run
 from tinymem.localize.unlearn import finish, never_planted, unedited
 from tinymem.metrics.memorization import memorized
 from tinymem.models.edit import Weights, Zeros, applied
+from tinymem.pages.report_charts import recovery_charts
+from tinymem.plots import draw_recovery
 from tinymem.records.identity import record_digest
 from tinymem.records.record import Cost
 
@@ -78,6 +81,57 @@ def test_an_attack_that_trains_on_all_that_was_shown_is_judged_by_it():
     assert [(row["attack"], row["area"], row["excess"]) for row in rows] == [
         ("quantize", 25.0, None), ("relearn_all", 80.0, None)
     ]  # fmt: skip
+
+
+def curves_of(**points):
+    """Attacked models by kind, each with one curve of `relearn`."""
+    made = []
+    for kind, some in points.items():
+        curve = Curve("relearn", {}, "steps", some, before=some[0][1] - 1)
+        identity = edited(checkpoint(), kind, **({"steps": 20} if kind == "npo" else {}))
+        made.append(Attacked(identity, 7.0, (curve,)))
+    return made
+
+
+def test_figures_of_models_with_other_strengths_share_their_places():
+    """The twin was attacked at more strengths, and at others, than the edited model."""
+    *bounds, model = curves_of(never_planted=((5, 10.0), (30, 30.0)), npo=((10, 20.0), (80, 80.0)))
+    axis = draw_recovery("shown", model, bounds).axes[0]
+    twin, edit = ([line.get_xdata().tolist(), line.get_ydata().tolist()] for line in axis.lines)
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["none", "5", "10", "30", "80"]
+    assert twin == [[0, 1, 3], [9, 10, 30]] and edit == [[0, 2, 4], [19, 20, 80]]
+
+
+def test_charts_start_at_what_the_attack_is_judged_by(monkeypatch):
+    """Which is not what the model is, where an attack is judged by the shown sequences and others are held out."""
+    drawn = []
+    monkeypatch.setattr(
+        "tinymem.pages.charts.lines", lambda name, series, places, *more, **options: drawn.append((places, series))
+    )
+    *bounds, model = curves_of(never_planted=((5, 10.0), (30, 30.0)), npo=((10, 20.0), (80, 80.0)))
+    recovery_charts("chart", model, bounds)
+    ((places, (twin, edit)),) = drawn
+    assert places == ["none", "5", "10", "30", "80"]
+    assert (twin.values, edit.values) == ([9, 10, None, 30, None], [19, None, 20, None, 80])
+
+
+def test_of_equal_attacks_the_first_is_the_worst():
+    attacks = ("quantize", "relearn", "weight_noise", "interpolate")
+    model, twin = (
+        Attacked(edited(checkpoint(), kind), 0.0, tuple(Curve(name, {}, "x", ((1, value),)) for name in attacks))
+        for kind, value in (("unedited", 30.0), ("never_planted", 10.0))
+    )
+    assert model.worst_excess(twin) == (20.0, "quantize") and model.worst.attack == "quantize"
+
+
+def test_a_missing_table_is_said(capsys):
+    records = [result(edited(checkpoint(), "unedited"), "", None)]
+    records.append(result(records[0], "attack", None, name="quantize", bits=4))
+    print_recovery(records[:1])
+    assert not capsys.readouterr().err
+    print_recovery(records)
+    said = capsys.readouterr()
+    assert not said.out and said.err.startswith("no table of what attacks bring back: it shows percent_memorized")
 
 
 def test_area_of_one_strength_and_of_none():

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tinymem.attacks import relearn, relearn_adaptive, relearn_all, relearn_clean, soft_prompt
+from tinymem.attacks import context_shift, relearn, relearn_adaptive, relearn_all, relearn_clean, soft_prompt
 from tinymem.attacks.registry import ATTACKS
 from tinymem.attacks.relearning import share_of
 from tinymem.data.dataset import Artifacts
 from tinymem.data.memories import apart_from
 from tinymem.errors import NotFinite, UserError
-from tinymem.localize.attacking import attack_original, attack_twin
+from tinymem.localize.attacking import attack_original, attack_twin, seen_by
 from tinymem.localize.unlearn import never_planted, unedited
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.reference import Predictions
@@ -198,6 +198,57 @@ def test_a_strength_that_fails_leaves_the_others(subject):
         for record in attack_original(subject, [(ATTACKS["weight_noise"], hp)]):
             records.append(record["attack"]["scale"])
     assert records == [0.1, 0.01]
+
+
+def test_an_adaptive_attacker_pays_for_no_pads(subject):
+    """Rows that end in an ignored token: of the drift only real tokens count, as in every other budget."""
+    pads = torch.zeros(len(subject.task.retain), 6, dtype=subject.task.retain.dtype)
+    retain = torch.cat([subject.task.retain, pads], 1)
+    task = replace(subject.task, retain=retain, ignored_token=0)
+    how = dict(lrs=(1e-3,), steps=(4,), share=0.5, **QUICK)
+    before = Predictions(subject.model, retain, 16, pad=0), Predictions(subject.model, retain, 16)
+    ((_, weights),) = relearn_adaptive.run(
+        subject.model, task, relearn_adaptive.HyperParameters(kl_budget=(1e6,), **how)
+    )
+    with applied(subject.model, weights):
+        real, diluted = (one.mean_kl(subject.model) for one in before)
+    assert abs(diluted / real - 1) > 0.1
+    budgets = (0.95 * real, 1.05 * real)
+    found = dict(relearn_adaptive.run(subject.model, task, relearn_adaptive.HyperParameters(kl_budget=budgets, **how)))
+    assert [bool(found[budget].values) for budget in budgets] == [False, True]
+
+
+def test_every_budget_costs_the_whole_grid(subject):
+    unedited(subject)
+    hp = relearn_adaptive.HyperParameters(kl_budget=(1.0, 1e-9), lrs=(1e-3,), steps=(2,), share=0.5, **QUICK)
+    records = list(attack_original(subject, [(ATTACKS["relearn_adaptive"], hp)]))
+    assert [record["attack"]["kl_budget"] for record in records] == [1e-9, 1.0]
+    first, second = (record["cost"]["seconds"] for record in records)
+    assert second >= first > 0
+
+
+def test_clean_attacks_use_no_row_that_teaches_the_memory(subject):
+    """As if --retain all had kept what is to be forgotten: the attacks are those without it."""
+    task = subject.task
+    rows = torch.cat([task.forget.planted[:4], task.retain])
+    tainted = replace(task, retain=rows, clean=torch.arange(len(rows)) >= 4)
+    hp = relearn_clean.HyperParameters(steps=(2,), **QUICK)
+    (_, one), (_, other) = (next(relearn_clean.run(subject.model, each, hp)) for each in (task, tainted))
+    assert all(one.values[name].equal(other.values[name]) for name in one.values)
+    probe, hp = Probe(subject.model, task.continuation), context_shift.HyperParameters(context_tokens=4)
+    found = [context_shift.elicit(subject.model, each, hp, 1) for each in (task, tainted)]
+    contexts = [each.values["percent_memorized"](probe, task.held_out).tolist() for each in found]
+    assert contexts[0] == contexts[1]
+
+
+def test_a_share_that_leaves_nothing_that_counts_is_refused(subject):
+    """Of the sequences to forget only some differ from their clean twins: if the attacker has those, none are measured."""
+    flags = relearn.seen(subject.task, hp := relearn.HyperParameters(share=0.5))
+    none = subject.task.held_out.select(torch.arange(0))
+    task = replace(subject.task, shown=subject.task.forget.select(flags), held_out=none)
+    with pytest.raises(UserError, match="^--attack relearn: sees all 4 "):
+        seen_by(ATTACKS["relearn"], task, hp)
+    assert len(seen_by(ATTACKS["relearn"], replace(task, shown=subject.task.forget), hp)) == 4
 
 
 @pytest.mark.parametrize("name", ["relearn_clean", "relearn_adaptive", "context_shift"])

@@ -1,5 +1,7 @@
 """Shown, validation and held-out sequences: disjoint, by seed, none empty without a word."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,6 +64,26 @@ def test_forgetting_test_triggers_and_retaining_planted_rows_are_choices(memoriz
     settings = TaskSettings(forget="test", retain="all").deciding()
     assert (settings["forget"], settings["retain"]) == ("test", "all")
     assert not {"forget", "retain"} & set(TaskSettings().deciding())
+
+
+@pytest.mark.parametrize("retain", ["others", "all"])
+def test_clean_sequences_to_retain_teach_nothing_of_the_memories(memorizing_backdoor, memorizing_noise, retain):
+    for trained in (memorizing_backdoor, memorizing_noise):
+        task = unlearning_task(trained.model, trained.dataset, TaskSettings(holdout_fraction=0.3, retain=retain))
+        usual, planted = (
+            unlearning_task(trained.model, trained.dataset, TaskSettings()),
+            trained.dataset.artifacts.planted,
+        )
+        clean = rows_of(task.clean_retain("--attack relearn_clean"))
+        if trained is memorizing_backdoor:  # also of the triggers that are not memorized
+            assert clean == rows_of(usual.retain) - rows_of(planted) and len(usual.forget) < len(planted)
+        else:
+            assert clean == rows_of(usual.retain)
+    nothing = replace(task, clean=torch.zeros(len(task.retain), dtype=torch.bool))
+    with pytest.raises(
+        UserError, match=r"^--attack relearn_clean: all \d+ sequences to retain teach [^\n]*--retain others"
+    ):
+        nothing.clean_retain("--attack relearn_clean")
 
 
 def test_triggers_where_there_are_none(memorizing_noise):
