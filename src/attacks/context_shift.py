@@ -1,6 +1,7 @@
 """Context shift: other text of the task stands before the prompt, so that all positions move.
 
-Contexts are openings of retained sequences that teach nothing of what is to be forgotten. A row that has no room for one in the model's context stays as it is.
+Contexts are openings of retained sequences that teach nothing of what is to be forgotten. A row that has no room for one
+in the model's context stays as it is.
 """
 
 from __future__ import annotations
