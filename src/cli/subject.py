@@ -24,6 +24,7 @@ from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
+from tinymem.models.difference import check_same
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.training.checkpoint import SETTINGS, named, place_beside, unlearned_folder
 from tinymem.training.settings import RunSettings
@@ -56,7 +57,8 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     For a model that TinyMem did not train, the flags define the data.
     """
     path = Path(arguments.model_path)
-    if hasattr(arguments, "data_name") and not (path / SETTINGS).exists():
+    foreign = hasattr(arguments, "data_name") and not (path / SETTINGS).exists()
+    if foreign:
         data = resolve_corpus(cli.collect(DataSettings, arguments))
         sections = {"data": data.applicable(), "model": {"name": str(path.resolve())}}
         twin = Path(arguments.twin_model) if arguments.twin_model else None
@@ -72,7 +74,8 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         task = unlearning_task(model, dataset, task_settings, on_rows)
     tokenizer = load_tokenizer(data, arguments.data_dir)
     task = replace(task, reader=TextReader(tokenizer))
-    open_twin = None if twin is None else partial(load_model, twin, model.device)
+    opened = partial(_foreign_twin, model) if foreign else partial(load_model, device=model.device)
+    open_twin = None if twin is None else partial(opened, twin)
     folder = Path(arguments.output_dir or unlearned_folder(path))
     check_writable(folder)
     return Subject(
@@ -96,6 +99,13 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
 def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> Path | None:
     """Return the never-planted twin of a checkpoint, the one that was asked for or one that is found by itself."""
     return find_twin(path, settings, epoch) if asked is None else check_twin(Path(asked), settings, epoch)
+
+
+def _foreign_twin(model, folder: Path):
+    """Return the twin of a model that TinyMem did not train. Raise UserError unless they differ in values alone."""
+    twin = load_model(folder, model.device)
+    check_same(model, twin, f"--twin_model {folder}", "a twin")
+    return twin
 
 
 def _score_folder(model_path: Path, output: Path) -> Path:

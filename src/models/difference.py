@@ -23,22 +23,22 @@ def edit_between(original, model, name: str) -> Edit:
     return Gated(weights, gate_of(model)) if is_gated(model) and not is_gated(original) else weights
 
 
-def check_same(original, model, name: str) -> None:
-    """Raise UserError unless two models differ in nothing but values. name: of the second.
+def check_same(original, model, name: str, relation: str = "an edit") -> None:
+    """Raise UserError unless two models differ in nothing but values. name: of the second. relation: to the first.
 
     They must have the same parameters in the same shapes, and agree in every setting that both of their configs have.
     """
     own, new = ({part: value.shape for part, value in each.named_parameters()} for each in (original, model))
     if wrong := sorted(part for part in own.keys() | new.keys() if own.get(part) != new.get(part)):
-        raise UserError(f"{name}: not an edit of this model; {wrong[0]} and {len(wrong) - 1} more differ in shape")
+        raise UserError(f"{name}: not {relation} of this model; {wrong[0]} and {len(wrong) - 1} more differ in shape")
     before, now = (_computing(each.config) for each in (original, model))
     if wrong := [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]:
         key = wrong[0]
-        raise UserError(f"{name}: not an edit of this model; config.json says {key} {now[key]}, not {before[key]}")
+        raise UserError(f"{name}: not {relation} of this model; config.json says {key} {now[key]}, not {before[key]}")
     gates = [getattr(each.config, CONFIG_KEY, None) for each in (original, model)]
     if is_gated(original) and gates[0] != gates[1]:  # a second gate would come on top of its own
         raise UserError(
-            f"{name}: not an edit of this model, which was trained with example-tied dropout {gates[0]}, not {gates[1]}"
+            f"{name}: not {relation} of this model, which was trained with example-tied dropout {gates[0]}, not {gates[1]}"
         )
 
 

@@ -117,8 +117,9 @@ def _points(curve: Curve) -> list[Point]:
 
 def recovery_chart(name: str, attack: str, strength: str | None, lines: dict[str, list[Point]]) -> Chart:
     """Return the chart of one attack. lines: series -> (strength, percent recovered); None: no attack."""
-    places = {place for points in lines.values() for place, _ in points}
-    order = [*({None} & places), *weakest_first(attack, places - {None})]
+    places = [place for points in lines.values() for place, _ in points]
+    strengths = weakest_first(attack, (place for place in places if place is not None))
+    order = [None, *strengths] if None in places else strengths
     labels = {place: "none" if place is None else f"{place:g}" if strength else "attacked" for place in order}
     series = [Series(one, [dict(points).get(place) for place in order]) for one, points in lines.items()]
     worst = max(value for points in lines.values() for _, value in points)

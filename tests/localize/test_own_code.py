@@ -214,9 +214,9 @@ def test_a_folder_of_somebody_else_as_an_edit_of_ours(place, capsys):
     refused(capsys, lambda: in_process(MEASURE, *words, "--lm_eval", root / "lm.json"), "lm.json")
 
 
-def test_models_that_are_no_edit_of_the_original(place, capsys):
-    root, checkpoint, common = place
-    other = shutil.copytree(checkpoint, root / "other")
+def narrowed(checkpoint, folder):
+    """A copy of a checkpoint whose MLPs are narrower, and empty."""
+    other = shutil.copytree(checkpoint, folder)
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "n_inner": 64}))
     tensors = load_file(other / "model.safetensors")
@@ -224,6 +224,12 @@ def test_models_that_are_no_edit_of_the_original(place, capsys):
         shape = [64 if size == 128 else size for size in tensors[name].shape]
         tensors[name] = torch.zeros(shape)
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    return other
+
+
+def test_models_that_are_no_edit_of_the_original(place, capsys):
+    root, checkpoint, common = place
+    other = narrowed(checkpoint, root / "other")
     refused(capsys, lambda: in_process(MEASURE, other, "--edit_of", checkpoint, *common), "not an edit of this model")
     refused(capsys, lambda: in_process(MEASURE, root / "nowhere", "--edit_of", checkpoint, *common), "nowhere")
 
@@ -235,6 +241,8 @@ def test_a_folder_alone_on_data_that_flags_describe(place, capsys):
     (foreign / "tinymem.json").unlink()
     names = ("data_name", "artifact", "num_7", "num_2", "num_3", "num_4", "num_5", "num_test", "length", "max_ctx")
     flags = [f"--{name}={settings[name]}" for name in (*names, "prompt_tokens", "continuation_tokens", "duplicate")]
+    twin = ["--twin_model", narrowed(checkpoint, root / "other"), "--attack", "interpolate"]
+    refused(capsys, lambda: in_process(MEASURE, foreign, *flags, *twin, *common), "other: not a twin of this model")
     in_process(MEASURE, foreign, *flags, *common)
     in_process(MEASURE, checkpoint, *common)
     own, same = load_records(root / "out")
