@@ -60,8 +60,9 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     foreign = hasattr(arguments, "data_name") and not (path / SETTINGS).exists()
     if foreign:
         data = resolve_corpus(cli.collect(DataSettings, arguments))
-        sections = {"data": data.applicable(), "model": {"name": str(path.resolve())}}
         twin = Path(arguments.twin_model) if arguments.twin_model else None
+        named_twin = {} if twin is None else {"twin_model": str(twin.resolve())}  # results against another are others
+        sections = {"data": data.applicable(), "model": {"name": str(path.resolve()), **named_twin}}
     else:
         settings, epoch = trained_settings(path, arguments)
         data, sections = settings.data, settings.checkpoint_sections(epoch)

@@ -84,6 +84,7 @@ def _unlearning(record: Record, path: Path) -> list[str]:
         check_text(settings, path)
         model, flag, script = record["model"]["name"], "--model_path", LOCALIZE
         data = ["--data_name", settings.data_name, *as_flags(settings, leave_out=("data_name",))]
+        data += ["--twin_model", twin] if (twin := record["model"].get("twin_model")) else []
     else:
         model, flag, script = record["model"]["name"], "--model_name", PRODUCTION
         data = _production(record, path)

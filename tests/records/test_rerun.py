@@ -113,22 +113,31 @@ def test_what_cannot_be_run_again_is_one_line(here, tmp_path, capsys):
     assert "the record itself is there" in refused(here["train"], "--output_dir", here["train"].parent.parent)
 
 
+def measured_elsewhere(study, folder, *twin):
+    """Measures the study's model as if somebody else had trained it; returns the records, by kind, that are new."""
+    model, records = folder / "foreign", folder / "out" / "records"
+    if not model.exists():
+        shutil.copytree(study[0] / "runs/plain/epoch_6", model, ignore=shutil.ignore_patterns("tinymem.json"))
+    before = set(records.glob("*.json"))
+    words = ["--output_dir", folder / "out", "--data_dir", study[0] / "data", "--device", "cpu"]
+    data = ["--data_name", "increment", *as_flags(small_settings().data)]
+    in_process("src/localize/measure.py", model, *data, *words, *twin, "--metrics", "perplexity")
+    return {read_record(path)["kind"]: path for path in set(records.glob("*.json")) - before}
+
+
 def test_a_model_from_elsewhere_on_data_of_ours(here, study, tmp_path, capsys):
-    folder = tmp_path / "foreign"
-    shutil.copytree(study[0] / "runs" / "plain" / "epoch_6", folder, ignore=shutil.ignore_patterns("tinymem.json"))
-    words = [
-        "--output_dir",
-        tmp_path / "out",
-        "--data_dir",
-        study[0] / "data",
-        "--device",
-        "cpu",
-        "--metrics",
-        "perplexity",
-    ]
-    in_process("src/localize/measure.py", folder, "--data_name", "increment", *as_flags(small_settings().data), *words)
-    (path,) = (tmp_path / "out" / "records").glob("*.json")
+    (path,) = measured_elsewhere(study, tmp_path).values()
     assert command("rerun", path, "--output_dir", tmp_path / "again", "--data_dir", study[0] / "data") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the same to the digit: ")
+
+
+def test_each_twin_of_a_model_from_elsewhere_has_results_of_its_own(here, study, tmp_path, capsys):
+    runs, found = study[0] / "runs" / "plain", []
+    for twin in (runs / "epoch_6", runs / "finetuned" / "epoch_6_clean" / "epoch_1"):
+        found.append(measured_elsewhere(study, tmp_path, "--twin_model", twin)["never_planted"])
+    first, second = (read_record(path)["results"]["perplexity"] for path in found)
+    assert first != second
+    assert command("rerun", found[1], "--output_dir", tmp_path / "again", "--data_dir", study[0] / "data") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("the same to the digit: ")
 
 
