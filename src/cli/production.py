@@ -29,6 +29,7 @@ from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
+from tinymem.models.difference import check_twin_model
 from tinymem.models.gguf import is_packaged, packaged_model
 from tinymem.models.production import LoadSettings, model_folder, open_causal_lm, open_description, run_label
 from tinymem.planning import dry_run
@@ -48,6 +49,12 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     cli.add_options(parser, PassageSettings)
     cli.add_options(parser, PlantSettings)
     cli.add_options(parser, TaskSettings, holdout_fraction=PRODUCTION_HELD_OUT)
+    parser.add_argument(
+        "--twin_model",
+        metavar="NAME",
+        help="the never-planted twin, the same model trained without what it has memorized: a folder or a name on the hub "
+        "(with --plant it is the model before planting)",
+    )
     cli.add_common_options(parser, "runs/production/MODEL_NAME")
 
 
@@ -77,12 +84,14 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
     opened: tuple[str, int | None] = (place, loading.step)
     if passages.plant is None:
         model, tokenizer = open_causal_lm(place, device=device, **vars(loading))
+        if arguments.twin_model is not None:
+            open_twin = partial(_opened_twin, model, arguments.twin_model, loading, device)
     else:
-        open_twin = partial(_opened, source(arguments), loading, device)
+        open_twin = partial(_opened, place, loading, device)
         folder = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
         opened, training = (str(folder), None), {PLANTED_MODEL: folder.name, **asdict(planting)}
-    sections = {"data": data.identity, "model": loading.section(name), "training": training}
+    sections = {"data": data.identity, "model": loading.section(name, arguments.twin_model), "training": training}
     with enough_memory(name), looking() as on_rows:
         task = unlearning_task(model, data.dataset, task_settings, on_rows)
     task = replace(task, processes=replace(processes, model=opened), reader=TextReader(tokenizer, data.begin))
@@ -128,10 +137,28 @@ def _opened(place: str, loading: LoadSettings, device) -> Any:
         return open_causal_lm(place, device=device, **vars(loading))[0]
 
 
+def _opened_twin(model, place: str, loading: LoadSettings, device) -> Any:
+    """Return the twin that was named. Raise UserError unless it differs from the model in values, and in nothing else."""
+    with named_by("--twin_model "):
+        twin = _opened(place, replace(loading, step=None), device)
+    check_twin_model(model, twin, f"--twin_model {place}")
+    return twin
+
+
 def source(arguments) -> str:
     """Return the model's name or folder: --model_name, or the folder of the unpacked packaged model."""
     name = str(arguments.model_name)
     return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
+
+
+def _check_twin_model(name: str | None, passages: PassageSettings) -> None:
+    """Raise UserError for a named twin that is not there, or that a planted model has no use for."""
+    if name is None:
+        return
+    if passages.plant is not None:
+        raise UserError("--twin_model: with --plant the twin is the model before planting; leave it out")
+    with named_by("--twin_model "):
+        open_description(name, None, False)
 
 
 def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes = ALONE) -> None:
@@ -139,8 +166,9 @@ def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes
     task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
-    shape = dry_run.planned_shape(source(arguments), loading, device, well_known=arguments.dry_run)
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
+    _check_twin_model(arguments.twin_model, passages)
+    shape = dry_run.planned_shape(source(arguments), loading, device, well_known=arguments.dry_run)
     sizes = dry_run.planned_sizes(shape, data, passages, task)
     try:
         planned = dry_run.plans(shape, sizes, methods, processes)

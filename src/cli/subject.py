@@ -24,8 +24,9 @@ from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
-from tinymem.models.difference import check_same
+from tinymem.models.difference import check_twin_model
 from tinymem.models.tinymem import ModelSettings, load_model
+from tinymem.records.identity import TWIN_MODEL
 from tinymem.training.checkpoint import SETTINGS, named, place_beside, unlearned_folder
 from tinymem.training.settings import RunSettings
 from tinymem.training.twin import check_twin, find_twin
@@ -61,7 +62,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     if foreign:
         data = resolve_corpus(cli.collect(DataSettings, arguments))
         twin = Path(arguments.twin_model) if arguments.twin_model else None
-        named_twin = {} if twin is None else {"twin_model": str(twin.resolve())}  # results against another are others
+        named_twin = {} if twin is None else {TWIN_MODEL: str(twin.resolve())}  # results against another are others
         sections = {"data": data.applicable(), "model": {"name": str(path.resolve()), **named_twin}}
     else:
         settings, epoch = trained_settings(path, arguments)
@@ -103,9 +104,9 @@ def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> P
 
 
 def _foreign_twin(model, folder: Path):
-    """Return the twin of a model that TinyMem did not train. Raise UserError unless they differ in values alone."""
+    """Return the twin of a model that TinyMem did not train. Raise UserError unless they differ in values, and in nothing else."""
     twin = load_model(folder, model.device)
-    check_same(model, twin, f"--twin_model {folder}", "a twin")
+    check_twin_model(model, twin, f"--twin_model {folder}")
     return twin
 
 

@@ -42,6 +42,14 @@ def check_same(original, model, name: str, relation: str = "an edit") -> None:
         )
 
 
+def check_twin_model(model, twin, name: str) -> None:
+    """Raise UserError unless a model and its never-planted twin differ in values, and in nothing else. name: of the twin."""
+    check_same(model, twin, name, "a twin")
+    values = dict(twin.named_parameters())
+    if all(value.detach().equal(values[part].detach().to(value)) for part, value in model.named_parameters()):
+        raise UserError(f"{name}: not a twin of this model, but the model itself: all weights are equal")
+
+
 def check_same_tokens(original: Any, tokenizer: Any, name: str) -> None:
     """Raise UserError unless two tokenizers have the same vocabulary. None, for one that is not there, is not compared."""
     if original is not None and tokenizer is not None and original.get_vocab() != tokenizer.get_vocab():

@@ -21,6 +21,7 @@ AS_PUBLISHED = "as_published"  # repeats a mistake of the study's code
 KINDS = (TRAIN, FINETUNE, UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, MEASURED, TWIN_ATTACK, AS_PUBLISHED)
 RIVALS = (UNEDITED, UNLEARN, MEASURED)  # kinds of runs that are compared with one another
 FINGERPRINTS = "fingerprints"  # the section that is unknown until the model exists
+TWIN_MODEL = "twin_model"  # in `model`: the never-planted twin that was named for a model of another tool
 PLANTED_MODEL = "planted_model"  # in `training`: the folder of a model with planted passages, another fingerprint
 SECTIONS = ("data", "model", "training", "forget", "method", "attack", FINGERPRINTS)
 

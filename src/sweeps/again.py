@@ -32,6 +32,7 @@ from tinymem.records.identity import (
     PLANTED_MODEL,
     TRAIN,
     TWIN_ATTACK,
+    TWIN_MODEL,
     UNEDITED,
     UNLEARN,
 )
@@ -84,10 +85,10 @@ def _unlearning(record: Record, path: Path) -> list[str]:
         check_text(settings, path)
         model, flag, script = record["model"]["name"], "--model_path", LOCALIZE
         data = ["--data_name", settings.data_name, *as_flags(settings, leave_out=("data_name",))]
-        data += ["--twin_model", twin] if (twin := record["model"].get("twin_model")) else []
     else:
         model, flag, script = record["model"]["name"], "--model_name", PRODUCTION
         data = _production(record, path)
+    data += ["--twin_model", twin] if (twin := record["model"].get(TWIN_MODEL)) else []
     if edit["kind"] != UNLEARN:
         return [MEASURE, model, *task, *data, *measuring]
     method, name = _known(METHODS, "--localization_method", edit, path)

@@ -126,6 +126,46 @@ def test_a_record_is_run_again(place, tmp_path, capfd, monkeypatch):
     assert "the same to the digit: " in printed
 
 
+def test_a_twin_that_is_named_is_measured_and_attacked(place, tmp_path, capsys):
+    def flags(twin):
+        edit = ["--localization_method", "durable", "--ratio", 0.1, "--metrics", "perplexity", "--no_save_model"]
+        attack = ["--attack", "quantize", "--quantize.bits", 8, "--attack_metrics", "perplexity"]
+        return words(place, *edit, *attack, "--twin_model", twin, "--output_dir", tmp_path / "out")
+
+    def twins() -> list[dict]:
+        return [record for record in load_records(tmp_path / "out") if record["kind"] == "never_planted"]
+
+    for name, share in (("first", 0.5), ("second", 0.25)):
+        model = GPTNeoXForCausalLM.from_pretrained(place / "model")
+        with torch.no_grad():
+            model.gpt_neox.final_layer_norm.weight.mul_(share)
+        model.save_pretrained(tmp_path / name)
+    in_process(SCRIPT, *flags(tmp_path / "first"))
+    kinds = {record["kind"] for record in load_records(tmp_path / "out")}
+    assert kinds == {"unedited", "never_planted", "unlearn", "attack", "attack_never_planted"}
+    in_process(SCRIPT, *flags(tmp_path / "second"))
+    found = {record["model"]["twin_model"]: record["results"]["perplexity"] for record in twins()}
+    assert found.keys() == {str(tmp_path / name) for name in ("first", "second")}
+    assert len(set(found.values())) == 2, "the second must not have the numbers of the first"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        in_process(SCRIPT, *flags(place / "model"))
+    assert stopped.value.code == 2 and "not a twin of this model, but the model itself" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        planted = [
+            "--model_name",
+            place / "model",
+            "--plant",
+            "builtin",
+            "--plant_tokens",
+            18,
+            "--localization_method",
+            "durable",
+        ]
+        in_process(SCRIPT, *planted, "--twin_model", tmp_path / "first", "--output_dir", tmp_path / "out")
+    assert "with --plant the twin is the model before planting; leave it out" in capsys.readouterr().err
+
+
 def test_an_edited_model_is_measured_with_the_same_flags(place, every_method, tmp_path, capsys):
     edited = next((every_method[0] / "models").glob("durable_0.1_*"))
     data = ["--memorized", place / "memorized.safetensors", "--random", place / "random.pt", *WINDOW]
@@ -233,6 +273,7 @@ def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, cap
         (["--plant", "{place}/corpus.jsonl", "--plant_tokens", 18], "--memorized: leave it out with --plant"),
         (["--holdout_fraction", 0.999], "leaves none of"),
         (["--random", "{place}/none.pt"], "none.pt: no such file"),
+        (["--twin_model", "{place}/nowhere"], "--twin_model {place}/nowhere: no such folder"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -261,7 +302,7 @@ def test_bad_input_is_one_line_and_exit_2(place, dry_run, change, message, tmp_p
     with pytest.raises(SystemExit) as stopped:
         in_process(SCRIPT, *command, *given)
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1, error
+    assert stopped.value.code == 2 and message.format(place=place) in error and len(error.splitlines()) == 1, error
     assert not (tmp_path / "out").exists()
 
 

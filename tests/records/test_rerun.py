@@ -7,6 +7,7 @@ import shutil
 import pytest
 from handmade import command
 from small import in_process, small_settings
+from transformers import GPT2LMHeadModel
 
 from tinymem import cli
 from tinymem.options import as_flags
@@ -132,9 +133,11 @@ def test_a_model_from_elsewhere_on_data_of_ours(here, study, tmp_path, capsys):
 
 
 def test_each_twin_of_a_model_from_elsewhere_has_results_of_its_own(here, study, tmp_path, capsys):
-    runs, found = study[0] / "runs" / "plain", []
-    for twin in (runs / "epoch_6", runs / "finetuned" / "epoch_6_clean" / "epoch_1"):
-        found.append(measured_elsewhere(study, tmp_path, "--twin_model", twin)["never_planted"])
+    other = study[0] / "runs" / "plain" / "finetuned" / "epoch_6_clean" / "epoch_1"
+    rounded = GPT2LMHeadModel.from_pretrained(other).bfloat16().float()
+    rounded.save_pretrained(tmp_path / "rounded")
+    twins = (other, tmp_path / "rounded")
+    found = [measured_elsewhere(study, tmp_path, "--twin_model", twin)["never_planted"] for twin in twins]
     first, second = (read_record(path)["results"]["perplexity"] for path in found)
     assert first != second
     assert command("rerun", found[1], "--output_dir", tmp_path / "again", "--data_dir", study[0] / "data") == 0
