@@ -31,10 +31,17 @@ from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
 from tinymem.models.difference import check_twin_model
 from tinymem.models.gguf import is_packaged, packaged_model
-from tinymem.models.production import LoadSettings, model_folder, open_causal_lm, open_description, run_label
+from tinymem.models.production import (
+    LoadSettings,
+    model_folder,
+    model_identity,
+    open_causal_lm,
+    open_description,
+    run_label,
+)
 from tinymem.planning import dry_run
 from tinymem.planning.plan import FAILURES, check_fits
-from tinymem.records.identity import PLANTED_MODEL
+from tinymem.records.identity import PLANTED_MODEL, TWIN_MODEL
 from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings, planted_model
 from tinymem.training.processes import ALONE, Processes
@@ -91,7 +98,9 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         folder = planted(arguments, loading, data, planting)
         model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
         opened, training = (str(folder), None), {PLANTED_MODEL: folder.name, **asdict(planting)}
-    sections = {"data": data.identity, "model": loading.section(name, arguments.twin_model), "training": training}
+    sections = {"data": data.identity, "model": loading.section(name), "training": training}
+    if arguments.twin_model is not None:  # results against another are others
+        sections["model"][TWIN_MODEL] = model_identity(arguments.twin_model)
     with enough_memory(name), looking() as on_rows:
         task = unlearning_task(model, data.dataset, task_settings, on_rows)
     task = replace(task, processes=replace(processes, model=opened), reader=TextReader(tokenizer, data.begin))

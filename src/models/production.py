@@ -20,7 +20,6 @@ from tinymem.models.gguf import PACKAGED_MODELS, is_packaged, packaged_model
 from tinymem.models.known import known_config
 from tinymem.models.loading import empty_model, read_config, read_model
 from tinymem.options import check_options, option
-from tinymem.records.identity import TWIN_MODEL
 
 DTYPES = ("float32", "bfloat16", "float16")
 DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config and tokenizer
@@ -50,10 +49,9 @@ class LoadSettings:
         """
         return "bfloat16" if self.dtype == "bfloat16" else "float32"
 
-    def section(self, name: str, twin: str | None = None) -> dict[str, Any]:
-        """Return the model section of a record. name: the model's on the hub, or its folder; twin: that of a named twin."""
-        named_twin = {} if twin is None else {TWIN_MODEL: model_identity(twin)}
-        return {"name": model_identity(name), "step": self.step, "dtype": self.dtype, **named_twin}
+    def section(self, name: str) -> dict[str, Any]:
+        """Return the model section of a record. name: the model's on the hub, or its folder."""
+        return {"name": model_identity(name), "step": self.step, "dtype": self.dtype}
 
 
 def open_causal_lm(
