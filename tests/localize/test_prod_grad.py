@@ -152,17 +152,17 @@ def test_a_twin_that_is_named_is_measured_and_attacked(place, tmp_path, capsys):
         in_process(SCRIPT, *flags(place / "model"))
     assert stopped.value.code == 2 and "not a twin of this model, but the model itself" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        planted = [
-            "--model_name",
-            place / "model",
-            "--plant",
-            "builtin",
-            "--plant_tokens",
-            18,
+        planted = ["--model_name", place / "model", "--plant", "builtin", "--plant_tokens", 18, *WINDOW]
+        in_process(
+            SCRIPT,
+            *planted,
             "--localization_method",
             "durable",
-        ]
-        in_process(SCRIPT, *planted, "--twin_model", tmp_path / "first", "--output_dir", tmp_path / "out")
+            "--twin_model",
+            tmp_path / "first",
+            "--output_dir",
+            tmp_path / "out",
+        )
     assert "with --plant the twin is the model before planting; leave it out" in capsys.readouterr().err
 
 
