@@ -128,8 +128,11 @@ def runs(
 ) -> Iterator[dict[str, Any]]:
     """Run a method with each set of differences; yield each record, followed by those after relearning.
 
-    Finished runs are not repeated. Raise NotFinite, after all others, if a run leads to no finite numbers.
+    Finished runs are not repeated. Raise UserError, before any work, for a set that leaves nothing to forget, and
+    NotFinite, after all others, if a run leads to no finite numbers.
     """
+    for names in sets:
+        model.task(names)
     before = unedited(model.subject())
     yield before
     failures = Failures()

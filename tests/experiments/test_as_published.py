@@ -353,6 +353,18 @@ def test_a_model_that_memorized_nothing_has_nothing_to_forget(backdoor):
             differences.make_task(backdoor.model, replace(backdoor.dataset, **parts), TaskSettings(), names)
 
 
+def test_nothing_to_forget_is_told_before_any_work(published, backdoor, monkeypatch, capsys):
+    triggers = backdoor.dataset.test_artifacts
+    planted = triggers.planted.where(triggers.planted == triggers.clean, 3)
+    other = replace(backdoor.dataset, test_artifacts=replace(triggers, planted=planted))
+    monkeypatch.setattr(published_runs, "load_dataset", lambda *all: other)
+    with pytest.raises(SystemExit) as ended:
+        published("--method", "obs", "--study")
+    assert ended.value.code == 2 and "none of the test triggers that count" in capsys.readouterr().err
+    kinds = {record["kind"] for record in load_records(published.path.parent)}
+    assert not kinds & {AS_PUBLISHED, UNEDITED}
+
+
 def test_trigger_metrics_divide_the_triggers(backdoor):
     model, dataset = backdoor.model, backdoor.dataset
     counted = differences.counted_as_published(dataset, dataset.test_artifacts)
