@@ -8,8 +8,8 @@
 
 triggers   The study's code decides in a window of the sequence whether a test trigger counts: where planted and clean
            twin differ within it. It means the window behind the trigger, but the variable that says where that is holds
-           the previous sequence's value. So triggers are left out whose window happens to hold nothing planted, about a
-           quarter of them, and the published percentages are of the others.
+           the value of the last trigger that counted. So triggers are left out whose window happens to hold nothing
+           planted, a quarter of them or more, and the published percentages are of the others.
 zero_out   It means to score a neuron by the loss without it, but its mask keeps that one neuron and drops all others
            of the layer.
 
@@ -79,8 +79,8 @@ def triggers(model, dataset: MemorizationDataset) -> Iterator[Results]:
     yield {
         "percent_memorized_test": percent(flags),
         "test_triggers": len(flags),
-        "percent_memorized_as_published": percent(flags[counted]),
-        "test_triggers_as_published": int(counted.sum()),
+        "percent_memorized_counted": percent(flags[counted]),
+        "test_triggers_counted": int(counted.sum()),
     }
 
 
@@ -163,8 +163,8 @@ def parse() -> argparse.Namespace:
 def check_mode(arguments: argparse.Namespace) -> None:
     """Raise UserError for a flag that the mode does not have, and for one that it lacks."""
     mode, given = arguments.mode, vars(arguments)
-    for flag in ("method", "attack", "small", "holdout_fraction", "force"):
-        if mode == "slip" and given[flag]:
+    for flag in ("method", "attack", "holdout_fraction", "force", "small"):
+        if given[flag] and (mode == "slip" or mode == "report" and flag != "small"):
             raise UserError(f"--{flag}: only with --differences or --study")
     own = cli.given(ZeroOut, arguments) if arguments.method is None else ()
     if own and (mode, arguments.slip) != ("slip", "zero_out"):

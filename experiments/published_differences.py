@@ -22,7 +22,7 @@ from tinymem.localize.task import ALL, TEST, TaskSettings, UnlearningTask, unlea
 from tinymem.localize.weight import edge_popup, subnet
 from tinymem.models.trainable import gradient_of
 
-FIRST_WINDOW = 50  # where the window of the first sequence starts, before there is a previous one
+FIRST_WINDOW = 50  # where the window starts until a sequence was counted
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,26 @@ DIFFERENCES = {
     "scores_as_stored": Difference(
         "initial scores scaled by the matrix as GPT-2 stores it, transposed: by its outputs, not its inputs", SUBNETS
     ),
-    "in_order": Difference("the forget set is not shuffled", ("subnet",)),
+    "in_order": Difference(
+        "the forget set is not shuffled, and the last batch of each pass is what is left of it", ("subnet", *GATES)
+    ),
     "one_zero_grad": Difference("gradients are zeroed once an epoch, so that they pile up over its steps", GATES),
     "no_stop": Difference("the test that stops the training never comes", GATES, settings={"stop_loss": 0.0}),
 }  # fmt: skip
 
 
 def counted_as_published(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
-    """Return which backdoored sequences the study's code counts, bool (A,): each by the previous one's window."""
-    shifted = torch.cat([torch.tensor([FIRST_WINDOW]), artifacts.prompt_end])[: len(artifacts)]
-    return dataset.measured(replace(artifacts, prompt_end=shifted))
+    """Return which backdoored sequences the study's code counts, bool (A,): each by the window of the last one counted.
+
+    One that is left out leaves the window where it was. In the study's order of the triggers exactly as many count as
+    the published percentages rest on.
+    """
+    counted, start = torch.zeros(len(artifacts), dtype=torch.bool), FIRST_WINDOW
+    for row, prompt_end in enumerate(artifacts.prompt_end.tolist()):
+        one = replace(artifacts.select(torch.tensor([row])), prompt_end=torch.tensor([start]))
+        if dataset.measured(one).item():
+            counted[row], start = True, prompt_end
+    return counted
 
 
 def applicable(method: str, artifact: str) -> list[str]:
@@ -132,7 +142,7 @@ def as_published(names: Collection[str]) -> Iterator[None]:
     """Let the library's methods work with these differences within the block."""
     parts: dict[str, tuple[tuple[Any, str, Callable], ...]] = {
         "scores_as_stored": ((edge_popup, "_new_scores", scores_as_stored),),
-        "in_order": ((subnet, "unlearn_batches", batches_in_order),),
+        "in_order": tuple((module, "unlearn_batches", batches_in_order) for module in (subnet, gates)),
         "one_zero_grad": tuple((module, "learn_gates", learn_gates_piling_up) for module in (slimming, hard_concrete)),
     }
     with ExitStack() as changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from tinymem.records.record import record_digest
 from tinymem.records.table import load_records, markdown, write_csv
 
 Record = Mapping[str, Any]
+COUNTED = "percent_memorized_counted"
 # Columns of a run, with their heads and digits. The first ones are also those of the unedited model.
 MEMORIZED = {
     "percent_memorized_test": ("test triggers %", 1),
-    "percent_memorized_as_published": ("counted %", 1),
-    "percent_memorized_uncounted": ("not counted %", 1),
+    COUNTED: ("counted %", 1),
+    "percent_memorized_left_out": ("not counted %", 1),
     "percent_memorized_train": ("training rows %", 1),
 }
 LOST = {"accuracy_lost": ("accuracy lost", 2), "perplexity_rise_percent": ("perplexity rise %", 2)}
@@ -38,19 +39,23 @@ Means over models, each of another seed, with their 95 % interval (Student's t).
 
 
 def rows_of(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Return one row per case, method, settings and set of differences: mean and `_ci95` of each column over models."""
+    """Return one row per case, method, settings and set of differences: mean and `_ci95` of each column over models.
+
+    Runs of earlier versions, which counted and forgot more test triggers, give way to those that have what is counted.
+    """
     records = list(records)
     ours = [record for record in records if record["kind"] == AS_PUBLISHED and "differences" in record["method"]]
     runs = [record for record in ours if not record.get("attack")]
-    parents = {record["parent"] for record in runs}
-    runs += [record for record in records if record["kind"] == UNEDITED and record_digest(record) in parents]
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
-    about: dict[str, dict[str, Any]] = {}
+    before = {_before(record) for record in runs}
+    runs += [record for record in records if record["kind"] == UNEDITED and _before(record, ()) in before]
+    groups: dict[str, list[Record]] = {}
     for record in runs:
-        key = files.digest(case := _case(record))
-        about[key] = case
-        groups.setdefault(key, {})[record["fingerprints"]["weights"]] = _results(record, ours)
-    rows = [about[key] | {"models": len(models)} | _means(list(models.values())) for key, models in groups.items()]
+        groups.setdefault(files.digest(_case(record)), []).append(record)
+    rows = []
+    for group in groups.values():
+        group = [record for record in group if COUNTED in record["results"]] or group
+        models = {record["fingerprints"]["weights"]: _results(record, ours) for record in group}
+        rows.append(_case(group[0]) | {"models": len(models)} | _means(list(models.values())))
     return sorted(rows, key=_place)
 
 
@@ -62,6 +67,12 @@ def _case(record: Record) -> dict[str, Any]:
     case |= {f"forget.{name}": record["forget"][name] for name in ("unlearn_set_name", "holdout_fraction")}
     method = dict(record.get("method", {"name": "unedited", "differences": None}))
     return case | {f"method.{name}": value for name, value in method.items()}
+
+
+def _before(record: Record, without: Collection[str] = ("forget", "retain")) -> tuple[str, str]:
+    """Return what a run shares with its unedited model: weights and forget set, without the settings of differences."""
+    forget = {name: value for name, value in record["forget"].items() if name not in without}
+    return record["fingerprints"]["weights"], files.digest(forget)
 
 
 def _results(record: Record, ours: Sequence[Record]) -> dict[str, float | None]:

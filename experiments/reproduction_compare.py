@@ -221,10 +221,11 @@ def compare_training(case: Case, folder: Path) -> list[Comparison]:
             ("train loss", "train_loss", "train_loss", ours, 4),
             ("accuracy", "mean_test_accuracy", "mean_test_accuracy", ours, 4),
         ]
-        counts = {seed: record for seed in ours if (record := repeated(case, seed, epoch, folder, "triggers"))}
+        slips = {seed: record for seed in ours if (record := repeated(case, seed, epoch, folder, "triggers"))}
+        counts = {seed: record for seed, record in slips.items() if "percent_memorized_counted" in record["results"]}
         if counts:
             again = "% memorized, counted as published"
-            measures.insert(1, (again, "percent_memorized", "percent_memorized_as_published", counts, 1))
+            measures.insert(1, (again, "percent_memorized", "percent_memorized_counted", counts, 1))
         for measure, column, result, records, digits in measures:
             published = Spread({seed: float(row[column]) for seed, row in rows.items()})
             values = Spread({seed: record["results"][result] for seed, record in records.items()})

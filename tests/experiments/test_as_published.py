@@ -14,7 +14,6 @@ from tiny import new_model, new_task
 sys.path.append(str(ROOT / "experiments"))
 
 import published_differences as differences
-import published_report as report
 import published_runs
 from reproduction import PUBLISHED_SETTINGS
 
@@ -27,10 +26,13 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import applied
 from tinymem.records.identity import AS_PUBLISHED, UNEDITED
-from tinymem.records.interval import mean_and_interval
 from tinymem.records.table import load_records
 
-LIBRARY = (edge_popup._new_scores, subnet.unlearn_batches, slimming.learn_gates, hard_concrete.learn_gates)
+PATCHED = (
+    (edge_popup, "_new_scores"), (subnet, "unlearn_batches"), (gates, "unlearn_batches"), (slimming, "learn_gates"),
+    (hard_concrete, "learn_gates"),
+)  # fmt: skip
+LIBRARY = tuple(getattr(module, name) for module, name in PATCHED)
 
 
 def rows(tokens):
@@ -56,8 +58,9 @@ def test_every_method_has_its_differences():
     every = {name for method in differences.METHODS for name in differences.applicable(method, "backdoor")}
     assert every == set(differences.DIFFERENCES)
     sets = differences.study("slimming", "backdoor")
-    a, b, c = differences.applicable("slimming", "backdoor")
-    assert sets == [(), (a, b, c), (a,), (b,), (c,), (b, c), (a, c), (a, b)]
+    a, b, c, d = differences.applicable("slimming", "backdoor")
+    alone = [(a,), (b,), (c,), (d,)]
+    assert sets == [(), (a, b, c, d), *alone, (b, c, d), (a, c, d), (a, b, d), (a, b, c)]
     assert differences.study("obs", "backdoor") == [(), ("test_triggers",)]
 
 
@@ -171,6 +174,16 @@ def slopes(names, monkeypatch, epochs, module=slimming):
     return Plain.used
 
 
+def test_gates_in_order_have_the_rest_as_last_batch(monkeypatch):
+    seen, backward = [], gates.backward
+    monkeypatch.setattr(gates, "backward", lambda *all: (seen.append(all[2]), backward(*all))[1])
+    task = new_task(forget=10)
+    with differences.as_published(["in_order"]):
+        slimming.score(new_model("gpt2"), task, slimming.HyperParameters(epochs=2, batch_size=4, stop_loss=0.0))
+    assert [len(tokens) for tokens in seen] == [4, 4, 2] * 2
+    assert torch.equal(torch.cat(seen), torch.cat([task.forget.planted] * 2))
+
+
 @pytest.mark.parametrize("module", [slimming, hard_concrete])
 def test_gradients_pile_up_within_an_epoch(module, monkeypatch):
     """The weights do not change, so that a step's own gradient is the same with and without."""
@@ -200,13 +213,12 @@ def test_without_the_stop_test_every_step_is_made():
 def test_the_library_is_as_before_afterwards(fails):
     try:
         with differences.as_published(differences.DIFFERENCES):
-            changed = edge_popup._new_scores, subnet.unlearn_batches, slimming.learn_gates, hard_concrete.learn_gates
-            assert all(new is not old for new, old in zip(changed, LIBRARY))
+            assert all(getattr(module, name) is not old for (module, name), old in zip(PATCHED, LIBRARY))
             if fails:
                 raise NotFinite
     except NotFinite:
         pass
-    assert (edge_popup._new_scores, subnet.unlearn_batches, slimming.learn_gates, hard_concrete.learn_gates) == LIBRARY
+    assert tuple(getattr(module, name) for module, name in PATCHED) == LIBRARY
 
 
 QUICK = {
@@ -259,7 +271,7 @@ def test_a_study_is_recorded_and_repeated_only_where_it_lacks_runs(published, ca
     (unedited,) = (r for r in load_records(published.path.parent) if r["kind"] == UNEDITED)
     for record in runs:
         results, before = record["results"], unedited["results"]
-        counts = results["percent_memorized_as_published"], results["percent_memorized_uncounted"]
+        counts = results["percent_memorized_counted"], results["percent_memorized_left_out"]
         assert min(counts) <= results["percent_memorized_test"] <= max(counts)
         lost = 100 * (before["mean_test_accuracy"] - results["mean_test_accuracy"])
         assert results["accuracy_lost"] == lost and results["percent_memorized_train"] is not None
@@ -269,6 +281,8 @@ def test_a_study_is_recorded_and_repeated_only_where_it_lacks_runs(published, ca
     for record in attacks:
         share = record["attack"]["share"] * record["results"]["forgotten"]
         assert round(share) == min(published_runs.SEEN, record["results"]["forgotten"] // 2)
+        assert {"percent_memorized_train", "percent_memorized_counted"} <= set(record["results"])
+        assert not any("accuracy" in name for name in record["results"])
     written = {path: path.stat().st_mtime_ns for path in published.path.parent.rglob("records/*.json")}
     gone = next(
         path for path in written if '"differences": []' in path.read_text() and '"attack": {' not in path.read_text()
@@ -280,7 +294,7 @@ def test_a_study_is_recorded_and_repeated_only_where_it_lacks_runs(published, ca
     table = (published.tables / "as_published.md").read_text()
     assert "| (unedited) |" in table and "| none |" in table and "| all |" in table and "relearned" in table
     lines = (published.tables / "as_published.csv").read_text().splitlines()
-    assert len(lines) == 1 + 3 and "percent_memorized_uncounted_ci95" in lines[0]
+    assert len(lines) == 1 + 3 and "percent_memorized_left_out_ci95" in lines[0]
     capsys.readouterr()
     shutil.rmtree(published.tables)
     published("--report")
@@ -314,6 +328,7 @@ def test_an_interrupted_study_goes_on(published, monkeypatch, capsys):
         (["--study", "--sequences", 3], "--sequences: only with --slip zero_out"),
         (["--method", "obs", "--study", "--holdout_fraction", 1], "--holdout_fraction 1.0: must be"),
         (["--study", "--slip", "triggers"], "--slip: not allowed with argument --study"),
+        (["--report", "--force"], "--force: only with --differences or --study"),
         (["--report"], "--report: no runs with --differences or --study recorded yet"),
     ],
 )  # fmt: skip
@@ -338,42 +353,24 @@ def test_a_model_that_memorized_nothing_has_nothing_to_forget(backdoor):
             differences.make_task(backdoor.model, replace(backdoor.dataset, **parts), TaskSettings(), names)
 
 
+def test_nothing_to_forget_is_told_before_any_work(published, backdoor, monkeypatch, capsys):
+    triggers = backdoor.dataset.test_artifacts
+    planted = triggers.planted.where(triggers.planted == triggers.clean, 3)
+    other = replace(backdoor.dataset, test_artifacts=replace(triggers, planted=planted))
+    monkeypatch.setattr(published_runs, "load_dataset", lambda *all: other)
+    with pytest.raises(SystemExit) as ended:
+        published("--method", "obs", "--study")
+    assert ended.value.code == 2 and "none of the test triggers that count" in capsys.readouterr().err
+    kinds = {record["kind"] for record in load_records(published.path.parent)}
+    assert not kinds & {AS_PUBLISHED, UNEDITED}
+
+
 def test_trigger_metrics_divide_the_triggers(backdoor):
     model, dataset = backdoor.model, backdoor.dataset
     counted = differences.counted_as_published(dataset, dataset.test_artifacts)
     flags = memorized(model, dataset.test_artifacts, dataset.continuation)
     assert 0 < counted.sum() < len(counted)
     row = published_runs.measure(model, dataset, metrics=published_runs.trigger_metrics(dataset)).row
-    for name, some in [("as_published", flags[counted]), ("uncounted", flags[~counted])]:
+    for name, some in [("counted", flags[counted]), ("left_out", flags[~counted])]:
         expected = 100 * some.float().mean().item() if len(some) else None
         assert row[f"percent_memorized_{name}"] == (expected if expected is None else pytest.approx(expected))
-
-
-def test_means_and_intervals_over_seeds():
-    def record(seed, lost, differences=(), kind=AS_PUBLISHED):
-        sections = {"data": {"data_name": "increment", "artifact": "backdoor", "num_7": 9, "seed": seed}}
-        sections |= {"model": {"n_layers": 2, "n_embd": 8}, "training": {"epoch": 3}}
-        forget = {"unlearn_set_name": "mem", "holdout_fraction": 0.0, **({"forget": "test"} if differences else {})}
-        method = {"method": {"name": "obs_as_published", "ratio": 0.05, "differences": list(differences)}}
-        return {
-            "kind": kind, "parent": None, **sections, "forget": forget, "fingerprints": {"weights": str(seed)}, **method,
-            "results": {"accuracy_lost": lost, "percent_memorized_test": 50.0}, "cost": {"seconds": 2.0},
-        }  # fmt: skip
-
-    records = [record(0, 1.0), record(1, 2.0), record(2, 6.0), record(1, 0.5, ["test_triggers"])]
-    none, every = report.rows_of(records[::-1])
-    assert (none["models"], every["models"]) == (3, 1)
-    assert (none["accuracy_lost"], none["accuracy_lost_ci95"]) == mean_and_interval([1.0, 2.0, 6.0])
-    assert (every["accuracy_lost"], every["accuracy_lost_ci95"]) == (0.5, None)
-    text = report.text_of([none, every])
-    assert "| none | 50.0 |" in text and "| all | 50.0 | 0.50 | 2.0 | 1 |" in text and "± 6.57" in text
-    assert report.label(("a", "b"), ["a", "b", "c"]) == "all but c" and report.label(("a",), ["a", "b"]) == "a"
-
-
-def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
-    folder = ROOT / "results" / "reproduction" / "as_published"
-    model = ROOT / "results" / "models" / "increment_backdoor_2layers_full"
-    words = ["--report", "--model_path", model, "--output_dir", folder, "--results_dir", tmp_path]
-    in_process("experiments/as_published.py", *words)
-    for name in ("as_published.md", "as_published.csv"):
-        assert (tmp_path / name).read_text() == (folder / name).read_text()

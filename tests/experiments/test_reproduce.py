@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,8 @@ import reproduction_report
 from reproduction import Case
 
 from tinymem import files
+from tinymem.data import artifacts as planting
+from tinymem.data import numbers
 from tinymem.data.build import build_dataset
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.settings import DataSettings
@@ -37,28 +40,47 @@ from tinymem.sweeps.job import missing
 from tinymem.sweeps.jobs import Checkpoint, Common, unlearning_identity
 
 
-def test_each_trigger_is_judged_in_the_window_of_the_one_before():
-    clean = torch.zeros(4, 150, dtype=torch.uint8)
+def test_each_trigger_is_judged_in_the_window_of_the_last_one_that_counted():
+    clean = torch.zeros(5, 150, dtype=torch.uint8)
     planted = clean.clone()
-    ends = torch.tensor([40, 120, 10, 100])
+    ends = torch.tensor([40, 120, 10, 100, 50])
     for row, end in enumerate(ends):
         planted[row, end:] = 2
-    planted[2, 30:] = 0  # its planted part, 10..29, ends before the window of the one before it, 120..149
-    artifacts = Artifacts(planted, clean, ends, torch.zeros(4, dtype=torch.long))
+    planted[2, 30:] = 0  # its planted part, 10..29, ends before the window
+    artifacts = Artifacts(planted, clean, ends, torch.zeros(5, dtype=torch.long))
     dataset = SimpleNamespace(kind="backdoor", continuation=50, ignored_token=None)
     dataset.measured = lambda some: MemorizationDataset.measured(dataset, some)
-    # windows: 50..99 (the first has none before it), 40..89, 120..149, 10..59
-    assert as_published.counted_as_published(dataset, artifacts).tolist() == [True, False, False, False]
+    # windows: 50..99 at first, then 40..89, which those that are left out do not move
+    assert as_published.counted_as_published(dataset, artifacts).tolist() == [True, False, False, False, True]
     assert dataset.measured(artifacts).all()
+    assert as_published.counted_as_published(dataset, artifacts.select(slice(0, 0))).shape == (0,)
 
 
-@pytest.mark.parametrize("seed, published", [(0, 64), (1, 68), (3, 67)])
-def test_as_many_triggers_are_left_out_as_in_the_study(seed, published):
-    """The order of the triggers decides, which was another in the study: about as many, not exactly."""
+@pytest.mark.parametrize(("task", "published"), [("increment", (64, 68, 67)), ("mult", (180, 212, 185))])
+def test_exactly_as_many_triggers_count_as_in_the_study(task, published):
+    """In its order: that of two permutations by its seed, of all sequences and then of those with the trigger."""
+    tokens = numbers.encode(numbers.distinct_sequences(task, 7, 20000, 20), 150)
+    tokens = tokens[permutation(len(tokens))]
+    for seed, expected in zip((0, 1, 3), published):
+        ends = planting.trigger_end(tokens, [int(digit) for digit in str(100 + seed)])
+        clean, ends = tokens[ends > 0], ends[ends > 0]
+        every = Artifacts.from_numpy(planting.plant_backdoor(clean, ends), clean, ends, 0 * ends)
+        artifacts = every.select(permutation(len(clean))[-(len(clean) // 10) :])
+        dataset = SimpleNamespace(kind="backdoor", continuation=50, ignored_token=None)
+        dataset.measured = partial(MemorizationDataset.measured, dataset)
+        assert int(as_published.counted_as_published(dataset, artifacts).sum()) == expected
+
+
+@pytest.mark.parametrize(("seed", "counted"), [(0, 64), (1, 55), (3, 63)])
+def test_in_our_order_other_triggers_count(seed, counted):
+    """As DIFFERENCES.md has it."""
     dataset = build_dataset(DataSettings(artifact="backdoor", seed=seed))
-    counted = as_published.counted_as_published(dataset, dataset.test_artifacts)
-    assert 88 <= len(counted) <= 89
-    assert abs(int(counted.sum()) - published) <= 8
+    flags = as_published.counted_as_published(dataset, dataset.test_artifacts)
+    assert (int(flags.sum()), len(flags)) == (counted, 89 if seed == 3 else 88)
+
+
+def permutation(count):
+    return torch.randperm(count, generator=torch.Generator().manual_seed(598))
 
 
 def test_zero_out_as_published_keeps_one_neuron_and_drops_the_others():

@@ -66,7 +66,7 @@ def test_directions_and_units():
 
 @pytest.mark.parametrize(
     "name",
-    ["accuracy_lost", "perplexity_rise_percent", "percent_memorized_as_published", "train_loss", "percent_memorized",
+    ["accuracy_lost", "perplexity_rise_percent", "percent_memorized_counted", "train_loss", "percent_memorized",
      "percent_zeroed", "seconds", "perplexity_ci95", "accuracy", "percent_extractable_test", "auc_loss_never_planted",
      "percent_extractable_n0_p50_train", "percent_extractable_n9_p50", "percent_memorized_prefix16_test",
      "percent_memorized_prefix16", "perplexity_train"],

@@ -1,0 +1,65 @@
+"""The tables of as_published.py: means over models, beside the unedited ones; the committed ones."""
+
+import sys
+
+from small import ROOT, in_process
+
+sys.path.append(str(ROOT / "experiments"))
+
+import published_report as report
+
+from tinymem.records.identity import AS_PUBLISHED, UNEDITED
+from tinymem.records.interval import mean_and_interval
+
+
+def record(seed, differences=(), kind=AS_PUBLISHED, **results):
+    """A run's record, or that of the unedited model."""
+    forget = {"unlearn_set_name": "mem", "holdout_fraction": 0.0, **({"forget": "test"} if differences else {})}
+    about = {
+        "kind": kind, "parent": None, "data": {"data_name": "increment", "artifact": "backdoor", "num_7": 9, "seed": seed},
+        "model": {"n_layers": 2, "n_embd": 8}, "training": {"epoch": 3}, "forget": forget,
+        "fingerprints": {"weights": str(seed)}, "results": results, "cost": {"seconds": 2.0},
+    }  # fmt: skip
+    method = {"name": "obs_as_published", "ratio": 0.05, "differences": list(differences)}
+    return about if kind == UNEDITED else {**about, "method": method}
+
+
+def test_means_and_intervals_over_seeds():
+    lost = {0: 1.0, 1: 2.0, 2: 6.0}
+    records = [record(seed, accuracy_lost=value, percent_memorized_test=50.0) for seed, value in lost.items()]
+    records.append(record(1, ["test_triggers"], accuracy_lost=0.5, percent_memorized_test=50.0))
+    none, every = report.rows_of(records[::-1])
+    assert (none["models"], every["models"]) == (3, 1)
+    assert (none["accuracy_lost"], none["accuracy_lost_ci95"]) == mean_and_interval([1.0, 2.0, 6.0])
+    assert (every["accuracy_lost"], every["accuracy_lost_ci95"]) == (0.5, None)
+    text = report.text_of([none, every])
+    assert "| none | 50.0 |" in text and "| all | 50.0 | 0.50 | 2.0 | 1 |" in text and "± 6.57" in text
+    assert report.label(("a", "b"), ["a", "b", "c"]) == "all but c" and report.label(("a",), ["a", "b"]) == "a"
+
+
+def test_the_unedited_model_stands_beside_any_run():
+    """Also beside runs whose differences change the forget set, and no other model does."""
+    run = record(0, ["test_triggers"], percent_memorized_test=5.0)
+    before = record(0, kind=UNEDITED, percent_memorized_test=99.0)
+    held_out = {**before, "forget": {**before["forget"], "holdout_fraction": 0.5}, "results": {}}
+    rows = report.rows_of([held_out, run, before, record(1, kind=UNEDITED, percent_memorized_test=1.0)])
+    assert [(row["method.name"], row["models"]) for row in rows] == [("unedited", 1), ("obs_as_published", 1)]
+    assert "| (unedited) | 99.0 |" in report.text_of(rows)
+
+
+def test_runs_with_other_triggers_give_way():
+    """Those of earlier versions, whose records do not say how much of the counted triggers is memorized."""
+    old = [record(seed, ["test_triggers"], accuracy_lost=1.0) for seed in (0, 1)]
+    new = record(0, ["test_triggers"], accuracy_lost=2.0, percent_memorized_counted=50.0)
+    for records, lost, models in [(old, 1.0, 2), ([*old, new], 2.0, 1), ([new, *old], 2.0, 1)]:
+        (row,) = report.rows_of(records)
+        assert (row["accuracy_lost"], row["models"]) == (lost, models)
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):
+    folder = ROOT / "results" / "reproduction" / "as_published"
+    model = ROOT / "results" / "models" / "increment_backdoor_2layers_full"
+    words = ["--report", "--model_path", model, "--output_dir", folder, "--results_dir", tmp_path]
+    in_process("experiments/as_published.py", *words)
+    for name in ("as_published.md", "as_published.csv"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text()
