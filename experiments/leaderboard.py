@@ -30,7 +30,7 @@ from tinymem.cli.sweeping import add_sweep_options, in_hours, leave, run_missing
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import Bench, bench_of
-from tinymem.leaderboard.board import TWIN, choose
+from tinymem.leaderboard.board import TWIN, choose, others
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
@@ -86,22 +86,28 @@ def parse() -> argparse.Namespace:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
     if arguments.needs and not (arguments.method_file or arguments.submission):
         raise UserError("--needs: only with --method_file or --submission")
+    if not arguments.needs.isprintable():
+        raise UserError(f"--needs {arguments.needs!r}: must be one line of text")
     if bool(arguments.submission) != bool(arguments.name):
         raise UserError("--submission, --name: give both or none")
+    if arguments.seconds is not None and not arguments.submission:
+        raise UserError("--seconds: only with --submission")
     if arguments.submission and len(arguments.models) != 1:
         raise UserError("--submission: give the model that it is an edit of, such as --models noise")
     return arguments
 
 
-def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]:
+def submitted(arguments: argparse.Namespace) -> list[Entrant]:
     """Return the submission to the only case as an entrant. Raise UserError unless there is a folder for every seed."""
     if not arguments.submission:
         return []
     folders: dict[int, str] = {}
     for text in arguments.submission:
         seed, _, place = text.partition("=")
-        if not seed.isdigit() or not place:
+        if not seed.isdecimal() or not place:
             raise UserError(f"--submission {text}: must be SEED=FOLDER, such as 0=my_folder")
+        if int(seed) not in arguments.seeds:
+            raise UserError(f"--submission {text}: {seed} is none of --seeds {' '.join(map(str, arguments.seeds))}")
         if not Path(place).is_dir():
             raise UserError(f"--submission {text}: no such folder")
         folders[int(seed)] = str(Path(place).resolve())
@@ -113,11 +119,21 @@ def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]
     lacking = [seed for seed in arguments.seeds if seed not in folders]
     if lacking:
         raise UserError(f"--submission: no folder for seed {lacking[0]}; each seed has a model of its own to edit")
-    if not arguments.name.strip() or not arguments.name.isprintable():
+    if not any(map(str.isalnum, arguments.name)) or not arguments.name.isprintable():
         raise UserError(f"--name {arguments.name!r}: must have letters or digits")
-    if arguments.name in {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}:
-        raise UserError(f"--name {arguments.name}: another entrant has this name; give it one of its own")
     return [submission(arguments.name, folders, arguments.seconds, arguments.needs)]
+
+
+def check_names(arguments: argparse.Namespace, cases: list[Case]) -> None:
+    """Raise UserError if a method of one's own or a submission has the name of another entrant: rows are known by theirs."""
+    known = {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}
+    places = dict.fromkeys(name for name in [*arguments.methods, *arguments.method_file] if name.endswith(".py"))
+    given = [(f"--method_file {place}", find_methods([place], "--method_file")[0].name) for place in places]
+    given += [(f"--name {arguments.name}", arguments.name)] if arguments.name else []
+    for flag, name in given:
+        if name in known:
+            raise UserError(f"{flag}: another entrant has this name; give it one of its own")
+        known.add(name)
 
 
 def same_weights(first: str, second: str) -> bool:
@@ -145,6 +161,8 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
             f"--from_scratch: {output} has results of other runs, which would be lost; give another --output_dir"
         )
     earlier = None if arguments.from_scratch else earlier_evidence(case, benches, output)
+    if earlier is not None:
+        check_groups(case, taking_part, earlier)
     tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
@@ -179,37 +197,49 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
 def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence.Evidence | None:
     """Return the evidence that a run adds to, with models and records put where runs find them; None if there is none.
 
-    Raise UserError if that in the case's output folder is of other settings, or was chosen on a lower seed.
+    Published results whose models are not there do not count. Raise UserError, before anything is written, if those in the
+    case's output folder are of other settings, and for results that a lower seed chose, or that are on other models.
     """
-    source = earlier_results(case, benches, output)
-    if source is None:
+    source = earlier_results(case, output)
+    if source is None or (source != output and not all(bench.has_models(source) for bench in benches)):
         return None
     found = evidence.read(source)
     if found.seeds[0] < benches[0].seed:
         raise UserError(f"--seeds: settings of {case.name} have been chosen on seed {found.seeds[0]}, the lowest; add it, or "
                         "start anew (--from_scratch)")  # fmt: skip
+    here = [record for bench in benches if (record := bench.measured()) is not None]
+    evidence.check_models([*found.records, *here])
+    for bench in benches:
+        bench.take_up(source)
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
 
 
-def earlier_results(case: Case, benches: list[Bench], output: Path) -> Path | None:
+def earlier_results(case: Case, output: Path) -> Path | None:
     """Return a case's output folder if it has results, else that of the published ones of the same settings, if any.
 
-    Its models are put where runs find them; published results whose models are not there do not count. Raise UserError for
-    results of other settings in the output folder.
+    Raise UserError for results of other settings in the output folder.
     """
-    source: Path | None = output
     if (output / NAME).exists():
         if other := read_case(output).differences(case):
             raise UserError(
                 f"{output}: its results are of other settings than these ({other}); give another --output_dir "
                 "and --run_dir"
             )
-    else:
-        published = Path(OUTPUT) / case.name
-        source = published if (published / NAME).exists() and read_case(published) == case else None
-    found = [bench.take_up(source) for bench in benches] if source is not None else []
-    return source if all(found) or source == output else None
+        return output
+    published = Path(OUTPUT) / case.name
+    return published if (published / NAME).exists() and read_case(published) == case else None
+
+
+def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evidence) -> None:
+    """Raise UserError if earlier results have a submission with the name of a method of one's own, or the reverse."""
+    groups = {each.name: each.group for each in others(case, entrants([], case), earlier)}
+    for each in taking_part:
+        if each.group in (OWN, SUBMISSION) and groups.get(each.name, each.group) != each.group:
+            kind = "submission" if each.group == OWN else "method"
+            raise UserError(
+                f"{each.name}: a {kind} of this name has results on {case.name}; give this one another name"
+            )
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
@@ -250,7 +280,9 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
     device = cli.resolve_device(arguments.device)
     for case in cases:
         benches = benches_of(case, arguments)
-        earlier_results(case, benches, Path(arguments.output_dir) / case.name)
+        if (source := earlier_results(case, Path(arguments.output_dir) / case.name)) is not None:
+            for bench in benches:
+                bench.take_up(source)
         written = export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
         for bench, (model, sequences) in zip(benches, written):
             print(f"{case.name}, seed {bench.seed}: model {model}, sequences {sequences}")
@@ -260,8 +292,8 @@ def run_cases(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[st
     """Run all cases, those after one that cannot go on, too. Return a line on each command that is still missing, and why
     cases ended early. Raise UserError if all did.
     """
-    site, own = find_site(arguments.site), submitted(arguments, cases)
-    find_methods(arguments.method_file, "--method_file")  # what is wrong with one is not a fault of --methods
+    site, own = find_site(arguments.site), submitted(arguments)
+    check_names(arguments, cases)
     asked = [*arguments.methods, *arguments.method_file]
     everyone = [entrants(asked, case, arguments.needs) for case in cases]
     missing: list[str] = []

@@ -112,8 +112,12 @@ class Bench(ABC):
         """Copy the models into OUTPUT/seedN, unless they are large: others then edit the same weights."""
 
     @abstractmethod
-    def take_up(self, output: Path) -> bool:
-        """Copy what `publish` wrote to where the runs look for it, if nothing is there. Return whether runs find models."""
+    def has_models(self, output: Path) -> bool:
+        """Return whether there are models where the runs look for them, or where `publish` wrote them."""
+
+    @abstractmethod
+    def take_up(self, output: Path) -> None:
+        """Copy what `publish` wrote to where the runs look for it, if nothing is there."""
 
     def measured(self) -> Mapping[str, Any] | None:
         """Return the record of the planted model as it is, if it has been measured here.
@@ -202,12 +206,17 @@ class TrainedBench(Bench):
             if 0 < weights <= LARGEST and not target.exists():
                 _copy(self.models / settings.name, target, shutil.ignore_patterns(*PRIVATE))
 
-    def take_up(self, output: Path) -> bool:
+    def has_models(self, output: Path) -> bool:
+        return all(
+            (self.models / settings.name).exists() or self._published(output, settings).is_dir()
+            for settings in self.pair
+        )
+
+    def take_up(self, output: Path) -> None:
         for settings in self.pair:
             source, target = self._published(output, settings), self.models / settings.name
             if source.is_dir() and not target.exists():
                 _copy(source, target)
-        return all((self.models / settings.name).exists() for settings in self.pair)
 
     def _published(self, output: Path, settings: RunSettings) -> Path:
         return output / f"seed{self.seed}" / settings.name
@@ -278,5 +287,8 @@ class PlantedBench(Bench):
     def publish(self, output: Path) -> None:
         """Publish nothing: these models are large."""
 
-    def take_up(self, output: Path) -> bool:
+    def has_models(self, output: Path) -> bool:
         return self.measured() is not None
+
+    def take_up(self, output: Path) -> None:
+        """Copy nothing: none are published."""

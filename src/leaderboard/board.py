@@ -141,9 +141,9 @@ def others(case: Case, entrants: Sequence[Entrant], evidence: Evidence) -> list[
     found: list[Entrant] = []
     for key, record in evidence.by_key.items():
         method = record.get("method", {})
-        if key in known or method.get("name") in named or seed_of(record) != bench.seed:
+        if key in known or seed_of(record) != bench.seed:
             continue
-        if record["kind"] == MEASURED:
+        if record["kind"] == MEASURED and method["name"] not in named:
             named.add(name := method["name"])
             found.append(
                 Entrant(name, SUBMISSION, evidence.needs.get(name, NOT_SAID), (Submitted(name, ()),), tuned=False)

@@ -112,7 +112,7 @@ def gather(
         values = {**earlier.values, **values}
         examples = {**earlier.examples, **{digest: some for digest, some in examples.items() if some}}
         needs = {**earlier.needs, **needs}
-    _check_models(records)
+    check_models(records)
     first = min((seed_of(record) for record in records), default=0)
     shown = {record_digest(record) for record in records if seed_of(record) == first}
     return Evidence(
@@ -210,7 +210,7 @@ def _as_json(example: Example) -> dict[str, Any]:
     return {"prompt": example.prompt, "planted": example.planted, "written": about}
 
 
-def _check_models(records: Iterable[Mapping[str, Any]]) -> None:
+def check_models(records: Iterable[Mapping[str, Any]]) -> None:
     """Raise UserError if the records of a seed are of different models; each training on another machine gives one."""
     found: dict[int, str] = {}
     for record in records:

@@ -34,12 +34,12 @@ class Page:
     columns: dict[str, shown.Measure] = field(default_factory=dict)
     rows: dict[str, list[shown.Entry]] = field(default_factory=dict)
 
-    def add(self, case: Case, limit: float, board: Sequence[Row], found: Evidence) -> None:
-        """Add the table of a case at a limit."""
+    def add(self, case: Case, limit: float, board: Sequence[Row], found: Evidence, remarks: Sequence[str]) -> None:
+        """Add the table of a case at a limit. remarks: sentences on it."""
         bound = within(case, limit)
         name = f"{case.name}, {bound}"
-        about = f"{case.description}. Of each mitigation: the trial that forgets most {bound}"
-        self.cases.append(shown.Case(name, about, "relative to the twin's"))
+        about = f"{case.description}. Of each mitigation: the trial that forgets most {bound}."
+        self.cases.append(shown.Case(name, " ".join([about, *remarks]), "relative to the twin's"))
         bounds = {row.name: averaged_under_attack(row, found) for row in board if row.name in (TWIN, UNEDITED)}
         self.rows[name] = [self._entry(row, board, bounds, found) for row in board if row.note not in ABSENT]
 

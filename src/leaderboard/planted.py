@@ -12,7 +12,7 @@ from tinymem.data.production import ProductionSettings
 from tinymem.inputs import AGAIN, check_value, read_settings
 from tinymem.localize.task import TaskSettings
 from tinymem.models.production import LoadSettings
-from tinymem.sweeps.jobs import Production, located, opened_description
+from tinymem.sweeps.jobs import Production, located_passages
 from tinymem.training.plant import PlantSettings
 
 MODEL = "model_name"
@@ -45,8 +45,7 @@ class PlantedSettings:
 
     def resolved(self, data_dir: str) -> PlantedSettings:
         """Return the settings with absolute paths, and with what is known of the model's files without its weights."""
-        model, identity = located(self.model, data_dir)
-        config, _ = opened_description(model, data_dir)
+        model, identity, config = located_passages(self.model, data_dir)
         return replace(self, model=model, identity=identity, blocks=config.get_text_config().num_hidden_layers)
 
     def flat(self) -> dict[str, Any]:

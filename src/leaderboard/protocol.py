@@ -103,7 +103,7 @@ def _training_of(trial: Trained, entrant: Entrant, bench: Bench, common: Common)
 def check_submission(
     trial: Submitted, bench: Bench, known: Iterable[Mapping[str, Any]], data_dir: str = "data"
 ) -> None:
-    """Raise UserError if a seed's folder is no edit of its model, or if other weights have results under this name.
+    """Raise UserError if a seed's folder is no edit of its model, or if this name has results of other weights or cost.
 
     known: the records that there are. The seed's model must have been trained.
     """
@@ -115,10 +115,16 @@ def check_submission(
     if ill := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
         raise UserError(f"{folder}: {ill[0]} holds values that are no finite numbers")
     section, key = {"name": trial.label, "weights": weights_fingerprint(model)}, key_of(trial, bench)
-    if any(record["method"] != section for record in known if record["kind"] == MEASURED and run_key(record) == key):
-        raise UserError(
-            f"--name {trial.label}: other weights of seed {bench.seed} have results under it; give another name"
-        )
+    for record in (record for record in known if record["kind"] == MEASURED and run_key(record) == key):
+        if record["method"] != section:
+            raise UserError(
+                f"--name {trial.label}: other weights of seed {bench.seed} have results under it; give another name"
+            )
+        said = record["cost"]["seconds"]
+        if trial.seconds is not None and round(trial.seconds, 3) != said:  # as records round it
+            raise UserError(
+                f"--seconds {trial.seconds:g}: the results of {trial.label} say {said}; leave it out, or give another --name"
+            )
 
 
 def identity_of(trial: Trial, bench: Bench) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tinymem.leaderboard.entrants import ANCHOR, entrants
 from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, Evidence
 from tinymem.leaderboard.names import COMMAND, DIGITS, NAMES, within
 from tinymem.leaderboard.page import Page
-from tinymem.leaderboard.score import Figure, Jury, columns
+from tinymem.leaderboard.score import FLOOR, PARTS, Figure, Jury, columns
 from tinymem.records.identity import record_digest
 from tinymem.records.table import markdown, versions, write_csv
 
@@ -64,12 +66,14 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             board = rows(jury, case, taking_part, limit)
             table = Table(f"{name}, {within(case, limit)}", shown_rows(board))
             tables.append(table)
-            texts["LEADERBOARD.md"].append(f"### {within(case, limit).capitalize()}\n\n{markdown_of(table.shown)}")
+            title, is_first = f"### {within(case, limit).capitalize()}\n", limit == case.utility.limits[0]
+            remarks = [telling(jury), *held_down(board)]
+            below = [*left_out(board), *remarks] if is_first else held_down(board)
+            texts["LEADERBOARD.md"] += [title, *(f"{text}\n" for text in (markdown_of(table.shown), *below))]
             lines += [line(name, limit, row) for row in board]
-            page.add(case, limit, board, found)
-            if limit == case.utility.limits[0]:
-                texts["LEADERBOARD.md"] += [*(f"\n{text}\n" for text in left_out(board)), _telling(jury)]
-                texts["ATTACKS.md"] += [head, markdown_of(attack_rows(board, found))]
+            page.add(case, limit, board, found, remarks)
+            if is_first:
+                texts["ATTACKS.md"] += [head, title, markdown_of(attack_rows(board, found))]
     heads = {
         "LEADERBOARD.md": ("# Leaderboard", ABOUT),
         "ATTACKS.md": ("# Attacks: is it gone, or only hidden?", ATTACK_ABOUT),
@@ -92,6 +96,21 @@ def left_out(board: Sequence[Row]) -> list[str]:
     """Return a sentence for each reason for which rows are in no table."""
     names = {words: [row.name for row in board if row.note == note] for note, words in ABSENT.items()}
     return [f"{words}: {', '.join(absent)}." for words, absent in names.items() if absent]
+
+
+def held_down(board: Sequence[Row]) -> list[str]:
+    """Return a sentence on the rows whose score one part alone keeps down, if there are any."""
+    ranked = [row.figures for row in board if row.rank]
+    parts = [{name: part.value for name in PARTS if (part := figures.get(name))} for figures in ranked]
+    low = [[name for name, value in found.items() if value <= FLOOR] for found in parts]
+    if not any(low):
+        return []
+    most = len(parts[0]) / (1 / FLOOR + len(parts[0]) - 1)
+    which = ", ".join(f"{name} in {rows}" for name, rows in Counter(chain.from_iterable(low)).most_common())
+    return [
+        f"A part of {FLOOR:g} or less keeps the score at {most:.2f} or less, whatever the others are: so it is in "
+        f"{sum(map(bool, low))} of {len(ranked)} mitigations ({which}). They stand in the order of their other parts."
+    ]
 
 
 def shown_rows(board: Sequence[Row]) -> list[dict[str, Any]]:
@@ -130,7 +149,8 @@ def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
 def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "No attack has been made.\n"
-    return markdown(list(rows[0]), [list(row.values()) for row in rows], numbers=True)
+    cells = [[cell.replace("|", r"\|") for cell in row.values()] for row in rows]  # names are the user's
+    return markdown(list(rows[0]), cells, numbers=True)
 
 
 def line(case: str, limit: float, row: Row) -> dict[str, Any]:
@@ -148,17 +168,13 @@ def line(case: str, limit: float, row: Row) -> dict[str, Any]:
     return found | {"records": " ".join(record_digest(record) for record in row.records)}
 
 
-def _telling(jury: Jury) -> str:
+def telling(jury: Jury) -> str:
     """Return a sentence on the metrics that tell the unedited model from its twin here."""
     known = [NAMES[f"{name}_{JUDGED}"] for name in (*FORGETTING, *PRIVACY)]
-    telling = [NAMES[column] for column in jury.telling]
-    silent = [name for name in known if name not in telling]
-    text = f"Judged by: {', '.join(telling) or 'nothing'}."
-    return text + (
-        f" Left out, since they do not tell the unedited model from its twin here: {', '.join(silent)}.\n"
-        if silent
-        else "\n"
-    )
+    judging = [NAMES[column] for column in jury.telling]
+    silent = [name for name in known if name not in judging]
+    without = f" Left out, since they do not tell the unedited model from its twin here: {', '.join(silent)}."
+    return f"Judged by: {', '.join(judging) or 'nothing'}.{without if silent else ''}"
 
 
 def _rank(row: Row) -> str:

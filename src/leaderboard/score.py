@@ -1,8 +1,9 @@
 """The score of a mitigation, with hierarchical bootstrap intervals and ranks.
 
-Every figure is a mean over seeds of means over sequences. Draws resample the seeds, and within each seed the sequences,
-the same ones for all models, so that differences between models are paired (Efron & Tibshirani 1993, chapters 8, 16).
-The first draw is the data as it is: its figures are the reported ones.
+Every figure is a mean over seeds of means over sequences. Draws resample the seeds, and within each drawn seed the
+sequences, the same ones for all models, so that differences between models are paired (Efron & Tibshirani 1993, chapters
+8, 16). A seed that is drawn twice has its sequences resampled twice (Davison & Hinkley 1997, section 3.8). The first draw
+is the data as it is: its figures are the reported ones.
 
 Against the unedited model (0) and the never-planted twin (1) each figure of memorization and of privacy becomes a share of
 the way, clipped to 0 to 1; what overshoots the twin is subtracted, since over-forgetting is detectable itself. A metric that
@@ -32,7 +33,10 @@ T = TypeVar("T")
 
 
 class Resampling:
-    """Draws of seeds and sequences. Equal sets of sequences of a seed are resampled alike, whatever is measured on them."""
+    """Draws of seeds and sequences. Equal sets of sequences of a seed are resampled alike, whatever is measured on them.
+
+    What is known of a seed is an array (1 + times,): of its data as it is, then of each time that a draw has the seed.
+    """
 
     def __init__(self, seeds: Sequence[int], draws: int = DRAWS) -> None:
         self.seeds, self.draws = list(seeds), draws
@@ -40,16 +44,22 @@ class Resampling:
         self._seeds = np.concatenate([np.arange(len(seeds))[None], chosen])
         self._counts: dict[tuple[int, int], np.ndarray] = {}
 
+    def times(self, seed: int) -> int:
+        """Return how many times a seed is in the draws."""
+        return int((self._seeds[1:] == self.seeds.index(seed)).sum())
+
     def counts(self, seed: int, size: int) -> np.ndarray:
-        """Return how often each of `size` sequences of a seed is in each draw, (1 + draws, size)."""
+        """Return how often each of `size` sequences of a seed is resampled, (1 + times, size)."""
         if (seed, size) not in self._counts:
-            source = np.random.default_rng([seed, size])
-            drawn = source.multinomial(size, np.full(size, 1 / size), self.draws) if size else np.zeros((self.draws, 0))
+            source, times = np.random.default_rng([seed, size]), self.times(seed)
+            drawn = source.multinomial(size, np.full(size, 1 / size), times) if size else np.zeros((times, 0))
             self._counts[seed, size] = np.concatenate([np.ones((1, size)), drawn])
         return self._counts[seed, size]
 
-    def mean(self, seed: int, values: Values) -> np.ndarray:
-        """Return the mean of values in every draw, over groups where there are any; NaN where nothing was drawn."""
+    def mean(self, seed: int, values: Values | None) -> np.ndarray:
+        """Return the mean of a seed's values, over groups where there are any; NaN where nothing was drawn, and of None."""
+        if values is None:
+            return np.full(1 + self.times(seed), np.nan)
         counts = self.counts(seed, len(values.sums))
         weights, sums = (part.numpy().astype(np.float64) for part in (values.weights, values.sums))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -60,11 +70,13 @@ class Resampling:
                 inside = groups == group
                 some = counts[:, inside]
                 means.append(some @ sums[inside] / (some @ weights[inside]))
-            return np.mean(means, axis=0) if means else np.full(self.draws + 1, np.nan)
+            return np.mean(means, axis=0) if means else np.full(len(counts), np.nan)
 
     def over_seeds(self, by_seed: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the mean over the drawn seeds of one array (1 + draws,) per seed; seeds without a value are left out."""
-        table = np.stack(by_seed)[self._seeds, np.arange(self.draws + 1)[:, None]]
+        """Return the mean over the drawn seeds, (1 + draws,), of one array per seed; seeds without a value are left out."""
+        table = np.empty(self._seeds.shape)
+        for place, values in enumerate(by_seed):
+            table[self._seeds == place] = values
         known = ~np.isnan(table)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(known, table, 0).sum(1) / known.sum(1)
@@ -110,7 +122,7 @@ def figure_in(row: Mapping[str, Any], name: str, factor: float = 1.0) -> Figure:
 
 
 class Jury:
-    """Judges the models of one case. Everything it returns is an array over draws, (1 + draws,).
+    """Judges the models of one case. Everything it returns is an array over draws, (1 + draws,), but for `by_seed`.
 
     utility: the column of utility, accuracy or perplexity.
     """
@@ -144,13 +156,10 @@ class Jury:
         return self._found[key]
 
     def by_seed(self, records: Sequence[Record], column: str) -> list[np.ndarray]:
-        """Return a column's mean over the sequences of each seed; NaN where it has no values."""
-        found = []
-        for seed, record in zip(self.seeds, records):
-            values = self.evidence.rows(record, column)
-            means = np.full(self.resampling.draws + 1, np.nan) if values is None else self.resampling.mean(seed, values)
-            found.append(np.exp(means) if column == "perplexity" else means)
-        return found
+        """Return a column's mean over the sequences of each seed (`Resampling`); NaN where it has no values."""
+        rows = (self.evidence.rows(record, column) for record in records)
+        means = [self.resampling.mean(seed, values) for seed, values in zip(self.seeds, rows)]
+        return [np.exp(each) for each in means] if column == "perplexity" else means
 
     @cached_property
     def telling(self) -> list[str]:

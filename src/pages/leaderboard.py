@@ -25,7 +25,7 @@ TEXTS = 3  # prompts shown per row: a page of hundreds of rows must stay readabl
 
 @dataclass(frozen=True)
 class Case:
-    """A model with a task. description: one sentence. unit: of utility, such as "accuracy"."""
+    """A model with a task. description: sentences. unit: of utility, such as "accuracy"."""
 
     name: str
     description: str

@@ -181,14 +181,10 @@ def located(model: Production, data_dir: str) -> tuple[Production, dict[str, Any
     data_dir: where packaged models are unpacked. Raise UserError for a damaged file. Nothing of a missing file is in what
     is returned: records on it are not found.
     """
-    paths: dict[str, Any] = {name: _absolute(getattr(model.data, name)) for name in ("memorized", "random", "corpus")}
-    data = replace(model.data, **paths)
-    model = replace(model, name=model_identity(model.name), data=data)
     if model.passages.plant is not None:
-        model = replace(model, passages=replace(model.passages, plant=_absolute(model.passages.plant)))
-        config, tokenizer = opened_description(model, data_dir)
-        corpus = check_passages(model.passages, data, config.get_text_config())
-        return model, passages_identity(model.passages, data, corpus, beginning(data.bos, tokenizer, config))
+        return located_passages(model, data_dir)[:2]
+    model = _with_absolute_paths(model)
+    data = model.data
     section: dict[str, Any] = data.sizes | _bos_section(model, data_dir)
     if data.memorized and Path(data.memorized).exists():
         section["memorized_data"] = _memorized_fingerprint(model, data, data_dir)
@@ -199,6 +195,15 @@ def located(model: Production, data_dir: str) -> tuple[Production, dict[str, Any
     elif Path(data.random).exists():
         section["random_data"] = read_token_set(data.random).fingerprint
     return model, section
+
+
+def located_passages(model: Production, data_dir: str) -> tuple[Production, dict[str, Any], Any]:
+    """Return what `located` returns of a model with passages to plant, and the model's config."""
+    model = _with_absolute_paths(model)
+    config, tokenizer = opened_description(model, data_dir)
+    corpus = check_passages(model.passages, model.data, config.get_text_config())
+    begin = beginning(model.data.bos, tokenizer, config)
+    return model, passages_identity(model.passages, model.data, corpus, begin), config
 
 
 def production_jobs(
@@ -273,6 +278,13 @@ def _bos_section(model: Production, data_dir: str) -> dict[str, bool]:
         return bos_identity(beginning(model.data.bos, tokenizer, config))
     except UserError:
         return {}
+
+
+def _with_absolute_paths(model: Production) -> Production:
+    """Return a model whose files are named wherever commands run."""
+    paths: dict[str, Any] = {name: _absolute(getattr(model.data, name)) for name in ("memorized", "random", "corpus")}
+    passages = replace(model.passages, plant=_absolute(model.passages.plant))
+    return replace(model, name=model_identity(model.name), data=replace(model.data, **paths), passages=passages)
 
 
 def _absolute(path: str | None) -> str | None:

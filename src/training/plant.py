@@ -8,16 +8,18 @@ saved state.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinymem import files
+from tinymem import files, locks
 from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import OutOfMemory, UserError
 from tinymem.metrics.memorization import memorized
@@ -32,6 +34,7 @@ from tinymem.training.fit import epoch_permutation, fit, warmed_up
 from tinymem.training.loop import new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
 
+logger = logging.getLogger(__name__)
 FORMAT = 3  # increase it when the same settings plant differently: older planted models are then ignored
 WARM_UP = 10  # steps: without it Adam's first ones, of full size in every weight, cost more quality than all others
 CHECKED_AT_ONCE = 16  # passages
@@ -71,7 +74,8 @@ def planted_model(
     dtype    type of the saved weights, float32 by default: the passages are memorized with weights rounded to it
     calls    microbatch, on_step and should_stop, as in `plant`
 
-    tinymem.json in the folder states how the model was made: settings, epochs, seconds. Raise UserError as `plant`.
+    tinymem.json in the folder states how the model was made: settings, epochs, seconds. Of several processes that need
+    the model one makes it, and the others wait. Raise UserError as `plant`.
     """
     dtype = dtype or torch.float32  # a default of that name would load torch for --help
     identity = {
@@ -86,14 +90,28 @@ def planted_model(
     }
     folder = Path(cache_dir) / "models" / f"planted_{len(dataset.artifacts)}_{files.digest(identity)}"
     if not folder.exists():
-        check_trainable(model, dtype)
-        state = folder.with_name(folder.name + ".state.safetensors")
-        progress = plant(model, dataset, settings, state, seed, dtype, **calls)
-        planting = {"epochs": progress.epoch, "seconds": round(progress.seconds, 1)}
-        details = {"settings": asdict(settings), "planting": planting}
-        checkpoint.save_model(folder, model.to(dtype), details, tokenizer)
-        state.unlink(missing_ok=True)
+        lock = folder.with_name(f".{folder.name}.lock")
+        with files.made_folder(folder.parent, flag=""), locks.locked(lock, partial(_say_waiting, folder)):
+            if not folder.exists():
+                _make(folder, model, tokenizer, dataset, settings, seed, dtype, **calls)
     return folder
+
+
+def _make(
+    folder: Path, model, tokenizer, dataset, settings: PlantSettings, seed: int, dtype: torch.dtype, **calls: Any
+) -> None:
+    """Plant and save the model of `planted_model`."""
+    check_trainable(model, dtype)
+    state = folder.with_name(folder.name + ".state.safetensors")
+    progress = plant(model, dataset, settings, state, seed, dtype, **calls)
+    planting = {"epochs": progress.epoch, "seconds": round(progress.seconds, 1)}
+    details = {"settings": asdict(settings), "planting": planting}
+    checkpoint.save_model(folder, model.to(dtype), details, tokenizer)
+    state.unlink(missing_ok=True)
+
+
+def _say_waiting(folder: Path, owner: str) -> None:
+    logger.warning("%s: %s is planting it; waiting for it to end", folder, owner)
 
 
 def training_bytes(model, dtype: torch.dtype) -> int:

@@ -114,6 +114,10 @@ def test_a_submission_is_one_more_row(board, capsys):
     text = (folder / "output_dir" / "LEADERBOARD.md").read_text()
     (line,) = [line for line in text.splitlines() if "| the twin itself |" in line][:1]
     assert "| 1.00 (1.00 to 1.00) |" in line and line.rstrip().endswith("| everything | 1 |")
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, *words, *flags, "--seconds", 13)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "--seconds 13: the results of the twin itself say 12" in said
     weights = load_file(theirs / "model.safetensors")
     name, values = next(iter(weights.items()))
     for other, message in (
@@ -251,9 +255,9 @@ def test_published_records_hold_no_path_of_a_machine(tmp_path):
 
 def test_results_on_another_model_are_not_mixed_in():
     one, other = ({"data": {"seed": 0}, "fingerprints": {"weights": weights}} for weights in "ab")
-    evidence._check_models([one, {"data": {"seed": 1}, "fingerprints": {"weights": "b"}}, one, {"data": {"seed": 0}}])
+    evidence.check_models([one, {"data": {"seed": 1}, "fingerprints": {"weights": "b"}}, one, {"data": {"seed": 0}}])
     with pytest.raises(UserError, match="seed 0: .* different models"):
-        evidence._check_models([one, other])
+        evidence.check_models([one, other])
 
 
 @pytest.mark.parametrize(

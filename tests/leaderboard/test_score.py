@@ -36,6 +36,32 @@ def test_the_first_draw_is_the_data_and_equal_sets_are_drawn_alike():
     assert draws.mean(0, first)[1:].std() == pytest.approx(np.sqrt(0.25 / 4), rel=0.1)
 
 
+def test_a_seed_that_is_drawn_twice_has_its_sequences_resampled_twice():
+    """Two seeds alike: whichever is drawn, the mean is of 2 x 4 independent sequences, of variance 1/4 each."""
+    draws = Resampling([0, 1], 8000)
+    found = draws.over_seeds([draws.mean(seed, values(1, 0, 0, 1)) for seed in (0, 1)])
+    assert found.shape == (8001,) and found[0] == 0.5
+    assert found[1:].var() == pytest.approx(0.25 / 8, rel=0.05)
+
+
+def test_draws_of_seeds_and_sequences_are_those_of_a_loop():
+    """Of constant sequences a draw is the mean of its seeds; shares of each time that a seed is drawn are its own."""
+    draws = Resampling([3, 5, 8], 50)
+    of_seed = {3: 1.0, 5: 10.0, 8: 100.0}
+    found = draws.over_seeds([draws.mean(seed, values(of_seed[seed])) for seed in draws.seeds])
+    drawn = np.random.default_rng(0).integers(3, size=(50, 3))
+    assert found[0] == pytest.approx(37) and found[1:] == pytest.approx(np.array([1, 10, 100])[drawn].mean(1))
+    some = {seed: draws.mean(seed, values(*range(seed))) for seed in draws.seeds}
+    found, met = draws.over_seeds(list(some.values())), dict.fromkeys(draws.seeds, 0)
+    for draw, places in enumerate(drawn):
+        means = []
+        for seed in (draws.seeds[place] for place in places):
+            met[seed] += 1
+            means.append(some[seed][met[seed]])
+        assert found[1 + draw] == pytest.approx(np.mean(means))
+    assert [len(each) for each in some.values()] == [1 + times for times in met.values()]
+
+
 def test_groups_count_equally_and_weights_divide():
     draws = Resampling([0], 3)
     grouped = values(2, 4, 9, weights=[4, 4, 10], groups=[0, 0, 1])
@@ -46,6 +72,7 @@ def test_a_seed_without_a_value_is_left_out_and_none_is_nan():
     draws = Resampling([0, 1], 10)
     known, unknown = draws.mean(0, values(1.0)), draws.mean(1, values())
     assert np.isnan(unknown).all() and draws.over_seeds([known, unknown])[0] == 1
+    assert np.isnan(draws.mean(1, None)).all() and draws.over_seeds([known, draws.mean(1, None)])[0] == 1
     assert Figure.of(unknown) is None and Figure.of(known) == Figure(1, 1, 1)
 
 

@@ -1,5 +1,7 @@
 """Planting: passages end up memorized, an interruption changes nothing, the planted model is kept and found again."""
 
+import threading
+
 import pytest
 import torch
 
@@ -127,6 +129,24 @@ def test_the_planted_model_is_kept_and_found_again(dataset, planted, tmp_path):
     assert again == first
     other = PlantSettings(**{**vars(SETTINGS), "plant_lr": 5e-3})
     assert planted_model(new_llama(), None, dataset, other, tmp_path) != first
+
+
+def test_of_two_processes_that_need_a_model_one_plants_it(dataset, planted, tmp_path, monkeypatch):
+    waits, plantings, found = threading.Event(), [], []
+    monkeypatch.setattr(planting, "_say_waiting", lambda *_: waits.set())
+    other = threading.Thread(target=lambda: found.append(planted_model(new_llama(), None, dataset, SETTINGS, tmp_path)))
+
+    def plant_beside_the_other(*words, **more):
+        plantings.append(threading.current_thread())
+        other.start()
+        assert waits.wait(60)
+        return plant(*words, **more)
+
+    monkeypatch.setattr(planting, "plant", plant_beside_the_other)
+    first = planted_model(new_llama(), None, dataset, SETTINGS, tmp_path)
+    other.join(60)
+    assert found == [first] and plantings == [threading.current_thread()]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [first.name]
 
 
 def test_too_little_memory_to_train_is_said_before_anything_is_trained(dataset, tmp_path, monkeypatch):

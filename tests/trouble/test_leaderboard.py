@@ -1,13 +1,26 @@
 """What cannot take part in the leaderboard: refused in one line before anything runs."""
 
 import pytest
+from boards import TWIN_MODEL, UNEDITED_MODEL, write_board
 from small import in_process
 
 from tinymem.errors import UserError
+from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.cases import find_cases
 from tinymem.records.bundle import NAME
+from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNEDITED
 
 BOARD = "experiments/leaderboard.py"
+METHOD = """
+from tinymem.options import option, settings
+
+@settings
+class HyperParameters:
+    ratio: tuple[float, ...] = option((0.1,), "share to drop", strength=True)
+
+def score(model, task, hp):
+    raise NotImplementedError
+"""
 
 
 @pytest.mark.parametrize(
@@ -15,6 +28,11 @@ BOARD = "experiments/leaderboard.py"
     [
         (["--seeds", 0, 0], "--seeds: one is given twice"),
         (["--needs", "nothing"], "--needs: only with --method_file or --submission"),
+        (["--method_file", "mine.py", "--needs", "this\nand that"], "must be one line of text"),
+        (["--seconds", 3], "--seconds: only with --submission"),
+        (["--submission", "²=one", "--name", "mine"], "--submission ²=one: must be SEED=FOLDER"),
+        (["--submission", "0=one", "7=two", "--name", "mine"], "--submission 7=two: 7 is none of --seeds 0 1 2"),
+        (["--submission", "0=one", "1=two", "2=three", "--name", "!!"], "--name '!!': must have letters or digits"),
         (["--trials", 10**6], "--trials 1000000: must be <= 1000"),
         (["--submission", "0=one", "1=one", "2=one", "--name", "mine"], "one seed or one folder is named twice"),
         (
@@ -30,6 +48,15 @@ BOARD = "experiments/leaderboard.py"
             ["--models", "text", "--submission", "0=one", "1=two", "2=three", "--name", "dpo"],
             "--name dpo: another entrant has this name",
         ),
+        *(
+            (["--method_file", f"{name}.py"], f"--method_file {name}.py: another entrant has this name")
+            for name in ("goldfish", "random_mask", "unedited", "never_planted")
+        ),
+        (["--method_file", "mine.py", "one/mine.py"], "--method_file one/mine.py: another entrant has this name"),
+        (
+            ["--method_file", "mine.py", "--submission", "0=one", "1=two", "2=three", "--name", "mine"],
+            "--name mine: another entrant has this name",
+        ),
     ],
 )
 def test_arguments(tmp_path, monkeypatch, capsys, words, message):
@@ -39,6 +66,8 @@ def test_arguments(tmp_path, monkeypatch, capsys, words, message):
     for name in ("copied", "copied_again"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    for name in ("goldfish", "random_mask", "unedited", "never_planted", "mine", "one/mine"):
+        (tmp_path / f"{name}.py").write_text(METHOD)
     with pytest.raises(SystemExit) as ended:
         in_process(BOARD, "--small", "--models", "noise", "--dry_run", *words)
     assert ended.value.code == 2 and message in capsys.readouterr().err
@@ -49,6 +78,19 @@ def test_seeds_without_the_one_that_chose(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:  # the published results, to which it would add, chose on seed 0
         in_process(BOARD, "--small", "--models", "noise", "--seeds", 2, 1, "--dry_run", *words)
     assert ended.value.code == 2 and "--seeds: settings of noise have been chosen on seed 0" in capsys.readouterr().err
+    assert not (tmp_path / "run_dir").exists()
+
+
+def test_a_method_with_the_name_of_a_submission(tmp_path, capsys):
+    (case,) = find_cases(["noise"], True, 3)
+    submitted = {"kind": MEASURED, **bench_of(case, 0).base, "method": {"name": "mine", "weights": "0"}}
+    models = {(UNEDITED, 0): [UNEDITED_MODEL], (NEVER_PLANTED, 0): [TWIN_MODEL]}
+    write_board(tmp_path / "out", case, models, [(submitted, TWIN_MODEL)])
+    (tmp_path / "mine.py").write_text(METHOD)
+    words = ["--small", "--models", "noise", "--trials", 3, "--seeds", 0, "--dry_run", f"--run_dir={tmp_path / 'runs'}"]
+    with pytest.raises(SystemExit) as ended:
+        in_process(BOARD, *words, f"--output_dir={tmp_path / 'out'}", "--method_file", tmp_path / "mine.py")
+    assert ended.value.code == 2 and "mine: a submission of this name has results on noise" in capsys.readouterr().err
 
 
 def test_the_lowest_seed_chooses_wherever_it_stands(tmp_path, capsys):
