@@ -204,11 +204,16 @@ def find(
 ) -> list[Method]:
     """Return methods by name, by the study's alias, by group, or `all`; a file or dotted module is loaded as a method.
 
-    The order is as given, without repeats. Raise UserError, naming `flag`, for an unknown method.
+    The order is as given, without repeats. Raise UserError, naming `flag`, for an unknown method and for two of one name.
     """
     groups = {**(groups or {}), "all": tuple(known)}
     single = [one for name in names for one in groups.get(name, (name,))]
-    return list({method.name: method for method in (_find(name, known, groups, flag) for name in single)}.values())
+    found: dict[str, Method] = {}
+    for name in single:
+        method = _find(name, known, groups, flag)
+        if found.setdefault(method.name, method).code != method.code:
+            raise UserError(f"{flag} {name}: another file's method is called {method.name}, too; rename one of them")
+    return list(found.values())
 
 
 def _find(name: str, known: Mapping[str, Method], groups: Iterable[str], flag: str) -> Method:

@@ -125,6 +125,15 @@ def test_files_that_are_no_method(place, capsys, monkeypatch, method, message):
     refused(capsys, lambda: unlearn(place, "--localization_method", method), message)
 
 
+def test_two_files_of_one_name_are_two_methods(place, capsys):
+    text = (ROOT / "examples/magnitude.py").read_text()
+    for folder, version in (("ours", text), ("theirs", text.replace("1e-6", "1e-5"))):
+        (place[0] / folder).mkdir()
+        (place[0] / folder / "mine.py").write_text(version)
+    both = [place[0] / folder / "mine.py" for folder in ("ours", "theirs")]
+    refused(capsys, lambda: unlearn(place, "--localization_method", *both), "another file's method is called mine, too")
+
+
 def test_attacks_are_records_of_their_own_beside_the_edit(place, capsys):
     words = ["--localization_method", "durable", "--ratio", 0.2, "--no_save_model"]
     unlearn(place, *words)
