@@ -127,14 +127,14 @@ def _own(method: Method, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _plugins(words: Sequence[str], wanted: str = FLAG, find: Callable = find_methods) -> list[Method]:
     """Return the methods in files named on an unparsed command line, whose flags the parser needs."""
-    named, found = False, []
+    named, places = False, []
     for word in words:
         if word.startswith("--"):
             flag, _, value = word.partition("=")
             named, word = flag == wanted, value
         if named and is_plugin(word):
-            found += find([word], wanted)
-    return found
+            places.append(word)
+    return find(places, wanted)
 
 
 def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[Method, Any]]:
