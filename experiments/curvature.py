@@ -6,8 +6,9 @@
 
 Edits the leaderboard's models (taken from results/leaderboard, or trained) with K-FAC, one setting changed at a time, with
 K-FADE and SVD, on three seeds. Factors of text models also come from other text: presidential addresses or plays alone,
-or random tokens. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf, and per model the records.
-Started again, it does only what is missing. How these methods compare with others: experiments/basic_train/compare_mitigations.py.
+without what is memorized, or random tokens. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf,
+and per model the records. Started again, it does only what is missing. How these methods compare with others:
+experiments/basic_train/compare_mitigations.py.
 """
 
 from tinymem import cli
@@ -27,6 +28,7 @@ from tinymem import files, scripts
 from tinymem.cli.sweeping import add_sweep_options, leave, run_missing
 from tinymem.data.chunks import load_tokenizer
 from tinymem.data.corpus import BUILTIN, local_corpus
+from tinymem.data.memories import SHARED_TOKENS, shares_tokens
 from tinymem.data.production import text_rows
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import UserError
@@ -79,7 +81,10 @@ def parse() -> argparse.Namespace:
 
 
 def other_texts(bench: TrainedBench, data_dir: str) -> dict[str, TokenSet]:
-    """Return rows like those of the training text, as many, from other text, by name. Nothing for number sequences."""
+    """Return rows like those of the training text, as many, from other text, by name. Nothing for number sequences.
+
+    Rows that share text with a memory are left out: its directions would be kept.
+    """
     data = bench.settings.data
     if not data.is_text:
         return {}
@@ -88,7 +93,9 @@ def other_texts(bench: TrainedBench, data_dir: str) -> dict[str, TokenSet]:
     found = {}
     for name, packages in TEXTS.items():
         documents = local_corpus(BUILTIN, packages, data.text_column).documents()
-        found[name] = TokenSet(text_rows(tokenizer, documents, length, count), {"text": name})
+        rows = text_rows(tokenizer, documents, length, 2 * count)
+        others = rows[~shares_tokens(rows, dataset.artifacts.planted, SHARED_TOKENS)]
+        found[name] = TokenSet(others[:count], {"text": name})
     generator = torch.Generator().manual_seed(bench.seed)
     rows = torch.randint(len(tokenizer), (count, length), generator=generator, dtype=torch.int32)
     return {**found, RANDOM: TokenSet(rows, {"text": RANDOM})}

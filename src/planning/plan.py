@@ -6,6 +6,8 @@ in a model of few blocks, to count the passes of its first steps. A method's mod
     steps(model, task, hp) -> int            steps of the whole run, all strengths together (`Method.steps`)
     passes(model, task, hp) -> (int, int)    forward and backward passes, if their number depends on the model
     ENOUGH                                   forward passes that show its peak, if they are more than four
+    IDLE                                     the strength that changes nothing: a run of it shows no peak
+    held_bytes(model, task, hp) -> int       bytes kept of every row that it reads: a plan runs on fewer rows
 """
 
 from __future__ import annotations
@@ -147,7 +149,9 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
     small = sizes if method.cumulative else replace(sizes, forget=batch, retain=min(sizes.retain, batch))
     few = _at_most(method.at(hp, _largest(method, hp)), epochs=2, batch_size=batch, stop_loss=0.0)
     share = _largest(method, hp) if method.strength == "ratio" else 1.0
-    return shape.peak(lambda model: watched(method, model, small, few, enough), share)
+    held = getattr(method.module, "held_bytes", lambda model, task, hp: 0)
+    of_other_rows = held(shape.model, sizes.task(), hp) - held(shape.model, small.task(), hp)
+    return of_other_rows + shape.peak(lambda model: watched(method, model, small, few, enough), share)
 
 
 @dataclass
@@ -246,8 +250,9 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
 
 
 def _largest(method: Method, hp: Any) -> Any:
-    """Return the largest of a method's strengths, or None."""
-    return max(getattr(hp, method.strength)) if method.strength else None
+    """Return the largest of a method's strengths that changes anything, or None."""
+    strengths, idle = getattr(hp, method.strength or "", ()), getattr(method.module, "IDLE", None)
+    return max((value for value in strengths if value != idle), default=idle)
 
 
 def _at_most(hp: Any, **most: Any) -> Any:

@@ -40,12 +40,13 @@ class Settings:
 def build(model, settings: Settings, seed: int) -> Regularizer:
     """Leave targets out of the loss mask; the loss is the mean over the others.
 
-    Raise UserError for a window that no sequence of the model has room for, so that nothing would be left out.
+    Raise UserError for a window, or a distance of `static`, that no sequence of the model has room for.
     """
     context = model.config.n_positions
-    if settings.goldfish_strategy == "hashed" and settings.goldfish_h >= context:
+    width = {"hashed": "goldfish_h", "static": "goldfish_k"}.get(settings.goldfish_strategy)
+    if width and getattr(settings, width) >= context:
         raise UserError(
-            f"--goldfish_h {settings.goldfish_h}: must be < {context}, the model's context, or no token is left out"
+            f"--{width} {getattr(settings, width)}: must be < {context}, the model's context, or no token is left out"
         )
 
     def positions(tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,7 @@ SAID = [
     ("text", "kfac, factors of plays", 0.95, None, "about twice as much (+{lost} %)"),
     ("text", "kfac, factors of random tokens", 0.95, None, "three times (+{lost} %)"),
     ("text", "kfac, factors of addresses", 0.999, "at 0.999 addresses leave {left} %", None),
-    ("text", "kfade, factors of addresses", 0.03, None, "at +{lost} to +2.7 % of perplexity"),
+    ("text", "kfade, factors of addresses", 0.03, None, "at +{lost} to +2.4 % of perplexity"),
     ("text", "kfade, factors of plays", 0.03, None, "to +{lost} % of perplexity"),
     ("text", "kfade, default", 0.03, None, None),
     ("text", "kfade, factors of random tokens", 0.03, None, None),

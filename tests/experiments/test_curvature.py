@@ -7,6 +7,7 @@ import pytest
 import torch
 from small import ROOT, in_process
 
+from tinymem.data.memories import shares_tokens
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import UserError
 from tinymem.leaderboard.bench import bench_of
@@ -79,8 +80,9 @@ def test_other_text_is_cut_like_the_training_text(study, tmp_path):
     (case,) = find_cases(["text"], True, 1)
     case = replace(case, settings=replace(case.trained, data=replace(case.trained.data, num_chunks=60, num_test=5, num_noise=6)))  # fmt: skip
     bench = bench_of(case, 0, tmp_path)
-    shape = bench.dataset(str(tmp_path)).sequences.shape
-    texts = study.other_texts(bench, str(tmp_path))
+    dataset, texts = bench.dataset(str(tmp_path)), study.other_texts(bench, str(tmp_path))
+    shape = dataset.sequences.shape
+    assert not any(shares_tokens(text.tokens, dataset.artifacts.planted, 16).any() for text in texts.values())
     assert list(texts) == ["addresses", "plays", study.RANDOM]
     assert all(text.tokens.shape == shape for text in texts.values())
     assert len({text.fingerprint for text in texts.values()}) == 3

@@ -105,11 +105,15 @@ def test_bad_settings_are_refused(bad):
         settings(**bad)
 
 
-def test_a_window_that_no_sequence_has_room_for_is_refused(make_model):
+def test_what_no_sequence_has_room_for_is_refused(make_model):
     context = make_model().config.n_positions
     with pytest.raises(UserError, match=f"--goldfish_h {context}: must be < {context}, the model's context"):
         build(make_model(), settings(goldfish_h=context), seed=0)
     build(make_model(), settings(goldfish_h=context, goldfish_strategy="static"), seed=0)  # has no window
+    with pytest.raises(UserError, match=f"--goldfish_k {context}: must be < {context}, the model's context"):
+        build(make_model(), settings(goldfish_k=context, goldfish_strategy="static"), seed=0)
+    last = build(make_model(), settings(goldfish_k=context - 1, goldfish_strategy="static"), seed=0)
+    assert (~last.positions(ROWS[:1, :context], torch.ones(1, context - 1, dtype=torch.bool))).sum() == 1
     tokens = torch.randint(0, 10, (400, context), generator=torch.Generator().manual_seed(0))
     widest = build(make_model(), settings(goldfish_h=context - 1), seed=0)
     mask = torch.ones(400, context - 1, dtype=torch.bool)

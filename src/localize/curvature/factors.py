@@ -97,11 +97,16 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
 def factor_text(model, task: UnlearningTask, hp: FactorSettings) -> torch.Tensor:
     """Return the sequences that give the factors, (m, T). Plans run on retain sequences, whatever the text."""
     text = task.retain
-    if hp.factor_data is not None and not hasattr(model, "planned_for"):
+    if hp.factor_data is not None and not is_plan(model):
         size = (text.shape[1], hp.factor_sequences, model.config.get_text_config().vocab_size)
         text = task.reader.rows(FLAG, hp.factor_data, *size)
     order = torch.randperm(len(text), generator=task.generator())
     return text[order[: hp.factor_sequences].sort().values]
+
+
+def is_plan(model) -> bool:
+    """Return whether this is a plan's model, of fake tensors (`tinymem.planning.memory`)."""
+    return hasattr(model, "planned_for")
 
 
 def check_factors(model, task: UnlearningTask, hp: FactorSettings) -> None:
@@ -115,7 +120,7 @@ def check_enough(
     """Raise UserError for text with fewer counted tokens than the largest factor has rows: it could not be invertible."""
     needed = max(max(weight.view().shape) for weight in weights)
     counted = int(loss_mask(tokens, task.ignored_token).sum())
-    if counted < needed and not hasattr(model, "planned_for"):  # plans run on a few rows of the text
+    if counted < needed and not is_plan(model):  # plans run on a few rows of the text
         text, ways = "retain sequences", "--max_retain, or the number of retain sequences"
         if hp.factor_data is not None:
             text, ways = f"sequences of {FLAG} {hp.factor_data}", "or give more text"

@@ -20,6 +20,8 @@ from tinymem.models.adapter import Weight
 from tinymem.models.edit import Weights
 from tinymem.options import option, settings
 
+IDLE = 1.0  # the rho that changes nothing
+
 
 @settings
 class HyperParameters(FactorSettings):
@@ -47,7 +49,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     found = partial(bases, model, task, weights, hp)
     held = list(found()) if task.cache is None and len(hp.rho) > 1 else None
     for rho in hp.rho:
-        if rho == 1:
+        if rho == IDLE:
             yield rho, Weights({})
         else:
             yield rho, Weights(_edited(weights, found() if held is None else held, rho, hp.cut))

@@ -18,14 +18,15 @@ from functools import partial
 
 import torch
 
-from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes
+from tinymem.errors import NotFinite
+from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes, is_plan
 from tinymem.localize.curvature.layers import chosen_weights
-from tinymem.localize.learning import frozen, gradients, kl_note
+from tinymem.localize.learning import all_finite, frozen, gradients, kl_note
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.training import sides
 from tinymem.models.adapter import Weight
 from tinymem.models.edit import Weights, reversible
-from tinymem.models.losses import loss_mask, next_token_logits
+from tinymem.models.losses import loss_mask, next_token_logits, remedy
 from tinymem.options import option, settings
 
 TRIALS = 8  # measurements of the KL in a step
@@ -59,7 +60,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     check(model, task, hp)
     weights = chosen_weights(model, hp)
     found = partial(bases, model, task, weights, hp)
-    if task.cache is None and len(hp.kl_budget) * hp.newton_steps > 1:
+    if task.cache is None and len(hp.kl_budget) * hp.newton_steps > 1 and not is_plan(model):  # of a run with a cache
         found = partial(iter, list(found()))
     drift = Drift(model, task, hp.kl_sequences)
     for budget in hp.kl_budget:
@@ -78,6 +79,12 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     steps, forget = len(hp.kl_budget) * hp.newton_steps, -(-len(task.forget) // task.microbatch)
     measured = -(-min(hp.kl_sequences, len(task.retain)) // task.microbatch)
     return forward + measured + steps * (forget + TRIALS * measured), backward + steps * forget
+
+
+def held_bytes(model, task: UnlearningTask, hp: HyperParameters) -> int:
+    """Return the bytes of the predictions before the edit."""
+    rows, length = min(hp.kl_sequences, len(task.retain)), task.retain.shape[1]
+    return 4 * rows * (length - 1) * model.config.get_text_config().vocab_size
 
 
 class Drift:
@@ -125,6 +132,8 @@ def _climb(
     parameters = [weight.parameter for weight in weights]
     with frozen(model, parameters):
         slopes = gradients(model, task, task.forget.planted, forget_weights(task, hp.forget_tokens), parameters)
+    if not all_finite(slopes):
+        raise NotFinite(f"its gradient is not finite; {remedy(model)}")
     directions, curvature = [], 0.0
     for weight, basis in found():
         direction, bend = newton_direction(weight.view(slopes.pop(0)), basis, hp.damping)

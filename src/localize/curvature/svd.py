@@ -16,6 +16,8 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.models.edit import Weights
 from tinymem.options import option, settings
 
+IDLE = 1.0  # the rho that changes nothing
+
 
 @settings
 class HyperParameters(LayerSettings):
@@ -32,7 +34,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     """Yield the edited matrices at each rho; at 1 none. Memory: a copy of the chosen matrices, one decomposition."""
     weights = chosen_weights(model, hp)
     for rho in hp.rho:
-        yield rho, Weights({} if rho == 1 else {w.name: w.view(low_rank(w.view(), rho)) for w in weights})
+        yield rho, Weights({} if rho == IDLE else {w.name: w.view(low_rank(w.view(), rho)) for w in weights})
 
 
 def check(model, task: UnlearningTask, hp: HyperParameters) -> None:

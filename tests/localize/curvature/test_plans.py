@@ -61,3 +61,26 @@ def test_a_plan_of_pythia_6_9b_holds_one_group_of_factors(name, beside, curvatur
     method = curvature[name]
     planned = plan(method, shape, sizes, method.hyper_parameters())
     assert 8e9 < planned.beside < beside
+
+
+@pytest.mark.parametrize("name", ["kfac", "svd"])
+def test_a_strength_that_changes_nothing_hides_no_peak(name, curvature):
+    """All of the mass is the largest of these strengths, and takes no memory."""
+    method, shape = curvature[name], shape_of(new_model("gpt_neox").config, torch.float32)
+    with_it, without = (plan(method, shape, SIZES, method.hyper_parameters(rho=rho)) for rho in ((0.6, 1.0), (0.6,)))
+    assert with_it == without and without.beside > 4 * 4 * 32 * 8  # at least a copy of the matrices
+
+
+def test_a_plan_holds_the_predictions_of_all_rows_that_kfade_measures(curvature):
+    """It runs on 8 of 24 retain rows: the others have 11 predictions each, of 14 tokens."""
+    method, shape = curvature["kfade"], shape_of(new_model("gpt_neox").config, torch.float32)
+    few, more = (plan(method, shape, SIZES, method.hyper_parameters(kl_sequences=count)).beside for count in (8, 100))
+    assert more - few == 4 * 16 * 11 * 14
+
+
+def test_a_plan_of_several_steps_is_that_of_a_run_with_a_cache(curvature, monkeypatch):
+    """One group of bases is held at a time, however many steps use them."""
+    monkeypatch.setattr(factors, "HELD", 1)
+    method, shape = curvature["kfade"], shape_of(new_model("gpt_neox", layers=3).config, torch.float32)
+    one, three = (plan(method, shape, SIZES, method.hyper_parameters(newton_steps=steps)).beside for steps in (1, 3))
+    assert one == three

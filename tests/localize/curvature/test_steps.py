@@ -1,11 +1,13 @@
 """K-FADE, Selective Synaptic Dampening and task vectors: against dense matrices and loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from tinymem.errors import NotFinite
 from tinymem.localize.curvature import kfade, ssd, task_vector
 from tinymem.localize.curvature.factors import bases, collect
 from tinymem.localize.curvature.kfade import TRIALS, Drift, largest_step, newton_direction
@@ -117,6 +119,16 @@ def test_a_divergence_that_rounds_below_zero_is_none(tiny_model, tiny_task, capl
     hp = kfade.HyperParameters(kl_budget=(1e-12,), newton_steps=3, kl_sequences=1)
     ((_, edit),) = kfade.run(model, task, hp)
     assert 0 <= edit.notes["kl_reached"] <= 1e-12
+
+
+def test_a_gradient_that_is_not_finite_is_refused(tiny_model, tiny_task):
+    """The retain rows, which give the factors, lack the token whose embedding is damaged."""
+    model, task = tiny_model("gpt_neox"), tiny_task()
+    model.gpt_neox.embed_in.weight.data[13] = torch.nan
+    task = replace(task, retain=task.retain.clamp(max=12))
+    assert (task.forget.planted == 13).any()
+    with pytest.raises(NotFinite, match="its gradient is not finite; its weights are damaged"):
+        list(kfade.run(model, task, kfade.HyperParameters()))
 
 
 def looped_importances(model, task, tokens, weights):
