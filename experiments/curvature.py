@@ -108,7 +108,9 @@ def as_given(path: Path) -> str:
 
 def jobs_of(bench: TrainedBench, common: Common, texts: Mapping[str, str]) -> Iterator[Job]:
     """Yield the jobs of a model. texts: files of token ids, by name."""
-    trainings = [] if bench.take_up(Path(PUBLISHED) / bench.case.name) else bench.trainings(common)
+    published = Path(PUBLISHED) / bench.case.name
+    trainings = [] if bench.has_models(published) else bench.trainings(common)
+    bench.take_up(published)
     yield from trainings
     of_texts = tuple({"factor_data": path} for path in texts.values())
     varied = {"kfac": ({"rho": RHO}, (*CHANGES, *of_texts)), "kfade": ({"kl_budget": BUDGETS}, ({}, *of_texts))}
