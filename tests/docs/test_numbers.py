@@ -132,6 +132,25 @@ def test_what_the_leaderboard_says_of_text():
     assert f"**on the retain set alone** leave {alone:.1f} %" in said
 
 
+def test_as_published():
+    rows: dict[str, list[dict[str, str]]] = {}
+    for row in committed_rows("results/reproduction/as_published/as_published.csv"):
+        rows.setdefault(row["method.name"].removesuffix("_as_published"), []).append(row)
+    memorized = ("percent_memorized_left_out", "percent_memorized_train", "relearned_percent_memorized_counted")
+
+    def cell(row: Mapping[str, str]) -> str:
+        return f"{float(row['percent_memorized_counted']):.1f} % at {float(row['accuracy_lost']):.2f}"
+
+    lines = table_after("docs/reproduction.md", "method | published, three seeds | all differences")
+    for name, _, everything, *found, nothing in lines:
+        of_method = rows[{"BalancedSubnet": "balanced_subnet"}.get(name, name.lower())]
+        row = max(of_method, key=lambda one: len(one["method.differences"].split()))
+        assert (everything, found) == (cell(row), percents([float(row[column]) for column in memorized]))
+        without = [one for one in of_method if not one["method.differences"]]
+        assert name == "BalancedSubnet" or [nothing] == [cell(one) for one in without]
+    assert len(lines) == 4
+
+
 def test_demo():
     summary = read("results/demo/summary.json")
 
