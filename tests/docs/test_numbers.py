@@ -132,6 +132,44 @@ def test_what_the_leaderboard_says_of_text():
     assert f"**on the retain set alone** leave {alone:.1f} %" in said
 
 
+def test_what_the_leaderboard_says_of_backdoors():
+    table = committed_rows("results/leaderboard/leaderboard.csv")
+    board = {(row["limit"], row["method"]): row for row in table if row["case"] == "backdoor" and row["score"]}
+    said = one_line("docs/leaderboard.md")
+    ran = {row["method"] for row in table if row["case"] == "backdoor" and row["group"] != "anchor"}
+    ran -= {row["method"] for row in table if row["case"] == "backdoor" and row["note"] == "not run"}
+    assert f"the small backdoor model with {len(ran)} mitigations so far" in said
+
+    def score(method: str, limit: str = "5.0") -> str:
+        return f"{float(board[limit, method]['score']):.2f}"
+
+    def left(method: str, limit: str = "5.0") -> str:
+        return f"{float(board[limit, method]['percent_memorized_held_out']):.1f} %"
+
+    npo = board["1.0", "npo"]
+    ends = [f"{float(npo[column]):.2f}" for column in ("score", "score_low", "score_high")]
+    assert "**NPO** leads, {} ({} to {}) within 1 point".format(*ends) in said
+    four = ("ascent_kl", "dpo", "gradient_difference", "npo")
+    assert (
+        "KL ({}), DPO ({}) and gradient difference ({}) cannot be told from it ({})".format(*map(score, four)) in said
+    )
+    assert {left(name) for name in four} == {"0.0 %"}
+    assert all(float(board["5.0", name]["rank_best"]) == 1 for name in four)
+    worst = [worst_excess(board["5.0", name]) for name in four]
+    assert f"brings back {min(worst):.0f} to {max(worst):.0f} points more" in said
+    subnets = ("balanced_subnet", "balanced_subnet, NPO term")
+    assert f"forgets anything ({left(subnets[0], '1.0')} exact)" in said
+    back = [f"{worst_excess(board['5.0', name]):.0f}" for name in (*subnets, "kfac")]
+    assert f"Within 5 it leaves {left(subnets[0])}, and relearning brings back {back[0]} points" in said
+    assert f"NPO's term it leaves {left(subnets[1])}, and {back[1]} points come back" in said
+    tuned = [board["1.0", f"fine-tuning on {data} data"] for data in ("extra", "both")]
+    assert "but {:.0f} points come back; on both data {:.0f}".format(*map(worst_excess, tuned)) in said
+    assert {left(f"fine-tuning on {data} data", "1.0") for data in ("extra", "both")} == {"0.0 %"}
+    assert float(tuned[0]["mean_test_accuracy"]) > float(board["1.0", "unedited"]["mean_test_accuracy"])
+    assert f"leaves {left('kfac')} and gives {back[2]} points back" in said
+    assert f"**K-FADE** leaves {left('kfade')}, **SVD** {left('svd')}" in said
+
+
 def test_as_published():
     rows: dict[str, list[dict[str, str]]] = {}
     for row in committed_rows("results/reproduction/as_published/as_published.csv"):
