@@ -31,7 +31,7 @@ from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import Bench, bench_of
 from tinymem.leaderboard.board import TWIN, choose, others
-from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case
+from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case, with_evidence
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
 from tinymem.leaderboard.protocol import check_submission, jobs_of, together, training_jobs, trial_jobs
@@ -316,7 +316,7 @@ def joined(errors: list[UserError]) -> UserError:
 
 def write_report(output: Path) -> None:
     """Write tables and pages from the evidence in OUTPUT/NAME, and print the tables. Raise UserError if there is none."""
-    names = [path.parent.name for path in sorted(output.glob(f"*/{NAME}"))]
+    names = with_evidence(output)
     if not names:
         raise UserError(f"{output}: no {NAME} of any model; run without --report first")
     for table in report.write(output, names):

@@ -22,7 +22,7 @@ from tinymem import files, plots
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.board import ABSENT, TWIN, UNEDITED, Row, rows
-from tinymem.leaderboard.cases import Case, read_case
+from tinymem.leaderboard.cases import Case, read_case, with_evidence
 from tinymem.leaderboard.entrants import ANCHOR, FINETUNING, OWN, SUBMISSION, TRAINING, entrants
 from tinymem.leaderboard.names import DIGITS, NAMES, within
 from tinymem.leaderboard.score import Figure, Jury, columns, figure_in
@@ -59,7 +59,7 @@ def parse() -> argparse.Namespace:
 
 def chosen_models(folder: Path, asked: Sequence[str] | None) -> list[str]:
     """Return the models that are asked for. Raise UserError for one without evidence."""
-    known = [path.parent.name for path in sorted(folder.glob(f"*/{NAME}"))]
+    known = with_evidence(folder)
     if not known:
         raise UserError(f"--leaderboard_dir {folder}: no MODEL/{NAME} in it; {MAKES}")
     for name in asked or ():

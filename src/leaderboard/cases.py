@@ -16,6 +16,7 @@ from tinymem.errors import UserError
 from tinymem.inputs import AGAIN, check_value, read_toml
 from tinymem.leaderboard.planted import FOUND, MODEL, PlantedSettings
 from tinymem.localize.task import TaskSettings
+from tinymem.records.bundle import NAME
 from tinymem.records.utility import ACCURACY, PERPLEXITY, Utility
 from tinymem.training.settings import RunSettings
 
@@ -128,6 +129,13 @@ def read_case(folder: Path) -> Case:
     settings = check_value(content["settings"], dict[str, Any], "settings", path)
     kind = PlantedSettings if MODEL in settings else RunSettings
     return Case(**about, settings=kind.from_flat(settings, path, AGAIN))
+
+
+def with_evidence(folder: Path) -> list[str]:
+    """Return the names of the models with evidence in FOLDER/NAME: the leaderboard's own in its order, then all others."""
+    order = {name: place for place, name in enumerate((*SMALL, *PLANTED))}
+    names = sorted(path.parent.name for path in folder.glob(f"*/{NAME}"))
+    return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
 def find_cases(asked: Sequence[str], small: bool, trials: int, data_dir: str = "data") -> list[Case]:

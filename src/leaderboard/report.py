@@ -68,10 +68,11 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             tables.append(table)
             title, is_first = f"### {within(case, limit).capitalize()}\n", limit == case.utility.limits[0]
             remarks = [telling(jury), *held_down(board)]
-            below = [*left_out(board), *remarks] if is_first else held_down(board)
+            absent = left_out(board)
+            below = [*absent, *remarks] if is_first else held_down(board)
             texts["LEADERBOARD.md"] += [title, *(f"{text}\n" for text in (markdown_of(table.shown), *below))]
             lines += [line(name, limit, row) for row in board]
-            page.add(case, limit, board, found, remarks)
+            page.add(case, limit, board, found, [*absent, *remarks])
             if is_first:
                 texts["ATTACKS.md"] += [head, title, markdown_of(attack_rows(board, found))]
     heads = {
