@@ -6,10 +6,10 @@ import pytest
 from small import ROOT
 
 from tinymem.leaderboard import report
-from tinymem.records.bundle import NAME
+from tinymem.leaderboard.cases import with_evidence
 
 FOLDER = ROOT / "results" / "leaderboard"
-MODELS = sorted(path.parent.name for path in FOLDER.glob(f"*/{NAME}"))
+MODELS = with_evidence(FOLDER)
 
 
 @pytest.mark.slow
