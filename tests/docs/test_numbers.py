@@ -187,6 +187,12 @@ def test_as_published():
         without = [one for one in of_method if not one["method.differences"]]
         assert name == "BalancedSubnet" or [nothing] == [cell(one) for one in without]
     assert len(lines) == 4
+    (mixture,) = (row for row in rows["balanced_subnet"] if row["method.differences"] == "mixture")
+    assert {float(mixture[f"percent_memorized_{name}"]) for name in ("test", "train", "left_out")} == {0}
+    back, lost = float(mixture["relearned_percent_memorized_test"]), float(mixture["accuracy_lost"])
+    assert f"at most {back:.1f} % of all triggers back, and costs {lost:.2f} points (seed 1)" in one_line(
+        "docs/reproduction.md"
+    )
 
 
 def test_demo():
