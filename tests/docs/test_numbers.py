@@ -187,12 +187,12 @@ def test_as_published():
         without = [one for one in of_method if not one["method.differences"]]
         assert name == "BalancedSubnet" or [nothing] == [cell(one) for one in without]
     assert len(lines) == 4
-    (mixture,) = (row for row in rows["balanced_subnet"] if row["method.differences"] == "mixture")
-    assert {float(mixture[f"percent_memorized_{name}"]) for name in ("test", "train", "left_out")} == {0}
-    back, lost = float(mixture["relearned_percent_memorized_test"]), float(mixture["accuracy_lost"])
-    assert f"at most {back:.1f} % of all triggers back, and costs {lost:.2f} points (seed 1)" in one_line(
-        "docs/reproduction.md"
-    )
+    alone = {row["method.differences"]: row for row in rows["balanced_subnet"]}
+    two, said = [alone[name] for name in ("mixture", "test_triggers")], one_line("docs/reproduction.md")
+    assert {float(row[f"percent_memorized_{name}"]) for row in two for name in ("test", "train", "left_out")} == {0}
+    lost, back = ([float(row[name]) for row in two] for name in ("accuracy_lost", "relearned_percent_memorized_test"))
+    assert "costs {:.2f} points, the test triggers alone {:.2f}.".format(*lost) in said
+    assert f"at most {max(back):.1f} % of all triggers come back" in said
 
 
 def test_demo():
