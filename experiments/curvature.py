@@ -33,7 +33,7 @@ from tinymem.data.production import text_rows
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import UserError
 from tinymem.leaderboard.bench import TrainedBench, bench_of
-from tinymem.leaderboard.cases import SEEDS, find_cases
+from tinymem.leaderboard.cases import SEEDS, find_cases, with_evidence
 from tinymem.leaderboard.entrants import pinned
 from tinymem.localize.registry import METHODS
 from tinymem.plots.base import STYLES, new_grid, save_figure, set_title
@@ -223,15 +223,15 @@ def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str
 
 def report(output: Path) -> None:
     """Write TABLES.md, curvature.csv and the figure from the records."""
-    found = sorted(output.glob(f"*/{NAME}"))
-    if not found:
+    models = with_evidence(output)
+    if not models:
         raise UserError(f"{output}: no {NAME} of any model; run without --report first")
     text, lines = ["# Curvature editing: what it depends on", f"Made by `{cli.command_line()}`."], []
     by_model: dict[str, list[dict[str, Any]]] = {}
     units: dict[str, str] = {}
-    for path in found:
-        records = read_bundle(path)
-        model, rows = path.parent.name, rows_of(records, files.read_json(path.parent / KEPT))
+    for model in models:
+        records = read_bundle(output / model / NAME)
+        rows = rows_of(records, files.read_json(output / model / KEPT))
         by_model[model], units[model] = rows, utility_of(records[0]).unit
         text += [f"## {model}", ABOUT.format(unit=units[model])]
         text += [table_of(rows, strength) for strength in dict.fromkeys(row["strength"] for row in rows)]

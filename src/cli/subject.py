@@ -104,7 +104,7 @@ def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> P
 
 
 def _foreign_twin(model, folder: Path):
-    """Return the twin of a model that TinyMem did not train. Raise UserError unless they differ in values, and in nothing else."""
+    """Return the twin of a model that TinyMem did not train. Raise UserError unless they differ in values alone."""
     twin = load_model(folder, model.device)
     check_twin_model(model, twin, f"--twin_model {folder}")
     return twin

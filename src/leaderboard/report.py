@@ -67,12 +67,12 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             table = Table(f"{name}, {within(case, limit)}", shown_rows(board))
             tables.append(table)
             title, is_first = f"### {within(case, limit).capitalize()}\n", limit == case.utility.limits[0]
-            remarks = [telling(jury), *held_down(board)]
-            absent = left_out(board)
-            below = [*absent, *remarks] if is_first else held_down(board)
+            held = held_down(board)
+            remarks = [*left_out(board), telling(jury), *held]
+            below = remarks if is_first else held
             texts["LEADERBOARD.md"] += [title, *(f"{text}\n" for text in (markdown_of(table.shown), *below))]
             lines += [line(name, limit, row) for row in board]
-            page.add(case, limit, board, found, [*absent, *remarks])
+            page.add(case, limit, board, found, remarks)
             if is_first:
                 texts["ATTACKS.md"] += [head, title, markdown_of(attack_rows(board, found))]
     heads = {
