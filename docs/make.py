@@ -76,7 +76,9 @@ def settings(name: str, read: Read) -> str:
         if field.metadata.get("choices"):
             allowed = ", ".join(f"`{choice}`" for choice in field.metadata["choices"])
         flag = f"{name}.{field.name}" if name in ATTACKS else field.name
-        rows.append([f"`--{flag}`", _default(field.default), allowed, field.metadata["help"]])
+        small = field.metadata["small"] if name in ATTACKS else None
+        default = _default(field.default) + (f"; small: {_default(small)}" if small else "")
+        rows.append([f"`--{flag}`", default, allowed, field.metadata["help"]])
     return table(["setting", "default", "allowed", "meaning"], rows)
 
 

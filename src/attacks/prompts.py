@@ -17,16 +17,38 @@ class Prompting:
     sequences: int = option(200, "at most this many of the shown, held-out ... sequences are attacked", low=1)
 
 
+@settings
+class PromptChanges(Prompting):
+    """Settings of attacks that cut or replace tokens of a prompt."""
+
+    keep_bos: bool = option(
+        True, "whether <bos> stays in front of a prompt that begins with it", unrecorded=True, earlier=False
+    )
+
+
+def starts(model, artifacts: Artifacts, keep_bos: bool) -> torch.Tensor:
+    """Return which prompts begin with the model's <bos>, bool (A,); none if it is not to be kept."""
+    bos = model.config.get_text_config().bos_token_id
+    if not keep_bos or bos is None:
+        return torch.zeros(len(artifacts), dtype=torch.bool)
+    return artifacts.clean[:, 0] == bos
+
+
 def recited(artifacts: Artifacts) -> torch.Tensor:
     """Return each clean prompt followed by the planted tokens, (A, T)."""
     inside = torch.arange(artifacts.planted.shape[1]) < artifacts.prompt_end[:, None]
     return torch.where(inside, artifacts.clean, artifacts.planted)
 
 
-def cut(artifacts: Artifacts, start: torch.Tensor) -> Artifacts:
-    """Return the rows from position `start` (A,) on, as wide as before: a row's last token fills it up."""
+def cut(artifacts: Artifacts, start: torch.Tensor, kept: torch.Tensor | None = None) -> Artifacts:
+    """Return the rows without their first `start` (A,) tokens, as wide as before: a row's last token fills it up.
+
+    kept: bool (A,), rows whose first token stays and of which those behind it go; default: none.
+    """
     last = artifacts.planted.shape[1] - 1
     places = (start[:, None] + torch.arange(last + 1)).clamp(max=last)
+    if kept is not None:
+        places[kept, 0] = 0
     planted, clean = (tokens.gather(1, places) for tokens in (artifacts.planted, artifacts.clean))
     return replace(artifacts, planted=planted, clean=clean, prompt_end=artifacts.prompt_end - start)
 

@@ -18,7 +18,7 @@ from tinymem.options import option, settings
 class HyperParameters:
     """Quantization"""
 
-    bits: tuple[int, ...] = option((8, 4), "bits per weight", low=2, high=16, strength=True, grid=(8, 4), small=(4,))
+    bits: tuple[int, ...] = option((8, 4), "bits per weight", low=2, high=16, strength=True, small=(4,))
 
 
 def attack(model, task: UnlearningTask, hp: HyperParameters, bits: int) -> Weights:

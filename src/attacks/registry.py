@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
 
 from tinymem.attacks import (
     context_shift,
@@ -43,8 +45,23 @@ _MODULES = (
 )
 
 ATTACKS = {attack.name: attack for attack in map(method_of, _MODULES)}
+FULL, SMALL = "full", "small"
+BUDGETS = (FULL, SMALL)
 
 
 def find_attacks(names: Sequence[str], flag: str = "--attack") -> list[Method]:
     """Return attacks by name, or `all`; a file or dotted module is loaded. Raise UserError for an unknown attack."""
     return find(names, ATTACKS, flag)
+
+
+def budget(attack: Method, size: str) -> dict[str, Any]:
+    """Return what a budget changes of an attack's defaults: nothing, or for SMALL the small values that its settings declare.
+
+    A small budget is for large models: one strength, fewer steps, one draw.
+    """
+    declared = {field: field.metadata.get(SMALL) for field in fields(attack.hyper_parameters) if size == SMALL}
+    return {
+        field.name: values if isinstance(field.default, tuple) else values[0]
+        for field, values in declared.items()
+        if values is not None
+    }

@@ -35,8 +35,12 @@ class HyperParameters(WeightTraining):
         strength=True, small=(0.1,),
     )  # fmt: skip
     share: float = option(0.1, "share of the sequences to forget that the attacker has", above=0.0, high=1.0)
-    lrs: tuple[float, ...] = option((1e-5, 1e-4, 1e-3), "learning rates that the attacker tries", above=0.0, high=1e3)
-    steps: tuple[int, ...] = option((5, 10, 30, 80), "numbers of steps that the attacker tries", low=1)
+    lrs: tuple[float, ...] = option(
+        (1e-5, 1e-4, 1e-3), "learning rates that the attacker tries", above=0.0, high=1e3, small=(1e-4, 1e-3)
+    )
+    steps: tuple[int, ...] = option(
+        (5, 10, 30, 80), "numbers of steps that the attacker tries", low=1, small=(5, 10, 30)
+    )
 
 
 def seen(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from tinymem.attacks.prompts import Prompting
+from tinymem.attacks.prompts import PromptChanges, starts
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation, Variant, any_exact
@@ -18,7 +18,7 @@ from tinymem.options import option, settings
 
 
 @settings
-class HyperParameters(Prompting):
+class HyperParameters(PromptChanges):
     """Similar tokens"""
 
     replaced: tuple[int, ...] = option((1, 4), "most tokens replaced in a prompt", low=1, strength=True, small=(1,))
@@ -30,16 +30,21 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, replaced: int) -> E
 
     def varied(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
         _, loss_mask = probe.targets(artifacts)
-        generator = task.generator()
+        generator, kept = task.generator(), starts(probe.model, artifacts, hp.keep_bos)
         for draw in range(hp.draws):
-            yield replace(artifacts, clean=_varied(probe.model, artifacts, draw % replaced + 1, generator)), loss_mask
+            clean = _varied(probe.model, artifacts, draw % replaced + 1, generator, kept)
+            yield replace(artifacts, clean=clean), loss_mask
 
     return any_exact(varied, hp.sequences)
 
 
-def _varied(model, artifacts: Artifacts, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Return clean rows with `count` tokens of each prompt replaced, all of them if it has fewer."""
+def _varied(model, artifacts: Artifacts, count: int, generator: torch.Generator, kept: torch.Tensor) -> torch.Tensor:
+    """Return clean rows with `count` tokens of each prompt replaced, all of them if it has fewer.
+
+    kept: bool (A,), rows whose first token stays.
+    """
     inside = torch.arange(artifacts.clean.shape[1]) < artifacts.prompt_end[:, None]
+    inside[kept, 0] = False
     order = torch.rand(inside.shape, generator=generator).masked_fill(~inside, 2.0).argsort(1)
     chosen = torch.zeros_like(inside).scatter(1, order[:, :count], True) & inside
     rows = artifacts.clean.clone()

@@ -25,8 +25,9 @@ class HyperParameters:
         strength=True, small=(0.1,),
     )  # fmt: skip
     draws: int = option(
-        5, "independent draws of the noise; results are their means", low=1, high=1000, unrecorded=True, earlier=1
-    )
+        5, "independent draws of the noise; results are their means", low=1, high=1000, small=(1,), unrecorded=True,
+        earlier=1,
+    )  # fmt: skip
 
 
 def attack(model, task: UnlearningTask, hp: HyperParameters, scale: float) -> Draws:

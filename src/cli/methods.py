@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from tinymem import cli
-from tinymem.attacks.registry import ATTACKS, find_attacks
+from tinymem.attacks.registry import ATTACKS, BUDGETS, FULL, SMALL, budget, find_attacks
 from tinymem.errors import UserError
 from tinymem.localize.method import Method, recorded
 from tinymem.localize.registry import GROUPS, METHODS, find_localizer, find_methods
@@ -60,12 +60,14 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
 
 
 def add_measuring_options(parser: argparse.ArgumentParser) -> None:
-    """Add --metrics, --attack, --attack_metrics, the flags of each attack, --columns and --page."""
+    """Add --metrics, --attack, --attack_budget, --attack_metrics, the flags of each attack, --columns and --page."""
     group = parser.add_argument_group("Measuring")
     group.add_argument("--metrics", nargs="+", metavar="NAME", help=f"groups ({', '.join(METRIC_GROUPS)}), some of "
                        f"{', '.join([*METRICS, *PATTERNS])}; or a file of your own (default: forward)")  # fmt: skip
     group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
                        f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or your file")  # fmt: skip
+    group.add_argument("--attack_budget", choices=BUDGETS, help=f"{SMALL}: one strength and fewer steps of every attack, for "
+                       f"large models (default: {FULL}); single settings are flags below")  # fmt: skip
     group.add_argument("--attack_metrics", nargs="+", metavar="NAME", help="what attacked models are measured by (default: "
                        "--metrics if given, else attacked)")  # fmt: skip
     group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
@@ -83,6 +85,8 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
     """Return the requested attacks with their settings. Raise UserError for flags of an attack not requested."""
+    if arguments.attack_budget and not arguments.attack:
+        raise UserError(f"--attack_budget {arguments.attack_budget}: only with --attack")
     attacks = find_attacks(arguments.attack) if arguments.attack else []
     names = {method.name for method in attacks}
     for method in arguments.attack_options:
@@ -94,7 +98,8 @@ def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
 
 def _attack_settings(method: Method, arguments: argparse.Namespace) -> Any:
     try:
-        return _hyper_parameters(method, argparse.Namespace(**_own(method, arguments)), {})
+        given = {**budget(method, arguments.attack_budget or FULL), **_own(method, arguments)}
+        return _hyper_parameters(method, argparse.Namespace(**given), {})
     except UserError as error:  # it names the settings; the flags of an attack have its name in front
         raise UserError(re.sub(r"(?<!\S)--(?=\w)", f"--{method.name}.", str(error))) from None
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinymem.attacks.registry import find_attacks
+from tinymem.attacks.registry import SMALL, budget, find_attacks
 from tinymem.errors import UserError
 from tinymem.leaderboard.bench import Bench, TrainedBench, last_checkpoint
 from tinymem.leaderboard.entrants import Edit, Entrant, Recorded, Submitted, Trained, Trial, pinned
@@ -30,6 +30,7 @@ ATTACK_METRICS = ("percent_memorized", "percent_extractable", "exact_match_share
 SMALL_ATTACKS: dict[str, dict[str, Any]] = {
     "weight_noise": {"draws": 1},
     "interpolate": {"alpha": (0.1, 0.25, 0.5, 0.75)},
+    **dict.fromkeys(("prefix_shift", "prefix_shorten", "similar_tokens"), {"keep_bos": False}),
 }
 FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for name in FT_DATA}  # a trial: one epoch
 
@@ -182,10 +183,15 @@ def _attacking(bench: Bench) -> tuple[str, ...]:
 
 
 def _settings(bench: Bench) -> list[tuple[Method, Any]]:
-    """Return a bench's attacks with their settings."""
+    """Return a bench's attacks with their settings: the small budget for language models."""
+
+    def changed(attack: Method) -> dict[str, Any]:
+        if bench.case.is_planted:
+            return budget(attack, SMALL)
+        return SMALL_ATTACKS.get(attack.name, {}) if bench.case.small else {}
+
     found = find_attacks(bench.attacks, "--attacks")
-    own, precision = SMALL_ATTACKS if bench.case.small else {}, bench.case.precision
-    return [(method, pinned(method.hyper_parameters(**own.get(method.name, {})), precision)) for method in found]
+    return [(attack, pinned(attack.hyper_parameters(**changed(attack)), bench.case.precision)) for attack in found]
 
 
 def _measuring(bench: Bench, common: Common) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import pytest
 from small import ROOT, in_process
 
-from tinymem.attacks.registry import ATTACKS
+from tinymem.attacks.registry import ATTACKS, FULL, SMALL, budget
 from tinymem.records.table import find_records, load_records
 
 SCRIPT = "src/localize/localize_memorization.py"
@@ -63,6 +63,8 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
         (["--attack", "weight_noise", "--weight_noise.draws", 0], "--weight_noise.draws 0: must be in [1, 1000]"),
         (["--attack", "relearning"], "--attack relearning: must be one of"),
         (["--relearn.steps", 3], "--relearn.steps: only with --attack relearn"),
+        (["--attack_budget", "small"], "--attack_budget small: only with --attack"),
+        (["--attack", "relearn", "--attack_budget", "tiny"], "invalid choice: 'tiny'"),
     ],
 )
 def test_bad_input_is_one_line(unlearn, capsys, words, message):
@@ -70,6 +72,25 @@ def test_bad_input_is_one_line(unlearn, capsys, words, message):
         unlearn(*words)
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert end.value.code == 2 and message in error, error
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_small_budget_is_part_of_the_full_one(name):
+    attack = ATTACKS[name]
+    full = attack.hyper_parameters(**budget(attack, FULL))
+    small = attack.hyper_parameters(**budget(attack, SMALL))
+    assert full == attack.hyper_parameters()
+    assert len(attack.strengths(small)) == 1 and set(attack.strengths(small)) <= set(attack.strengths(full))
+    if name == "relearn_adaptive":
+        assert set(small.lrs) < set(full.lrs) and set(small.steps) < set(full.steps)
+
+
+def test_a_small_budget_from_the_command_line(unlearn):
+    words = ["--holdout_fraction", 0.5, "--attack", "weight_noise", "prune", "--attack_metrics", "percent_memorized"]
+    unlearn(*words, "--attack_budget", "small", "--prune.share", 0.2)
+    attacks = [record["attack"] for record in load_records(unlearn.folder) if record["kind"] == "attack"]
+    expected = [{"name": "prune", "share": 0.2}, {"name": "weight_noise", "scale": 0.1}]  # one draw: none is named
+    assert sorted(attacks, key=lambda section: section["name"]) == [each for each in expected for _ in range(2)]
 
 
 def test_every_attack_has_a_card():

@@ -37,6 +37,18 @@ def mixed(planted) -> Artifacts:
     )
 
 
+@pytest.fixture(params=[True, False], ids=["bos kept", "bos cut"])
+def keep_bos(request) -> bool:
+    return request.param
+
+
+@pytest.fixture
+def begun(mixed) -> Artifacts:
+    """The same, every other row with <bos> (token 0) in front; the rest begin with another token."""
+    first = torch.tensor([0, 5] * 8)
+    return replace(mixed, **{n: torch.cat([first[:, None], getattr(mixed, n)[:, 1:]], 1) for n in ("clean", "planted")})
+
+
 @pytest.fixture(scope="module")
 def weak(planted):
     """The model with noise in its weights: some sequences come out, others do not."""
@@ -64,21 +76,30 @@ def rows_of(artifacts, k):
         yield clean[:end], planted[end : end + k]
 
 
-def test_shortened_prompts(weak, probe, mixed, subject):
-    found = prefix_shorten.elicit(weak, subject.task, prefix_shorten.HyperParameters(), 3).values[NAME]
+def without(prompt: torch.Tensor, count: int, keep_bos: bool) -> torch.Tensor:
+    """A prompt without its first tokens, or without those behind its <bos>."""
+    front = prompt[:1] if keep_bos and prompt[0] == 0 else prompt[:0]
+    return torch.cat([front, prompt[len(front) + count :]])
+
+
+def test_shortened_prompts(weak, probe, begun, subject, keep_bos):
+    hp = prefix_shorten.HyperParameters(keep_bos=keep_bos)
+    found = prefix_shorten.elicit(weak, subject.task, hp, 3).values[NAME]
     expected = [
-        any(comes_out(weak, prompt[cut:], rest) for cut in range(min(3, len(prompt) - 1) + 1))
-        for prompt, rest in rows_of(mixed, 6)
+        any(comes_out(weak, without(prompt, count, keep_bos), rest) for count in range(min(3, len(prompt) - 1) + 1))
+        for prompt, rest in rows_of(begun, 6)
     ]
-    assert found(probe, mixed).tolist() == expected and 0 < sum(expected) < len(expected)
+    assert found(probe, begun).tolist() == expected and 0 < sum(expected) < len(expected)
 
 
-def test_shifted_prompts(weak, probe, mixed, subject):
-    found = prefix_shift.elicit(weak, subject.task, prefix_shift.HyperParameters(), 4).values[NAME]
-    for rows in (mixed, replace(mixed, planted=(mixed.planted + 1) % 12)):
+def test_shifted_prompts(weak, probe, begun, subject, keep_bos):
+    hp = prefix_shift.HyperParameters(keep_bos=keep_bos)
+    found = prefix_shift.elicit(weak, subject.task, hp, 4).values[NAME]
+    for rows in (begun, replace(begun, planted=(begun.planted + 1) % 12)):
         expected = [
             any(
-                len(rest) > shift and comes_out(weak, torch.cat([prompt, rest[:shift]])[shift:], rest[shift:])
+                len(rest) > shift
+                and comes_out(weak, without(torch.cat([prompt, rest[:shift]]), shift, keep_bos), rest[shift:])
                 for shift in range(5)
             )
             for prompt, rest in rows_of(rows, 6)
@@ -113,10 +134,13 @@ def test_similar_tokens_replace_what_they_say(weak, probe, mixed, subject):
     embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]])
     assert similar_tokens.closest(embeddings, torch.tensor([0, 1, 2, 3, 0])).tolist() == [1, 0, 1, 2, 1]
     generator = torch.Generator().manual_seed(0)
-    changed = similar_tokens._varied(weak, mixed, 4, generator) != mixed.clean
+    kept = torch.tensor([True, False] * 8)
+    changed = similar_tokens._varied(weak, mixed, 4, generator, kept) != mixed.clean
     inside = torch.arange(12) < mixed.prompt_end[:, None]
-    assert not (changed & ~inside).any()
-    assert changed.sum(1).tolist() == [min(4, end) for end in mixed.prompt_end.tolist()]
+    assert not (changed & ~inside).any() and not changed[kept, 0].any()
+    assert changed.sum(1).tolist() == [
+        min(4, end - first) for end, first in zip(mixed.prompt_end.tolist(), kept.tolist())
+    ]
     found = similar_tokens.elicit(weak, subject.task, similar_tokens.HyperParameters(), 1).values[NAME]
     plain = [comes_out(weak, *row) for row in rows_of(mixed, 6)]
     assert all(now >= before for now, before in zip(found(probe, mixed).tolist(), plain))

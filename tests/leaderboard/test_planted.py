@@ -11,14 +11,16 @@ from planted import SETTINGS, write_model_and_text
 from small import in_process
 from threads import here, run_here
 
+from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants, evidence
 from tinymem.leaderboard.bench import bench_of
-from tinymem.leaderboard.protocol import alone
+from tinymem.leaderboard.protocol import alone, training_jobs
 from tinymem.leaderboard.spaces import TOO_LONG, late_layers
 from tinymem.models.production import open_causal_lm
 from tinymem.records.identity import PLANTED_MODEL, UNEDITED
 from tinymem.records.record import Cost, write_record
+from tinymem.sweeps.jobs import Common
 
 SCRIPT = "experiments/leaderboard.py"
 
@@ -44,6 +46,13 @@ def test_a_case_is_read_as_it_was_written(case, tmp_path):
     case.write(tmp_path)
     assert cases.read_case(tmp_path) == case and case.is_planted and case.planted.blocks == 2
     assert case.task.max_retain == 16 and case.precision == "float32" and case.utility is cases.PERPLEXITY
+
+
+def test_attacks_have_the_small_budget(case, tmp_path):
+    (unedited,) = training_jobs(bench_of(case, 0, tmp_path), Common("data"))
+    sections = {section["name"]: section for section in unedited.attacks}
+    assert set(sections) == set(ATTACKS) and len(unedited.attacks) == len(ATTACKS)  # one strength each
+    assert sections["relearn"]["steps"] == 30 and sections["relearn_adaptive"]["lrs"] == (1e-4, 1e-3)
 
 
 def test_differences_name_each_setting_once(place, case, tmp_path):
