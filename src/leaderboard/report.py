@@ -170,12 +170,14 @@ def line(case: str, limit: float, row: Row) -> dict[str, Any]:
 
 
 def telling(jury: Jury) -> str:
-    """Return a sentence on the metrics that tell the unedited model from its twin here."""
+    """Return what tells the unedited model from its twin here: metrics, and whether attacks do."""
     known = [NAMES[f"{name}_{JUDGED}"] for name in (*FORGETTING, *PRIVACY)]
     judging = [NAMES[column] for column in jury.telling]
     silent = [name for name in known if name not in judging]
     without = f" Left out, since they do not tell the unedited model from its twin here: {', '.join(silent)}."
-    return f"Judged by: {', '.join(judging) or 'nothing'}.{without if silent else ''}"
+    useless = jury.excess(jury.original) and not jury.attacks_tell
+    attacks = " No attack brings more out of the unedited model than out of its twin: robust is left out."
+    return f"Judged by: {', '.join(judging) or 'nothing'}.{without if silent else ''}{attacks if useless else ''}"
 
 
 def _rank(row: Row) -> str:

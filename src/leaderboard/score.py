@@ -227,11 +227,17 @@ class Jury:
         """
         return self._once("parts", records, lambda: self._parts(records))
 
+    @cached_property
+    def attacks_tell(self) -> bool:
+        """Whether some attack brings more out of the unedited model than out of its twin; otherwise all are robust to it."""
+        counted = (value[0] for name, value in self.excess(self.original).items() if name not in UNCOUNTED)
+        return any(value > 0 for value in counted)
+
     def _parts(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         known = self.figure(self.original, RECOVERED) - self.figure(self.twin, RECOVERED)
         known = np.where(known > 0, known, np.nan)  # else nothing can come back
         excess = [value for name, value in self.excess(records).items() if name not in UNCOUNTED]
-        excess = excess if known[0] > 0 else []
+        excess = excess if known[0] > 0 and self.attacks_tell else []
         robust = [1 - np.clip(value / known, 0, 1) for value in excess]
         shares = *(list(self.shares(records, names).values()) for names in (FORGETTING, PRIVACY)), robust
         parts = dict(zip(PARTS, [np.fmin.reduce(some) if some else None for some in shares]))

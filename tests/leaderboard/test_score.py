@@ -6,6 +6,7 @@ import torch
 
 from tinymem.leaderboard import score
 from tinymem.leaderboard.evidence import Evidence, single_values
+from tinymem.leaderboard.report import telling
 from tinymem.leaderboard.score import Figure, Jury, Resampling
 from tinymem.metrics.metric import Values
 
@@ -152,6 +153,17 @@ def test_without_a_gap_between_unedited_and_twin_robustness_says_nothing(jury):
     of_twin = judge.evidence.values[score.record_digest(judge.twin[0])]
     of_twin["percent_memorized_shown"] = torch.full((4,), 100.0)
     assert set(judge.parts([edit])) == {"forget", "private", "useful"}
+
+
+def test_attacks_that_bring_nothing_out_of_the_unedited_model_say_nothing(jury):
+    judge, edit = jury
+    assert judge.attacks_tell
+    for attacked in judge.evidence.attacks_on(judge.original[0]):
+        back = torch.tensor([100.0, 0, 0, 0]) if attacked["attack"]["name"] == "relearn" else torch.full((4,), 100.0)
+        judge.evidence.values[score.record_digest(attacked)]["percent_memorized_shown"] = back  # as much as of the twin
+    judge = Jury(judge.evidence, UTILITY, 50)
+    assert not judge.attacks_tell and set(judge.parts([edit])) == {"forget", "private", "useful"}
+    assert "robust is left out" in telling(judge)
 
 
 def test_what_one_seed_overshoots_does_not_make_up_for_another():
