@@ -35,6 +35,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.goldfish_strategy != "hashed" and self.goldfish_h != Settings.goldfish_h:
+            raise UserError(f"--goldfish_h {self.goldfish_h}: only with --goldfish_strategy hashed")
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
