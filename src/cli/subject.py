@@ -70,6 +70,8 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         twin = _twin(path, settings, epoch, arguments.twin_model)
     task_settings = cli.collect(TaskSettings, arguments)
     model = load_model(path, cli.resolve_device(arguments.device))
+    if foreign and twin is not None:
+        _foreign_twin(model, twin)  # refused before anything is measured
     dataset = load_dataset(data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
     with looking() as on_rows:

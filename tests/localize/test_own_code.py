@@ -252,6 +252,7 @@ def test_a_folder_alone_on_data_that_flags_describe(place, capsys):
     flags = [f"--{name}={settings[name]}" for name in (*names, "prompt_tokens", "continuation_tokens", "duplicate")]
     twin = ["--twin_model", narrowed(checkpoint, root / "other"), "--attack", "interpolate"]
     refused(capsys, lambda: in_process(MEASURE, foreign, *flags, *twin, *common), "other: not a twin of this model")
+    assert not (root / "out").exists()  # before anything is measured
     in_process(MEASURE, foreign, *flags, *common)
     in_process(MEASURE, checkpoint, *common)
     own, same = load_records(root / "out")
