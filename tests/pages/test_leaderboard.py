@@ -128,11 +128,12 @@ def test_in_a_browser_the_switch_the_groups_and_the_links_work(page, tmp_path):
       const names = () => [...body.rows].filter((row) => !row.hidden).map((row) => row.cells[0].innerText.split("\\n")[0].split(" ")[0]);
       const pick = (value) => { const one = document.querySelector(`input[value="${value}"]`); one.checked = true; one.dispatchEvent(new Event("input")); };
       const sections = () => [...document.querySelectorAll("main [data-of-case]")].filter((one) => !one.hidden).length;
+      const folds = () => [...document.querySelectorAll("details[id]")].filter((one) => !one.hidden).length;
       const first = [names(), sections()];
       pick("");
       const all = [names().length, sections()];
       pick("large");
-      const large = [names(), sections(), document.querySelector("output").value];
+      const large = [names(), sections(), document.querySelector("output").value, folds()];
       pick("");
       const select = document.querySelector("select");
       select.value = "objective"; select.dispatchEvent(new Event("input"));
@@ -146,7 +147,7 @@ def test_in_a_browser_the_switch_the_groups_and_the_links_work(page, tmp_path):
     found, console = visit(page, script, tmp_path)
     assert console == [] and "error" not in found
     assert found["first"][1] < 10 and len(found["first"][0]) == 6  # the first model alone
-    assert found["all"] == [8, 10] and found["large"] == [["durable", "npo"], 3, "2 of 8 rows"]
+    assert found["all"] == [8, 10] and found["large"] == [["durable", "npo"], 3, "2 of 8 rows", 2]
     assert found["group"] == ["npo", "npo"] and found["open"] and found["drawn"] == 1
 
 

@@ -33,10 +33,11 @@ for (const box of document.querySelectorAll(".table")) {
   box.querySelectorAll("input, select").forEach((field) => field.addEventListener("input", filter));
   document.addEventListener("case", filter);
 }
-// The switch between cases: what belongs to another case is hidden.
+// The switch between cases: what belongs to another case is hidden, and so is a fold with nothing else in it.
 const choose = () => {
   const part = document.querySelector("input[name=case]:checked")?.value ?? "";
   for (const each of document.querySelectorAll("[data-of-case]")) each.hidden = Boolean(part && each.dataset.ofCase !== part);
+  for (const fold of document.querySelectorAll("details:has([data-of-case])")) fold.hidden = !fold.querySelector("[data-of-case]:not([hidden])");
   document.dispatchEvent(new Event("case"));
 };
 document.querySelectorAll("input[name=case]").forEach((field) => field.addEventListener("input", choose));
