@@ -32,16 +32,16 @@ def apart_from(dataset: MemorizationDataset, artifacts: Artifacts, seen: Artifac
     if not len(seen) or not len(artifacts):
         return artifacts
     if dataset.kind != "natural":
-        return artifacts.select(~among(artifacts, seen))
+        return artifacts.select(~among(artifacts.planted, seen.planted))
     both = Artifacts(*(torch.cat(pair) for pair in zip(vars(seen).values(), vars(artifacts).values())))
     groups = memories(dataset, both)
     return artifacts.select(~torch.isin(groups[len(seen) :], groups[: len(seen)]))
 
 
-def among(artifacts: Artifacts, others: Artifacts) -> torch.Tensor:
-    """Return which artifacts are planted as one of the others is, token for token: bool (A,)."""
-    rows = {row.tobytes() for row in others.planted.numpy()}
-    return torch.tensor([row.tobytes() in rows for row in artifacts.planted.numpy()], dtype=torch.bool)
+def among(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Return which rows (R, T) of token ids are one of the others, token for token: bool (R,)."""
+    known = {row.tobytes() for row in others.long().numpy()}
+    return torch.tensor([row.tobytes() in known for row in rows.long().numpy()], dtype=torch.bool)
 
 
 def groups_sharing_tokens(rows: torch.Tensor, width: int, repeated: int | None = None) -> torch.Tensor:

@@ -111,7 +111,7 @@ def seen_by(method: Method, task: UnlearningTask, hp: Any):
     if flags.dtype != torch.bool or flags.shape != (len(task.forget),):
         raise UserError(f"--attack {method.name}: `seen` must give one bool for each of {len(task.forget)} sequences")
     seen, shown = task.forget.select(flags), task.forget if task.shown is None else task.shown
-    if not len(task.held_out) and among(shown, seen).all():
+    if not len(task.held_out) and among(shown.planted, seen.planted).all():
         raise UserError(
             f"--attack {method.name}: sees all {len(shown)} sequences to forget, which leaves none to measure; give it a "
             f"smaller --{method.name}.share, or hold some out (--holdout_fraction)"

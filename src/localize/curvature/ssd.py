@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from tinymem.data.memories import among
 from tinymem.errors import NotFinite
 from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, sequence_weights
 from tinymem.localize.task import UnlearningTask
@@ -43,11 +44,14 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     """Yield the edited weights at each alpha. Memory: the importances, two float32 tensors per edited weight."""
     check(model, task, hp)
     weights = edited_weights(model, hp.edited)
-    forget, retain = len(task.forget), len(task.retain)
-    to_forget = _cached(model, task, weights, "forget", hp.edited)
-    to_all = _cached(model, task, weights, "retain", hp.edited)
-    for name, values in to_all.items():
-        values.mul_(retain).add_(to_forget[name], alpha=forget).div_(forget + retain)
+    planted, others = task.forget.planted, task.retain[~among(task.retain, task.forget.planted)]
+    known = partial(_cached, model, task, weights, edited=hp.edited)
+    to_forget = known(planted, "forget")
+    # Of sets that overlap (--retain all) each sequence counts once: the whole retain set's importances are of no use.
+    rest = known(others, "retain" if len(others) == len(task.retain) else "others") if len(others) else {}
+    for name, values in rest.items():
+        values.mul_(len(others)).add_(to_forget[name], alpha=len(planted)).div_(len(planted) + len(others))
+    to_all = rest or to_forget
     for alpha in hp.alpha:
         yield alpha, Weights(
             {w.name: w.view(dampened(w.view(), to_forget[w.name], to_all[w.name], alpha, hp)) for w in weights}
@@ -124,8 +128,10 @@ def _add(totals: list[torch.Tensor], inputs: torch.Tensor, length: int, scale: f
             total += gradients.square_().sum(0)
 
 
-def _cached(model, task: UnlearningTask, weights: list[Weight], rows: str, edited: str) -> dict[str, torch.Tensor]:
-    tokens = task.forget.planted if rows == "forget" else task.retain
+def _cached(
+    model, task: UnlearningTask, weights: list[Weight], tokens: torch.Tensor, rows: str, edited: str
+) -> dict[str, torch.Tensor]:
+    """Return the importances of tokens (m, T), from the cache if they are there. rows: the name of these tokens."""
     found = partial(importances, model, task, tokens, weights)
     if task.cache is None:
         return found()

@@ -167,10 +167,13 @@ def test_dampening_by_hand():
     assert ssd.dampened(values, to_forget, to_forget / 3, 2.0, more).tolist() == values.tolist()  # never more than 1
 
 
-def test_ssd_compares_the_forget_set_with_all_sequences(tiny_model, tiny_task):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_ssd_compares_the_forget_set_with_all_sequences(tiny_model, tiny_task, overlap):
     model, task, hp = tiny_model(), tiny_task(), ssd.HyperParameters(alpha=(1.0, 1.5))
     weights = ssd.edited_weights(model, "mlp")
     both = torch.cat([task.forget.planted, task.retain])
+    if overlap:  # as with --retain all: what is to be forgotten counts once
+        task = replace(task, retain=torch.cat([task.retain[:1], task.forget.planted, task.retain[1:]]))
     forget, everything = (looped_importances(model, task, rows, weights) for rows in (task.forget.planted, both))
     for alpha, edit in ssd.run(model, task, hp):
         changed = 0
