@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files
+from tinymem.attacks.recovery import judged_by
 from tinymem.data.settings import DataSettings
 from tinymem.localize.method import Method
+from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.metrics.registry import columns, describe
 from tinymem.records.identity import FINGERPRINTS, TWIN_ATTACK, record_digest
 from tinymem.records.record import PACKAGES
@@ -209,7 +211,8 @@ def _attacks(record: Mapping[str, Any], before: Mapping[str, Any], attacks: Sequ
     own = [each for each in attacks if each.get("parent") == record_digest(record)]
     if not own:
         return ""
-    split = next((s for s in ("held_out", "shown") if any(_back(each, s) is not None for each in own)), "shown")
+    held_out = PERCENT_MEMORIZED.column("held_out")
+    split = "held_out" if any(each["results"].get(held_out) is not None for each in own) else "shown"
     others = {
         "original": {spelled_attack(each): each for each in attacks if each.get("parent") == record_digest(before)},
         "twin": {spelled_attack(each): each for each in attacks if each["kind"] == TWIN_ATTACK},
@@ -218,15 +221,13 @@ def _attacks(record: Mapping[str, Any], before: Mapping[str, Any], attacks: Sequ
     for each in own:
         name = spelled_attack(each)
         beside = [others[model].get(name) for model in others]
-        lines.append([name, _cell(_back(each, split)), *(_cell(other and _back(other, split)) for other in beside)])
+        column = judged_by(each["attack"]["name"], split)
+        of = "" if column == PERCENT_MEMORIZED.column(split) else " (shown)"
+        lines.append([name + of, *(_cell(one and one["results"].get(column)) for one in (each, *beside))])
     head = ["attack", "this model", *others]
     return f"% of {split.replace('_', '-')} sequences that the model recites under an attack:\n\n" + markdown(
         head, lines
     )
-
-
-def _back(record: Mapping[str, Any], split: str) -> float | None:
-    return record["results"].get(f"percent_memorized_{split}")
 
 
 def _load(tokenizer: bool) -> str:

@@ -81,14 +81,19 @@ def test_an_edited_model_and_what_later_attacks_find(study):
     assert f"\n{details['command']}\n" in card.text and details["command"].startswith(f"python {LOCALIZE} ")
 
     weights, size = weights_fingerprint(load_model(edited)), len(load_records(out))
-    in_process(*localize, "--attack", "quantize", "--quantize.bits", 4)
+    in_process(*localize, "--attack", "quantize", "relearn_all", "--quantize.bits", 4, "--relearn_all.steps", 2)
     again = card_of(edited)
-    (attack,) = (r for r in load_records(out) if r["kind"] == "attack" and "method" in r)
+    attack, on_all = (
+        next(r for r in load_records(out) if r["kind"] == "attack" and "method" in r and r["attack"]["name"] == name)
+        for name in ("quantize", "relearn_all")
+    )
+    (line,) = (cells for name, cells in rows(again).items() if name.startswith("relearn_all") and "(shown)" in name)
+    assert line[0] == f"{on_all['results']['percent_memorized_shown']:.4g}"  # it has seen them all
     back = f"{attack['results'][named]:.4g}"
     assert rows(again)["quantize bits 4"][0] == back and len(rows(again)["quantize bits 4"]) == 3
     assert f"\n{details['command']}\n" in again.text and "--attack" not in again.text  # the command that made the model
     in_process(*localize)  # an attack of an earlier command stays
-    assert card_of(edited).text == again.text and len(load_records(out)) == size + 3
+    assert card_of(edited).text == again.text and len(load_records(out)) == size + 6
 
     assert weights_fingerprint(load_model(edited)) == weights  # a card is no part of the model
     assert AutoModelForCausalLM.from_pretrained(edited).config.n_layer == 2

@@ -197,21 +197,18 @@ def _curves(model: Record, records: Sequence[Record], split: str) -> tuple[Curve
     """Return the curves of attacks on one model, in the registry's order. records: those of the attacks."""
     groups: dict[tuple, list[Record]] = {}
 
-    def column(attack: str) -> str:
-        return _column("shown" if attack in ON_SHOWN else split)
-
     for record in records:
-        if record["results"].get(column(record["attack"]["name"])) is not None:
+        if record["results"].get(judged_by(record["attack"]["name"], split)) is not None:
             strength = _strength(record["attack"])
             settings = {name: str(value) for name, value in record["attack"].items() if name not in (strength, "name")}
             groups.setdefault((record["attack"]["name"], strength, *sorted(settings.items())), []).append(record)
     places = {name: place for place, name in enumerate(ATTACKS)}
     curves = []
     for (name, strength, *others), some in groups.items():
-        points = sorted((_number(r["attack"], strength), r["results"][column(name)]) for r in some)
+        points = sorted((_number(r["attack"], strength), r["results"][judged_by(name, split)]) for r in some)
         if _falls(name):
             points.reverse()
-        before = model["results"].get(column(name))
+        before = model["results"].get(judged_by(name, split))
         curves.append(Curve(name, dict(others), strength, tuple(points), math.nan if before is None else before))
     return tuple(sorted(curves, key=lambda curve: places.get(curve.attack, len(places))))
 
@@ -248,6 +245,11 @@ def _strength(attack: Mapping[str, Any]) -> str | None:
         name for name, value in attack.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
     return numbers[0] if len(numbers) == 1 else None
+
+
+def judged_by(attack: str, split: str) -> str:
+    """Return the column of what an attack brings back, where others are judged by `split`."""
+    return _column("shown" if attack in ON_SHOWN else split)
 
 
 def _column(split: str) -> str:
