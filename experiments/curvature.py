@@ -65,12 +65,13 @@ SLOW = {
     "unlearn_share": 0.5,
     "epochs": 3,
 }  # of BalancedSubnet, as in experiments/demo_lm.py
-ON_LANGUAGE_MODEL: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {  # method -> strengths, changes
-    "kfac": ({"rho": (0.6, 0.8, 0.95, 0.99)}, (DEEP, {})),
-    "svd": ({"rho": (0.6, 0.8, 0.95, 0.99)}, (DEEP, {})),
-    "kfade": ({"kl_budget": (0.03, 0.1, 0.3)}, ({},)),
-    "balanced_subnet": ({"ratio": (0.005, 0.01, 0.02)}, (SLOW | {"unlearn_loss_cap": 1.5}, SLOW)),
-}
+ON_LANGUAGE_MODEL: tuple[tuple[str, dict[str, Any]], ...] = (  # method, settings
+    ("kfac", {"rho": (0.6, 0.8, 0.95), **DEEP}),
+    ("svd", {"rho": (0.6, 0.8, 0.95), **DEEP}),
+    ("kfade", {"kl_budget": (0.03, 0.1, 0.3)}),
+    ("balanced_subnet", {"ratio": (0.005, 0.01), **SLOW, "unlearn_loss_cap": 1.5}),
+    ("kfac", {"rho": (0.9, 0.95, 0.99)}),
+)
 USUAL = {"balanced_subnet": SLOW}  # what a setting's name leaves out, beside defaults
 HELD_OUT = "percent_memorized_held_out"
 KEPT = "texts.json"  # digest of a text -> its name
@@ -130,19 +131,19 @@ def jobs_of(bench: Bench, common: Common, texts: Mapping[str, str]) -> Iterator[
     trainings = [] if bench.has_models(published) else bench.trainings(common)
     bench.take_up(published)
     yield from trainings
+    for name, settings in ON_LANGUAGE_MODEL if bench.case.is_planted else edits(texts):
+        method = METHODS[name]
+        job = bench.editing(method, pinned(method.hyper_parameters(**settings), bench.case.precision), common)
+        after = tuple(training.name for training in trainings)
+        yield replace(job, words=(*job.words, "--metrics", "forward"), after=after, nothing_to_do=None)
+
+
+def edits(texts: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the edits of a model that is trained from scratch: method and settings. texts: as in `jobs_of`."""
     of_texts = tuple({"factor_data": path} for path in texts.values())
-    varied = ON_LANGUAGE_MODEL if bench.case.is_planted else {
-        "kfac": ({"rho": RHO}, (*CHANGES, *of_texts)),
-        "kfade": ({"kl_budget": BUDGETS}, ({}, *of_texts)),
-        "svd": ({"rho": RHO}, ({},)),
-    }  # fmt: skip
-    for name, (strengths, changes) in varied.items():
-        for change in changes:
-            method = METHODS[name]
-            hp = pinned(method.hyper_parameters(**strengths, **change), bench.case.precision)
-            job = bench.editing(method, hp, common)
-            after = tuple(training.name for training in trainings)
-            yield replace(job, words=(*job.words, "--metrics", "forward"), after=after, nothing_to_do=None)
+    yield from (("kfac", {"rho": RHO, **change}) for change in (*CHANGES, *of_texts))
+    yield from (("kfade", {"kl_budget": BUDGETS, **change}) for change in ({}, *of_texts))
+    yield "svd", {"rho": RHO}
 
 
 def run(arguments: argparse.Namespace) -> None:
