@@ -169,19 +169,19 @@ class HyperParameters:
     ratio: tuple[float, ...] = weight_ratio((0.01, 0.5), "share to drop")
 
 def score(model, task, hp):
-    return {name: weight.view().abs() for name, weight in mlp_weights(find_mlps(model)).items()}
+    return {name: -weight.view().abs() for name, weight in mlp_weights(find_mlps(model)).items()}
 """
 
 
 @pytest.mark.slow
 def test_a_method_of_ones_own_is_one_more_row_also_where_its_file_is_gone(board):
     folder, words = board
-    (folder / "largest.py").write_text(OWN)
-    in_process(SCRIPT, *words, "--method_file", folder / "largest.py", "--needs", "nothing at all")
+    (folder / "smallest.py").write_text(OWN)
+    in_process(SCRIPT, *words, "--method_file", folder / "smallest.py", "--needs", "nothing at all")
     text = (folder / "output_dir" / "LEADERBOARD.md").read_text()
-    (line,) = [line for line in text.splitlines() if "| largest |" in line][:1]
+    (line,) = [line for line in text.splitlines() if "| smallest |" in line][:1]
     assert "| ratio " in line and line.rstrip().endswith("| nothing at all | 2 |")
-    (folder / "largest.py").unlink()
+    (folder / "smallest.py").unlink()
     in_process(SCRIPT, "--report", "--output_dir", folder / "output_dir")
     assert (folder / "output_dir" / "LEADERBOARD.md").read_text() == text
 
