@@ -67,10 +67,9 @@ SLOW = {
 }  # of BalancedSubnet, as in experiments/demo_lm.py
 ON_LANGUAGE_MODEL: tuple[tuple[str, dict[str, Any]], ...] = (  # method, settings
     ("kfac", {"rho": (0.6, 0.8, 0.95), **DEEP}),
-    ("svd", {"rho": (0.6, 0.8, 0.95), **DEEP}),
-    ("kfade", {"kl_budget": (0.03, 0.1, 0.3)}),
-    ("balanced_subnet", {"ratio": (0.005, 0.01), **SLOW, "unlearn_loss_cap": 1.5}),
-    ("kfac", {"rho": (0.9, 0.95, 0.99)}),
+    ("svd", {"rho": (0.4, 0.6, 0.8), **DEEP}),
+    ("kfade", {"kl_budget": (0.1, 0.3)}),
+    ("balanced_subnet", {"ratio": (0.005,), **SLOW, "unlearn_loss_cap": 1.5}),
 )
 USUAL = {"balanced_subnet": SLOW}  # what a setting's name leaves out, beside defaults
 HELD_OUT = "percent_memorized_held_out"
