@@ -37,6 +37,7 @@ from tinymem.errors import UserError
 from tinymem.leaderboard.bench import Bench, TrainedBench, bench_of
 from tinymem.leaderboard.cases import SEEDS, find_cases, with_evidence
 from tinymem.leaderboard.entrants import pinned
+from tinymem.leaderboard.evidence import seed_of
 from tinymem.localize.registry import METHODS
 from tinymem.plots.base import STYLES, new_grid, save_figure, set_title
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
@@ -179,7 +180,7 @@ def setting_of(record: Mapping[str, Any], texts: Mapping[str, str]) -> str:
 
 def rows_of(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return one row per setting and strength: means over the seeds, with the half widths of their intervals."""
-    before = {record["data"]["seed"]: record["results"] for record in records if record["kind"] == UNEDITED}
+    before = {seed_of(record): record["results"] for record in records if record["kind"] == UNEDITED}
     groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
     for record in records:
         if record["kind"] == UNLEARN:
@@ -190,7 +191,7 @@ def rows_of(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> l
     rows = []
     for (setting, name, value), some in sorted(groups.items()):
         utility = utility_of(some[0])
-        lost = [utility.loss(r["results"][utility.column], before[r["data"]["seed"]][utility.column]) for r in some]
+        lost = [utility.loss(r["results"][utility.column], before[seed_of(r)][utility.column]) for r in some]
         row: dict[str, Any] = {"setting": setting, "strength": name, "value": value, "seeds": len(some)}
         for column, values in ((HELD_OUT, [r["results"][HELD_OUT] for r in some]), ("lost", lost)):
             row[column], row[f"{column}_half_width"] = mean_and_interval(values)
@@ -213,6 +214,16 @@ def cell_of(row: Mapping[str, Any]) -> str:
     return "; ".join(with_half_width(row[name], row[f"{name}_half_width"], digits) for name, digits in shown)
 
 
+def panels_of(model: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the settings in the panels of a model, by their titles: of the language model all in one panel."""
+    if model == LANGUAGE_MODEL:
+        return {"all settings": [name for name in dict.fromkeys(row["setting"] for row in rows) if name != DEFAULT]}
+    return {
+        title: [name if name.startswith(("svd", "kfade")) else f"kfac, {name}" for name in names]
+        for title, names in PANELS.items()
+    }
+
+
 def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]):
     """Draw what is still memorized against what is lost: a row of panels per model, a line per setting. Return the figure.
 
@@ -220,8 +231,10 @@ def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str
     """
     figure, grid = new_grid(len(by_model), len(PANELS), 3.6, 2.9)
     for axes, (model, rows) in zip(grid, by_model.items()):
-        for axis, (title, settings) in zip(axes, PANELS.items()):
-            names = [name if name.startswith(("svd", "kfade")) else f"kfac, {name}" for name in settings]
+        panels = panels_of(model, rows)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        for axis, (title, names) in zip(axes, panels.items()):
             for place, (name, (marker, line)) in enumerate(zip((DEFAULT, *names), STYLES)):
                 points = [row for row in rows if row["setting"] == name and row["lost"] <= WIDEST]
                 points.sort(key=lambda row: row["lost"])

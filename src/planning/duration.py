@@ -42,7 +42,7 @@ class Clock:
         forward, backward = passes(*work, first)
         rows = round(fmean(first[0].forward)) if first and first[0].forward else self.task.microbatch
         alone = max(0, forward - backward)
-        return alone * self._forward(rows) + (backward * self._both(rows) if backward else 0.0)
+        return (alone * self._forward(rows) if alone else 0.0) + (backward * self._both(rows) if backward else 0.0)
 
     def warning(self, method: Method, hp: Any) -> str | None:
         """Return a warning such as "zero_out: about 40 h" for a method that takes more than a minute, else None."""

@@ -71,6 +71,34 @@ def test_tables_have_a_column_per_strength(study, tmp_path, capsys):
     assert (tmp_path / "curvature.csv").exists() and "kfade, default" in capsys.readouterr().out
 
 
+def planted(kind: str, seed: int, memorized: float, perplexity: float, *method, **settings):
+    """A record of the language model, whose seed is that of its passages."""
+    about = record(kind, seed, memorized, 0.0, *method, **settings)
+    results = {"percent_memorized_held_out": memorized, "perplexity": perplexity}
+    return {**about, "data": {"plant": "builtin-1", "plant_seed": seed}, "results": results}
+
+
+def test_a_language_model_has_one_panel_of_all_its_settings(study, tmp_path):
+    slow = {**study.SLOW, "unlearn_loss_cap": 1.5, "momentum": 0.9}
+    records = [
+        *(planted("unedited", seed, 100.0, 20.0) for seed in (0, 1)),
+        planted("unlearn", 0, 0.0, 22.0, "kfac", 0.6, **study.DEEP),
+        planted("unlearn", 1, 10.0, 21.0, "kfac", 0.6, **study.DEEP),
+        planted("unlearn", 0, 50.0, 20.0, "svd", 0.6, **study.DEEP),
+        planted("unlearn", 0, 0.0, 20.2, "balanced_subnet", 0.01, **slow),
+    ]
+    rows = study.rows_of(records, {})
+    deep, *others = "kfac, layers 21,22,23, projections in", "svd, layers 21,22,23, projections in"
+    losses = {row["setting"]: row["lost"] for row in rows}
+    assert losses[deep] == pytest.approx(7.5)  # 10 and 5 %
+    assert set(losses) == {deep, *others, "balanced_subnet, unlearn_loss_cap 1.5"}
+    axes = study.draw(
+        {"noise": study.rows_of(RECORDS, {}), "smollm2": rows}, dict.fromkeys(("noise", "smollm2"), "")
+    ).axes
+    assert [axis.get_visible() for axis in axes] == [False, True, False, True, False, False]
+    assert {line.get_label() for line in axes[3].lines} == set(losses)
+
+
 def test_texts_are_named_by_what_they_hold(study):
     section = METHODS["kfac"].settings(METHODS["kfac"].hyper_parameters(), 0.9) | {"factor_data": "abc"}
     assert study.setting_of({"method": section}, {"abc": "plays"}) == "kfac, factors of plays"

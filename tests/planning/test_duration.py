@@ -49,3 +49,10 @@ def test_a_pass_is_timed_with_as_many_sequences_as_the_methods_passes_have(monke
     for batch_size in (2, 3, 6):
         clock.seconds(method, quick(method, batch_size=batch_size, stop_loss=0.0))
     assert timed == [2, 3, 6]
+
+
+def test_passes_that_a_method_does_not_make_are_not_timed(monkeypatch):
+    for kind in ("_forward", "_both"):
+        monkeypatch.setattr(Clock, kind, lambda self, rows: pytest.fail("timed"))
+    svd = METHODS["svd"]
+    assert Clock(new_model("gpt2"), new_task()).seconds(svd, svd.hyper_parameters()) == 0

@@ -15,6 +15,7 @@ import torch
 
 from tinymem.data.memories import among
 from tinymem.errors import NotFinite
+from tinymem.localize.curvature.factors import is_plan
 from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight, find_mlps, linear_weights, mlp_weights, weight_of
@@ -44,7 +45,9 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     """Yield the edited weights at each alpha. Memory: the importances, two float32 tensors per edited weight."""
     check(model, task, hp)
     weights = edited_weights(model, hp.edited)
-    planted, others = task.forget.planted, task.retain[~among(task.retain, task.forget.planted)]
+    planted, others = task.forget.planted, task.retain
+    if not is_plan(model):  # whose rows are all alike
+        others = others[~among(others, planted)]
     known = partial(_cached, model, task, weights, edited=hp.edited)
     to_forget = known(planted, "forget")
     # Of sets that overlap (--retain all) each sequence counts once: the whole retain set's importances are of no use.

@@ -1,5 +1,7 @@
 """Plans of the curvature methods: exact passes, and a peak for a model of 6.9 billion parameters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import new_model, new_task
@@ -84,3 +86,12 @@ def test_a_plan_of_several_steps_is_that_of_a_run_with_a_cache(curvature, monkey
     method, shape = curvature["kfade"], shape_of(new_model("gpt_neox", layers=3).config, torch.float32)
     one, three = (plan(method, shape, SIZES, method.hyper_parameters(newton_steps=steps)).beside for steps in (1, 3))
     assert one == three
+
+
+def test_a_plan_of_ssd_holds_the_importances_of_both_sets(curvature):
+    """Two float32 tensors beside the new values; also where a batch has many tokens."""
+    method, shape = curvature["ssd"], shape_of(known_config("pythia-70m"), torch.float32)
+    assert plan(method, shape, SIZES, method.hyper_parameters()).beside > 3 * 4 * shape.mlp_entries
+    small, many = shape_of(new_model("gpt_neox").config, torch.float32), 3000
+    sizes = replace(SIZES, forget=2 * many, retain=2 * many, microbatch=many)
+    assert plan(method, small, sizes, method.hyper_parameters()).forward == 4
