@@ -21,6 +21,9 @@ REGULARIZED: dict[str, Grid] = {
 }
 # What stands in the place of a method's grid. Greedy's would take an hour: one weight per pass.
 SPACES: dict[str, Grid] = {"greedy": {"ratio": (0.001, 0.005, 0.01, 0.02), "greedy_k": (40,)}}
+# What a grid of a model that is trained from scratch has beside its own: which matrices an edit by curvature may touch.
+MATRICES: Grid = {"projections": ("both", "in")}
+ALSO: dict[str, Grid] = {"kfac": MATRICES, "svd": MATRICES}
 VARIANTS: dict[str, tuple[str, Grid]] = {  # entrants of their own: method, and what changes of its space
     "balanced_subnet with cap": ("balanced_subnet", {"unlearn_loss_cap": (1.0, 3.0)}),
     "balanced_subnet, NPO term": ("balanced_subnet", {"forget_term": ("npo",)}),
@@ -63,7 +66,7 @@ def space(method: Method, case: Case) -> dict[str, Sequence[Any]]:
     grid = grid_of(method, STUDY)
     if case.small:
         grid |= {name: values for name, values in grid_of(method, SMALL).items() if name != method.strength}
-    return grid
+    return grid | ALSO.get(method.name, {})
 
 
 def large_space(method: Method, case: Case) -> dict[str, Sequence[Any]]:
