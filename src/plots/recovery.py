@@ -44,7 +44,8 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
         strengths = weakest_first(curve.attack, (strength for found, _ in lines for strength, _ in found.points))
         for found, other in lines:
             _draw(axis, found, other, strengths)
-        axis.set_xticks(range(len(strengths) + 1), ["none", *(f"{strength:g}" for strength in strengths)], fontsize=7)
+        labels = [f"{strength:g}" for strength in strengths] if curve.strength else ["attacked"]
+        axis.set_xticks(range(len(strengths) + 1), ["none", *labels], fontsize=7)
         axis.tick_params(axis="y", labelsize=7)
         axis.set(ylim=(-4, 104), xlabel=(curve.strength or "").replace("_", " "))
         of = " (shown)" if curve.attack in ON_SHOWN and split != "shown" else ""

@@ -158,6 +158,13 @@ def test_figures_of_models_with_other_strengths_share_their_places():
     assert twin == [[0, 1, 3], [9, 10, 30]] and edit == [[0, 2, 4], [19, 20, 80]]
 
 
+def test_an_attack_without_strength_has_one_place():
+    model = Attacked(edited(checkpoint(), "unedited"), 9.0, (Curve("mine", {}, None, ((0.0, 30.0),), 9.0),))
+    axis = draw_recovery("shown", model, []).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["none", "attacked"]
+    assert axis.lines[0].get_xydata().tolist() == [[0, 9], [1, 30]]
+
+
 def test_charts_start_at_what_the_attack_is_judged_by(monkeypatch):
     """Which is not what the model is, where an attack is judged by the shown sequences and others are held out."""
     drawn = []
