@@ -18,7 +18,7 @@ from tinymem.data.settings import DataSettings
 from tinymem.localize.method import Method
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
 from tinymem.metrics.registry import columns, describe
-from tinymem.records.identity import FINGERPRINTS, TWIN_ATTACK, record_digest
+from tinymem.records.identity import FINGERPRINTS, record_digest
 from tinymem.records.record import PACKAGES
 from tinymem.records.table import markdown, spelled_attack
 
@@ -109,7 +109,7 @@ def edited_card(
         "Method": _method(record, method),
         "To be forgotten": _forgotten(record, counts or {}),
         "Numbers": _numbers({name: each["results"] for name, each in models.items()}),
-        "Attacks": _attacks(record, before, attacks),
+        "Attacks": _attacks(record, before, twin, attacks),
         "Load": _load(tokenizer),
         "Command": f"```bash\n{command}\n```" if command else "",
         "Versions": _versions(record["environment"]),
@@ -206,16 +206,24 @@ def _numbers(models: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown(head, lines) if lines else ""
 
 
-def _attacks(record: Mapping[str, Any], before: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]]) -> str:
+def _attacks(
+    record: Mapping[str, Any],
+    before: Mapping[str, Any],
+    twin: Mapping[str, Any] | None,
+    attacks: Sequence[Mapping[str, Any]],
+) -> str:
     """Return the table of what attacks bring back, of the edited model, the original and the twin."""
-    own = [each for each in attacks if each.get("parent") == record_digest(record)]
-    if not own:
+
+    def on(model: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+        return [each for each in attacks if model and each.get("parent") == record_digest(model)]
+
+    if not (own := on(record)):
         return ""
     held_out = PERCENT_MEMORIZED.column("held_out")
     split = "held_out" if any(each["results"].get(held_out) is not None for each in own) else "shown"
     others = {
-        "original": {spelled_attack(each): each for each in attacks if each.get("parent") == record_digest(before)},
-        "twin": {spelled_attack(each): each for each in attacks if each["kind"] == TWIN_ATTACK},
+        name: {spelled_attack(each): each for each in on(model)}
+        for name, model in (("original", before), ("twin", twin))
     }
     lines = []
     for each in own:

@@ -3,16 +3,19 @@
 import json
 
 import pytest
+from handmade import checkpoint, edited
 from huggingface_hub import ModelCard
 from small import SMALL_BACKDOOR, in_process, small_settings
 from transformers import AutoModelForCausalLM
 
-from tinymem.cards import Card, planted_card, write_card
+from tinymem.cards import Card, edited_card, planted_card, write_card
 from tinymem.data import numbers
 from tinymem.data.build import build_dataset
+from tinymem.localize.registry import METHODS
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import load_model
 from tinymem.options import as_flags
+from tinymem.records.identity import record_digest
 from tinymem.records.table import load_records
 
 TRAIN, FINETUNE, LOCALIZE = "memorization_in_toy_models.py", "ft_toy_model.py", "src/localize/localize_memorization.py"
@@ -37,6 +40,27 @@ def rows(card: ModelCard) -> dict[str, list[str]]:
     """The tables of a card: first cell -> the other cells."""
     lines = [line.strip("|").split("|") for line in card.text.splitlines() if line.startswith("|")]
     return {first.strip(): [cell.strip() for cell in cells] for first, *cells in lines}
+
+
+def test_attacks_of_a_card_are_those_on_its_own_original_and_twin():
+    """In one folder there are records on other forget sets, too."""
+    here, other = checkpoint(), checkpoint(seed=1)
+    run = edited(here, "npo", steps=20)
+
+    def under_attack(identity, kind, percent):
+        about = {**identity, "kind": kind, "parent": record_digest(identity), "attack": {"name": "quantize", "bits": 4}}
+        return {**about, "results": {"percent_memorized_shown": percent}}
+
+    attacks = [under_attack(run, "attack", 40.0)]
+    for data, percents in ((here, (90.0, 10.0)), (other, (91.0, 11.0))):
+        models = [edited(data, name) for name in ("unedited", "never_planted")]
+        kinds = ("attack", "attack_never_planted")
+        attacks += [under_attack(*three) for three in zip(models, kinds, percents)]
+    record = {**run, "results": {}, "environment": {}}
+    before, twin = ({**edited(here, name), "results": {}} for name in ("unedited", "never_planted"))
+    text = edited_card(record, METHODS["npo"], "original", before, twin, attacks).text()
+    assert "| quantize bits 4 | 40 | 90 | 10 |" in text
+    assert "| 40 | 90 | 10 |" not in edited_card(record, METHODS["npo"], "original", before, None, attacks).text()
 
 
 def test_a_trained_model(study):

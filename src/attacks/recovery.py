@@ -57,6 +57,25 @@ class Curve:
         steps = zip(places, places[1:], values, values[1:])
         return sum((b - a) * (x + y) / 2 for a, b, x, y in steps) / (places[-1] - places[0]) + 0.0  # no -0
 
+    def beside(self, other: Curve) -> Curve | None:
+        """Return the curve at the other's strengths, to compare areas with it; None unless it has them all."""
+        known = dict(self.points)
+        if not all(place in known for place, _ in other.points):
+            return None
+        return replace(self, points=tuple((place, known[place]) for place, _ in other.points))
+
+    def speed_ratio(self, twin: Curve | None) -> float | None:
+        """Return R (OpenUnlearning, arXiv 2506.12618): what the twin gains over what this model gains, from 0 to 1.
+
+        1: the memories return no faster than they are learned for the first time. A gain is by how much the area is above
+        the value without the attack. None without a twin at the same strengths, or without those values.
+        """
+        bound = twin.beside(self) if twin else None
+        if bound is None or math.isnan(self.before) or math.isnan(bound.before):
+            return None
+        gain = self.area - self.before
+        return min(max((bound.area - bound.before) / gain, 0.0), 1.0) if gain > 0 else 1.0
+
     def excess(self, twin: Curve | None) -> float | None:
         """Return by how much the curve exceeds the twin's at most, at the same strength; None without such a point."""
         bounds = dict(twin.points) if twin else {}
@@ -110,6 +129,7 @@ def attacked_models(records: Iterable[Record], split: str | None = None) -> tupl
     shown ones in any case. Records are those of one subject.
     """
     records = list(records)
+    strengths = _strengths(records)
     if split is None:
         held_out = any(record["results"].get(_column("held_out")) is not None for record in records)
         split = "held_out" if held_out else "shown"
@@ -118,16 +138,18 @@ def attacked_models(records: Iterable[Record], split: str | None = None) -> tupl
         if record["kind"] in MODELS and (before := record["results"].get(_column(split))) is not None:
             kind, digest = MODELS[record["kind"]], record_digest(record)
             on_it = [other for other in records if other["kind"] == kind and other.get("parent") == digest]
-            if curves := _curves(record, on_it, split):
+            if curves := _curves(record, on_it, split, strengths):
                 found.append(Attacked(record, before, curves, way_back(record, on_it, original, _column(split))))
     return split, found
 
 
 def averaged(models: Sequence[Attacked]) -> Attacked:
-    """Return the mean of several seeds of one model: its record is the first one's, points are those that all have."""
+    """Return the mean of several seeds of one model: its record is the first one's, curves and points those that all have."""
     curves = []
     for curve in models[0].curves:
         alike = [found for model in models if (found := model.curve(curve))]
+        if len(alike) < len(models):
+            continue
         same = [dict(found.points) for found in alike]
         places = [place for place, _ in curve.points if all(place in points for points in same)]
         points = tuple((place, statistics.fmean(points[place] for points in same)) for place in places)
@@ -161,18 +183,23 @@ def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
 
 
 def curve_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
-    """Return one row per model and curve: its settings, what it brings back at most and its area, the twin's beside them.
+    """Return one row per model and curve: its settings, what it brings back at most and its area, the twin's beside them,
+    by how much it exceeds that, and of ON_SHOWN attacks the ratio of speeds.
 
-    label: gives a record's name.
+    The twin's are those at the same strengths. label: gives a record's name.
     """
     twin, rows = twin_of(models), []
     for model in models:
         for curve in model.curves:
-            bound = twin.curve(curve) if twin else None
+            of_twin = twin.curve(curve) if twin else None
             row: dict[str, Any] = {"model": label(model.record), "attack": curve.attack, **curve.settings}
             row |= {"strength": curve.strength, "before": curve.before, "worst": curve.worst, "area": curve.area}
-            row |= {"twin_worst": bound.worst, "twin_area": bound.area} if bound else {}
-            rows.append(row | {"excess": curve.excess(bound)})
+            if of_twin and (bound := of_twin.beside(curve)):
+                row |= {"twin_worst": bound.worst, "twin_area": bound.area}
+            row["excess"] = curve.excess(of_twin)
+            if curve.attack in ON_SHOWN and (ratio := curve.speed_ratio(of_twin)) is not None:
+                row["speed_ratio"] = ratio
+            rows.append(row)
     return rows
 
 
@@ -193,13 +220,15 @@ def twin_of(models: Sequence[Attacked]) -> Attacked | None:
     return next((model for model in models if model.record["kind"] == NEVER_PLANTED), None)
 
 
-def _curves(model: Record, records: Sequence[Record], split: str) -> tuple[Curve, ...]:
-    """Return the curves of attacks on one model, in the registry's order. records: those of the attacks."""
+def _curves(
+    model: Record, records: Sequence[Record], split: str, strengths: Mapping[str, str | None]
+) -> tuple[Curve, ...]:
+    """Return the curves of attacks on one model, in the registry's order. records, strengths: those of the attacks."""
     groups: dict[tuple, list[Record]] = {}
 
     for record in records:
         if record["results"].get(judged_by(record["attack"]["name"], split)) is not None:
-            strength = _strength(record["attack"])
+            strength = strengths[record["attack"]["name"]]
             settings = {name: str(value) for name, value in record["attack"].items() if name not in (strength, "name")}
             groups.setdefault((record["attack"]["name"], strength, *sorted(settings.items())), []).append(record)
     places = {name: place for place, name in enumerate(ATTACKS)}
@@ -237,14 +266,22 @@ def _falls(name: str) -> bool:
     return len(values) > 1 and values[0] > values[-1]
 
 
-def _strength(attack: Mapping[str, Any]) -> str | None:
-    """Return the name of an attack's strength: the only number among the settings of an attack in a user's file."""
-    if attack["name"] in ATTACKS:
-        return ATTACKS[attack["name"]].strength
-    numbers = [
-        name for name, value in attack.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
-    return numbers[0] if len(numbers) == 1 else None
+def _strengths(records: Iterable[Record]) -> dict[str, str | None]:
+    """Return the name of each attack's strength; None for one without.
+
+    That of an attack in a user's file is the only number among its settings, or the only one that takes several values.
+    """
+    found: dict[str, dict[str, set[float]]] = {}
+    for attack in (record["attack"] for record in records if record.get("attack")):
+        numbers = found.setdefault(attack["name"], {})
+        for name, value in attack.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                numbers.setdefault(name, set()).add(value)
+    strengths: dict[str, str | None] = {}
+    for attack, numbers in found.items():
+        names = [name for name, values in numbers.items() if len(values) > 1] or list(numbers)
+        strengths[attack] = names[0] if len(names) == 1 else None
+    return strengths | {name: method.strength for name, method in ATTACKS.items()}
 
 
 def judged_by(attack: str, split: str) -> str:

@@ -1,7 +1,7 @@
 """Adaptive relearning: the attacker chooses learning rate and steps on memories of its own, within a KL budget.
 
-The attacker trains on four fifths of its share of the forget set and keeps, for every budget, what brings back most of
-the last fifth. Its budget is the drift on the retain set, so that it may not ruin the model.
+The attacker trains on four fifths of its share of the forget set, whole memories, and keeps, for every budget, what brings
+back most of the last fifth. Its budget is the drift on the retain set, so that it may not ruin the model.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from contextlib import closing, suppress
 
 import torch
 
-from tinymem.attacks.relearning import WeightTraining, relearned, share_of
+from tinymem.attacks.relearning import WeightTraining, memories_of, part_of, relearned, share_of
 from tinymem.data.dataset import Artifacts, evenly_spaced
 from tinymem.errors import NotFinite
-from tinymem.localize.task import UnlearningTask, drawn
+from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.memorization import memorized
 from tinymem.metrics.reference import Predictions
 from tinymem.models.edit import Weights, applied
@@ -56,10 +56,10 @@ def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield for every budget the weights that bring back most within it; the present ones if none are within it."""
     clean = task.clean_retain(FLAG)
-    share = task.forget.select(seen(task, hp))
-    chosen_on = drawn(torch.arange(len(share)), max(1, round(CHOSEN_ON * len(share))), task.seed)
+    mine = seen(task, hp)
+    share, chosen_on = task.forget.select(mine), part_of(memories_of(task)[mine], CHOSEN_ON, task.seed)
     judged = share.select(chosen_on)
-    tokens = share.planted[~chosen_on] if len(share) > 1 else share.planted
+    tokens = share.planted if chosen_on.all() else share.planted[~chosen_on]  # all: it has but one memory
     before = Predictions(model, clean[evenly_spaced(len(clean), ROWS)], task.microbatch, task.ignored_token)
     best: dict[float, tuple[tuple[float, float], Weights]] = {}
     for lr in hp.lrs:

@@ -31,8 +31,20 @@ class Relearning(WeightTraining):
 
 def share_of(task: UnlearningTask, share: float) -> torch.Tensor:
     """Return which sequences to forget are the attacker's: bool (F,), whole memories, one at least, drawn by the seed."""
-    groups = torch.arange(len(task.forget)) if task.memories is None else task.memories
-    return drawn(groups, max(1, round(share * len(groups))), task.seed)
+    return part_of(memories_of(task), share, task.seed)
+
+
+def memories_of(task: UnlearningTask) -> torch.Tensor:
+    """Return the memory that each sequence to forget belongs to, int64 (F,)."""
+    return torch.arange(len(task.forget)) if task.memories is None else task.memories
+
+
+def part_of(memories: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """Return a part of some sequences, whole memories, one at least, drawn by a seed: bool (rows,).
+
+    memories: the memory that each sequence belongs to, (rows,).
+    """
+    return drawn(memories, max(1, round(share * len(memories))), seed)
 
 
 def relearned(

@@ -85,8 +85,9 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
     """Return the requested attacks with their settings. Raise UserError for flags of an attack not requested."""
-    if arguments.attack_budget and not arguments.attack:
-        raise UserError(f"--attack_budget {arguments.attack_budget}: only with --attack")
+    for name in ("attack_budget", "attack_metrics"):
+        if getattr(arguments, name) and not arguments.attack:
+            raise UserError(f"--{name}: only with --attack")
     attacks = find_attacks(arguments.attack) if arguments.attack else []
     names = {method.name for method in attacks}
     for method in arguments.attack_options:
@@ -110,8 +111,18 @@ def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
 
 
 def chosen_attack_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
-    """Return the requested metrics of attacked models, as `chosen_metrics` does."""
-    return _metrics(arguments.attack_metrics or arguments.metrics or (ATTACKED,))
+    """Return the requested metrics of attacked models, as `chosen_metrics` does. Raise UserError where these have none."""
+    if not (asked := arguments.attack_metrics):
+        return _metrics(arguments.metrics or (ATTACKED,))
+    try:
+        found = _metrics(asked)
+    except UserError as error:
+        raise UserError(str(error).replace("--metrics", "--attack_metrics", 1)) from None
+    if not any(metric.measured_under_attack for metric in chosen(found)):
+        raise UserError(
+            f"--attack_metrics {' '.join(asked)}: nothing of it is measured on attacked models; use {ATTACKED}, or leave it out"
+        )
+    return found
 
 
 def _metrics(names: Sequence[str]) -> tuple[str | Metric, ...]:

@@ -97,8 +97,7 @@ def run_methods(
         records = [run.finished if record["kind"] == UNEDITED else record for record in records]
     if not len(subject.task.forget):
         print_table(records, asked=arguments.columns)
-        print(f"\nnothing to unlearn: the model has not memorized anything of --unlearn_set_name "
-              f"{subject.identity['forget']['unlearn_set_name']}")  # fmt: skip
+        print(f"\nnothing to unlearn: {nothing_memorized(subject)}")
         failures.end()
         return records
     save_models = bool(methods) and not arguments.no_save_model
@@ -145,6 +144,13 @@ def run_methods(
     print("\n" + ", ".join(f"{what}: {subject.folder}/{place}" for what, place in written.items()))
     failures.end()
     return records
+
+
+def nothing_memorized(subject: Subject) -> str:
+    """Return why there is nothing to unlearn or to attack, in words."""
+    return (
+        f"the model has not memorized anything of --unlearn_set_name {subject.identity['forget']['unlearn_set_name']}"
+    )
 
 
 def records_beside(subject: Subject, records: Sequence[dict]) -> list[dict]:

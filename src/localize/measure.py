@@ -21,7 +21,15 @@ from typing import Any
 from tinymem import allocator, files
 from tinymem.cli import production, subject
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
-from tinymem.cli.unlearning import as_it_is, check_columns, check_measuring, print_table, run_methods, write_pages
+from tinymem.cli.unlearning import (
+    as_it_is,
+    check_columns,
+    check_measuring,
+    nothing_memorized,
+    print_table,
+    run_methods,
+    write_pages,
+)
 from tinymem.cli.watching import watched
 from tinymem.errors import Failures, UserError
 from tinymem.localize.registry import METHODS
@@ -145,7 +153,9 @@ def main() -> None:
     edit = edit_between(original.model, model, arguments.model)
     about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
     about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
-    attacks = chosen_attacks(arguments)
+    attacks = chosen_attacks(arguments) if len(original.task.forget) else []
+    if arguments.attack and not attacks:
+        print(f"no attacks: {nothing_memorized(original)}", file=sys.stderr)
     check_runs(original, [], attacks)
     failures = Failures()
     records = as_it_is(original, attacks, arguments.force, failures, log)

@@ -116,8 +116,10 @@ class Method:
         return self.name if self.family == PACKAGE or module.startswith(REGISTERED) else module
 
     def strengths(self, hp: Any) -> tuple[Strength, ...]:
-        """Return the strengths in these settings, ascending where they are cumulative; (None,) for a method without."""
-        values = getattr(hp, self.strength) if self.strength else (None,)
+        """Return the strengths in these settings, each once, ascending where they are cumulative; (None,) for a method
+        without.
+        """
+        values = tuple(dict.fromkeys(getattr(hp, self.strength))) if self.strength else (None,)
         return tuple(sorted(values)) if self.cumulative else values
 
     def at(self, hp: Any, *strengths: Strength) -> Any:

@@ -86,6 +86,8 @@ def guarded(name: str, model, task: UnlearningTask) -> Callable[[], AbstractCont
 def checked(name: str, elicits: Collection[str], model, change: Any) -> Any:
     """Return what a user's method gave. Raise TypeError or ValueError unless it fits the model and may be recorded."""
     if isinstance(change, Elicitation):
+        if not elicits:
+            raise ValueError(f"its Elicitation needs ELICITS = {tuple(change.values)!r}, the metrics that it reads out")
         if set(change.values) != set(elicits) or not isinstance(change.sequences, int) or change.sequences < 1:
             raise ValueError(
                 f"its Elicitation has {', '.join(change.values)} and sequences {change.sequences!r}; it must have "

@@ -42,7 +42,7 @@ class Subject:
     metrics        names of those to measure, or metrics
     notes          more results for every record: what was left out of the data
     references     what the model is compared with; None: nothing
-    attack_metrics   those of attacked models, as far as they need no twin: attacks on the twin are their measure
+    attack_metrics   those of attacked models, as far as they are measured under attack
     warning        printed before the model is measured: such as what will have no value, and why
     command        the command line that edits are made by, kept with every edited model; "" where there is none
     source         the model's folder, or its name on the hub and the revision there, which saved adapters name
@@ -89,9 +89,10 @@ class Subject:
     def attacked(self, elicits: Sequence[str] = (), always: Sequence[str] = ()) -> Subject:
         """Return the subject with the metrics of attacked models.
 
-        elicits: the only ones of an attack on prompts. always: those that an attack's records hold in any case.
+        elicits: the only ones of an attack on prompts. always: those that an attack's records hold in any case. Left out are
+        those that are not measured under attack, by which no attack would ever be done.
         """
-        usual = [metric for metric in chosen([*self.attack_metrics, *always]) if "twin" not in metric.needs]
+        usual = [metric for metric in chosen([*self.attack_metrics, *always]) if metric.measured_under_attack]
         metrics: Sequence[str | Metric] = elicits or usual
         return replace(self, metrics=metrics, examples=False)
 

@@ -166,6 +166,11 @@ class Metric:
         """Return whether the metric is measured on this set of planted sequences."""
         return self.on == PLANTED and split_kind(split) in self.splits
 
+    @property
+    def measured_under_attack(self) -> bool:
+        """Whether attacked models have the metric: it needs no twin, which is attacked itself, and an attacker wants its sequences."""
+        return "twin" not in self.needs and (self.on != PLANTED or any(map(self.measured_on, ATTACKED)))
+
 
 def split_kind(split: str) -> str | None:
     """Return a split's name in SPLITS: dup_10 is dup_R. None for an unknown name."""

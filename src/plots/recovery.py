@@ -33,7 +33,8 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     """Draw one panel per attack: percent memorized against its strength. Return the figure.
 
     The twin is a grey and the unedited model a black line; dots at the left are what came out without an attack. A memory
-    is only hidden where the model's line rises above its twin's. The area in a title is the curve's mean (`Curve.area`).
+    is only hidden where the model's line rises above its twin's. The area in a title is the curve's mean (`Curve.area`),
+    R its ratio of speeds (`Curve.speed_ratio`).
     The last panel, where records hold utility, is the way back to the unedited model.
     """
     twin, panels = twin_of(bounds), len(model.curves) + bool(model.back)
@@ -43,13 +44,12 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
         strengths = weakest_first(curve.attack, (strength for found, _ in lines for strength, _ in found.points))
         for found, other in lines:
             _draw(axis, found, other, strengths)
-        axis.set_xticks(range(len(strengths) + 1), ["none", *(f"{strength:g}" for strength in strengths)], fontsize=7)
+        labels = [f"{strength:g}" for strength in strengths] if curve.strength else ["attacked"]
+        axis.set_xticks(range(len(strengths) + 1), ["none", *labels], fontsize=7)
         axis.tick_params(axis="y", labelsize=7)
         axis.set(ylim=(-4, 104), xlabel=(curve.strength or "").replace("_", " "))
         of = " (shown)" if curve.attack in ON_SHOWN and split != "shown" else ""
-        bound = twin.curve(curve) if twin else None
-        beside = f", twin {bound.area:.0f}" if bound else ""
-        set_title(axis, f"{curve.attack.replace('_', ' ')}{of}, area {curve.area:.0f}{beside}")
+        set_title(axis, f"{curve.attack.replace('_', ' ')}{of}, area {curve.area:.0f}{_against(twin, curve)}")
     if model.back:
         _draw_way_back(grid.flat[len(model.curves)], [*bounds, model])
     for axis in list(grid.flat)[panels:]:
@@ -61,6 +61,14 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     note = f": up to {worst[0]:+.1f} points against the twin ({worst[1].replace('_', ' ')})" if worst else ""
     figure.suptitle(label_of(model.record) + note, fontsize=10)
     return figure
+
+
+def _against(twin: Attacked | None, curve: Curve) -> str:
+    """Return the twin's area at the same strengths, for a title, and where speed counts the ratio of speeds."""
+    of_twin = twin.curve(curve) if twin else None
+    bound = of_twin.beside(curve) if of_twin else None
+    ratio = curve.speed_ratio(of_twin) if curve.attack in ON_SHOWN else None
+    return (f", twin {bound.area:.0f}" if bound else "") + ("" if ratio is None else f", R {ratio:.2f}")
 
 
 def _style(model: Attacked) -> dict[str, Any]:

@@ -25,17 +25,7 @@ from tinymem.localize.task import TaskSettings
 from tinymem.metrics.registry import metrics_of, missing, plugin_metrics
 from tinymem.models.production import LoadSettings
 from tinymem.options import as_flags, unnamed
-from tinymem.records.identity import (
-    ATTACK,
-    FINETUNE,
-    NEVER_PLANTED,
-    PLANTED_MODEL,
-    TRAIN,
-    TWIN_ATTACK,
-    TWIN_MODEL,
-    UNEDITED,
-    UNLEARN,
-)
+from tinymem.records.identity import FINETUNE, NEVER_PLANTED, PLANTED_MODEL, TRAIN, TWIN_MODEL, UNEDITED, UNLEARN
 from tinymem.records.record import read_record
 from tinymem.records.sources import found_again, sources
 from tinymem.scripts import ROOT
@@ -61,19 +51,21 @@ def words_of(record: Record, path: Path) -> list[str]:
         method = record["method"]
         model = ["--model_path", str(find_checkpoint(record, path)), *_text(record, path)]
         return [FINETUNING, *model, "--ft_data", method["name"], "--ft_epochs", str(method["ft_epochs"])]
-    if record["kind"] in (UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, TWIN_ATTACK):
-        return _unlearning(record, path)
-    raise UserError(f"{path}: a record of kind {record['kind']} does not say where its model lies; measure that again")
+    edit = _parent(record, path) if record.get("attack") else record
+    if edit["kind"] in (UNEDITED, NEVER_PLANTED, UNLEARN):
+        return _unlearning(record, edit, path)
+    raise UserError(f"{path}: a record of kind {edit['kind']} does not say where its model lies; measure that again")
 
 
-def _unlearning(record: Record, path: Path) -> list[str]:
-    """Return the words of what a localize script has done: a method, an attack, or only measuring."""
-    edit = record
+def _unlearning(record: Record, edit: Record, path: Path) -> list[str]:
+    """Return the words of what a localize script has done: a method, an attack, or only measuring.
+
+    edit: the record of the model that was attacked; without an attack the same record.
+    """
     attack: list[str] = []
     if record.get("attack"):
         method, name = _known(ATTACKS, "--attack", record, path)
         attack = ["--attack", name, *_settings(method, record["attack"], path, f"{method.name}.")]
-        edit = _parent(record, path)
     metrics = [*metrics_of(record["results"]), *_own_metrics(record, path)]
     measuring = [*(["--metrics", *metrics] if metrics else []), *attack]
     task = as_flags(TaskSettings(**_of(TaskSettings, record["forget"])))

@@ -63,7 +63,10 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
         (["--attack", "weight_noise", "--weight_noise.draws", 0], "--weight_noise.draws 0: must be in [1, 1000]"),
         (["--attack", "relearning"], "--attack relearning: must be one of"),
         (["--relearn.steps", 3], "--relearn.steps: only with --attack relearn"),
-        (["--attack_budget", "small"], "--attack_budget small: only with --attack"),
+        (["--attack_budget", "small"], "--attack_budget: only with --attack"),
+        (["--attack_metrics", "perplexity"], "--attack_metrics: only with --attack"),
+        (["--attack", "prune", "--attack_metrics", "perplexty"], "--attack_metrics perplexty: no such metric"),
+        (["--attack", "prune", "--attack_metrics", "auc_twin"], "--attack_metrics auc_twin: nothing of it is measured"),
         (["--attack", "relearn", "--attack_budget", "tiny"], "invalid choice: 'tiny'"),
     ],
 )

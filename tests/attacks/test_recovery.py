@@ -1,12 +1,13 @@
 """Curves, areas and excess over the twin, from records made by hand; and edits that only hide."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from handmade import checkpoint, edited
 
-from tinymem.attacks.recovery import Attacked, Curve, attacked_models, curve_rows, recovery_rows
+from tinymem.attacks.recovery import Attacked, Curve, attacked_models, averaged, curve_rows, recovery_rows
 from tinymem.attacks.registry import ATTACKS
 from tinymem.cli.unlearning import print_recovery
 from tinymem.localize.attacking import attack_original, attack_twin
@@ -93,6 +94,61 @@ def curves_of(**points):
     return made
 
 
+@pytest.mark.parametrize(
+    "sizes, strength, points",
+    [((0.1, 0.2), "size", [((0.1, 1.0), (0.2, 2.0))]), ((0.1,), None, [((0.0, 1.0),)])],
+)
+def test_the_strength_of_ones_own_attack_is_the_number_that_varies(sizes, strength, points):
+    before = edited(checkpoint(), "unedited")
+    records = [result(before, "", 0.0)]
+    for place, size in enumerate(sizes, 1):
+        records.append(result(before, "attack", float(place), name="my_attack", size=size, draws=3, fast=True))
+    _, (model,) = attacked_models(records)
+    assert [curve.strength for curve in model.curves] == [strength]
+    assert [curve.points for curve in model.curves] == points
+
+
+def test_areas_are_compared_at_the_same_strengths():
+    """The twin was attacked with more steps, which bring back more."""
+    twin, model = curves_of(never_planted=((1, 10.0), (10, 20.0), (100, 90.0)), npo=((1, 12.0), (10, 22.0)))
+    (row,) = [row for row in curve_rows([twin, model], lambda record: record["kind"]) if row["model"] == "unlearn"]
+    assert (row["area"], row["twin_area"], row["twin_worst"], row["excess"]) == (17.0, pytest.approx(15.0), 20.0, 2.0)
+    assert draw_recovery("shown", model, [twin]).axes[0].get_title() == "relearn, area 17, twin 15"
+    (twin,) = curves_of(never_planted=((1, 10.0),))
+    row, _ = curve_rows([model, twin], lambda record: record["kind"])
+    assert "twin_area" not in row and row["excess"] == 2.0  # it lacks a strength
+    assert draw_recovery("shown", model, [twin]).axes[0].get_title() == "relearn, area 17"
+
+
+def test_speed_against_the_twin_by_hand():
+    def curve(before, *values):
+        return Curve("relearn_all", {}, "steps", tuple(zip((1, 10, 100), values)), before)
+
+    twin, model = curve(0.0, 0.0, 20.0, 40.0), curve(10.0, 50.0, 90.0, 90.0)
+    assert model.speed_ratio(twin) == pytest.approx(20 / 70)  # areas 20 and 80
+    assert curve(5.0, 25.0).speed_ratio(twin) == 0.0  # in one step the twin has learned nothing
+    assert curve(5.0, 5.0, 10.0, 15.0).speed_ratio(twin) == 1.0  # slower than the twin
+    assert curve(50.0, 50.0, 40.0, 30.0).speed_ratio(twin) == 1.0  # gains nothing
+    assert model.speed_ratio(curve(0.0, 0.0)) is None and model.speed_ratio(None) is None
+    assert curve(math.nan, 1.0).speed_ratio(twin) is None
+    models = [
+        Attacked(edited(checkpoint(), kind), 0.0, (c,)) for kind, c in (("never_planted", twin), ("unedited", model))
+    ]
+    rows = curve_rows(models, lambda record: record["kind"])
+    assert [row["speed_ratio"] for row in rows] == [1.0, pytest.approx(20 / 70)]
+    title = draw_recovery("held_out", models[1], models).axes[0].get_title()
+    assert title.split() == "relearn all (shown), area 80, twin 20, R 0.29".split()
+
+
+def test_a_mean_over_seeds_has_the_curves_and_points_that_all_have():
+    (one,) = curves_of(npo=((1, 10.0), (10, 20.0), (100, 30.0)))
+    (two,) = curves_of(npo=((1, 30.0), (100, 50.0)))
+    alone = replace(one, curves=(*one.curves, Curve("prune", {}, "share", ((0.1, 5.0),), 9.0)))
+    (curve,) = averaged([alone, two]).curves
+    assert curve.points == ((1, 20.0), (100, 40.0)) and curve.before == 19.0
+    assert len(averaged([alone, alone]).curves) == 2
+
+
 def test_figures_of_models_with_other_strengths_share_their_places():
     """The twin was attacked at more strengths, and at others, than the edited model."""
     *bounds, model = curves_of(never_planted=((5, 10.0), (30, 30.0)), npo=((10, 20.0), (80, 80.0)))
@@ -100,6 +156,13 @@ def test_figures_of_models_with_other_strengths_share_their_places():
     twin, edit = ([line.get_xdata().tolist(), line.get_ydata().tolist()] for line in axis.lines)
     assert [label.get_text() for label in axis.get_xticklabels()] == ["none", "5", "10", "30", "80"]
     assert twin == [[0, 1, 3], [9, 10, 30]] and edit == [[0, 2, 4], [19, 20, 80]]
+
+
+def test_an_attack_without_strength_has_one_place():
+    model = Attacked(edited(checkpoint(), "unedited"), 9.0, (Curve("mine", {}, None, ((0.0, 30.0),), 9.0),))
+    axis = draw_recovery("shown", model, []).axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["none", "attacked"]
+    assert axis.lines[0].get_xydata().tolist() == [[0, 9], [1, 30]]
 
 
 def test_charts_start_at_what_the_attack_is_judged_by(monkeypatch):

@@ -9,13 +9,13 @@ from tinymem.attacks import context_shift, relearn, relearn_adaptive, relearn_al
 from tinymem.attacks.registry import ATTACKS
 from tinymem.attacks.relearning import share_of
 from tinymem.data.dataset import Artifacts
-from tinymem.data.memories import apart_from
+from tinymem.data.memories import among, apart_from
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.attacking import attack_original, attack_twin, seen_by
 from tinymem.localize.unlearn import never_planted, unedited
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.reference import Predictions
-from tinymem.models.edit import applied
+from tinymem.models.edit import Weights, applied
 from tinymem.models.losses import token_losses
 from tinymem.records.record import read_values, record_path
 from tinymem.training.objective import rows_of_step
@@ -101,6 +101,32 @@ def test_adaptive_attack_stays_within_its_budget(planted, subject):
     assert not found[1e-9].values and found[0.5].values  # nothing fits into no budget
     with applied(planted.twin, found[0.5]):
         assert 0 < before.mean_kl(planted.twin) <= 0.5
+
+
+def test_an_adaptive_attacker_judges_by_memories_that_it_does_not_train_on(subject, monkeypatch):
+    """Rows of one memory are all trained on or all judged by; a single memory is both."""
+    used = []
+
+    def trained(model, task, tokens, *more):
+        used.append(tokens)
+        yield 1, Weights({})
+
+    def score(model, task, judged):
+        used.append(judged.planted)
+        return 1.0, 0.0
+
+    monkeypatch.setattr(relearn_adaptive, "relearned", trained)
+    monkeypatch.setattr(relearn_adaptive, "_score", score)
+    hp = relearn_adaptive.HyperParameters(share=1.0, lrs=(1e-3,), steps=(1,), **QUICK)
+    for groups in ([0, 0, 0, 3, 3, 3, 6, 6], [0] * 8):
+        for seed in range(4):
+            used.clear()
+            task = replace(subject.task, memories=torch.tensor(groups), seed=seed)
+            list(relearn_adaptive.run(subject.model, task, hp))
+            sides = [
+                {memory for row, memory in zip(task.forget.planted, groups) if among(row[None], rows)} for rows in used
+            ]
+            assert set.union(*sides) == set(groups) and (sides[0].isdisjoint(sides[1]) or set(groups) == {0})
 
 
 def test_soft_prompts_bring_out_what_they_are_trained_on(planted, subject):
@@ -261,3 +287,17 @@ def test_attacks_that_need_a_retain_set_say_so(subject, name):
 
 def test_the_adaptive_attacker_has_no_flag_that_does_nothing():
     assert "lr" not in relearn_adaptive.HyperParameters.__dataclass_fields__
+
+
+def test_figures_that_attacks_have_not_leave_them_done(subject):
+    """One is of never-planted sequences, one of the training set, one needs the twin: no attacked model has them."""
+    names = ("neighbour_accuracy", "percent_clean_recovery", "auc_twin")
+    asked = replace(subject, attack_metrics=("percent_memorized", *names))
+    unedited(asked)
+    attacks = [(ATTACKS["quantize"], ATTACKS["quantize"].hyper_parameters(bits=(4, 8, 4)))]
+    records = list(attack_original(asked, attacks))
+    assert [record["attack"]["bits"] for record in records] == [4, 8]  # each once
+    assert not any(name in column for name in names for column in records[0]["results"])
+    written = {path: path.stat().st_mtime_ns for path in subject.folder.rglob("*.json")}
+    assert list(attack_original(asked, attacks)) == records
+    assert written == {path: path.stat().st_mtime_ns for path in subject.folder.rglob("*.json")}

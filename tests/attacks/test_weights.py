@@ -14,6 +14,7 @@ from tinymem.localize.attacking import attack_original
 from tinymem.localize.own import checked
 from tinymem.localize.subject import Run
 from tinymem.localize.unlearn import finish, unedited
+from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import linear_weights
 from tinymem.models.edit import Changes, Draws, Zeros, applied, describe
@@ -100,13 +101,17 @@ def test_no_method_may_give_draws(subject):
         list(finish(Run(subject, about), Draws((Zeros({}),)), Cost()))
 
 
-def test_draws_of_ones_own_attack_are_checked_one_by_one(planted):
+def test_what_ones_own_attack_gives_is_checked(planted):
     good = Draws((Zeros({}), Zeros({})))
     assert checked("mine", (), planted.model, good) == good
     with pytest.raises(ValueError, match="^its Draws have no edits$"):
         checked("mine", (), planted.model, Draws(()))
     with pytest.raises(TypeError, match="^it gave a int, not an edit"):
         checked("mine", (), planted.model, Draws((Zeros({}), 3)))
+    with pytest.raises(
+        ValueError, match=r"^its Elicitation needs ELICITS = \('my_metric',\), the metrics that it reads"
+    ):
+        checked("mine", (), planted.model, Elicitation({"my_metric": lambda probe, artifacts: None}, 5))
 
 
 def test_changes_know_the_weights_before():

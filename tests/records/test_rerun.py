@@ -105,6 +105,11 @@ def test_what_cannot_be_run_again_is_one_line(here, tmp_path, capsys):
 
     assert "no such file" in refused(tmp_path / "none.json")
     assert "a record of kind measured does not say where its model lies" in refused(changed("unlearn", kind="measured"))
+    parent = read_record(here["attack"])["parent"]  # the edit of another tool, attacked
+    edit = json.loads((here["attack"].parent / f"{parent}.json").read_text()) | {"kind": "measured"}
+    attacked = changed("attack")
+    (tmp_path / "records" / f"{parent}.json").write_text(json.dumps(edit))
+    assert "a record of kind measured does not say where its model lies" in refused(attacked)
     assert "epoch 7 of the training" in refused(changed("unlearn", training={"epoch": 7}))
     assert "mine is no method or attack of TinyMem" in refused(changed("unlearn", method={"name": "mine"}))
     assert "npo has no setting speed" in refused(changed("unlearn", method={"speed": 1}))
