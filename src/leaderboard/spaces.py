@@ -66,7 +66,7 @@ def space(method: Method, case: Case) -> dict[str, Sequence[Any]]:
     grid = grid_of(method, STUDY)
     if case.small:
         grid |= {name: values for name, values in grid_of(method, SMALL).items() if name != method.strength}
-    return grid | ALSO.get(method.name, {})
+    return {**grid, **ALSO.get(method.name, {})}
 
 
 def large_space(method: Method, case: Case) -> dict[str, Sequence[Any]]:
