@@ -37,6 +37,7 @@ from tinymem.errors import UserError
 from tinymem.leaderboard.bench import Bench, TrainedBench, bench_of
 from tinymem.leaderboard.cases import SEEDS, find_cases, with_evidence
 from tinymem.leaderboard.entrants import pinned
+from tinymem.leaderboard.evidence import seed_of
 from tinymem.localize.registry import METHODS
 from tinymem.plots.base import STYLES, new_grid, save_figure, set_title
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
@@ -180,7 +181,7 @@ def setting_of(record: Mapping[str, Any], texts: Mapping[str, str]) -> str:
 
 def rows_of(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return one row per setting and strength: means over the seeds, with the half widths of their intervals."""
-    before = {record["data"]["seed"]: record["results"] for record in records if record["kind"] == UNEDITED}
+    before = {seed_of(record): record["results"] for record in records if record["kind"] == UNEDITED}
     groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
     for record in records:
         if record["kind"] == UNLEARN:
@@ -191,7 +192,7 @@ def rows_of(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> l
     rows = []
     for (setting, name, value), some in sorted(groups.items()):
         utility = utility_of(some[0])
-        lost = [utility.loss(r["results"][utility.column], before[r["data"]["seed"]][utility.column]) for r in some]
+        lost = [utility.loss(r["results"][utility.column], before[seed_of(r)][utility.column]) for r in some]
         row: dict[str, Any] = {"setting": setting, "strength": name, "value": value, "seeds": len(some)}
         for column, values in ((HELD_OUT, [r["results"][HELD_OUT] for r in some]), ("lost", lost)):
             row[column], row[f"{column}_half_width"] = mean_and_interval(values)
