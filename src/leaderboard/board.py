@@ -42,6 +42,7 @@ LEAST_POINTS = 10.0
 RAW = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)))
 PLAIN = ("kl_unseen", "flip_rate_unseen", "neighbour_accuracy")  # means over seeds, without an interval
 Record = Mapping[str, Any]
+COST = ("seconds", "peak_memory_gb")
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,8 @@ def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limi
     records = [record for record in found if record is not None]
     row = _row(jury, entrant, setting, records, len(tried))
     if isinstance(trial, Trained):
-        seconds = [_training_seconds(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
-        known = [value for value in seconds if value is not None]
-        row = replace(row, plain={**row.plain, "seconds": statistics.fmean(known) if known else None})
+        costs = [_training_cost(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
+        row = replace(row, plain={**row.plain, **{name: _mean(each.get(name) for each in costs) for name in COST}})
     return row
 
 
@@ -192,19 +192,20 @@ def _row(jury: Jury, entrant: Entrant, setting: str, records: Sequence[Record], 
     figures |= {column: Figure.of(jury.figure(records, column)) for column in (*RAW, jury.utility)}
     plain = {name: _mean(record["results"].get(name) for record in records) for name in PLAIN}
     if entrant.trials:  # the cost of the other records is that of measuring
-        plain |= {name: _mean(record["cost"].get(name) for record in records) for name in ("seconds", "peak_memory_gb")}
+        plain |= {name: _mean(record["cost"].get(name) for record in records) for name in COST}
     excess = {name: Figure.of(value) for name, value in jury.excess(records).items()}
     return Row(
         entrant.name, entrant.group, entrant.needs, setting, trials, figures, plain, excess, records=tuple(records)
     )
 
 
-def _training_seconds(trial: Trained, bench: Bench, evidence: Evidence) -> float | None:
-    """Return how long a trial's training took, from its record."""
+def _training_cost(trial: Trained, bench: Bench, evidence: Evidence) -> dict[str, Any]:
+    """Return the cost of a trial's training, from its record; that of a fine-tuning up to the trial's epoch."""
     record = evidence.by_key.get(run_key(training_identity(trial, bench)))
     if record is None:
-        return None
-    return sum(record["results"]["epoch_seconds"][: trial.epoch]) if trial.ft_data else record["cost"]["seconds"]
+        return {}
+    seconds = {"seconds": sum(record["results"]["epoch_seconds"][: trial.epoch])} if trial.ft_data else {}
+    return {**record["cost"], **seconds}
 
 
 def averaged_under_attack(row: Row, found: Evidence) -> Attacked | None:

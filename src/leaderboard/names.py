@@ -29,7 +29,7 @@ MEANINGS = {
     "robust": "1 less the share of the memories that the worst attack brings back more than from the twin",
     "useful": "accuracy (text: perplexity) relative to the twin's",
     "seconds": "to find the edit, or to train",
-    "peak_memory_gb": "peak memory of finding the edit",
+    "peak_memory_gb": "peak memory of the process that finds the edit, or trains",
     "trials": "settings that were tried",
 }
 
