@@ -150,7 +150,7 @@ def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
 def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "No attack has been made.\n"
-    cells = [[cell.replace("|", r"\|") for cell in row.values()] for row in rows]  # names are the user's
+    cells = [[cell.replace("|", r"\|").replace("<", "&lt;") for cell in row.values()] for row in rows]  # users' names
     return markdown(list(rows[0]), cells, numbers=True)
 
 
