@@ -39,10 +39,11 @@ ABSENT = {
 }  # rows that tables leave out
 LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, of what may choose; for percentages LEAST_POINTS
 LEAST_POINTS = 10.0
+ROUNDING = 1e-9  # of figures and limits: in floating point 0.98 - 0.97 is more than a point
 RAW = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)))
 PLAIN = ("kl_unseen", "flip_rate_unseen", "neighbour_accuracy")  # means over seeds, without an interval
-Record = Mapping[str, Any]
 COST = ("seconds", "peak_memory_gb")
+Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,20 @@ class Row:
 def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Trial | None:
     """Return the trial that forgets most of the first seed's validation sequences, at a loss of utility within the limit.
 
-    Ties go to the lower loss, then to the record's digest. An entrant that is not tuned has one trial, which is its choice.
-    None if no trial is within the limit, or none has been run.
+    Ties go to the lower loss, then to the record's digest. None if no trial is within the limit, or none has been run. An
+    entrant that is not tuned has one trial: an anchor's is its choice at any loss, a submission's until it has been measured.
     """
-    trials = alone(entrant)
-    if not entrant.tuned:
-        return trials[0]
-    seed = evidence.seeds[0]
+    trials, seed = alone(entrant), evidence.seeds[0]
     bench = bench_of(case, seed)
+    if not entrant.tuned and (entrant.group == ANCHOR or key_of(trials[0], bench) not in evidence.by_key):
+        return trials[0]
     original, twin = evidence.unedited(seed)["results"], evidence.unedited(seed, NEVER_PLANTED)["results"]
     ranked = []
     for trial in trials:
         if (record := evidence.by_key.get(key_of(trial, bench))) is not None:
             found = record["results"]
             loss = case.utility.loss(found.get(case.utility.column), original[case.utility.column])
-            if loss <= limit:
+            if loss <= limit + ROUNDING:
                 ranked.append((forgotten(found, original, twin), -loss, record_digest(record), trial))
     return max(ranked, key=lambda one: one[:3], default=(None,))[-1]
 
@@ -114,7 +114,7 @@ def forgotten(results: Record, original: Record, twin: Record, split: str = "val
     for name in FORGETTING:
         now, before, goal = (values.get(f"{name}_{split}") for values in (results, original, twin))
         if now is not None and before is not None and goal is not None:
-            if before - goal >= LEAST_GAP.get(name, LEAST_POINTS):
+            if before - goal >= LEAST_GAP.get(name, LEAST_POINTS) - ROUNDING:
                 shares.append(float(share_of_way(np.float64(now), np.float64(before), np.float64(goal))))
     return min(shares, default=0.0)
 
@@ -128,7 +128,9 @@ def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> l
     ]
     for entrant in (*entrants, *others(case, entrants, evidence)):
         found.append(_standing(jury, entrant, case, evidence, limit))
-    places = ranks({row.name: jury.score(row.records) for row in found if row.group != ANCHOR and not row.note})
+    places = ranks(
+        {row.name: jury.score(row.records) for row in found if row.group != ANCHOR and row.figures.get("score")}
+    )
     ranked = [replace(row, rank=places.get(row.name)) for row in found]
     return sorted(ranked, key=lambda row: (bool(row.note), -row.score, row.name))
 
