@@ -18,6 +18,7 @@ from tinymem import cli
 # isort: split
 import argparse
 import filecmp
+import re
 import sys
 from functools import partial
 from itertools import combinations
@@ -48,6 +49,8 @@ MOST_LINES = 10  # about what is missing
 REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
 
+OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")
+USELESS = {"report": ("models", "export", *OF_RUNS), "export": OF_RUNS}  # flags beside those that run nothing
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
@@ -83,6 +86,9 @@ def parse() -> argparse.Namespace:
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
     arguments.seeds.sort()  # evidence knows no other order
     if arguments.trials > MOST_TRIALS:
+    for flag, useless in USELESS.items():
+        if getattr(arguments, flag) and (given := next(filter(partial(getattr, arguments), useless), None)):
+            raise UserError(f"--{flag}: runs nothing, and has no use for --{given}; leave one of them out")
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
     if arguments.needs and not (arguments.method_file or arguments.submission):
         raise UserError("--needs: only with --method_file or --submission")
@@ -92,16 +98,16 @@ def parse() -> argparse.Namespace:
         raise UserError("--submission, --name: give both or none")
     if arguments.seconds is not None and not arguments.submission:
         raise UserError("--seconds: only with --submission")
-    if arguments.submission and len(arguments.models) != 1:
-        raise UserError("--submission: give the model that it is an edit of, such as --models noise")
     return arguments
 
 
-def submitted(arguments: argparse.Namespace) -> list[Entrant]:
+def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]:
     """Return the submission to the only case as an entrant. Raise UserError unless there is a folder for every seed."""
     if not arguments.submission:
         return []
     folders: dict[int, str] = {}
+    if len(cases) != 1:
+        raise UserError("--submission: give the one model that it is an edit of, such as --models noise")
     for text in arguments.submission:
         seed, _, place = text.partition("=")
         if not seed.isdecimal() or not place:
@@ -126,14 +132,20 @@ def submitted(arguments: argparse.Namespace) -> list[Entrant]:
 
 def check_names(arguments: argparse.Namespace, cases: list[Case]) -> None:
     """Raise UserError if a method of one's own or a submission has the name of another entrant: rows are known by theirs."""
-    known = {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}
+    names = {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}
+    known = set(map(spelled_alike, names))
     places = dict.fromkeys(name for name in [*arguments.methods, *arguments.method_file] if name.endswith(".py"))
     given = [(f"--method_file {place}", find_methods([place], "--method_file")[0].name) for place in places]
     given += [(f"--name {arguments.name}", arguments.name)] if arguments.name else []
     for flag, name in given:
-        if name in known:
+        if spelled_alike(name) in known:
             raise UserError(f"{flag}: another entrant has this name; give it one of its own")
-        known.add(name)
+        known.add(spelled_alike(name))
+
+
+def spelled_alike(name: str) -> str:
+    """Return a name without what its readers, and links in the page, do not tell apart: case, blanks, other signs."""
+    return " ".join(re.findall(r"[^\W_]+", name)).casefold()
 
 
 def same_weights(first: str, second: str) -> bool:
@@ -164,6 +176,7 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     if earlier is not None:
         check_groups(case, taking_part, earlier)
     tried = earlier.by_key if earlier else {}
+        say_what_is_left_out(case, arguments, earlier)
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
     missing = run_stage(
@@ -232,18 +245,33 @@ def earlier_results(case: Case, output: Path) -> Path | None:
 
 
 def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evidence) -> None:
-    """Raise UserError if earlier results have a submission with the name of a method of one's own, or the reverse."""
-    groups = {each.name: each.group for each in others(case, entrants([], case), earlier)}
+    """Raise UserError if earlier results have a submission with the name of a method of one's own, or the reverse, or one
+    that is spelled alike.
+    """
+    known = {spelled_alike(each.name): each for each in others(case, entrants([], case), earlier)}
     for each in taking_part:
-        if each.group in (OWN, SUBMISSION) and groups.get(each.name, each.group) != each.group:
-            kind = "submission" if each.group == OWN else "method"
+        other = known.get(spelled_alike(each.name), each)
+        if each.group in (OWN, SUBMISSION) and (other.name, other.group) != (each.name, each.group):
+            kind = "submission" if other.group == SUBMISSION else "method"
             raise UserError(
-                f"{each.name}: a {kind} of this name has results on {case.name}; give this one another name"
+                f"{each.name}: the {kind} {other.name} has results on {case.name}; give this one another name"
             )
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
     """Print how many commands follow the trials at most, and how long they will take."""
+def say_what_is_left_out(case: Case, arguments: argparse.Namespace, earlier: evidence.Evidence) -> None:
+    """Print which seeds and attacks of earlier results are not asked for: without them a new row is in no table."""
+    asked = {attack.name for attack in find_attacks(arguments.attacks, "--attacks")}
+    made = {record["attack"]["name"] for record in earlier.attacks_on(earlier.unedited(earlier.seeds[0]))}
+    lacking = {"seeds": sorted({*earlier.seeds} - {*arguments.seeds}), "attacks": sorted(made - asked)}
+    if left := [f"--{flag} {' '.join(map(str, values))}" for flag, values in lacking.items() if values]:
+        print(
+            f"{case.name}: its results also have {' and '.join(left)}; new rows are in no table until they have, too",
+            file=sys.stderr,
+        )
+
+
     finals = [jobs_of(e.trials[0], e, bench, common, attacked=True)[-1] for e in taking_part for bench in benches]
     timings, limits = Timings(benches[0].folder), len(benches[0].case.utility.limits)
     seconds = timings.total(finals)
@@ -292,7 +320,7 @@ def run_cases(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[st
     """Run all cases, those after one that cannot go on, too. Return a line on each command that is still missing, and why
     cases ended early. Raise UserError if all did.
     """
-    site, own = find_site(arguments.site), submitted(arguments)
+    site, own = find_site(arguments.site), submitted(arguments, cases)
     check_names(arguments, cases)
     asked = [*arguments.methods, *arguments.method_file]
     everyone = [entrants(asked, case, arguments.needs) for case in cases]

@@ -134,12 +134,13 @@ def test_a_submission_is_one_more_row(board, capsys):
 
 def test_a_submission_has_a_job_of_its_own_on_every_seed(tmp_path):
     (case,) = find_cases(["noise"], True, 12)
-    entrant = submission("theirs", {0: "a", 1: "b", 2: "c"}, None, "nothing")
+    entrant = submission("-theirs", {0: "a", 1: "b", 2: "c"}, None, "nothing")
     benches = [bench_of(case, seed, tmp_path) for seed in (0, 1, 2)]
     jobs = [jobs_of(entrant.trials[0], entrant, bench, Common("data"))[-1] for bench in benches]
     assert len({job.name for job in jobs}) == 3 and [job.words[1] for job in jobs] == ["a", "b", "c"]
 
 
+    assert all("--name=-theirs" in job.words for job in jobs)  # as two words the name would be a flag
 def test_the_attacks_of_small_cases_are_those_of_the_published_records(tmp_path):
     (case,) = find_cases(["noise"], True, 12)
     *_, unedited = training_jobs(bench_of(case, 0, tmp_path), Common("data"))
@@ -211,6 +212,10 @@ def test_others_add_a_row_to_published_results(board, tmp_path, capsys):
     assert len(list(runs.rglob("model.safetensors"))) == 2 and (tmp_path / "exported/tiny/seed0.safetensors").exists()
     in_process(SCRIPT, *words, "--methods", "durable")
     lines = (output / "LEADERBOARD.md").read_text().splitlines()
+    capsys.readouterr()
+    in_process(SCRIPT, *words, "--attacks", "quantize", "--dry_run")
+    said = "tiny: its results also have --attacks prefix_shift; new rows are in no table until they have, too"
+    assert said in capsys.readouterr().err
     for name in ("durable", "fine-tuning on clean data", "random_mask"):
         assert any(f"| {name} |" in line for line in lines), name
     old, new = evidence.read(folder / "output_dir" / "tiny"), evidence.read(output / "tiny")
@@ -267,7 +272,9 @@ def test_results_on_another_model_are_not_mixed_in():
         (["--name", "x", "--submission", "0=nowhere", "--models", "noise"], "no such folder"),
         (["--name", "x", "--submission", "nowhere", "--models", "noise"], "must be SEED=FOLDER"),
         (["--name", "x", "--submission", "0=.", "--models", "noise"], "no folder for seed 1"),
-        (["--name", "x", "--submission", "0=."], "give the model that it is an edit of"),
+        (["--name", "x", "--submission", "0=."], "give the one model that it is an edit of"),
+        (["--report", "--methods", "npo"], "--report: runs nothing, and has no use for --methods"),
+        (["--export", "x", "--dry_run"], "--export: runs nothing, and has no use for --dry_run"),
         (["--models", "nothing"], "--models nothing: must be some of"),
         (
             ["--name", "unedited", "--submission", "0=.", "--models", "noise", "--seeds", "0"],
@@ -284,3 +291,7 @@ def test_bad_input_is_one_line(words, message, tmp_path, capsys):
         in_process(SCRIPT, "--small", *words, "--output_dir", tmp_path / "out", "--run_dir", tmp_path / "runs")
     said = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and len(said) == 1 and message in said[0]
+        (
+            ["--name", "Balanced subnet", "--submission", "0=.", "--models", "noise", "--seeds", "0"],
+            "another entrant has this name",
+        ),
