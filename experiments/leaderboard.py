@@ -20,6 +20,7 @@ import argparse
 import filecmp
 import re
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -48,9 +49,9 @@ MOST_TRIALS = 1000  # drawing more takes for ever
 MOST_LINES = 10  # about what is missing
 REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
-
 OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")
 USELESS = {"report": ("models", "export", *OF_RUNS), "export": OF_RUNS}  # flags beside those that run nothing
+
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
@@ -85,10 +86,10 @@ def parse() -> argparse.Namespace:
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
     arguments.seeds.sort()  # evidence knows no other order
-    if arguments.trials > MOST_TRIALS:
     for flag, useless in USELESS.items():
         if getattr(arguments, flag) and (given := next(filter(partial(getattr, arguments), useless), None)):
             raise UserError(f"--{flag}: runs nothing, and has no use for --{given}; leave one of them out")
+    if arguments.trials > MOST_TRIALS:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
     if arguments.needs and not (arguments.method_file or arguments.submission):
         raise UserError("--needs: only with --method_file or --submission")
@@ -105,9 +106,9 @@ def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]
     """Return the submission to the only case as an entrant. Raise UserError unless there is a folder for every seed."""
     if not arguments.submission:
         return []
-    folders: dict[int, str] = {}
     if len(cases) != 1:
         raise UserError("--submission: give the one model that it is an edit of, such as --models noise")
+    folders: dict[int, str] = {}
     for text in arguments.submission:
         seed, _, place = text.partition("=")
         if not seed.isdecimal() or not place:
@@ -175,8 +176,8 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     earlier = None if arguments.from_scratch else earlier_evidence(case, benches, output)
     if earlier is not None:
         check_groups(case, taking_part, earlier)
-    tried = earlier.by_key if earlier else {}
         say_what_is_left_out(case, arguments, earlier)
+    tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
     missing = run_stage(
@@ -201,9 +202,10 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
             finals += [job for bench in benches for job in jobs_of(trial, entrant, bench, common, attacked=True)]
     missing += run_stage(f"{case.name}: what was chosen, on every seed, and attacks", finals, arguments, folder, pool)
     case.write(output)
-    evidence.write(gathered(benches, arguments, earlier), output)
-    for bench in benches:
-        bench.publish(output)
+    found = gathered(benches, arguments, earlier)
+    evidence.write(found, output)
+    for seed in found.seeds:
+        replace(benches[0], seed=seed).publish(output)
     return missing
 
 
@@ -222,8 +224,8 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
                         "start anew (--from_scratch)")  # fmt: skip
     here = [record for bench in benches if (record := bench.measured()) is not None]
     evidence.check_models([*found.records, *here])
-    for bench in benches:
-        bench.take_up(source)
+    for seed in found.seeds:  # also one that is not asked for: its models go with its records
+        replace(benches[0], seed=seed).take_up(source)
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
 
@@ -258,8 +260,6 @@ def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evide
             )
 
 
-def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
-    """Print how many commands follow the trials at most, and how long they will take."""
 def say_what_is_left_out(case: Case, arguments: argparse.Namespace, earlier: evidence.Evidence) -> None:
     """Print which seeds and attacks of earlier results are not asked for: without them a new row is in no table."""
     asked = {attack.name for attack in find_attacks(arguments.attacks, "--attacks")}
@@ -272,6 +272,8 @@ def say_what_is_left_out(case: Case, arguments: argparse.Namespace, earlier: evi
         )
 
 
+def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
+    """Print how many commands follow the trials at most, and how long they will take."""
     finals = [jobs_of(e.trials[0], e, bench, common, attacked=True)[-1] for e in taking_part for bench in benches]
     timings, limits = Timings(benches[0].folder), len(benches[0].case.utility.limits)
     seconds = timings.total(finals)

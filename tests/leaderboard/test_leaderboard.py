@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from boards import TWIN_MODEL, UNEDITED_MODEL, write_board
 from safetensors.torch import load_file, save_file
 from small import ROOT, SMALL_DATA, in_process
 from threads import here, run_here
@@ -16,6 +17,7 @@ from tinymem.leaderboard.cases import find_cases
 from tinymem.leaderboard.entrants import submission
 from tinymem.leaderboard.protocol import jobs_of, training_jobs
 from tinymem.records.bundle import NAME, read_bundle
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.table import load_records
 from tinymem.sweeps.jobs import Common
 
@@ -138,9 +140,9 @@ def test_a_submission_has_a_job_of_its_own_on_every_seed(tmp_path):
     benches = [bench_of(case, seed, tmp_path) for seed in (0, 1, 2)]
     jobs = [jobs_of(entrant.trials[0], entrant, bench, Common("data"))[-1] for bench in benches]
     assert len({job.name for job in jobs}) == 3 and [job.words[1] for job in jobs] == ["a", "b", "c"]
-
-
     assert all("--name=-theirs" in job.words for job in jobs)  # as two words the name would be a flag
+
+
 def test_the_attacks_of_small_cases_are_those_of_the_published_records(tmp_path):
     (case,) = find_cases(["noise"], True, 12)
     *_, unedited = training_jobs(bench_of(case, 0, tmp_path), Common("data"))
@@ -210,12 +212,12 @@ def test_others_add_a_row_to_published_results(board, tmp_path, capsys):
     shutil.rmtree(runs)
     in_process(SCRIPT, *words, "--export", tmp_path / "exported")
     assert len(list(runs.rglob("model.safetensors"))) == 2 and (tmp_path / "exported/tiny/seed0.safetensors").exists()
-    in_process(SCRIPT, *words, "--methods", "durable")
-    lines = (output / "LEADERBOARD.md").read_text().splitlines()
     capsys.readouterr()
     in_process(SCRIPT, *words, "--attacks", "quantize", "--dry_run")
     said = "tiny: its results also have --attacks prefix_shift; new rows are in no table until they have, too"
     assert said in capsys.readouterr().err
+    in_process(SCRIPT, *words, "--methods", "durable")
+    lines = (output / "LEADERBOARD.md").read_text().splitlines()
     for name in ("durable", "fine-tuning on clean data", "random_mask"):
         assert any(f"| {name} |" in line for line in lines), name
     old, new = evidence.read(folder / "output_dir" / "tiny"), evidence.read(output / "tiny")
@@ -242,6 +244,22 @@ def test_a_folder_of_its_own_adds_to_a_copy_of_the_published_results(board, tmp_
     one, other = (evidence.read(place / "tiny") for place in (published, tmp_path / "own"))
     assert set(one.by_key) == set(other.by_key)
     assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
+
+
+def test_the_models_of_all_seeds_are_taken_up(tmp_path, monkeypatch, capsys):
+    """Also those of seeds that are not asked for: their records are copied, too."""
+    (case,) = find_cases(["noise"], True, 3)
+    models = {(UNEDITED, 0): [UNEDITED_MODEL] * 2, (NEVER_PLANTED, 0): [TWIN_MODEL] * 2}
+    published = write_board(tmp_path / "results" / "leaderboard", case, models) / "noise"
+    for seed in (0, 1):
+        for settings in bench_of(case, seed).pair:
+            (published / f"seed{seed}" / settings.name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = ["--small", "--models", "noise", "--trials", 3, "--methods", "npo", "--attacks", "quantize", "--dry_run"]
+    in_process(SCRIPT, *words, "--seeds", 0, "--output_dir", tmp_path / "own", "--run_dir", tmp_path / "runs")
+    copied = {f"{path.parts[-3]}/{path.name}" for path in (tmp_path / "runs").glob("noise/seed*/models/*")}
+    assert copied == {f"{path.parent.name}/{path.name}" for path in published.glob("seed*/*")} and len(copied) == 4
+    assert "noise: its results also have --seeds 1; new rows" in capsys.readouterr().err
 
 
 def test_published_records_hold_no_path_of_a_machine(tmp_path):
@@ -280,6 +298,10 @@ def test_results_on_another_model_are_not_mixed_in():
             ["--name", "unedited", "--submission", "0=.", "--models", "noise", "--seeds", "0"],
             "another entrant has this name",
         ),
+        (
+            ["--name", "Balanced subnet", "--submission", "0=.", "--models", "noise", "--seeds", "0"],
+            "another entrant has this name",
+        ),
         (["--name", " ", "--submission", "0=.", "--models", "noise", "--seeds", "0"], "must have letters or digits"),
         (["--trials", "0"], "--trials"),
         (["--attacks", "nothing", "--models", "noise"], "--attacks nothing: must be one of"),
@@ -291,7 +313,3 @@ def test_bad_input_is_one_line(words, message, tmp_path, capsys):
         in_process(SCRIPT, "--small", *words, "--output_dir", tmp_path / "out", "--run_dir", tmp_path / "runs")
     said = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and len(said) == 1 and message in said[0]
-        (
-            ["--name", "Balanced subnet", "--submission", "0=.", "--models", "noise", "--seeds", "0"],
-            "another entrant has this name",
-        ),
