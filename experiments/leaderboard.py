@@ -18,8 +18,8 @@ from tinymem import cli
 # isort: split
 import argparse
 import filecmp
-import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -36,10 +36,12 @@ from tinymem.leaderboard.board import TWIN, choose, others
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case, with_evidence
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
+from tinymem.leaderboard.names import spelled_alike
 from tinymem.leaderboard.protocol import check_submission, jobs_of, together, training_jobs, trial_jobs
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.records.bundle import NAME
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
+from tinymem.sweeps.engine import Progress
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
@@ -144,11 +146,6 @@ def check_names(arguments: argparse.Namespace, cases: list[Case]) -> None:
         known.add(spelled_alike(name))
 
 
-def spelled_alike(name: str) -> str:
-    """Return a name without what its readers, and links in the page, do not tell apart: case, blanks, other signs."""
-    return " ".join(re.findall(r"[^\W_]+", name)).casefold()
-
-
 def same_weights(first: str, second: str) -> bool:
     """Return whether two folders hold the same weights, byte for byte."""
     names = [path.name for path in Path(first).glob("*.safetensors")]
@@ -180,12 +177,16 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
-    missing = run_stage(
+    states = run_stage(
         f"{case.name}: training, and trials on seed {benches[0].seed}", [*trainings, *trials], arguments, folder, pool
     )
     if arguments.dry_run:
         print_finals(taking_part, benches, common)
         return []
+    missing = what_is_left(states)
+    not_begun = {each.job.group for each in states.values() if each.left and not each.message}  # such as by --limit
+    if not not_begun <= {each.name for each in taking_part}:  # the models themselves are not there yet
+        return missing
     given = {each.name: each.needs for each in taking_part if each.group in (OWN, SUBMISSION) and each.needs}
     evidence.write_needs(folder, {**evidence.read_needs(folder), **given})
     found = gathered(benches, arguments, earlier)
@@ -196,11 +197,12 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         for bench in benches:
             check_submission(trial, bench, found.records, arguments.data_dir)
     finals: list[Job] = []
-    for entrant in taking_part:
+    for entrant in (each for each in taking_part if each.name not in not_begun):  # others choose once all is tried
         chosen = dict.fromkeys(choose(entrant, case, found, limit) for limit in case.utility.limits)
         for trial in together(trial for trial in chosen if trial is not None):
             finals += [job for bench in benches for job in jobs_of(trial, entrant, bench, common, attacked=True)]
-    missing += run_stage(f"{case.name}: what was chosen, on every seed, and attacks", finals, arguments, folder, pool)
+    title = f"{case.name}: what was chosen, on every seed, and attacks"
+    missing += what_is_left(run_stage(title, finals, arguments, folder, pool))
     case.write(output)
     found = gathered(benches, arguments, earlier)
     evidence.write(found, output)
@@ -281,13 +283,20 @@ def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Commo
     print(f"then up to {limits * len(finals)} commands that run and attack what is chosen, on every seed; {hours}")
 
 
-def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any) -> list[str]:
-    """Run the missing jobs of a stage. Return a line on each whose records are not there; exit if the user stopped it."""
+def run_stage(
+    title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any
+) -> dict[str, Progress]:
+    """Run the missing jobs of a stage. Return the state of all by name; exit if the user stopped it."""
     print(title, file=sys.stderr)
     unique = list({job.name: job for job in jobs}.values())
     assert len({job.words for job in jobs}) == len(unique), "two commands of one name"
     states, result = run_missing(arguments, unique, folder, scripts.home(), pool)
     leave(result)
+    return states
+
+
+def what_is_left(states: Mapping[str, Progress]) -> list[str]:
+    """Return a line on each job whose records are not there."""
     return [f"{p.state}: {p.job.name}  {p.message}".rstrip() for p in states.values() if p.left]
 
 
@@ -366,7 +375,7 @@ def main() -> None:
         if arguments.export:
             return export_all(cases, arguments)
         missing, ended = run_cases(cases, arguments)
-    if not arguments.dry_run:
+    if arguments.report or not arguments.dry_run and with_evidence(output):
         write_report(output)
     if missing:  # the tables have pushed the first mention out of sight
         print(

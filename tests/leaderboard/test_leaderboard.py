@@ -19,6 +19,7 @@ from tinymem.leaderboard.protocol import jobs_of, training_jobs
 from tinymem.records.bundle import NAME, read_bundle
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.table import load_records
+from tinymem.sweeps.engine import Progress, Sweep
 from tinymem.sweeps.jobs import Common
 
 SCRIPT = "experiments/leaderboard.py"
@@ -246,20 +247,47 @@ def test_a_folder_of_its_own_adds_to_a_copy_of_the_published_results(board, tmp_
     assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
 
 
-def test_the_models_of_all_seeds_are_taken_up(tmp_path, monkeypatch, capsys):
-    """Also those of seeds that are not asked for: their records are copied, too."""
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """The words of a command beside published results of two seeds, written by hand."""
     (case,) = find_cases(["noise"], True, 3)
     models = {(UNEDITED, 0): [UNEDITED_MODEL] * 2, (NEVER_PLANTED, 0): [TWIN_MODEL] * 2}
-    published = write_board(tmp_path / "results" / "leaderboard", case, models) / "noise"
+    folder = write_board(tmp_path / "results" / "leaderboard", case, models) / "noise"
     for seed in (0, 1):
         for settings in bench_of(case, seed).pair:
-            (published / f"seed{seed}" / settings.name).mkdir(parents=True)
+            (folder / f"seed{seed}" / settings.name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    words = ["--small", "--models", "noise", "--trials", 3, "--methods", "npo", "--attacks", "quantize", "--dry_run"]
-    in_process(SCRIPT, *words, "--seeds", 0, "--output_dir", tmp_path / "own", "--run_dir", tmp_path / "runs")
+    words = ["--small", "--models", "noise", "--trials", 3, "--methods", "npo", "--attacks", "quantize"]
+    return [*words, "--output_dir", tmp_path / "own", "--run_dir", tmp_path / "runs"]
+
+
+def test_the_models_of_all_seeds_are_taken_up(published, tmp_path, capsys):
+    """Also those of seeds that are not asked for: their records are copied, too."""
+    in_process(SCRIPT, *published, "--seeds", 0, "--dry_run")
     copied = {f"{path.parts[-3]}/{path.name}" for path in (tmp_path / "runs").glob("noise/seed*/models/*")}
-    assert copied == {f"{path.parent.name}/{path.name}" for path in published.glob("seed*/*")} and len(copied) == 4
+    known = {f"{path.parent.name}/{path.name}" for path in (tmp_path / "results/leaderboard/noise").glob("seed*/*")}
+    assert copied == known and len(copied) == 4
     assert "noise: its results also have --seeds 1; new rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held_back", ["npo", "unedited and twin"])
+def test_nobody_chooses_before_all_is_tried(held_back, published, monkeypatch, capsys):
+    stages = []
+
+    def run(arguments, jobs, *_):
+        """What --limit does: some jobs are not begun."""
+        stages.append({job.group for job in jobs})
+        states = {job.name: Progress(job, 1, 0, [None] * (job.group == held_back)) for job in jobs}
+        return states, Sweep(states)
+
+    monkeypatch.setattr("tinymem.cli.sweeping.run_missing", run)
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, *published, "--seeds", 0, 1)
+    assert end.value.code == 1 and f"not complete:\n  not run: {held_back.split()[0]}" in capsys.readouterr().err
+    if held_back == "npo":
+        assert "npo" in stages[0] and "random_mask" in stages[1] and "npo" not in stages[1]
+    else:  # without the models nothing goes on
+        assert len(stages) == 1
 
 
 def test_published_records_hold_no_path_of_a_machine(tmp_path):
