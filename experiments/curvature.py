@@ -215,6 +215,16 @@ def cell_of(row: Mapping[str, Any]) -> str:
     return "; ".join(with_half_width(row[name], row[f"{name}_half_width"], digits) for name, digits in shown)
 
 
+def panels_of(model: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the settings beside the default in each panel of a model, by its title."""
+    if model == LANGUAGE_MODEL:
+        return {"all settings": sorted({row["setting"] for row in rows} - {DEFAULT})}
+    return {
+        title: [name if name.startswith(("svd", "kfade")) else f"kfac, {name}" for name in some]
+        for title, some in PANELS.items()
+    }
+
+
 def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]):
     """Draw what is still memorized against what is lost: a row of panels per model, a line per setting. Return the figure.
 
@@ -222,8 +232,9 @@ def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str
     """
     figure, grid = new_grid(len(by_model), len(PANELS), 3.6, 2.9)
     for axes, (model, rows) in zip(grid, by_model.items()):
-        for axis, (title, settings) in zip(axes, PANELS.items()):
-            names = [name if name.startswith(("svd", "kfade")) else f"kfac, {name}" for name in settings]
+        for axis in axes:
+            axis.set_visible(False)  # number sequences have no other text, a language model has one panel
+        for axis, (title, names) in zip(axes, panels_of(model, rows).items()):
             for place, (name, (marker, line)) in enumerate(zip((DEFAULT, *names), STYLES)):
                 points = [row for row in rows if row["setting"] == name and row["lost"] <= WIDEST]
                 points.sort(key=lambda row: row["lost"])
@@ -232,8 +243,8 @@ def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str
                     color = "black" if name == DEFAULT else f"C{place - 1}"
                     axis.plot(lost, left, marker=marker, ls=line, ms=4, lw=1.4, color=color, label=name)
             if not axis.lines[1:]:
-                axis.set_visible(False)  # number sequences have no other text
                 continue
+            axis.set_visible(True)
             axis.set_xscale("symlog", linthresh=1)
             axis.xaxis.set_major_formatter("{x:g}")
             axis.set(ylim=(-4, 104), xlim=(-0.05, WIDEST), xlabel=f"lost, {units[model]}")
