@@ -34,6 +34,7 @@ from tinymem.data.memories import SHARED_TOKENS, shares_tokens
 from tinymem.data.production import text_rows
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import UserError
+from tinymem.folders import check_writable
 from tinymem.leaderboard.bench import Bench, TrainedBench, bench_of
 from tinymem.leaderboard.cases import SEEDS, find_cases, with_evidence
 from tinymem.leaderboard.entrants import pinned
@@ -279,7 +280,7 @@ def report(output: Path) -> None:
 def main() -> None:
     arguments = parse()
     arguments.output_dir = arguments.output_dir or OUTPUT
-    output = files.writable_folder(arguments.output_dir)
+    check_writable(output := Path(arguments.output_dir))
     if not arguments.report:
         run(arguments)
     if not arguments.dry_run:

@@ -26,10 +26,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tinymem import files, scripts
+from tinymem import scripts
 from tinymem.attacks.registry import find_attacks
 from tinymem.cli.sweeping import add_sweep_options, in_hours, leave, run_missing
 from tinymem.errors import UserError
+from tinymem.folders import check_writable
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import Bench, bench_of
 from tinymem.leaderboard.board import TWIN, choose, others
@@ -366,7 +367,7 @@ def write_report(output: Path) -> None:
 def main() -> None:
     arguments = parse()
     arguments.output_dir = arguments.output_dir or OUTPUT
-    output = files.writable_folder(arguments.output_dir)
+    check_writable(output := Path(arguments.output_dir))
     missing: list[str] = []
     ended: list[UserError] = []
     if not arguments.report:

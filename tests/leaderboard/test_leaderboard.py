@@ -341,3 +341,4 @@ def test_bad_input_is_one_line(words, message, tmp_path, capsys):
         in_process(SCRIPT, "--small", *words, "--output_dir", tmp_path / "out", "--run_dir", tmp_path / "runs")
     said = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and len(said) == 1 and message in said[0]
+    assert not list(tmp_path.iterdir())  # nothing is left behind
