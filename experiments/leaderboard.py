@@ -19,25 +19,30 @@ from tinymem import cli
 import argparse
 import filecmp
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tinymem import files, scripts
+from tinymem import scripts
 from tinymem.attacks.registry import find_attacks
 from tinymem.cli.sweeping import add_sweep_options, in_hours, leave, run_missing
 from tinymem.errors import UserError
+from tinymem.folders import check_writable
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import Bench, bench_of
 from tinymem.leaderboard.board import TWIN, choose, others
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case, with_evidence
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
+from tinymem.leaderboard.names import spelled_alike
 from tinymem.leaderboard.protocol import check_submission, jobs_of, together, training_jobs, trial_jobs
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.records.bundle import NAME
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
+from tinymem.sweeps.engine import Progress
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
@@ -47,6 +52,8 @@ MOST_TRIALS = 1000  # drawing more takes for ever
 MOST_LINES = 10  # about what is missing
 REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
+OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")
+USELESS = {"report": ("models", "export", *OF_RUNS), "export": OF_RUNS}  # flags beside those that run nothing
 
 
 def parse() -> argparse.Namespace:
@@ -82,6 +89,9 @@ def parse() -> argparse.Namespace:
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
     arguments.seeds.sort()  # evidence knows no other order
+    for flag, useless in USELESS.items():
+        if getattr(arguments, flag) and (given := next(filter(partial(getattr, arguments), useless), None)):
+            raise UserError(f"--{flag}: runs nothing, and has no use for --{given}; leave one of them out")
     if arguments.trials > MOST_TRIALS:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
     if arguments.needs and not (arguments.method_file or arguments.submission):
@@ -92,15 +102,15 @@ def parse() -> argparse.Namespace:
         raise UserError("--submission, --name: give both or none")
     if arguments.seconds is not None and not arguments.submission:
         raise UserError("--seconds: only with --submission")
-    if arguments.submission and len(arguments.models) != 1:
-        raise UserError("--submission: give the model that it is an edit of, such as --models noise")
     return arguments
 
 
-def submitted(arguments: argparse.Namespace) -> list[Entrant]:
+def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]:
     """Return the submission to the only case as an entrant. Raise UserError unless there is a folder for every seed."""
     if not arguments.submission:
         return []
+    if len(cases) != 1:
+        raise UserError("--submission: give the one model that it is an edit of, such as --models noise")
     folders: dict[int, str] = {}
     for text in arguments.submission:
         seed, _, place = text.partition("=")
@@ -126,14 +136,15 @@ def submitted(arguments: argparse.Namespace) -> list[Entrant]:
 
 def check_names(arguments: argparse.Namespace, cases: list[Case]) -> None:
     """Raise UserError if a method of one's own or a submission has the name of another entrant: rows are known by theirs."""
-    known = {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}
+    names = {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}
+    known = set(map(spelled_alike, names))
     places = dict.fromkeys(name for name in [*arguments.methods, *arguments.method_file] if name.endswith(".py"))
     given = [(f"--method_file {place}", find_methods([place], "--method_file")[0].name) for place in places]
     given += [(f"--name {arguments.name}", arguments.name)] if arguments.name else []
     for flag, name in given:
-        if name in known:
+        if spelled_alike(name) in known:
             raise UserError(f"{flag}: another entrant has this name; give it one of its own")
-        known.add(name)
+        known.add(spelled_alike(name))
 
 
 def same_weights(first: str, second: str) -> bool:
@@ -163,15 +174,20 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     earlier = None if arguments.from_scratch else earlier_evidence(case, benches, output)
     if earlier is not None:
         check_groups(case, taking_part, earlier)
+        say_what_is_left_out(case, arguments, earlier)
     tried = earlier.by_key if earlier else {}
     trainings = [job for bench in benches for job in training_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
-    missing = run_stage(
+    states = run_stage(
         f"{case.name}: training, and trials on seed {benches[0].seed}", [*trainings, *trials], arguments, folder, pool
     )
     if arguments.dry_run:
         print_finals(taking_part, benches, common)
         return []
+    missing = what_is_left(states)
+    not_begun = {each.job.group for each in states.values() if each.left and not each.message}  # such as by --limit
+    if not not_begun <= {each.name for each in taking_part}:  # the models themselves are not there yet
+        return missing
     given = {each.name: each.needs for each in taking_part if each.group in (OWN, SUBMISSION) and each.needs}
     evidence.write_needs(folder, {**evidence.read_needs(folder), **given})
     found = gathered(benches, arguments, earlier)
@@ -182,15 +198,17 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         for bench in benches:
             check_submission(trial, bench, found.records, arguments.data_dir)
     finals: list[Job] = []
-    for entrant in taking_part:
+    for entrant in (each for each in taking_part if each.name not in not_begun):  # others choose once all is tried
         chosen = dict.fromkeys(choose(entrant, case, found, limit) for limit in case.utility.limits)
         for trial in together(trial for trial in chosen if trial is not None):
             finals += [job for bench in benches for job in jobs_of(trial, entrant, bench, common, attacked=True)]
-    missing += run_stage(f"{case.name}: what was chosen, on every seed, and attacks", finals, arguments, folder, pool)
+    title = f"{case.name}: what was chosen, on every seed, and attacks"
+    missing += what_is_left(run_stage(title, finals, arguments, folder, pool))
     case.write(output)
-    evidence.write(gathered(benches, arguments, earlier), output)
-    for bench in benches:
-        bench.publish(output)
+    found = gathered(benches, arguments, earlier)
+    evidence.write(found, output)
+    for seed in found.seeds:
+        replace(benches[0], seed=seed).publish(output)
     return missing
 
 
@@ -209,8 +227,8 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
                         "start anew (--from_scratch)")  # fmt: skip
     here = [record for bench in benches if (record := bench.measured()) is not None]
     evidence.check_models([*found.records, *here])
-    for bench in benches:
-        bench.take_up(source)
+    for seed in found.seeds:  # also one that is not asked for: its models go with its records
+        replace(benches[0], seed=seed).take_up(source)
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
 
@@ -232,14 +250,29 @@ def earlier_results(case: Case, output: Path) -> Path | None:
 
 
 def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evidence) -> None:
-    """Raise UserError if earlier results have a submission with the name of a method of one's own, or the reverse."""
-    groups = {each.name: each.group for each in others(case, entrants([], case), earlier)}
+    """Raise UserError if earlier results have a submission with the name of a method of one's own, or the reverse, or one
+    that is spelled alike.
+    """
+    known = {spelled_alike(each.name): each for each in others(case, entrants([], case), earlier)}
     for each in taking_part:
-        if each.group in (OWN, SUBMISSION) and groups.get(each.name, each.group) != each.group:
-            kind = "submission" if each.group == OWN else "method"
+        other = known.get(spelled_alike(each.name), each)
+        if each.group in (OWN, SUBMISSION) and (other.name, other.group) != (each.name, each.group):
+            kind = "submission" if other.group == SUBMISSION else "method"
             raise UserError(
-                f"{each.name}: a {kind} of this name has results on {case.name}; give this one another name"
+                f"{each.name}: the {kind} {other.name} has results on {case.name}; give this one another name"
             )
+
+
+def say_what_is_left_out(case: Case, arguments: argparse.Namespace, earlier: evidence.Evidence) -> None:
+    """Print which seeds and attacks of earlier results are not asked for: without them a new row is in no table."""
+    asked = {attack.name for attack in find_attacks(arguments.attacks, "--attacks")}
+    made = {record["attack"]["name"] for record in earlier.attacks_on(earlier.unedited(earlier.seeds[0]))}
+    lacking = {"seeds": sorted({*earlier.seeds} - {*arguments.seeds}), "attacks": sorted(made - asked)}
+    if left := [f"--{flag} {' '.join(map(str, values))}" for flag, values in lacking.items() if values]:
+        print(
+            f"{case.name}: its results also have {' and '.join(left)}; new rows are in no table until they have, too",
+            file=sys.stderr,
+        )
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
@@ -251,13 +284,20 @@ def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Commo
     print(f"then up to {limits * len(finals)} commands that run and attack what is chosen, on every seed; {hours}")
 
 
-def run_stage(title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any) -> list[str]:
-    """Run the missing jobs of a stage. Return a line on each whose records are not there; exit if the user stopped it."""
+def run_stage(
+    title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any
+) -> dict[str, Progress]:
+    """Run the missing jobs of a stage. Return the state of all by name; exit if the user stopped it."""
     print(title, file=sys.stderr)
     unique = list({job.name: job for job in jobs}.values())
     assert len({job.words for job in jobs}) == len(unique), "two commands of one name"
     states, result = run_missing(arguments, unique, folder, scripts.home(), pool)
     leave(result)
+    return states
+
+
+def what_is_left(states: Mapping[str, Progress]) -> list[str]:
+    """Return a line on each job whose records are not there."""
     return [f"{p.state}: {p.job.name}  {p.message}".rstrip() for p in states.values() if p.left]
 
 
@@ -292,7 +332,7 @@ def run_cases(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[st
     """Run all cases, those after one that cannot go on, too. Return a line on each command that is still missing, and why
     cases ended early. Raise UserError if all did.
     """
-    site, own = find_site(arguments.site), submitted(arguments)
+    site, own = find_site(arguments.site), submitted(arguments, cases)
     check_names(arguments, cases)
     asked = [*arguments.methods, *arguments.method_file]
     everyone = [entrants(asked, case, arguments.needs) for case in cases]
@@ -327,7 +367,7 @@ def write_report(output: Path) -> None:
 def main() -> None:
     arguments = parse()
     arguments.output_dir = arguments.output_dir or OUTPUT
-    output = files.writable_folder(arguments.output_dir)
+    check_writable(output := Path(arguments.output_dir))
     missing: list[str] = []
     ended: list[UserError] = []
     if not arguments.report:
@@ -336,7 +376,7 @@ def main() -> None:
         if arguments.export:
             return export_all(cases, arguments)
         missing, ended = run_cases(cases, arguments)
-    if not arguments.dry_run:
+    if arguments.report or not arguments.dry_run and with_evidence(output):
         write_report(output)
     if missing:  # the tables have pushed the first mention out of sight
         print(

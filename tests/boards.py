@@ -30,6 +30,7 @@ class Model:
     utility: float
     recovered: int
     seconds: float = 2.0
+    peak_gb: float = 1.0
 
 
 UNEDITED_MODEL, TWIN_MODEL = Model(4, 4, 0.9, 4), Model(0, 0, 0.8, 1)
@@ -67,7 +68,7 @@ def recorded(case: Case, identity: Mapping[str, Any], model: Model) -> Iterator[
     results |= {f"percent_memorized_{split}": held_out.mean().item() for split in ("held_out", "validation")}
     kept = {"percent_memorized_held_out": held_out, evidence.RECOVERED: shown}
     kept[column] = torch.tensor([model.utility] * 2).log() if case.settings.data.is_text else torch.tensor([model.utility] * 2)  # fmt: skip
-    about = {"format": 2, "cost": {"seconds": model.seconds, "peak_memory_gb": 1.0}, "environment": {}}
+    about = {"format": 2, "cost": {"seconds": model.seconds, "peak_memory_gb": model.peak_gb}, "environment": {}}
     record = {"parent": None, **about, **identity, "results": results}
     yield record, kept
     if not identity.get("attack"):

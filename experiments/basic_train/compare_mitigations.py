@@ -131,7 +131,7 @@ def compare(case: Case, limit: float, jury: Jury, output: Path) -> list[dict[str
     title, shown = f"{case.name}, {within(case, limit)}", [readable(row, jury.utility) for row in table]
     plots.plot_mitigations(table, panels(case), output / "figure", title)
     head = [f"# Mitigations: {title}", f"Made by `{cli.command_line()}`.", report.origin(case, jury.evidence)]
-    lines = markdown(list(shown[0]), (row.values() for row in shown))
+    lines = markdown(list(shown[0]), (map(report.escaped, row.values()) for row in shown))
     content = "\n\n".join([*head, lines, *report.left_out(board), NOTES.format(unit=case.utility.unit)])
     files.write_file(output / "table.md", partial(Path.write_text, data=content, encoding="utf-8"))
     return shown

@@ -39,8 +39,10 @@ ABSENT = {
 }  # rows that tables leave out
 LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, of what may choose; for percentages LEAST_POINTS
 LEAST_POINTS = 10.0
+ROUNDING = 1e-9  # of figures and limits: in floating point 0.98 - 0.97 is more than a point
 RAW = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)))
 PLAIN = ("kl_unseen", "flip_rate_unseen", "neighbour_accuracy")  # means over seeds, without an interval
+COST = ("seconds", "peak_memory_gb")
 Record = Mapping[str, Any]
 
 
@@ -86,21 +88,20 @@ class Row:
 def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Trial | None:
     """Return the trial that forgets most of the first seed's validation sequences, at a loss of utility within the limit.
 
-    Ties go to the lower loss, then to the record's digest. An entrant that is not tuned has one trial, which is its choice.
-    None if no trial is within the limit, or none has been run.
+    Ties go to the lower loss, then to the record's digest. None if no trial is within the limit, or none has been run. An
+    entrant that is not tuned has one trial: an anchor's is its choice at any loss, a submission's until it has been measured.
     """
-    trials = alone(entrant)
-    if not entrant.tuned:
-        return trials[0]
-    seed = evidence.seeds[0]
+    trials, seed = alone(entrant), evidence.seeds[0]
     bench = bench_of(case, seed)
+    if not entrant.tuned and (entrant.group == ANCHOR or key_of(trials[0], bench) not in evidence.by_key):
+        return trials[0]
     original, twin = evidence.unedited(seed)["results"], evidence.unedited(seed, NEVER_PLANTED)["results"]
     ranked = []
     for trial in trials:
         if (record := evidence.by_key.get(key_of(trial, bench))) is not None:
             found = record["results"]
             loss = case.utility.loss(found.get(case.utility.column), original[case.utility.column])
-            if loss <= limit:
+            if loss <= limit + ROUNDING:
                 ranked.append((forgotten(found, original, twin), -loss, record_digest(record), trial))
     return max(ranked, key=lambda one: one[:3], default=(None,))[-1]
 
@@ -113,7 +114,7 @@ def forgotten(results: Record, original: Record, twin: Record, split: str = "val
     for name in FORGETTING:
         now, before, goal = (values.get(f"{name}_{split}") for values in (results, original, twin))
         if now is not None and before is not None and goal is not None:
-            if before - goal >= LEAST_GAP.get(name, LEAST_POINTS):
+            if before - goal >= LEAST_GAP.get(name, LEAST_POINTS) - ROUNDING:
                 shares.append(float(share_of_way(np.float64(now), np.float64(before), np.float64(goal))))
     return min(shares, default=0.0)
 
@@ -127,7 +128,9 @@ def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> l
     ]
     for entrant in (*entrants, *others(case, entrants, evidence)):
         found.append(_standing(jury, entrant, case, evidence, limit))
-    places = ranks({row.name: jury.score(row.records) for row in found if row.group != ANCHOR and not row.note})
+    places = ranks(
+        {row.name: jury.score(row.records) for row in found if row.group != ANCHOR and row.figures.get("score")}
+    )
     ranked = [replace(row, rank=places.get(row.name)) for row in found]
     return sorted(ranked, key=lambda row: (bool(row.note), -row.score, row.name))
 
@@ -179,9 +182,8 @@ def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limi
     records = [record for record in found if record is not None]
     row = _row(jury, entrant, setting, records, len(tried))
     if isinstance(trial, Trained):
-        seconds = [_training_seconds(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
-        known = [value for value in seconds if value is not None]
-        row = replace(row, plain={**row.plain, "seconds": statistics.fmean(known) if known else None})
+        costs = [_training_cost(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
+        row = replace(row, plain={**row.plain, **{name: _mean(each.get(name) for each in costs) for name in COST}})
     return row
 
 
@@ -192,19 +194,20 @@ def _row(jury: Jury, entrant: Entrant, setting: str, records: Sequence[Record], 
     figures |= {column: Figure.of(jury.figure(records, column)) for column in (*RAW, jury.utility)}
     plain = {name: _mean(record["results"].get(name) for record in records) for name in PLAIN}
     if entrant.trials:  # the cost of the other records is that of measuring
-        plain |= {name: _mean(record["cost"].get(name) for record in records) for name in ("seconds", "peak_memory_gb")}
+        plain |= {name: _mean(record["cost"].get(name) for record in records) for name in COST}
     excess = {name: Figure.of(value) for name, value in jury.excess(records).items()}
     return Row(
         entrant.name, entrant.group, entrant.needs, setting, trials, figures, plain, excess, records=tuple(records)
     )
 
 
-def _training_seconds(trial: Trained, bench: Bench, evidence: Evidence) -> float | None:
-    """Return how long a trial's training took, from its record."""
+def _training_cost(trial: Trained, bench: Bench, evidence: Evidence) -> dict[str, Any]:
+    """Return the cost of a trial's training, from its record; that of a fine-tuning up to the trial's epoch."""
     record = evidence.by_key.get(run_key(training_identity(trial, bench)))
     if record is None:
-        return None
-    return sum(record["results"]["epoch_seconds"][: trial.epoch]) if trial.ft_data else record["cost"]["seconds"]
+        return {}
+    seconds = {"seconds": sum(record["results"]["epoch_seconds"][: trial.epoch])} if trial.ft_data else {}
+    return {**record["cost"], **seconds}
 
 
 def averaged_under_attack(row: Row, found: Evidence) -> Attacked | None:

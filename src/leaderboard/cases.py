@@ -153,7 +153,7 @@ def find_cases(asked: Sequence[str], small: bool, trials: int, data_dir: str = "
         else:
             raise UserError(f"--models {name}: must be some of {', '.join(known)}, or FILE.toml")
         for title, values in tables.items():
-            description = str(values.get("description", DESCRIPTIONS.get(title, title)))
+            description = _description(values.get("description", DESCRIPTIONS.get(title, title)), title, place)
             others = {setting: value for setting, value in values.items() if setting != "description"}
             settings = _planted(title, others, place, data_dir) if MODEL in values else _trained(title, others, place)
             found.append(Case(title, description, settings, small, trials))
@@ -161,6 +161,14 @@ def find_cases(asked: Sequence[str], small: bool, trials: int, data_dir: str = "
     if doubled:
         raise UserError(f"--models: two models are called {min(doubled)}; rename one")
     return found
+
+
+def _description(given: Any, name: str, place: str) -> str:
+    """Return the description of a model. Raise UserError unless it is one line of text."""
+    text = check_value(given, str, f"{name}.description", place, CORRECT)
+    if not text.isprintable():
+        raise UserError(f"{place}: {name}.description {text!r}: must be one line of text; {CORRECT}")
+    return text
 
 
 def _trained(name: str, values: Mapping[str, Any], place: str) -> RunSettings:

@@ -212,7 +212,7 @@ def _drawn(method: Method, grid: Grid, case: Case, seed: int = 0) -> Iterator[Ed
 
 def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[str, Any]]:
     """Return `count` different combinations in which every value of a setting appears as often as any other, or once
-    more or less. Duplicates are replaced by further draws.
+    more or less; where chance draws a combination twice, another takes its place, and values may be further apart.
     """
     found: list[dict[str, Any]] = []
     while len(found) < count:

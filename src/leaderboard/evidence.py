@@ -163,11 +163,17 @@ def read(folder: Path) -> Evidence:
     for name, value in flat.items():
         digest, _, column = name.partition("/")
         values.setdefault(digest, {})[column] = value
-    found = Evidence(tuple(records), values, files.read_json(folder / EXAMPLES), read_needs(folder))
+    found = Evidence(tuple(records), values, _read_examples(folder / EXAMPLES), read_needs(folder))
     with reading(folder / NAME, DAMAGED):
         if not found.seeds:
             raise ValueError("of no seed both the model and its twin")
     return found
+
+
+def _read_examples(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return what models write, by the digests of their records."""
+    found = check_value(files.read_json(path), dict[str, Any], "content", path)
+    return {digest: check_value(some, list[dict[str, Any]], digest, path) for digest, some in found.items()}
 
 
 def read_needs(folder: Path) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from tinymem.leaderboard.cases import Case
 from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED
 from tinymem.leaderboard.score import PARTS
@@ -29,7 +31,7 @@ MEANINGS = {
     "robust": "1 less the share of the memories that the worst attack brings back more than from the twin",
     "useful": "accuracy (text: perplexity) relative to the twin's",
     "seconds": "to find the edit, or to train",
-    "peak_memory_gb": "peak memory of finding the edit",
+    "peak_memory_gb": "peak memory of the process that finds the edit, or trains",
     "trials": "settings that were tried",
 }
 
@@ -37,3 +39,8 @@ MEANINGS = {
 def within(case: Case, limit: float) -> str:
     """Return a table's limit in words."""
     return f"within {case.utility.spelled(limit)}"
+
+
+def spelled_alike(name: str) -> str:
+    """Return an entrant's name without what readers, and links in the page, do not tell apart: case, blanks, other signs."""
+    return " ".join(re.findall(r"[^\W_]+", name)).casefold()

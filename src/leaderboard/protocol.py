@@ -74,7 +74,7 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
     else:
         jobs, place, folder = _training_of(trial, entrant, bench, common)
     model, *flags = bench.original
-    words = (MEASURE, folder, "--edit_of", model, "--name", trial.label, *flags, *_measuring(bench, common))
+    words = (MEASURE, folder, "--edit_of", model, f"--name={trial.label}", *flags, *_measuring(bench, common))
     measuring = Job(
         name=f"measure {place}",
         group=entrant.name,

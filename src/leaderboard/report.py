@@ -150,8 +150,12 @@ def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
 def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "No attack has been made.\n"
-    cells = [[cell.replace("|", r"\|") for cell in row.values()] for row in rows]  # names are the user's
-    return markdown(list(rows[0]), cells, numbers=True)
+    return markdown(list(rows[0]), [map(escaped, row.values()) for row in rows], numbers=True)
+
+
+def escaped(cell: str) -> str:
+    """Return a text, such as a user's name, as Markdown shows it in a table."""
+    return cell.replace("|", r"\|").replace("<", "&lt;")
 
 
 def line(case: str, limit: float, row: Row) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def _problem(record: Any) -> str | None:
     needed = {UNLEARN: "method", MEASURED: "method", ATTACK: "attack", TWIN_ATTACK: "attack"}.get(record["kind"])
     if needed and "name" not in record.get(needed, {}):
         return f"no {needed}.name"
+    if needed == "attack" and "parent" not in record:
+        return "no parent"
     folder = record["results"].get("model_folder")
     if folder is not None and (not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts):
         return f"results.model_folder {folder!r} is no folder below the run's"

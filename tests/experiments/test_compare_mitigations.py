@@ -7,9 +7,10 @@ import pytest
 from boards import TWIN_MODEL, UNEDITED_MODEL, Model, write_board
 from small import ROOT, in_process
 
+from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.cases import find_cases
 from tinymem.records.bundle import NAME
-from tinymem.records.identity import NEVER_PLANTED, UNEDITED
+from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNEDITED
 
 SCRIPT = "experiments/basic_train/compare_mitigations.py"
 (NOISE,) = find_cases(["noise"], True, 3)
@@ -83,6 +84,14 @@ def test_where_nothing_is_within_the_limit_every_row_says_so(tmp_path):
     found = compare(write_board(tmp_path / "board", NOISE, few), tmp_path / "out", "--models", "noise")
     assert [row["note"] for row in found.values()] == ["", "", "no trial within 1 point of accuracy"]
     assert (tmp_path / "out" / "noise" / "figure.png").exists()
+
+
+def test_a_users_name_stays_in_its_cell(tmp_path):
+    method = {"name": "a | <b>", "weights": "0"}
+    theirs = [({"kind": MEASURED, **bench_of(NOISE, s).base, "method": method}, Model(2, 2, 0.9, 2)) for s in (0, 1)]
+    few = {name: MODELS[name] for name in [(UNEDITED, 0), (NEVER_PLANTED, 0)]}
+    compare(write_board(tmp_path / "board", NOISE, few, theirs), tmp_path / "out")
+    assert r" | a \| &lt;b> | as submitted |" in (tmp_path / "out" / "noise" / "table.md").read_text()
 
 
 def test_text_is_judged_by_perplexity(tmp_path):

@@ -59,6 +59,26 @@ def test_rows_are_means_over_the_seeds(study):
     assert set(rows) == {("kfac, default", 0.9), ("kfac, default", 0.99), ("kfac, layers 0, projections in", 0.9), ("kfade, default", 0.1)}  # fmt: skip
 
 
+def test_a_language_models_seed_is_that_of_its_passages(study):
+    records = []
+    for seed, before, after in ((0, 20.0, 22.0), (1, 40.0, 44.0)):
+        pair = record("unedited", seed, 100.0, 0.9), record("unlearn", seed, 20.0, 0.9, "kfac", 0.9)
+        for one, perplexity in zip(pair, (before, after)):
+            results = {"percent_memorized_held_out": 20.0, "perplexity": perplexity}
+            records.append(one | {"data": {"plant": "builtin", "plant_seed": seed}, "results": results})
+    (row,) = study.rows_of(records, {})
+    assert (
+        row["seeds"] == 2 and row["lost"] == pytest.approx(10) and row["lost_half_width"] == pytest.approx(0, abs=1e-9)
+    )
+
+
+def test_a_language_model_has_one_panel_of_all_settings(study):
+    rows = [{"setting": name, "lost": 1.0, "percent_memorized_held_out": 5.0} for name in ("svd, a", study.DEFAULT)]
+    figure = study.draw({"smollm2": rows}, {"smollm2": "%"})
+    (axis,) = [axis for axis in figure.axes if axis.get_visible()]
+    assert [line.get_label() for line in axis.lines] == [study.DEFAULT, "svd, a"]
+
+
 def test_tables_have_a_column_per_strength(study, tmp_path, capsys):
     write_bundle(tmp_path / "noise", RECORDS)
     (tmp_path / "noise" / "texts.json").write_text("{}")

@@ -83,6 +83,8 @@ def test_a_random_mask_is_of_the_size_that_it_says():
         ("[mine]\nn_layers = 'x'", "n_layers"),
         ("[[", "cannot be read"),
         ("mine = 3", "mine is not a table"),
+        ("[mine]\ndescription = 3", "mine.description 3: must be text"),
+        ('[mine]\ndescription = "a\\nb"', "mine.description .*: must be one line"),
     ],
 )
 def test_a_wrong_model_file_is_one_line(content, words, tmp_path):

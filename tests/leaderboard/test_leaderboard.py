@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from boards import TWIN_MODEL, UNEDITED_MODEL, write_board
 from safetensors.torch import load_file, save_file
 from small import ROOT, SMALL_DATA, in_process
 from threads import here, run_here
@@ -16,7 +17,9 @@ from tinymem.leaderboard.cases import find_cases
 from tinymem.leaderboard.entrants import submission
 from tinymem.leaderboard.protocol import jobs_of, training_jobs
 from tinymem.records.bundle import NAME, read_bundle
+from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.table import load_records
+from tinymem.sweeps.engine import Progress, Sweep
 from tinymem.sweeps.jobs import Common
 
 SCRIPT = "experiments/leaderboard.py"
@@ -134,10 +137,11 @@ def test_a_submission_is_one_more_row(board, capsys):
 
 def test_a_submission_has_a_job_of_its_own_on_every_seed(tmp_path):
     (case,) = find_cases(["noise"], True, 12)
-    entrant = submission("theirs", {0: "a", 1: "b", 2: "c"}, None, "nothing")
+    entrant = submission("-theirs", {0: "a", 1: "b", 2: "c"}, None, "nothing")
     benches = [bench_of(case, seed, tmp_path) for seed in (0, 1, 2)]
     jobs = [jobs_of(entrant.trials[0], entrant, bench, Common("data"))[-1] for bench in benches]
     assert len({job.name for job in jobs}) == 3 and [job.words[1] for job in jobs] == ["a", "b", "c"]
+    assert all("--name=-theirs" in job.words for job in jobs)  # as two words the name would be a flag
 
 
 def test_the_attacks_of_small_cases_are_those_of_the_published_records(tmp_path):
@@ -209,6 +213,10 @@ def test_others_add_a_row_to_published_results(board, tmp_path, capsys):
     shutil.rmtree(runs)
     in_process(SCRIPT, *words, "--export", tmp_path / "exported")
     assert len(list(runs.rglob("model.safetensors"))) == 2 and (tmp_path / "exported/tiny/seed0.safetensors").exists()
+    capsys.readouterr()
+    in_process(SCRIPT, *words, "--attacks", "quantize", "--dry_run")
+    said = "tiny: its results also have --attacks prefix_shift; new rows are in no table until they have, too"
+    assert said in capsys.readouterr().err
     in_process(SCRIPT, *words, "--methods", "durable")
     lines = (output / "LEADERBOARD.md").read_text().splitlines()
     for name in ("durable", "fine-tuning on clean data", "random_mask"):
@@ -239,6 +247,49 @@ def test_a_folder_of_its_own_adds_to_a_copy_of_the_published_results(board, tmp_
     assert {path: path.read_bytes() for path in published.rglob("*") if path.is_file()} == before
 
 
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """The words of a command beside published results of two seeds, written by hand."""
+    (case,) = find_cases(["noise"], True, 3)
+    models = {(UNEDITED, 0): [UNEDITED_MODEL] * 2, (NEVER_PLANTED, 0): [TWIN_MODEL] * 2}
+    folder = write_board(tmp_path / "results" / "leaderboard", case, models) / "noise"
+    for seed in (0, 1):
+        for settings in bench_of(case, seed).pair:
+            (folder / f"seed{seed}" / settings.name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    words = ["--small", "--models", "noise", "--trials", 3, "--methods", "npo", "--attacks", "quantize"]
+    return [*words, "--output_dir", tmp_path / "own", "--run_dir", tmp_path / "runs"]
+
+
+def test_the_models_of_all_seeds_are_taken_up(published, tmp_path, capsys):
+    """Also those of seeds that are not asked for: their records are copied, too."""
+    in_process(SCRIPT, *published, "--seeds", 0, "--dry_run")
+    copied = {f"{path.parts[-3]}/{path.name}" for path in (tmp_path / "runs").glob("noise/seed*/models/*")}
+    known = {f"{path.parent.name}/{path.name}" for path in (tmp_path / "results/leaderboard/noise").glob("seed*/*")}
+    assert copied == known and len(copied) == 4
+    assert "noise: its results also have --seeds 1; new rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held_back", ["npo", "unedited and twin"])
+def test_nobody_chooses_before_all_is_tried(held_back, published, monkeypatch, capsys):
+    stages = []
+
+    def run(arguments, jobs, *_):
+        """What --limit does: some jobs are not begun."""
+        stages.append({job.group for job in jobs})
+        states = {job.name: Progress(job, 1, 0, [None] * (job.group == held_back)) for job in jobs}
+        return states, Sweep(states)
+
+    monkeypatch.setattr("tinymem.cli.sweeping.run_missing", run)
+    with pytest.raises(SystemExit) as end:
+        in_process(SCRIPT, *published, "--seeds", 0, 1)
+    assert end.value.code == 1 and f"not complete:\n  not run: {held_back.split()[0]}" in capsys.readouterr().err
+    if held_back == "npo":
+        assert "npo" in stages[0] and "random_mask" in stages[1] and "npo" not in stages[1]
+    else:  # without the models nothing goes on
+        assert len(stages) == 1
+
+
 def test_published_records_hold_no_path_of_a_machine(tmp_path):
     sources = [
         {"flag": "--localization_method", "path": path, "sha256": "0"} for path in ("/home/me/mine.py", "mine.py")
@@ -267,10 +318,16 @@ def test_results_on_another_model_are_not_mixed_in():
         (["--name", "x", "--submission", "0=nowhere", "--models", "noise"], "no such folder"),
         (["--name", "x", "--submission", "nowhere", "--models", "noise"], "must be SEED=FOLDER"),
         (["--name", "x", "--submission", "0=.", "--models", "noise"], "no folder for seed 1"),
-        (["--name", "x", "--submission", "0=."], "give the model that it is an edit of"),
+        (["--name", "x", "--submission", "0=."], "give the one model that it is an edit of"),
+        (["--report", "--methods", "npo"], "--report: runs nothing, and has no use for --methods"),
+        (["--export", "x", "--dry_run"], "--export: runs nothing, and has no use for --dry_run"),
         (["--models", "nothing"], "--models nothing: must be some of"),
         (
             ["--name", "unedited", "--submission", "0=.", "--models", "noise", "--seeds", "0"],
+            "another entrant has this name",
+        ),
+        (
+            ["--name", "Balanced subnet", "--submission", "0=.", "--models", "noise", "--seeds", "0"],
             "another entrant has this name",
         ),
         (["--name", " ", "--submission", "0=.", "--models", "noise", "--seeds", "0"], "must have letters or digits"),
@@ -284,3 +341,4 @@ def test_bad_input_is_one_line(words, message, tmp_path, capsys):
         in_process(SCRIPT, "--small", *words, "--output_dir", tmp_path / "out", "--run_dir", tmp_path / "runs")
     said = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and len(said) == 1 and message in said[0]
+    assert not list(tmp_path.iterdir())  # nothing is left behind

@@ -1,12 +1,17 @@
 """The leaderboard's files from evidence written by hand: what a reader is told beside the figures."""
 
+import shutil
+
 import pytest
 from boards import TWIN_MODEL, UNEDITED_MODEL, Model, write_board
 
+from tinymem.errors import UserError
 from tinymem.leaderboard import report
 from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.board import Row
 from tinymem.leaderboard.cases import find_cases
+from tinymem.leaderboard.entrants import entrants
+from tinymem.leaderboard.protocol import training_identity
 from tinymem.leaderboard.score import Figure
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNEDITED, UNLEARN
 
@@ -16,16 +21,21 @@ MODELS = {
     (NEVER_PLANTED, 0): [TWIN_MODEL],
     ("npo", 0): [Model(4, 4, 0.9, 4)],
     ("obs", 0): [Model(1, 1, 0.9, 2)],
+    ("goldfish", 0): [Model(1, 1, 0.9, 2)],
 }
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder of a leaderboard with a submission and a method of one's own, both of one name."""
-    base = bench_of(NOISE, 0).base
-    theirs = {"kind": MEASURED, **base, "method": {"name": "a | b", "weights": "0"}}
-    mine = {"kind": UNLEARN, **base, "method": {"name": "a | b", "code": "0123456789", "ratio": 0.1}}
-    more = [(theirs, Model(2, 2, 0.9, 2)), (mine, Model(3, 3, 0.9, 3))]
+    """The folder of a leaderboard with a submission and a method of one's own, both of one name, and submissions that cost
+    1, 5 and 6 points of accuracy.
+    """
+    bench, (goldfish,) = bench_of(NOISE, 0), [each for each in entrants([], NOISE) if each.name == "goldfish"]
+    mine = {"kind": UNLEARN, **bench.base, "method": {"name": "a | <b>", "code": "0123456789", "ratio": 0.1}}
+    more = [(mine, Model(3, 3, 0.9, 3)), (training_identity(goldfish.trials[0], bench), Model(1, 1, 0.9, 2, 70.0, 4.0))]
+    for name, accuracy in (("a | <b>", 0.9), ("one", 0.89), ("five", 0.85), ("six", 0.84)):
+        theirs = {"kind": MEASURED, **bench.base, "method": {"name": name, "weights": "0"}}
+        more.append((theirs, Model(2, 2, accuracy, 2)))
     folder = write_board(tmp_path_factory.mktemp("board"), NOISE, MODELS, more)
     report.write(folder, ["noise"])
     return folder
@@ -47,7 +57,44 @@ def test_the_attacks_are_on_what_one_limit_has_chosen(written):
 
 def test_a_submission_and_a_method_of_ones_own_have_a_row_each(written):
     lines = (written / "LEADERBOARD.md").read_text().split("### Within 5")[0].splitlines()
-    assert [line.split(" | ")[2] for line in lines if r"| a \| b |" in line] == ["as submitted", "ratio 0.1"]
+    assert [line.split(" | ")[2] for line in lines if r"| a \| &lt;b> |" in line] == ["as submitted", "ratio 0.1"]
+
+
+def test_a_submission_is_held_to_the_limit_which_itself_is_allowed(written):
+    """0.9 - 0.89 and 0.9 - 0.85 are a little more than 1 and 5 points in floating point."""
+    strict, loose = (written / "LEADERBOARD.md").read_text().split("### Within ")[1:]
+    for table, allowed in ((strict, ("one",)), (loose, ("one", "five"))):
+        (limit,) = [words for words in ("1 point", "5 points") if table.startswith(words)]
+        for name in ("one", "five", "six"):
+            (line,) = [line for line in table.splitlines() if f" | {name} | " in line]
+            assert (f"no trial within {limit} of accuracy" in line) == (name not in allowed), name
+
+
+def test_a_training_shows_its_own_cost(written):
+    (line,) = [
+        line
+        for line in (written / "LEADERBOARD.md").read_text().split("### Within 5")[0].splitlines()
+        if "| goldfish |" in line
+    ]
+    assert "| 70 | 4.00 |" in line
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("records.jsonl.gz", lambda content: content[:-20]),
+        ("values.safetensors", lambda content: content[:-20]),
+        ("examples.json", lambda content: b"[1]"),
+        ("examples.json", lambda content: b'{"0": [1]}'),
+        ("case.json", lambda content: b"[]"),
+    ],
+)
+def test_damaged_evidence_is_one_line(name, change, written, tmp_path):
+    folder = shutil.copytree(written / "noise", tmp_path / "noise")
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    with pytest.raises(UserError, match=str(folder / name)) as caught:
+        report.write(tmp_path, ["noise"])
+    assert "\n" not in str(caught.value)
 
 
 def row(rank=(1, 2), **parts: float) -> Row:
