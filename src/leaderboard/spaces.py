@@ -23,7 +23,8 @@ REGULARIZED: dict[str, Grid] = {
 SPACES: dict[str, Grid] = {"greedy": {"ratio": (0.001, 0.005, 0.01, 0.02), "greedy_k": (40,)}}
 # What a grid of a model that is trained from scratch has beside its own: which matrices an edit by curvature may touch.
 MATRICES: Grid = {"projections": ("both", "in")}
-ALSO: dict[str, Grid] = {"kfac": MATRICES, "svd": MATRICES}
+# Of singular values small shares can go: SVD needs lower ones than its grid has.
+ALSO: dict[str, Grid] = {"kfac": MATRICES, "svd": {**MATRICES, "rho": (0.3, 0.4, 0.5, 0.6, 0.8, 0.95)}}
 VARIANTS: dict[str, tuple[str, Grid]] = {  # entrants of their own: method, and what changes of its space
     "balanced_subnet with cap": ("balanced_subnet", {"unlearn_loss_cap": (1.0, 3.0)}),
     "balanced_subnet, NPO term": ("balanced_subnet", {"forget_term": ("npo",)}),

@@ -67,6 +67,7 @@ SAID = [
     ("text", "kfac, layers 1", 0.9, None, "+{lost} % either way"),
     ("noise", "kfac, layers 1", 0.8, "leaves {left} % at rho 0.8", None),
     ("noise", "kfac, layers 0", 0.8, None, None),
+    ("noise", "kfac, projections in", 0.9, "leave {left} % at 1.1 points (rho 0.9)", "at {lost} points (rho 0.9)"),
     ("text", "kfac, labels sampled", 0.9, None, "(rho 0.9: +{lost} and +17.2 %)"),
     ("text", "kfac, cut variance", 0.95, None, "+{lost} % at 0.95"),
     ("text", "kfac, factors of addresses", 0.95, None, "(rho 0.95: +{lost} and +6.7 %)"),

@@ -78,6 +78,64 @@ def test_leaderboard_in_the_readme():
     )
 
 
+def test_what_the_leaderboard_says_of_noise():
+    table = committed_rows("results/leaderboard/leaderboard.csv")
+    board = {(row["limit"], row["method"]): row for row in table if row["case"] == "noise"}
+    said = one_line("docs/leaderboard.md")
+
+    def score(method: str, limit: str = "1.0") -> str:
+        return f"{float(board[limit, method]['score']):.2f}"
+
+    def interval(method: str, limit: str = "1.0") -> str:
+        return "{:.2f} to {:.2f}".format(*(float(board[limit, method][f"score_{end}"]) for end in ("low", "high")))
+
+    def left(method: str, limit: str = "1.0", split: str = "held_out") -> str:
+        return f"{float(board[limit, method][f'percent_memorized_{split}']):.1f}"
+
+    def back(method: str) -> str:
+        return f"{worst_excess(board['1.0', method]):.0f}"
+
+    both, extra = "fine-tuning on both data", "fine-tuning on extra data"
+    subnet, dropout, masked = "balanced_subnet", "example_tied_dropout", "npo on durable's weights"
+    assert f"score {score(both)} ({interval(both)}), none of the held-out" in said and left(both) == "0.0"
+    assert f"On extra data alone: {score(extra)}." in said
+    assert f"**NPO** ({score('npo')}, {interval('npo')}) and **DPO** ({score('dpo')}, {interval('dpo')}) lead" in said
+    assert f"{left('npo')} and {left('dpo')} % exact" in said
+    scratch = ("goldfish", "memorization_sinks")
+    assert "reaches {} and **memorization sinks** {}; they leave {} and {} % exact".format(*map(score, scratch), *map(left, scratch)) in said  # fmt: skip
+    assert {score(name) for name in ("spectral_norm", "loss_truncation", "l1")} == {"0.02"}
+    assert f"it reaches {score(dropout, '5.0')} ({interval(dropout, '5.0')}), not to be told from DPO ({score('dpo', '5.0')})" in said  # fmt: skip
+    assert not board["1.0", dropout]["score"] and f"it leaves {left(dropout, '5.0')} % exact" in said
+    assert (
+        f"**RepSelect** ({score('repselect')}), **PDU** ({score('pdu')}), **gradient difference** and **SimNPO**"
+        in said
+    )
+    assert f"(both {score('simnpo')})" in said and score("simnpo") == score("gradient_difference")
+    assert f"it falls from {score('npo')} to {score(masked)}" in said
+    assert f"leaves {left(subnet)} % within 1 point of accuracy and {left(subnet, '5.0')} % within 5" in said
+    assert f"scores {score(subnet)} and {score(subnet, '5.0')}." in said
+    term = "balanced_subnet, NPO term"
+    assert f"on the continuations alone, gives {score(term)} and {score(term, '5.0')}." in said
+    curved = ("kfac", "kfade", "svd")
+    assert "**K-FAC** {}, **K-FADE** {}, **SVD** {} within 1 point".format(*map(score, curved)) in said
+    assert "within 5 points {}, {} and {}".format(*(score(name, "5.0") for name in curved)) in said
+    assert f"leaves {left('kfac')} % within 1 point" in said and 2 * float(left("kfac")) < float(left(subnet))
+    assert {left(name) for name in ("activations", "integrated_gradients", "slimming", "zero_out")} == {"100.0"}
+    extractable = float(board["1.0", "simnpo"]["percent_extractable_held_out"])
+    assert (
+        left("simnpo", split="shown") == "0.0" and f"{left('simnpo')} % of the others, but {extractable:.1f} %" in said
+    )
+    assert f"brings back {back('npo')} points more than from the twin after NPO" in said
+    assert f"the worst on DPO, {back('dpo')}; relearning brings back {back(both)} after" in said
+    others = ("simnpo", "repselect", subnet)
+    assert "{} after SimNPO, {} after RepSelect, {} after BalancedSubnet".format(*map(back, others)) in said
+    aucs = [float(row["auc_loss_held_out"]) for (limit, name), row in board.items() if limit == "1.0" and row["score"] and row["group"] != "anchor"]  # fmt: skip
+    twin = float(board["1.0", "never-planted twin"]["auc_loss_held_out"])
+    assert f"an AUC of {min(aucs):.2f} or more; on the twin it is {twin:.2f}" in said
+    kept = float(board["1.0", "retain-only training"]["percent_memorized_shown"])
+    assert f"the retain set alone leaves {kept:.1f} % of the shown" in said
+
+
 def test_what_the_leaderboard_says_of_text():
     table = committed_rows("results/leaderboard/leaderboard.csv")
     board = {(row["limit"], row["method"]): row for row in table if row["case"] == "text"}
