@@ -194,38 +194,68 @@ def test_what_the_leaderboard_says_of_backdoors():
     table = committed_rows("results/leaderboard/leaderboard.csv")
     board = {(row["limit"], row["method"]): row for row in table if row["case"] == "backdoor" and row["score"]}
     said = one_line("docs/leaderboard.md")
+    said = said[said.index("**On the small backdoor model**") :]
     ran = {row["method"] for row in table if row["case"] == "backdoor" and row["group"] != "anchor"}
     ran -= {row["method"] for row in table if row["case"] == "backdoor" and row["note"] == "not run"}
-    assert f"the small backdoor model with {len(ran)} mitigations so far" in said
+    assert f"the small backdoor model with {len(ran)} mitigations so far" in one_line("docs/leaderboard.md")
+
+    def value(method: str, limit: str = "5.0", name: str = "score") -> float:
+        return float(board[limit, method][name])
 
     def score(method: str, limit: str = "5.0") -> str:
-        return f"{float(board[limit, method]['score']):.2f}"
+        return f"{value(method, limit):.2f}"
 
     def left(method: str, limit: str = "5.0") -> str:
-        return f"{float(board[limit, method]['percent_memorized_held_out']):.1f} %"
+        return f"{value(method, limit, 'percent_memorized_held_out'):.1f}"
 
-    npo = board["1.0", "npo"]
-    ends = [f"{float(npo[column]):.2f}" for column in ("score", "score_low", "score_high")]
-    assert "**NPO** leads, {} ({} to {}) within 1 point".format(*ends) in said
-    four = ("ascent_kl", "dpo", "gradient_difference", "npo")
-    assert (
-        "KL ({}), DPO ({}) and gradient difference ({}) cannot be told from it ({})".format(*map(score, four)) in said
+    def back(method: str, limit: str = "5.0") -> str:
+        return f"{worst_excess(board[limit, method]):.0f}"
+
+    def interval(method: str) -> str:
+        return "{:.2f}, {:.2f} to {:.2f}".format(
+            *(value(method, "1.0", f"score{end}") for end in ("", "_low", "_high"))
+        )
+
+    assert f"**NPO** ({interval('npo')}) and **WGA** ({interval('wga')}) lead within 1 point" in said
+    assert {left(name, "1.0") for name in ("npo", "wga")} == {"0.0"}
+    assert f"{back('npo', '1.0')} and {back('wga', '1.0')} points more than from the twin" in said
+    first = {name for (limit, name) in board if limit == "5.0" and board[limit, name]["rank_best"] in ("1", "1.0")}
+    assert first == {"npo", "gradient_ascent", "wga", "ascent_kl", "dpo", "gradient_difference"}
+    assert f"NPO ({score('npo')}), plain **gradient ascent** ({score('gradient_ascent')})" in said
+    excess = [worst_excess(board["5.0", name]) for name in first]
+    assert {left(name) for name in first} == {"0.0"}
+    assert f"give back {min(excess):.0f} to {max(excess):.0f} points" in said
+    subnet, capped, term = "balanced_subnet", "balanced_subnet with cap", "balanced_subnet, NPO term"
+    assert left(subnet, "1.0") == "100.0" and f"Within 5 it leaves {left(subnet)} %, and {back(subnet)} points" in said
+    assert f"with a cap it leaves {left(capped)} % and {back(capped)} come back" in said
+    assert f"NPO's term {left(term)} % and {back(term)}." in said
+    assert f"**K-FAC** leaves {left('kfac')} % and gives {back('kfac')} points back" in said
+    assert f"**K-FADE** leaves {left('kfade')} %, **SVD** {left('svd')} %" in said
+    scratch = ("goldfish", "memorization_sinks", "example_tied_dropout")
+    assert "leave {}, {} and {} % within 5".format(*map(left, scratch)) in said
+    both, extra = (f"fine-tuning on {data} data" for data in ("both", "extra"))
+    assert f"on both data reaches {score(both)}, on extra data {score(extra)}." in said
+    assert f"but {back(both)} and {back(extra)} points come back" in said and {left(both), left(extra)} == {"0.0"}
+    assert min(value(name, name="mean_test_accuracy") for name in (both, extra)) > value(
+        "unedited", name="mean_test_accuracy"
     )
-    assert {left(name) for name in four} == {"0.0 %"}
-    assert all(float(board["5.0", name]["rank_best"]) == 1 for name in four)
-    worst = [worst_excess(board["5.0", name]) for name in four]
-    assert f"brings back {min(worst):.0f} to {max(worst):.0f} points more" in said
-    subnets = ("balanced_subnet", "balanced_subnet, NPO term")
-    assert f"forgets anything ({left(subnets[0], '1.0')} exact)" in said
-    back = [f"{worst_excess(board['5.0', name]):.0f}" for name in (*subnets, "kfac")]
-    assert f"Within 5 it leaves {left(subnets[0])}, and relearning brings back {back[0]} points" in said
-    assert f"NPO's term it leaves {left(subnets[1])}, and {back[1]} points come back" in said
-    tuned = [board["1.0", f"fine-tuning on {data} data"] for data in ("extra", "both")]
-    assert "but {:.0f} points come back; on both data {:.0f}".format(*map(worst_excess, tuned)) in said
-    assert {left(f"fine-tuning on {data} data", "1.0") for data in ("extra", "both")} == {"0.0 %"}
-    assert float(tuned[0]["mean_test_accuracy"]) > float(board["1.0", "unedited"]["mean_test_accuracy"])
-    assert f"leaves {left('kfac')} and gives {back[2]} points back" in said
-    assert f"**K-FADE** leaves {left('kfade')}, **SVD** {left('svd')}" in said
+    neurons = "integrated_gradients"
+    assert left(neurons, "1.0") == "0.0" and f"within 1 point ({score(neurons, '1.0')})" in said
+    assert f"Activations leaves {left('activations', '1.0')} %" in said
+    assert {left(name, "1.0") for name in ("zero_out", "slimming", "hard_concrete")} == {"100.0"}
+    hidden = ("undial", "obliviate", "ceu")
+    excess = [worst_excess(board["1.0", name]) for name in hidden]
+    most = max(hidden, key=lambda name: float(left(name, "1.0")))
+    assert f"leave at most {left(most, '1.0')} % exact and give {min(excess):.0f} to {max(excess):.0f} points" in said
+    assert (
+        f"leaves {left('random_mask')} %, as many steps on the retain set alone {left('retain-only training')} %."
+        in said
+    )
+    near = {name: value(name, limit, "neighbour_accuracy") for limit, name in board}
+    twin, unedited, best = (near.pop(name) for name in ("never-planted twin", "unedited", both))
+    assert f"predicts {twin:.2f} of the tokens of the clean sequence, the unedited model {unedited:.2f}" in said
+    others = max(value(name, limit, "neighbour_accuracy") for limit, name in board if name in near)
+    assert f"both data {best:.2f}, every other mitigation at most {others:.2f}." in said
 
 
 def test_as_published():
