@@ -6,7 +6,8 @@ from committed import committed, committed_rows, worst_excess
 PAGE = "results/curvature/FINDINGS.md"
 METHODS = ("kfac", "svd", "kfade", "balanced_subnet", "balanced_subnet with cap")
 LIMITS = {
-    "noise, 1 point of accuracy": ("noise", 1), "noise, 5 points": ("noise", 5), "text, 2 % of perplexity": ("text", 2),
+    "noise, 1 point of accuracy": ("noise", 1), "noise, 5 points": ("noise", 5), "backdoor, 1 point": ("backdoor", 1),
+    "backdoor, 5 points": ("backdoor", 5), "text, 2 % of perplexity": ("text", 2),
     "text, 10 %": ("text", 10),
 }  # fmt: skip
 
