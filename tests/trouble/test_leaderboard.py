@@ -90,7 +90,7 @@ def test_a_method_with_the_name_of_a_submission(tmp_path, capsys):
     words = ["--small", "--models", "noise", "--trials", 3, "--seeds", 0, "--dry_run", f"--run_dir={tmp_path / 'runs'}"]
     with pytest.raises(SystemExit) as ended:
         in_process(BOARD, *words, f"--output_dir={tmp_path / 'out'}", "--method_file", tmp_path / "mine.py")
-    assert ended.value.code == 2 and "mine: a submission of this name has results on noise" in capsys.readouterr().err
+    assert ended.value.code == 2 and "mine: the submission mine has results on noise" in capsys.readouterr().err
 
 
 def test_the_lowest_seed_chooses_wherever_it_stands(tmp_path, capsys):
