@@ -197,7 +197,7 @@ def test_what_the_leaderboard_says_of_backdoors():
     said = said[said.index("**On the small backdoor model**") :]
     ran = {row["method"] for row in table if row["case"] == "backdoor" and row["group"] != "anchor"}
     ran -= {row["method"] for row in table if row["case"] == "backdoor" and row["note"] == "not run"}
-    assert f"the small backdoor model with {len(ran)} mitigations so far" in one_line("docs/leaderboard.md")
+    assert f"the small backdoor model with the same {len(ran)}," in one_line("docs/leaderboard.md")
 
     def value(method: str, limit: str = "5.0", name: str = "score") -> float:
         return float(board[limit, method][name])
@@ -233,6 +233,8 @@ def test_what_the_leaderboard_says_of_backdoors():
     assert f"**K-FADE** leaves {left('kfade')} %, **SVD** {left('svd')} %" in said
     scratch = ("goldfish", "memorization_sinks", "example_tied_dropout")
     assert "leave {}, {} and {} % within 5".format(*map(left, scratch)) in said
+    study = [round(float(left(name))) for name in ("l1", "spectral_norm", "loss_truncation")]
+    assert f"loss truncation {min(study)} to {max(study)} %" in said
     both, extra = (f"fine-tuning on {data} data" for data in ("both", "extra"))
     assert f"on both data reaches {score(both)}, on extra data {score(extra)}." in said
     assert f"but {back(both)} and {back(extra)} points come back" in said and {left(both), left(extra)} == {"0.0"}
