@@ -7,8 +7,8 @@
 
 Edits the leaderboard's models (taken from results/leaderboard, or trained) with K-FAC, one setting changed at a time, with
 K-FADE and SVD, on three seeds. Factors of text models also come from other text: presidential addresses or plays alone,
-without what is memorized, or random tokens. On a language model BalancedSubnet runs beside them: the leaderboard has it
-only on small models. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf, and per model the
+without what is memorized, or random tokens. On a language model BalancedSubnet runs beside them: the committed
+leaderboard has none. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf, and per model the
 records. Started again, it does only what is missing. How these methods compare with others:
 experiments/basic_train/compare_mitigations.py.
 """
@@ -60,12 +60,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 # The language model: K-FAC's authors edit the matrices into the neurons of three layers, at three quarters of the depth.
 DEEP = {"layers": "21,22,23", "projections": "in"}
-SLOW = {
-    "lr": 0.15,
-    "batch_size": 16,
-    "unlearn_share": 0.5,
-    "epochs": 3,
-}  # of BalancedSubnet, as in experiments/demo_lm.py
+SLOW = dict(lr=0.15, batch_size=16, unlearn_share=0.5, epochs=3)  # BalancedSubnet's, as in experiments/demo_lm.py
 ON_LANGUAGE_MODEL: tuple[tuple[str, dict[str, Any]], ...] = (  # method, settings
     ("kfac", {"rho": (0.6, 0.8, 0.95), **DEEP}),
     ("svd", {"rho": (0.4, 0.6, 0.8), **DEEP}),
@@ -76,10 +71,12 @@ USUAL = {"balanced_subnet": SLOW}  # what a setting's name leaves out, beside de
 HELD_OUT = "percent_memorized_held_out"
 KEPT = "texts.json"  # digest of a text -> its name
 DEFAULT = "kfac, default"
-PANELS = {  # title -> settings
-    "layers and matrices": ("layers 0", "layers 1", "projections in", "projections out"),
-    "labels, cut, other methods": ("labels sampled", "cut variance", "svd, default", "kfade, default"),
-    "text of the factors": tuple(f"factors of {name}" for name in (*TEXTS, RANDOM)),
+PANELS = {  # title -> settings beside the default
+    "layers and matrices": [
+        f"kfac, {change}" for change in ("layers 0", "layers 1", "projections in", "projections out")
+    ],
+    "labels, cut, other methods": ["kfac, labels sampled", "kfac, cut variance", "svd, default", "kfade, default"],
+    "text of the factors": [f"kfac, factors of {name}" for name in (*TEXTS, RANDOM)],
 }
 WIDEST = 100.0  # points or percent: what loses more is ruined
 ABOUT = """\
@@ -214,14 +211,11 @@ def cell_of(row: Mapping[str, Any]) -> str:
     return "; ".join(with_half_width(row[name], row[f"{name}_half_width"], digits) for name, digits in shown)
 
 
-def panels_of(model: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def panels_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Sequence[str]]:
     """Return the settings in the panels of a model, by their titles: of the language model all in one panel."""
-    if model == LANGUAGE_MODEL:
-        return {"all settings": [name for name in dict.fromkeys(row["setting"] for row in rows) if name != DEFAULT]}
-    return {
-        title: [name if name.startswith(("svd", "kfade")) else f"kfac, {name}" for name in names]
-        for title, names in PANELS.items()
-    }
+    if model != LANGUAGE_MODEL:
+        return PANELS
+    return {"all settings": [name for name in dict.fromkeys(row["setting"] for row in rows) if name != DEFAULT]}
 
 
 def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]):

@@ -229,8 +229,8 @@ def _attacks(
     for each in own:
         name = spelled_attack(each)
         beside = [others[model].get(name) for model in others]
-        column = judged_by(each["attack"]["name"], split)
-        of = "" if column == PERCENT_MEMORIZED.column(split) else " (shown)"
+        own_split = judged_by(each["attack"]["name"], split)
+        of, column = "" if own_split == split else f" ({own_split})", PERCENT_MEMORIZED.column(own_split)
         lines.append([name + of, *(_cell(one and one["results"].get(column)) for one in (each, *beside))])
     head = ["attack", "this model", *others]
     return f"% of {split.replace('_', '-')} sequences that the model recites under an attack:\n\n" + markdown(

@@ -13,6 +13,11 @@ def committed(path: str) -> str:
     return (ROOT / path).read_text(encoding="utf-8") if shown.returncode else shown.stdout.decode()
 
 
+def one_line(path: str) -> str:
+    """A committed text with every run of white space as one blank, in which sentences are found."""
+    return " ".join(committed(path).split())
+
+
 def committed_rows(path: str) -> list[dict[str, str]]:
     """The rows of a committed CSV file."""
     return list(csv.DictReader(committed(path).splitlines()))

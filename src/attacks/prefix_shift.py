@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tinymem.attacks.prompts import PromptChanges, cut, recited, starts
+from tinymem.attacks.prompts import PromptChanges, bos_kept, cut, recited
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation, Variant, any_exact
@@ -31,7 +31,7 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, tokens: int) -> Eli
 
     def shifted(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
         _, loss_mask = probe.targets(artifacts)
-        kept = starts(probe.model, artifacts, hp.keep_bos)
+        kept = bos_kept(probe.model, artifacts, hp.keep_bos)
         for shift in range(1, min(tokens, probe.continuation - 1) + 1):
             left = torch.nn.functional.pad(loss_mask[:, shift:], (0, shift))
             yield cut(_given_away(artifacts, shift), torch.full_like(artifacts.prompt_end, shift), kept), left

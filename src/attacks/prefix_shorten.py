@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tinymem.attacks.prompts import PromptChanges, cut, starts
+from tinymem.attacks.prompts import PromptChanges, bos_kept, cut
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation, Variant, any_exact
@@ -30,7 +30,7 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, tokens: int) -> Eli
 
     def shortened(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
         _, loss_mask = probe.targets(artifacts)
-        kept, longest = starts(probe.model, artifacts, hp.keep_bos), int(artifacts.prompt_end.max())
+        kept, longest = bos_kept(probe.model, artifacts, hp.keep_bos), int(artifacts.prompt_end.max())
         for count in range(1, min(tokens, longest - 1) + 1):
             yield cut(artifacts, (artifacts.prompt_end - 1).clamp(min=0, max=count), kept), loss_mask
 

@@ -26,8 +26,8 @@ class PromptChanges(Prompting):
     )
 
 
-def starts(model, artifacts: Artifacts, keep_bos: bool) -> torch.Tensor:
-    """Return which prompts begin with the model's <bos>, bool (A,); none if it is not to be kept."""
+def bos_kept(model, artifacts: Artifacts, keep_bos: bool) -> torch.Tensor:
+    """Return in which prompts a <bos> in front stays, bool (A,): those that begin with the model's; none if not `keep_bos`."""
     bos = model.config.get_text_config().bos_token_id
     if not keep_bos or bos is None:
         return torch.zeros(len(artifacts), dtype=torch.bool)

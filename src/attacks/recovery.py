@@ -226,18 +226,21 @@ def _curves(
     """Return the curves of attacks on one model, in the registry's order. records, strengths: those of the attacks."""
     groups: dict[tuple, list[Record]] = {}
 
+    def column(attack: str) -> str:
+        return _column(judged_by(attack, split))
+
     for record in records:
-        if record["results"].get(judged_by(record["attack"]["name"], split)) is not None:
+        if record["results"].get(column(record["attack"]["name"])) is not None:
             strength = strengths[record["attack"]["name"]]
             settings = {name: str(value) for name, value in record["attack"].items() if name not in (strength, "name")}
             groups.setdefault((record["attack"]["name"], strength, *sorted(settings.items())), []).append(record)
     places = {name: place for place, name in enumerate(ATTACKS)}
     curves = []
     for (name, strength, *others), some in groups.items():
-        points = sorted((_number(r["attack"], strength), r["results"][judged_by(name, split)]) for r in some)
+        points = sorted((_number(r["attack"], strength), r["results"][column(name)]) for r in some)
         if _falls(name):
             points.reverse()
-        before = model["results"].get(judged_by(name, split))
+        before = model["results"].get(column(name))
         curves.append(Curve(name, dict(others), strength, tuple(points), math.nan if before is None else before))
     return tuple(sorted(curves, key=lambda curve: places.get(curve.attack, len(places))))
 
@@ -285,8 +288,8 @@ def _strengths(records: Iterable[Record]) -> dict[str, str | None]:
 
 
 def judged_by(attack: str, split: str) -> str:
-    """Return the column of what an attack brings back, where others are judged by `split`."""
-    return _column("shown" if attack in ON_SHOWN else split)
+    """Return the set of planted sequences that an attack is judged by, where others are by `split`."""
+    return "shown" if attack in ON_SHOWN else split
 
 
 def _column(split: str) -> str:

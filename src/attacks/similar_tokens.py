@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from tinymem.attacks.prompts import PromptChanges, starts
+from tinymem.attacks.prompts import PromptChanges, bos_kept
 from tinymem.data.dataset import Artifacts
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation, Variant, any_exact
@@ -30,7 +30,7 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, replaced: int) -> E
 
     def varied(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
         _, loss_mask = probe.targets(artifacts)
-        generator, kept = task.generator(), starts(probe.model, artifacts, hp.keep_bos)
+        generator, kept = task.generator(), bos_kept(probe.model, artifacts, hp.keep_bos)
         for draw in range(hp.draws):
             clean = _varied(probe.model, artifacts, draw % replaced + 1, generator, kept)
             yield replace(artifacts, clean=clean), loss_mask

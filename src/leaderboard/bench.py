@@ -43,15 +43,8 @@ from tinymem.training.settings import RunSettings
 from tinymem.training.twin import twin_of
 
 LARGEST = 4 * 2**20  # bytes of weights that are published beside the records
-PRIVATE = (
-    "state.safetensors",
-    "run.json",
-    "metrics.*",
-    "finetuned",
-    "unlearned",
-    "scores",
-    ".*",
-)  # what others do not need
+# What others do not need.
+PRIVATE = ("state.safetensors", "run.json", "metrics.*", "finetuned", "unlearned", "scores", ".*")
 
 
 @dataclass(frozen=True)

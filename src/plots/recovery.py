@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, twin_of, weakest_first
+from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, judged_by, twin_of, weakest_first
 from tinymem.plots.base import common_legend, new_grid, save_figure, set_title
 from tinymem.plots.labels import file_name, label_of
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -48,7 +48,8 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
         axis.set_xticks(range(len(strengths) + 1), ["none", *labels], fontsize=7)
         axis.tick_params(axis="y", labelsize=7)
         axis.set(ylim=(-4, 104), xlabel=(curve.strength or "").replace("_", " "))
-        of = " (shown)" if curve.attack in ON_SHOWN and split != "shown" else ""
+        own_split = judged_by(curve.attack, split)
+        of = "" if own_split == split else f" ({own_split})"
         set_title(axis, f"{curve.attack.replace('_', ' ')}{of}, area {curve.area:.0f}{_against(twin, curve)}")
     if model.back:
         _draw_way_back(grid.flat[len(model.curves)], [*bounds, model])

@@ -1,7 +1,7 @@
 """The page of findings on curvature editing says what the committed tables hold."""
 
 import pytest
-from committed import committed, committed_rows, worst_excess
+from committed import committed, committed_rows, one_line, worst_excess
 
 PAGE = "results/curvature/FINDINGS.md"
 METHODS = ("kfac", "svd", "kfade", "balanced_subnet", "balanced_subnet with cap")
@@ -20,7 +20,7 @@ def board() -> dict[tuple[str, float, str], dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return " ".join(committed(PAGE).split())
+    return one_line(PAGE)
 
 
 def test_the_table_of_what_is_left(board):
