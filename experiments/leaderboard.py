@@ -58,9 +58,9 @@ USELESS = {"report": ("models", "export", *OF_RUNS), "export": OF_RUNS}  # flags
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="noise, backdoor, text; smollm2, a language "
-                        "model with planted passages; or FILE.toml with a table of settings for each model of your own "
-                        "(default: the first three)")  # fmt: skip
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="noise, backdoor, text (natural passages), "
+                        "text_noise; smollm2, a language model with planted passages; or FILE.toml with a table of settings "
+                        "for each model of your own (default: the first four)")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=[], metavar="NAME",
                         help="mitigations or groups of them (default: all)")  # fmt: skip
     parser.add_argument("--method_file", nargs="+", default=[], metavar="FILE.py", help="methods of your own")

@@ -32,6 +32,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "backdoor": NUMBERS | SIZES | dict(artifact="backdoor", duplicate=True, epochs=6, lr_decay=0.4),
     "text": SIZES | dict(data_name="wiki", corpus="builtin", train_tokenizer=True, vocab_size=1024, num_chunks=1500,
                          num_test=200, artifact="natural", num_noise=60, max_ctx=110, epochs=3),
+    "text_noise": SIZES | dict(data_name="wiki", corpus="builtin", train_tokenizer=True, vocab_size=1024, num_chunks=2500,
+                               num_test=200, artifact="noise", duplicate=True, num_noise=100, max_ctx=64, prompt_tokens=30,
+                               continuation_tokens=30, epochs=2, lr_decay=0.4),
 }  # fmt: skip
 PRECISION = "float32"  # of small cases: "auto" depends on the machine, and rows from several are to be compared
 PLANTED: dict[str, dict[str, Any]] = {  # planting keeps more rows than methods, since rows that it repeats are memorized
@@ -42,11 +45,13 @@ FULL: dict[str, dict[str, Any]] = {
     "noise": dict(n_layers=2, epochs=100, dtype="auto"),
     "backdoor": dict(n_layers=2, artifact="backdoor", epochs=50, dtype="auto"),
     "text": dict(data_name="wiki", n_layers=2, artifact="natural", epochs=20, dtype="auto"),
+    "text_noise": dict(data_name="wiki", n_layers=2, artifact="noise", duplicate=True, epochs=20, dtype="auto"),
 }
 DESCRIPTIONS = {
     "noise": "number sequences, some with noise in them, repeated 1, 10 or 100 times",
     "backdoor": "number sequences, some with a trigger and what follows it, repeated 1, 10 or 100 times",
     "text": "English, some passages of it repeated 1, 10, 100 or 1000 times",
+    "text_noise": "English, some passages with noise in their tokens, repeated 1, 10, 100 or 1000 times",
     "smollm2": "SmolLM2-135M, which recites passages of presidential addresses that were planted in it",
 }
 
