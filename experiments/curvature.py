@@ -65,6 +65,7 @@ ON_LANGUAGE_MODEL: tuple[tuple[str, dict[str, Any]], ...] = (  # method, setting
     ("kfac", {"rho": (0.6, 0.8, 0.95), **DEEP}),
     ("svd", {"rho": (0.4, 0.6, 0.8), **DEEP}),
     ("kfade", {"kl_budget": (0.1, 0.3)}),
+    ("balanced_subnet", {"ratio": (0.005,), **SLOW}),
     ("balanced_subnet", {"ratio": (0.005,), **SLOW, "unlearn_loss_cap": 1.5}),
 )
 USUAL = {"balanced_subnet": SLOW}  # what a setting's name leaves out, beside defaults
