@@ -123,7 +123,7 @@ def inverted_zero_out(model, task: UnlearningTask) -> list[torch.Tensor]:
 def parse() -> argparse.Namespace:
     """Return the arguments, with `mode`: slip, differences, study or report. Raise UserError for flags it has not."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--method")
+    first.add_argument("--method", nargs="?")  # without a name the parser below complains
     method = first.parse_known_args()[0].method
     parser = cli.Parser(__doc__, epilog=_differences())
     parser.add_argument("--model_path", nargs="+", default=[], help="checkpoint folders of training runs on number "
@@ -150,7 +150,7 @@ def parse() -> argparse.Namespace:
         "--output_dir",
         help="where records are written (default: the training run; for a model outside it, runs/NAME)",
     )
-    parser.add_argument("--results_dir", default=OUTPUT_DIR, help=f"where tables are written (default: {OUTPUT_DIR})")
+    parser.add_argument("--results_dir", help=f"where tables are written (default: {OUTPUT_DIR})")
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
     arguments = parser.parse_args()
@@ -163,9 +163,10 @@ def parse() -> argparse.Namespace:
 def check_mode(arguments: argparse.Namespace) -> None:
     """Raise UserError for a flag that the mode does not have, and for one that it lacks."""
     mode, given = arguments.mode, vars(arguments)
-    for flag in ("method", "attack", "holdout_fraction", "force", "small"):
-        if given[flag] and (mode == "slip" or mode == "report" and flag != "small"):
-            raise UserError(f"--{flag}: only with --differences or --study")
+    for flag in ("method", "attack", "holdout_fraction", "force", "small", "results_dir"):
+        reported = flag in ("small", "results_dir")
+        if given[flag] and (mode == "slip" or mode == "report" and not reported):
+            raise UserError(f"--{flag}: only with --differences or --study" + ", or --report" * reported)
     own = cli.given(ZeroOut, arguments) if arguments.method is None else ()
     if own and (mode, arguments.slip) != ("slip", "zero_out"):
         raise UserError(f"--{next(iter(own))}: only with --slip zero_out, or after --method")
@@ -272,11 +273,19 @@ def main() -> None:
     if arguments.mode == "slip":
         return repeat_slip(arguments, device)
     allocator.keep_freed_memory()
-    paths = train_small(arguments) if arguments.small else [Path(path) for path in arguments.model_path]
-    if arguments.mode != "report":
-        run_differences(arguments, paths, device)
-    folders = [Path(arguments.output_dir)] if arguments.output_dir else [place_beside(path) for path in paths]
-    write_report(dict.fromkeys(folders), files.writable_folder(arguments.results_dir))
+    failures = Failures()
+    with files.made_folder(arguments.results_dir or OUTPUT_DIR, " with --results_dir") as target:
+        paths = train_small(arguments) if arguments.small else [Path(path) for path in arguments.model_path]
+        if arguments.mode != "report":
+            with failures.kept():
+                run_differences(arguments, paths, device)
+        folders = [Path(arguments.output_dir)] if arguments.output_dir else [place_beside(path) for path in paths]
+        try:
+            write_report(dict.fromkeys(folders), target)
+        except UserError:
+            failures.end()
+            raise
+    failures.end()
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ DIFFERENCES = {
         "the forget set is not shuffled, and the last batch of each pass is what is left of it", ("subnet", *GATES)
     ),
     "one_zero_grad": Difference("gradients are zeroed once an epoch, so that they pile up over its steps", GATES),
-    "no_stop": Difference("the test that stops the training never comes", GATES, settings={"stop_loss": 0.0}),
+    "no_stop": Difference("the test that is to stop the training does not stop it", GATES, settings={"stop_loss": 0.0}),
 }  # fmt: skip
 
 

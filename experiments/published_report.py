@@ -177,11 +177,14 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
 
 
 def write_report(folders: Iterable[Path], target: Path, tell: Callable[[str], None] = print) -> None:
-    """Write TARGET/as_published.md and .csv from the records under the folders. Raise UserError for none."""
-    records = {record_digest(record): record for folder in folders for record in load_records(folder)}
+    """Write TARGET/as_published.md and .csv from the records under the folders. Raise UserError for a folder without."""
+    records: dict[str, Record] = {}
+    for folder in folders:
+        found = {record_digest(record): record for record in load_records(folder)}
+        if not rows_of(found.values()):
+            raise UserError(f"{folder}: no runs with --differences or --study recorded yet")
+        records |= found
     rows = rows_of(records.values())
-    if not rows:
-        raise UserError("--report: no runs with --differences or --study recorded yet")
     text = text_of(rows)
     files.write_file(target / "as_published.md", lambda path: path.write_text(text, encoding="utf-8"))
     flat = [{**row, "method.differences": " ".join(row["method.differences"] or ())} for row in rows]

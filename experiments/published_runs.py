@@ -15,7 +15,7 @@ from published_differences import as_published, counted_as_published, make_task,
 from tinymem.attacks.registry import ATTACKS
 from tinymem.data.build import load_dataset
 from tinymem.data.dataset import Artifacts, MemorizationDataset
-from tinymem.errors import Failures
+from tinymem.errors import Failures, UserError
 from tinymem.localize.attacking import Attacks, lacks
 from tinymem.localize.method import Method, edits
 from tinymem.localize.subject import Run, Subject, identity
@@ -117,8 +117,15 @@ def trigger_metrics(dataset: MemorizationDataset) -> list[Metric]:
 
 
 def relearning(task: UnlearningTask) -> Attacks:
-    """Return the library's attack, whose attacker has SEEN of the sequences to forget; at most half of them."""
+    """Return the library's attack, whose attacker has SEEN of the sequences to forget; at most half of them.
+
+    Raise UserError where that leaves none to measure.
+    """
     count = len(task.forget)
+    if count < 2 and not len(task.held_out):
+        raise UserError(
+            "--attack relearn: what is forgotten is one sequence, which leaves none to measure; leave it out"
+        )
     method = ATTACKS["relearn"]
     return [(method, method.hyper_parameters(share=max(min(SEEN, count // 2), 1) / count))]
 
@@ -128,11 +135,14 @@ def runs(
 ) -> Iterator[dict[str, Any]]:
     """Run a method with each set of differences; yield each record, followed by those after relearning.
 
-    Finished runs are not repeated. Raise UserError, before any work, for a set that leaves nothing to forget, and
-    NotFinite, after all others, if a run leads to no finite numbers.
+    Finished runs are not repeated. Raise UserError, before any work, for a set that leaves nothing to forget or relearn
+    or that the settings rule out, and NotFinite, after all others, if a run leads to no finite numbers.
     """
     for names in sets:
-        model.task(names)
+        task = model.task(names)
+        with_differences(hp, names)
+        if attacked:
+            relearning(task)
     before = unedited(model.subject())
     yield before
     failures = Failures()

@@ -286,7 +286,8 @@ def own_records(case: Case, folder: Path) -> list[tuple[str, Mapping[str, Any]]]
         for seed in case.seeds
     ]
     beside = ("method", FINGERPRINTS)
-    return [(name, r) for name, r in named_records(folder) if r["kind"] in RIVALS and sections_of(r, beside) in every]
+    named = named_records(folder / "records")  # beside them lie those of as_published.py, of other models too
+    return [(name, r) for name, r in named if r["kind"] in RIVALS and sections_of(r, beside) in every]
 
 
 def ours_of(row: Row) -> str:

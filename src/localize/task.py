@@ -192,8 +192,8 @@ def unlearning_task(
 ) -> UnlearningTask:
     """Measure what the model has memorized, and divide the training data into forget, held-out and retain sets.
 
-    The forget set is empty if nothing is memorized. on_rows: as in `tinymem.metrics.evaluate.measure`. Raise UserError for a set that the dataset does not have, or a
-    held-out part that leaves nothing to unlearn.
+    The forget set is empty if nothing is memorized. on_rows: as in `tinymem.metrics.evaluate.measure`. Raise UserError for
+    a set that the dataset does not have, or a held-out part that leaves nothing to unlearn.
     """
     length, checkpointing = dataset.sequences.shape[1], settings.gradient_checkpointing
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)
@@ -213,6 +213,8 @@ def unlearning_task(
     keep[dataset.order] = True
     if settings.retain == OTHERS:
         keep[ids] = False
+    elif len(ids) and not keep[ids].any():
+        raise UserError(f"--retain {ALL}: of this model's training rows only others are known; use --retain {OTHERS}")
     retain = keep.nonzero().flatten()
     if not len(retain):
         raise UserError(f"--unlearn_set_name {settings.unlearn_set_name}: leaves no retain set")

@@ -86,6 +86,13 @@ def test_as_published():
     lost, back = ([float(row[name]) for row in two] for name in ("accuracy_lost", "relearned_percent_memorized_test"))
     assert "costs {:.2f} points, the test triggers alone {:.2f}.".format(*lost) in said
     assert f"at most {max(back):.1f} % of all triggers come back" in said
+    slimming = {row["method.differences"]: row for row in rows["slimming"]}
+    for left_out, more in [("in_order", "one_zero_grad no_stop"), ("one_zero_grad", "in_order no_stop")]:
+        share = float(slimming[f"test_triggers {more}"]["percent_memorized_counted"])
+        assert f"with all but `{left_out}` {share:.1f} %" in said
+    report, obs = one_line("results/REPRODUCTION.md"), next(one for one in rows["obs"] if one["method.differences"])
+    lost, left = float(obs["accuracy_lost"]), float(obs["percent_memorized_counted"])
+    assert f"does not explain it: {left:.1f} % of the counted ones for {lost:.2f} points" in report
 
 
 def test_demo():

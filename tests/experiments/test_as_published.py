@@ -329,7 +329,10 @@ def test_an_interrupted_study_goes_on(published, monkeypatch, capsys):
         (["--method", "obs", "--study", "--holdout_fraction", 1], "--holdout_fraction 1.0: must be"),
         (["--study", "--slip", "triggers"], "--slip: not allowed with argument --study"),
         (["--report", "--force"], "--force: only with --differences or --study"),
-        (["--report"], "--report: no runs with --differences or --study recorded yet"),
+        (["--report"], "model: no runs with --differences or --study recorded yet"),
+        (["--method", "--study"], "--method: expected one argument"),
+        (["--slip", "triggers"], "--results_dir: only with --differences or --study, or --report"),
+        (["--method", "balanced_subnet", "--study", "--forget_term", "npo"], "--unlearn_share 0: only with --forget_term loss"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(flags, message, published, capsys):
@@ -337,6 +340,41 @@ def test_mistakes_are_told_in_one_line(flags, message, published, capsys):
         published(*flags)
     told = capsys.readouterr().err.strip()
     assert ended.value.code == 2 and message in told and len(told.splitlines()) == 1
+
+
+def test_mistakes_are_told_before_any_work(published, capsys):
+    """Also those of where tables are written, and of settings that one difference rules out."""
+    with pytest.raises(SystemExit):
+        published("--method", "balanced_subnet", "--study", "--forget_term", "npo")
+    assert not published.tables.exists()
+    published.tables.write_text("a file")
+    with pytest.raises(SystemExit):
+        published("--study")
+    assert not {record["kind"] for record in load_records(published.path.parent)} & {AS_PUBLISHED, UNEDITED}
+    assert f"{published.tables}: cannot make this folder" in capsys.readouterr().err
+
+
+def test_of_one_sequence_none_is_left_to_relearn():
+    task = new_task(forget=1)
+    with pytest.raises(UserError, match="^--attack relearn: what is forgotten is one sequence"):
+        published_runs.relearning(replace(task, held_out=task.held_out.select(slice(0, 0))))
+    ((_, hp),) = published_runs.relearning(new_task(forget=2))
+    assert hp.share == 0.5
+
+
+def test_tables_are_written_also_where_one_run_has_no_finite_numbers(published, monkeypatch, capsys):
+    finish = published_runs.finish
+
+    def failing(run, *others):
+        if run.identity["method"]["differences"]:
+            raise NotFinite("its scores are not finite numbers")
+        return finish(run, *others)
+
+    monkeypatch.setattr(published_runs, "finish", failing)
+    with pytest.raises(SystemExit) as ended:
+        published("--method", "activations", "--study")
+    assert ended.value.code == 2 and "activations with test_triggers differences: its scores" in capsys.readouterr().err
+    assert "| none |" in (published.tables / "as_published.md").read_text()
 
 
 def test_a_model_that_memorized_nothing_has_nothing_to_forget(backdoor):

@@ -7,9 +7,15 @@ from small import ROOT, in_process
 sys.path.append(str(ROOT / "experiments"))
 
 import published_report as report
+import pytest
+import reproduction_report
+from reproduction import Case
+from reproduction_compare import Published, Unlearned
 
+from tinymem.errors import UserError
 from tinymem.records.identity import AS_PUBLISHED, UNEDITED
 from tinymem.records.interval import mean_and_interval
+from tinymem.records.record import record_digest
 
 
 def record(seed, differences=(), kind=AS_PUBLISHED, **results):
@@ -54,6 +60,38 @@ def test_runs_with_other_triggers_give_way():
     for records, lost, models in [(old, 1.0, 2), ([*old, new], 2.0, 1), ([new, *old], 2.0, 1)]:
         (row,) = report.rows_of(records)
         assert (row["accuracy_lost"], row["models"]) == (lost, models)
+
+
+def test_reproduction_shows_them_beside_published_and_honest_runs(monkeypatch, tmp_path):
+    """Only those at the published setting with all differences and counted triggers."""
+    case = Case("backdoor", "increment", 2, (0, 1), (0, 3), unlearned=3)
+    rows = [Unlearned(method, Published({}, 48.7, 1.06, None), []) for method in ("obs", "subnet", "durable")]
+
+    def shown(*records):
+        monkeypatch.setattr(reproduction_report, "load_records", lambda folder: list(records))
+        return reproduction_report.as_published_here(case, rows, tmp_path)
+
+    figures = {"percent_memorized_left_out": 3.0, "percent_memorized_train": 4.0}
+    every = [
+        record(seed, ["test_triggers"], accuracy_lost=seed, percent_memorized_counted=10.0, **figures)
+        for seed in (0, 1)
+    ]
+    assert "| obs | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | - | 2 | - | - | - |" in shown(*every)[-1]
+    none = record(1, accuracy_lost=2.0, percent_memorized_counted=20.0)
+    attack = {"parent": record_digest(every[0]), "attack": {"steps": 5}}
+    relearned = {**every[0], **attack, "results": {"percent_memorized_counted": 60.0}}
+    *_, line = shown(none, *every, relearned)[-1].splitlines()
+    assert line == "| obs | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | 60.0 | 2 | 20.0 | 2.00 | 1 |"
+    other = {**every[0], "method": {**every[0]["method"], "ratio": 0.1}}
+    deeper = {**every[0], "model": {"n_layers": 4, "n_embd": 8}}
+    old = record(0, ["test_triggers"], accuracy_lost=1.0)
+    assert [] == shown(none) == shown(other) == shown(deeper) == shown(old) == shown()
+
+
+def test_a_folder_without_runs_is_named(tmp_path):
+    """It would be left out of the means without a word."""
+    with pytest.raises(UserError, match=f"^{tmp_path}: no runs with --differences or --study"):
+        report.write_report([ROOT / "results" / "reproduction" / "as_published" / "seed0", tmp_path], tmp_path, str)
 
 
 def test_the_committed_tables_are_those_of_the_committed_records(tmp_path):

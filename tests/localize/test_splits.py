@@ -89,3 +89,15 @@ def test_clean_sequences_to_retain_teach_nothing_of_the_memories(memorizing_back
 def test_triggers_where_there_are_none(memorizing_noise):
     with pytest.raises(UserError, match="--forget test: this data has no backdoor"):
         unlearning_task(memorizing_noise.model, memorizing_noise.dataset, TaskSettings(forget="test"))
+
+
+def test_planted_rows_are_retained_only_where_they_are_known(memorizing_noise):
+    """Of a production model the rows are those to retain, whatever it was trained on: --retain all changed nothing."""
+    dataset = memorizing_noise.dataset
+    others = dataset.order[~torch.isin(dataset.order, dataset.artifact_ids)]
+    production = replace(dataset, order=others)
+    assert len(unlearning_task(memorizing_noise.model, production, TaskSettings()).retain) == len(others.unique())
+    with pytest.raises(
+        UserError, match="^--retain all: of this model's training rows only others are known; use --retain"
+    ):
+        unlearning_task(memorizing_noise.model, production, TaskSettings(retain="all"))
