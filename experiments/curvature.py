@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -84,6 +85,8 @@ ABOUT = """\
 - Each cell: % of the held-out sequences that still come out; then what is lost ({unit}). Means of the seeds with the half
   width of their 95 % interval (Student's t).
 - default: both matrices of every MLP, gold labels, factors from the retain set. Every other row changes what it says.
+- seconds: what one edit took, its factors included even where runs shared them, without measuring; mean of the row's runs,
+  on a CPU with other work: compare orders of magnitude.
 """
 
 
@@ -193,17 +196,30 @@ def rows_of(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> l
         row: dict[str, Any] = {"setting": setting, "strength": name, "value": value, "seeds": len(some)}
         for column, values in ((HELD_OUT, [r["results"][HELD_OUT] for r in some]), ("lost", lost)):
             row[column], row[f"{column}_half_width"] = mean_and_interval(values)
-        rows.append(row)
+        rows.append({**row, "seconds": fmean(record["cost"]["seconds"] for record in some)})
     return rows
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], strength: str) -> str:
-    """Return the settings of one strength as a table: one column per value."""
-    values = sorted({row["value"] for row in rows if row["strength"] == strength})
-    cells = {(row["setting"], row["value"]): cell_of(row) for row in rows if row["strength"] == strength}
-    settings = list(dict.fromkeys(setting for setting, _ in cells))
-    head = ["setting", *(f"{strength} {value:g}" for value in values)]
-    return markdown(head, [[setting, *(cells.get((setting, value), "-") for value in values)] for setting in settings])
+    """Return the settings of one strength as a table: one column per value, and what an edit takes."""
+    by_setting: dict[str, dict[float, Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["strength"] == strength:
+            by_setting.setdefault(row["setting"], {})[row["value"]] = row
+    values = sorted({value for some in by_setting.values() for value in some})
+    lines = []
+    for setting, some in by_setting.items():
+        seconds = fmean(row["seconds"] for row in some.values())
+        cells = [cell_of(some[value]) if value in some else "-" for value in values]
+        lines.append([setting, *cells, f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"])
+    return markdown(["setting", *(f"{strength} {value:g}" for value in values), "seconds"], lines)
+
+
+def always(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line for each method about what the names of its settings leave out; empty if they leave out nothing."""
+    methods = {row["setting"].partition(",")[0] for row in rows}
+    said = {name: ", ".join(f"{key} {value}" for key, value in usual.items()) for name, usual in USUAL.items()}
+    return "".join(f"- {name}: always {words}.\n" for name, words in said.items() if name in methods)
 
 
 def cell_of(row: Mapping[str, Any]) -> str:
@@ -261,7 +277,7 @@ def report(output: Path) -> None:
         records = read_bundle(output / model / NAME)
         rows = rows_of(records, files.read_json(output / model / KEPT))
         by_model[model], units[model] = rows, utility_of(records[0]).unit
-        text += [f"## {model}", ABOUT.format(unit=units[model])]
+        text += [f"## {model}", ABOUT.format(unit=units[model]) + always(rows)]
         text += [table_of(rows, strength) for strength in dict.fromkeys(row["strength"] for row in rows)]
         lines += [{"model": model, **row} for row in rows]
     content = "\n\n".join(text) + "\n"

@@ -236,17 +236,19 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
 def earlier_results(case: Case, output: Path) -> Path | None:
     """Return a case's output folder if it has results, else that of the published ones of the same settings, if any.
 
-    Raise UserError for results of other settings in the output folder.
+    Say why published results of other settings are of no use. Raise UserError for such results in the output folder.
     """
-    if (output / NAME).exists():
-        if other := read_case(output).differences(case):
-            raise UserError(
-                f"{output}: its results are of other settings than these ({other}); give another --output_dir "
-                "and --run_dir"
-            )
-        return output
     published = Path(OUTPUT) / case.name
-    return published if (published / NAME).exists() and read_case(published) == case else None
+    source = next((place for place in (output, published) if (place / NAME).exists()), None)
+    other = "" if source is None else read_case(source).differences(case)
+    if other and source == output:
+        raise UserError(f"{output}: its results are of other settings than these ({other}); give another --output_dir and "
+                        "--run_dir")  # fmt: skip
+    if other:
+        print(f"{case.name}: takes nothing from {published}, whose results are of other settings ({other}); trains and runs "
+              "its own", file=sys.stderr)  # fmt: skip
+        return None
+    return source
 
 
 def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evidence) -> None:

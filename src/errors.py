@@ -38,6 +38,18 @@ def finite(what: str) -> Iterator[None]:
         raise NotFinite(f"{what}: {error}") from None
 
 
+@contextmanager
+def renamed(usual: str, flag: str) -> Iterator[None]:
+    """Re-raise a UserError of the block about a flag with the one that was given in its place; "": a word without a flag."""
+    try:
+        yield
+    except UserError as error:
+        about, _, rest = str(error).partition(" ")
+        if about != usual:
+            raise
+        raise type(error)(f"{flag} {rest}".lstrip()) from None
+
+
 class Failures(list[NotFinite]):
     """NotFinite errors that are deferred until all other work is done."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tinymem.cli.unlearning import enough_memory
-from tinymem.errors import Failures, NotFinite, OutOfMemory, UserError, reading
+from tinymem.errors import Failures, NotFinite, OutOfMemory, UserError, reading, renamed
 
 
 def test_whatever_goes_wrong_while_reading_is_said_of_the_file_in_one_line():
@@ -12,6 +12,20 @@ def test_whatever_goes_wrong_while_reading_is_said_of_the_file_in_one_line():
         with reading("a {folder}/file", "damaged ({why}); delete it"):
             raise ValueError("\n{bad} header\nand more")
     assert str(raised.value) == "a {folder}/file: damaged ({bad} header); delete it"
+
+
+@pytest.mark.parametrize(
+    "message, flag, said",
+    [
+        ("--metrics a --metrics: no such metric", "--attack_metrics", "--attack_metrics a --metrics: no such metric"),
+        ("--model_name a: no such folder", "--attack_metrics", "--model_name a: no such folder"),
+        ("--metrics a: b", "", "a: b"),
+    ],
+)
+def test_an_error_names_the_flag_that_was_given(message, flag, said):
+    with pytest.raises(OutOfMemory) as raised, renamed("--metrics", flag):
+        raise OutOfMemory(message)
+    assert str(raised.value) == said
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tinymem.attacks.prompts import Prompting, context_of, cut, recited
+from tinymem.attacks.prompts import Prompting, bos_kept, context_of, cut, recited
 from tinymem.attacks.relearning import share_of
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import NotFinite, UserError
@@ -103,14 +103,14 @@ def _with(vectors: torch.Tensor, hp: HyperParameters) -> Elicitation:
 def _predicted(probe: Probe, artifacts: Artifacts, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return logits (A, k, vocabulary), targets and loss mask (A, k) of the continuations behind vectors and prompts.
 
-    Where the model's context has no room for the vectors, the first tokens of a prompt make it.
+    Where the model's context has no room for the vectors, the first tokens of a prompt make it, those behind a <bos>.
     """
     model = probe.model
     targets, mask = (values.to(model.device) for values in probe.targets(artifacts))
     limit, count = context_of(model), len(vectors)
     needed = (artifacts.prompt_end + probe.continuation).clamp(max=artifacts.planted.shape[1])
     start = torch.zeros_like(needed) if limit is None else (needed + count - limit).clamp(min=0)
-    rows = cut(artifacts, torch.minimum(start, artifacts.prompt_end - 1))
+    rows = cut(artifacts, torch.minimum(start, artifacts.prompt_end - 1), bos_kept(model, artifacts, keep_bos=True))
     tokens = recited(rows)
     width = int((rows.prompt_end + probe.continuation).max()) - 1
     width = min(width, tokens.shape[1], *([] if limit is None else [limit - count]))

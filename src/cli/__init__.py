@@ -124,6 +124,8 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f"{getattr(error, 'filename', None) or 'output'}: cannot be written ({full}); make room", 1
     if isinstance(error, OSError) and error.filename is not None:  # overlong names, circular links ...
         return f"{error.filename}: {error.strerror}", 2
+    if isinstance(error, OSError) and error.errno == errno.ENOENT:  # of getcwd: what else is missing has a name
+        return "the folder that this was started in is gone; start it in one that is there", 2
     if isinstance(error, OSError) and error.errno == errno.EIO:  # the terminal is gone
         return "output: cannot be written (Input/output error)", 1
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":

@@ -11,7 +11,7 @@ from typing import Any
 
 from tinymem import cli
 from tinymem.attacks.registry import ATTACKS, BUDGETS, FULL, SMALL, budget, find_attacks
-from tinymem.errors import UserError
+from tinymem.errors import UserError, renamed
 from tinymem.localize.method import Method, recorded
 from tinymem.localize.registry import GROUPS, METHODS, find_localizer, find_methods
 from tinymem.metrics.metric import Metric
@@ -114,10 +114,8 @@ def chosen_attack_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, 
     """Return the requested metrics of attacked models, as `chosen_metrics` does. Raise UserError where these have none."""
     if not (asked := arguments.attack_metrics):
         return _metrics(arguments.metrics or (ATTACKED,))
-    try:
+    with renamed("--metrics", "--attack_metrics"):
         found = _metrics(asked)
-    except UserError as error:
-        raise UserError(str(error).replace("--metrics", "--attack_metrics", 1)) from None
     if not any(metric.measured_under_attack for metric in chosen(found)):
         raise UserError(
             f"--attack_metrics {' '.join(asked)}: nothing of it is measured on attacked models; use {ATTACKED}, or leave it out"

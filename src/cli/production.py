@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from tinymem.cli.watching import looking
 from tinymem.data.other_text import TextReader
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
-from tinymem.errors import UserError, first_line
+from tinymem.errors import UserError, first_line, renamed
 from tinymem.folders import check_writable
 from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
@@ -122,18 +120,6 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
     )
 
 
-@contextmanager
-def named_by(flag: str) -> Iterator[None]:
-    """Re-raise a UserError about --model_name with the flag that named the model in its place; "": a word of its own."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        if not message.startswith("--model_name "):
-            raise
-        raise type(error)(flag + message.removeprefix("--model_name ")) from None
-
-
 def _source_of_adapters(place: str, step: int | None) -> tuple[str, str | None]:
     """Return how a saved adapter names the model that it changes: a folder, or a name on the hub and its revision."""
     if Path(place).is_dir():
@@ -148,7 +134,7 @@ def _opened(place: str, loading: LoadSettings, device) -> Any:
 
 def _opened_twin(model, place: str, loading: LoadSettings, device) -> Any:
     """Return the twin that was named. Raise UserError unless it differs from the model in values, and in nothing else."""
-    with named_by("--twin_model "):
+    with renamed("--model_name", "--twin_model"):
         twin = _opened(place, replace(loading, step=None), device)
     check_twin_model(model, twin, f"--twin_model {place}")
     return twin
@@ -166,7 +152,7 @@ def _check_twin_model(name: str | None, passages: PassageSettings) -> None:
         return
     if passages.plant is not None:
         raise UserError("--twin_model: with --plant the twin is the model before planting; leave it out")
-    with named_by("--twin_model "):
+    with renamed("--model_name", "--twin_model"):
         open_description(name, None, False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from tinymem import cli
@@ -70,16 +70,16 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         twin = _twin(path, settings, epoch, arguments.twin_model)
     task_settings = cli.collect(TaskSettings, arguments)
     model = load_model(path, cli.resolve_device(arguments.device))
-    if foreign and twin is not None:
-        _foreign_twin(model, twin)  # refused before anything is measured
+    opened = partial(_foreign_twin, model) if foreign else partial(load_model, device=model.device)
+    open_twin = None if twin is None else cache(partial(opened, twin))
+    if foreign and open_twin is not None:
+        open_twin()  # refused before anything is measured
     dataset = load_dataset(data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
     with looking() as on_rows:
         task = unlearning_task(model, dataset, task_settings, on_rows)
     tokenizer = load_tokenizer(data, arguments.data_dir)
     task = replace(task, reader=TextReader(tokenizer))
-    opened = partial(_foreign_twin, model) if foreign else partial(load_model, device=model.device)
-    open_twin = None if twin is None else partial(opened, twin)
     folder = Path(arguments.output_dir or unlearned_folder(path))
     check_writable(folder)
     return Subject(

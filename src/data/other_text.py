@@ -38,7 +38,7 @@ class TextReader:
         key = (place, length, count)
         if key not in self._known:
             own = length - len(self.begin)
-            if _holds_ids(place):
+            if holds_ids(place):
                 rows = cut(unbegun(read_token_set(place, vocabulary_size).tokens, self.begin), own)
             else:
                 rows = self._text(flag, place, own, count)
@@ -57,10 +57,11 @@ class TextReader:
 
 def content_digest(flag: str, place: str) -> str:
     """Return 16 hexadecimal digits that identify what a place holds, wherever it lies. Raise UserError if it holds no text."""
-    return read_token_set(place).fingerprint if _holds_ids(place) else _corpus(flag, place).digest
+    return read_token_set(place).fingerprint if holds_ids(place) else _corpus(flag, place).digest
 
 
-def _holds_ids(place: str) -> bool:
+def holds_ids(place: str) -> bool:
+    """Return whether a place is a file of token ids, not text."""
     return Path(place).suffix in KINDS
 
 

@@ -132,18 +132,20 @@ def shown_rows(board: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
-    """Return one row per model that was attacked: what each attack brings back, and the excess of the worst one."""
+    """Return one row per model that was attacked: what each attack brings back, one's own too, and the excess of the worst
+    one.
+    """
+    attacked = [(row, curves) for row in board if (curves := averaged_under_attack(row, found)) is not None]
+    attacks = dict.fromkeys([*ATTACKS, *(curve.attack for _, curves in attacked for curve in curves.curves)])
     rows = []
-    for row in board:
-        curves = averaged_under_attack(row, found)
-        if curves is not None:
-            worst = row.worst_attack
-            shown = {"model": row.name, "setting": row.setting, "before": f"{curves.before:.1f}"}
-            shown["excess"] = "-" if worst is None or row.group == ANCHOR and row.name in (TWIN,) else worst[1].words(1)
-            for name in ATTACKS:
-                values = [curve.worst for curve in curves.curves if curve.attack == name]
-                shown[name] = f"{max(values):.1f}" if values else "-"
-            rows.append(shown)
+    for row, curves in attacked:
+        worst = row.worst_attack
+        shown = {"model": row.name, "setting": row.setting, "before": f"{curves.before:.1f}"}
+        shown["excess"] = "-" if worst is None or row.group == ANCHOR and row.name in (TWIN,) else worst[1].words(1)
+        for name in attacks:
+            values = [curve.worst for curve in curves.curves if curve.attack == name]
+            shown[name] = f"{max(values):.1f}" if values else "-"
+        rows.append(shown)
     return rows
 
 

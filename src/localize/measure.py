@@ -31,7 +31,7 @@ from tinymem.cli.unlearning import (
     write_pages,
 )
 from tinymem.cli.watching import watched
-from tinymem.errors import Failures, UserError
+from tinymem.errors import Failures, UserError, renamed
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import Run
 from tinymem.localize.unlearn import check_runs, finish
@@ -136,7 +136,7 @@ def main() -> None:
         original = subject.load_subject(arguments)
     else:
         loading = cli.collect(LoadSettings, arguments)
-        with production.named_by("--edit_of " if arguments.edit_of else ""):
+        with renamed("--model_name", "--edit_of" if arguments.edit_of else ""):
             original = production.load_subject(arguments, loading, [])
     if arguments.edit_of is None:
         print(as_original(arguments.model), file=sys.stderr)
@@ -145,7 +145,7 @@ def main() -> None:
     if on_numbers:
         model, tokenizer = load_model(arguments.model, original.model.device), tokenizer_in(Path(arguments.model))
     else:
-        with production.named_by(""):
+        with renamed("--model_name", ""):
             model, tokenizer = open_causal_lm(
                 arguments.model, None, original.model.device, loading.dtype, loading.device_map
             )

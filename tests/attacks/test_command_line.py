@@ -66,6 +66,7 @@ def test_all_attacks_from_the_command_line(unlearn, capsys):
         (["--attack_budget", "small"], "--attack_budget: only with --attack"),
         (["--attack_metrics", "perplexity"], "--attack_metrics: only with --attack"),
         (["--attack", "prune", "--attack_metrics", "perplexty"], "--attack_metrics perplexty: no such metric"),
+        (["--attack", "prune", "--attack_metrics", "no.py"], "--attack_metrics no.py: no such file"),
         (["--attack", "prune", "--attack_metrics", "auc_twin"], "--attack_metrics auc_twin: nothing of it is measured"),
         (["--attack", "relearn", "--attack_budget", "tiny"], "invalid choice: 'tiny'"),
     ],

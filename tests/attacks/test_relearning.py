@@ -143,14 +143,18 @@ def test_soft_prompts_bring_out_what_they_are_trained_on(planted, subject):
     assert all(p.equal(weights[name]) and p.requires_grad for name, p in planted.twin.named_parameters())
 
 
-def test_soft_prompts_make_room_in_the_context(planted, subject):
-    """12 tokens and 10 vectors do not fit 18 positions: the first tokens of the prompts go."""
-    rows = planted.dataset.artifacts.select(torch.arange(3))
+def test_soft_prompts_make_room_in_the_context(planted):
+    """12 tokens and 10 vectors do not fit 18 positions: the first tokens of the prompts go, or those behind <bos>."""
+    rows, bos = planted.dataset.artifacts.select(torch.arange(3)), planted.model.config.bos_token_id
+    first = torch.tensor([[5], [bos], [5]])
+    rows = replace(rows, **{n: torch.cat([first, getattr(rows, n)[:, 1:]], 1) for n in ("clean", "planted")})
     vectors = torch.zeros(10, 32)
     logits, targets, mask = soft_prompt._predicted(Probe(planted.model, 6), rows, vectors)
     assert mask.all() and targets.equal(rows.planted[:, 5:11].long())
-    text = torch.where(torch.arange(12) < 5, rows.clean, rows.planted)[:, 3:10]  # 5 + 6 + 10 - 18 = 3 tokens too many
-    embedded = torch.cat([vectors.expand(3, -1, -1), planted.model.transformer.wte(text)], 1)
+    text = torch.where(torch.arange(12) < 5, rows.clean, rows.planted)
+    left = text[:, 3:10].clone()  # 5 + 6 + 10 - 18 = 3 tokens too many
+    left[1, 0] = bos
+    embedded = torch.cat([vectors.expand(3, -1, -1), planted.model.transformer.wte(left)], 1)
     expected = planted.model(inputs_embeds=embedded).logits[:, 11:17]
     assert torch.allclose(logits, expected, atol=1e-5)
 

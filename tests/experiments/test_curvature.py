@@ -30,8 +30,8 @@ def study():
 
 def record(kind: str, seed: int, memorized: float, accuracy: float, name: str = "", strength: float = 0, **settings):
     results = {"percent_memorized_held_out": memorized, "mean_test_accuracy": accuracy}
-    about = {"format": 2, "kind": kind, "parent": None, "data": {"data_name": "increment", "seed": seed}, "cost": {}}
-    about |= {"results": results, "environment": {}}
+    about = {"format": 2, "kind": kind, "parent": None, "data": {"data_name": "increment", "seed": seed}}
+    about |= {"results": results, "environment": {}, "cost": {"seconds": 2.0 + seed, "peak_memory_gb": None}}
     if name:
         method = METHODS[name]
         about["method"] = method.settings(method.hyper_parameters(**settings), strength)
@@ -56,6 +56,7 @@ def test_rows_are_means_over_the_seeds(study):
     # Student's t of one degree of freedom, 12.706, times the standard deviation, 14.14 and 1.414, over the root of 2
     assert both["percent_memorized_held_out_half_width"] == pytest.approx(127.06, abs=0.01)
     assert both["lost_half_width"] == pytest.approx(12.706, abs=0.001)
+    assert both["seconds"] == 2.5
     assert set(rows) == {("kfac, default", 0.9), ("kfac, default", 0.99), ("kfac, layers 0, projections in", 0.9), ("kfade, default", 0.1)}  # fmt: skip
 
 
@@ -85,9 +86,9 @@ def test_tables_have_a_column_per_strength(study, tmp_path, capsys):
     in_process(SCRIPT, "--report", "--output_dir", tmp_path)
     lines = (tmp_path / "TABLES.md").read_text().splitlines()
     head = next(line for line in lines if "rho 0.9" in line)
-    assert [cell.strip() for cell in head.strip("|").split("|")] == ["setting", "rho 0.9", "rho 0.99"]
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["setting", "rho 0.9", "rho 0.99", "seconds"]
     assert any("kfac, default" in line and "30 ± 127; 2.0 ± 12.7" in line and "50; 0.0" in line for line in lines)
-    assert any("kfac, layers 0, projections in" in line and line.rstrip(" |").endswith("-") for line in lines)
+    assert any("kfac, layers 0, projections in" in line and line.endswith("| - | 2 |") for line in lines)
     assert (tmp_path / "curvature.csv").exists() and "kfade, default" in capsys.readouterr().out
 
 
@@ -117,6 +118,12 @@ def test_a_language_model_has_one_panel_of_all_its_settings(study, tmp_path):
     ).axes
     assert [axis.get_visible() for axis in axes] == [False, True, False, True, False, False]
     assert {line.get_label() for line in axes[3].lines} == set(losses)
+
+
+def test_what_the_names_of_settings_leave_out_is_said(study):
+    rows = [{"setting": "balanced_subnet, unlearn_loss_cap 1.5"}, {"setting": "kfac, default"}]
+    assert study.always(rows) == "- balanced_subnet: always lr 0.15, batch_size 16, unlearn_share 0.5, epochs 3.\n"
+    assert study.always(rows[1:]) == ""
 
 
 def test_texts_are_named_by_what_they_hold(study):

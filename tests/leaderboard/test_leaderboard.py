@@ -270,6 +270,18 @@ def test_the_models_of_all_seeds_are_taken_up(published, tmp_path, capsys):
     assert "noise: its results also have --seeds 1; new rows" in capsys.readouterr().err
 
 
+def test_published_results_of_other_settings_are_left_with_a_word(published, tmp_path, capsys):
+    in_process(SCRIPT, *published, "--trials", 4, "--seeds", 0, "--dry_run")
+    said = capsys.readouterr()
+    assert (
+        "noise: takes nothing from results/leaderboard/noise, whose results are of other settings (trials 3, not 4); trains "
+        "and runs its own\n" in said.err
+    )
+    assert "memorization_in_toy_models.py" in said.out and not (tmp_path / "runs").exists()
+    in_process(SCRIPT, *published, "--trials", 4, "--seeds", 0, "--dry_run", "--from_scratch")
+    assert "takes nothing" not in capsys.readouterr().err  # as it was asked for
+
+
 @pytest.mark.parametrize("held_back", ["npo", "unedited and twin"])
 def test_nobody_chooses_before_all_is_tried(held_back, published, monkeypatch, capsys):
     stages = []

@@ -5,15 +5,17 @@ import shutil
 import pytest
 from boards import TWIN_MODEL, UNEDITED_MODEL, Model, write_board
 
+from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.leaderboard import report
 from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.board import Row
 from tinymem.leaderboard.cases import find_cases
 from tinymem.leaderboard.entrants import entrants
+from tinymem.leaderboard.evidence import RECOVERED, Evidence
 from tinymem.leaderboard.protocol import training_identity
 from tinymem.leaderboard.score import Figure
-from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNEDITED, UNLEARN
+from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
 
 (NOISE,) = find_cases(["noise"], True, 3)
 MODELS = {
@@ -53,6 +55,20 @@ def test_what_stands_below_a_table_is_no_row_of_it(written):
 
 def test_the_attacks_are_on_what_one_limit_has_chosen(written):
     assert "### Within 1 point of accuracy\n\n| model |" in (written / "ATTACKS.md").read_text()
+
+
+def test_an_attack_of_ones_own_has_a_column_behind_the_others():
+    rows, records = [], []
+    for name, attacks in (("one", {"quantize": 20.0, "my_attack": 60.0}), ("other", {"quantize": 30.0})):
+        model = {"kind": UNLEARN, "data": {"seed": 0}, "method": {"name": name}, "results": {RECOVERED: 10.0}}
+        rows.append(Row(name, "objective", "", records=(model,)))
+        for attack, percent in attacks.items():
+            about = {"parent": record_digest(model), "attack": {"name": attack}, "results": {RECOVERED: percent}}
+            records.append({**model, "kind": ATTACK, **about})
+    one, other = report.attack_rows(rows, Evidence(tuple(records), {}, {}))
+    assert list(one) == list(other) == ["model", "setting", "before", "excess", *ATTACKS, "my_attack"]
+    assert (one["quantize"], one["my_attack"]) == ("20.0", "60.0")
+    assert (other["quantize"], other["my_attack"]) == ("30.0", "-")
 
 
 def test_a_submission_and_a_method_of_ones_own_have_a_row_each(written):

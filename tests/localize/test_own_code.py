@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from small import ROOT, in_process
 
 from tinymem.attacks.registry import ATTACKS
+from tinymem.cli import subject as subject_of
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
@@ -19,6 +20,10 @@ from tinymem.records.record import read_values
 from tinymem.records.table import find_records, load_records, shown_row
 
 UNLEARN, MEASURE = "src/localize/localize_memorization.py", "src/localize/measure.py"
+DATA_FLAGS = (
+    *("data_name", "artifact", "num_7", "num_2", "num_3", "num_4", "num_5", "num_test", "length", "max_ctx"),
+    *("prompt_tokens", "continuation_tokens", "duplicate"),
+)
 
 METRIC = """
 import torch
@@ -248,8 +253,7 @@ def test_a_folder_alone_on_data_that_flags_describe(place, capsys):
     settings = json.loads((checkpoint / "tinymem.json").read_text())["settings"]
     foreign = shutil.copytree(checkpoint, root / "alone")
     (foreign / "tinymem.json").unlink()
-    names = ("data_name", "artifact", "num_7", "num_2", "num_3", "num_4", "num_5", "num_test", "length", "max_ctx")
-    flags = [f"--{name}={settings[name]}" for name in (*names, "prompt_tokens", "continuation_tokens", "duplicate")]
+    flags = [f"--{name}={settings[name]}" for name in DATA_FLAGS]
     twin = ["--twin_model", narrowed(checkpoint, root / "other"), "--attack", "interpolate"]
     refused(capsys, lambda: in_process(MEASURE, foreign, *flags, *twin, *common), "other: not a twin of this model")
     assert not (root / "out").exists()  # before anything is measured
@@ -258,6 +262,22 @@ def test_a_folder_alone_on_data_that_flags_describe(place, capsys):
     own, same = load_records(root / "out")
     assert own["results"]["percent_memorized_train"] == same["results"]["percent_memorized_train"] > 50
     assert own["fingerprints"] == same["fingerprints"]
+
+
+def test_a_twin_of_a_foreign_model_is_opened_once(place, monkeypatch):
+    """It is compared with the model before anything is measured, and measured later."""
+    root, checkpoint, common = place
+    settings = json.loads((checkpoint / "tinymem.json").read_text())["settings"]
+    foreign, twin = (shutil.copytree(checkpoint, root / name) for name in ("foreign", "its_twin"))
+    (foreign / "tinymem.json").unlink()
+    weights = load_file(twin / "model.safetensors")
+    save_file({name: value * 0.9 for name, value in weights.items()}, twin / "model.safetensors", {"format": "pt"})
+    opened, load = [], subject_of.load_model
+    monkeypatch.setattr(subject_of, "load_model", lambda folder, device: opened.append(folder) or load(folder, device))
+    flags = [f"--{name}={settings[name]}" for name in DATA_FLAGS]
+    in_process(MEASURE, foreign, *flags, "--twin_model", twin, *common)
+    kinds = [record["kind"] for record in load_records(root / "out") if record["model"].get("twin_model") == str(twin)]
+    assert opened == [foreign, twin] and "never_planted" in kinds
 
 
 def test_records_are_handed_out_when_the_model_is_as_it_was(memorizing_backdoor, snapshot, tmp_path):

@@ -1,6 +1,7 @@
 """prod_grad.py --dry_run."""
 
 import pytest
+import torch
 from small import in_process
 
 from tinymem.localize.registry import METHODS
@@ -31,6 +32,32 @@ def test_dry_run_needs_no_weights(capsys, tmp_path, methods):
     )
     output = capsys.readouterr().out
     assert all(name in output for name in (*methods, "magnitude")) and "peak_gb" in output
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--num_retain 2", "2 retain sequences have at most 144 tokens, and a factor of 200 x 200"),
+        ("--factor_sequences 2", "2 retain sequences have at most 144 tokens"),
+        ("--factor_data {folder}/few.pt", "4 sequences of --factor_data {folder}/few.pt have at most 288 tokens"),
+    ],
+)
+def test_too_little_text_for_a_factor(capsys, tmp_path, words, message):
+    """Rows have 72 tokens: those of prompt and continuation."""
+    tiny = known_config("pythia-70m")
+    inner = 300 if "factor_data" in words else 200
+    tiny.update({"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": inner})
+    tiny.save_pretrained(tmp_path / "model")
+    torch.save(torch.zeros(4, 72, dtype=torch.int64), tmp_path / "few.pt")
+    torch.save(torch.zeros(8, 72, dtype=torch.int64), tmp_path / "memorized.pt")
+    data = f"--memorized {tmp_path}/memorized.pt --num_test 99 {words}".format(folder=tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        in_process(
+            SCRIPT, "--model_name", tmp_path / "model", "--localization_method", "kfac", *data.split(), "--dry_run"
+        )
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and f"--factor_sequences: {message.format(folder=tmp_path)}" in error
+    assert error.count("\n") == 1
 
 
 def test_a_known_model_needs_no_network(capsys, monkeypatch):

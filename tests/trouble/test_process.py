@@ -54,6 +54,16 @@ def test_ctrl_c_ends_a_script_even_where_somebody_catches_everything(start, plac
     assert one_line(process, 130) == "script.py: interrupted; run the same command again to resume"
 
 
+def test_a_working_folder_that_is_gone(start):
+    """As at the end of a sweep, which tells where its records are, seen from there."""
+    gone = "import tempfile; folder = tempfile.mkdtemp(); os.chdir(folder); os.rmdir(folder)"
+    process = start(f"{gone}; from tinymem.cli.sweeping import _common; _common(['/one/a', '/one/b'])")
+    assert (
+        one_line(process, 2)
+        == "script.py: error: the folder that this was started in is gone; start it in one that is there"
+    )
+
+
 @pytest.mark.parametrize("seconds", [0.3, 1.0])
 def test_ctrl_c_while_torch_loads(start, seconds):
     process = start("print('ready', flush=True); import torch; torch.zeros(1); time.sleep(60)")

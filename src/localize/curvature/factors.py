@@ -12,13 +12,13 @@ eigenvectors and eigenvalues, which is all that the methods use.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from tinymem.data.other_text import content_digest
-from tinymem.data.token_sets import TokenSet
+from tinymem.data.other_text import content_digest, holds_ids
+from tinymem.data.token_sets import TokenSet, read_token_set
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.curvature.layers import LayerSettings, chosen_weights
 from tinymem.localize.learning import all_finite, frozen
@@ -81,8 +81,11 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
     passes, and only one group of matrices is held at a time. Raise UserError for fewer counted tokens than a factor has
     rows, NotFinite for factors that are not finite.
     """
+    if is_plan(model):  # it runs on a few retain sequences, whatever the text
+        hp = replace(hp, factor_data=None)
     tokens = factor_text(model, task, hp)
-    check_enough(model, task, tokens, weights, hp)
+    if not is_plan(model):
+        check_enough(task, tokens, weights, hp)
     for group in groups(weights):
         found = partial(_bases_of, model, task, tokens, group, hp.labels)
         about = {"labels": hp.labels, "sequences": len(tokens), "weights": [weight.name for weight in group]}
@@ -95,9 +98,9 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
 
 
 def factor_text(model, task: UnlearningTask, hp: FactorSettings) -> torch.Tensor:
-    """Return the sequences that give the factors, (m, T). Plans run on retain sequences, whatever the text."""
+    """Return the sequences that give the factors, (m, T)."""
     text = task.retain
-    if hp.factor_data is not None and not is_plan(model):
+    if hp.factor_data is not None:
         size = (text.shape[1], hp.factor_sequences, model.config.get_text_config().vocab_size)
         text = task.reader.rows(FLAG, hp.factor_data, *size)
     order = torch.randperm(len(text), generator=task.generator())
@@ -110,22 +113,33 @@ def is_plan(model) -> bool:
 
 
 def check_factors(model, task: UnlearningTask, hp: FactorSettings) -> None:
-    """Raise UserError for a layer that the model does not have, and for less text than the largest factor needs."""
-    check_enough(model, task, factor_text(model, task, hp), chosen_weights(model, hp), hp)
+    """Raise UserError for a layer that the model does not have, and for less text than the largest factor needs.
+
+    A plan knows how many tokens there are at most, pads and <bos> included: it reads token ids, but no text.
+    """
+    weights = chosen_weights(model, hp)
+    if not is_plan(model):
+        check_enough(task, factor_text(model, task, hp), weights, hp)
+    elif hp.factor_data is None or holds_ids(hp.factor_data):
+        text = task.retain if hp.factor_data is None else read_token_set(hp.factor_data).tokens
+        length = task.retain.shape[1]
+        most = min(text.numel(), hp.factor_sequences * length)
+        _check_count(-(-most // length), most, "at most ", weights, hp)
 
 
-def check_enough(
-    model, task: UnlearningTask, tokens: torch.Tensor, weights: Sequence[Weight], hp: FactorSettings
-) -> None:
+def check_enough(task: UnlearningTask, tokens: torch.Tensor, weights: Sequence[Weight], hp: FactorSettings) -> None:
     """Raise UserError for text with fewer counted tokens than the largest factor has rows: it could not be invertible."""
+    _check_count(len(tokens), int(loss_mask(tokens, task.ignored_token).sum()), "", weights, hp)
+
+
+def _check_count(rows: int, counted: int, how: str, weights: Sequence[Weight], hp: FactorSettings) -> None:
     needed = max(max(weight.view().shape) for weight in weights)
-    counted = int(loss_mask(tokens, task.ignored_token).sum())
-    if counted < needed and not is_plan(model):  # plans run on a few rows of the text
+    if counted < needed:
         text, ways = "retain sequences", "--max_retain, or the number of retain sequences"
         if hp.factor_data is not None:
             text, ways = f"sequences of {FLAG} {hp.factor_data}", "or give more text"
         raise UserError(
-            f"--factor_sequences: {len(tokens)} {text} have {counted} tokens, and a factor of {needed} x {needed} needs at "
+            f"--factor_sequences: {rows} {text} have {how}{counted} tokens, and a factor of {needed} x {needed} needs at "
             f"least {needed}; raise it, {ways}"
         )
 

@@ -61,7 +61,8 @@ def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
-    """Return the passes over the text that gives the factors."""
+    """Return the passes over the text that gives the factors. Raise UserError as `check` does."""
+    check(model, task, hp)
     return factor_passes(task, chosen_weights(model, hp), hp)
 
 

@@ -22,6 +22,19 @@ class LayerSettings:
         choices=("in", "out", "both"),
     )
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", spelled(self.layers))  # so that 3,0 and 0,3 are one run
+
+
+def spelled(text: str) -> str:
+    """Return layers as records name them: numbers ascending, each once. Raise UserError for what names no layers."""
+    if text in ("all", *LAST):
+        return text
+    names = text.split(",")
+    if not all(name.strip().isdecimal() for name in names):
+        raise UserError(f"--layers {text}: must be all, last, last_two, or numbers of layers such as 0,3")
+    return ",".join(map(str, sorted({int(name) for name in names})))
+
 
 def chosen_weights(model, hp: LayerSettings) -> list[Weight]:
     """Return the chosen MLP matrices, first layer first. Raise UserError for a layer that the model does not have."""
@@ -32,15 +45,15 @@ def chosen_weights(model, hp: LayerSettings) -> list[Weight]:
 
 
 def chosen_layers(text: str, count: int) -> list[int]:
-    """Return the numbers of layers that a setting names, sorted. count: layers of the model. Raise UserError."""
+    """Return the numbers of the layers of a setting, ascending. Raise UserError for one that the model does not have.
+
+    text: as from `spelled`. count: layers of the model.
+    """
     if text == "all":
         return list(range(count))
     if text in LAST:
         return list(range(max(0, count - LAST[text]), count))
-    names = text.split(",")
-    if not all(name.strip().isdecimal() for name in names):
-        raise UserError(f"--layers {text}: must be all, last, last_two, or numbers of layers such as 0,3")
-    numbers = sorted({int(name) for name in names})
+    numbers = [int(name) for name in text.split(",")]
     if numbers[-1] >= count:
         raise UserError(f"--layers {text}: there is no layer {numbers[-1]}; the model has layers 0 to {count - 1}")
     return numbers

@@ -99,7 +99,39 @@ def test_plans_take_other_text_to_be_as_long_as_asked_for(tiny_model, tiny_task)
     hp = FactorSettings(factor_data="text.txt", factor_sequences=12)
     assert factors.factor_passes(task, weights, hp) == (3, 3)
     model.planned_for = "cpu"
-    assert torch.equal(factors.factor_text(model, task, replace(hp, factor_sequences=24)), task.retain)
+    assert len(list(bases(model, task, weights, hp))) == len(weights)  # of retain sequences: the text is not there
+
+
+@pytest.mark.parametrize("name", ["kfac", "kfade"])
+def test_plans_refuse_what_a_run_must(name, curvature, tiny_model, tiny_task, token_file):
+    """32 tokens are needed. A row of 12 tokens has 11 that are predicted, or 12 if its <bos> comes on top."""
+    method, model = curvature[name], tiny_model()
+    model.planned_for = "cpu"
+    two, three = token_file(other_rows(2), "two"), token_file(other_rows(3), "three")
+    ways = "--max_retain, or the number of retain sequences"
+    for retain, changes, message in (
+        (
+            2,
+            {},
+            f"2 retain sequences have at most 24 tokens, and a factor of 32 x 32 needs at least 32; raise it, {ways}",
+        ),
+        (24, {"factor_sequences": 2}, "2 retain sequences have at most 24 tokens"),
+        (24, {"factor_data": two}, f"2 sequences of --factor_data {two} have at most 24 tokens"),
+        (
+            24,
+            {"factor_data": three, "factor_sequences": 2},
+            f"2 sequences of --factor_data {three} have at most 24 tokens",
+        ),
+        (3, {}, None),
+        (2, {"factor_data": three}, None),
+        (2, {"factor_data": "not_there.txt"}, None),  # how many tokens a text has, its tokenizer alone knows
+    ):
+        work = model, tiny_task(retain=retain, microbatch=5), method.hyper_parameters(**changes)
+        if message is None:
+            assert method.passes(*work)[0] > 0
+        else:
+            with pytest.raises(UserError, match=f"^--factor_sequences: {message}"):
+                method.passes(*work)
 
 
 def test_the_script_takes_a_file_and_says_where_it_lay(memorizing_backdoor, tmp_path, capsys):

@@ -196,10 +196,16 @@ def test_factors_that_are_not_finite_are_refused(tiny_model, tiny_task):
 
 
 @pytest.mark.parametrize(
-    "text, expected", [("all", [0, 1, 2]), ("last", [2]), ("last_two", [1, 2]), ("2,0", [0, 2]), ("1", [1])]
+    "text, expected", [("all", [0, 1, 2]), ("last", [2]), ("last_two", [1, 2]), ("0,2", [0, 2]), ("1", [1])]
 )
 def test_layers_by_name_and_number(text, expected):
     assert chosen_layers(text, 3) == expected
+
+
+@pytest.mark.parametrize("text", ["0,10", "10,0", "0,0,10", " 10, 00"])
+def test_the_same_layers_are_one_run(text):
+    hp = FactorSettings(layers=text)
+    assert hp.layers == "0,10" == replace(hp, labels="sampled").layers  # by numbers, not by letters
 
 
 def test_last_two_of_one_layer():
@@ -210,15 +216,15 @@ def test_last_two_of_one_layer():
     "text, message",
     [
         ("3", "no layer 3; the model has layers 0 to 2"),
-        ("0,9", "no layer 9"),
+        ("9,0", "no layer 9"),
         ("first", "must be all, last, last_two, or numbers"),
         ("-1", "must be all, last"),
-        ("", "must be all, last"),
+        ("0,", "must be all, last"),
     ],
 )
 def test_layers_that_are_not_there(text, message):
     with pytest.raises(UserError, match=message) as raised:
-        chosen_layers(text, 3)
+        chosen_layers(FactorSettings(layers=text).layers, 3)
     assert "\n" not in str(raised.value)
 
 
