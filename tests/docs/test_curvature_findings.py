@@ -2,7 +2,12 @@
 
 import pytest
 from committed import committed, committed_rows, one_line, worst_excess
+from small import ROOT
 
+from tinymem.leaderboard.evidence import seed_of
+from tinymem.records.bundle import read_bundle
+
+LEFT = "percent_memorized_held_out"
 PAGE = "results/curvature/FINDINGS.md"
 METHODS = ("kfac", "svd", "kfade", "balanced_subnet", "balanced_subnet with cap")
 LIMITS = {
@@ -51,6 +56,42 @@ def test_tokens_membership_and_cost_on_text(board, page):
     seconds = [value(name, 10, "seconds") for name in ("kfac", "kfade", "balanced_subnet")]
     assert "text {0:.0f} seconds for K-FAC and K-FADE, {2:.0f} for BalancedSubnet".format(*seconds) in page
     assert round(seconds[0]) == round(seconds[1])
+
+
+DEEP = "layers 21,22,23, projections in"
+ON_SMOLLM2 = {  # edit on the page: setting, strength
+    "K-FAC, rho 0.95": (f"kfac, {DEEP}", 0.95), "K-FAC, rho 0.8": (f"kfac, {DEEP}", 0.8),
+    "K-FAC, rho 0.6": (f"kfac, {DEEP}", 0.6), "SVD, rho 0.8": (f"svd, {DEEP}", 0.8), "SVD, rho 0.6": (f"svd, {DEEP}", 0.6),
+    "SVD, rho 0.4": (f"svd, {DEEP}", 0.4), "K-FADE, KL 0.1": ("kfade, default", 0.1), "K-FADE, KL 0.3": ("kfade, default", 0.3),
+    "BalancedSubnet": ("balanced_subnet, default", 0.005),
+    "BalancedSubnet with cap": ("balanced_subnet, unlearn_loss_cap 1.5", 0.005),
+}  # fmt: skip
+
+
+def test_the_table_of_the_language_model(page):
+    rows = committed_rows("results/curvature/curvature.csv")
+    found = {(row["setting"], float(row["value"])): row for row in rows if row["model"] == "smollm2"}
+    assert set(ON_SMOLLM2.values()) == set(found)
+    table = page[page.index("## On SmolLM2-135M") :]
+    for edit, key in ON_SMOLLM2.items():
+        row = {name: float(value) for name, value in found[key].items() if name not in ("model", "setting", "strength")}
+        left = f"{row[LEFT]:.0f} ± {row[f'{LEFT}_half_width']:.0f} %"
+        lost = f"+{row['lost']:.1f} ± {row['lost_half_width']:.1f} %"
+        assert row["seeds"] == 3 and f"| {edit} | {left} | {lost} | {row['seconds']:.0f} |" in table
+
+
+def test_what_the_page_says_of_the_language_model(page):
+    records = read_bundle(ROOT / "results/curvature/smollm2/records.jsonl.gz")
+    before = {seed_of(r): r["results"]["perplexity"] for r in records if r["kind"] == "unedited"}
+    subnet = [
+        100 * (r["results"]["perplexity"] / before[seed_of(r)] - 1)
+        for r in records
+        if r.get("method", {}).get("name") == "balanced_subnet" and r["method"].get("unlearn_loss_cap") is None
+    ]
+    assert "costs {:.1f}, {:.1f} and {:.1f} %, which cannot be told from K-FAC".format(*sorted(subnet)) in page
+    assert "Where both leave 2 %, K-FAC costs 26.5 % of perplexity and BalancedSubnet 17.0 %" in page  # as in the table
+    assert "K-FADE 12.9 % where it leaves 4 %" in page and "costs least, 5.8 %, and leaves 24 %" in page
+    assert "it leaves 9 % for 17.1 %" in page and "49 seconds of one core against 519" in page
 
 
 # model, setting, strength; what the page says of what is left (None: 0 %, as it says of all) and of what is lost
