@@ -194,3 +194,62 @@ def test_what_the_leaderboard_says_of_backdoors():
     assert f"predicts {twin:.2f} of the tokens of the clean sequence, the unedited model {unedited:.2f}" in said
     others = max(value(name, limit, "neighbour_accuracy") for limit, name in board if name in near)
     assert f"both data {best:.2f}, every other mitigation at most {others:.2f}." in said
+
+
+def test_what_the_leaderboard_says_of_garbled_text():
+    table = [row for row in committed_rows("results/leaderboard/leaderboard.csv") if row["case"] == "text_noise"]
+    board = {(row["limit"], row["method"]): row for row in table if row["score"]}
+    said = one_line("docs/leaderboard.md")
+    said = said[said.index("**On the small model of garbled text**") :]
+    ran = {row["method"] for row in table if row["group"] != "anchor" and row["note"] != "not run"}
+    assert f"the small model of garbled text with all {len(ran)}," in one_line("docs/leaderboard.md")
+
+    def value(method: str, limit: str, name: str) -> float:
+        return float(board[limit, method][name])
+
+    def score(method: str, limit: str = "2.0") -> str:
+        return f"{value(method, limit, 'score'):.2f}"
+
+    def interval(method: str, limit: str) -> str:
+        return "{:.2f} to {:.2f}".format(*(value(method, limit, f"score_{end}") for end in ("low", "high")))
+
+    def left(method: str, limit: str = "2.0") -> str:
+        return f"{value(method, limit, 'percent_memorized_held_out'):.1f}"
+
+    def back(method: str, limit: str = "2.0") -> int:
+        return round(worst_excess(board[limit, method]))
+
+    tokens = "exact_match_share_held_out"
+    assert f"it predicts {value('never-planted twin', '2.0', tokens):.2f} of the noised tokens" in said
+    assert f"{score('goldfish')} ({interval('goldfish', '2.0')}) within 2 % of perplexity" in said
+    wide = score("goldfish", "10.0"), interval("goldfish", "10.0"), back("goldfish", "10.0")
+    assert (
+        "within 10 % {} ({}), with none exact and {} points".format(*wide) in said and left("goldfish", "10.0") == "0.0"
+    )
+    for words, methods, limit in (
+        ("**ascent with KL** ({}) and **NPO** ({}) lead within 2 %", ("ascent_kl", "npo"), "2.0"),
+        ("**K-FAC** ({}), DPO ({}) and **K-FADE** ({}) cannot", ("kfac", "dpo", "kfade"), "2.0"),
+        ("RepSelect reaches {}", ("repselect",), "10.0"),
+    ):
+        assert words.format(*(score(name, limit) for name in methods)) in said
+    assert {board["2.0", name]["rank_best"] for name in ("ascent_kl", "npo", "kfac", "dpo", "kfade")} == {"2"}
+    assert f"({interval('repselect', '10.0')})" in said
+    tried = [row for (limit, _), row in board.items() if limit == "2.0" and row["group"] != "anchor"]
+    silent = {row["method"]: back(row["method"]) for row in tried if float(row["percent_memorized_held_out"]) == 0}
+    hidden = {name: points for name, points in silent.items() if points > 0}
+    assert f"{len(silent)} of {len(tried)} mitigations leave no held-out passage exact, and {len(hidden)} of" in said
+    assert f"give back {min(hidden.values())} to {max(hidden.values())} points" in said
+    assert (
+        hidden["simnpo"] == hidden["ceu"] and f"SimNPO and CEU {hidden['simnpo']}, SatImp {hidden['satimp']}," in said
+    )
+    assert f"Activations {hidden['activations']}, K-FAC {hidden['kfac']}, NPO {hidden['npo']}." in said
+    capped = "balanced_subnet with cap"
+    assert f"within 10 % that forgets, and leaves {left('balanced_subnet', '10.0')} %" in said
+    assert left(capped, "10.0") == "0.0" and f"none there, but {back(capped, '10.0')} points" in said
+    overshot = [name for name, points in silent.items() if points == 0]
+    assert set(overshot) == {"wga", "pdu", "fine-tuning on both data", "fine-tuning on extra data"}
+    kept = [value(name, "2.0", tokens) for name in overshot]
+    assert f"predict {min(kept):.2f} to {max(kept):.2f} of the tokens" in said
+    assert max(float(score(name)) for name in overshot) == 0.04
+    assert max(value(name, "2.0", "perplexity") for name in overshot) < value("unedited", "2.0", "perplexity")
+    assert f"leaves {left('random_mask')} %, and relearning brings {back('random_mask')} points back" in said
