@@ -13,7 +13,7 @@ METHODS = ("kfac", "svd", "kfade", "balanced_subnet", "balanced_subnet with cap"
 LIMITS = {
     "noise, 1 point of accuracy": ("noise", 1), "noise, 5 points": ("noise", 5), "backdoor, 1 point": ("backdoor", 1),
     "backdoor, 5 points": ("backdoor", 5), "text, 2 % of perplexity": ("text", 2),
-    "text, 10 %": ("text", 10),
+    "text, 10 %": ("text", 10), "garbled text, 2 %": ("text_noise", 2), "garbled text, 10 %": ("text_noise", 10),
 }  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def page() -> str:
     return one_line(PAGE)
 
 
-def test_the_table_of_what_is_left(board):
+def test_the_table_of_what_is_left(board, page):
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in committed(PAGE).splitlines() if "|" in line
     ]
@@ -40,6 +40,8 @@ def test_the_table_of_what_is_left(board):
             excess = max(worst_excess(row), 0)
             expected.append(f"{float(row['percent_memorized_held_out']):.1f} %, " + (f"+{excess:.0f}" if excess >= 0.5 else "0"))  # fmt: skip
         assert table[title] == expected
+    back = [worst_excess(board["text_noise", limit, method]) for limit, method in ((2, METHODS[0]), (10, METHODS[-1]))]
+    assert "{:.0f} points come back. Within 10 % BalancedSubnet with a cap leaves nothing either, and gives {:.0f}".format(*back) in page  # fmt: skip
 
 
 def test_tokens_membership_and_cost_on_text(board, page):
