@@ -35,13 +35,8 @@ CLOSEST_HEAD = ("method", "memorized %, published", "accuracy lost, published", 
 CLOSEST_HEAD += ("memorized %, ours", "accuracy lost, ours", "as good", "our seeds", "seconds")
 AS_PUBLISHED_HEAD = ("method", "memorized %, published", "accuracy lost, published")
 AS_PUBLISHED_HEAD += ("counted %, as published here", "accuracy lost", "not counted %", "training rows %")
-AS_PUBLISHED_HEAD += (
-    "counted %, relearned",
-    "models",
-    "counted %, honest here",
-    "accuracy lost, honest",
-    "models, honest",
-)
+AS_PUBLISHED_HEAD += ("counted %, relearned", "models")
+AS_PUBLISHED_HEAD += ("counted %, honest here", "accuracy lost, honest", "models, honest")
 TIME_HEAD = ("model", "seed", "epochs", "minutes", "processor", "threads", "precision", "torch")
 
 
@@ -136,9 +131,8 @@ def as_published_here(case: Case, rows: Sequence[Unlearned], folder: Path) -> li
     left = ("percent_memorized_left_out", "percent_memorized_train", f"relearned_{COUNTED}")
     lines = []
     for row in rows:
-        name, known = f"{row.method}_as_published", (
-            applicable(row.method, case.artifact) if row.method in METHODS else []
-        )
+        name = f"{row.method}_as_published"
+        known = applicable(row.method, case.artifact) if row.method in METHODS else []
         if known and (every := runs.get((name, len(known)))):
             none = runs.get((name, 0), {})
             cells = [_mean(every, COUNTED, 1), _mean(every, "accuracy_lost", 2)]
