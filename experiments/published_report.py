@@ -35,7 +35,8 @@ EXPLAINED = """\
 Memorized, lower is better: of all test triggers, of those that the study's code counts, of those that it does not, and
 of the planted training rows. Accuracy lost in points of %, perplexity risen in %, against the unedited model; seconds
 to find what to drop. `relearned`: the most that comes back, at any number of steps, of what the attacker has not seen.
-Means over models, each of another seed, with their 95 % interval (Student's t). `forgotten`: sequences to forget."""
+Means over models with their 95 % interval (Student's t); `seeds` are those of the models. `forgotten`: sequences to
+forget. `dtype`: that of the forward passes."""
 
 
 def rows_of(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -54,18 +55,25 @@ def rows_of(records: Iterable[Record]) -> list[dict[str, Any]]:
     rows = []
     for group in groups.values():
         group = [record for record in group if COUNTED in record["results"]] or group
-        models = {record["fingerprints"]["weights"]: _results(record, ours) for record in group}
-        rows.append(_case(group[0]) | {"models": len(models)} | _means(list(models.values())))
+        models = {record["fingerprints"]["weights"]: record for record in group}
+        seeds = " ".join(map(str, sorted(record["data"]["seed"] for record in models.values())))
+        results = [_results(record, ours) for record in models.values()]
+        rows.append(_case(group[0]) | {"models": len(models), "seeds": seeds} | _means(results))
     return sorted(rows, key=_place)
 
 
 def _case(record: Record) -> dict[str, Any]:
-    """Return what runs of several seeds share: data, sizes, training, forget set without differences, method."""
+    """Return what runs of several seeds share: data, sizes, training, forget set without differences, method.
+
+    A dtype left to the machine is the one that it chose.
+    """
     case = {f"data.{name}": value for name, value in record["data"].items() if name != "seed"}
     for section in ("model", "training"):
         case |= {f"{section}.{name}": value for name, value in record.get(section, {}).items()}
     case |= {f"forget.{name}": record["forget"][name] for name in ("unlearn_set_name", "holdout_fraction")}
     method = dict(record.get("method", {"name": "unedited", "differences": None}))
+    if method.get("dtype") == "auto":
+        method["dtype"] = record["environment"]["auto_dtype"]
     return case | {f"method.{name}": value for name, value in method.items()}
 
 
@@ -155,14 +163,14 @@ def _settings(row: Mapping[str, Any]) -> str:
 def _table(before: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
     used = [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
     known = applicable(rows[0]["method.name"].removesuffix("_as_published"), rows[0]["data.artifact"])
-    heads = ["differences", *(SHOWN[name][0] for name in used), "models"]
+    heads = ["differences", *(SHOWN[name][0] for name in used), "seeds"]
     lines = [_line("(unedited)", row, used) for row in before[:1]]
     lines += [_line(label(row["method.differences"], known), row, used) for row in rows]
     return markdown(heads, lines)
 
 
 def _line(name: str, row: Mapping[str, Any], used: Sequence[str]) -> list[str]:
-    return [name, *(_cell(row, column) for column in used), str(row["models"])]
+    return [name, *(_cell(row, column) for column in used), row["seeds"]]
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:

@@ -35,8 +35,8 @@ CLOSEST_HEAD = ("method", "memorized %, published", "accuracy lost, published", 
 CLOSEST_HEAD += ("memorized %, ours", "accuracy lost, ours", "as good", "our seeds", "seconds")
 AS_PUBLISHED_HEAD = ("method", "memorized %, published", "accuracy lost, published")
 AS_PUBLISHED_HEAD += ("counted %, as published here", "accuracy lost", "not counted %", "training rows %")
-AS_PUBLISHED_HEAD += ("counted %, relearned", "models")
-AS_PUBLISHED_HEAD += ("counted %, honest here", "accuracy lost, honest", "models, honest")
+AS_PUBLISHED_HEAD += ("counted %, relearned", "our seeds")
+AS_PUBLISHED_HEAD += ("counted %, honest here", "accuracy lost, honest", "our seeds, honest")
 TIME_HEAD = ("model", "seed", "epochs", "minutes", "processor", "threads", "precision", "torch")
 
 
@@ -127,7 +127,8 @@ def zero_out_with_the_slip(case: Case, folder: Path) -> list[str]:
 
 def as_published_here(case: Case, rows: Sequence[Unlearned], folder: Path) -> list[str]:
     """Return a table of the runs with all differences of the study's code, beside those with none, where there are any."""
-    runs = {(run["method.name"], len(run["method.differences"])): run for run in _own_runs(case, folder)}
+    found = sorted(_own_runs(case, folder), key=lambda run: run["models"])  # of several precisions the one most ran in
+    runs = {(run["method.name"], len(run["method.differences"])): run for run in found}
     left = ("percent_memorized_left_out", "percent_memorized_train", f"relearned_{COUNTED}")
     lines = []
     for row in rows:
@@ -136,8 +137,8 @@ def as_published_here(case: Case, rows: Sequence[Unlearned], folder: Path) -> li
         if known and (every := runs.get((name, len(known)))):
             none = runs.get((name, 0), {})
             cells = [_mean(every, COUNTED, 1), _mean(every, "accuracy_lost", 2)]
-            cells += [*(_mean(every, column, 1) for column in left), _mean(every, "models", 0)]
-            cells += [_mean(none, COUNTED, 1), _mean(none, "accuracy_lost", 2), _mean(none, "models", 0)]
+            cells += [*(_mean(every, column, 1) for column in left), every["seeds"]]
+            cells += [_mean(none, COUNTED, 1), _mean(none, "accuracy_lost", 2), none.get("seeds", "-")]
             lines.append([row.method, f"{row.published.memorized:.1f}", f"{row.published.lost:.2f}", *cells])
     if not lines:
         return []

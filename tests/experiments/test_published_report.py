@@ -40,7 +40,19 @@ def test_means_and_intervals_over_seeds():
     assert (every["accuracy_lost"], every["accuracy_lost_ci95"]) == (0.5, None)
     text = report.text_of([none, every])
     assert "| none | 50.0 |" in text and "| all | 50.0 | 0.50 | 2.0 | 1 |" in text and "± 6.57" in text
+    assert [row["seeds"] for row in (none, every)] == ["0 1 2", "1"]
     assert report.label(("a", "b"), ["a", "b", "c"]) == "all but c" and report.label(("a",), ["a", "b"]) == "a"
+
+
+def test_a_dtype_left_to_the_machine_is_the_one_that_it_chose():
+    """So that means are not taken over runs of several precisions."""
+    dtypes = [("auto", "float32"), ("auto", "bfloat16"), ("bfloat16", "float32")]
+    records = [record(seed, accuracy_lost=float(seed)) for seed in range(3)]
+    for one, (own, auto) in zip(records, dtypes):
+        one["method"]["dtype"], one["environment"] = own, {"auto_dtype": auto}
+    rows = report.rows_of(records)
+    assert sorted((row["method.dtype"], row["seeds"]) for row in rows) == [("bfloat16", "1 2"), ("float32", "0")]
+    assert "ratio 0.05, dtype bfloat16" in report.text_of(rows)
 
 
 def test_the_unedited_model_stands_beside_any_run():
@@ -76,12 +88,12 @@ def test_reproduction_shows_them_beside_published_and_honest_runs(monkeypatch, t
         record(seed, ["test_triggers"], accuracy_lost=seed, percent_memorized_counted=10.0, **figures)
         for seed in (0, 1)
     ]
-    assert "| obs | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | - | 2 | - | - | - |" in shown(*every)[-1]
+    assert "| obs | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | - | 0 1 | - | - | - |" in shown(*every)[-1]
     none = record(1, accuracy_lost=2.0, percent_memorized_counted=20.0)
     attack = {"parent": record_digest(every[0]), "attack": {"steps": 5}}
     relearned = {**every[0], **attack, "results": {"percent_memorized_counted": 60.0}}
     *_, line = shown(none, *every, relearned)[-1].splitlines()
-    assert line == "| obs | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | 60.0 | 2 | 20.0 | 2.00 | 1 |"
+    assert line == "| obs | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | 60.0 | 0 1 | 20.0 | 2.00 | 1 |"
     other = {**every[0], "method": {**every[0]["method"], "ratio": 0.1}}
     deeper = {**every[0], "model": {"n_layers": 4, "n_embd": 8}}
     old = record(0, ["test_triggers"], accuracy_lost=1.0)

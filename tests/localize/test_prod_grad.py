@@ -274,6 +274,9 @@ def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, cap
         (["--holdout_fraction", 0.999], "leaves none of"),
         (["--random", "{place}/none.pt"], "none.pt: no such file"),
         (["--twin_model", "{place}/nowhere"], "--twin_model {place}/nowhere: no such folder"),
+        (["--unlearn_set_name", "two"], "--unlearn_set_name two: a production model has only mem, noise"),
+        (["--retain", "all"], "--retain all: a production model's training rows are not known; use --retain others"),
+        (["--forget", "test"], "--forget test: a production model's training rows are not known; use --forget train"),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])
