@@ -10,16 +10,18 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch  # sets an attribute and puts the old one back, also after an error
 
+import published_obs
 import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import UserError
 from tinymem.localize.neuron import gates, hard_concrete, slimming
 from tinymem.localize.task import ALL, TEST, TaskSettings, UnlearningTask, unlearning_task
-from tinymem.localize.weight import edge_popup, subnet
+from tinymem.localize.weight import edge_popup, obs, subnet
 from tinymem.models.trainable import gradient_of
 
 FIRST_WINDOW = 50  # where the window starts until a sequence was counted
@@ -43,7 +45,7 @@ class Difference:
 
 
 MIXED, SUBNETS, GATES = ("balanced_subnet", "greedy"), ("balanced_subnet", "subnet"), ("slimming", "hard_concrete")
-METHODS = (*SUBNETS, *GATES, "greedy", "obs", "activations")
+METHODS = (*SUBNETS, *GATES, "greedy", "obs", "activations", "integrated_gradients", "durable", "durable_agg")
 DIFFERENCES = {
     "mixture": Difference(
         "batches of forget and retain set as they are mixed, most of them without a sequence to forget",
@@ -68,6 +70,12 @@ DIFFERENCES = {
     ),
     "one_zero_grad": Difference("gradients are zeroed once an epoch, so that they pile up over its steps", GATES),
     "no_stop": Difference("the test that is to stop the training does not stop it", GATES, settings={"stop_loss": 0.0}),
+    "piled_gradients": Difference(
+        "gradients of batches of 64, none ever zeroed, so that they pile up over passes and over parameters", ("obs",)
+    ),
+    "float32_fisher": Difference(
+        "the inverse Fisher matrix is kept in float32; where it ends without numbers, weights are dropped first", ("obs",)
+    ),
 }  # fmt: skip
 
 
@@ -140,10 +148,14 @@ def with_differences(hp: Any, names: Collection[str]) -> Any:
 @contextmanager
 def as_published(names: Collection[str]) -> Iterator[None]:
     """Let the library's methods work with these differences within the block."""
+    dtype = torch.float32 if "float32_fisher" in names else torch.float64
+    score = partial(published_obs.score, piled="piled_gradients" in names, dtype=dtype)
     parts: dict[str, tuple[tuple[Any, str, Callable], ...]] = {
         "scores_as_stored": ((edge_popup, "_new_scores", scores_as_stored),),
         "in_order": tuple((module, "unlearn_batches", batches_in_order) for module in (subnet, gates)),
         "one_zero_grad": tuple((module, "learn_gates", learn_gates_piling_up) for module in (slimming, hard_concrete)),
+        "piled_gradients": ((obs, "score", score),),
+        "float32_fisher": ((obs, "score", score),),
     }
     with ExitStack() as changes:
         for name in names:

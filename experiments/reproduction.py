@@ -178,6 +178,9 @@ PUBLISHED_SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"ratio": (0.05,), "batch_size": 32, "greedy_k": 10},
     "obs": {"ratio": (0.05,)},
     "activations": {"ratio": (0.05,)},
+    "integrated_gradients": {"ratio": (0.05,)},
+    "durable": {"ratio": (0.05,)},
+    "durable_agg": {"ratio": (0.05,)},
 }
 # The same path from planting to report within a minute; nothing is published from it.
 SMALL_CASES = (Case("backdoor", "increment", 2, (0,), (0, 8), unlearned=8, changed=SMALL[1].grid["rest"][0]),)

@@ -26,6 +26,7 @@ NEW_SCORES = edge_popup._new_scores  # the library's own
 QUICK = {
     "balanced_subnet": ["--epochs", 1], "subnet": ["--epochs", 2], "slimming": [], "hard_concrete": ["--epochs", 2],
     "greedy": ["--ratio", 0.005], "obs": [], "activations": [],
+    "integrated_gradients": ["--ig_steps", 2], "durable": [], "durable_agg": [],
 }  # fmt: skip
 
 
@@ -113,17 +114,17 @@ def test_an_interrupted_study_goes_on(published, monkeypatch, capsys):
 
     monkeypatch.setattr(published_runs, "finish", interrupted)
     with pytest.raises(SystemExit) as ended:
-        published("--method", "obs", "--study")
+        published("--method", "durable", "--study")
     assert ended.value.code == 130 and edge_popup._new_scores is NEW_SCORES
     monkeypatch.setattr(published_runs, "finish", finish)
-    assert len(published("--method", "obs", "--study")) == 2
+    assert len(published("--method", "durable", "--study")) == 2
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--differences", "mixture"], "--differences: whose? Give --method"),
-        (["--method", "obs", "--differences", "mixture"], "--differences mixture: obs on backdoor data has test_triggers, all"),
+        (["--method", "obs", "--differences", "mixture"], "--differences mixture: obs on backdoor data has test_triggers, piled_gradients"),
         (["--method", "nonsense", "--study"], "--method nonsense: must be one of"),
         (["--method", "obs"], "--method: only with --differences or --study"),
         (["--small", "--study"], "--small: trains its own models"),

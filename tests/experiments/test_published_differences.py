@@ -17,13 +17,13 @@ from reproduction import PUBLISHED_SETTINGS
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.neuron import gates, hard_concrete, slimming
 from tinymem.localize.task import ALL, OTHERS, TEST, TaskSettings
-from tinymem.localize.weight import balanced_subnet, edge_popup, greedy, subnet
+from tinymem.localize.weight import balanced_subnet, edge_popup, greedy, obs, subnet
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
 
 PATCHED = (
     (edge_popup, "_new_scores"), (subnet, "unlearn_batches"), (gates, "unlearn_batches"), (slimming, "learn_gates"),
-    (hard_concrete, "learn_gates"),
+    (hard_concrete, "learn_gates"), (obs, "score"),
 )  # fmt: skip
 LIBRARY = tuple(getattr(module, name) for module, name in PATCHED)
 
@@ -34,7 +34,7 @@ def rows(tokens):
 
 def test_every_method_has_its_differences():
     assert set(PUBLISHED_SETTINGS) == set(differences.METHODS)
-    assert differences.applicable("obs", "backdoor") == ["test_triggers"]
+    assert differences.applicable("obs", "backdoor") == ["test_triggers", "piled_gradients", "float32_fisher"]
     assert differences.applicable("subnet", "noise") == ["batch_64", "scores_as_stored", "in_order"]
     assert "test_triggers" not in differences.applicable("balanced_subnet", "noise")
     every = {name for method in differences.METHODS for name in differences.applicable(method, "backdoor")}
@@ -43,18 +43,18 @@ def test_every_method_has_its_differences():
     a, b, c, d = differences.applicable("slimming", "backdoor")
     alone = [(a,), (b,), (c,), (d,)]
     assert sets == [(), (a, b, c, d), *alone, (b, c, d), (a, c, d), (a, b, d), (a, b, c)]
-    assert differences.study("obs", "backdoor") == [(), ("test_triggers",)]
+    assert differences.study("durable", "backdoor") == [(), ("test_triggers",)]
 
 
 def test_names_are_checked():
     chosen = differences.chosen
-    assert chosen(["all"], "obs", "backdoor") == ("test_triggers",) and chosen(["none"], "obs", "backdoor") == ()
+    assert chosen(["all"], "durable", "backdoor") == ("test_triggers",) and chosen(["none"], "obs", "backdoor") == ()
     assert chosen(["in_order", "batch_64"], "subnet", "noise") == ("batch_64", "in_order")  # their own order
     for wrong in (["mixture"], ["nonsense"], ["all", "in_order"]):
         with pytest.raises(UserError, match="^--differences "):
             chosen(wrong, "subnet", "noise")
-    with pytest.raises(UserError, match="^--method durable: must be one of balanced_subnet"):
-        differences.applicable("durable", "noise")
+    with pytest.raises(UserError, match="^--method zero_out: must be one of balanced_subnet"):
+        differences.applicable("zero_out", "noise")
 
 
 def test_settings_change_as_said():
