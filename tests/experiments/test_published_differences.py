@@ -46,6 +46,12 @@ def test_every_method_has_its_differences():
     assert differences.study("durable", "backdoor") == [(), ("test_triggers",)]
 
 
+def test_the_documentation_has_them_all():
+    lines = (ROOT / "docs" / "reproduction.md").read_text().splitlines()
+    table = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert table == list(differences.DIFFERENCES)
+
+
 def test_names_are_checked():
     chosen = differences.chosen
     assert chosen(["all"], "durable", "backdoor") == ("test_triggers",) and chosen(["none"], "obs", "backdoor") == ()
