@@ -146,6 +146,13 @@ def source(arguments) -> str:
     return str(packaged_model(name, arguments.data_dir)) if is_packaged(name) else name
 
 
+def _check_planting(arguments, passages: PassageSettings) -> None:
+    """Raise UserError for settings of planting where nothing is planted: they would change nothing."""
+    others = [*cli.given(PassageSettings, arguments), *cli.given(PlantSettings, arguments)]
+    if passages.plant is None and others:
+        raise UserError(f"--{others[0]}: only with --plant, which names the text to plant passages of")
+
+
 def _check_twin_model(name: str | None, passages: PassageSettings) -> None:
     """Raise UserError for a named twin that is not there, or that a planted model has no use for."""
     if name is None:
@@ -162,6 +169,7 @@ def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
+    _check_planting(arguments, passages)
     _check_twin_model(arguments.twin_model, passages)
     shape = dry_run.planned_shape(source(arguments), loading, device, well_known=arguments.dry_run)
     sizes = dry_run.planned_sizes(shape, data, passages, task)

@@ -73,7 +73,8 @@ def run_missing(
         _print_plan(list(surveyed.values()), todo, Timings(folder))
         return surveyed, Sweep(surveyed)
     place = Place(str(root), str(files.writable_folder(folder).absolute()))
-    chosen = {name: progress for name, progress in surveyed.items() if not progress.left or progress in todo}
+    names = {progress.job.name for progress in todo}
+    chosen = {name: progress for name, progress in surveyed.items() if not progress.left or name in names}
     result = _run(chosen, todo, place, arguments.retries, open_pool) if todo else Sweep(chosen)
     everything = {**surveyed, **result.jobs}  # including those beyond --limit
     _print_result(everything, folder)

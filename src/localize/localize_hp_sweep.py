@@ -35,7 +35,8 @@ def parse():
     model.add_argument("--model_path", help="a checkpoint folder of a TinyMem training run")
     model.add_argument("--model_name", help="a production model: a name on the hub, or a folder")
     add_grid_options(parser)
-    cli.add_options(parser, TaskSettings)
+    held_out = f"Unlearning task (--holdout_fraction is {PRODUCTION_HELD_OUT} by default with --model_name)"
+    cli.add_options(parser, TaskSettings, held_out)
     cli.add_options(parser, LoadSettings, "With --model_name: model")
     cli.add_options(parser, ProductionSettings, "With --model_name: data")
     parser.add_argument("--whole_node", action="store_true", help="with --model_name: one cluster node per run")
@@ -47,6 +48,8 @@ def parse():
     others += ["whole_node"] * arguments.whole_node
     if arguments.model_path and others:
         raise UserError(f"--{others[0]}: only with --model_name; a checkpoint has its own settings")
+    if arguments.model_name and not hasattr(arguments, "memorized"):
+        raise UserError("--memorized: give a file of sequences that this model has memorized, as prod_grad.py takes it")
     for name in ("memorized", "random"):
         path = getattr(arguments, name, None)
         if path and not Path(path).exists() and not arguments.dry_run:

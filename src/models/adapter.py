@@ -98,10 +98,14 @@ def find_mlps(model: PreTrainedModel) -> list[MLP]:
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
-    """Return the name of the list of transformer blocks, and the list. Raise UserError if there is none."""
+    """Return the name of the list of transformer blocks, and the list. Raise UserError if there is none.
+
+    Of a model for text and images these are the text's: its images may have as many.
+    """
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    text = set(model.get_decoder().modules())
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
+        if module in text and isinstance(module, torch.nn.ModuleList) and len(module) == layers:
             return name, module
     children = ", ".join(f"{name} ({type(child).__name__})" for name, child in model.named_children())
     raise UserError(f"{type(model).__name__}: no list of {layers} blocks among its modules {children}")

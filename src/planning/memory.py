@@ -69,7 +69,7 @@ class Shape:
         text = config.get_text_config()
         for name, value in vars(text).items():
             if isinstance(value, list) and len(value) == text.num_hidden_layers:  # one entry per block
-                setattr(text, name, value[:blocks])
+                setattr(text, name, [*value, *value[-1:]][:blocks])  # two blocks also of a model of one
         text.num_hidden_layers = blocks
         return shape_of(config, self.model.dtype, self.device)
 

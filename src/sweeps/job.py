@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files, scripts
+from tinymem.localize.task import TRAIN
 from tinymem.records.finder import keyed_records_in
 from tinymem.records.identity import ATTACK, MEASURED, TWIN_ATTACK, UNEDITED, UNLEARN, run_key, sections_of
 
@@ -26,7 +27,8 @@ class Job:
     varies, values   the strength: a setting in the section `method`, also a flag. One command accepts several values
                and writes one record per value; none: one record
     after      names of the jobs that must be done first
-    nothing_to_do    identity of a record whose 0 % memorized means that this job has nothing to do
+    nothing_to_do    identity of a record whose 0 % memorized, where the job looks for memories, means that it has
+                     nothing to do
     whole_node       needs a whole cluster node instead of one of its GPUs
     attacks          the sections `attack` of the records that each of its records is to have beside it
     """
@@ -69,8 +71,9 @@ def missing(job: Job) -> list[Any]:
     """
     found = keyed_records_in(job.folder)
     if job.nothing_to_do is not None:
-        unedited = run_key(job.nothing_to_do)
-        if any(key == unedited and not record["results"]["percent_memorized_train"] for record, key in found):
+        unedited, sought = run_key(job.nothing_to_do), job.nothing_to_do.get("forget", {}).get("forget", TRAIN)
+        column = f"percent_memorized_{sought}"  # missing from records of other metrics
+        if any(key == unedited and record["results"].get(column) == 0 for record, key in found):
             return []
     done = {key for _, key in found}
     return [value for value in job.values if not all(run_key(one) in done for one in _records_of(job, value))]

@@ -69,7 +69,9 @@ class Site:
         "srun", "program that starts one manager per node", choices=("single", "srun", "mpiexec", "cray_mpiexec")
     )
     launcher_options: str = option("", "further options of the launcher")
-    cores_per_node: int = option(0, "0: all of this machine, or the scheduler's value", low=0, high=10**5)
+    cores_per_node: int = option(
+        0, "shared by a node's runs; 0: all of this machine, on a cluster not known", low=0, high=10**5
+    )
     gpus_per_node: int = option(0, "one worker each; 0: workers share the cores", low=0, high=10**3)
     cpu_affinity: str = option("none", "Parsl's cpu_affinity")
     interface: str = option("", "network interface of the login node that nodes can reach; empty: detected")
@@ -174,9 +176,10 @@ def open_pool(site: Site, jobs: Iterable[Job], place: Place, max_workers: int | 
     gpus = list(map(str, range(site.gpus_per_node))) if site.scheduler in CLUSTERS else _visible_gpus()
     if gpus and site.scheduler == "threads":  # Parsl gives each process its GPU; threads would share the first
         site = replace(site, scheduler="local")
-    cores = site.cores_per_node or _cores()
-    workers = min(len(gpus), max_workers or len(gpus)) if gpus else max_workers or cores
-    if "OMP_NUM_THREADS" not in os.environ:  # otherwise every run would use all cores
+    here = site.scheduler not in CLUSTERS  # the cores of a login node say nothing of those of other nodes
+    cores = site.cores_per_node or (_cores() if here else 0)
+    workers = min(len(gpus), max_workers or len(gpus)) if gpus else max_workers or cores or 1
+    if cores and "OMP_NUM_THREADS" not in os.environ:  # otherwise every run would use all cores
         place.environment["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     # Parsl finds its helper programs by name: they are next to this Python, even if its environment is not active.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -271,6 +271,7 @@ def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, cap
         (["--model_name", "{place}/translator"], "cannot open this model"),
         (["--model_name", "{place}/quantised"], "its weights are quantised"),
         (["--plant", "{place}/corpus.jsonl", "--plant_tokens", 18], "--memorized: leave it out with --plant"),
+        (["--plant_epochs", 3], "--plant_epochs: only with --plant"),
         (["--holdout_fraction", 0.999], "leaves none of"),
         (["--random", "{place}/none.pt"], "none.pt: no such file"),
         (["--twin_model", "{place}/nowhere"], "--twin_model {place}/nowhere: no such folder"),

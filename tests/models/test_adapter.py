@@ -1,6 +1,6 @@
 import pytest
 import torch
-from architectures import ARCHITECTURES, GATED, REFUSED, build
+from architectures import ARCHITECTURES, GATED, REFUSED, SIZES, build
 
 from tinymem.errors import UserError
 from tinymem.localize.ranking import neuron_masks
@@ -45,6 +45,17 @@ def test_gated_mlps(architecture):
     ]
     assert len(mlp.inputs) == 2 and mlp.biases == () and mlp.output_bias is None
     assert mlp.down is model.model.layers[1].mlp.down_proj
+
+
+def test_a_model_for_text_and_images_is_edited_in_its_text():
+    """Also where its images pass through as many blocks, which come first among its modules."""
+    images = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=16)
+    sizes = dict(text_config=SIZES | {"vocab_size": 31}, vision_config=images | {"patch_size": 8})
+    model = build("gemma3", sizes | {"mm_tokens_per_image": 4})
+    name, blocks = find_blocks(model)
+    assert name == "model.language_model.layers" and blocks is model.model.language_model.layers
+    assert len(model.model.vision_tower.encoder.layers) == len(blocks)
+    assert find_mlps(model)[1].down is blocks[1].mlp.down_proj
 
 
 def test_gate_and_up_in_one_matrix():

@@ -1,6 +1,7 @@
 """Shapes of models, and what running on their fake tensors counts."""
 
 import torch
+from architectures import SIZES, build
 from tiny import new_model
 
 from tinymem.localize.neuron.hidden import measured_positions
@@ -69,3 +70,10 @@ def test_a_shape_can_be_cut_to_its_first_blocks():
     assert all(cut.device == "cuda" and cut.model.dtype == torch.bfloat16 for cut in shape.cuts)
     one, two = (cut.parameters for cut in shape.cuts)
     assert one + 5 * (two - one) == shape.parameters
+
+
+def test_a_model_of_one_block_can_be_planned():
+    """Its lists of one entry per block, such as layer_types, get one for a second block."""
+    config = build("qwen3", SIZES | dict(num_hidden_layers=1)).config
+    assert len(config.layer_types) == 1
+    assert [len(cut.mlps) for cut in shape_of(config, torch.float32).cuts] == [1, 2]

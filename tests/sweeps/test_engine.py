@@ -4,12 +4,15 @@ import errno
 import json
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 from threads import thread_pool
 
+from tinymem import files
+from tinymem.cli.sweeping import run_missing
 from tinymem.sweeps import engine
-from tinymem.sweeps.engine import run_jobs, survey
+from tinymem.sweeps.engine import Progress, run_jobs, survey
 
 
 def run(small, jobs, retries=1, workers=2, **more):
@@ -105,6 +108,35 @@ def test_nothing_to_do_is_done(small):
     assert states(run(small, [job])) == {"clean": "skipped"}
     run(small, [small.job("dirty")])
     assert survey([small.job("dirty", (7,), nothing_to_do=unlearn(name="dirty", value=0))])["dirty"].left == 1
+
+
+def test_nothing_to_do_is_decided_where_memories_are_sought(small):
+    """Among test triggers, not in the training set; and not by a record without that number."""
+
+    def left(test: str, **results) -> int:
+        forget = {"forget": "test"} if test else {}
+        record = {"format": 2, "kind": "unedited", "forget": forget, "results": results, "cost": {}, "environment": {}}
+        path = files.write_json(small.out / "records" / f"{files.digest(record)}.json", record)
+        left = survey([small.job("a", (7,), nothing_to_do={"kind": "unedited", "forget": forget})])["a"].left
+        path.unlink()
+        return left
+
+    assert left("", percent_memorized_train=0.0, percent_memorized_test=50.0) == 0
+    assert left("test", percent_memorized_train=0.0, percent_memorized_test=50.0) == 1
+    assert left("test", percent_memorized_train=50.0, percent_memorized_test=0.0) == 0
+    assert left("", perplexity=3.0) == left("", percent_memorized_train=None) == 1
+
+
+def test_a_limit_and_how_often_jobs_are_compared(small, monkeypatch, capsys):
+    """Never: the study's 60216 commands would be compared 1.8 billion times before the first starts."""
+    monkeypatch.setattr(Progress, "__eq__", None)
+    jobs = [small.job(name) for name in "abc"]
+    arguments = SimpleNamespace(limit=2, dry_run=False, retries=0)
+    everything, sweep = run_missing(
+        arguments, jobs, small.out / "sweep", small.root, lambda jobs, place: thread_pool(place, 1)
+    )
+    assert small.log() == ["a 0", "b 0"] and list(sweep.jobs) == ["a", "b"]
+    assert [progress.left for progress in everything.values()] == [0, 0, 1]
 
 
 def test_two_sweeps_side_by_side_share_the_work(small):

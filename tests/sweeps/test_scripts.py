@@ -101,8 +101,12 @@ def test_only(run_script, tmp_path):
         ([HP_SWEEP, "--model_path", "{tmp}"], "not a TinyMem checkpoint"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--dtype", "bfloat16"], "--dtype: only with --model_name"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--whole_node"], "--whole_node: only with --model_name"),
+        ([HP_SWEEP, "--model_name", "{tmp}"], "--memorized: give a file of sequences"),
         ([HP_SWEEP, "--model_name", "{tmp}", "--memorized", "{tmp}/m.pt"], "--memorized {tmp}/m.pt: no such file"),
-        ([HP_SWEEP, "--model_name", "{tmp}", "--random", "{tmp}/r.pt"], "--random {tmp}/r.pt: no such file"),
+        (
+            [HP_SWEEP, "--model_name", "{tmp}", "--memorized", "{tmp}/file", "--random", "{tmp}/r.pt"],
+            "--random {tmp}/r.pt: no such file",
+        ),
         ([NERSC, "--small", "--models", "2.8b"], "--models: not together with --small"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--methods", "magic"], "--methods magic: must be one of zero_out"),
         ([HP_SWEEP, "--model_path", "{tmp}", "--ratios", "1.5"], "--ratio 1.5: must be in (0.0, 1.0)"),

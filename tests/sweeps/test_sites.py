@@ -1,5 +1,6 @@
 """Sites: what is wrong in a TOML file is named, and what is right arrives in Parsl's configuration."""
 
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -139,3 +140,30 @@ def test_threads_of_a_run(sites, small, monkeypatch):
         pass
     assert small.place.environment == {"OMP_NUM_THREADS": "2"}
     assert Path(os.environ["PATH"].split(os.pathsep)[0], "interchange.py").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, workers, environment",
+    [
+        ({}, 4, {"OMP_NUM_THREADS": "16"}),
+        ({"gpus_per_node": "0"}, 64, {"OMP_NUM_THREADS": "1"}),
+        ({"cores_per_node": None}, 4, {}),
+        ({"gpus_per_node": "0", "cores_per_node": None}, 1, {}),
+    ],
+)
+def test_runs_of_a_node_do_not_depend_on_the_login_node(
+    sites, small, tmp_path, monkeypatch, changes, workers, environment
+):
+    found = []
+
+    def config(site, run_dir, workers, gpus, kinds):
+        found.append(workers)
+        return sites.SITES["local"]
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(sites, "_cores", lambda: 7)
+    monkeypatch.setattr(sites, "_parsl_config", config)
+    monkeypatch.setattr(sites, "parsl_pool", lambda place, config: contextlib.nullcontext())
+    site = sites.find_site(written(tmp_path, "cluster.toml", account='"a"', **changes))
+    with sites.open_pool(site, [], small.place, None):
+        assert (found, small.place.environment) == ([workers], environment)
