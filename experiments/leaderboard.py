@@ -138,7 +138,7 @@ def check_names(arguments: argparse.Namespace, cases: list[Case]) -> None:
     """Raise UserError if a method of one's own or a submission has the name of another entrant: rows are known by theirs."""
     names = {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}
     known = set(map(spelled_alike, names))
-    places = dict.fromkeys(name for name in [*arguments.methods, *arguments.method_file] if name.endswith(".py"))
+    places = dict.fromkeys([*(name for name in arguments.methods if name.endswith(".py")), *arguments.method_file])
     given = [(f"--method_file {place}", find_methods([place], "--method_file")[0].name) for place in places]
     given += [(f"--name {arguments.name}", arguments.name)] if arguments.name else []
     for flag, name in given:

@@ -120,7 +120,7 @@ def forgotten(results: Record, original: Record, twin: Record, split: str = "val
 
 
 def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> list[Row]:
-    """Return the table of a case at a limit of lost utility: highest score first, anchors and what has no score last."""
+    """Return the table of a case at a limit of lost utility: highest score first, anchors' too; what has none is last."""
     evidence = jury.evidence
     found = [
         _row(jury, Entrant(UNEDITED, ANCHOR, "none", ()), "", jury.original),

@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from tinymem.errors import UserError
@@ -201,13 +202,22 @@ def _drawn(method: Method, grid: Grid, case: Case, seed: int = 0) -> Iterator[Ed
     strengths = tuple(grid[method.strength]) if method.strength else ()
     every = combinations(others)
     if len(every) * len(strengths) < trials and len(strengths) > 1:  # all together would be fewer than others try
-        strengths = refined(strengths, math.ceil(trials / len(every)))
+        strengths = tuple(filter(partial(allows, method), refined(strengths, math.ceil(trials / len(every)))))
     per = max(1, math.ceil(trials / len(every))) if len(every) * STRENGTHS < trials else min(STRENGTHS, trials)
     count = max(1, trials // max(1, min(per, len(strengths))))
     drawn = every if len(every) <= count else latin_hypercube(others, count, random.Random(seed))
     for values in drawn:
         some = {method.strength: spread(strengths, per)} if method.strength else {}
         yield Edit(method, pinned(method.hyper_parameters(**some, **values), case.precision))
+
+
+def allows(method: Method, strength: Any) -> bool:
+    """Return whether a method may run at this strength: one's own may have a choice of few."""
+    try:
+        method.at(method.hyper_parameters(), strength)
+    except UserError:
+        return False
+    return True
 
 
 def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[str, Any]]:

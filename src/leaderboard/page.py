@@ -23,7 +23,7 @@ NOTE = (
     "The score is 1 for the never-planted twin, a model that was never trained on what is to be forgotten.",
     "Intervals: 95 %, hierarchical bootstrap over seeds and sequences. Ranks count only paired differences that exclude 0.",
 )
-LOWER = ("seconds", "peak_memory_gb", "kl_unseen", "flip_rate_unseen")
+LOWER = ("seconds", "peak_memory_gb")
 
 
 @dataclass

@@ -19,6 +19,7 @@ from tinymem.localize.method import Method
 from tinymem.models.difference import check_same, check_same_tokens
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.options import as_flags
+from tinymem.plugins import is_plugin
 from tinymem.records.identity import MEASURED, TRAIN, UNEDITED, UNLEARN, run_key
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import MEASURE, Common, finetune_job, train_job
@@ -177,9 +178,11 @@ def _attacks(bench: Bench) -> tuple[Mapping[str, Any], ...]:
 
 
 def _attacking(bench: Bench) -> tuple[str, ...]:
-    """Return the flags of a bench's attacks."""
-    flags = (word for method, hp in _settings(bench) for word in as_flags(hp, prefix=f"{method.name}."))
-    return ("--attack", *bench.attacks, "--attack_metrics", *ATTACK_METRICS, *flags)
+    """Return the flags of a bench's attacks, users' files by their absolute paths."""
+    found = _settings(bench)
+    names = [*(name for name in bench.attacks if not is_plugin(name)), *(each.place for each, _ in found if each.code)]
+    flags = (word for method, hp in found for word in as_flags(hp, prefix=f"{method.name}."))
+    return ("--attack", *names, "--attack_metrics", *ATTACK_METRICS, *flags)
 
 
 def _settings(bench: Bench) -> list[tuple[Method, Any]]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 
@@ -23,10 +23,15 @@ from tinymem.models.fingerprint import left_alone
 from tinymem.options import field_types, strength_of
 from tinymem.plugins import own_code
 
+PLAIN = (bool, int, float, str)  # what flags and records hold
+
 
 def check_settings(settings: type) -> None:
     """Raise TypeError or ValueError for settings of a user's method that no flag or record can hold."""
-    field_types(settings)  # its hints have a meaning
+    types = field_types(settings)  # its hints have a meaning
+    for name, kind in ((field.name, types[field.name]) for field in dataclasses.fields(settings)):
+        if (get_args(kind)[0] if get_origin(kind) is tuple else kind) not in PLAIN:
+            raise TypeError(f"{name} is of type {kind}; it must be bool, int, float, str, or a tuple of one of them")
     try:
         given, strength = settings(), strength_of(settings)
     except UserError as error:

@@ -15,11 +15,12 @@ from tinymem.metrics.evaluate import Measurement, averaged
 from tinymem.metrics.examples import kept_split
 from tinymem.metrics.metric import Metric
 from tinymem.metrics.reference import References
-from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, missing, needs_twin
+from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, missing, named, needs_twin
 from tinymem.models.edit import Edit, applied
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.identity import UNEDITED, identity_of, record_digest
 from tinymem.records.record import Cost, find_record, read_values, record_path, write_record
+from tinymem.records.sources import METRIC_FLAGS, has_changed
 from tinymem.training.checkpoint import save_model
 
 OnMeasured = Callable[[Mapping[str, Any], str, int, int], object]
@@ -104,11 +105,18 @@ class Subject:
             tell = partial(self.on_rows, {"kind": UNEDITED, **self.identity})
             self.references.prepare(self.model, self.task.microbatch, tell)
 
-    def lacking(self, results: dict[str, Any]) -> list[str | Metric]:
-        """Return the metrics that results lack: also those that had no value for want of a twin, where there is one now."""
+    def lacking(self, record: Mapping[str, Any]) -> list[str | Metric]:
+        """Return the metrics that a record lacks: also those that had no value for want of a twin, where there is one now,
+        and users' metrics whose file has changed since.
+        """
+        results = record["results"]
         if self.references is not None and self.references.open_twin is not None:
             results = {name: value for name, value in results.items() if value is not None or not needs_twin(name)}
-        return missing(results, self.metrics)
+        lacking = missing(results, self.metrics)
+        if has_changed(record, self.sources, METRIC_FLAGS):
+            own = [metric for metric in chosen(self.metrics) if named(metric.name) is None]
+            lacking = list(dict.fromkeys([*lacking, *own]))
+        return lacking
 
     @property
     def unedited_digest(self) -> str:
@@ -158,7 +166,7 @@ class Run:
     def is_done(self) -> bool:
         """Whether the record has every requested metric and example and the model, if requested, is saved."""
         record = self.record
-        measured_all = record is not None and not self.subject.lacking(record["results"]) and not self._lacks_examples
+        measured_all = record is not None and not self.subject.lacking(record) and not self._lacks_examples
         has_adapter = self.adapter is None or self.adapter.is_dir()
         return measured_all and has_adapter and (self.keep is None or self.saved is not None)
 
@@ -177,7 +185,7 @@ class Run:
         if force:
             self.forget()
         record, subject, device = self.record, self.subject, str(self.subject.model.device)
-        lacking = subject.metrics if record is None else subject.lacking(record["results"])
+        lacking = subject.metrics if record is None else subject.lacking(record)
         found = self.measurement(lacking, edits, **attack) if lacking or self._lacks_examples else None
         folder = self.keep
         if folder is None and record is not None:
@@ -190,8 +198,8 @@ class Run:
             results, values = {**record["results"], "model_folder": folder}, read_values(self.path)
             cost = Cost(**record["cost"])
         if found is not None:
-            given = {name: value for name, value in results.items() if value is not None or name not in found.row}
-            results, values = {**found.row, **given}, {**values, **found.tensors()}
+            others = {name: value for name, value in results.items() if name not in found.row}
+            results, values = {**found.row, **others}, found.tensors(values)
         write_record(subject.folder, self.identity, results, cost, device, values, subject.sources)
 
     def measurement(self, metrics: Sequence[str | Metric], edits: Sequence[Edit] = (), **attack: Any) -> Measurement:

@@ -43,9 +43,13 @@ class Measurement:
     values: dict[str, Values]
     texts: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all are 1), COLUMN.groups; and texts."""
-        tensors = dict(self.texts)
+    def tensors(self, others: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all are 1), COLUMN.groups; and texts.
+
+        others: what the file holds already; nothing of it is kept of the columns here.
+        """
+        earlier = {name for column in self.values for name in (column, f"{column}.weights", f"{column}.groups")}
+        tensors = {name: tensor for name, tensor in (others or {}).items() if name not in earlier} | self.texts
         for column, values in self.values.items():
             tensors[column] = _packed(values.sums)
             if not values.weights.eq(1).all():

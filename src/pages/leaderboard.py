@@ -264,7 +264,7 @@ def _detail(name: str, case: Case, entry: Entry) -> Detail:
         rows.append(Row((words(plain(attack)), number(percent, "%"), number(excess, "%"), words(at))))
     columns = (
         Column("attack", number=False),
-        Column("recovered", "%", "at the strength that brings back most", "lower"),
+        Column("recovered", "%", "at the strength that exceeds the twin most", "lower"),
         Column("over the twin", "points", "at the same strength", "lower"),
         Column("at", number=False),
     )

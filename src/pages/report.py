@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,9 +128,9 @@ def _recovery(place: str, experiment: Experiment) -> Recovery | None:
     if not models:
         return None
     bounds = report_charts.references(models)
-    by_settings = {_settings(model.record): model for model in models if model not in bounds}
-    best = ({"name": one.method, **one.hyper_parameters} for one in experiment.ranking.places)
-    drawn = [by_settings[key] for one in best if (key := _settings({"method": one})) in by_settings]
+    edited = {record_digest(model.record): model for model in models if model not in bounds}
+    best = (digest for one in experiment.ranking.places for digest in experiment.digests(one))
+    drawn = [edited[digest] for digest in best if digest in edited]
     names = report_tables.labels(models)
     drawn = drawn or [model for model in bounds if model.record["kind"] == UNEDITED]
     shown = {
@@ -139,10 +138,6 @@ def _recovery(place: str, experiment: Experiment) -> Recovery | None:
         for number, model in enumerate(drawn)
     }
     return Recovery(split.replace("_", "-"), report_tables.recovery_table(models), shown)
-
-
-def _settings(record: Mapping[str, Any]) -> str:
-    return json.dumps(record.get("method"), sort_keys=True)
 
 
 def _texts(folder: Path, experiment: Experiment, warn: Warn) -> dict[str, tuple[Text, ...]]:

@@ -13,7 +13,7 @@ from typing import Any
 from tinymem.attacks.recovery import Attacked, attacked_models, averaged
 from tinymem.localize.registry import METHODS
 from tinymem.records.choose import Configuration, Run, configurations, experiments, grouped, titles, unlearning_runs
-from tinymem.records.identity import sections_of
+from tinymem.records.identity import record_digest, sections_of
 from tinymem.records.ranking import Ranking, ranked
 from tinymem.records.table import mixed_versions, named_records, versions
 
@@ -55,6 +55,11 @@ class Experiment:
         """The records of each seed."""
         return grouped(self.records, lambda named: _subject(named[1]))
 
+    def digests(self, one: Configuration) -> list[str]:
+        """Return the digests of the records of a configuration."""
+        known = dict(self.records)
+        return [record_digest(known[run.row["record"]]) for run in one.runs]
+
     @cached_property
     def attacked(self) -> tuple[str, list[Attacked]]:
         """The split that attacks are judged on, and every attacked model, mean over its seeds."""
@@ -62,8 +67,13 @@ class Experiment:
         models = [
             model for some in self.subjects for model in attacked_models([record for _, record in some], split)[1]
         ]
-        alike = grouped(models, lambda model: (model.record["kind"], _text(model.record.get("method"))))
-        return split, [averaged(some) for some in alike]
+        places = {digest: place for place, one in enumerate(self.some) for digest in self.digests(one)}
+
+        def alike(model: Attacked) -> Any:
+            record = model.record
+            return places.get(record_digest(record), (record["kind"], _text(record.get("method"))))
+
+        return split, [averaged(some) for some in grouped(models, alike)]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ only in the seed form one configuration, judged by its mean. What attacks bring 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
 from tinymem.metrics.registry import columns
-from tinymem.records.identity import FINGERPRINTS, NEVER_PLANTED, RIVALS, UNEDITED, record_digest, run_key
+from tinymem.records.identity import FINGERPRINTS, MEASURED, NEVER_PLANTED, RIVALS, UNEDITED, record_digest, run_key
 from tinymem.records.interval import mean_and_interval
 from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
 
@@ -69,7 +70,9 @@ class Configuration:
 
     @property
     def hyper_parameters(self) -> Mapping[str, Any]:
-        return self.runs[0].hyper_parameters
+        """The settings that all runs share: of an edit made elsewhere the fingerprint differs between seeds."""
+        first, *others = (run.hyper_parameters for run in self.runs)
+        return {name: value for name, value in first.items() if all(each.get(name) == value for each in others)}
 
     @cached_property
     def experiment(self) -> dict[str, Any]:
@@ -227,10 +230,22 @@ def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, flo
 
 
 def configurations(runs: Iterable[Run]) -> list[Configuration]:
-    """Return the runs grouped into configurations that differ only in the seed, in order of first appearance."""
-    return list(
-        map(Configuration, grouped(runs, lambda run: (_experiment_key(run), run.method, key_of(run.hyper_parameters))))
-    )
+    """Return the runs grouped into configurations that differ only in the seed, in order of first appearance.
+
+    Edits that were made elsewhere are known by their name: those of one name on several seeds are one configuration, unless
+    a seed has more than one of them.
+    """
+    runs = list(runs)
+    foreign = [run for run in runs if run.row["kind"] == MEASURED]
+    counts = Counter((key_of(run.checkpoint), run.method) for run in foreign)
+    several = {(_experiment_key(run), run.method) for run in foreign if counts[key_of(run.checkpoint), run.method] > 1}
+
+    def key(run: Run) -> tuple:
+        about = _experiment_key(run), run.method
+        by_name = run.row["kind"] == MEASURED and about not in several
+        return *about, () if by_name else key_of(run.hyper_parameters)
+
+    return list(map(Configuration, grouped(runs, key)))
 
 
 def experiments(some: Iterable[Configuration]) -> list[list[Configuration]]:

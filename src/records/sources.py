@@ -6,7 +6,7 @@ They are no part of a run's identity, which holds what is in the files: one file
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tinymem.data.text_files import corpus_files, sha256
 from tinymem.errors import UserError
 
 KEY = "sources"  # in `environment`
+METRIC_FLAGS = ("--metrics", "--attack_metrics")
 Source = dict[str, str]
 
 
@@ -27,6 +28,12 @@ def sources(record: Mapping[str, Any], flag: str) -> list[Source]:
     found = record.get("environment", {}).get(KEY, ())
     known = [entry for entry in found if isinstance(entry, dict) and {"flag", "path", "sha256"} <= entry.keys()]
     return [entry for entry in known if entry["flag"] == flag]
+
+
+def has_changed(record: Mapping[str, Any], now: Iterable[Mapping[str, str]], flags: Sequence[str]) -> bool:
+    """Return whether a file of these flags holds something else now than when a record was made. now: entries of today."""
+    before = {entry["path"]: entry["sha256"] for flag in flags for entry in sources(record, flag)}
+    return any(before.get(entry["path"], entry["sha256"]) != entry["sha256"] for entry in now)
 
 
 def found_again(source: Source, record_file: Path) -> Path:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STRENGTHS = ("ratio", "steps", "rho", "alpha", "kl_budget")  # what methods call it; none has two of them
+STRENGTHS = ("ratio", "steps", "rho", "alpha", "kl_budget")  # what the registry's methods call it; none has two of them
 
 
 def strength_in(settings: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Return the name and the value of the strength among a method's settings; None where there is none, or no number."""
-    name = next((name for name in STRENGTHS if name in settings), None)
-    value = settings.get(name) if name else None
-    return (name, value) if name and isinstance(value, (int, float)) else None
+    """Return the name and the value of the strength among a method's settings; None where there is none, or no number.
+
+    That of a method in a user's file may have another name if it is the only number among its settings.
+    """
+    numbers = {name: value for name, value in settings.items() if type(value) in (int, float)}  # True is none
+    named = [name for name in STRENGTHS if name in settings]
+    if not named and "code" in settings and len(numbers) == 1:
+        named = list(numbers)
+    return (named[0], numbers[named[0]]) if named and named[0] in numbers else None
 
 
 def with_strength(method: str, settings: Mapping[str, Any]) -> str:

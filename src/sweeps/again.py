@@ -27,7 +27,7 @@ from tinymem.models.production import LoadSettings
 from tinymem.options import as_flags, unnamed
 from tinymem.records.identity import FINETUNE, NEVER_PLANTED, PLANTED_MODEL, TRAIN, TWIN_MODEL, UNEDITED, UNLEARN
 from tinymem.records.record import read_record
-from tinymem.records.sources import found_again, sources
+from tinymem.records.sources import METRIC_FLAGS, found_again, sources
 from tinymem.scripts import ROOT
 from tinymem.sweeps.jobs import FINETUNING, LOCALIZE, MEASURE, PRODUCTION, TRAINING
 from tinymem.training.checkpoint import SETTINGS, load_trained
@@ -128,7 +128,7 @@ def _text(record: Record, path: Path) -> list[str]:
 def _own_metrics(record: Record, path: Path) -> list[str]:
     """Return the user's files that define metrics among a record's results."""
     files = []
-    for source in (entry for flag in ("--metrics", "--attack_metrics") for entry in sources(record, flag)):
+    for source in (entry for flag in METRIC_FLAGS for entry in sources(record, flag)):
         file = str(found_again(source, path))
         own = plugin_metrics(file)
         if len(missing(record["results"], own)) < len(own):

@@ -52,6 +52,17 @@ def test_strengths_are_spread_or_refined():
     assert entrants.refined((0.1, 0.11), 9) == (0.1, 0.11) and entrants.refined((1, 2), 9) == (1, 2)  # none twice
 
 
+def test_strengths_that_a_method_of_ones_own_refuses_are_not_tried(tmp_path):
+    (tmp_path / "bits.py").write_text(
+        "from tinymem.options import option, settings\n@settings\nclass HyperParameters:\n"
+        "    bits: tuple[int, ...] = option((2, 16), 'bits', choices=(2, 4, 8, 16), strength=True)\n"
+        "def attack(model, task, hp, bits): ...\n"
+    )
+    *_, own = entrants.entrants([str(tmp_path / "bits.py")], small_case())
+    tried = [value for trial in own.trials for value in trial.strengths]
+    assert sorted(tried) == [2, 8, 16]  # 3, 5, 11 ... are between the two of the grid, but no choice
+
+
 def test_trials_that_differ_in_strength_alone_share_a_command():
     (npo,) = [each for each in entrants.entrants(["npo"], small_case()) if each.name == "npo"]
     assert len(alone(npo)) == 12 and len(npo.trials) == 4

@@ -153,6 +153,15 @@ def test_the_attacks_of_small_cases_are_those_of_the_published_records(tmp_path)
     assert "--weight_noise.draws=1" in unedited.words
 
 
+def test_commands_find_an_attack_of_ones_own_from_any_folder(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "src/attacks/quantize.py", tmp_path / "rounding.py")
+    monkeypatch.chdir(tmp_path)
+    (case,) = find_cases(["noise"], True, 12)
+    *_, unedited = training_jobs(bench_of(case, 0, tmp_path, ("prune", "rounding.py")), Common("data"))
+    place = unedited.words.index("--attack")
+    assert unedited.words[place + 1 : place + 4] == ("prune", str(tmp_path / "rounding.py"), "--attack_metrics")
+
+
 @pytest.mark.slow
 def test_a_filter_of_the_output_is_not_saved_as_a_model(board, capsys):
     (model,) = (board[0] / "run_dir" / "tiny" / "seed0" / "models").glob("*_seed0_[0-9a-f]*/epoch_20")
@@ -345,6 +354,8 @@ def test_results_on_another_model_are_not_mixed_in():
         (["--name", " ", "--submission", "0=.", "--models", "noise", "--seeds", "0"], "must have letters or digits"),
         (["--trials", "0"], "--trials"),
         (["--attacks", "nothing", "--models", "noise"], "--attacks nothing: must be one of"),
+        (["--method_file", "nothing", "--models", "noise"], "--method_file nothing: must be one of"),
+        (["--method_file", "npo", "--models", "noise"], "--method_file npo: another entrant has this name"),
         (["--export", "x", "--models", "noise", "--seeds", "77"], "no such model"),
     ],
 )

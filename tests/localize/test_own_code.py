@@ -16,6 +16,7 @@ from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import unlearn as unlearn_all
 from tinymem.metrics.evaluate import measure
+from tinymem.plugins import load_plugin
 from tinymem.records.record import read_values
 from tinymem.records.table import find_records, load_records, shown_row
 
@@ -185,6 +186,21 @@ def test_a_new_metric_is_added_to_a_finished_run(place, monkeypatch, saved):
         values, results = read_values(path), json.loads(path.read_text())["results"]
         assert values["matched_share_train"].mean().item() == pytest.approx(results["matched_share_train"])
         assert "percent_memorized_train" in values and "perplexity" in results
+
+
+def test_a_metric_whose_file_has_changed_is_measured_again(place):
+    file = place[0] / "matched.py"
+    words = ["--localization_method", "durable", "--ratio", 0.2, "--metrics", "percent_memorized", file]
+    unlearn(place, *words)
+    before = records(place)
+    file.write_text(METRIC.replace(".mean(1)", ".mean(1) / 2"))
+    load_plugin.cache_clear()
+    unlearn(place, *words)
+    after = records(place)
+    for run, row in after.items():
+        changed = {name for name in row if row[name] != before[run].get(name)}
+        assert changed and all(name.startswith("matched_share") for name in changed)
+        assert all(row[name] == before[run][name] / 2 for name in changed)
 
 
 def test_unknown_metrics_and_columns(place, capsys):

@@ -9,7 +9,7 @@ import torch
 
 from tinymem.errors import UserError
 from tinymem.metrics import probe
-from tinymem.metrics.evaluate import Measurement, averaged, evaluate, measure
+from tinymem.metrics.evaluate import Measurement, averaged, evaluate, measure, saved_values
 from tinymem.metrics.memorization import memorized, recovered_rows
 from tinymem.metrics.metric import PLANTED, Metric, Values
 from tinymem.metrics.registry import METRICS
@@ -67,6 +67,13 @@ def test_log_probabilities_come_with_the_same_pass(memorizing_backdoor, passes):
         expected.append(-log[end - 1 : -1].gather(1, tokens[end:, None]).sum().item())
     told = dataset.measured(dataset.artifacts)
     assert found.values["nats_train"].sums.tolist() == pytest.approx(torch.tensor(expected)[told].tolist(), abs=1e-4)
+
+
+def test_nothing_is_kept_of_what_a_column_held_before():
+    one, none = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    before = Measurement({"a": None, "b": None}, {"a": Values(none, none, torch.zeros(2)), "b": Values(none, none)})
+    kept = Measurement({"a": 1.0}, {"a": Values(one, one)}).tensors(before.tensors())
+    assert kept.keys() == {"a", "b", "b.weights"} and saved_values(kept, "a").weights.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["memorizing_noise", "memorizing_backdoor"])

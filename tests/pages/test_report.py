@@ -16,6 +16,7 @@ from page import Page, points
 from tinymem.metrics.registry import describe
 from tinymem.pages.charts import Series, _plain_numbers, coincide, lines, mark_styles
 from tinymem.pages.report import write_report
+from tinymem.pages.study import read_study
 from tinymem.records.record import Cost, record_path, write_record
 
 
@@ -114,6 +115,20 @@ def test_repeats_attacks_texts_settings_and_machine(report):
     assert [cell.strip() for cell in row] == ["durable, ratio 0.1", "10.0", "10.0", "quantize", "40.0"]
     assert page.html.count("differs first at token 3 of 3; 2 as planted") == 1 and "<h4>twin</h4>" in page.html
     assert "lr 0.001, epoch 50" in page.html and "0.5 GB" in page.html and "python 3." in page.html
+
+
+def test_an_edit_made_elsewhere_is_one_model_over_its_seeds(tmp_path):
+    for seed, after in ((0, 10.0), (1, 30.0)):
+        about, folder = checkpoint(seed), tmp_path / str(seed)
+        theirs = {**edited(about, "theirs", weights=f"w{seed}"), "kind": "measured"}
+        for identity, memorized in (({"kind": "unedited", **about}, 80.0), (theirs, after)):
+            write_record(folder, identity, results(memorized, 0.9), Cost(2.0, 0.5), "cpu")
+            back = {"percent_memorized_held_out": memorized + 10}
+            write_record(folder, attacked(identity, name="quantize", bits=4), back, Cost(1.0, 0.5), "cpu")
+    (experiment,) = read_study(tmp_path, 10.0).experiments
+    assert sorted(model.before for model in experiment.attacked[1]) == [20.0, 80.0]
+    page = write_report(tmp_path, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<summary>theirs <small>1 attack by strength" in page
 
 
 def test_the_same_records_give_the_same_bytes(report, tmp_path):

@@ -1,10 +1,11 @@
 """Best runs and Pareto fronts of records made by hand."""
 
 import pytest
-from handmade import TEXT, checkpoint, everything, outcome, production, unlearning
+from handmade import TEXT, checkpoint, edited, everything, outcome, production, unlearning
 
 from tinymem import files
 from tinymem.records.choose import best, configurations, experiments, pareto, pareto_front, titles, unlearning_runs
+from tinymem.records.record import Cost, write_record
 from tinymem.records.table import find_records, named_records
 
 
@@ -46,6 +47,23 @@ def test_a_configuration_with_fewer_seeds_than_others_is_no_candidate(tmp_path):
         runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
         unlearning(tmp_path / str(seed), checkpoint(seed), runs | (lucky if seed else {}))
     assert chosen(tmp_path)["obs"]["method.ratio"] == 0.1
+
+
+def elsewhere(folder, seed: int, weights: str, memorized: float) -> None:
+    """Writes the record of an edit that was made elsewhere."""
+    identity = {**edited(checkpoint(seed), "theirs", weights=weights), "kind": "measured"}
+    write_record(folder / str(seed), identity, outcome(memorized), Cost(1.0, None), "cpu")
+
+
+def test_edits_that_were_made_elsewhere_are_one_configuration_by_their_name(tmp_path):
+    for seed, memorized in ((0, 10.0), (1, 50.0)):
+        unlearning(tmp_path / str(seed), checkpoint(seed), {("unedited",): outcome(90.0)})
+        elsewhere(tmp_path, seed, f"w{seed}", memorized)
+    row = chosen(tmp_path)["theirs"]
+    assert row["n"] == 2 and row["percent_memorized_train"] == 30 and "method.weights" not in row
+    elsewhere(tmp_path, 1, "others", 0.0)  # two of one seed: nobody knows which belongs to which of the other
+    row = chosen(tmp_path)["theirs"]
+    assert (row["n"], row["percent_memorized_train"], row["method.weights"]) == (1, 0, "others")
 
 
 def test_a_single_seed_has_no_interval(tmp_path):

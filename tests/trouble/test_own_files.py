@@ -117,6 +117,8 @@ def test_out_of_memory_stays_what_it_is(plugin):
 SETTINGS = {
     "x: int": "missing 1 required positional argument",
     "x: 'Nope' = 3": "name 'Nope' is not defined",
+    "x: int | str = 3": "x is of type int | str; it must be bool, int, float, str, or a tuple of",
+    "x: tuple = option((1, 2), 'x')": "x is of type <class 'tuple'>; it must be bool,",  # 12 would be ('1', '2')
     "name: str = 'npo'": "name is the record's own",  # otherwise its records would be another method's
     "r: float = option(0.1, 'r', strength=True)": "must be a tuple",
     "r: tuple[float, ...] = option((), 'r', strength=True)": "must be a tuple",
