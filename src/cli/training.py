@@ -35,6 +35,13 @@ LOCK, MARKER = ".lock", "run.json"
 STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each test set
 
 
+def data_settings(arguments: argparse.Namespace) -> DataSettings:
+    """Return the settings of data, its text identified. Raise UserError for a flag without effect on this kind of data."""
+    settings = cli.collect(DataSettings, arguments)
+    settings.check_used(cli.given(DataSettings, arguments))
+    return resolve_corpus(settings)
+
+
 def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
     """Return settings and epoch of a checkpoint; --corpus may give the new place of text that has moved.
 
