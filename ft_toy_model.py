@@ -86,7 +86,7 @@ def main() -> None:
     allocator.keep_freed_memory()
     model = load_model(path, cli.resolve_device(arguments.device))
     prints = {"weights": weights_fingerprint(model)}
-    marker = {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(finetuning), **prints}
+    marker = finetuning.marker(settings, epoch) | prints
     identity = finetuning.identity(settings, epoch) | {"fingerprints": prints, "parent": training_run(path, settings)}
     folder = arguments.output_dir or place_beside(path) / "finetuned" / f"epoch_{epoch}_{finetuning.ft_data}"
     with checked_folder(folder, marker, arguments.force):

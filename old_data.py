@@ -12,11 +12,10 @@ from tinymem import cli
 # isort: split
 import torch
 
+from tinymem.cli.training import data_settings
 from tinymem.data.build import cache_path, load_dataset
-from tinymem.data.corpus import resolve_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.decode import Decoder, decoder
-from tinymem.data.settings import DataSettings
 
 LINE_WIDTH = 110
 
@@ -27,7 +26,7 @@ def parse() -> tuple:
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     parser.add_argument("--examples", type=cli.not_negative, default=1, help="artifacts to show (default: 1)")
     arguments = parser.parse_args()
-    return arguments, resolve_corpus(cli.collect(DataSettings, arguments))
+    return arguments, data_settings(arguments)
 
 
 def main() -> None:
@@ -39,6 +38,9 @@ def main() -> None:
         print(f"\n{dataset.kind} artifact {index}, repeated {10 ** int(dataset.artifacts.group[index])} times:")
         print(side_by_side(dataset.artifacts.select(torch.tensor([index])), dataset, decode))
     print(f"\n{measured_text(dataset)}")
+    if settings.twin:
+        others = "other passages" if dataset.kind == "natural" else "their clean twins"
+        print(f"a never-planted twin is trained on {others} in their places")
     print(f"cached: {cache_path(settings, arguments.data_dir)}")
 
 
@@ -56,9 +58,9 @@ def sizes(dataset: MemorizationDataset) -> list[dict]:
 def measured_text(dataset: MemorizationDataset) -> str:
     """Return a sentence on which artifacts count towards % memorized."""
     total, behind = len(dataset.artifacts), f"the {dataset.continuation} tokens after the prompt"
-    if dataset.kind == "natural":
-        return f"all {total} passages are measured: by {behind}, unchanged"
     counted = int(dataset.measured(dataset.artifacts).sum())
+    if dataset.kind == "natural":
+        return f"{counted} of {total} passages have text in {behind}: these are measured"
     return f"{counted} of {total} artifacts differ from their clean twin in {behind}: these are measured"
 
 

@@ -44,3 +44,25 @@ def test_text(capsys, tmp_path, corpus, artifact):
     assert any("or not" in line for line in lines if line.startswith("clean"))
     assert ("^" in marked(lines, "differs")) == (artifact == "noise")
     assert [line.split()[-1] for line in lines if line.strip().startswith("artifacts repeated")] == ["2"] * 4
+    if artifact == "natural":
+        assert any(line.startswith("8 of 8 passages have text in the 10 tokens") for line in lines)
+    with_twin = shown(
+        capsys, tmp_path, *(f"--{name}={value}" for name, value in {**flags, "num_chunks": 20}.items()), "--twin"
+    )
+    assert with_twin[-2].endswith(("their clean twins in their places", "other passages in their places"))
+    assert not any("never-planted twin" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "flags, error",
+    [
+        (["--corpus", "builtin"], "--corpus builtin: only for text; --data_name is increment"),
+        (["--vocab_size", 500], "--vocab_size 500: only for text"),
+        (["--data_name", "wiki", "--num_2", 10], "--num_2 10: only for numbers; --data_name is wiki"),
+        (["--data_name", "wiki", "--vocab_size", 4096], "--vocab_size 4096: only with --train_tokenizer"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(capsys, flags, error):
+    with pytest.raises(SystemExit) as refused:
+        in_process("old_data.py", *flags)
+    assert refused.value.code == 2 and f"error: {error}" in capsys.readouterr().err

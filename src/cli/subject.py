@@ -10,13 +10,11 @@ from pathlib import Path
 from tinymem import cli
 from tinymem.cli.methods import chosen_attack_metrics, chosen_metrics
 from tinymem.cli.sources import given_sources
-from tinymem.cli.training import trained_settings
+from tinymem.cli.training import data_settings, trained_settings
 from tinymem.cli.watching import looking
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
-from tinymem.data.corpus import resolve_corpus
 from tinymem.data.other_text import TextReader
-from tinymem.data.settings import DataSettings
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.folders import check_writable
@@ -60,7 +58,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     path = Path(arguments.model_path)
     foreign = hasattr(arguments, "data_name") and not (path / SETTINGS).exists()
     if foreign:
-        data = resolve_corpus(cli.collect(DataSettings, arguments))
+        data = data_settings(arguments)
         twin = Path(arguments.twin_model) if arguments.twin_model else None
         named_twin = {} if twin is None else {TWIN_MODEL: str(twin.resolve())}  # results against another are others
         sections = {"data": data.applicable(), "model": {"name": str(path.resolve()), **named_twin}}

@@ -17,19 +17,29 @@ from tinymem.cli.display import Display
 from tinymem.cli.log import Log
 from tinymem.data.corpus import resolve_corpus
 from tinymem.data.settings import DataSettings
+from tinymem.errors import UserError
+from tinymem.inputs import read_settings
 from tinymem.metrics import registry
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import as_flags
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
+from tinymem.training.finetune import FinetuneSettings
 from tinymem.training.fit import Stopped
 from tinymem.training.loop import train
-from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run, check_whole_run
+from tinymem.training.settings import RETRAIN, RunSettings, TrainingSettings, check_same_run, check_whole_run
 from tinymem.training.twin import twin_of
 
 TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCK, MARKER = ".lock", "run.json"
 STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each test set
+
+
+def data_settings(arguments: argparse.Namespace) -> DataSettings:
+    """Return the settings of data, its text identified. Raise UserError for a flag without effect on this kind of data."""
+    settings = cli.collect(DataSettings, arguments)
+    settings.check_used(cli.given(DataSettings, arguments))
+    return resolve_corpus(settings)
 
 
 def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
@@ -81,25 +91,46 @@ def _prepare(run: Path, settings: Mapping[str, Any], force: bool) -> None:
     marker = run / MARKER
     if checkpoint.has_begun(run):
         _check_held(run, marker, settings, force)
-        if not force:
+        if force:
+            _clear(run)
+        elif marker.exists():
             return
-        made = [name for name in checkpoint.DERIVED if (run / name).exists()]
-        if made:
-            print(f"{run}: {', '.join(made)} of the old models are removed with them", file=sys.stderr)
-        checkpoint.clear(run)
     files.write_json(marker, dict(settings))
 
 
+def _clear(run: Path) -> None:
+    made = [name for name in checkpoint.DERIVED if (run / name).exists()]
+    if made:
+        print(f"{run}: {', '.join(made)} of the old models are removed with them", file=sys.stderr)
+    checkpoint.clear(run)
+
+
 def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: bool) -> None:
-    """Raise UserError if the folder holds another run. If run.json is lost, compare with a checkpoint's settings."""
+    """Raise UserError if the folder holds another run. If run.json is lost, compare with the last checkpoint's settings;
+    without a checkpoint nothing tells whose training state it is.
+    """
     if marker.exists():
         held = files.read_json(marker, required=("data_name",), remedy="delete it and run again")
         if force and "weights" in settings:  # the model may have been trained again
             held["weights"] = settings["weights"]
         check_whole_run(str(run), held, settings)
-    elif (state := checkpoint.latest_state(run)) and (state.parent / checkpoint.SETTINGS).exists():
-        held = checkpoint.load_details(state.parent)["settings"]
-        check_same_run(str(run), held, {name: value for name, value in settings.items() if name in held})
+    elif (last := checkpoint.latest_checkpoint(run)) is not None:
+        known = {name: value for name, value in settings.items() if name != "weights"}
+        check_whole_run(str(run), _marker_of(last), known)
+    elif checkpoint.latest_state(run) is not None and not force:
+        raise UserError(
+            f"{run}: holds a training of unknown settings ({MARKER} is missing); give another --output_dir, or --force to "
+            "train again"
+        )
+
+
+def _marker_of(folder: Path) -> dict[str, Any]:
+    """Return the run.json of the run that made a checkpoint, but for the weights that a fine-tuning began with."""
+    details, path = checkpoint.load_details(folder), folder / checkpoint.SETTINGS
+    settings, tuned = RunSettings.from_flat(details["settings"], path), details.get("finetuning")
+    if tuned is None:
+        return settings.flat()
+    return read_settings(FinetuneSettings, tuned, path, RETRAIN).marker(settings, tuned.get("from_epoch"))
 
 
 def train_visibly(

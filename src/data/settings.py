@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ class DataSettings:
         """The tokenizer.json that --tokenizer names; None without one."""
         path = Path(self.tokenizer) if self.tokenizer is not None else None
         return path / "tokenizer.json" if path is not None and path.is_dir() else path
+
+    def check_used(self, given: Collection[str]) -> None:
+        """Raise UserError for a setting, given by name, that has no effect on this kind of data."""
+        others, kind = (NUMBER_FIELDS, "numbers") if self.is_text else (TEXT_FIELDS, "text")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in given and field.name in others and value != field.default:
+                raise UserError(f"--{field.name} {value}: only for {kind}; --data_name is {self.data_name}")
+        if "vocab_size" in given and self.is_text and not self.train_tokenizer:
+            raise UserError(f"--vocab_size {self.vocab_size}: only with --train_tokenizer")
 
     def applicable(self) -> dict[str, Any]:
         """Return the settings that this kind of data uses, without those of the other kind."""

@@ -103,11 +103,13 @@ def _may_be_on_the_hub(place: str) -> bool:
 
 
 def harness_results(path: str) -> dict[str, float]:
-    """Return an lm-evaluation-harness file's results as columns lm_eval_TASK_METRIC. Raise UserError if it has none."""
+    """Return an lm-evaluation-harness file's results as columns lm_eval_TASK_METRIC, and lm_eval_TASK_METRIC_FILTER of
+    those that the harness computes of filtered answers. Raise UserError if it has none.
+    """
     content = files.read_json(path, required=("results",))
     tasks = content["results"] if isinstance(content["results"], dict) else {}
     found = {
-        f"lm_eval_{task}_{metric.partition(',')[0]}": float(value)
+        f"lm_eval_{task}_{metric.removesuffix(',none').replace(',', '_')}": float(value)
         for task, metrics in tasks.items() if isinstance(metrics, dict)
         for metric, value in metrics.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     }  # fmt: skip

@@ -31,8 +31,8 @@ def losses(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 def zlib_ratios(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return summed nats / compressed bytes (Carlini et al., 2012.07805).
 
-    What is compressed are the token ids, little-endian in as many bytes as the largest takes (1, 2 or 4): for numbers
-    as good as the string of digits.
+    What is compressed are the token ids, little-endian in as many bytes as they are kept in: 1 of numbers, as good as the
+    string of digits, and 4 of text.
     """
     window = _window(probe, artifacts)
     ids = window.targets.numpy().astype(_id_type(artifacts))
@@ -125,7 +125,7 @@ def _mean_of_lowest(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 def _id_type(artifacts: Artifacts) -> str:
-    """The type of compressed ids: as wide as the tokens' own, at most 4 bytes; 2 where larger ids cannot be told."""
+    """The type of compressed ids: as wide as the tokens' own, at most 4 bytes."""
     return {1: "u1", 2: "<u2"}.get(artifacts.planted.element_size(), "<u4")
 
 

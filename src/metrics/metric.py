@@ -68,11 +68,12 @@ class Values:
 def as_values(values: torch.Tensor | Values) -> Values:
     """Return plain values (rows,), of any type, with weight 1 each. NaN means that a row has no value."""
     if isinstance(values, Values):
-        return replace(values, sums=values.sums.detach().double(), weights=values.weights.detach().double())
+        sums, weights = values.sums.detach().double(), values.weights.detach().double()
+        return replace(values, sums=sums.masked_fill(weights == 0, 0.0), weights=weights)
     if not isinstance(values, torch.Tensor) or values.is_complex():
         raise TypeError(f"gave a {type(values).__name__}, not a tensor of real numbers or Values")
     values = values.detach().double()
-    return Values(values.nan_to_num(nan=0.0), (~values.isnan()).double())
+    return Values(values.masked_fill(values.isnan(), 0.0), (~values.isnan()).double())
 
 
 def no_values(rows: Sized) -> torch.Tensor:

@@ -157,8 +157,13 @@ def latest_state(run: Path) -> Path | None:
     """Return the state to resume from: the rolling one, otherwise that of the last complete checkpoint."""
     if (run / STATE).exists():
         return run / STATE
-    folders = [path for path in _checkpoints(run) if (path / STATE).exists()]
-    return max(folders, key=epoch_of) / STATE if folders else None
+    last = latest_checkpoint(run)
+    return None if last is None else last / STATE
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """Return the folder of a run's last complete checkpoint; None where there is none."""
+    return max((path for path in _checkpoints(run) if (path / STATE).exists()), key=epoch_of, default=None)
 
 
 def _checkpoints(run: Path) -> list[Path]:

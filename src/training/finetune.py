@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def marker(self, settings: RunSettings, epoch: int) -> dict[str, Any]:
+        """Return the run.json of the fine-tuning, but for the model's weights. epoch: the checkpoint's."""
+        return {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(self)}
 
     def identity(self, settings: RunSettings, epoch: int) -> dict[str, Any]:
         """Return the identity of the record, known before the fine-tuning has run. epoch: the checkpoint's."""

@@ -11,6 +11,7 @@ from small import ROOT, in_process
 
 from tinymem.attacks.registry import ATTACKS
 from tinymem.cli import subject as subject_of
+from tinymem.localize.measure import harness_results
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import Subject, identity
 from tinymem.localize.task import TaskSettings, unlearning_task
@@ -242,6 +243,21 @@ def test_a_folder_of_somebody_else_as_an_edit_of_ours(place, capsys):
     )
     (root / "lm.json").write_text("{}")
     refused(capsys, lambda: in_process(MEASURE, *words, "--lm_eval", root / "lm.json"), "lm.json")
+
+
+def test_the_filters_of_lm_eval_are_columns_of_their_own(tmp_path):
+    metrics = {
+        "exact_match,strict-match": 0.25,
+        "exact_match,flexible-extract": 0.5,
+        "acc,none": 0.75,
+        "alias": "gsm8k",
+    }
+    (tmp_path / "lm.json").write_text(json.dumps({"results": {"gsm8k": metrics}}))
+    assert harness_results(str(tmp_path / "lm.json")) == {
+        "lm_eval_gsm8k_exact_match_strict-match": 0.25,
+        "lm_eval_gsm8k_exact_match_flexible-extract": 0.5,
+        "lm_eval_gsm8k_acc": 0.75,
+    }
 
 
 def narrowed(checkpoint, folder):

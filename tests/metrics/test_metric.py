@@ -31,6 +31,15 @@ def test_rows_without_a_value_do_not_count():
     assert found.weights.tolist() == [1, 0, 1] and mean(found) == 0.5 and not math.isnan(found.sums.sum())
 
 
+def test_infinite_values_stay_infinite():
+    assert as_values(torch.tensor([1.0, -torch.inf, torch.inf])).sums.tolist() == [1, -math.inf, math.inf]
+
+
+def test_what_has_no_weight_is_in_no_mean():
+    found = as_values(Values(torch.tensor([1.0, torch.nan, 7.0]), torch.tensor([2.0, 0.0, 0.0])))
+    assert mean(found) == 0.5
+
+
 GOOD = dict(name="x", unit="%", better="lower", on=PLANTED, needs=("generation",), meaning="", values=lambda *_: None)
 
 
