@@ -17,8 +17,6 @@ from tinymem import allocator, plots
 from tinymem.cli.training import checked_folder, prepared_run, train_visibly, training_table
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
-from tinymem.data.corpus import resolve_corpus
-from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.identity import TRAIN
 from tinymem.records.record import find_record, measured, write_record
@@ -41,7 +39,7 @@ def parse() -> tuple:
     arguments = parser.parse_args()
     check_switches(vars(arguments))
     settings = RunSettings(
-        data=resolve_corpus(cli.collect(DataSettings, arguments)),
+        data=cli.collect_data(arguments),
         model=cli.collect(ModelSettings, arguments),
         training=cli.collect(TrainingSettings, arguments),
         regularizers=switched_on(vars(arguments)),

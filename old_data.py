@@ -13,10 +13,8 @@ from tinymem import cli
 import torch
 
 from tinymem.data.build import cache_path, load_dataset
-from tinymem.data.corpus import resolve_corpus
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.decode import Decoder, decoder
-from tinymem.data.settings import DataSettings
 
 LINE_WIDTH = 110
 
@@ -27,7 +25,7 @@ def parse() -> tuple:
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     parser.add_argument("--examples", type=cli.not_negative, default=1, help="artifacts to show (default: 1)")
     arguments = parser.parse_args()
-    return arguments, resolve_corpus(cli.collect(DataSettings, arguments))
+    return arguments, cli.collect_data(arguments)
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ from tinymem import scripts
 from tinymem.cli.display import Display
 from tinymem.cli.log import add_log_options, open_log
 from tinymem.cli.tables import brief, fitted_table, table
-from tinymem.data.settings import DataSettings
+from tinymem.data.corpus import resolve_corpus
+from tinymem.data.settings import DataSettings, check_used
 from tinymem.errors import DiskFull, OutOfMemory, UserError, first_line, full_disk, one_line, out_of_memory
 from tinymem.interrupts import interruptible
 from tinymem.options import LARGEST, allowed_text, field_types
@@ -302,6 +303,13 @@ def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
 def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any) -> Settings:
     """Return the settings dataclass from the command line. Raise UserError for a value that is not allowed."""
     return cls(**{**defaults, **given(cls, arguments)})
+
+
+def collect_data(arguments: argparse.Namespace) -> DataSettings:
+    """Return the data's settings from the command line, its corpus found. Raise UserError for one without effect."""
+    settings = collect(DataSettings, arguments)
+    check_used(settings, given(DataSettings, arguments))
+    return resolve_corpus(settings)
 
 
 class _List(argparse.Action):

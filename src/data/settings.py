@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,15 @@ class DataSettings:
         if not self.twin:  # so that the identity of a run that is no twin does not depend on there being twins
             ignored += ("twin",)
         return {name: value for name, value in asdict(self).items() if name not in ignored}
+
+
+def check_used(settings: DataSettings, given: Mapping[str, Any]) -> None:
+    """Raise UserError for a setting that was given and that this data does not use, since it would have no effect."""
+    others, kind = (NUMBER_FIELDS, "number sequences") if settings.is_text else (TEXT_FIELDS, "text")
+    for name in given:
+        if name in others:
+            raise UserError(f"--{name}: needs {kind}; --data_name is {settings.data_name}")
+    if "vocab_size" in given and not settings.train_tokenizer:
+        raise UserError(
+            f"--vocab_size {settings.vocab_size}: only with --train_tokenizer; add it or leave --vocab_size out"
+        )
