@@ -2,6 +2,7 @@
 
     python ft_toy_model.py --model_path runs/NAME/epoch_50 --ft_data clean
 
+Data and model settings come from the checkpoint; a flag that contradicts them is an error.
 The optimizer starts from scratch with the settings of the model's training; regularizers are not applied. A model
 trained with example-tied dropout is fine-tuned as it is evaluated, with its memory channels off.
 An interrupted run resumes with the same command; --ft_epochs may be raised.

@@ -47,7 +47,7 @@ def main() -> None:
     whole = not (arguments.quick or arguments.only)
     output = Path(arguments.output or report.committed(auto_precision(device)))
     if whole or arguments.output:
-        files.writable_folder(output.parent)
+        files.writable_folder(output.parent, " with --output")
     allocator.keep_freed_memory()
     results = measure(device, sizes, arguments.quick, arguments.only)
     print(report.terminal_table(results["rows"]))

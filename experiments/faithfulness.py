@@ -171,7 +171,8 @@ def measure_model(model: Model, reference: Model, data_dir: str, device: Any, ou
 
 def do_everything(arguments: argparse.Namespace, settings: RunSettings, seeds: Sequence[int]) -> None:
     """Train and measure all models whose record is missing, the reference first."""
-    output, run_dir = files.writable_folder(arguments.output_dir), files.writable_folder(arguments.run_dir)
+    output = files.writable_folder(arguments.output_dir)
+    run_dir = files.writable_folder(arguments.run_dir, " with --run_dir")
     reference = model_of(settings, REFERENCE_SEED, True, run_dir)
     models = [model_of(settings, seed, twin, run_dir) for seed in seeds for twin in (False, True)]
     check_folder(output, load_records(output), models[0].identity)

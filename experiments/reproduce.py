@@ -216,7 +216,9 @@ def main() -> None:
             sweep(arguments, every, folder, ROOT, partial(open_pool, site, max_workers=arguments.max_workers))
     finally:
         if not arguments.dry_run:
-            collect_records(cases, models, files.writable_folder(results / "reproduction" / "records"))
+            collect_records(
+                cases, models, files.writable_folder(results / "reproduction" / "records", " with --results_dir")
+            )
             write_report(SMALL_CASES if arguments.small else everything(), grids, results)
 
 

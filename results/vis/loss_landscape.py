@@ -6,7 +6,7 @@
 
 Without a model it is the one that comes with the repository. Without --edited a TinyMem checkpoint is edited first,
 with the ordinary script: well by BalancedSubnet, badly by Subnet. The loss is that of held-out test sequences, or of
---tokens. Killed and started again it goes on. Writes loss_landscape.json, .png and .pdf.
+--tokens. An interrupted run resumes with the same command. Writes loss_landscape.json, .png and .pdf.
 """
 
 from __future__ import annotations

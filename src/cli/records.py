@@ -67,7 +67,9 @@ def parse() -> argparse.Namespace:
     for name, text in COMMANDS.items():
         place = "FILE" if name == "rerun" else "DIR"
         usage = f"{program} {name} {place} [options]"
-        command = commands.add_parser(name, help=text, description=text.replace("%%", "%"), usage=usage)
+        command = commands.add_parser(
+            name, help=text, description=text.replace("%%", "%"), usage=usage, prog=f"{program} {name}"
+        )
         what = (
             "a record, such as runs/NAME/records/DIGEST.json"
             if name == "rerun"

@@ -34,7 +34,8 @@ def rerun(arguments: argparse.Namespace) -> None:
 
     path = Path(arguments.folder)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a record, such as runs/NAME/records/DIGEST.json")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; give a record, such as runs/NAME/records/DIGEST.json")
     record = read_record(path)
     folder = Path(arguments.output_dir or Path(FOLDER) / record_digest(record))
     if folder.resolve() == path.resolve().parent.parent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -33,6 +34,8 @@ NO_TWIN = (
     "{path}: no never-planted twin found (train it with the same flags and --twin, or name it with --twin_model): what "
     "depends on it has no value"
 )
+# flag: name in config.json
+SIZES = {"n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "n_embd": "hidden_size"}
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +71,8 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         twin = _twin(path, settings, epoch, arguments.twin_model)
     task_settings = cli.collect(TaskSettings, arguments)
     model = load_model(path, cli.resolve_device(arguments.device))
+    if foreign:
+        check_sizes(model, path, cli.given(ModelSettings, arguments))
     opened = partial(_foreign_twin, model) if foreign else partial(load_model, device=model.device)
     open_twin = None if twin is None else cache(partial(opened, twin))
     if foreign and open_twin is not None:
@@ -101,6 +106,14 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
 def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> Path | None:
     """Return the never-planted twin of a checkpoint, the one that was asked for or one that is found by itself."""
     return find_twin(path, settings, epoch) if asked is None else check_twin(Path(asked), settings, epoch)
+
+
+def check_sizes(model, path: Path, asked: Mapping[str, int]) -> None:
+    """Raise UserError for a size that a model from elsewhere does not have: what counts is its config.json."""
+    for flag, value in asked.items():
+        held = getattr(model.config, SIZES[flag], value)
+        if held != value:
+            raise UserError(f"{path} holds a model with --{flag} {held}, not with --{flag} {value}; leave the flag out")
 
 
 def _foreign_twin(model, folder: Path):

@@ -179,7 +179,7 @@ def _description(given: Any, name: str, place: str) -> str:
 def _trained(name: str, values: Mapping[str, Any], place: str) -> RunSettings:
     values = {"checkpoint_every": values.get("epochs", 50), **values}  # only the last checkpoint is judged
     settings = RunSettings.from_flat(values, place, CORRECT)
-    _check_names(name, values, {**settings.flat(), **dict.fromkeys(vars(settings.data))}, ("seed", "twin"), place)
+    _check_names(name, values, settings.flat(), ("seed", "twin"), place)
     return replace(settings, data=resolve_corpus(settings.data))
 
 
@@ -201,7 +201,7 @@ def _check_names(
                 f"{place}: {name}.{setting}: every model has a twin, and --seeds says how many; leave it out"
             )
         if setting not in known:
-            raise UserError(f"{place}: {name}.{setting}: no such setting of data, model or training")
+            raise UserError(f"{place}: {name}.{setting}: no such setting of this data, its model or its training")
 
 
 def _read(path: Path) -> dict[str, Mapping[str, Any]]:

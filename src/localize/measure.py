@@ -1,7 +1,7 @@
 """Measure any model, alone or as an edit of another one, with the metrics and attacks used for TinyMem's own edits.
 
     python src/localize/measure.py my_folder --edit_of runs/NAME/epoch_50 --name my_method --attack quantize
-    python src/localize/measure.py my_folder --data_name increment --backdoor --n_layers 2
+    python src/localize/measure.py my_folder --data_name increment --backdoor
     python src/localize/measure.py my_folder --edit_of EleutherAI/pythia-70m --name my_method \\
         --memorized pythia_mem_data/FILE --random pythia_mem_data/FILE
 

@@ -1,4 +1,4 @@
-"""The best runs of unlearning methods, and the Pareto front. results/README.md, "How runs are compared", has the rules.
+"""The best runs of unlearning methods, and the Pareto front. docs/metrics.md, "Comparing runs", has the rules.
 
 Every run is compared with its unedited model (`parent`), measured with the same software versions. Runs that differ
 only in the seed form one configuration, judged by its mean. What attacks bring back is not among them

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from tinymem.errors import UserError, renamed
 from tinymem.localize.method import Method
 from tinymem.localize.registry import GROUPS, METHODS, find_methods
 from tinymem.sweeps.grid import Grid, combinations
 
 STUDY, SMALL = "grid", "small"  # metadata of an option that holds its values
+RATIO = "ratio"  # the strength that --ratios replaces
 
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +26,17 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
 
 
 def asked_grid(arguments: argparse.Namespace, large_model: bool = False) -> list[tuple[Method, Any]]:
-    """Return the method settings that --methods, --ratios and --small ask for: one job each, with all its strengths."""
+    """Return the method settings that --methods, --ratios and --small ask for: one job each, with all its strengths.
+
+    Raise UserError for ratios that are not allowed, or that no method has.
+    """
     methods = find_methods(arguments.methods)
+    if arguments.ratios and not any(method.strength == RATIO for method in methods):
+        raise UserError(f"--ratios: {', '.join(method.name for method in methods)} has no ratio; leave it out")
     grids = {method.name: grid_of(method, SMALL if arguments.small else STUDY) for method in methods}
     changes = {method.name: large_settings(method) for method in methods} if large_model else {}
-    return hyper_parameters(grids, methods, arguments.ratios, changes)
+    with renamed("--ratio", "--ratios"):
+        return hyper_parameters(grids, methods, arguments.ratios, changes)
 
 
 def grid_of(method: Method, which: str = STUDY) -> dict[str, Sequence[Any]]:
@@ -67,7 +75,7 @@ def hyper_parameters(
         for combination in combinations(grid):
             settings = {**usual, **combination, **(changes or {}).get(method.name, {})}
             if strength:
-                asked = ratios if ratios and strength == "ratio" else settings[strength]
+                asked = ratios if ratios and strength == RATIO else settings[strength]
                 settings[strength] = tuple(dict.fromkeys(asked))
             found.append((method, method.hyper_parameters(**settings)))
     return found
