@@ -52,8 +52,8 @@ MOST_TRIALS = 1000  # drawing more takes for ever
 MOST_LINES = 10  # about what is missing
 REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
-OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")
-USELESS = {"report": ("models", "export", *OF_RUNS), "export": OF_RUNS}  # flags beside those that run nothing
+OF_RUNS = ("methods", "method_file", "submission", "attacks", "trials", "from_scratch", "dry_run")
+USELESS = {"report": ("models", "seeds", "export", *OF_RUNS), "export": OF_RUNS}  # flags beside those that run nothing
 
 
 def parse() -> argparse.Namespace:
@@ -90,7 +90,8 @@ def parse() -> argparse.Namespace:
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
     arguments.seeds.sort()  # evidence knows no other order
     for flag, useless in USELESS.items():
-        if getattr(arguments, flag) and (given := next(filter(partial(getattr, arguments), useless), None)):
+        given = next((name for name in useless if getattr(arguments, name) != parser.get_default(name)), None)
+        if getattr(arguments, flag) and given:
             raise UserError(f"--{flag}: runs nothing, and has no use for --{given}; leave one of them out")
     if arguments.trials > MOST_TRIALS:
         raise UserError(f"--trials {arguments.trials}: must be <= {MOST_TRIALS}")
