@@ -119,7 +119,9 @@ def show_all(arguments: argparse.Namespace) -> Table:
     say_versions(row["versions"] for row in rows)
     print(cli.fitted_table(rows[:SHOWN], shown_columns(columns, rows), {}, more=MORE))
     hidden = f"; {len(rows) - SHOWN} are not shown" if len(rows) > SHOWN else ""
-    print(f"\n{len(rows)} records, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it")
+    print(
+        f"\n{len(rows)} record{'s' * (len(rows) != 1)}, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it"
+    )
     return columns, rows
 
 
@@ -247,7 +249,7 @@ def load_runs(folder: str) -> list[Run]:
     say_versions(versions(record) for _, record in records)
     runs = unlearning_runs(records, tuple(METHODS), warn=lambda message: print(message, file=sys.stderr))
     if not runs:
-        raise UserError(f"{folder}: none of its {len(records)} records is an unlearning run that can be compared")
+        raise UserError(f"{folder}: none of its records ({len(records)}) is an unlearning run that can be compared")
     return runs
 
 

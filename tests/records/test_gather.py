@@ -133,7 +133,7 @@ def test_records_of_mixed_versions_are_said_and_kept_apart(tmp_path, capsys):
         (["gather", "runs", "--output", "table.txt"], "table.txt: the name must end in .csv or .parquet"),
         (["best", "runs", "--max_perplexity_rise", "nan"], "--max_perplexity_rise nan: must be a number"),
         (["best", "runs", "--max_perplexity_rise", "-5"], "--max_perplexity_rise -5: must be a number of percent >= 0"),
-        (["best", "trained"], "trained: none of its 1 records is an unlearning run that can be compared"),
+        (["best", "trained"], "trained: none of its records (1) is an unlearning run that can be compared"),
         (["best"], "the following arguments are required: DIR"),
         (["worst", "runs"], "invalid choice: 'worst'"),
     ],
