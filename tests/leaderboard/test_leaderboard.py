@@ -342,7 +342,6 @@ def test_results_on_another_model_are_not_mixed_in():
         (["--name", "x", "--submission", "0=."], "give the one model that it is an edit of"),
         (["--report", "--methods", "npo"], "--report: runs nothing, and has no use for --methods"),
         (["--report", "--seeds", 0], "--report: runs nothing, and has no use for --seeds"),
-        (["--export", "x", "--trials", 3], "--export: runs nothing, and has no use for --trials"),
         (["--export", "x", "--dry_run"], "--export: runs nothing, and has no use for --dry_run"),
         (["--models", "nothing"], "--models nothing: must be some of"),
         (
