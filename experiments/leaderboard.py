@@ -53,7 +53,10 @@ MOST_LINES = 10  # about what is missing
 REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
 OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")
-USELESS = {"report": ("models", "seeds", "attacks", "trials", "export", *OF_RUNS), "export": OF_RUNS}  # flags beside those that run nothing
+USELESS = {
+    "report": ("models", "seeds", "attacks", "trials", "export", *OF_RUNS),
+    "export": OF_RUNS,
+}  # flags beside those that run nothing
 
 
 def parse() -> argparse.Namespace:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch.nn.functional import pad
 
 from tinymem.localize.learning import frozen, gradients, mean_weights
 from tinymem.localize.ranking import WeightScores
@@ -70,7 +69,7 @@ def inverse_diagonal(
     size = 0
     for gradient in seen:
         size = gradient.numel()
-        blocks = pad(gradient.flatten().to(dtype), (0, -size % block_size)).view(-1, block_size)
+        blocks = torch.nn.functional.pad(gradient.flatten().to(dtype), (0, -size % block_size)).view(-1, block_size)
         if not len(inverse):
             inverse = (torch.eye(block_size, dtype=dtype, device=gradient.device) / damp).repeat(len(blocks), 1, 1)
         moved = torch.einsum("bij,bj->bi", inverse, blocks)

@@ -26,7 +26,7 @@ def record(seed, differences=(), kind=AS_PUBLISHED, **results):
         "model": {"n_layers": 2, "n_embd": 8}, "training": {"epoch": 3}, "forget": forget,
         "fingerprints": {"weights": str(seed)}, "results": results, "cost": {"seconds": 2.0},
     }  # fmt: skip
-    method = {"name": "obs_as_published", "ratio": 0.05, "differences": list(differences)}
+    method = {"name": "durable_as_published", "ratio": 0.05, "differences": list(differences)}
     return about if kind == UNEDITED else {**about, "method": method}
 
 
@@ -61,7 +61,7 @@ def test_the_unedited_model_stands_beside_any_run():
     before = record(0, kind=UNEDITED, percent_memorized_test=99.0)
     held_out = {**before, "forget": {**before["forget"], "holdout_fraction": 0.5}, "results": {}}
     rows = report.rows_of([held_out, run, before, record(1, kind=UNEDITED, percent_memorized_test=1.0)])
-    assert [(row["method.name"], row["models"]) for row in rows] == [("unedited", 1), ("obs_as_published", 1)]
+    assert [(row["method.name"], row["models"]) for row in rows] == [("unedited", 1), ("durable_as_published", 1)]
     assert "| (unedited) | 99.0 |" in report.text_of(rows)
 
 
@@ -77,7 +77,7 @@ def test_runs_with_other_triggers_give_way():
 def test_reproduction_shows_them_beside_published_and_honest_runs(monkeypatch, tmp_path):
     """Only those at the published setting with all differences and counted triggers."""
     case = Case("backdoor", "increment", 2, (0, 1), (0, 3), unlearned=3)
-    rows = [Unlearned(method, Published({}, 48.7, 1.06, None), []) for method in ("obs", "subnet", "durable")]
+    rows = [Unlearned(method, Published({}, 48.7, 1.06, None), []) for method in ("durable", "subnet", "zero_out")]
 
     def shown(*records):
         monkeypatch.setattr(reproduction_report, "load_records", lambda folder: list(records))
@@ -88,12 +88,12 @@ def test_reproduction_shows_them_beside_published_and_honest_runs(monkeypatch, t
         record(seed, ["test_triggers"], accuracy_lost=seed, percent_memorized_counted=10.0, **figures)
         for seed in (0, 1)
     ]
-    assert "| obs | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | - | 0 1 | - | - | - |" in shown(*every)[-1]
+    assert "| durable | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | - | 0 1 | - | - | - |" in shown(*every)[-1]
     none = record(1, accuracy_lost=2.0, percent_memorized_counted=20.0)
     attack = {"parent": record_digest(every[0]), "attack": {"steps": 5}}
     relearned = {**every[0], **attack, "results": {"percent_memorized_counted": 60.0}}
     *_, line = shown(none, *every, relearned)[-1].splitlines()
-    assert line == "| obs | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | 60.0 | 0 1 | 20.0 | 2.00 | 1 |"
+    assert line == "| durable | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | 60.0 | 0 1 | 20.0 | 2.00 | 1 |"
     other = {**every[0], "method": {**every[0]["method"], "ratio": 0.1}}
     deeper = {**every[0], "model": {"n_layers": 4, "n_embd": 8}}
     old = record(0, ["test_triggers"], accuracy_lost=1.0)

@@ -82,7 +82,7 @@ def test_choosing_from_the_grid():
     assert [method.name for method in find_methods(["all"])] == list(METHODS)
     with pytest.raises(UserError, match="--methods magic: must be one of zero_out"):
         asked("act", "magic")
-    with pytest.raises(UserError, match="--ratio 2.0"):
+    with pytest.raises(UserError, match="--ratios 2.0"):
         asked("durable", ratios=[0.1, 2.0])
     changed = asked("subnet", "durable", ratios=[0.1, 0.1], large_model=True)
     assert [hp.ratio for _, hp in changed] == [(0.1,), (0.1,)]
