@@ -24,10 +24,12 @@ EPOCHS = {
     "increment_backdoor_2layers_twin": 7,
     "increment_backdoor_2layers_full": 50,
     "increment_backdoor_2layers_full_seed0": 50,
+    "increment_backdoor_2layers_full_seed3": 50,
     "text_natural_2layers_twin": 4,
 }
 
 SMALL, FULL = ("increment_backdoor_2layers", "increment_backdoor_2layers_twin"), "increment_backdoor_2layers_full"
+FULL_SIZE = (FULL, f"{FULL}_seed0", f"{FULL}_seed3")
 TEXT = "text_natural_2layers_twin"
 
 
@@ -36,7 +38,7 @@ def test_every_model_is_tested():
 
 
 @pytest.mark.parametrize(
-    "name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, FULL, f"{FULL}_seed0"))]
+    "name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, *FULL_SIZE))]
 )
 def test_it_measures_what_its_record_says(name):
     model = MODELS / name
@@ -55,9 +57,8 @@ def test_it_measures_what_its_record_says(name):
         if measured[metric] is not None:  # of passages there are no unseen ones
             assert measured[metric] == pytest.approx(record["results"][metric], abs=6)
     readme = (MODELS / "README.md").read_text()
-    assert (
-        f"`records/{record_path(model, record).name}` | {record['results']['percent_memorized_train']:.1f} %" in readme
-    )
+    (line,) = (line for line in readme.splitlines() if f"`records/{record_path(model, record).name}`" in line)
+    assert f" | {record['results']['percent_memorized_train']:.1f} % | " in line
 
 
 @pytest.mark.parametrize("demo, epochs, folder", [("demo.py", 7, "demo"), ("demo_text.py", 4, "demo_text")])
