@@ -173,8 +173,8 @@ UNLEARNING: dict[str, Grid] = {
 PUBLISHED_SETTINGS: dict[str, dict[str, Any]] = {
     "balanced_subnet": {"ratio": (0.3,), "epochs": 10, "batch_size": 32},
     "subnet": {"ratio": (0.3,), "epochs": 10, "batch_size": 32},
-    "slimming": {"ratio": (0.05,), "epochs": 1},
-    "hard_concrete": {"ratio": (0.05,), "epochs": 20},
+    "slimming": {"ratio": (0.05,), "epochs": 1, "batch_size": 32},
+    "hard_concrete": {"ratio": (0.05,), "epochs": 20, "batch_size": 32},
     "greedy": {"ratio": (0.05,), "batch_size": 32, "greedy_k": 10},
     "obs": {"ratio": (0.05,)},
     "activations": {"ratio": (0.05,)},

@@ -63,36 +63,76 @@ def test_results_in_the_readme():
     assert [cells[-1] for cells in lines] == [f"{summary['seconds_total'] / 60:.0f}" for summary in (number, text, lm)]
 
 
-def test_as_published():
-    rows: dict[str, list[dict[str, str]]] = {}
+ONLY_HERE = {"BalancedSubnet": "balanced_subnet", "Hard Concrete": "hard_concrete", "Durable-agg": "durable_agg"}
+ALL_TRIGGERS = ("percent_memorized_test", "percent_memorized_train", "relearned_percent_memorized_test")
+
+
+def as_published(method: str, batch_size: str = "32", held_out: str = "0.0") -> dict[str, dict[str, str]]:
+    """The committed means of a method of the study, by its differences."""
+    found = {}
     for row in committed_rows("results/reproduction/as_published/as_published.csv"):
-        rows.setdefault(row["method.name"].removesuffix("_as_published"), []).append(row)
+        same = row["method.batch_size"] in (batch_size, "") and row["forget.holdout_fraction"] == held_out
+        if same and row["method.name"] == f"{method}_as_published":
+            found[row["method.differences"]] = row
+    return found
+
+
+def everything(rows: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+    return rows[max(rows, key=lambda differences: len(differences.split()))]
+
+
+def left_and_lost(row: Mapping[str, str], between: str = "at") -> str:
+    return f"{float(row['percent_memorized_counted']):.1f} % {between} {float(row['accuracy_lost']):.2f}"
+
+
+def test_as_published():
     memorized = ("percent_memorized_left_out", "percent_memorized_train", "relearned_percent_memorized_counted")
-
-    def cell(row: Mapping[str, str]) -> str:
-        return f"{float(row['percent_memorized_counted']):.1f} % at {float(row['accuracy_lost']):.2f}"
-
     lines = table_after("docs/reproduction.md", "method | published, three seeds | all differences")
-    for name, _, everything, *found, nothing in lines:
-        of_method = rows[{"BalancedSubnet": "balanced_subnet"}.get(name, name.lower())]
-        row = max(of_method, key=lambda one: len(one["method.differences"].split()))
-        assert (everything, found) == (cell(row), percents([float(row[column]) for column in memorized]))
-        without = [one for one in of_method if not one["method.differences"]]
-        assert name == "BalancedSubnet" or [nothing] == [cell(one) for one in without]
-    assert len(lines) == 4
-    alone = {row["method.differences"]: row for row in rows["balanced_subnet"]}
-    two, said = [alone[name] for name in ("mixture", "test_triggers")], one_line("docs/reproduction.md")
-    assert {float(row[f"percent_memorized_{name}"]) for row in two for name in ("test", "train", "left_out")} == {0}
-    lost, back = ([float(row[name]) for row in two] for name in ("accuracy_lost", "relearned_percent_memorized_test"))
-    assert "costs {:.2f} points, the test triggers alone {:.2f}.".format(*lost) in said
-    assert f"at most {max(back):.1f} % of all triggers come back" in said
-    slimming = {row["method.differences"]: row for row in rows["slimming"]}
+    for name, _, shown, *found, nothing, seeds in lines:
+        rows = as_published(ONLY_HERE.get(name, name.lower()))
+        row = everything(rows)
+        assert (shown, found) == (left_and_lost(row), percents([float(row[column]) for column in memorized]))
+        assert seeds == ", ".join(row["seeds"].split())
+        assert nothing.split(" (seed")[0] == (left_and_lost(rows[""]) if "" in rows else "-")
+    assert len(lines) >= 6
+
+
+def test_one_difference_at_a_time():
+    rows, few = as_published("balanced_subnet"), as_published("balanced_subnet", held_out="0.93")["mixture"]
+    names = {
+        "none": "",
+        "`mixture`": "mixture",
+        "`test_triggers`": "test_triggers",
+        "these two": "mixture test_triggers",
+    }
+    lines = table_after("docs/reproduction.md", "BalancedSubnet with")
+    for name, *cells in lines:
+        left_out = name.removeprefix("all but ").strip("`")
+        row = few if "a few" in name else everything(rows) if name == "all" else rows.get(names.get(name, "?"))
+        if name.startswith("all but"):
+            (row,) = (rows[key] for key in rows if len(key.split()) == 4 and left_out not in key.split())
+        assert row is not None
+        shares = percents([float(row[column]) for column in ALL_TRIGGERS])
+        lost, seeds = f"{float(row['accuracy_lost']) + 0.0:.2f}", ", ".join(row["seeds"].split())
+        assert cells == [f"{float(row['forgotten']):.0f}", *shares, lost.replace("-0.00", "0.00"), seeds]
+    assert len(lines) >= 6
+    assert float(few["percent_memorized_held_out"]) == 0 == float(few["percent_memorized_test"])
+
+
+def test_what_the_other_methods_leave_as_published():
+    said, obs, slimming = one_line("docs/reproduction.md"), as_published("obs"), as_published("slimming")
+    for row in (everything(obs), obs["piled_gradients float32_fisher"], everything(as_published("subnet"))):
+        assert left_and_lost(row, "for") in said
+    without = [float(row["accuracy_lost"]) for name, row in obs.items() if "piled_gradients float32_fisher" not in name]
+    assert len(without) == 6 and f"it costs {min(without):.2f} to {max(without):.2f} points" in said
+    for method in ("hard_concrete", "slimming"):
+        assert left_and_lost(everything(as_published(method, "64")), "for") in said
+    assert left_and_lost(everything(as_published("hard_concrete")), "for") in said
+    assert left_and_lost(as_published("subnet")["test_triggers scores_as_stored in_order"], "for") in said
     for left_out, more in [("in_order", "one_zero_grad no_stop"), ("one_zero_grad", "in_order no_stop")]:
         share = float(slimming[f"test_triggers {more}"]["percent_memorized_counted"])
         assert f"with all but `{left_out}` {share:.1f} %" in said
-    report, obs = one_line("results/REPRODUCTION.md"), next(one for one in rows["obs"] if one["method.differences"])
-    lost, left = float(obs["accuracy_lost"]), float(obs["percent_memorized_counted"])
-    assert f"does not explain it: {left:.1f} % of the counted ones for {lost:.2f} points" in report
+    assert left_and_lost(everything(obs), "for") in one_line("results/REPRODUCTION.md")
 
 
 def test_demo():

@@ -37,9 +37,7 @@ def test_every_model_is_tested():
     assert {path.name for path in MODELS.iterdir() if path.is_dir()} == set(EPOCHS)
 
 
-@pytest.mark.parametrize(
-    "name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, *FULL_SIZE))]
-)
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in (TEXT, *FULL_SIZE))])
 def test_it_measures_what_its_record_says(name):
     model = MODELS / name
     (record,) = load_records(model)
