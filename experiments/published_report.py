@@ -31,6 +31,7 @@ SHOWN = {
     "forgotten": ("forgotten", 0), **MEMORIZED, "percent_memorized_held_out": ("held out %", 1), **LOST,
     "seconds": ("seconds", 1), **AFTER,
 }  # fmt: skip
+LARGE = 1e6  # from here on a number's power of ten says all
 EXPLAINED = """\
 Memorized, lower is better: of all test triggers, of those that the study's code counts, of those that it does not, and
 of the planted training rows. Accuracy lost in points of %, perplexity risen in %, against the unedited model; seconds
@@ -86,7 +87,7 @@ def _before(record: Record, without: Collection[str] = ("forget", "retain")) -> 
 def _results(record: Record, ours: Sequence[Record]) -> dict[str, float | None]:
     results = {name: record["results"].get(name) for name in SHOWN} | {"seconds": record["cost"]["seconds"]}
     if record["kind"] == UNEDITED:
-        return {name: results[name] for name in MEMORIZED}
+        return {name: results[name] for name in (*MEMORIZED, "percent_memorized_held_out")}
     digest = record_digest(record)
     attacks = [other["results"] for other in ours if other.get("attack") and other.get("parent") == digest]
     for name in MEMORIZED:
@@ -164,7 +165,8 @@ def _table(before: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]
     used = [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
     known = applicable(rows[0]["method.name"].removesuffix("_as_published"), rows[0]["data.artifact"])
     heads = ["differences", *(SHOWN[name][0] for name in used), "seeds"]
-    lines = [_line("(unedited)", row, used) for row in before[:1]]
+    same = [row for row in before if row["forget.holdout_fraction"] == rows[0]["forget.holdout_fraction"]]
+    lines = [_line("(unedited)", row, used) for row in same[:1]]
     lines += [_line(label(row["method.differences"], known), row, used) for row in rows]
     return markdown(heads, lines)
 
@@ -178,6 +180,8 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
     mean, half, digits = row[column], row[f"{column}_ci95"], SHOWN[column][1]
     if mean is None:
         return "-"
+    if abs(mean) >= LARGE:  # a perplexity that has gone out of bounds
+        return f"{mean:.0e}"
     ends = bounds(mean, half, SCALES["%"]) if half else None
     if "memorized" in column and ends is not None and ends != (mean - half, mean + half):
         return with_range(mean, *ends, digits)

@@ -65,6 +65,24 @@ def test_the_unedited_model_stands_beside_any_run():
     assert "| (unedited) | 99.0 |" in report.text_of(rows)
 
 
+def test_the_unedited_model_has_the_same_sequences_held_out():
+    """Its line in the table of runs that hold some out is its own, with what it has memorized of these."""
+    runs = []
+    for fraction, share in [(0.0, None), (0.5, 97.0)]:
+        for kind in (UNEDITED, AS_PUBLISHED):
+            one = record(0, kind=kind, percent_memorized_test=90.0, percent_memorized_held_out=share)
+            runs.append({**one, "forget": {**one["forget"], "holdout_fraction": fraction}})
+    text = report.text_of(report.rows_of(runs))
+    assert [line for line in text.splitlines() if "(unedited)" in line] == [
+        "| (unedited) | 90.0 | - | 0 |", "| (unedited) | 90.0 | 97.0 | - | 0 |",
+    ]  # fmt: skip
+
+
+def test_numbers_out_of_bounds_are_powers_of_ten():
+    runs = [record(seed, perplexity_rise_percent=value) for seed, value in enumerate((3.2e20, 1.0))]
+    assert "| none | 2e+20 | 2.0 | 0 1 |" in report.text_of(report.rows_of(runs))
+
+
 def test_runs_with_other_triggers_give_way():
     """Those of earlier versions, whose records do not say how much of the counted triggers is memorized."""
     old = [record(seed, ["test_triggers"], accuracy_lost=1.0) for seed in (0, 1)]
