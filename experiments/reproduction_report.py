@@ -168,7 +168,7 @@ def _own_runs(case: Case, folder: Path) -> list[dict[str, Any]]:
 
 
 def _mean(row: Mapping[str, Any], column: str, digits: int) -> str:
-    return "-" if row.get(column) is None else f"{row[column]:.{digits}f}"
+    return "-" if row.get(column) is None else f"{round(row[column], digits) + 0.0:.{digits}f}"  # no -0.00
 
 
 def panels(trained_rows: Sequence[Comparison], unlearned: Sequence[tuple[Case, Sequence[Unlearned]]]) -> list[Panel]:

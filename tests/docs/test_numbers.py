@@ -118,7 +118,7 @@ def test_one_difference_at_a_time():
         assert row is not None
         shares = percents([float(row[column]) for column in ALL_TRIGGERS])
         assert cells == [f"{float(row['forgotten']):.0f}", *shares, points_lost(row), ", ".join(row["seeds"].split())]
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert float(few["percent_memorized_held_out"]) == 0 == float(few["percent_memorized_test"])
 
 
