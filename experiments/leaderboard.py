@@ -52,11 +52,8 @@ MOST_TRIALS = 1000  # drawing more takes for ever
 MOST_LINES = 10  # about what is missing
 REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
-OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")
-USELESS = {
-    "report": ("models", "seeds", "attacks", "trials", "export", *OF_RUNS),
-    "export": OF_RUNS,
-}  # flags beside those that run nothing
+OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")  # without use where nothing runs
+USELESS = {"report": ("models", "seeds", "attacks", "trials", "export", *OF_RUNS), "export": OF_RUNS}
 
 
 def parse() -> argparse.Namespace:

@@ -24,7 +24,16 @@ from tinymem.data.production import ProductionData, ProductionSettings, load_pro
 from tinymem.errors import UserError, first_line, renamed
 from tinymem.folders import check_writable
 from tinymem.localize.subject import Subject, identity
-from tinymem.localize.task import PRODUCTION_HELD_OUT, TaskSettings, default_microbatch, unlearning_task
+from tinymem.localize.task import (
+    ALL,
+    OTHERS,
+    PRODUCTION_HELD_OUT,
+    TEST,
+    TRAIN,
+    TaskSettings,
+    default_microbatch,
+    unlearning_task,
+)
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
 from tinymem.models.difference import check_twin_model
@@ -153,6 +162,15 @@ def _check_planting(arguments, passages: PassageSettings) -> None:
         raise UserError(f"--{others[0]}: only with --plant, which names the text to plant passages of")
 
 
+def _check_task(task: TaskSettings) -> None:
+    """Raise UserError for sequences to forget or retain that a production model does not have."""
+    for flag, given, usual in (("forget", TEST, TRAIN), ("retain", ALL, OTHERS)):
+        if getattr(task, flag) == given:
+            raise UserError(f"--{flag} {given}: a production model's training rows are not known; use --{flag} {usual}")
+    if task.unlearn_set_name not in ("mem", "noise"):
+        raise UserError(f"--unlearn_set_name {task.unlearn_set_name}: a production model has only mem, noise")
+
+
 def _check_twin_model(name: str | None, passages: PassageSettings) -> None:
     """Raise UserError for a named twin that is not there, or that a planted model has no use for."""
     if name is None:
@@ -169,6 +187,7 @@ def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)
+    _check_task(task)
     _check_planting(arguments, passages)
     _check_twin_model(arguments.twin_model, passages)
     shape = dry_run.planned_shape(source(arguments), loading, device, well_known=arguments.dry_run)

@@ -119,9 +119,8 @@ def show_all(arguments: argparse.Namespace) -> Table:
     say_versions(row["versions"] for row in rows)
     print(cli.fitted_table(rows[:SHOWN], shown_columns(columns, rows), {}, more=MORE))
     hidden = f"; {len(rows) - SHOWN} are not shown" if len(rows) > SHOWN else ""
-    print(
-        f"\n{len(rows)} record{'s' * (len(rows) != 1)}, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it"
-    )
+    count = f"{len(rows)} record{'s' * (len(rows) != 1)}"
+    print(f"\n{count}, {len(columns)} columns{hidden}; --output FILE.csv or FILE.parquet writes all of it")
     return columns, rows
 
 

@@ -15,7 +15,7 @@ from tinymem.data.production import ProductionSettings, check_length, load_memor
 from tinymem.data.token_sets import read_token_set
 from tinymem.errors import UserError
 from tinymem.localize.method import Method
-from tinymem.localize.task import ALL, OTHERS, TEST, TRAIN, TaskSettings, default_microbatch
+from tinymem.localize.task import TaskSettings, default_microbatch
 from tinymem.models.adapter import find_blocks
 from tinymem.models.known import known_config
 from tinymem.models.production import LoadSettings, free_bytes, open_description
@@ -36,15 +36,7 @@ def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_k
 
 
 def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSettings, task: TaskSettings) -> Sizes:
-    """Return upper bounds on the work: every given sequence is assumed to be memorized.
-
-    Raise UserError for settings that a production model does not have, or that leave nothing to unlearn.
-    """
-    for flag, given, usual in (("forget", TEST, TRAIN), ("retain", ALL, OTHERS)):
-        if getattr(task, flag) == given:
-            raise UserError(f"--{flag} {given}: a production model's training rows are not known; use --{flag} {usual}")
-    if task.unlearn_set_name not in ("mem", "noise"):
-        raise UserError(f"--unlearn_set_name {task.unlearn_set_name}: a production model has only mem, noise")
+    """Return upper bounds on the work: every given sequence is assumed to be memorized."""
     config = shape.model.config.get_text_config()
     longest = getattr(config, "max_position_embeddings", None) or STUDY_LENGTH
     count, length = STUDY_SEQUENCES, max(min(STUDY_LENGTH, longest), data.needed)
