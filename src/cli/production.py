@@ -184,6 +184,8 @@ def _check_twin_model(name: str | None, passages: PassageSettings) -> None:
 def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes = ALONE) -> None:
     """With --dry_run print the methods' plans, otherwise raise OutOfMemory if there is too little memory for them."""
     task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
+    if loading.device_map is not None and arguments.device == "cpu":
+        raise UserError("--device_map: spreads the model over GPUs; leave it out with --device cpu")
     elsewhere = arguments.dry_run and arguments.device.startswith("cuda")  # a plan for another machine's GPU
     device = torch.device("cuda") if elsewhere else cli.resolve_device(arguments.device)
     data, passages = cli.collect(ProductionSettings, arguments), cli.collect(PassageSettings, arguments)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ PRIVACY = ("auc_loss", "auc_zlib", "auc_min_k_plus")
 UTILITY = ("mean_test_accuracy", "perplexity")
 JUDGED, ATTACKED = "held_out", "shown"  # what judges forgetting; what attackers try to bring back
 RECOVERED = f"percent_memorized_{ATTACKED}"
+ROUNDING = 1e-4  # values of float32 against figures of float64: perplexity differs most, by 1e-6
 DAMAGED = "this file is damaged ({why}); make it again"
 COLUMNS = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)), *UTILITY)
 
@@ -167,7 +169,20 @@ def read(folder: Path) -> Evidence:
     with reading(folder / NAME, DAMAGED):
         if not found.seeds:
             raise ValueError("of no seed both the model and its twin")
+    with reading(folder / VALUES, DAMAGED):
+        _check_figures(found)
     return found
+
+
+def _check_figures(evidence: Evidence) -> None:
+    """Raise ValueError if a record says other than its values: scores come from values, and the choice from records."""
+    for record in evidence.records:
+        for column in COLUMNS:
+            if (values := evidence.rows(record, column)) is None:
+                continue
+            figure, said = _figure_of(values, column), record["results"].get(column)
+            if figure != said and (figure is None or said is None or not isclose(figure, said, rel_tol=ROUNDING)):
+                raise ValueError(f"{column} of record {record_digest(record)} comes to {figure}, {NAME} says {said}")
 
 
 def _read_examples(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -187,6 +202,14 @@ def write_needs(folder: Path, needs: Mapping[str, str]) -> None:
     """Write what `read_needs` returns; no file for nothing."""
     if needs:
         files.write_json(folder / NEEDS, dict(sorted(needs.items())))
+
+
+def _figure_of(values: Values, column: str) -> float | None:
+    """Return a column's figure from its values, as `_kept` leaves them."""
+    if column in UTILITY:
+        return METRICS[column].summary(values)
+    ratios = values.ratios()
+    return float(ratios[0]) if len(ratios) else None
 
 
 def single_values(values: Values, column: str) -> Values:

@@ -19,11 +19,11 @@ def known_shapes() -> dict[str, dict[str, Any]]:
 def known_config(name: str):
     """Return the config of a well-known model, such as pythia-2.8b, Llama-3-8B or OWNER/NAME of these; None for others.
 
-    Variants have the same shape: Llama-3.1-8B-Instruct is planned as Llama-3-8B.
+    Variants have the same shape: Llama-3.1-8B-Instruct is planned as Llama-3.1-8B.
     """
     from transformers import AutoConfig
 
-    plain = VARIANT.sub("", name.rstrip("/").rsplit("/", 1)[-1].lower()).removeprefix("meta-").replace("3.1", "3")
+    plain = VARIANT.sub("", name.rstrip("/").rsplit("/", 1)[-1].lower()).removeprefix("meta-")
     for known, numbers in known_shapes().items():
         if plain == known.lower().removeprefix("meta-"):
             return AutoConfig.for_model(**numbers)

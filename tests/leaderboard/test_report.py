@@ -15,6 +15,7 @@ from tinymem.leaderboard.entrants import entrants
 from tinymem.leaderboard.evidence import RECOVERED, Evidence
 from tinymem.leaderboard.protocol import training_identity
 from tinymem.leaderboard.score import Figure
+from tinymem.records.bundle import read_bundle, write_bundle
 from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
 
 (NOISE,) = find_cases(["noise"], True, 3)
@@ -111,6 +112,16 @@ def test_damaged_evidence_is_one_line(name, change, written, tmp_path):
     with pytest.raises(UserError, match=str(folder / name)) as caught:
         report.write(tmp_path, ["noise"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_figure_that_its_values_contradict_is_one_line(written, tmp_path):
+    folder = shutil.copytree(written / "noise", tmp_path / "noise")
+    records = read_bundle(folder / "records.jsonl.gz")
+    edited, *_ = [record for record in records if record.get("method", {}).get("name") == "npo"]
+    edited["results"][RECOVERED] = 0.0  # better than it is
+    write_bundle(folder, records)
+    with pytest.raises(UserError, match=f"values.safetensors: .*{RECOVERED} of record .* comes to .*, .* says 0.0"):
+        report.write(tmp_path, ["noise"])
 
 
 def row(rank=(1, 2), **parts: float) -> Row:

@@ -267,6 +267,7 @@ def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, cap
         (["--model_name", "nobody/nothing"], "the Hugging Face hub cannot be reached"),
         (["--step", 36000], "no step36000 in the folder"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--device_map", "auto", "--device", "cpu"], "--device_map: spreads the model over GPUs"),
         (["--greedy_k", 3], "activations has no such hyper-parameter; greedy has"),
         (["--model_name", "{place}/translator"], "cannot open this model"),
         (["--model_name", "{place}/quantised"], "its weights are quantised"),

@@ -19,7 +19,7 @@ def test_published_parameter_counts():
         assert shape_of(known_config(name), torch.bfloat16).parameters == count
     variants = {
         "EleutherAI/pythia-2.8b-deduped-v0": "pythia-2.8b", "EleutherAI/pythia-1.4b-v0": "pythia-1.4b",
-        "meta-llama/Llama-3.1-8B-Instruct": "Meta-Llama-3-8B", "Llama-3-8B": "Meta-Llama-3-8B",
+        "meta-llama/Llama-3.1-8B-Instruct": "Llama-3.1-8B", "Llama-3-8B": "Meta-Llama-3-8B",
         "allenai/OLMo-2-1124-7B-Instruct": "OLMo-2-1124-7B",
     }  # fmt: skip
     for name, known in variants.items():
