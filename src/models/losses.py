@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from tinymem.errors import NotFinite
+from tinymem.errors import NotFinite, UserError
 from tinymem.models.cross_entropy import (
     chunk_rows,
     linear_cross_entropy,
@@ -85,11 +85,11 @@ def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 def window_losses_and_hits(model, tokens: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `losses_and_hits` of the positions first <= position < last alone: float32 and bool, (rows, last - first).
 
-    Runs the output layer on those positions only. Entry j is about token first + j; gradients are not kept. Raises
-    Raise NotFinite for losses that are not finite.
+    Runs the output layer on those positions only. Entry j is about token first + j; gradients are not kept. Raise
+    NotFinite for losses that are not finite, UserError for the first token of a row, which nothing predicts.
     """
     tokens = tokens.to(model.device).long()
-    targets = tokens[:, first:last]
+    targets = _predicted(tokens, first, last)
     with torch.no_grad():
         if chunked(model):
             hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
@@ -125,7 +125,7 @@ def window_statistics(
     top_k: of the sampling, the whole vocabulary where it is larger; temperature: of the sampling alone.
     """
     tokens = tokens.to(model.device).long()
-    targets = tokens[:, first:last]
+    targets = _predicted(tokens, first, last)
     with torch.no_grad():
         if chunked(model):
             hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
@@ -167,10 +167,10 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
     """Return whether greedy decoding from each prefix gives the next token, for positions first <= position < last.
 
     Runs the output layer on those positions only. Returns bool (rows, last - first): entry j is about token first + j.
-    Raise NotFinite if the highest logit is not finite.
+    Raise NotFinite if the highest logit is not finite, UserError for the first token of a row, which nothing predicts.
     """
     tokens = tokens.to(model.device).long()
-    targets = tokens[:, first:last]
+    targets = _predicted(tokens, first, last)
     if chunked(model):
         hidden, weight = _output_layer(model, input_ids=tokens[:, : last - 1])
         flat = targets.flatten().to(hidden.device)
@@ -231,6 +231,13 @@ def chunked(model) -> bool:
         return False
     head = model.get_output_embeddings()
     return type(head) is torch.nn.Linear and head.bias is None and len(head.weight) >= LARGE_VOCABULARY
+
+
+def _predicted(tokens: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Return the tokens first <= position < last, (rows, last - first). Raise UserError for the first of a row."""
+    if first < 1:
+        raise UserError("a prompt without tokens: a model predicts from one token on; give longer prompts")
+    return tokens[:, first:last]
 
 
 def _last(values: torch.Tensor, count: int) -> torch.Tensor:

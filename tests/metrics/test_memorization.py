@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tinymem.data.dataset import Artifacts
+from tinymem.errors import UserError
 from tinymem.metrics import probe
 from tinymem.metrics.memorization import exact, memorized, percent
 from tinymem.metrics.probe import Probe
@@ -49,6 +50,15 @@ def test_one_forward_pass_agrees_with_greedy_generation(kind, request):
             assert exact(Probe(model, k, 3), artifacts, target).tolist() == generated
     flags = memorized(model, dataset.artifacts, k)
     assert flags.any() and not flags.all()  # or else the equality would say little
+
+
+@pytest.mark.parametrize("needs", probe.LEVELS)
+def test_a_prompt_without_tokens_is_refused(needs):
+    """Its logits would be those of the last position, for every row of its batch."""
+    rows = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]])
+    artifacts = Artifacts(rows, rows, torch.tensor([0, 2]), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(UserError, match="a prompt without tokens"):
+        exact(Probe(Echo(), 2, needs=(needs,)), artifacts)
 
 
 def test_percent_of_nothing_is_not_zero():
