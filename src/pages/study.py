@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from tinymem.attacks.recovery import Attacked, attacked_models, averaged
 from tinymem.localize.registry import METHODS
 from tinymem.records.choose import Configuration, Run, configurations, experiments, grouped, titles, unlearning_runs
 from tinymem.records.identity import record_digest, sections_of
+from tinymem.records.interval import over_all
 from tinymem.records.ranking import Ranking, ranked
 from tinymem.records.table import mixed_versions, named_records, versions
 
@@ -45,10 +45,9 @@ class Experiment:
         return [run for one in self.some for run in one.runs]
 
     def twin(self, column: str) -> float | None:
-        """Return the mean of a result of the never-planted twins; None where they have none."""
-        rows = {id(run.twin): run.twin for run in self.runs if run.twin}.values()
-        values = [row[column] for row in rows if row.get(column) is not None]
-        return statistics.fmean(values) if values else None
+        """Return the mean of a result of the never-planted twins; None where one lacks it."""
+        twins = {id(run.twin): run.twin for run in self.runs if run.twin}.values()
+        return over_all([twin.get(column) for twin in twins])[0]
 
     @property
     def subjects(self) -> list[list[Named]]:

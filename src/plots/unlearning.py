@@ -22,6 +22,7 @@ from tinymem.records.choose import (
     titles,
 )
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
+from tinymem.records.interval import over_all
 from tinymem.records.strength import strength_in
 from tinymem.records.table import method_of
 
@@ -195,10 +196,9 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
 
 
 def _of_twin(some: Sequence[Configuration], name: str) -> float | None:
-    """Return a result of the never-planted twins of an experiment, mean over its seeds; None without any."""
+    """Return a result of the never-planted twins of an experiment, mean over its seeds; None where one lacks it."""
     twins = {key_of(run.checkpoint): run.twin for one in some for run in one.runs if run.twin is not None}
-    values = [twin[name] for twin in twins.values() if twin.get(name) is not None]
-    return sum(values) / len(values) if values else None
+    return over_all([twin.get(name) for twin in twins.values()])[0]
 
 
 def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from tinymem.data.settings import NUMBER_TASKS
 from tinymem.metrics.registry import columns
 from tinymem.records.identity import FINGERPRINTS, MEASURED, NEVER_PLANTED, RIVALS, UNEDITED, record_digest, run_key
-from tinymem.records.interval import mean_and_interval
+from tinymem.records.interval import over_all
 from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
 
 PRINTS = ("fingerprints.weights", "fingerprints.forget_set")
@@ -83,14 +83,13 @@ class Configuration:
     def on_numbers(self) -> bool:
         return on_numbers(self.runs[0].row)
 
-    def values(self, name: str) -> list[float]:
-        """Return the values of one result, from every run that has it."""
-        return [run.row[name] for run in self.runs if run.row.get(name) is not None]
+    def interval(self, name: str) -> tuple[float | None, float | None]:
+        """Return a result's mean over the seeds and its 95 % half width; None where a run lacks the result."""
+        return over_all([run.row.get(name) for run in self.runs])
 
     def mean(self, name: str) -> float | None:
-        """Return the mean over the seeds; None when no run has this result."""
-        values = self.values(name)
-        return mean_and_interval(values)[0] if values else None
+        """Return the mean over the seeds; None where a run lacks the result."""
+        return self.interval(name)[0]
 
     def known_mean(self, name: str) -> float:
         """Return the mean over the seeds of a result that every compared run has, such as COMPARED."""
@@ -104,8 +103,7 @@ class Configuration:
         row = {**self.experiment, "method.name": self.method, **settings, "n": len(self.runs)}
         row["seeds"] = " ".join(map(str, sorted(map(_seed, self.runs), key=lambda seed: (seed == "-", seed))))
         for name in (*columns(self.runs[0].row, detail=False), *EXTENT, *COSTS, *COMPARED):
-            values = self.values(name)
-            row[name], row[f"{name}_ci95"] = mean_and_interval(values) if values else (None, None)
+            row[name], row[f"{name}_ci95"] = self.interval(name)
         return row
 
 
@@ -294,9 +292,10 @@ def without_effect(configuration: Configuration) -> bool:
 
 
 def merit(configuration: Configuration) -> tuple[float, ...]:
-    """Return the sort key of configurations of one experiment: the lower, the better."""
+    """Return the sort key of configurations of one experiment: the lower, the better. What is not known is the worst."""
     first = "trade_off" if configuration.on_numbers else "percent_memorized_train"
-    return tuple(configuration.mean(name) or 0.0 for name in (first, "perplexity", "percent_zeroed"))
+    found = map(configuration.mean, (first, "perplexity", "percent_zeroed"))
+    return tuple(math.inf if value is None else value for value in found)
 
 
 def validated(configuration: Configuration) -> bool:

@@ -21,6 +21,15 @@ def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[flo
     return mean, t_quantile((1 + level) / 2, count - 1) * statistics.stdev(values) / math.sqrt(count)
 
 
+def over_all(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Return the same of values of which some may be missing; (None, None) for none, and where one is missing.
+
+    What is missing may be infinite: a mean over the others would look good.
+    """
+    known = [value for value in values if value is not None]
+    return mean_and_interval(known) if known and len(known) == len(values) else (None, None)
+
+
 def share_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
     """Return the ends of the interval of a share (0 to 1) of `count` sequences (Wilson 1927): wide at 0 and 1, too."""
     z = statistics.NormalDist().inv_cdf((1 + level) / 2)

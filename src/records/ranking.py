@@ -52,7 +52,8 @@ class Ranking:
         Few: at most SIMILAR times the fewest; durations vary as much. An unknown duration is the longest.
         """
         complete = [one for one in self.every if self.wins(one) and one.mean("percent_memorized_train") == 0]
-        seconds = [one.mean("cost.seconds") or math.inf for one in complete]
+        known = [one.mean("cost.seconds") for one in complete]
+        seconds = [math.inf if each is None else each for each in known]
         few = [one for one, each in zip(complete, seconds) if each <= SIMILAR * min(seconds)]
         return min(few, key=merit, default=None)
 
@@ -94,7 +95,7 @@ def answer(ranking: Ranking) -> list[str]:
         return [*lines, "no run within the limits forgets everything"]
     what = "the same run" if cheapest is winner else spoken(ranking, cheapest)
     seconds = cheapest.mean("cost.seconds")
-    return [*lines, f"cheapest that forgets everything: {what}" + (f", {seconds:.3g} s" if seconds else "")]
+    return [*lines, f"cheapest that forgets everything: {what}" + ("" if seconds is None else f", {seconds:.3g} s")]
 
 
 def spoken(ranking: Ranking, one: Configuration) -> str:

@@ -1,5 +1,7 @@
 """Best runs and Pareto fronts of records made by hand."""
 
+import math
+
 import pytest
 from handmade import TEXT, checkpoint, edited, everything, outcome, production, unlearning
 
@@ -115,6 +117,22 @@ def test_among_equals_the_run_that_zeroes_least_wins(tmp_path):
     runs |= {("obs", ("ratio", ratio)): outcome(0.0, percent_zeroed=100 * ratio) for ratio in (0.3, 0.1, 0.2)}
     unlearning(tmp_path, checkpoint(), runs)
     assert chosen(tmp_path)["obs"]["method.ratio"] == 0.1
+
+
+def test_a_mean_is_over_all_seeds_or_there_is_none(tmp_path):
+    for seed, samples in enumerate((40.0, math.inf)):  # infinite: records hold null
+        runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(0.0, median_n_train=samples)}
+        unlearning(tmp_path / str(seed), checkpoint(seed), runs)
+    row = chosen(tmp_path)["obs"]
+    assert row["n"] == 2 and row["median_n_train"] is None and row["median_n_train_ci95"] is None
+    assert row["perplexity"] == 2.0
+
+
+def test_an_infinite_perplexity_is_not_the_lowest(tmp_path):
+    runs = {("unedited",): outcome(90.0)}
+    runs |= {("obs", ("ratio", ratio)): outcome(0.0, perplexity=ppl) for ratio, ppl in ((0.1, math.inf), (0.2, 3.0))}
+    unlearning(tmp_path, checkpoint(), runs)
+    assert chosen(tmp_path)["obs"]["method.ratio"] == 0.2
 
 
 def test_experiments_differ_in_more_than_the_seed(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinymem.records.interval import mean_and_interval, t_quantile
+from tinymem.records.interval import mean_and_interval, over_all, t_quantile
 
 TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042, 120: 1.980}
 
@@ -26,3 +26,8 @@ def test_mean_and_interval_by_hand():
 
 def test_one_value_has_no_interval():
     assert mean_and_interval([4.0]) == (4.0, None)
+
+
+def test_a_mean_over_all_lacks_none():
+    assert over_all([1.0, 2.0, 3.0]) == mean_and_interval([1.0, 2.0, 3.0])
+    assert over_all([1.0, None]) == over_all([]) == (None, None)

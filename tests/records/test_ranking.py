@@ -111,6 +111,13 @@ def test_a_run_of_unknown_duration_is_not_the_cheapest(tmp_path):
     assert lines[-1].startswith("cheapest that forgets everything: obs 0.2") and lines[-1].endswith(", 1 s")
 
 
+def test_a_run_that_takes_no_time_is_the_cheapest(tmp_path):
+    found(tmp_path, FAST)
+    unlearning(tmp_path, checkpoint(**TEXT), {SLOW[0]: SLOW[1]}, seconds=0.0)  # less than records can tell
+    lines = answer(ranked(configurations(unlearning_runs(named_records(tmp_path))), 10))
+    assert lines[-1] == "cheapest that forgets everything: the same run, 0 s"
+
+
 def test_the_only_run_that_forgets_is_named_without_a_duration(tmp_path):
     unlearning(tmp_path, checkpoint(**TEXT), {**BEFORE, SLOW[0]: SLOW[1]}, seconds=None)
     lines = answer(ranked(configurations(unlearning_runs(named_records(tmp_path))), 10))
