@@ -62,6 +62,13 @@ def test_anchors_are_those_of_github(tmp_path):
     assert anchors(page) == {"two-words-code_name", "srcapy", "same", "same-1", "link"}
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_table_has_a_row_twice(path):
+    for block in without_code(path.read_text(encoding="utf-8")).split("\n\n"):
+        rows = [line for line in block.splitlines() if line.startswith("|")]
+        assert len(rows) == len(set(rows)), block
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
