@@ -57,6 +57,8 @@ MOST = 6  # settings that `gather` prints before the results
 KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "data.artifact", "model.n_layers")
 KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
 MORE = "--output FILE.csv has them"
+FIRST: tuple[str, ...] = ("percent_memorized_train", "percent_memorized_validation", "percent_memorized_held_out")
+FIRST += ("trade_off", "perplexity_rise_percent")  # what ranks decide by and what is reported: kept in a narrow table
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in order (None: as in the rows), rows
 
 
@@ -183,7 +185,7 @@ def print_best(folder: str | Path, runs: Sequence[Run], limit: float = PERPLEXIT
         shown = [
             {"rank": _place(ranking, one), "method": one.method, "setting": setting(one, ranking.varied[one.method])}
             | {name: row[name] for name in ("verdict", "limit") if any(other[name] for other in rows)}
-            | _with_intervals(row, outcomes(row))
+            | _with_intervals(row, sorted(outcomes(row), key=lambda name: name not in FIRST))
             for one, row in zip(chosen, rows)
         ]
         present = dict.fromkeys(name for row in shown for name in row)

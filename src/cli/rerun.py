@@ -18,6 +18,7 @@ from tinymem.records.record import read_record
 from tinymem.records.table import versions
 
 FOLDER = "runs/rerun"
+REMEDY = "give a record, such as runs/NAME/records/DIGEST.json"
 UNMEASURED = ("model_folder", "twin", "epoch_seconds")  # results that are no measurements, or those of a clock
 
 
@@ -35,8 +36,8 @@ def rerun(arguments: argparse.Namespace) -> None:
     path = Path(arguments.folder)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {what}; give a record, such as runs/NAME/records/DIGEST.json")
-    record = read_record(path)
+        raise UserError(f"{path}: {what}; {REMEDY}")
+    record = read_record(path, REMEDY)
     folder = Path(arguments.output_dir or Path(FOLDER) / record_digest(record))
     if folder.resolve() == path.resolve().parent.parent:
         raise UserError(f"--output_dir {folder}: the record itself is there; give another folder")

@@ -95,7 +95,8 @@ def _print_plan(surveyed: list[Progress], todo: list[Progress], timings: Timings
     runs, done = sum(progress.left for progress in todo), sum(progress.before for progress in surveyed)
     total = sum(progress.runs for progress in surveyed)
     hours = f"; {in_hours(timings.total(p.job for p in todo), timings.count)}" if todo else ""
-    print(f"\n{len(todo)} commands for {runs} runs; of the grid's {total} runs {done} are done already{hours}")
+    commands = f"{len(todo)} command{'s' * (len(todo) != 1)}"
+    print(f"\n{commands} for {runs} run{'s' * (runs != 1)}; of the grid's {total} runs {done} are done already{hours}")
 
 
 def in_hours(seconds: float | None, count: int) -> str:

@@ -39,7 +39,7 @@ from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.unlearn import check_runs, never_planted, unedited, unlearn
 from tinymem.metrics import registry
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
-from tinymem.metrics.metric import Metric
+from tinymem.metrics.metric import TEXTS, Metric
 from tinymem.models.production import LoadSettings
 from tinymem.pages import side_by_side
 from tinymem.planning.dry_run import KEPT, planting_bytes
@@ -96,7 +96,7 @@ def run_methods(
         run.attach(attached)
         records = [run.finished if record["kind"] == UNEDITED else record for record in records]
     if not len(subject.task.forget):
-        print_table(records, asked=arguments.columns)
+        print_table(records, asked=arguments.columns, metrics=subject.metrics)
         print(f"\nnothing to unlearn: {nothing_memorized(subject)}")
         failures.end()
         return records
@@ -138,7 +138,7 @@ def run_methods(
                 figures.append(write_csv(subject.folder / "recovery" / f"{name}.csv", table))
         print(*figures, sep="\n", file=sys.stderr)
     write_pages(subject, records)
-    print_table(records, [method for method, _ in methods], arguments.columns)
+    print_table(records, [method for method, _ in methods], arguments.columns, subject.metrics)
     written = {"records": "records"} | ({"edited models": "models"} if save_models else {})
     written |= {"adapters": "adapters"} if subject.keep_adapters else {}
     print("\n" + ", ".join(f"{what}: {subject.folder}/{place}" for what, place in written.items()))
@@ -198,24 +198,32 @@ def write_pages(subject: Subject, records: Sequence[dict]) -> None:
         print(*side_by_side.write_pages(subject.folder, records, decode), sep="\n", file=sys.stderr)
 
 
-def print_table(records: Sequence[dict], methods: Sequence[Method] = (), asked: Sequence[str] = ()) -> None:
+def print_table(
+    records: Sequence[dict],
+    methods: Sequence[Method] = (),
+    asked: Sequence[str] = (),
+    metrics: Sequence[str | Metric] = (),
+) -> None:
     """Print one line per run, as wide as the terminal, and what attacks bring back in a table of its own.
 
-    asked: columns, or all, then with a line for every attack too; default: the most important ones.
+    asked: columns, or all, then with a line for every attack too; default: the most important ones, and those of the
+    user's own `metrics`.
     """
     every_record, records = records, records if asked else [r for r in records if not r.get("attack")]
     rows = [shown_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    metrics, on_digits = registry.columns(names), on_numbers(flat_row(records[0]))
+    own = [metric for metric in metrics if isinstance(metric, Metric)]
+    known, on_digits = registry.columns(names, more=own), on_numbers(flat_row(records[0]))
     first = ["method", *dict.fromkeys(m.strength for m in methods if m.strength), "attack"]
     quality = ("mean_test_accuracy",) if on_digits else ("perplexity",)
     usual = [f"percent_memorized_{split}" for split in ("shown", "held_out", "test")] + [*quality, "seconds"]
+    usual += [metric.column(part) for metric in own for part in (_judged(rows), *TEXTS)]
     usual += [f"{name}_{_judged(rows)}" for name in ("percent_extractable", "percent_near_verbatim", "auc_loss")]
     usual += ["percent_memorized_train", *LAST]
     usual = [name for name in usual if any(row.get(name) is not None for row in rows)]
-    every = [*first, *metrics, *LAST, *names]
+    every = [*first, *known, *LAST, *names]
     columns = dict.fromkeys([*first, *(every if "all" in asked else asked or usual)])
-    better = {name: registry.better_of(name) or BETTER.get(name) for name in columns}
+    better = {name: registry.better_of(name, own) or BETTER.get(name) for name in columns}
     rivals = [record["kind"] in (UNLEARN, MEASURED) for record in records]
     width = sys.maxsize if "all" in asked else None
     print(cli.fitted_table(rows, list(columns), {n: b for n, b in better.items() if b}, rivals, width))

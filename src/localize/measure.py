@@ -106,7 +106,7 @@ def harness_results(path: str) -> dict[str, float]:
     """Return an lm-evaluation-harness file's results as columns lm_eval_TASK_METRIC, and lm_eval_TASK_METRIC_FILTER of
     those that the harness computes of filtered answers. Raise UserError if it has none.
     """
-    content = files.read_json(path, required=("results",))
+    content = files.read_json(path, required=("results",), remedy="--lm_eval takes a file of lm-evaluation-harness")
     tasks = content["results"] if isinstance(content["results"], dict) else {}
     found = {
         f"lm_eval_{task}_{metric.removesuffix(',none').replace(',', '_')}": float(value)
@@ -171,7 +171,7 @@ def main() -> None:
         run.attach(attached)
         records = [run.record if record["kind"] == MEASURED else record for record in records]
     write_pages(original, records)
-    print_table(records, asked=arguments.columns)
+    print_table(records, asked=arguments.columns, metrics=original.metrics)
     print(f"\nrecords: {original.folder}/records")
     failures.end()
 

@@ -30,7 +30,8 @@ def check_same(original, model, name: str, relation: str = "an edit") -> None:
     """
     own, new = ({part: value.shape for part, value in each.named_parameters()} for each in (original, model))
     if wrong := sorted(part for part in own.keys() | new.keys() if own.get(part) != new.get(part)):
-        raise UserError(f"{name}: not {relation} of this model; {wrong[0]} and {len(wrong) - 1} more differ in shape")
+        more = f"and {len(wrong) - 1} more differ" if wrong[1:] else "differs"
+        raise UserError(f"{name}: not {relation} of this model; {wrong[0]} {more} in shape")
     before, now = (_computing(each.config) for each in (original, model))
     if wrong := [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]:
         key = wrong[0]

@@ -97,10 +97,17 @@ def make_page(folder: str | Path, models: Mapping[str, Mapping[str, Any]], decod
     split, texts = kept_split(values["after"]), texts_of(values, decode)
     if split is None or not texts:
         return None
-    note = f"{len(texts)} sequences, {SPLITS[split]}. "
-    note += "Twin: a model that was never trained on them." if "twin" in models else "No never-planted twin is known."
     record = models["after"]
+    note = f"{_sequences(len(texts), split, record)}. "
+    note += "Twin: a model that was never trained on them." if "twin" in models else "No never-planted twin is known."
     return Page(label_of(record), note, settings_of(record), tuple(models), _table(models), texts)
+
+
+def _sequences(count: int, split: str, record: Mapping[str, Any]) -> str:
+    """Return in words how many sequences a page shows, and which."""
+    memorized = record.get("forget", {}).get("unlearn_set_name", "mem") == "mem"  # other sets: memorized or not
+    about = SPLITS[split] if memorized else SPLITS[split].removeprefix("memorized and ")
+    return f"{count} sequence{'s' * (count != 1)}, {about}"
 
 
 def write_page(page: Page, path: Path) -> list[Path]:

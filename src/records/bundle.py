@@ -15,7 +15,8 @@ from tinymem.records.identity import record_digest
 from tinymem.records.record import check_record
 
 NAME = "records.jsonl.gz"
-DAMAGED = "this file is damaged ({why}); make it again from its records"
+AGAIN = "make it again from its records"
+DAMAGED = f"this file is damaged ({{why}}); {AGAIN}"
 
 
 def find_bundles(folder: str | Path) -> list[Path]:
@@ -35,7 +36,7 @@ def read_bundle(path: Path) -> list[dict[str, Any]]:
     """Return the records of a bundle. Raise UserError, naming the file, if one is damaged or of another format."""
     with reading(path, DAMAGED):
         lines = gzip.decompress(inputs.read_bytes(path)).decode().splitlines()
-        records = [inputs.parse_json(line, path) for line in lines]
+        records = [inputs.parse_json(line, path, AGAIN) for line in lines]
     for record in records:
-        check_record(record, path)
+        check_record(record, path, AGAIN)
     return records

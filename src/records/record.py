@@ -20,7 +20,7 @@ from typing import Any
 from tinymem import files
 from tinymem.allocator import release_freed_memory
 from tinymem.errors import UserError, reading
-from tinymem.inputs import check_file
+from tinymem.inputs import AGAIN, check_file
 from tinymem.metrics.registry import describe
 from tinymem.records.identity import (
     ATTACK,
@@ -73,19 +73,22 @@ def record_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
     return Path(folder) / "records" / f"{record_digest(identity)}.json"
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return one record. Raise UserError, naming the file, if it is damaged or of another format."""
-    record = files.read_json(path)
-    check_record(record, path)
+def read_record(path: Path, remedy: str = AGAIN) -> dict[str, Any]:
+    """Return one record. Raise UserError, naming the file, if it is damaged or of another format.
+
+    remedy: advice about a damaged file, for the message.
+    """
+    record = files.read_json(path, remedy=remedy)
+    check_record(record, path, remedy)
     return record
 
 
-def check_record(record: Any, path: Path) -> None:
+def check_record(record: Any, path: Path, remedy: str = AGAIN) -> None:
     """Raise UserError, naming the file that it is from, if a record is damaged or of another format."""
     if is_format_1(record):
         raise _old_format(path)
     if problem := _problem(record):
-        raise UserError(f"{path}: this file is damaged ({problem}); delete it and run again")
+        raise UserError(f"{path}: this file is damaged ({problem}); {remedy}")
 
 
 def is_format_1(content: Any) -> bool:

@@ -263,7 +263,7 @@ def load_details(folder: str | Path) -> dict[str, Any]:
 def made_by(folder: str | Path) -> str:
     """Return the name of the method that TinyMem made an edited model's folder with; "" for any other model."""
     path = Path(folder) / SETTINGS
-    about = files.read_json(path).get("made_by") if path.is_file() else None
+    about = files.read_json(path, remedy=RETRAIN).get("made_by") if path.is_file() else None
     method = about.get("method") if isinstance(about, dict) else None
     return str(method.get("name", "")) if isinstance(method, dict) else ""
 
@@ -282,7 +282,7 @@ def _check_sizes(sizes: ModelSettings, folder: Path) -> None:
     """Raise UserError if the model in a folder has other sizes than these, its training's."""
     if not (folder / CONFIG).is_file():
         return
-    config = files.read_json(folder / CONFIG)
+    config = files.read_json(folder / CONFIG, remedy=RETRAIN)
     if not isinstance(config, dict):  # said when the model is opened
         return
     for name, own in (("n_layers", "n_layer"), ("n_heads", "n_head"), ("n_embd", "n_embd")):

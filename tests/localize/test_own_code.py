@@ -11,6 +11,7 @@ from small import ROOT, in_process
 
 from tinymem.attacks.registry import ATTACKS
 from tinymem.cli import subject as subject_of
+from tinymem.errors import UserError
 from tinymem.localize.measure import harness_results
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import Subject, identity
@@ -165,7 +166,7 @@ def test_attacks_are_records_of_their_own_beside_the_edit(place, capsys):
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_new_metric_is_added_to_a_finished_run(place, monkeypatch, saved):
+def test_a_new_metric_is_added_to_a_finished_run(place, monkeypatch, capsys, saved):
     words = ["--localization_method", "durable", "--ratio", 0.2, *([] if saved else ["--no_save_model"])]
     unlearn(place, *words)
     before = records(place)["durable", None]
@@ -175,6 +176,7 @@ def test_a_new_metric_is_added_to_a_finished_run(place, monkeypatch, saved):
     measure = __import__("tinymem.metrics.evaluate").metrics.evaluate.measure
     monkeypatch.setattr("tinymem.cli.subject.measure", lambda *a, **k: asked.append(k["metrics"]) or measure(*a, **k))
     unlearn(place, *words, "--metrics", "percent_memorized", place[0] / "matched.py")
+    assert "matched_share_held_out" in capsys.readouterr().out  # the table has it without --columns
     after = records(place)["durable", None]
     assert {name: after[name] for name in before} == before
     added = {name for name in after if name not in before}
@@ -252,6 +254,9 @@ def test_the_filters_of_lm_eval_are_columns_of_their_own(tmp_path):
         "acc,none": 0.75,
         "alias": "gsm8k",
     }
+    (tmp_path / "lm.json").write_text("[]")
+    with pytest.raises(UserError, match="--lm_eval takes a file of lm-evaluation-harness"):
+        harness_results(str(tmp_path / "lm.json"))  # no advice to delete it, as of files that are made again
     (tmp_path / "lm.json").write_text(json.dumps({"results": {"gsm8k": metrics}}))
     assert harness_results(str(tmp_path / "lm.json")) == {
         "lm_eval_gsm8k_exact_match_strict-match": 0.25,

@@ -7,7 +7,7 @@ from browser import check_on_a_phone, needs_browser
 from handmade import checkpoint, edited, outcome
 
 from tinymem.metrics.examples import Span, kept_examples
-from tinymem.pages.side_by_side import make_page, write_pages
+from tinymem.pages.side_by_side import _sequences, make_page, write_pages
 from tinymem.records.record import Cost, write_record
 
 WORDS = ["<b>", " &", " one", " two", "$x$"]
@@ -94,6 +94,12 @@ def test_a_page_without_a_twin_says_so(tmp_path):
     page = make_page(tmp_path, {"before": unedited, "after": run}, decode)
     assert page.columns == ("before", "after") and "No never-planted twin" in page.note
     assert list(page.texts[0].written) == ["before", "after"]
+
+
+def test_a_page_says_memorized_only_of_the_set_of_memorized_sequences():
+    mem, noise = ({"forget": {"unlearn_set_name": name}} for name in ("mem", "noise"))
+    assert _sequences(2, "shown", mem) == "2 sequences, memorized and shown to the method" == _sequences(2, "shown", {})
+    assert _sequences(1, "held_out", noise) == "1 sequence, never shown to the method"
 
 
 def test_examples_of_other_sequences_are_not_put_beside(tmp_path):

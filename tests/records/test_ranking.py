@@ -156,6 +156,9 @@ def test_best_prints_marks_and_writes_ranks(tmp_path, capsys):
         line for line in lines if line.startswith("1 <- best  balanced")
     ]
     assert any("hard_concrete" in line and " over " in line for line in lines)
+    assert any(
+        {"rank", "mem_train", "ppl_rise_percent"} <= set(line.split()) for line in lines
+    )  # what decides is shown
     assert "best: balanced_subnet 0.1: 0 % memorized, perplexity +5 %" in lines
     with open(tmp_path / "best.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

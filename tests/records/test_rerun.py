@@ -105,6 +105,9 @@ def test_what_cannot_be_run_again_is_one_line(here, tmp_path, capsys):
 
     assert "no such file" in refused(tmp_path / "none.json")
     assert "is a folder" in refused(tmp_path)
+    for text in ("my notes", "{}"):  # a file of the user's own is not to be deleted
+        (tmp_path / "notes.json").write_text(text)
+        assert "give a record, such as" in refused(tmp_path / "notes.json")
     assert "a record of kind measured does not say where its model lies" in refused(changed("unlearn", kind="measured"))
     parent = read_record(here["attack"])["parent"]  # the edit of another tool, attacked
     edit = json.loads((here["attack"].parent / f"{parent}.json").read_text()) | {"kind": "measured"}

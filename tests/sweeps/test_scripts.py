@@ -69,8 +69,9 @@ def test_plans(run_script, tmp_path, name, small, commands, runs):
     lines = output.splitlines()
     assert code == 0 and len(lines) == small + 2 and lines[-1].startswith(f"{small} commands for ")
     assert all(line.startswith("python ") and (ROOT / line.split()[1]).exists() for line in lines[:-2])
-    code, output, _ = run_script(name, *folders, "--limit", 3)
-    assert code == 0 and len(output.splitlines()) == 5 and f"of the grid's {runs} runs 0 are done" in output
+    code, output, _ = run_script(name, *folders, "--limit", 1)
+    assert code == 0 and f"of the grid's {runs} runs 0 are done" in output
+    assert output.splitlines()[2].startswith("1 command for ")
     assert not list(tmp_path.iterdir())
 
 

@@ -139,6 +139,14 @@ def test_settings_of_another_model_than_the_one_beside_them(tmp_path, own, value
     assert checkpoint.load_trained(tmp_path)["epoch"] == 6
 
 
+def test_nobody_is_told_to_delete_a_part_of_a_model(tmp_path):
+    (tmp_path / checkpoint.SETTINGS).write_text(json.dumps({"settings": FLAT, "epoch": 6}))
+    (tmp_path / checkpoint.CONFIG).write_text("{")
+    assert "copy the folder again" in refused(checkpoint.load_trained, tmp_path)
+    (tmp_path / checkpoint.SETTINGS).write_text("{")
+    assert "copy the folder again" in refused(checkpoint.made_by, tmp_path)
+
+
 def test_settings_come_back_from_their_file(tmp_path):
     settings = RunSettings.from_flat({**FLAT, "spectral_reg": True, "lam": 1})
     (tmp_path / checkpoint.SETTINGS).write_text(json.dumps({"settings": settings.flat(), "epoch": 6}))
