@@ -91,7 +91,7 @@ def settings(cls: type[Class]) -> type[Class]:
 
 
 def check_options(settings: Any) -> None:
-    """Raise UserError for the first field whose value is not allowed. Use it as `__post_init__`."""
+    """Raise UserError for the first field of a dataclass whose value is not allowed."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         for element in value if isinstance(value, tuple) else (value,):

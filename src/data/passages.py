@@ -23,12 +23,12 @@ from tinymem.data.production import (
 from tinymem.data.settings import BUILTIN, HUB
 from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
-from tinymem.options import SEEDS, check_options, option
+from tinymem.options import SEEDS, option, settings
 
 ADDRESSES = ("sotu",)  # --plant builtin: presidential addresses
 
 
-@dataclass(frozen=True)
+@settings
 class PassageSettings:
     """Passages to plant"""
 
@@ -40,9 +40,6 @@ class PassageSettings:
     plant_sequences: int = option(128, "passages to plant", low=1)
     plant_tokens: int = option(80, "tokens of a passage", low=2)
     plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=SEEDS)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True)

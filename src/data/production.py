@@ -22,7 +22,7 @@ from tinymem.data.token_sets import TokenSet, read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity, tokenize
 from tinymem.errors import UserError
 from tinymem.inputs import check_file
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 
 NO_PAD = -1  # every row is full
 NOTES = ("test_rows_left_out", "test_rows", "retain_rows")  # results that a record has where they say something
@@ -35,7 +35,7 @@ DOCUMENTS_AT_ONCE = 32  # enough to tokenize on every core; a corpus is tokenize
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@settings
 class ProductionSettings:
     """Data"""
 
@@ -62,7 +62,6 @@ class ProductionSettings:
     num_retain: int = option(1632, "random sequences to retain; fewer if there are not enough", low=1)
 
     def __post_init__(self) -> None:
-        check_options(self)
         if self.random and self.corpus:
             raise UserError("--random and --corpus: give one of them, both name the test and retain text")
 

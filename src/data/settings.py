@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from tinymem.errors import UserError
-from tinymem.options import SEEDS, check_options, option
+from tinymem.options import SEEDS, option, settings
 
 NUMBER_TASKS = tuple(
     f"{name}{suffix}" for suffix in ("", "_3", "_5") for name in ("increment", "mult", "exp", "exponential")
@@ -23,7 +23,7 @@ SEQUENCES, CONTEXT = 10**7, 2**20  # far more than anybody trains on; beyond, bu
 MIN_VOCABULARY = 300  # 256 bytes, one end-of-text token and at least some merges
 
 
-@dataclass(frozen=True)
+@settings
 class DataSettings:
     """Data"""
 
@@ -80,7 +80,6 @@ class DataSettings:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
         if self.artifact == "natural" and not self.is_text:
             raise UserError(f"--artifact natural: needs text; --data_name is {self.data_name}")
         if self.artifact == "natural":  # always repeated, and records must say so

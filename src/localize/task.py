@@ -19,7 +19,7 @@ from tinymem.metrics.memorization import memorized
 from tinymem.metrics.probe import OnRows, silent
 from tinymem.models.adapter import find_mlps
 from tinymem.models.losses import loss_mask, token_losses
-from tinymem.options import SEEDS, check_options, option
+from tinymem.options import SEEDS, option, settings
 from tinymem.training.processes import ALONE, Processes
 
 # Task settings that change how much memory a method needs but not its result: not part of a run's identity.
@@ -32,7 +32,7 @@ Look = Callable[[Artifacts], "torch.Tensor"]  # which artifacts are memorized, b
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
 
-@dataclass(frozen=True)
+@settings
 class TaskSettings:
     """Unlearning task"""
 
@@ -72,7 +72,6 @@ class TaskSettings:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
         if self.holdout_fraction + self.validation_fraction >= 1:
             raise UserError(
                 f"--holdout_fraction {self.holdout_fraction} and --validation_fraction {self.validation_fraction}: leave "

@@ -28,13 +28,13 @@ from tinymem.errors import NotFinite, UserError
 from tinymem.inputs import read_settings
 from tinymem.metrics.quality import quality
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.options import SEEDS, check_options, option
+from tinymem.options import SEEDS, option, settings
 
 Direction = dict[str, "torch.Tensor"]  # parameter name -> its change; fixed parameters are left out
 SAVE_SECONDS = 1.0  # an interruption loses at most this much work, or one point
 
 
-@dataclass(frozen=True)
+@settings
 class LandscapeSettings:
     """Loss landscape"""
 
@@ -46,7 +46,6 @@ class LandscapeSettings:
     landscape_seed: int = option(0, "seed of the two directions and of the sequences", low=0, high=SEEDS)
 
     def __post_init__(self) -> None:
-        check_options(self)
         if self.points % 2 == 0:
             raise UserError(f"--points {self.points}: must be odd, so that the middle point is the model itself")
 

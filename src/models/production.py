@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tinymem.models.free_memory import free_on_host
 from tinymem.models.gguf import PACKAGED_MODELS, is_packaged, packaged_model
 from tinymem.models.known import known_config
 from tinymem.models.loading import empty_model, read_config, read_model
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 
 DTYPES = ("float32", "bfloat16", "float16")
 DESCRIPTION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config and tokenizer
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 RESERVE = 0.05  # share of the free memory for everything except weights
 
 
-@dataclass(frozen=True)
+@settings
 class LoadSettings:
     """Model"""
 
@@ -37,9 +36,6 @@ class LoadSettings:
     )
     dtype: str = option("float32", "type of the weights; scores are always float32", choices=DTYPES)
     device_map: str | None = option(None, "auto: spread the layers over all GPUs", choices=("auto",))
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     @property
     def method_dtype(self) -> str:

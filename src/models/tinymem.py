@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import torch
 from tinymem.errors import UserError
 from tinymem.models.attention import attention_settings, register_attention
 from tinymem.models.loading import read_config, read_model
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 
 
-@dataclass(frozen=True)
+@settings
 class ModelSettings:
     """Model"""
 
@@ -24,7 +23,6 @@ class ModelSettings:
     n_embd: int = option(128, "width; the MLPs are four times as wide", low=1, high=2**16)
 
     def __post_init__(self) -> None:
-        check_options(self)
         if self.n_embd % self.n_heads:
             raise UserError(f"--n_embd {self.n_embd}: must be a multiple of --n_heads {self.n_heads}")
 

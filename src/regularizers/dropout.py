@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from tinymem.errors import UserError
 from tinymem.models.channel_gate import evaluation_gate, gate_block_inputs, mark, shared_channels
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.regularizers.hashing import random_bits
 from tinymem.regularizers.protocol import Regularizer
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Regularizer: example-tied dropout (Maini et al. 2023)"""
 
@@ -22,7 +20,6 @@ class Settings:
     p_mem: float = option(0.1, "share of the other channels that each example uses", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
-        check_options(self)
         if self.p_fixed + self.p_mem > 1:
             raise UserError(f"--p_mem {self.p_mem}: must be <= 1 - p_fixed, and --p_fixed is {self.p_fixed}")
 

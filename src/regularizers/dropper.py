@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.regularizers.protocol import Regularizer
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Regularizer: loss truncation (Kang & Hashimoto 2020)"""
 
     truncate_loss: bool = option(False, "leave out the sequences whose loss is highest")
     dropc: float = option(0.05, "share of sequences to leave out; the study has 0.01, 0.05, 0.1", low=0.0, below=1.0)
     truncation_window: int = option(10000, "sequences between two updates of the cutoff, and for each update", low=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:

@@ -6,12 +6,10 @@ the last goldfish_h targets, itself included: a passage loses the same tokens wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from tinymem.errors import UserError
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.regularizers.hashing import STEP, high_bits, mix, random_bits
 from tinymem.regularizers.protocol import Regularizer
 
@@ -19,7 +17,7 @@ _BASE = 0x5851F42D4C957F2D  # odd, from Knuth's MMIX generator: the base of the 
 STRATEGIES = ("hashed", "seeded", "static")
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Regularizer: goldfish loss (Hans et al. 2024)"""
 
@@ -34,7 +32,6 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        check_options(self)
         if self.goldfish_strategy != "hashed" and self.goldfish_h != Settings.goldfish_h:
             raise UserError(f"--goldfish_h {self.goldfish_h}: only with --goldfish_strategy hashed")
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.regularizers.protocol import Regularizer
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Regularizer: L1"""
 
     l1_reg: float = option(0.0, "adds this times the sum of |w| to the loss", low=0.0, alias=("--l1-reg",))
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:

@@ -20,14 +20,14 @@ from tinymem.errors import UserError, reading
 from tinymem.inputs import check_file
 from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.edit import Zeros
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.regularizers.hashing import random_bits
 from tinymem.regularizers.protocol import Regularizer
 
 SINKS = "sinks.safetensors"
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Regularizer: memorization sinks (Ghosal et al. 2025)"""
 
@@ -37,9 +37,6 @@ class Settings:
     sinks_disjoint: bool = option(
         False, "divide the other neurons into slices of that share; an example uses one, and no two slices overlap"
     )
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from tinymem.models.trainable import gradient_of
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.regularizers.protocol import Regularizer
 
 
-@dataclass(frozen=True)
+@settings
 class Settings:
     """Regularizer: spectral norm (Yoshida & Miyato 2017)"""
 
@@ -19,9 +19,6 @@ class Settings:
     lam: float = option(
         0.01, "adds lam / 2 times the sum of the singular values; the study has 0.001, 0.01, 0.1", low=0.0
     )
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 from tinymem import files
 from tinymem.errors import UserError
 from tinymem.inputs import read_toml
-from tinymem.options import check_options, field_types, option
+from tinymem.options import field_types, option, settings
 from tinymem.sweeps import with_parent
 from tinymem.sweeps.attempt import Place
 from tinymem.sweeps.engine import Pool
@@ -47,7 +47,7 @@ BAD_BLOCKS = 3  # consecutive blocks that end without a worker: give up
 LOCAL_HEARTBEAT: dict[str, Any] = dict(heartbeat_period=5, heartbeat_threshold=30)
 
 
-@dataclass(frozen=True)
+@settings
 class Site:
     """One site; the fields are the keys of its TOML file.
 
@@ -77,7 +77,6 @@ class Site:
     interface: str = option("", "network interface of the login node that nodes can reach; empty: detected")
 
     def __post_init__(self) -> None:
-        check_options(self)
         for name in WORDS:
             value = getattr(self, name)
             if value and not PLAIN.fullmatch(value):

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import UserError
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.records.identity import FINETUNE
 from tinymem.training.settings import RunSettings
 
 FT_DATA = ("clean", "extra", "both")
 
 
-@dataclass(frozen=True)
+@settings
 class FinetuneSettings:
     """Fine-tuning"""
 
@@ -26,9 +26,6 @@ class FinetuneSettings:
         choices=FT_DATA,
     )
     ft_epochs: int = option(5, "passes over the fine-tuning set", low=1, alias=("--epochs",))
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
     def marker(self, settings: RunSettings, epoch: int) -> dict[str, Any]:
         """Return the run.json of the fine-tuning, but for the model's weights. epoch: the checkpoint's."""

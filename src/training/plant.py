@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.models.production import RESERVE, free_bytes
 from tinymem.models.trainable import all_but_embeddings, train_only
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import epoch_permutation, fit, warmed_up
@@ -40,7 +40,7 @@ WARM_UP = 10  # steps: without it Adam's first ones, of full size in every weigh
 CHECKED_AT_ONCE = 16  # passages
 
 
-@dataclass(frozen=True)
+@settings
 class PlantSettings:
     """Planting"""
 
@@ -52,9 +52,6 @@ class PlantSettings:
     plant_retain_share: float = option(0.33, "share of retain text in a step", low=0.0, below=1.0)
     plant_epochs: int = option(60, "give up after this many passes over the passages", low=1)
     plant_dtype: str = option("auto", f"{MEANING}; weights are float32", choices=PRECISIONS)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 def planted_model(

@@ -14,13 +14,13 @@ from tinymem.errors import UserError
 from tinymem.inputs import read_settings
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.models.tinymem import ModelSettings
-from tinymem.options import check_options, option
+from tinymem.options import option, settings
 from tinymem.regularizers.registry import switched_on
 
 RETRAIN = "copy the folder again, or train the model again"  # remedy if a model's settings cannot be read
 
 
-@dataclass(frozen=True)
+@settings
 class TrainingSettings:
     """Training"""
 
@@ -37,9 +37,6 @@ class TrainingSettings:
     l2_reg: float = option(0.1, "weight decay of AdamW, on every parameter", low=0.0, high=1e3)
     dtype: str = option("float32", f"{MEANING}; weights are float32", choices=PRECISIONS)
     train_microbatch: int = option(64, "sequences per forward pass: bounds memory", low=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 @dataclass(frozen=True)
