@@ -10,10 +10,10 @@ from published_differences import METHODS, applicable
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.records.best import SCALES, bounds
+from tinymem.records.best import bounds
 from tinymem.records.identity import AS_PUBLISHED, UNEDITED
 from tinymem.records.interval import mean_and_interval, with_half_width, with_range
-from tinymem.records.record import record_digest
+from tinymem.records.record import BOUNDS, record_digest
 from tinymem.records.table import load_records, markdown, write_csv
 
 Record = Mapping[str, Any]
@@ -182,7 +182,7 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         return "-"
     if abs(mean) >= LARGE:  # a perplexity that has gone out of bounds
         return f"{mean:.0e}"
-    ends = bounds(mean, half, SCALES["%"]) if half else None
+    ends = bounds(mean, half, BOUNDS["%"]) if half else None
     if "memorized" in column and ends is not None and ends != (mean - half, mean + half):
         return with_range(mean, *ends, digits)
     return with_half_width(mean, half or None, digits)

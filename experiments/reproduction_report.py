@@ -23,6 +23,7 @@ from reproduction_compare import (
 
 from tinymem import files
 from tinymem.plots import Panel, plot_side_by_side, plot_trade_offs
+from tinymem.records.interval import fixed
 from tinymem.records.table import load_records, markdown
 from tinymem.sweeps.grid import Grid
 
@@ -168,7 +169,7 @@ def _own_runs(case: Case, folder: Path) -> list[dict[str, Any]]:
 
 
 def _mean(row: Mapping[str, Any], column: str, digits: int) -> str:
-    return "-" if row.get(column) is None else f"{round(row[column], digits) + 0.0:.{digits}f}"  # no -0.00
+    return "-" if row.get(column) is None else fixed(row[column], digits)
 
 
 def panels(trained_rows: Sequence[Comparison], unlearned: Sequence[tuple[Case, Sequence[Unlearned]]]) -> list[Panel]:

@@ -128,7 +128,7 @@ def read_settings(
     types, values = get_type_hints(cls), {}
     for field in dataclasses.fields(cls):
         if field.name in mapping:
-            values[field.name] = _typed(mapping[field.name], types[field.name], field.name, path, remedy)
+            values[field.name] = check_value(mapping[field.name], types[field.name], field.name, path, remedy)
         elif whole or (field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING):
             raise UserError(f"{path}: this file is damaged (no {field.name}); {remedy}")
     try:
@@ -138,12 +138,10 @@ def read_settings(
 
 
 def check_value(value: Any, kind: Any, name: str, path: str | Path, remedy: str = AGAIN) -> Any:
-    """Return a value read from a file as the type `kind`. Raise UserError, naming file and value, for a wrong type."""
-    return _typed(value, kind, name, path, remedy)
+    """Return a value read from a file as the type `kind`: a list becomes a tuple again, a whole number a float.
 
-
-def _typed(value: Any, kind: Any, name: str, path: str | Path, remedy: str) -> Any:
-    """Return the value as this type: a list becomes a tuple again, a whole number a float."""
+    Raise UserError, naming file and value, for a wrong type.
+    """
     fitted = _fitted(value, kind)
     if fitted is _WRONG:
         shown = repr(value)

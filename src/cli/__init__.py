@@ -339,8 +339,8 @@ def resolve_device(name: str):
 def command_line() -> str:
     """Return the command that runs this process, with the script's path from the repository's root."""
     path = Path(sys.argv[0]).resolve()
-    root = WITH_PARENT.resolve().parents[2]
-    return shlex.join(["python", str(path.relative_to(root)) if root in path.parents else path.name, *sys.argv[1:]])
+    inside = scripts.ROOT in path.parents
+    return shlex.join(["python", str(path.relative_to(scripts.ROOT)) if inside else path.name, *sys.argv[1:]])
 
 
 def run_script(words: Iterable[object]) -> None:

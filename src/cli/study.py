@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tinymem import cli
+from tinymem import cli, scripts
 from tinymem.cli.sweeping import add_sweep_options, sweep
 from tinymem.errors import UserError
 from tinymem.sweeps.job import Job
@@ -16,7 +16,6 @@ from tinymem.sweeps.sites import find_site, open_pool
 from tinymem.sweeps.study import FULL, SMALL, Study
 from tinymem.training.settings import RunSettings
 
-ROOT = Path(__file__).resolve().parents[2]
 OUTPUT_DIR = "runs/study"  # shared by all, so that each finds the models that another has trained
 
 
@@ -35,7 +34,7 @@ def main(
     site = find_site(arguments.site)
     folder = Path(arguments.output_dir or OUTPUT_DIR + ("_small" if arguments.small else "")).absolute()
     jobs = make_jobs(arguments, folder / "models", Common.of(arguments))
-    sweep(arguments, jobs, folder, ROOT, partial(open_pool, site, max_workers=arguments.max_workers))
+    sweep(arguments, jobs, folder, scripts.home(), partial(open_pool, site, max_workers=arguments.max_workers))
 
 
 def chosen(

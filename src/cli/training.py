@@ -22,6 +22,7 @@ from tinymem.inputs import read_settings
 from tinymem.metrics import registry
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import as_flags
+from tinymem.scripts import SCRIPTS
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.finetune import FinetuneSettings
@@ -30,7 +31,7 @@ from tinymem.training.loop import train
 from tinymem.training.settings import RETRAIN, RunSettings, TrainingSettings, check_same_run, check_whole_run
 from tinymem.training.twin import twin_of
 
-TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
+TRAINING, FINETUNING = SCRIPTS["train"].start, SCRIPTS["finetune"].start
 LOCK, MARKER = ".lock", "run.json"
 STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each test set
 

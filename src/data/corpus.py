@@ -34,7 +34,7 @@ DOCUMENTS = 2  # increase it when the same files give different documents: older
 MIN_DOCUMENTS = 20  # fewer are cut into sections, so that a test split by document is possible
 SECTIONS = 100
 ARTICLE = re.compile(r"^ = [^=\n](?:.*[^=\n])? = *$", re.MULTILINE)  # WikiText's title line; sections have " = = "
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"  # of tokenizers pad, bos and eos at once, the last id: 50256 for GPT-2
 # Separators between documents in one file, the most reliable first; each alone on its line.
 SEPARATORS = {
     END_OF_TEXT: re.compile(r"^[ \t]*<\|endoftext\|>[ \t]*$\n?", re.MULTILINE),

@@ -14,10 +14,8 @@ from tinymem.data import text_files
 from tinymem.data.corpus import find_corpus, hub_or_cache, separate_texts, wikitext_articles
 from tinymem.data.settings import DataSettings
 from tinymem.data.token_sets import read_token_set
-from tinymem.data.tokenizer import tokenize
+from tinymem.data.tokenizer import tokenize_in_turn
 from tinymem.errors import UserError, first_line
-
-AT_ONCE = 32  # enough to tokenize on every core; text is tokenized only as far as it is needed
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,8 @@ class Documents:
 
     def tokens(self, tokenizer) -> Iterator[np.ndarray]:
         """Yield the ids of each document, int32. Text is tokenized without special tokens, a few documents at a time."""
-        for start in range(0, len(self.content), AT_ONCE):
-            some = self.content[start : start + AT_ONCE]
-            yield from tokenize(tokenizer, some) if isinstance(some[0], str) else some
+        is_text = bool(self.content) and isinstance(self.content[0], str)
+        yield from tokenize_in_turn(tokenizer, self.content) if is_text else self.content
 
 
 def token_documents(path: str, vocabulary_size: int) -> Documents:

@@ -19,7 +19,7 @@ from tinymem.data.settings import DataSettings
 from tinymem.data.text_files import PLAIN, read_texts
 from tinymem.data.token_sets import KINDS as TOKEN_KINDS
 from tinymem.data.token_sets import TokenSet, read_token_set
-from tinymem.data.tokenizer import beginning, bos_identity, tokenize
+from tinymem.data.tokenizer import beginning, bos_identity, tokenize, tokenize_in_turn
 from tinymem.errors import UserError
 from tinymem.inputs import check_file
 from tinymem.options import option, settings
@@ -30,7 +30,6 @@ FETCHED = tuple(
     f"{name}.safetensors" for name in ("pythia-2.8b-deduped-v0", "pythia-6.9b-deduped", "pile_random_batch")
 )  # what pythia_mem_data/fetch.py writes
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
-DOCUMENTS_AT_ONCE = 32  # enough to tokenize on every core; a corpus is tokenized only as far as it is needed
 
 logger = logging.getLogger(__name__)
 
@@ -294,10 +293,9 @@ def split_random(
 def text_rows(tokenizer, documents: list[str], length: int, count: int | None = None) -> torch.Tensor:
     """Return at most `count` consecutive rows of `length` tokens from these documents, without padding: int32."""
     parts, size = [torch.empty(0, dtype=torch.int32)], 0
-    for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
-        some = tokenize(tokenizer, documents[start : start + DOCUMENTS_AT_ONCE])
-        parts += map(torch.from_numpy, some)
-        size += sum(map(len, some))
+    for ids in tokenize_in_turn(tokenizer, documents):
+        parts.append(torch.from_numpy(ids))
+        size += len(ids)
         if count is not None and size >= count * length:
             break
     rows = size // length if count is None else min(count, size // length)

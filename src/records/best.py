@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from tinymem.metrics.registry import Column
 from tinymem.records.choose import Configuration
 from tinymem.records.interval import share_interval
 from tinymem.records.ranking import Ranking
-from tinymem.records.record import read_values
+from tinymem.records.record import ANY, BOUNDS, read_values
 from tinymem.records.strength import strength_in
 from tinymem.records.verdict import verdict
 
 PERPLEXITY_RISE = 10.0  # percent: the utility limit of text and production models
 OVER = "over"
-SCALES = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # by a result's unit
 CHANGES = {  # shown after the metrics
     column.name: column
     for column in (
@@ -62,7 +60,7 @@ def over_sequences(row: Mapping[str, Any], path: Path) -> dict[str, float]:
     found = {}
     for name in outcomes(row):
         values, mean = saved_values(kept, name), row[name]
-        if values is not None and mean is not None and scale(name) == SCALES["%"]:
+        if values is not None and mean is not None and scale(name) == BOUNDS["%"]:
             low, high = share_interval(mean / 100, int((values.weights > 0).sum()))
             found[f"{name}_ci95"] = max(mean - 100 * low, 100 * high - mean)
     return found
@@ -81,7 +79,7 @@ def described(column: str) -> Column | None:
 def scale(column: str) -> tuple[float, float]:
     """Return the lowest and the highest value that a result can have; infinite where it has no bound."""
     found = registry.describe(column)
-    return SCALES.get(found.unit if found else "", (-math.inf, math.inf))
+    return BOUNDS.get(found.unit if found else "", ANY)
 
 
 def bounds(mean: float | None, half: float | None, ends: tuple[float, float]) -> tuple[float, float] | None:

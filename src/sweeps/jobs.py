@@ -21,15 +21,16 @@ from tinymem.models.production import LoadSettings, model_identity, open_descrip
 from tinymem.options import as_flags
 from tinymem.records.identity import TRAIN, UNEDITED, UNLEARN
 from tinymem.regularizers.registry import REGULARIZERS
+from tinymem.scripts import SCRIPTS
 from tinymem.sweeps.job import Job
 from tinymem.training.checkpoint import SETTINGS, load_trained
 from tinymem.training.finetune import FinetuneSettings
 from tinymem.training.plant import PlantSettings
 from tinymem.training.settings import RunSettings
 
-TRAINING, FINETUNING = "memorization_in_toy_models.py", "ft_toy_model.py"
-LOCALIZE, PRODUCTION = "src/localize/localize_memorization.py", "src/localize/prod_grad.py"
-MEASURE = "src/localize/measure.py"
+TRAINING, FINETUNING, LOCALIZE, PRODUCTION, MEASURE = (
+    SCRIPTS[name].start for name in ("train", "finetune", "unlearn", "unlearn-lm", "measure")
+)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from tinymem.data.other_text import content_digest, holds_ids
 from tinymem.data.token_sets import TokenSet, read_token_set
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.curvature.layers import LayerSettings, chosen_weights
-from tinymem.localize.learning import all_finite, frozen
+from tinymem.localize.learning import all_finite, frozen, output_gradients
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import last_losses, loss_mask, next_token_logits, remedy
+from tinymem.models.planned import is_plan
 from tinymem.options import option, settings
 
 HELD = 2**28  # entries of factors held at once: 1 GiB; for large models half the size of the chosen matrices
@@ -105,11 +106,6 @@ def factor_text(model, task: UnlearningTask, hp: FactorSettings) -> torch.Tensor
         text = task.reader.rows(FLAG, hp.factor_data, *size)
     order = torch.randperm(len(text), generator=task.generator())
     return text[order[: hp.factor_sequences].sort().values]
-
-
-def is_plan(model) -> bool:
-    """Return whether this is a plan's model, of fake tensors (`tinymem.planning.memory`)."""
-    return hasattr(model, "planned_for")
 
 
 def check_factors(model, task: UnlearningTask, hp: FactorSettings) -> None:
@@ -218,24 +214,15 @@ def sampled_labels(model, tokens: torch.Tensor, draws: torch.Tensor) -> torch.Te
 
 def _add_gradients(model, tokens, targets, counted, weights: Sequence[Weight], sums) -> None:
     """Add x x' and g g' of a microbatch. tokens: (rows, T). targets, counted: (rows, T - 1)."""
-    places, hooks = counted.flatten().nonzero().flatten(), []
-
-    def watch(pair, module, inputs: tuple, output: torch.Tensor) -> None:
-        output.requires_grad_().register_hook(partial(_add, pair, places, inputs[0].detach()))
-
-    for weight, pair in zip(weights, sums):
-        module = model.get_submodule(weight.name.rpartition(".")[0])
-        hooks.append(module.register_forward_hook(partial(watch, pair)))
-    try:
+    places = counted.flatten().nonzero().flatten()
+    seen = {weight.name.rpartition(".")[0]: partial(_add, pair, places) for weight, pair in zip(weights, sums)}
+    with output_gradients(model, seen):
         losses = last_losses(model, targets, input_ids=tokens[:, :-1])
         (losses * counted.to(losses.device)).sum().backward()
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _add(pair, places: torch.Tensor, inputs: torch.Tensor, output_gradients: torch.Tensor) -> None:
-    """Add to A and G. inputs, output_gradients: (rows * (T - 1), features), in any shape of that size."""
-    for total, values in zip(pair, (inputs, output_gradients)):
+def _add(pair, places: torch.Tensor, inputs: torch.Tensor, outgoing: torch.Tensor) -> None:
+    """Add to A and G. inputs, outgoing gradients: (rows * (T - 1), features), in any shape of that size."""
+    for total, values in zip(pair, (inputs, outgoing)):
         rows = values.reshape(-1, values.shape[-1])[places.to(values.device)].float()
         total.addmm_(rows.T, rows)

@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from tinymem.errors import NotFinite
-from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes, is_plan
+from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes
 from tinymem.localize.curvature.layers import chosen_weights
 from tinymem.localize.learning import all_finite, frozen, gradients, kl_note
 from tinymem.localize.task import UnlearningTask
@@ -27,7 +27,9 @@ from tinymem.localize.training import sides
 from tinymem.models.adapter import Weight
 from tinymem.models.edit import Weights, reversible
 from tinymem.models.losses import loss_mask, next_token_logits, remedy
+from tinymem.models.planned import is_plan
 from tinymem.options import option, settings
+from tinymem.training.objective import FORGET_TOKENS
 
 TRIALS = 8  # measurements of the KL in a step
 ENOUGH = 12  # forward passes that show a run's peak in a plan: factors, predictions before, gradient, first trials
@@ -45,7 +47,7 @@ class HyperParameters(FactorSettings):
     damping: float = option(1e-3, "added to the eigenvalues of each factor, as a multiple of their mean", above=0.0)
     forget_tokens: str = option(
         "continuation", "tokens of a forget row that its loss counts: all, or those behind its prompt",
-        choices=("all", "continuation"),
+        choices=FORGET_TOKENS,
     )  # fmt: skip
     kl_sequences: int = option(32, "retain sequences on which the KL is measured", low=1)
 

@@ -15,12 +15,12 @@ import torch
 
 from tinymem.data.memories import among
 from tinymem.errors import NotFinite
-from tinymem.localize.curvature.factors import is_plan
-from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, sequence_weights
+from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, output_gradients, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight, find_mlps, linear_weights, mlp_weights, weight_of
 from tinymem.models.edit import Weights
 from tinymem.models.losses import remedy
+from tinymem.models.planned import is_plan
 from tinymem.options import option, settings
 
 PIECE = 2**24  # entries of the gradients of single sequences formed at once: 64 MB
@@ -93,9 +93,7 @@ def importances(model, task: UnlearningTask, tokens: torch.Tensor, weights: list
     """Return the mean over sequences of the squared gradient of each one's mean token loss, float32.
 
     tokens: (m, T). Matrices are (out, in). Raise NotFinite if an importance is not finite.
-
-    The gradient of a linear layer for one sequence is the sum over positions of (output gradient) x (input), so that one
-    pass over a microbatch gives the gradients of all its sequences.
+    One pass over a microbatch gives the gradients of all its sequences (see `output_gradients`).
     """
     totals = {weight.name: torch.zeros_like(weight.view(), dtype=torch.float32) for weight in weights}
     by_module: dict[str, list[torch.Tensor]] = {}
@@ -103,29 +101,21 @@ def importances(model, task: UnlearningTask, tokens: torch.Tensor, weights: list
         by_module.setdefault(name.rpartition(".")[0], []).append(total)
     loss_weights = sequence_weights(task, tokens)
     scale = loss_scale(model, loss_weights)
-
-    def watch(own: list[torch.Tensor], module, inputs: tuple, output: torch.Tensor) -> None:
-        output.requires_grad_().register_hook(partial(_add, own, inputs[0].detach(), tokens.shape[1], scale))
-
-    hooks = [model.get_submodule(name).register_forward_hook(partial(watch, own)) for name, own in by_module.items()]
-    try:
-        with frozen(model):
-            backward(model, task, tokens, loss_weights * scale)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    seen = {name: partial(_add, own, tokens.shape[1], scale) for name, own in by_module.items()}
+    with frozen(model), output_gradients(model, seen):
+        backward(model, task, tokens, loss_weights * scale)
     if not all_finite(totals.values()):
         raise NotFinite(f"its gradients are not finite numbers; {remedy(model)}")
     return {name: total.div_(len(tokens)) for name, total in totals.items()}
 
 
-def _add(totals: list[torch.Tensor], inputs: torch.Tensor, length: int, scale: float, output_gradients) -> None:
-    """Add the squared gradients of a microbatch. inputs, output_gradients: (rows * length, features), in any shape."""
+def _add(totals: list[torch.Tensor], length: int, scale: float, inputs: torch.Tensor, outgoing: torch.Tensor) -> None:
+    """Add a microbatch's squared gradients. inputs, outgoing gradients: (rows * length, features), in any shape."""
     inputs = inputs.reshape(-1, length, inputs.shape[-1])
-    output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1])
+    outgoing = outgoing.reshape(-1, length, outgoing.shape[-1])
     for total in totals:
         size = max(1, PIECE // total.numel())
-        for x, g in zip(inputs.split(size), output_gradients.split(size)):
+        for x, g in zip(inputs.split(size), outgoing.split(size)):
             g = g.float() / scale
             gradients = g.mT @ x.float() if total.dim() == 2 else g.sum(1)
             total += gradients.square_().sum(0)

@@ -15,11 +15,10 @@ from tinymem.localize.ranking import neuron_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, find_mlps
 from tinymem.models.losses import PLAIN_OUTPUT_LAYER, loss_mask, token_losses
+from tinymem.models.planned import runs_on
 from tinymem.options import settings
 
 CPU_BATCH = 16  # larger batches exceed a CPU's caches: 20 % slower at TinyMem's sizes
-
-
 ALIAS = "zero"  # the study's flag
 
 
@@ -60,8 +59,7 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
 
 
 def _batch_size(model, microbatch: int) -> int:
-    on_cpu = getattr(model, "planned_for", model.device.type) == "cpu"
-    return min(microbatch, CPU_BATCH) if on_cpu else microbatch
+    return min(microbatch, CPU_BATCH) if runs_on(model) == "cpu" else microbatch
 
 
 def _rise_in_loss(

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.learning import backward, frozen, loss_scale, sequence_weights
+from tinymem.localize.learning import backward, frozen, loss_scale, output_gradients, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 
@@ -93,38 +93,25 @@ def _no_grams(values: torch.Tensor, block_size: int) -> torch.Tensor:
 
 
 def _add_gradients(model, task: UnlearningTask, tokens: torch.Tensor, pieces: list[_Piece]) -> None:
-    """Add g g' of every sequence to the pieces, with one forward and backward pass per microbatch.
-
-    The gradient of a linear layer for one sequence is the sum over positions of (output gradient) x (input), so the
-    passes compute gradients of activations only, from the first of these layers upwards.
-    """
+    """Add g g' of every sequence to the pieces, with one forward and backward pass per microbatch."""
     by_module: dict[str, list[_Piece]] = {}
     for piece in pieces:
         by_module.setdefault(piece.weight.name.rpartition(".")[0], []).append(piece)
-
     weights = sequence_weights(task, tokens)
     scale = loss_scale(model, weights)
-
-    def watch(own: list[_Piece], module, inputs: tuple, output: torch.Tensor) -> None:
-        output.requires_grad_().register_hook(partial(_add, own, inputs[0].detach(), tokens.shape[1], scale))
-
-    hooks = [model.get_submodule(name).register_forward_hook(partial(watch, own)) for name, own in by_module.items()]
-    try:
+    with output_gradients(model, {name: partial(_add, own, tokens.shape[1], scale) for name, own in by_module.items()}):
         backward(model, task, tokens, weights * scale)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _add(pieces: list[_Piece], inputs: torch.Tensor, length: int, scale: float, output_gradients: torch.Tensor) -> None:
-    """Add g g' of a microbatch. inputs, output_gradients: (rows * length, features), in any shape of that size.
+def _add(pieces: list[_Piece], length: int, scale: float, inputs: torch.Tensor, outgoing: torch.Tensor) -> None:
+    """Add g g' of a microbatch. inputs, outgoing gradients: (rows * length, features), in any shape of that size.
 
     Entries that are not finite count as 0, so that a sequence whose loss overflows has no influence.
     """
     inputs = inputs.reshape(-1, length, inputs.shape[-1]).float()
-    output_gradients = output_gradients.reshape(-1, length, output_gradients.shape[-1]).float() / scale
+    outgoing = outgoing.reshape(-1, length, outgoing.shape[-1]).float() / scale
     for piece in pieces:
-        by_position = output_gradients[:, :, piece.rows]
+        by_position = outgoing[:, :, piece.rows]
         matrix = piece.values.dim() == 2
         gradients = by_position.mT @ inputs if matrix else by_position.sum(1)
         gradients = gradients.flatten(1).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
