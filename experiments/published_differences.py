@@ -151,7 +151,7 @@ def as_published(names: Collection[str]) -> Iterator[None]:
     dtype = torch.float32 if "float32_fisher" in names else torch.float64
     score = partial(published_obs.score, piled="piled_gradients" in names, dtype=dtype)
     parts: dict[str, tuple[tuple[Any, str, Callable], ...]] = {
-        "scores_as_stored": ((edge_popup, "_new_scores", scores_as_stored),),
+        "scores_as_stored": ((edge_popup, "new_scores", scores_as_stored),),
         "in_order": tuple((module, "unlearn_batches", batches_in_order) for module in (subnet, gates)),
         "one_zero_grad": tuple((module, "learn_gates", learn_gates_piling_up) for module in (slimming, hard_concrete)),
         "piled_gradients": ((obs, "score", score),),
@@ -164,7 +164,7 @@ def as_published(names: Collection[str]) -> Iterator[None]:
         yield
 
 
-_new_scores, _learn_gates = edge_popup._new_scores, gates.learn_gates
+_new_scores, _learn_gates = edge_popup.new_scores, gates.learn_gates
 
 
 def scores_as_stored(matrix, *arguments: Any) -> Any:

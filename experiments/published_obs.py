@@ -30,7 +30,7 @@ def score(model, task: UnlearningTask, hp: obs.HyperParameters, *, piled: bool, 
     """
     weights = mlp_weights(find_mlps(model))
     names = [name for name, _ in model.named_parameters()]
-    batches = task.forget.planted.split(BATCH) if piled else obs._sequences(task, hp).split(1)
+    batches = task.forget.planted.split(BATCH) if piled else obs.chosen_sequences(task, hp).split(1)
     with frozen(model, own := [weight.parameter for weight in weights.values()]):
         found = [gradients(model, task, batch, mean_weights(task, batch), own) for batch in batches]
     scores = {}

@@ -22,7 +22,7 @@ from tinymem.models.edit import applied
 from tinymem.records.identity import AS_PUBLISHED, UNEDITED
 from tinymem.records.table import load_records
 
-NEW_SCORES = edge_popup._new_scores  # the library's own
+NEW_SCORES = edge_popup.new_scores  # the library's own
 QUICK = {
     "balanced_subnet": ["--epochs", 1], "subnet": ["--epochs", 2], "slimming": [], "hard_concrete": ["--epochs", 2],
     "greedy": ["--ratio", 0.005], "obs": [], "activations": [],
@@ -115,7 +115,7 @@ def test_an_interrupted_study_goes_on(published, monkeypatch, capsys):
     monkeypatch.setattr(published_runs, "finish", interrupted)
     with pytest.raises(SystemExit) as ended:
         published("--method", "durable", "--study")
-    assert ended.value.code == 130 and edge_popup._new_scores is NEW_SCORES
+    assert ended.value.code == 130 and edge_popup.new_scores is NEW_SCORES
     monkeypatch.setattr(published_runs, "finish", finish)
     assert len(published("--method", "durable", "--study")) == 2
 

@@ -22,7 +22,7 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import find_mlps
 
 PATCHED = (
-    (edge_popup, "_new_scores"), (subnet, "unlearn_batches"), (gates, "unlearn_batches"), (slimming, "learn_gates"),
+    (edge_popup, "new_scores"), (subnet, "unlearn_batches"), (gates, "unlearn_batches"), (slimming, "learn_gates"),
     (hard_concrete, "learn_gates"), (obs, "score"),
 )  # fmt: skip
 LIBRARY = tuple(getattr(module, name) for module, name in PATCHED)
@@ -108,7 +108,7 @@ def test_scores_are_drawn_as_stored():
     def bounds():
         found = []
         for matrix in (m for mlp in find_mlps(model) for m in mlp.matrices):
-            scored = edge_popup._new_scores(matrix, 0.3, optimizer, torch.Generator().manual_seed(0))
+            scored = edge_popup.new_scores(matrix, 0.3, optimizer, torch.Generator().manual_seed(0))
             found.append(scored.score.abs().max().item())
         return found
 

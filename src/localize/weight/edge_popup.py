@@ -37,7 +37,7 @@ class ScoreOptimizer:
 
 
 @dataclass
-class _Scored:
+class Scored:
     """A matrix during learning; score and velocity are (out, in), with the memory layout of the matrix.
 
     score      float32
@@ -71,7 +71,7 @@ def learn_subnet(
     d/d score = gradient * weight * sign(score). Skip a step whose gradient is not finite; raise NotFinite if all were
     skipped, or if the final scores are not finite. Leave the model unchanged.
     """
-    scored = [_new_scores(matrix, ratio, optimizer, generator) for mlp in find_mlps(model) for matrix in mlp.matrices]
+    scored = [new_scores(matrix, ratio, optimizer, generator) for mlp in find_mlps(model) for matrix in mlp.matrices]
     parameters = [each.matrix.parameter for each in scored]
     subnet = Zeros(Lazy({each.matrix.name: each.mask for each in scored}))
     done = skipped = 0
@@ -90,16 +90,16 @@ def learn_subnet(
     return {each.matrix.name: each.mask() for each in scored}
 
 
-def _new_scores(matrix: Weight, ratio: float, optimizer: ScoreOptimizer, generator: torch.Generator) -> _Scored:
+def new_scores(matrix: Weight, ratio: float, optimizer: ScoreOptimizer, generator: torch.Generator) -> Scored:
     """Draw Kaiming-uniform scores (a = sqrt(5), bound 1 / sqrt(fan in)) as (out, in), however the weight is stored."""
     view = matrix.view()
     drawn = torch.rand(view.shape, generator=generator).mul_(2).sub_(1).div_(math.sqrt(view.shape[1]))
     score = torch.empty_like(view, dtype=torch.float32).copy_(drawn)
     velocity = torch.zeros_like(score) if optimizer.momentum else None
-    return _Scored(matrix, score, velocity, how_many(ratio, score.numel()))
+    return Scored(matrix, score, velocity, how_many(ratio, score.numel()))
 
 
-def _update(scored: _Scored, gradient: torch.Tensor, optimizer: ScoreOptimizer) -> None:
+def _update(scored: Scored, gradient: torch.Tensor, optimizer: ScoreOptimizer) -> None:
     change = scored.matrix.view(gradient).float().mul_(scored.matrix.view()).mul_(scored.score.sign())
     change.add_(scored.score, alpha=optimizer.weight_decay)
     if scored.velocity is not None:

@@ -36,7 +36,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
     """
     weights = mlp_weights(find_mlps(model))
     scores = {name: torch.empty_like(weight.view(), dtype=torch.float32) for name, weight in weights.items()}
-    tokens = _sequences(task, hp)
+    tokens = chosen_sequences(task, hp)
     diagonals = inverse_fisher_diagonals(model, task, tokens, list(weights.values()), hp.block_size, hp.damp)
     for weight, rows, diagonal in diagonals:
         scores[weight.name][rows] = (weight.view()[rows].double() ** 2 / (2 * diagonal)).float()
@@ -50,6 +50,7 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     return count, count
 
 
-def _sequences(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
+def chosen_sequences(task: UnlearningTask, hp: HyperParameters) -> torch.Tensor:
+    """Return the forget sequences that make up the Fisher matrix, (m, T): at most num_grads, in their order."""
     tokens = task.forget.planted
     return tokens[torch.randperm(len(tokens), generator=task.generator())[: hp.num_grads].sort().values]
