@@ -33,7 +33,7 @@ class Elsewhere:
         self._process.wait()
 
     def seconds(self, case: str, variant: str) -> float:
-        """Seconds of one call of a case's variant. RuntimeError when the process has ended."""
+        """Return the seconds of one call of a case's variant. Raise RuntimeError if the process has ended."""
         self._process.stdin.write(json.dumps([case, variant]) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()

@@ -42,7 +42,7 @@ def number_model(layers: int, device: torch.device, vocabulary: int = VOCABULARY
 
 
 def random_tokens(rows: int, vocabulary: int = VOCABULARY) -> torch.Tensor:
-    """(rows, CONTEXT) token ids, the same each time."""
+    """Return token ids (rows, CONTEXT), the same each time."""
     return torch.randint(vocabulary, (rows, CONTEXT), generator=torch.Generator().manual_seed(0))
 
 

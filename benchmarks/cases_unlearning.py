@@ -43,7 +43,7 @@ def unlearning_cases(sizes: Sizes, device: torch.device) -> dict[str, Builder]:
 
 
 def new_artifacts(tokens: torch.Tensor) -> Artifacts:
-    """Artifacts without a twin, whose prompt is the first PROMPT tokens. tokens: (rows, T)."""
+    """Return artifacts without a twin, whose prompt is the first PROMPT tokens. tokens: (rows, T)."""
     zeros = torch.zeros(len(tokens), dtype=torch.long)
     return Artifacts(tokens, tokens, zeros + PROMPT, zeros)
 
@@ -57,7 +57,7 @@ def new_task(forget: int, retain: int = 1) -> UnlearningTask:
 
 
 def _models(device: torch.device, layers: int = LAYERS) -> tuple:
-    """Ours, the recipe's and the best stock one, with the same weights."""
+    """Return our model, the recipe's and the best stock one, with the same weights."""
     model = number_model(layers, device).eval()
     return model, stock_copy(model, "eager"), stock_copy(model, "sdpa")
 

@@ -25,10 +25,10 @@ TOLERANCE = 0.25
 
 
 def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each ratio: name, committed, fresh, change in percent, and whether it fell by more than TOLERANCE.
+    """Return a row per ratio: name, committed, fresh, change in percent, and whether it fell by more than TOLERANCE.
 
     What was measured in different precisions, since one of the devices has no instructions for bfloat16, is not compared:
-    fresh and percent are None. UserError when the two are not comparable, or a row is missing.
+    fresh and percent are None. Raise UserError if the two are not comparable, or a row is missing.
     """
     check_comparable(fresh["settings"], fresh["environment"]["device"], committed)
     before, now = ({row["name"]: row for row in results["rows"] if "ratio" in row} for results in (committed, fresh))
@@ -48,7 +48,7 @@ def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, A
 
 
 def check_comparable(settings: dict[str, Any], device: str, committed: dict[str, Any]) -> None:
-    """UserError unless results with these settings on this device are of the sizes and kind of device of the committed."""
+    """Raise UserError unless results with these settings have the committed ones' sizes and kind of device."""
     kinds = [name.partition(":")[0] for name in (device, committed["environment"]["device"])]
     if kinds[0] != kinds[1]:
         raise UserError(f"not comparable: measured on {kinds[0]}, the committed results on {kinds[1]}")
@@ -80,12 +80,12 @@ def main() -> None:
 
 
 def read(path) -> dict[str, Any]:
-    """Return a results file; UserError when it is missing or damaged."""
+    """Return a results file's content. Raise UserError if it is missing or damaged."""
     return files.read_json(path, required=("settings", "environment", "rows"))
 
 
 def measure_now(device_name: str, committed: dict[str, Any]) -> dict[str, Any]:
-    """Fresh results at the sizes of the committed ones. UserError, before any work, where they cannot be compared."""
+    """Return fresh results at the committed ones' sizes. Raise UserError, before any work, if they do not compare."""
     import run
 
     from tinymem import allocator
@@ -98,7 +98,7 @@ def measure_now(device_name: str, committed: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_read(content: dict[str, Any]) -> dict[str, Any]:
-    """As from a file: lists for tuples."""
+    """Return the content as from a file: lists for tuples."""
     return json.loads(json.dumps(content))
 
 

@@ -81,7 +81,7 @@ def measure(device: torch.device, quick: bool) -> list[Row]:
 
 
 def _points(device: torch.device, quick: bool) -> Iterable[tuple[str, float, str, float, Callable]]:
-    """(axis, value, work, how the work grows, a function that makes the function to measure)."""
+    """Yield (axis, value, work, how the work grows, a function that makes the function to measure)."""
     rows, step = (8, "a training step of 8 sequences") if quick else (64, "a training step of 64 sequences")
     for layers in (1, 2) if quick else (1, 2, 4, 8, 16):
         yield "layers", layers, step, layers, partial(_training, device, rows, layers=layers)
@@ -133,7 +133,7 @@ def _resident(device: torch.device) -> float:
 
 
 def draw(rows: list[Row], path: str | Path) -> list[Path]:
-    """Seconds above, memory below, one column an axis; both scales logarithmic."""
+    """Draw seconds above and memory below, one column for each axis; both scales are logarithmic."""
     axes = list(dict.fromkeys(row["axis"] for row in rows))
     from matplotlib.figure import Figure
 

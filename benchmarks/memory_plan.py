@@ -57,13 +57,13 @@ def config_of(name: str):
 
 
 def case(name: str) -> tuple[Method, dict[str, int]]:
-    """The method of a name such as npo or, with low-rank changes of rank 8, npo:lora, and what is special about it."""
+    """Return the method of a name such as npo or, with changes of rank 8, npo:lora, and what is special about it."""
     method, _, form = name.partition(":")
     return METHODS[method], {"lora_rank": 8} if form == "lora" else {}
 
 
 def limited(method: Method, parameters: int, **special: Any) -> Any:
-    """Hyper-parameters that reach the peak soon: one step on a batch of two microbatches, of an objective two."""
+    """Return hyper-parameters that reach the peak soon: a step on a batch of two microbatches, of an objective two."""
     quick = dict(epochs=1, batch_size=16, ig_steps=2, num_grads=8, ratio=(0.1,), dtype="float32", unlearn_share=0.5)
     quick |= dict(steps=(2,), **special)
     if method.name == "greedy":
@@ -78,7 +78,7 @@ def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
 
 
 def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:
-    """Of each method the peak in GB beside what the process took before the model was made, and seconds."""
+    """Return each method's seconds, and its peak in GB beside what the process took before the model was made."""
     from transformers import AutoModelForCausalLM
 
     allocator.use_huge_pages()  # as prod_grad.py does
@@ -107,7 +107,7 @@ def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[
 
 
 def measure(name: str, methods: list[str], dtype: str, kept: bool, together: bool) -> list[dict[str, Any]]:
-    """One row a method: planned and measured peak, their ratio. together: measured in one process."""
+    """Return a row for each method: planned and measured peak, their ratio. together: measured in one process."""
     shape = shape_of(config_of(name), getattr(torch, dtype))
     cases = map(case, methods)
     hps = [(method, limited(method, shape.parameters, **special)) for method, special in cases]

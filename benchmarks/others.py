@@ -39,7 +39,7 @@ KINDS = {
 
 
 def startup(repeats: int) -> list[dict[str, Any]]:
-    """Seconds until `--help` is printed, of the slowest script, and until tinymem is imported."""
+    """Return the seconds until `--help` is printed, of the slowest script, and until tinymem is imported."""
     ours = (p for p in sorted(ROOT.glob("**/*.py")) if p.relative_to(ROOT).parts[0] not in (".venv", "tests", "build"))
     internal = "as_it_comes.py"  # only run.py starts it
     scripts = [path for path in ours if SCRIPT in path.read_text("utf-8") and path.name != internal]
@@ -60,7 +60,7 @@ def _median(repeats: int, *arguments: object) -> float:
 
 
 def outside_the_steps(device: torch.device, quick: bool) -> dict[str, float]:
-    """Shares of a training run with default settings, in percent: data, evaluation, checkpoints, plots.
+    """Return shares of a training run with default settings, in percent: data, evaluation, checkpoints, plots.
 
     Each is measured once, a step three times, and the run is put together from them. quick: a tenth of the sequences.
     """

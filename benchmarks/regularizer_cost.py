@@ -51,7 +51,7 @@ def stepper(switches: dict[str, Any], dtype: str, device: torch.device) -> Calla
 
 
 def measure(dtype: str, repeats: int, device: torch.device) -> list[dict[str, Any]]:
-    """One row for plain training and one for each regularizer.
+    """Return a row for plain training and one for each regularizer.
 
     added_percent is the median over rounds of a step's time against the plain step of the same round.
     """

@@ -110,7 +110,7 @@ def _shares(rows: Rows) -> str:
 
 
 def _ingredients(rows: Rows) -> str:
-    """Tokens a second of every variant of the training cases, as it comes and with the allocator kept warm."""
+    """Return tokens per second of every variant of the training cases, as it comes and with the allocator kept warm."""
     lines = []
     for row in rows:
         speeds = row.get("tokens_per_second")
@@ -142,7 +142,7 @@ def _batch_sizes(rows: Rows) -> str:
 
 
 def _searches(rows: Rows) -> str:
-    """Tokens of text a second of a search that looks at every one."""
+    """Return tokens of text per second of a search that looks at every one."""
     row = next((row for row in rows if row["name"] == "finding"), None)
     if row is None:
         return ""

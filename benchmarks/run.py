@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def sizes_on(device: torch.device, quick: bool) -> Sizes:
-    """What is measured there; a GPU takes deeper models too."""
+    """Return what is measured on a device; a GPU takes deeper models too."""
     if quick:
         return QUICK
     return Sizes(layers=(2, 4, 8, 16)) if device.type == "cuda" else Sizes()
@@ -105,7 +105,7 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
 def measure_case(
     name: str, case: Case, elsewhere: Elsewhere | None, sizes: Sizes, device: torch.device, bandwidth: float
 ) -> dict[str, Any]:
-    """One row of the results: medians in seconds for a whole unit of work, their ratios, the share of the limit."""
+    """Return a row of the results: medians in seconds of a whole unit of work, their ratios, the share of the limit."""
     timers = {variant: partial(timing.seconds, run, device) for variant, run in case.variants.items()}
     if elsewhere is not None:
         timers |= {f"{v}{AS_IT_COMES}": partial(elsewhere.seconds, name, v) for v in case.elsewhere}

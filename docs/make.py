@@ -162,7 +162,7 @@ def columns(name: str, read: Read) -> str:
 
 
 def _measured_on(line: Line) -> str:
-    """The splits of a metric in few words."""
+    """Return the splits of a metric in few words."""
     known = {tuple(SPLITS): "all", COMPARED: "all but `dup_R`, `test`", MEMBERS: "those of planted rows"}
     return known.get(line.splits, ", ".join(f"`{split}`" for split in line.splits))
 

@@ -85,7 +85,7 @@ def triggers(model, dataset: MemorizationDataset) -> Iterator[Results]:
 
 
 def zero_out(model, dataset: MemorizationDataset, hp: ZeroOut) -> Iterator[Results]:
-    """Drops the neurons of each layer that rank first by the loss of some memorized sequences with them alone."""
+    """Drop the neurons of each layer that rank first by the loss of some memorized sequences with them alone."""
     task = unlearning_task(model, dataset, TaskSettings())
     if not len(task.forget):
         raise UserError(

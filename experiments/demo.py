@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def draw(summary: dict, path: Path) -> None:
-    """Bars of memorization and accuracy: before, after, twin."""
+    """Draw bars of memorization and accuracy: before, after, twin."""
     figure, (axis,) = plots.new_figure(1, 7.4, 3.4)
     shares = ("auc_loss_train", "mean_test_accuracy")
     heights = {state: [summary[state][name] * (100 if name in shares else 1) for name in METRICS] for state in STATES}

@@ -36,7 +36,7 @@ def run(command: str) -> None:
 
 
 def start_at_root(output_dir: str) -> Path:
-    """Goes to the repository's folder, where the commands below are at home. Returns the output folder, made."""
+    """Make the output folder, and go to the repository's, where commands start. Return the output folder."""
     output = files.writable_folder(Path(output_dir).resolve())
     os.chdir(Path(__file__).parent.parent)
     return output
@@ -49,7 +49,7 @@ def stopwatch(reused: float) -> Callable[[], float]:
 
 
 def spent_before(run: Path, unlearned: Path) -> float:
-    """Seconds that earlier sessions have spent on training in `run` and on the records of `unlearned`."""
+    """Return the seconds that earlier sessions have spent on training in `run` and on the records of `unlearned`."""
     return seconds_spent(run) + sum(record["cost"]["seconds"] or 0 for record in load_records(unlearned))
 
 

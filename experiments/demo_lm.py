@@ -129,7 +129,7 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def planting_of(name: str) -> dict[str, Any]:
-    """How a planted model came about: epochs, seconds."""
+    """Return how a planted model came about: epochs, seconds."""
     return load_details(MODELS / name)["planting"]
 
 
@@ -168,7 +168,7 @@ def summarize(
     data: ProductionSettings,
     folder: Path,
 ) -> dict[str, Any]:
-    """What summary.json holds but for the total time. "planting" tells how many of all passages the models recite."""
+    """Return summary.json but for the total time. "planting" tells how many of all passages the models recite."""
     settings = sections_of(records[0])
     dtype, name = settings["model"]["dtype"], settings["training"][PLANTED_MODEL]
     planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)

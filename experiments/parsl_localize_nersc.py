@@ -51,7 +51,7 @@ def parse():
 
 
 def pythia(arguments) -> list[Production]:
-    """Return the models of the study. UserError when the sequences are not there, unless nothing is going to be run."""
+    """Return the models of the study. Raise UserError if the sequences are not there, unless nothing is to be run."""
     folder = Path(arguments.memorized_dir or "pythia_mem_data").absolute()
     files = {size: folder / PYTHIA[size][1] for size in arguments.models or PYTHIA}
     for path in (*files.values(), folder / RANDOM):

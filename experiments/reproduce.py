@@ -98,12 +98,12 @@ def chosen_methods(names: list[str], grids: Mapping[str, Grid]) -> list[Method]:
 
 
 def jobs_of(case: Case, grid: list, models: Path, common: Common) -> list[Job]:
-    """Everything of a case, seed after seed: a finished seed is worth more than all of them begun."""
+    """Return the jobs of a case, seed after seed: a finished seed is worth more than all of them begun."""
     return [job for seed in case.seeds for job in seed_jobs(case, seed, grid, models, common)]
 
 
 def seed_jobs(case: Case, seed: int, grid: list, models: Path, common: Common) -> list[Job]:
-    """Of one model: the training from one published epoch to the next, and what is done with the checkpoints."""
+    """Return the jobs of one model: its training from one published epoch to the next, and those of the checkpoints."""
     trainings, others = [], []
     for epoch in case.epochs_of(seed):
         settings = case.settings(seed, epoch)
@@ -192,7 +192,7 @@ def _by_run(*folders: Path) -> dict[tuple, tuple[Path, dict[str, Any]]]:
 
 
 def _weights(record: dict[str, Any]) -> Any:
-    """What tells one model's record from another's: the weights, of a training run what was measured."""
+    """Return what tells one model's record from another's: its weights; of a training run, what was measured."""
     return record.get("fingerprints", record["results"])
 
 

@@ -60,7 +60,7 @@ class Case:
         return tuple(epoch for epoch in self.epochs if epoch <= self.last.get(seed, epoch))
 
     def settings(self, seed: int, epoch: int) -> RunSettings:
-        """Of the training that ends at this published epoch: the study's sizes, which are the defaults."""
+        """Return the settings of the training that ends at this published epoch: the study's sizes are the defaults."""
         until = {"epochs": trained_epochs(epoch), "checkpoint_every": 10, "dtype": "auto"}
         return run_settings({**self.identity, **EXTRA[0], **until, **self.changed, "seed": seed})
 

@@ -172,12 +172,12 @@ def setting(method: str, hyper_parameters: Mapping[str, Any]) -> str:
 
 
 def memorized(configuration: Configuration) -> Spread:
-    """% of the test triggers."""
+    """Return % memorized of the test triggers."""
     return over_seeds(configuration, "percent_memorized_test")
 
 
 def lost(configuration: Configuration) -> Spread:
-    """Accuracy lost, points of percent against the own unedited model."""
+    """Return the accuracy lost against the own unedited model, in percentage points."""
     return over_seeds(configuration, "change_accuracy", -100.0)
 
 
@@ -202,13 +202,13 @@ def _seconds(configuration: Configuration | None) -> str:
 
 
 def shortfall(configuration: Configuration, published: Published) -> float:
-    """Points of percent that it is worse than published: memorizes more, and loses more accuracy. 0: as good."""
+    """Return by how many percentage points more than published it memorizes and loses in accuracy. 0: as good."""
     more, less = memorized(configuration).mean - published.memorized, lost(configuration).mean - published.lost
     return max(0.0, more) + max(0.0, less)
 
 
 def compare_training(case: Case, folder: Path) -> list[Comparison]:
-    """What was measured of a case's models at its published epochs; nothing for an epoch that no seed has reached."""
+    """Return what was measured of a case's models at its published epochs, of those that some seed has reached."""
     found = []
     for epoch in case.epochs:
         rows = {int(row["seed"]): row for row in case.published if int(row["epoch"]) == epoch}
@@ -238,12 +238,12 @@ def trained(case: Case, seed: int, epoch: int, folder: Path) -> dict[str, Any] |
 
 
 def repeated(case: Case, seed: int, epoch: int, folder: Path, slip: str, **own: float) -> dict[str, Any] | None:
-    """What as_published.py recorded of a slip."""
+    """Return what as_published.py recorded of a slip."""
     return find_record(folder, slip_identity(case.settings(seed, epoch), trained_epochs(epoch), slip, **own))
 
 
 def inverted_zero_out(case: Case, folder: Path) -> list[tuple[float, Spread, Spread]]:
-    """Zero-Out with the study's slip: ratio, % memorized and accuracy lost; nothing for a ratio that no seed has."""
+    """Return ratio, % memorized and accuracy lost of Zero-Out with the study's slip, for ratios that some seed has."""
     found = []
     for ratio in SLIP_RATIOS:
         own = {"ratio": ratio, "sequences": SLIP_SEQUENCES}

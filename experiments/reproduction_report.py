@@ -61,7 +61,7 @@ def write_report(cases: Iterable[Case], grids: Mapping[str, Grid], results: Path
 
 
 def trade_off_name(case: Case) -> str:
-    """Of the figure of a case's unlearned models, without suffix."""
+    """Return the file name, without suffix, of the figure of a case's unlearned models."""
     return f"trade_off_{case.name}"
 
 
@@ -173,7 +173,7 @@ def _mean(row: Mapping[str, Any], column: str, digits: int) -> str:
 
 
 def panels(trained_rows: Sequence[Comparison], unlearned: Sequence[tuple[Case, Sequence[Unlearned]]]) -> list[Panel]:
-    """Of the figure: memorization and accuracy of the trained models, then of the unlearned ones."""
+    """Return the panels of the figure: memorization and accuracy of the trained models, then of the unlearned ones."""
     found = []
     for measure, axis in (("% memorized", "% memorized"), ("accuracy", "mean test accuracy")):
         rows = [row for row in trained_rows if row.measure == measure]

@@ -49,7 +49,7 @@ class Material:
         return [curve for curve in self.curves if curve.run == "train"]
 
     def edited(self, production: bool) -> list[Configuration]:
-        """The unlearning runs of production models, or of TinyMem's."""
+        """Return the unlearning runs of production models, or of TinyMem's."""
         return [c for c in self.unlearning if ("model.name" in c.experiment) == production]
 
 
@@ -80,7 +80,7 @@ def unlearning_time(material: Material) -> Figures:
 
 
 def unlearning_bars(material: Material) -> Figures:
-    """A figure for each experiment in which methods ran, numbered where there are several."""
+    """Yield a figure for each experiment in which methods ran, numbered where there are several."""
     groups = [best(group, material.max_perplexity_rise) for group in experiments(material.unlearning)]
     groups = [group for group in groups if len(group) > 1 and any(one.method == UNEDITED for one in group)]
     figures = {}
@@ -128,7 +128,7 @@ def pythia(material: Material) -> Figures:
 
 
 def by_data(some: Sequence[Configuration], draw: Callable) -> Figures:
-    """A figure for each data set and kind of artifact."""
+    """Yield a figure for each data set and kind of artifact."""
 
     def name(configuration: Configuration) -> str:
         return "_".join(str(configuration.experiment.get(column)) for column in ("data.data_name", "data.artifact"))

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def execute(path: Path, output: Path) -> None:
-    """Runs a notebook in its own folder. UserError, with the last line of the traceback, when a cell fails."""
+    """Run a notebook in its own folder. Raise UserError, with the last line of the traceback, if a cell fails."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError

@@ -45,8 +45,8 @@ def option(
     """Return a dataclass field with its help text and its allowed values.
 
     `low` and `high` are inclusive bounds, `above` and `below` exclusive ones; a whole number without `high` is LARGEST at
-    most; `alias` lists further flag names,
-    usually the study's. A bound or choice applies to each element of a tuple and never to None.
+    most. A bound or choice applies to each element of a tuple and never to None. `alias` lists further flag names,
+    usually the study's.
 
     For unlearning methods `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
     values in the study's sweep and in the small one (default: the field's default), `large` the value for large

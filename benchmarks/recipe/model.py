@@ -19,7 +19,7 @@ def stock_copy(model, attention: str) -> torch.nn.Module:
 
 
 def mlp_parameters(model) -> dict[str, torch.nn.Parameter]:
-    """Weights and biases of all MLPs, as stored."""
+    """Return weights and biases of all MLPs, as stored."""
     return {name: parameter for name, parameter in model.named_parameters() if ".mlp." in name}
 
 

@@ -22,7 +22,7 @@ def new_optimizer(model, fused: bool | None = None) -> torch.optim.AdamW:
 
 
 def step(model, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, bfloat16: bool = False) -> float:
-    """One optimizer step; returns the loss. The recipe is float32; `bfloat16` shows what precision alone brings."""
+    """Take an optimizer step, return the loss. The recipe is float32; `bfloat16` shows what precision alone brings."""
     tokens = tokens.to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         loss = model(tokens, labels=tokens).loss

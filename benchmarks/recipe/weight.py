@@ -19,7 +19,7 @@ def new_inverses(model, block: int, damp: float) -> dict[str, torch.Tensor]:
 
 
 def add_gradients(model, inverses: dict[str, torch.Tensor], sequences: torch.Tensor, number: int) -> None:
-    """One rank-one update of every block for the gradient of each sequence, (rows, T). number: gradients in all."""
+    """Update every block with the gradient of each sequence, (rows, T), by rank one. number: gradients in all."""
     for tokens in sequences.split(1):
         model.zero_grad()
         model(tokens, labels=tokens).loss.backward()
@@ -63,7 +63,7 @@ def _function() -> type:
 
 
 def new_subnet(model, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.optim.SGD]:
-    """Scores to learn, by the names of the MLP matrices, and the study's optimizer. The model is frozen."""
+    """Return scores to learn, by the names of the MLP matrices, and the study's optimizer. The model is frozen."""
     model.requires_grad_(False)
     scores = {name: score.clone().requires_grad_() for name, score in scores.items()}
     return scores, torch.optim.SGD(scores.values(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -72,7 +72,7 @@ def new_subnet(model, scores: dict[str, torch.Tensor]) -> tuple[dict[str, torch.
 def subnet_step(
     model, scores: dict[str, torch.Tensor], optimizer: torch.optim.SGD, ratio: float, sides: Iterable[tuple]
 ) -> None:
-    """One step. sides: (factor, tokens) for each part of the loss; the parts add up."""
+    """Take a step. sides: (factor, tokens) for each part of the loss; the parts add up."""
     optimizer.zero_grad()
     loss = 0.0
     for factor, tokens in sides:
@@ -87,7 +87,7 @@ def subnet_step(
 
 
 def greedy_step(model, forget: torch.Tensor, retain: torch.Tensor) -> tuple[str, int]:
-    """Zeroes the MLP entry with the largest weight * gradient; returns its name and its flat index as stored."""
+    """Zero the MLP entry with the largest weight * gradient; return its name and its flat index as stored."""
     tokens = torch.cat([forget, retain])
     labels = torch.tensor([1.0] * len(forget) + [-1.0] * len(retain), device=tokens.device)
     logits = model(tokens).logits[:, :-1]

@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def opener(arguments) -> Callable[[str | Path], Any]:
-    """A function that opens the model and its edited versions."""
+    """Return a function that opens the model and its edited versions."""
     device = cli.resolve_device(arguments.device)
     loading = cli.collect(LoadSettings, arguments)
     if not arguments.model_name:
@@ -115,12 +115,12 @@ def opener(arguments) -> Callable[[str | Path], Any]:
 
 
 def training_data(path: Path, data_dir: str) -> MemorizationDataset:
-    """The data that a TinyMem checkpoint was trained on."""
+    """Return the data that a TinyMem checkpoint was trained on."""
     return load_dataset(RunSettings.from_flat(load_details(path)["settings"], path / SETTINGS).data, data_dir)
 
 
 def token_file(path: str, model) -> torch.Tensor:
-    """The sequences of a file. UserError for those that the model cannot take."""
+    """Return the sequences of a file. Raise UserError for those that the model cannot take."""
     config = model.config.get_text_config()
     tokens = read_token_set(path, config.vocab_size, length=2).tokens
     check_length(f"--tokens {path}", tokens.shape[1], config)
@@ -128,7 +128,7 @@ def token_file(path: str, model) -> torch.Tensor:
 
 
 def edited_folders(arguments, path: str | Path, weights: str) -> dict[str, Path]:
-    """Label -> model folder: those asked for, or those that the ordinary script makes of a TinyMem checkpoint."""
+    """Return label -> model folder: those asked for, or those that the usual script makes of a TinyMem checkpoint."""
     if arguments.edited is None:
         return {} if arguments.model_name else make_edits(arguments, Path(path), weights)
     folders: dict[str, Path] = {}
@@ -141,7 +141,7 @@ def edited_folders(arguments, path: str | Path, weights: str) -> dict[str, Path]
 
 
 def make_edits(arguments, path: Path, weights: str) -> dict[str, Path]:
-    """Runs the localize script for each of EDITS; what is there already it does not do again.
+    """Run the localize script for each of EDITS, and return label -> model folder; finished work is not repeated.
 
     weights: the model's fingerprint, since models of different runs share the name epoch_50.
     """
@@ -162,7 +162,7 @@ def make_edits(arguments, path: Path, weights: str) -> dict[str, Path]:
 
 
 def open_edited(open_model: Callable, folder: Path, original):
-    """An edited version. UserError unless its parameters have the names and shapes of the original's."""
+    """Return an edited version. Raise UserError unless its parameters have the names and shapes of the original's."""
     model = open_model(folder)
     shapes, expected = ({name: p.shape for name, p in m.named_parameters()} for m in (model, original))
     if shapes != expected:
@@ -171,18 +171,18 @@ def open_edited(open_model: Callable, folder: Path, original):
 
 
 def memorization(model, dataset: MemorizationDataset | None) -> dict[str, Any]:
-    """What a TinyMem model has memorized of its training data."""
+    """Return what a TinyMem model has memorized of its training data."""
     return evaluate(model, dataset, metrics=["percent_memorized", "percent_clean_recovery"]) if dataset else {}
 
 
 def title(label: str, panel: dict[str, Any]) -> str:
-    """The heading of a model's column."""
+    """Return the heading of a model's column."""
     share = panel.get("percent_memorized_train")
     return label if share is None else f"{label}\n{share:.1f} % memorized"
 
 
 def summary(label: str, panel: dict[str, Any]) -> dict[str, Any]:
-    """A line of the table: the loss of the model itself, and how far it rises and falls on the grid."""
+    """Return a line of the table: the loss of the model itself, and how far it rises and falls on the grid."""
     middle, known = len(panel["losses"]) // 2, [loss for line in panel["losses"] for loss in line if loss is not None]
     row = {"model": label, "memorized %": panel.get("percent_memorized_train")}
     row |= {

@@ -20,9 +20,9 @@ def never_planted_generator(seed: int) -> np.random.Generator:
 
 
 def trigger_end(tokens: np.ndarray, trigger: list[int]) -> np.ndarray:
-    """Return the position right after the first occurrence of `trigger` in each row, 0 where it does not occur.
+    """Return the position right after the first `trigger` in each row, int64 (rows,), 0 where there is none.
 
-    tokens: (rows, context). Returns int64 (rows,).
+    tokens: (rows, context).
     """
     starts = tokens.shape[1] - len(trigger) + 1
     if starts < 1:

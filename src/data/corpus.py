@@ -111,7 +111,7 @@ def resolve_corpus(settings: DataSettings) -> DataSettings:
 
 
 def _reachable_corpus(settings: DataSettings) -> str:
-    """The hub where it answers or its text is cached, else the builtin corpus, with a log message that says so."""
+    """Return the hub where it answers or its text is cached, else the builtin corpus; a log message then says so."""
     source = HUB_SOURCES[_kind(settings)]
     if hub_reachable() or _in_hub_cache(source):
         return HUB

@@ -328,7 +328,7 @@ def production_dataset(
     `continuation_tokens` consecutive tokens with a memorized row, and retain rows that do so with a memorized or test
     row; warnings count the first two. The training rows are the retain rows alone: a listed sequence that this model
     has not memorized is neither unlearned nor retained.
-    UserError when no test or no retain row is left.
+    Raise UserError if no test or no retain row is left.
     """
     memorized = _each_once(memorized, prompt_tokens + continuation_tokens)
     overlapping = shares_tokens(test, memorized, continuation_tokens)

@@ -141,7 +141,7 @@ def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
     for row, curves in attacked:
         worst = row.worst_attack
         shown = {"model": row.name, "setting": row.setting, "before": f"{curves.before:.1f}"}
-        shown["excess"] = "-" if worst is None or row.group == ANCHOR and row.name in (TWIN,) else worst[1].words(1)
+        shown["excess"] = "-" if worst is None or row.group == ANCHOR and row.name == TWIN else worst[1].words(1)
         for name in attacks:
             values = [curve.worst for curve in curves.curves if curve.attack == name]
             shown[name] = f"{max(values):.1f}" if values else "-"

@@ -178,7 +178,7 @@ class Withheld:
         raise UserError("the method asks for held-out or validation sequences, which judge it; it may use task.forget")
 
     def __len__(self) -> int:
-        return self.planted
+        return self.planted  # raises: Python asks the class, not __getattr__, for __len__
 
 
 def as_shown(task: UnlearningTask, **changes: Any) -> UnlearningTask:

@@ -67,7 +67,8 @@ def losses_over_twin(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 def placements(members: torch.Tensor, non_members: torch.Tensor) -> torch.Tensor:
     """Return for each member the share of non-members that score higher, ties one half: their mean is the AUC.
 
-    Both (rows,), NaN for a row without a score. Returns float64 (members,), NaN where there is nothing to compare.
+    members, non_members: (rows,), NaN for a row without a score. The shares are float64, NaN where there is nothing to
+    compare.
     """
     others = non_members[~non_members.isnan()].double().sort().values
     scores = members.double()
@@ -125,7 +126,7 @@ def _mean_of_lowest(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
 
 
 def _id_type(artifacts: Artifacts) -> str:
-    """The type of compressed ids: as wide as the tokens' own, at most 4 bytes."""
+    """Return the type of compressed ids: as wide as the tokens' own, at most 4 bytes."""
     return {1: "u1", 2: "<u2"}.get(artifacts.planted.element_size(), "<u4")
 
 

@@ -272,7 +272,7 @@ def _find(column: str, metrics: tuple[Metric, ...] | None = None) -> tuple[Metri
 
 
 def _find_variant(column: str) -> tuple[Metric, str] | None:
-    """The metric with numbers in its name that a column is of, with its split."""
+    """Return the metric with numbers in its name that a column is of, and the column's split."""
     for end, letter in enumerate(column):
         name, part = column[:end], column[end + 1 :]
         if letter != "_" or split_kind(part) is None:

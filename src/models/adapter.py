@@ -175,7 +175,7 @@ def linear_weights(model: torch.nn.Module) -> dict[str, Weight]:
 
 
 def weight_of(model: torch.nn.Module, name: str) -> Weight:
-    """Any parameter by its state-dict key. Raise KeyError if the model has none of this name."""
+    """Return any parameter by its state-dict key. Raise KeyError if the model has none of this name."""
     prefix, _, kind = name.rpartition(".")
     with suppress(AttributeError):
         weight = _weight(prefix, model.get_submodule(prefix), kind)

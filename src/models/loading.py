@@ -16,13 +16,13 @@ from tinymem.errors import UserError, first_line, out_of_memory
 from tinymem.inputs import check_value, read_json
 from tinymem.models.channel_gate import restore_gate
 
-# Buffers (causal masks, rotary frequencies) that earlier versions of transformers stored with the weights.
 COPY = "the folder is damaged: copy it again"
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "tinymem")
 # Each a whole number, or null.
 SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
 SIZES += ("n_head", "max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")
 LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer"), 10_000
+# Buffers (causal masks, rotary frequencies) that earlier versions of transformers stored with the weights.
 OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
 # Settings of a config.json that change the forward pass but not the architecture: other kernels, which change the last
 # digits, and other outputs.

@@ -85,7 +85,7 @@ def losses_and_hits(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 def window_losses_and_hits(model, tokens: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `losses_and_hits` of the positions first <= position < last alone: float32 and bool, (rows, last - first).
 
-    Runs the output layer on those positions only. Entry j is about token first + j; gradients are not kept. Raise
+    Run the output layer on those positions only. Entry j is about token first + j; gradients are not kept. Raise
     NotFinite for losses that are not finite, UserError for the first token of a row, which nothing predicts.
     """
     tokens = tokens.to(model.device).long()
@@ -166,8 +166,9 @@ def _statistics(logits: torch.Tensor, targets: torch.Tensor, top_k: int, tempera
 def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Tensor:
     """Return whether greedy decoding from each prefix gives the next token, for positions first <= position < last.
 
-    Runs the output layer on those positions only. Returns bool (rows, last - first): entry j is about token first + j.
-    Raise NotFinite if the highest logit is not finite, UserError for the first token of a row, which nothing predicts.
+    Run the output layer on those positions only. The result is bool, (rows, last - first): entry j is about
+    token first + j. Raise NotFinite if the highest logit is not finite, UserError for the first token of a row, which
+    nothing predicts.
     """
     tokens = tokens.to(model.device).long()
     targets = _predicted(tokens, first, last)
@@ -184,7 +185,7 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
 def logits_of(model, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the logits at these positions, (rows, places, vocabulary), on the model's device. Gradients are not kept.
 
-    tokens: integer (rows, length). places: int64 (places,). Raises NotFinite for a highest logit that is not finite.
+    tokens: integer (rows, length). places: int64 (places,). Raise NotFinite for a highest logit that is not finite.
     """
     tokens = tokens.to(model.device).long()
     with torch.no_grad():

@@ -140,7 +140,7 @@ def _problem(record: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a float can hold it, or it is null: not finite."""
+    """Return whether a float can hold the value, or it is null, which stands for one that is not finite."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value is None or number and abs(value) < 2**1000
 

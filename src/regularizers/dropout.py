@@ -29,8 +29,8 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
     writes to its memory channels in one block are available in the next.
 
     An example's memory channels are each kept with probability p_mem, as in the code of Maini et al. and of the
-    study. In evaluation mode the gate of `tinymem.models.channel_gate` is on instead. UserError when p_fixed leaves no
-    shared channel.
+    study. In evaluation mode the gate of `tinymem.models.channel_gate` is on instead. Raise UserError if p_fixed leaves
+    no shared channel.
     """
     width = model.config.n_embd
     if not shared_channels(width, settings.p_fixed):

@@ -32,14 +32,14 @@ class Regularizer:
     """The hooks of a regularizer, all optional. B sequences in the batch, R in a microbatch, T tokens in each.
 
     positions(tokens, loss_mask)     tokens (B, T) and loss mask, bool (B, T - 1) -> the loss mask to use;
-                                   the loss is the mean over its tokens
-    before_forward(ids)            the example ids (R,) of the sequences in the next forward pass
+                                     the loss is the mean over its tokens
+    before_forward(ids)              the example ids (R,) of the sequences in the next forward pass
     token_losses(losses, loss_mask)  float32 losses (R, T - 1) in nats and their loss mask -> losses to learn from
-    after_backward()               may add the gradient of a penalty to the parameters' .grad, may update the state
-    state                          tensors that are updated in place, and only in after_backward; saved in every
-                                   checkpoint and restored on resuming
-    deleted                        the weights that a checkpoint's model does not have; None: it has all
-    write(folder)                  writes more files into a checkpoint's folder
+    after_backward()                 may add the gradient of a penalty to the parameters' .grad, may update the state
+    state                            tensors that are updated in place, and only in after_backward; saved in every
+                                     checkpoint and restored on resuming
+    deleted                          the weights that a checkpoint's model does not have; None: it has all
+    write(folder)                    writes more files into a checkpoint's folder
     """
 
     positions: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = _all_that_count

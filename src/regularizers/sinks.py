@@ -71,7 +71,7 @@ class Pool:
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """Gate the neurons of every MLP. UserError for shares that round to no neuron, or to no pool."""
+    """Gate the neurons of every MLP. Raise UserError for shares that round to no neuron, or to no pool."""
     mlps = find_mlps(model)
     pool = _pool(mlps[0].inner_dim, settings, seed)
     off = torch.zeros(pool.size, device=model.device)

@@ -3,12 +3,12 @@
 grid -> jobs    `hp_grid` has the methods' grids, `grid.combinations` gives every combination, `jobs` turns each into a
                 command and states the settings of its records. Ratios share a job: one process loads the model and
                 ranks once for all of them.
-done            decided without loading a model: by records whose settings contain the job's. Only what is missing runs.
+done            decided without loading a model: by records with exactly the job's settings. Only what is missing runs.
 attempt         runs one command in its own process on any machine, under a lock that every other sweep sees, after
                 checking once more for its records. A failure leaves a record in failed/.
 engine          submits jobs to a pool, retries failures, and holds back jobs that wait for others. It uses futures and
                 is independent of Parsl; `pools` has the Parsl pool.
-console         the flags, the dry run, the progress bar, the table and the exit code of every sweep script.
 
+`tinymem.cli.sweeping` has the flags, the dry run, the progress bar, the table and the exit code of every sweep script.
 A killed sweep resumes with the same command. Two identical sweeps share the work.
 """

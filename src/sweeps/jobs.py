@@ -273,7 +273,7 @@ def _memorized_fingerprint(model: Production, data: ProductionSettings, data_dir
 
 
 def _bos_section(model: Production, data_dir: str) -> dict[str, bool]:
-    """What the records of its runs say of <bos>. Nothing where its files cannot be read: neither can its runs."""
+    """Return what the records of its runs say of <bos>; nothing if its files cannot be read, as then none can run."""
     try:
         config, tokenizer = opened_description(model, data_dir, for_text=model.data.random is None)
         return bos_identity(beginning(model.data.bos, tokenizer, config))

@@ -130,7 +130,7 @@ def read_progress(path: Path, remedy: str = OTHER_STATE) -> Progress:
 
 
 def check_rows(rows: Any, path: Path, remedy: str) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics. UserError unless each is an object with its epoch."""
+    """Return the rows of a run's metrics. Raise UserError unless each is an object with its epoch."""
     check_value(rows, list[dict[str, Any]], "rows", path, remedy)
     for row in rows:
         check_value(row.get("epoch"), int, "epoch", path, remedy)

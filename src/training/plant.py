@@ -115,8 +115,8 @@ def training_bytes(model, dtype: torch.dtype) -> int:
     """Return the bytes that planting needs in addition to weights and activations: gradients and AdamW's two moments of
     trained parameters, in float32, and a copy of the model if memorization is checked with rounded weights.
     """
-    copy = 0 if dtype == torch.float32 else 4 * model.num_parameters()
-    return 12 * sum(parameter.numel() for parameter in all_but_embeddings(model)) + copy
+    rounded = 0 if dtype == torch.float32 else 4 * model.num_parameters()
+    return 12 * sum(parameter.numel() for parameter in all_but_embeddings(model)) + rounded
 
 
 def check_trainable(model, dtype: torch.dtype) -> None:
