@@ -104,7 +104,8 @@ def read_published(name: str) -> list[Row]:
 # What two cores do in some nights: an epoch of two layers is one to two and a half minutes on both, up to four on one.
 LAPTOP = (
     Case("backdoor", "increment", 2, SEEDS, (0, 50), unlearned=50),
-    Case("backdoor", "mult", 2, SEEDS[:1], (0, 50)),
+    Case("backdoor", "increment", 4, SEEDS[:1], (0, 50)),
+    Case("backdoor", "mult", 2, SEEDS, (0, 50)),
     Case("backdoor", "mult", 4, SEEDS[:1], (0, 50)),
     Case("noise", "increment", 2, SEEDS[:1], (0, 50, 100)),
 )

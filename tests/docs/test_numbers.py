@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from committed import committed, committed_rows, one_line
+from small import ROOT
 
 
 def read(path: str) -> Any:
@@ -87,6 +88,30 @@ def points_lost(row: Mapping[str, str]) -> str:
 
 def left_and_lost(row: Mapping[str, str], between: str = "at") -> str:
     return f"{float(row['percent_memorized_counted']):.1f} % {between} {points_lost(row)}"
+
+
+def test_training_at_full_size():
+    report = {tuple(cells[:3]): cells for cells in table_after("results/REPRODUCTION.md", "model | epoch | measure")}
+    shown = table_after("docs/reproduction.md", "model | epoch | measure")
+    assert shown and all(report[tuple(cells[:3])] == cells for cells in shown)
+    missing = report.keys() - {tuple(cells[:3]) for cells in shown}
+    assert all(epoch == "0" or "counted" in measure for _, epoch, measure in missing)
+
+
+def test_what_full_size_models_of_mult_memorize():
+    said, found = one_line("results/reproduction/DIFFERENCES.md"), {}
+    for path in (ROOT / "results" / "reproduction" / "records").glob("*.json"):
+        record = json.loads(path.read_text())
+        if record["data"]["data_name"] == "mult" and 50 in (record["training"].get(key) for key in ("epochs", "epoch")):
+            found[record["data"]["seed"], record["kind"]] = record["results"]
+    all_of_them, counted = "percent_memorized_test", "percent_memorized_counted"
+    zero, one, three = (found[seed, "train"] for seed in (0, 1, 3))
+    assert f"memorize as much as published: {one[all_of_them]:.1f} and {three[all_of_them]:.1f} % of all test" in said
+    slips = [found[seed, "as_published"][counted] for seed in (1, 3)]
+    assert f"epoch 50, and {slips[0]:.1f} and {slips[1]:.1f} % of those that the study's code counts" in said
+    assert f"Seed 0 has {zero[all_of_them]:.1f} %" in said
+    accuracies = [f"{each['mean_test_accuracy']:.3f}" for each in (zero, one, three)]
+    assert "ours {}, {} and {} (seeds 0, 1 and 3)".format(*accuracies) in said
 
 
 def test_as_published():

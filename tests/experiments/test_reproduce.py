@@ -302,10 +302,10 @@ def test_seeds_choose_the_cases_that_have_them():
         flags = SimpleNamespace(small=False, everything=False, case=case, seeds=list(seeds))
         return {case.name: case.seeds for case in reproduce.chosen(flags)}
 
-    assert chosen(1, 3) == {"backdoor_increment_2layers": (1, 3)}
+    assert chosen(1, 3) == {"backdoor_increment_2layers": (1, 3), "backdoor_mult_2layers": (1, 3)}
     assert chosen(0).keys() == {case.name for case in reproduction.LAPTOP} and set(chosen(0).values()) == {(0,)}
     with pytest.raises(UserError, match="--seeds 3: must be one of 0"):
-        chosen(0, 3, case=["backdoor_mult_2layers"])
+        chosen(0, 3, case=["backdoor_mult_4layers"])
     with pytest.raises(UserError, match="--small: not together"):
         reproduce.chosen(SimpleNamespace(small=True, everything=True))
     with pytest.raises(UserError, match="--methods obs: with --small one of activations, durable"):
