@@ -144,7 +144,28 @@ def test_one_difference_at_a_time():
         shares = percents([float(row[column]) for column in ALL_TRIGGERS])
         assert cells == [f"{float(row['forgotten']):.0f}", *shares, points_lost(row), ", ".join(row["seeds"].split())]
     assert len(lines) == 7
+    alone = [committed_loss(seed, ["mixture"]) for seed in (0, 1, 3)]
+    assert "the batches alone {:.2f}, {:.2f} and {:.2f} on seeds 0, 1 and 3".format(*alone) in one_line(
+        "docs/reproduction.md"
+    )
     assert float(few["percent_memorized_held_out"]) == 0 == float(few["percent_memorized_test"])
+
+
+def committed_loss(seed: int, differences: list[str]) -> float:
+    """The points of accuracy that BalancedSubnet costs with some differences, on the model of a seed."""
+    folder = ROOT / "results" / "reproduction" / "as_published" / f"seed{seed}" / "records"
+    records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    plain = [record for record in records if not record.get("attack")]
+    (before,) = (
+        record for record in plain if record["kind"] == "unedited" and not record["forget"]["holdout_fraction"]
+    )
+    (after,) = (
+        record
+        for record in plain
+        if record["kind"] == "as_published" and not record["forget"]["holdout_fraction"]
+        and (record["method"]["name"], record["method"].get("differences")) == ("balanced_subnet_as_published", differences)
+    )  # fmt: skip
+    return 100 * (before["results"]["mean_test_accuracy"] - after["results"]["mean_test_accuracy"])
 
 
 def test_what_the_other_methods_leave_as_published():
