@@ -20,7 +20,7 @@ from tinymem.errors import UserError, reading
 from tinymem.inputs import check_value
 from tinymem.metrics.evaluate import saved_values
 from tinymem.metrics.examples import Decode, Example, kept_examples
-from tinymem.metrics.metric import Values
+from tinymem.metrics.metric import Values, mean
 from tinymem.metrics.registry import METRICS
 from tinymem.records.bundle import NAME, read_bundle, write_bundle
 from tinymem.records.identity import ATTACK, FINGERPRINTS, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, record_digest, run_key
@@ -177,12 +177,14 @@ def read(folder: Path) -> Evidence:
 def _check_figures(evidence: Evidence) -> None:
     """Raise ValueError if a record says other than its values: scores come from values, and the choice from records."""
     for record in evidence.records:
+        kept = evidence.values.get(digest := record_digest(record), {})
         for column in COLUMNS:
-            if (values := evidence.rows(record, column)) is None:
+            if (values := saved_values(kept, column)) is None:
                 continue
-            figure, said = _figure_of(values, column), record["results"].get(column)
+            summary = METRICS[column].summary if column in UTILITY else mean  # of others there are `single_values`
+            figure, said = summary(values), record["results"].get(column)
             if figure != said and (figure is None or said is None or not isclose(figure, said, rel_tol=ROUNDING)):
-                raise ValueError(f"{column} of record {record_digest(record)} comes to {figure}, {NAME} says {said}")
+                raise ValueError(f"{column} of record {digest} comes to {figure}, {NAME} says {said}")
 
 
 def _read_examples(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -202,14 +204,6 @@ def write_needs(folder: Path, needs: Mapping[str, str]) -> None:
     """Write what `read_needs` returns; no file for nothing."""
     if needs:
         files.write_json(folder / NEEDS, dict(sorted(needs.items())))
-
-
-def _figure_of(values: Values, column: str) -> float | None:
-    """Return a column's figure from its values, as `_kept` leaves them."""
-    if column in UTILITY:
-        return METRICS[column].summary(values)
-    ratios = values.ratios()
-    return float(ratios[0]) if len(ratios) else None
 
 
 def single_values(values: Values, column: str) -> Values:
