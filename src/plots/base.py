@@ -60,7 +60,7 @@ def common_legend(figure, axes: Iterable) -> None:
 
 def plain_numbers(axis) -> None:
     """Label a logarithmic axis with 20, 30, 100 instead of powers of ten. axis: axes.xaxis or axes.yaxis."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()
     subs = (
@@ -68,7 +68,8 @@ def plain_numbers(axis) -> None:
         if high < 8 * low
         else (1, 2, 5) if high < 60 * low else (1, 3) if high < 1000 * low else (1,)
     )
-    axis.set_major_locator(LogLocator(subs=subs, numticks=8))
+    narrow = high < 2 * low  # nearly linear, with at most one of these numbers in it
+    axis.set_major_locator(AutoLocator() if narrow else LogLocator(subs=subs, numticks=8))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

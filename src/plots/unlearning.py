@@ -28,6 +28,8 @@ from tinymem.records.table import method_of
 
 MEMORIZED = "percent_memorized_train"
 SECONDS = "cost.seconds"
+LOST = "accuracy_lost"  # points of mean test accuracy, against the unedited model
+LINEAR = 0.1  # points of accuracy up to which an axis is linear: less is noise, and most good runs cost little
 KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
 LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of others have letters
@@ -50,12 +52,13 @@ def shows_a_trade_off(rows: Rows) -> bool:
 
 
 def draw_unlearning(rows: Rows):
-    """Draw memorization against quality, one mark per run, with the Pareto front. Left and up is better.
+    """Draw memorization against what quality costs, one mark per run, with the Pareto front. Left and up is better.
 
-    Quality is mean test accuracy for number models, else perplexity on an inverted axis, where models that are ruined
-    (`marks.edge`) are in a strip at the lower edge, with an arrow and their perplexity. A number beside a mark is its strength. The
-    never-planted twin is the target, not a rival: what is left of it is shaded, since memorizing less than a model that
-    never saw the sequences is over-forgetting.
+    Quality of number models is the accuracy lost against the unedited model, in points, linear up to LINEAR and
+    logarithmic beyond. That of other models is perplexity, where ruined ones (`marks.edge`) are in a strip at the lower
+    edge, with an arrow and their perplexity. The number beside a mark is its strength. The never-planted twin is the
+    target, not a rival: what is left of it is shaded, since memorizing less than a model that never saw the sequences is
+    over-forgetting.
     """
     numbers, quality = on_numbers(rows[0]), quality_name(rows[0])
     rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # some are ruined
@@ -64,20 +67,22 @@ def draw_unlearning(rows: Rows):
         return figure
     rows.sort(key=lambda row: row["kind"] != NEVER_PLANTED)
     values = [row[quality] for row in rows]
+    if numbers:
+        before = next((row[quality] for row in rows if row["kind"] == UNEDITED), max(values))
+        values = [100 * (before - value) for value in values]
     edge, places = (math.inf, values) if numbers else (marks.edge(values), marks.cut_off(values))
     drawn, labels = [], set()
-    for row, place in zip(rows, places):
+    for row, value, place in zip(rows, values, places):
         method = method_of(row)
-        point, beyond = (row[MEMORIZED], place), row[quality] if row[quality] > edge else None
+        point, beyond = (row[MEMORIZED], place), value if value > edge else None
         label = method.replace("_", " ")
         label = f"_{label}" if label in labels else label  # one entry of the legend per method
         mark = axis.scatter(*zip(point), label=label, clip_on=False, **method_style(method))
         labels.add(label)
         drawn.append((mark, point, marks.note(strength_in(_settings(row)), beyond)))
-    rivals = [row for row in rows if row["kind"] != NEVER_PLANTED]
+    rivals = [(row, value) for row, value in zip(rows, values) if row["kind"] != NEVER_PLANTED]
     if rivals:
-        inside = [row for row in rivals if row[quality] <= edge]
-        _front_and_axes(axis, [(row[MEMORIZED], row[quality]) for row in inside], numbers)
+        _front_and_axes(axis, [(row[MEMORIZED], value) for row, value in rivals if value <= edge], numbers)
     if max(values) > edge:
         marks.draw_strip(axis, edge)
     for memorized in {row[MEMORIZED] for row in rows if row["kind"] == NEVER_PLANTED}:
@@ -104,31 +109,31 @@ def _over_forgetting(axis, memorized: float) -> None:
 
 
 def _front_and_axes(axis, points: Sequence[tuple[float, float]], numbers: bool) -> None:
-    """Draw the Pareto front of the points (memorized, quality) and set the axes; perplexity is log, inverted."""
-    sign = 1 if numbers else -1
-    front = [(memorized, sign * value) for memorized, value in pareto_front([(m, sign * q) for m, q in points])]
+    """Draw the Pareto front of the points (memorized, accuracy lost or perplexity) and set the axes, low values on top."""
+    front = [(memorized, -value) for memorized, value in pareto_front([(m, -value) for m, value in points])]
     if len(front) > 1:  # of one point there is no line
         axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
-    axis.set(xlabel="% memorized", ylabel="mean test accuracy" if numbers else "perplexity (lower is better)")
-    if not numbers:
+    axis.set(xlabel="% memorized", ylabel="accuracy lost, points" if numbers else "perplexity (lower is better)")
+    if numbers:
+        axis.set_yscale("symlog", linthresh=LINEAR)
+        axis.yaxis.set_major_formatter("{x:g}")
+    else:
         axis.set_yscale("log")
         plain_numbers(axis.yaxis)
-        axis.invert_yaxis()
+    axis.invert_yaxis()
 
 
 def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n_layers"):
-    """Draw memorization against quality, one panel per experiment, with the Pareto front. Left and up is better.
+    """Draw memorization against what quality costs, one panel per experiment, with the Pareto front, as `draw_unlearning`.
 
-    A mark is a method with its hyper-parameters, mean over seeds; the number beside it is its strength. The never-planted
-    twin is the target, as in `draw_unlearning`. column: the
+    A mark is a method with its hyper-parameters, mean over seeds; the number beside it is its strength. column: the
     setting whose values are side by side (such as model sizes); experiments that differ in other settings are below each
-    other. Quality is mean test accuracy for number models, otherwise perplexity on an inverted logarithmic axis, with
-    ruined models at the lower edge as in `draw_unlearning`.
+    other.
     """
 
     def draw(axis, some: Sequence[Configuration]) -> Texts:
         numbers = some[0].on_numbers
-        quality = "mean_test_accuracy" if numbers else "perplexity"
+        quality = LOST if numbers else "perplexity"
         points, texts = _marks(axis, some, MEMORIZED, quality)
         edge = math.inf if numbers or not points else marks.edge([value for _, value in points])
         inside = [point for point in points if point[1] <= edge]
@@ -197,8 +202,16 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
 
 def _of_twin(some: Sequence[Configuration], name: str) -> float | None:
     """Return a result of the never-planted twins of an experiment, mean over its seeds; None where one lacks it."""
-    twins = {key_of(run.checkpoint): run.twin for one in some for run in one.runs if run.twin is not None}
-    return over_all([twin.get(name) for twin in twins.values()])[0]
+    runs = {key_of(run.checkpoint): run for one in some for run in one.runs}
+    return over_all([_result(run.twin, run.before, name) for run in runs.values() if run.twin is not None])[0]
+
+
+def _result(row: Mapping[str, Any], before: Mapping[str, Any], name: str) -> float | None:
+    """Return a result of a run, also LOST; None where it has no value. before: the unedited model's row."""
+    if name != LOST:
+        return row.get(name)
+    original, edited = before.get("mean_test_accuracy"), row.get("mean_test_accuracy")
+    return None if original is None or edited is None else 100 * (original - edited)
 
 
 def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
@@ -245,7 +258,7 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> tuple[list[tu
 
 def _point(one: Configuration, x: str, y: str) -> tuple[float, float] | None:
     """Return the means of two results; None where one is missing."""
-    left, value = one.mean(x), one.mean(y)
+    left, value = (over_all([_result(run.row, run.before, name) for run in one.runs])[0] for name in (x, y))
     if left is None or value is None:
         return None
     # Records round to milliseconds, and a logarithmic axis has no place for 0.

@@ -128,10 +128,11 @@ def test_scatter_has_a_panel_a_model_size_a_mark_a_configuration_and_the_front(s
     assert legend(figure) == ["unedited", "slimming", "durable", "Pareto front"]
     axis = panels(figure)[0]
     marks = {group.get_label(): sorted(group.get_offsets().tolist()) for group in axis.collections}
-    assert marks["durable"] == [pytest.approx([50, 0.85]), pytest.approx([70, 0.87])]
-    assert marks["unedited"] == [pytest.approx([80.5, 0.9])]
+    assert marks["durable"] == [pytest.approx([50, 5]), pytest.approx([70, 3])]  # points of accuracy lost
+    assert marks["unedited"] == [pytest.approx([80.5, 0])]
     (front,) = axis.get_lines()
-    assert front.get_xydata().tolist() == [pytest.approx(p) for p in ([50, 0.85], [60, 0.89], [80.5, 0.9])]
+    assert front.get_xydata().tolist() == [pytest.approx(p) for p in ([50, 5], [60, 1], [80.5, 0])]
+    assert axis.yaxis_inverted() and axis.get_yscale() == "symlog" and "accuracy lost" in axis.get_ylabel()
 
 
 def test_pythia_has_a_row_a_step_and_perplexity_the_better_the_higher(study):
@@ -172,8 +173,8 @@ def test_the_twin_is_a_star_and_no_rival_and_a_line_over_time(tmp_path):
     found = configurations(unlearning_runs(named_records(tmp_path), tuple(METHODS)))
     (axis,) = panels(plots.draw_scatter(found))
     marks = {group.get_label(): group.get_offsets().tolist() for group in axis.collections}
-    assert marks["never planted"] == [[5.0, 0.95]] and marks["durable"] == [[9.0, 0.8]]
-    assert axis.get_lines()[0].get_xydata().tolist() == [[9.0, 0.8], [80.0, 0.9]]  # the front
+    assert marks["never planted"] == [pytest.approx([5, -5])] and marks["durable"] == [pytest.approx([9, 10])]
+    assert axis.get_lines()[0].get_xydata().tolist() == [pytest.approx([9, 10]), [80, 0]]  # the front
     (time,) = panels(plots.draw_time(found))
     assert {line.get_label(): line.get_ydata()[0] for line in time.get_lines()} == {
         "unedited": 80.0,

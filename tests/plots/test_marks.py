@@ -61,6 +61,27 @@ def test_ruined_models_do_not_stretch_the_axis():
     assert front.get_xydata().tolist() == [[2.0, 30.0], [90.0, 20.0]]
 
 
+def test_a_narrow_range_of_perplexities_has_numbers_on_its_axis():
+    axis = axis_of(("obs", 0.1, 0.0, 119.0), ("subnet", 0.1, 2.0, 82.0), before=85.0)
+    axis.figure.draw_without_rendering()
+    low, high = sorted(axis.get_ylim())
+    assert sum(low <= place <= high for place in axis.yaxis.get_majorticklocs()) >= 3
+
+
+def test_accuracy_is_drawn_as_points_lost_to_the_unedited_model():
+    runs = [("unedited", 90.0, 0.95), ("never_planted", 1.0, 0.9505), ("obs", 0.0, 0.94), ("subnet", 5.0, 0.45)]
+    identities = [(edited(checkpoint(), method), outcome(memorized, found)) for method, memorized, found in runs]
+    rows = [flat_row({**identity, "results": found, "cost": {}, "environment": {}}) for identity, found in identities]
+    axis = plots.draw_unlearning(rows).axes[0]
+    marks = {mark.get_label(): mark.get_offsets()[0].tolist() for mark in axis.collections}
+    lost = {"unedited": [90, 0], "never planted": [1, -0.05], "obs": [0, 1], "subnet": [5, 50]}
+    assert marks == {name: pytest.approx(place) for name, place in lost.items()}
+    heights = dict(zip((mark.get_label() for mark in axis.collections), (y for _, y in drawn_at(axis))))
+    assert heights["never planted"] > heights["unedited"] > heights["obs"] > heights["subnet"]
+    spread = (heights["unedited"] - heights["obs"]) / (heights["unedited"] - heights["subnet"])
+    assert spread > 0.4  # one point of fifty lost, two fifths of the height: cheap runs stand apart
+
+
 def test_without_a_ruined_model_there_is_no_strip():
     assert not axis_of(("obs", 0.1, 0.0, RUINED * 20)).patches
 
