@@ -228,7 +228,7 @@ def test_demo_lm():
         assert perplexity == f"{row['perplexity']:,.1f}"
         assert name in names or seconds == f"{row['seconds']:.0f}"
     text, planting, settings = one_line("docs/production.md"), summary["planting"], summary["settings"]
-    assert f"The whole takes {summary['seconds_total'] / 60:.0f} minutes" in text
+    assert f"The whole demo takes {summary['seconds_total'] / 60:.0f} minutes" in text
     assert f"{planting['seconds'] / 60:.0f} of them to plant" in text
     passages = round(planting["unedited"] / 100 * settings["data"]["plant_sequences"])
     assert f"({passages} of {settings['data']['plant_sequences']})" in text
@@ -261,7 +261,7 @@ def test_speed():
         assert figures[2] == ("" if no_limit else f"{100 * row['share_of_limit']:.0f} %")
     search = {row["name"]: row for row in read("benchmarks/results_float32.json")["rows"]}["finding"]
     found = search["tokens_per_second"]
-    text = f"{search['ratio']:.0f}x as fast as generation window after window, at {found['ours']} tokens/s; with"
+    text = f"{search['ratio']:.0f}x as fast as generating window by window, at {found['ours']} tokens/s; with"
     assert f"{text} `--screen 0.5` at {found['screened']:,}." in one_line("docs/speed.md")
     steps = [rows[SPEED[what]] for what, *_ in lines[:3]]
     stock = [f"{row['stock_seconds'] / row['ours_seconds']:.1f}x" for row in steps]

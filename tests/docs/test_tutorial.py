@@ -86,4 +86,4 @@ def test_the_page_is_whole():
     used = [words[1] for words in commands() if words[0] == "python"]
     assert sorted(used) == sorted(PROGRAMS) and len(commands()) == 7
     windows, left = (re.search(rf"(\d+) of 4319 windows are .*: {n} passages", PAGE)[1] for n in (12, 5))
-    assert f"Of {windows} windows {left} are left" in " ".join(PAGE.split())
+    assert f"{left} of the {windows} windows are left" in " ".join(PAGE.split())
