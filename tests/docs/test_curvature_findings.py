@@ -41,7 +41,7 @@ def test_the_table_of_what_is_left(board, page):
             expected.append(f"{float(row['percent_memorized_held_out']):.1f} %, " + (f"+{excess:.0f}" if excess >= 0.5 else "0"))  # fmt: skip
         assert table[title] == expected
     back = [worst_excess(board["text_noise", limit, method]) for limit, method in ((2, METHODS[0]), (10, METHODS[-1]))]
-    assert "{:.0f} points come back. Within 10 % BalancedSubnet with a cap leaves nothing either, and gives {:.0f}".format(*back) in page  # fmt: skip
+    assert "{:.0f} points come back. Within 10 % BalancedSubnet with a cap leaves nothing either, and gives back {:.0f}".format(*back) in page  # fmt: skip
 
 
 def test_tokens_membership_and_cost_on_text(board, page):
@@ -53,10 +53,11 @@ def test_tokens_membership_and_cost_on_text(board, page):
     assert f"(twin {value('never-planted twin', 2, tokens):.2f})" in page
     assert f"with {value('kfade', 2, tokens):.2f} of their tokens left" in page
     aucs = [value(name, 10, "auc_loss_held_out") for name in ("kfac", "balanced_subnet", "kfade", "never-planted twin")]
-    assert "AUC of {:.2f} by their loss after K-FAC; after BalancedSubnet the AUC is {:.2f}".format(*aucs) in page
+    assert "the loss after K-FAC tells passages from never-planted ones with an AUC of {:.2f}".format(*aucs) in page
+    assert "{:.2f}. After BalancedSubnet the AUC is {:.2f}".format(*aucs) in page
     assert "after K-FADE it is {2:.2f} (twin {3:.2f})".format(*aucs) in page
     seconds = [value(name, 10, "seconds") for name in ("kfac", "kfade", "balanced_subnet")]
-    assert "text {0:.0f} seconds for K-FAC and K-FADE, {2:.0f} for BalancedSubnet".format(*seconds) in page
+    assert "on text: {0:.0f} seconds for K-FAC and K-FADE, {2:.0f} for BalancedSubnet".format(*seconds) in page
     assert round(seconds[0]) == round(seconds[1])
 
 
@@ -92,7 +93,7 @@ def test_what_the_page_says_of_the_language_model(page):
     ]
     assert "costs {:.1f}, {:.1f} and {:.1f} %, which cannot be told from K-FAC".format(*sorted(subnet)) in page
     assert "Where both leave 2 %, K-FAC costs 26.5 % of perplexity and BalancedSubnet 17.0 %" in page  # as in the table
-    assert "K-FADE 12.9 % where it leaves 4 %" in page and "costs least, 5.8 %, and leaves 24 %" in page
+    assert "K-FADE costs 12.9 % where it leaves 4 %" in page and "costs least, 5.8 %, and leaves 24 %" in page
     assert "it leaves 9 % for 17.1 %" in page and "49 seconds of one core against 519" in page
 
 
@@ -100,7 +101,7 @@ def test_what_the_page_says_of_the_language_model(page):
 SAID = [
     ("text", "kfac, default", 0.99, None, "from 0.99 (+{lost} % of perplexity)"),
     ("text", "kfac, default", 0.95, None, "to 0.95 (+{lost} %)"),
-    ("text", "kfac, default", 0.999, "At 0.999 {left} % are left", None),
+    ("text", "kfac, default", 0.999, "At 0.999, {left} % are left", None),
     ("text", "kfac, default", 0.8, None, "at 0.8 the loss is {lost} %"),
     ("noise", "kfac, default", 0.95, "{left} % are left at 1.4 points", "are left at {lost} points"),
     ("noise", "kfac, default", 0.8, None, "0 % only at {lost}."),

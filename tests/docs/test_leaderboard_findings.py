@@ -36,11 +36,11 @@ def test_what_the_leaderboard_says_of_noise():
     assert f"score {score(both)} ({interval(both)}), none of the held-out" in said and left(both) == "0.0"
     assert f"On extra data alone: {score(extra)}." in said
     assert f"**NPO** ({score('npo')}, {interval('npo')}) and **DPO** ({score('dpo')}, {interval('dpo')}) lead" in said
-    assert f"{left('npo')} and {left('dpo')} % exact" in said
+    assert f"They leave {left('npo')} and {left('dpo')} % exact" in said
     scratch = ("goldfish", "memorization_sinks")
     assert "reaches {} and **memorization sinks** {}; they leave {} and {} % exact".format(*map(score, scratch), *map(left, scratch)) in said  # fmt: skip
     assert {score(name) for name in ("spectral_norm", "loss_truncation", "l1")} == {"0.02"}
-    assert f"it reaches {score(dropout, '5.0')} ({interval(dropout, '5.0')}), not to be told from DPO ({score('dpo', '5.0')})" in said  # fmt: skip
+    assert f"it reaches {score(dropout, '5.0')} ({interval(dropout, '5.0')}), on a par with DPO ({score('dpo', '5.0')})" in said  # fmt: skip
     assert not board["1.0", dropout]["score"] and f"it leaves {left(dropout, '5.0')} % exact" in said
     assert (
         f"**RepSelect** ({score('repselect')}), **PDU** ({score('pdu')}), **gradient difference** and **SimNPO**"
@@ -49,7 +49,7 @@ def test_what_the_leaderboard_says_of_noise():
     assert f"(both {score('simnpo')})" in said and score("simnpo") == score("gradient_difference")
     assert f"it falls from {score('npo')} to {score(masked)}" in said
     assert f"leaves {left(subnet)} % within 1 point of accuracy and {left(subnet, '5.0')} % within 5" in said
-    assert f"scores {score(subnet)} and {score(subnet, '5.0')}." in said
+    assert f"with scores of {score(subnet)} and {score(subnet, '5.0')}." in said
     term = "balanced_subnet, NPO term"
     assert f"on the continuations alone, gives {score(term)} and {score(term, '5.0')}." in said
     curved = ("kfac", "kfade", "svd")
@@ -61,8 +61,8 @@ def test_what_the_leaderboard_says_of_noise():
     assert (
         left("simnpo", split="shown") == "0.0" and f"{left('simnpo')} % of the others, but {extractable:.1f} %" in said
     )
-    assert f"brings back {back('npo')} points more than from the twin after NPO" in said
-    assert f"the worst on DPO, {back('dpo')}; relearning brings back {back(both)} after" in said
+    assert f"After NPO it brings back {back('npo')} points more than from the twin" in said
+    assert f"on DPO is sampling, with {back('dpo')} point. Relearning brings back {back(both)} points after" in said
     others = ("simnpo", "repselect", subnet)
     assert "{} after SimNPO, {} after RepSelect, {} after BalancedSubnet".format(*map(back, others)) in said
     aucs = [float(row["auc_loss_held_out"]) for (limit, name), row in board.items() if limit == "1.0" and row["score"] and row["group"] != "anchor"]  # fmt: skip
@@ -95,12 +95,12 @@ def test_what_the_leaderboard_says_of_text():
         in said
     )
     private = sum(float(row["private"]) > 0.05 for row in wide)
-    assert f"within 10 %, {private} of {len(wide)} mitigations have a part above 0.05" in said
+    assert f"within 10 %, only {private} of {len(wide)} score above 0.05 on `private`" in said
     for method, limit, words in (
         ("ascent_kl", "10.0", "closest to the twin, {0:.2f} ({1:.2f} to {2:.2f}) within 10 %"),
         ("gradient_difference", "2.0", "reaches {0:.2f} within 2 % ({1:.2f} to {2:.2f})"),
-        ("kfade", "2.0", "within 2 %, at {0:.2f} ({1:.2f} to {2:.2f})"),
-        ("balanced_subnet", "10.0", "its score is {0:.2f}."),
+        ("kfade", "2.0", "within 2 %, with a score of {0:.2f} ({1:.2f} to {2:.2f})"),
+        ("balanced_subnet", "10.0", "so its score is {0:.2f}."),
     ):
         assert words.format(*(value(method, limit, name) for name in ("score", "score_low", "score_high"))) in said
     aucs = [value(name, "10.0", "auc_loss_held_out") for name in ("balanced_subnet", "never-planted twin")]
@@ -112,7 +112,7 @@ def test_what_the_leaderboard_says_of_text():
     assert (
         "({:.0f}, {:.0f} and {:.0f} points)".format(*come_back) in said and f"it gives back {come_back[3]:.0f}." in said
     )
-    assert f"hides them ({worst_excess(board['2.0', 'kfac']):.0f} points come back)" in said
+    assert f"hides them within 2 % ({worst_excess(board['2.0', 'kfac']):.0f} points come back)" in said
     for name in ("memorization_sinks", "goldfish"):
         row = board["2.0", name]
         assert (float(row["percent_memorized_held_out"]), worst_excess(row)) == (0, 0)
@@ -123,7 +123,7 @@ def test_what_the_leaderboard_says_of_text():
     assert f"leaves only {float(mask['percent_memorized_held_out']):.1f} % of the held-out" in said
     assert worst_excess(mask) == 100
     alone = value("retain-only training", "10.0", "percent_memorized_held_out")
-    assert f"**on the retain set alone** leave {alone:.1f} %" in said
+    assert f"**on the retain set alone** leaves {alone:.1f} %" in said
 
 
 def test_what_the_leaderboard_says_of_backdoors():
@@ -165,14 +165,14 @@ def test_what_the_leaderboard_says_of_backdoors():
     assert left(subnet, "1.0") == "100.0" and f"Within 5 it leaves {left(subnet)} %, and {back(subnet)} points" in said
     assert f"with a cap it leaves {left(capped)} % and {back(capped)} come back" in said
     assert f"NPO's term {left(term)} % and {back(term)}." in said
-    assert f"**K-FAC** leaves {left('kfac')} % and gives {back('kfac')} points back" in said
+    assert f"**K-FAC** leaves {left('kfac')} % and gives back {back('kfac')} points" in said
     assert f"**K-FADE** leaves {left('kfade')} %, **SVD** {left('svd')} %" in said
     scratch = ("goldfish", "memorization_sinks", "example_tied_dropout")
     assert "leave {}, {} and {} % within 5".format(*map(left, scratch)) in said
     study = [round(float(left(name))) for name in ("l1", "spectral_norm", "loss_truncation")]
-    assert f"loss truncation {min(study)} to {max(study)} %" in said
+    assert f"loss truncation leave {min(study)} to {max(study)} %" in said
     both, extra = (f"fine-tuning on {data} data" for data in ("both", "extra"))
-    assert f"on both data reaches {score(both)}, on extra data {score(extra)}." in said
+    assert f"on both data sets reaches {score(both)}, on extra data {score(extra)}." in said
     assert f"but {back(both)} and {back(extra)} points come back" in said and {left(both), left(extra)} == {"0.0"}
     assert min(value(name, name="mean_test_accuracy") for name in (both, extra)) > value(
         "unedited", name="mean_test_accuracy"
@@ -184,16 +184,18 @@ def test_what_the_leaderboard_says_of_backdoors():
     hidden = ("undial", "obliviate", "ceu")
     excess = [worst_excess(board["1.0", name]) for name in hidden]
     most = max(hidden, key=lambda name: float(left(name, "1.0")))
-    assert f"leave at most {left(most, '1.0')} % exact and give {min(excess):.0f} to {max(excess):.0f} points" in said
     assert (
-        f"leaves {left('random_mask')} %, as many steps on the retain set alone {left('retain-only training')} %."
-        in said
+        f"leave at most {left(most, '1.0')} % exact and give back {min(excess):.0f} to {max(excess):.0f} points" in said
+    )
+    assert (
+        f"leaves {left('random_mask')} %, and the same number of steps on the retain set alone leaves "
+        f"{left('retain-only training')} %." in said
     )
     near = {name: value(name, limit, "neighbour_accuracy") for limit, name in board}
     twin, unedited, best = (near.pop(name) for name in ("never-planted twin", "unedited", both))
     assert f"predicts {twin:.2f} of the tokens of the clean sequence, the unedited model {unedited:.2f}" in said
     others = max(value(name, limit, "neighbour_accuracy") for limit, name in board if name in near)
-    assert f"both data {best:.2f}, every other mitigation at most {others:.2f}." in said
+    assert f"both data sets {best:.2f}, every other mitigation at most {others:.2f}." in said
 
 
 def test_what_the_leaderboard_says_of_garbled_text():
