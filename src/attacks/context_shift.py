@@ -1,7 +1,7 @@
-"""Context shift: other text of the task stands before the prompt, so that all positions move.
+"""Context shift: put other text of the task before the prompt, so that all positions move.
 
-Contexts are openings of retained sequences that teach nothing of what is to be forgotten. A row that has no room for one
-in the model's context stays as it is.
+Contexts are the first tokens of retained sequences that teach nothing that is to be forgotten. A row stays as it is if
+the model's context has no room for one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class HyperParameters(Prompting):
     contexts: tuple[int, ...] = option(
         (1, 4, 8), "contexts that the attacker tries", low=1, high=1024, strength=True, small=(4,)
     )
-    context_tokens: int = option(16, "tokens of a context; the n-th of them has n times as many, divided by all", low=1)
+    context_tokens: int = option(16, "tokens of the longest context; the n-th of N contexts has n/N as many", low=1)
 
 
 def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
@@ -36,7 +36,7 @@ def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
 
 
 def elicit(model, task: UnlearningTask, hp: HyperParameters, contexts: int) -> Elicitation:
-    """Return the attack that succeeds if the continuation comes out behind any of the contexts, longer and longer ones."""
+    """Return the attack that succeeds if the continuation comes out after any of the contexts, which grow longer."""
     clean = task.clean_retain(FLAG)
     texts = clean[evenly_spaced(len(clean), contexts)]
 
@@ -50,7 +50,7 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, contexts: int) -> E
 
 
 def _behind(context: torch.Tensor, artifacts: Artifacts, continuation: int, limit: int | None) -> Artifacts:
-    """Return the rows behind a context (C,), where a prompt and its continuation still fit the model."""
+    """Return the rows with a context (C,) before them, where prompt and continuation still fit the model."""
     needed, size = (artifacts.prompt_end + continuation).clamp(max=artifacts.planted.shape[1]), len(context)
     shift = torch.full_like(needed, size) if limit is None else torch.where(needed + size <= limit, size, 0)
     width = int((needed + shift).max())

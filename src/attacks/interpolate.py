@@ -1,7 +1,7 @@
 """Interpolation back to the model before the edit: how much of it is needed for the memory to return?
 
-The curve of memorization against utility along the way is that of unlearning with control (`tinymem.attacks.uwc`), so its
-records always hold both. A never-planted twin moves towards the planted model in the same way.
+Unlearning with control (`tinymem.attacks.uwc`) uses the curve of memorization against utility along the way, so records
+always hold both. A never-planted twin moves towards the planted model in the same way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HyperParameters:
 
 
 def attack(model, task: UnlearningTask, hp: HyperParameters, alpha: float) -> Weights:
-    """Return the edit to (1 - alpha) of the present weights plus alpha of those before. None leaves an unedited model."""
+    """Return the edit to (1 - alpha) * present weights + alpha * weights before; empty for an unedited model."""
     if task.original is None:
         return Weights({})
     present = dict(model.named_parameters())

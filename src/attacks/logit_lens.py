@@ -1,7 +1,7 @@
 """Logit lens: is the continuation already, or still, in the hidden states below the last block?
 
-The output layer reads the hidden state behind a block as if it were the last (nostalgebraist 2020). An edit of the last
-blocks alone leaves the memory readable below them.
+The output layer reads the hidden state after a block as if it were the last (nostalgebraist 2020). An edit that changes
+only the last blocks leaves the memory readable below them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class HyperParameters(Prompting):
     """Logit lens"""
 
     depth: tuple[float, ...] = option(
-        (0.25, 0.5, 0.75), "share of the blocks behind which hidden states are read, at least one block", above=0.0,
+        (0.25, 0.5, 0.75), "share of the blocks after which hidden states are read; at least one block", above=0.0,
         high=1.0, strength=True, small=(0.5,),
     )  # fmt: skip
 
 
 def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> Elicitation:
-    """Return the attack that reads every token of the continuation behind a block, given those before it."""
+    """Return the attack that reads every token of the continuation after a block, given the tokens before it."""
     prefix, blocks = find_blocks(model)
     layer = max(1, int(depth * len(blocks)))
     norm = final_norm(model)
@@ -57,7 +57,7 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> El
                     tokens[rows].to(model.device).long(), use_cache=False, output_hidden_states=True
                 ).hidden_states[layer]
                 states = states.take_along_dim(places[rows, :, None].to(states.device), 1)
-                # The last of the states that models return has passed the norm already.
+                # The last hidden state that models return has already passed the norm.
                 read = states if layer == len(blocks) else norm(states)
                 head = model.get_output_embeddings()
                 found.append(head(read.to(head.weight.device)).argmax(-1).cpu() == targets[rows])

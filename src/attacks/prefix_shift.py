@@ -1,4 +1,4 @@
-"""Shifted prompts: the window moves to the right, so that the first tokens of the memory are given away.
+"""Shifted prompts: move the prompt to the right, which gives away the first tokens of the memory.
 
 The rest must come out. Prompts are as long as before (position stress test: Huang et al. 2024, arXiv 2407.17817, section 5).
 """
@@ -40,6 +40,6 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, tokens: int) -> Eli
 
 
 def _given_away(artifacts: Artifacts, count: int) -> Artifacts:
-    """Return rows whose prompts end `count` tokens later, with the first ones of the planted continuation."""
+    """Return rows whose prompts end `count` tokens later and so include the start of the planted continuation."""
     rows = recited(artifacts)
     return Artifacts(rows, rows, artifacts.prompt_end + count, artifacts.group)

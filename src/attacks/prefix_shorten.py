@@ -1,4 +1,4 @@
-"""Shortened prompts: the first tokens are cut off (stress test: Huang et al. 2024, arXiv 2407.17817, section 5)."""
+"""Shortened prompts: cut off the first tokens (stress test: Huang et al. 2024, arXiv 2407.17817, section 5)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HyperParameters(PromptChanges):
 
     tokens: tuple[int, ...] = option(
         (1, 4, 16),
-        "most tokens that are cut off: the attacker tries 1, 2, ... of them",
+        "most tokens to cut off: the attacker tries 1, 2, ... tokens",
         low=1,
         strength=True,
         small=(4,),

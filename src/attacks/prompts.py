@@ -14,7 +14,7 @@ from tinymem.options import option, settings
 class Prompting:
     """Settings that all attacks on prompts share."""
 
-    sequences: int = option(200, "at most this many of the shown, held-out ... sequences are attacked", low=1)
+    sequences: int = option(200, "attack at most this many of the shown, held-out ... sequences", low=1)
 
 
 @settings
@@ -22,12 +22,12 @@ class PromptChanges(Prompting):
     """Settings of attacks that cut or replace tokens of a prompt."""
 
     keep_bos: bool = option(
-        True, "whether <bos> stays in front of a prompt that begins with it", unrecorded=True, earlier=False
+        True, "keep <bos> at the start of a prompt that begins with it", unrecorded=True, earlier=False
     )
 
 
 def bos_kept(model, artifacts: Artifacts, keep_bos: bool) -> torch.Tensor:
-    """Return in which prompts a <bos> in front stays, bool (A,): those that begin with the model's; none if not `keep_bos`."""
+    """Return which prompts keep their <bos>, bool (A,): those that begin with the model's; none without `keep_bos`."""
     bos = model.config.get_text_config().bos_token_id
     if not keep_bos or bos is None:
         return torch.zeros(len(artifacts), dtype=torch.bool)
@@ -41,9 +41,9 @@ def recited(artifacts: Artifacts) -> torch.Tensor:
 
 
 def cut(artifacts: Artifacts, start: torch.Tensor, kept: torch.Tensor | None = None) -> Artifacts:
-    """Return the rows without their first `start` (A,) tokens, as wide as before: a row's last token fills it up.
+    """Return the rows without their first `start` (A,) tokens, padded to their width with their last token.
 
-    kept: bool (A,), rows whose first token stays and of which those behind it go; default: none.
+    kept: bool (A,), rows that keep their first token and lose the next `start` instead; default: none.
     """
     last = artifacts.planted.shape[1] - 1
     places = (start[:, None] + torch.arange(last + 1)).clamp(max=last)

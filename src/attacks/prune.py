@@ -1,4 +1,4 @@
-"""Magnitude pruning: set the smallest weights of every linear layer to zero, as a deployed model's often are."""
+"""Magnitude pruning: set the smallest weights of every linear layer to zero, as is common before deployment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class HyperParameters:
     """Magnitude pruning"""
 
     share: tuple[float, ...] = option(
-        (0.1, 0.3, 0.5), "share of a layer's weights that are set to zero, among those that are not", above=0.0,
+        (0.1, 0.3, 0.5), "share of a layer's non-zero weights to set to zero", above=0.0,
         below=1.0, strength=True, small=(0.3,),
     )  # fmt: skip
 
@@ -26,7 +26,7 @@ def attack(model, task: UnlearningTask, hp: HyperParameters, share: float) -> We
 
 
 def pruned(matrix: torch.Tensor, share: float) -> torch.Tensor:
-    """Set this share of a matrix's non-zero entries to zero, the smallest ones: an edit's zeros use up no budget."""
+    """Set the smallest of a matrix's non-zero entries to zero, this share of them: zeros of an edit do not count."""
     sizes = matrix.abs()
     count = round(share * int(sizes.count_nonzero()))
     smallest = sizes.masked_fill(sizes == 0, torch.inf).flatten().argsort(stable=True)[:count]

@@ -17,11 +17,11 @@ from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, TWIN_ATTAC
 
 Record = Mapping[str, Any]
 UNCOUNTED = (INTERPOLATE,)  # its attacker has the original, with all that it has memorized
-# It trains on all that was shown, and says how fast that comes back.
+# This attack trains on everything that was shown, and says how fast that comes back.
 ON_SHOWN = (relearn_all.__name__.rpartition(".")[2],)
 AT_EQUAL_UTILITY = "at_equal_utility"  # the column of `WayBack.at_equal_utility`
 SUMMARIES = ("model", "before", "excess", "most", "worst", AT_EQUAL_UTILITY)  # columns of no single attack
-MODELS = {UNEDITED: ATTACK, NEVER_PLANTED: TWIN_ATTACK, UNLEARN: ATTACK, MEASURED: ATTACK}  # kind -> that under attack
+MODELS = {UNEDITED: ATTACK, NEVER_PLANTED: TWIN_ATTACK, UNLEARN: ATTACK, MEASURED: ATTACK}  # kind -> its attacks' kind
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """The mean of the curve over the logarithm of the strength, by trapezoids; the value itself of one strength."""
+        """The mean of the curve over the logarithm of the strength, by trapezoids; a single strength's own value."""
         (first, value), *more = self.points
         if not more:
             return value
@@ -58,7 +58,7 @@ class Curve:
         return sum((b - a) * (x + y) / 2 for a, b, x, y in steps) / (places[-1] - places[0]) + 0.0  # no -0
 
     def beside(self, other: Curve) -> Curve | None:
-        """Return the curve at the other's strengths, to compare areas with it; None unless it has them all."""
+        """Return the curve at the other's strengths, for comparing areas; None unless it has them all."""
         known = dict(self.points)
         if not all(place in known for place, _ in other.points):
             return None
@@ -67,8 +67,8 @@ class Curve:
     def speed_ratio(self, twin: Curve | None) -> float | None:
         """Return R (OpenUnlearning, arXiv 2506.12618): what the twin gains over what this model gains, from 0 to 1.
 
-        1: the memories return no faster than they are learned for the first time. A gain is by how much the area is above
-        the value without the attack. None without a twin at the same strengths, or without those values.
+        1: the memories return no faster than they are learned for the first time. A gain is the area minus the value
+        without the attack. None without a twin at the same strengths, or without those values.
         """
         bound = twin.beside(self) if twin else None
         if bound is None or math.isnan(self.before) or math.isnan(bound.before):
@@ -77,7 +77,7 @@ class Curve:
         return min(max((bound.area - bound.before) / gain, 0.0), 1.0) if gain > 0 else 1.0
 
     def excess(self, twin: Curve | None) -> float | None:
-        """Return by how much the curve exceeds the twin's at most, at the same strength; None without such a point."""
+        """Return the largest excess over the twin's curve at the same strength; None without a common strength."""
         bounds = dict(twin.points) if twin else {}
         return max((value - bounds[place] for place, value in self.points if place in bounds), default=None)
 
@@ -87,7 +87,7 @@ class Attacked:
     """A model with its curves.
 
     before   percent memorized without an attack
-    back     its way back to the unedited model, at whose end utility is equal; None where records hold no utility
+    back     its way back to the unedited model, where utility is equal; None if records hold no utility
     """
 
     record: Record
@@ -107,13 +107,14 @@ class Attacked:
 
     @property
     def worst(self) -> Curve | None:
-        """The curve of the counted attack that brings back most, the first of equal ones; None without one."""
+        """The curve of the counted attack that brings back most, the first in a tie; None without one."""
         return max(self.counted, key=lambda curve: curve.worst, default=None)
 
     def worst_excess(self, twin: Attacked | None) -> tuple[float, str] | None:
-        """Return by how much the model exceeds its twin under the worst attack, and its name; None without a twin.
+        """Return by how much the model exceeds its twin under the worst attack, and that attack's name.
 
-        The first of equal attacks counts. UNCOUNTED ones are left out: they say how far away the original is.
+        None without a twin. In a tie, the first attack counts. UNCOUNTED attacks are left out: they say how far away
+        the original is.
         """
         if twin is None:
             return None
@@ -125,8 +126,8 @@ class Attacked:
 def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:
     """Return the split that is judged and every model that was attacked, with its curves.
 
-    split: a set of planted sequences; None: held_out if it has values, otherwise shown. ON_SHOWN attacks are judged by the
-    shown ones in any case. Records are those of one subject.
+    split: a set of planted sequences; None: held_out if it has values, otherwise shown. ON_SHOWN attacks are always
+    judged by shown. records: those of one subject.
     """
     records = list(records)
     strengths = _strengths(records)
@@ -144,7 +145,7 @@ def attacked_models(records: Iterable[Record], split: str | None = None) -> tupl
 
 
 def averaged(models: Sequence[Attacked]) -> Attacked:
-    """Return the mean of several seeds of one model: its record is the first one's, curves and points those that all have."""
+    """Return the mean over seeds of one model: the first one's record, and the curves and points that all have."""
     curves = []
     for curve in models[0].curves:
         alike = [found for model in models if (found := model.curve(curve))]
@@ -160,11 +161,11 @@ def averaged(models: Sequence[Attacked]) -> Attacked:
 
 
 def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
-    """Return one row per model: memorized before, by how much the worst attack exceeds the twin, what is memorized at equal
-    utility where that is known, the most that each attack brings back.
+    """Return one row per model.
 
-    Without a twin the worst attack is the one that brings back most, and the row has a value `most`. UNCOUNTED attacks are
-    never the worst. label: gives a record's name.
+    It has what is memorized before, by how much the worst attack exceeds the twin, what is memorized at equal utility
+    (if known), and the most that each attack brings back. Without a twin, the worst attack is the one that brings back
+    most, and the row has a value `most`. UNCOUNTED attacks are never the worst. label: gives a record's name.
     """
     twin = twin_of(models)
     rows = []
@@ -183,10 +184,10 @@ def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
 
 
 def curve_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
-    """Return one row per model and curve: its settings, what it brings back at most and its area, the twin's beside them,
-    by how much it exceeds that, and of ON_SHOWN attacks the ratio of speeds.
+    """Return one row per model and curve.
 
-    The twin's are those at the same strengths. label: gives a record's name.
+    It has the settings, the most that the attack brings back and the area, the twin's at the same strengths, the excess
+    over the twin, and for ON_SHOWN attacks the ratio of speeds. label: gives a record's name.
     """
     twin, rows = twin_of(models), []
     for model in models:
@@ -204,7 +205,7 @@ def curve_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
 
 
 def back_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
-    """Return one row per model and point of its way back to the unedited model: memorization and utility there.
+    """Return one row per model and point on its way back to the unedited model: memorization and utility there.
 
     label: gives a record's name.
     """
@@ -246,7 +247,7 @@ def _curves(
 
 
 def _number(attack: Mapping[str, Any], strength: str | None) -> float:
-    """Return the value of an attack's strength, 0 without one. Raise UserError if it is no number."""
+    """Return the value of an attack's strength, 0 without one. Raise UserError if it is not a number."""
     value = attack.get(strength) if strength else None
     if not isinstance(value, (int, float, type(None))):
         raise UserError(
@@ -261,7 +262,7 @@ def weakest_first(attack: str, strengths: Iterable[float]) -> list[float]:
 
 
 def _falls(name: str) -> bool:
-    """Return whether a lower strength is a stronger attack, as fewer bits are: defaults go from weak to strong."""
+    """Return whether a lower strength is a stronger attack (such as fewer bits): defaults go from weak to strong."""
     if name not in ATTACKS:
         return False
     method = ATTACKS[name]
@@ -272,7 +273,7 @@ def _falls(name: str) -> bool:
 def _strengths(records: Iterable[Record]) -> dict[str, str | None]:
     """Return the name of each attack's strength; None for one without.
 
-    That of an attack in a user's file is the only number among its settings, or the only one that takes several values.
+    For an attack in a user's file, it is the only number among the settings, or the only one that takes several values.
     """
     found: dict[str, dict[str, set[float]]] = {}
     for attack in (record["attack"] for record in records if record.get("attack")):
@@ -288,7 +289,7 @@ def _strengths(records: Iterable[Record]) -> dict[str, str | None]:
 
 
 def judged_by(attack: str, split: str) -> str:
-    """Return the set of planted sequences that an attack is judged by, where others are by `split`."""
+    """Return the split that an attack is judged by: shown for ON_SHOWN attacks, otherwise `split`."""
     return "shown" if attack in ON_SHOWN else split
 
 

@@ -55,7 +55,7 @@ def find_attacks(names: Sequence[str], flag: str = "--attack") -> list[Method]:
 
 
 def budget(attack: Method, size: str) -> dict[str, Any]:
-    """Return what a budget changes of an attack's defaults: nothing, or for SMALL the small values that its settings declare.
+    """Return the defaults that a budget changes in an attack: none, or for SMALL the values that its settings declare.
 
     A small budget is for large models: one strength, fewer steps, one draw.
     """

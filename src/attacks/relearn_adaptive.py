@@ -1,7 +1,8 @@
 """Adaptive relearning: the attacker chooses learning rate and steps on memories of its own, within a KL budget.
 
-The attacker trains on four fifths of its share of the forget set, whole memories, and keeps, for every budget, what brings
-back most of the last fifth. Its budget is the drift on the retain set, so that it may not ruin the model.
+The attacker trains on four fifths of its share of the forget set, in whole memories. For every budget, it keeps the
+weights that bring back most of the last fifth. The budget bounds the drift on the retain set, so that the attacker may
+not ruin the model.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tinymem.options import option, settings
 FLAG = "--attack relearn_adaptive"
 CUMULATIVE = True  # every budget takes the whole grid
 CHOSEN_ON = 0.2  # the part of the attacker's share that it does not train on
-ROWS = 64  # of the retain set, on which the drift is measured
+ROWS = 64  # of the retain set, to measure the drift on
 
 
 @settings
@@ -54,17 +55,17 @@ def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
-    """Yield for every budget the weights that bring back most within it; the present ones if none are within it."""
+    """Yield for every budget the weights that bring back most within it; the present ones if none are."""
     clean = task.clean_retain(FLAG)
     mine = seen(task, hp)
     share, chosen_on = task.forget.select(mine), part_of(memories_of(task)[mine], CHOSEN_ON, task.seed)
     judged = share.select(chosen_on)
-    tokens = share.planted if chosen_on.all() else share.planted[~chosen_on]  # all: it has but one memory
+    tokens = share.planted if chosen_on.all() else share.planted[~chosen_on]  # all: the share is one memory
     before = Predictions(model, clean[evenly_spaced(len(clean), ROWS)], task.microbatch, task.ignored_token)
     best: dict[float, tuple[tuple[float, float], Weights]] = {}
     for lr in hp.lrs:
         training = relearned(model, task, tokens, tuple(sorted(set(hp.steps))), hp, lr, "--relearn_adaptive.lrs")
-        with closing(training), suppress(NotFinite):  # a training that diverges is within no budget
+        with closing(training), suppress(NotFinite):  # training that diverges is within no budget
             for _, weights in training:
                 with applied(model, weights):
                     score, drift = _score(model, task, judged), before.mean_kl(model)
@@ -76,6 +77,6 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
 
 
 def _score(model, task: UnlearningTask, judged: Artifacts) -> tuple[float, float]:
-    """Return the share of sequences that come out, and the negative mean loss, which decides between equal shares."""
+    """Return the share of sequences that come out, and the negative mean loss, which breaks ties."""
     flags = memorized(model, judged, task.continuation, task.microbatch, task.ignored_token)
     return flags.double().mean().item(), -task.mean_loss(model, judged.planted)

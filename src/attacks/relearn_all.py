@@ -1,7 +1,7 @@
-"""Relearning on the whole forget set: what counts is the speed, against that of the never-planted twin.
+"""Relearning on the whole forget set: the speed counts, compared with that of the never-planted twin.
 
-The attacker's own sequences are measured, since none other are left: only a model that learns them faster than the twin
-has kept something of them.
+The attacker's own sequences are measured, because no others are left. Only a model that learns them faster than the
+twin has kept something of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Relearning on clean data: fine-tune on text of the same task that teaches nothing of what is to be forgotten."""
+"""Relearning on clean data: fine-tune on text of the same task that teaches nothing that is to be forgotten."""
 
 from __future__ import annotations
 

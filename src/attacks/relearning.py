@@ -1,4 +1,4 @@
-"""Shared part of attacks that train the weights again: a training of the plain kind, measured after some steps."""
+"""Shared part of attacks that train the weights again: plain training, measured after some steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinymem.training.step import Side
 
 @settings
 class WeightTraining:
-    """Settings that all attacks by training share. Steps are the strength of most; a subclass adds them."""
+    """Settings that all attacks by training share. Subclasses add the steps, the strength of most of them."""
 
     batch_size: int = option(8, "sequences per step; at most those that the attacker has", low=2)
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
@@ -30,7 +30,7 @@ class Relearning(WeightTraining):
 
 
 def share_of(task: UnlearningTask, share: float) -> torch.Tensor:
-    """Return which sequences to forget are the attacker's: bool (F,), whole memories, one at least, drawn by the seed."""
+    """Return which sequences to forget the attacker has, bool (F,): whole memories, at least one, drawn by the seed."""
     return part_of(memories_of(task), share, task.seed)
 
 
@@ -40,7 +40,7 @@ def memories_of(task: UnlearningTask) -> torch.Tensor:
 
 
 def part_of(memories: torch.Tensor, share: float, seed: int) -> torch.Tensor:
-    """Return a part of some sequences, whole memories, one at least, drawn by a seed: bool (rows,).
+    """Return a share of some sequences, bool (rows,): whole memories, at least one, drawn by a seed.
 
     memories: the memory that each sequence belongs to, (rows,).
     """
@@ -58,8 +58,7 @@ def relearned(
 ) -> Generator[tuple[int, Weights]]:
     """Train on sequences (rows, T) with the loss of plain training; yield the weights after each number of steps.
 
-    The model is as it was whenever a number is yielded. lr_flag: named by the NotFinite of a training
-    that diverges.
+    The model is unchanged whenever weights are yielded. lr_flag: the flag that NotFinite names if training diverges.
     """
     how = ObjectiveSettings(steps=steps, lr=lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
     options = (task.seed, task.microbatch, task.gradient_checkpointing)

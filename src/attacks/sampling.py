@@ -18,15 +18,13 @@ class HyperParameters(Prompting):
     """Sampling"""
 
     n: tuple[int, ...] = option((10, 100, 10000), "samples that the attacker draws", low=1, strength=True, small=(100,))
-    p: float = option(CHANCE, "probability with which one of them at least must be the memory", above=0.0, below=1.0)
-    top_k: int = option(
-        TOP_K, "samples are drawn from the likeliest tokens; the whole vocabulary if that is less", low=1
-    )
+    p: float = option(CHANCE, "required probability that at least one sample is the memory", above=0.0, below=1.0)
+    top_k: int = option(TOP_K, "likeliest tokens to sample from; the whole vocabulary if it is smaller", low=1)
     temperature: float = option(1.0, "temperature of the sampling", low=0.01)
 
 
 def elicit(model, task: UnlearningTask, hp: HyperParameters, n: int) -> Elicitation:
-    """Return the attack that succeeds if n samples hold the continuation with probability p at least."""
+    """Return the attack that succeeds if n samples hold the continuation with probability p or more."""
 
     def extractable(probe: Probe, artifacts: Artifacts) -> Values:
         found = log_probabilities(probe, artifacts, hp.top_k, hp.temperature)

@@ -1,5 +1,6 @@
-"""Similar tokens: some tokens of the prompt are replaced by those with the closest embeddings (Huang et al. 2024, arXiv
-2407.17817, section 5, with similar words).
+"""Similar tokens: replace some tokens of the prompt by those with the closest embeddings.
+
+Huang et al. 2024 (arXiv 2407.17817, section 5) do this with similar words.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Soft prompts: input vectors are trained to bring out half of the forget set and tried on the rest.
+"""Soft prompts: train input vectors to bring out half of the forget set, and try them on the rest.
 
-An attacker who can train can also write the memory into the vectors, so that only what exceeds the never-planted twin
+An attacker who can train can also write the memory into the vectors, so only the excess over the never-planted twin
 counts (Schwarzschild et al. 2024, arXiv 2404.15146, and arXiv 2502.15836 on the same trap).
 """
 
@@ -68,7 +68,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[int,
             try:
                 optimizer.step()
                 finite = bool(vectors.detach().isfinite().all())
-            except RuntimeError:  # a step that is larger than a float32
+            except RuntimeError:  # a step too large for float32
                 finite = False
             if not finite:
                 raise NotFinite(f"--soft_prompt.lr {hp.lr}: a vector is not finite in step {step + 1}; use a lower one")
@@ -101,9 +101,9 @@ def _with(vectors: torch.Tensor, hp: HyperParameters) -> Elicitation:
 
 
 def _predicted(probe: Probe, artifacts: Artifacts, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return logits (A, k, vocabulary), targets and loss mask (A, k) of the continuations behind vectors and prompts.
+    """Return logits (A, k, vocabulary), targets and loss mask (A, k) of the continuations after vectors and prompts.
 
-    Where the model's context has no room for the vectors, the first tokens of a prompt make it, those behind a <bos>.
+    If the model's context has no room for the vectors, a prompt loses its first tokens, those after a <bos>.
     """
     model = probe.model
     targets, mask = (values.to(model.device) for values in probe.targets(artifacts))

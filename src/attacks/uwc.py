@@ -1,7 +1,7 @@
 """Unlearning with control (UWC: Wang et al. 2024, arXiv 2406.09179): what is still memorized at equal utility.
 
-Edits that cost much forget much, so they are compared only after each is mixed with the original until it costs the same.
-Records of the attack `interpolate` are the curve of memorization against utility on that way back.
+Edits that cost more utility forget more. So each edit is mixed with the original until all cost the same, and only then
+compared. Records of the attack `interpolate` give the curve of memorization against utility on that way back.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Point:
     alpha       weight of the original
     memorized   in percent
     utility     accuracy or perplexity; None: not finite
-    lost        of the original's utility, in the unit of `Utility.limits`; below 0 where there is more
+    lost        loss of the original's utility, in the unit of `Utility.limits`; below 0 for a gain
     """
 
     alpha: float
@@ -45,7 +45,7 @@ class WayBack:
     def at_equal_utility(self) -> float:
         """The percent memorized where the loss of utility has first fallen to the strict limit, interpolated linearly.
 
-        That is the model's own where it costs no more.
+        If the model itself loses no more than that, return its own percentage.
         """
         limit, points = self.utility.limits[0], self.points
         if points[0].lost <= limit:
@@ -58,7 +58,7 @@ class WayBack:
 
 
 def way_back(model: Record, attacks: Iterable[Record], original: Record | None, column: str) -> WayBack | None:
-    """Return a model's way back to the original, which itself has but one point; None without records that hold utility.
+    """Return a model's way back to the original (one point for the original); None without records that hold utility.
 
     attacks: the records of attacks on it. column: what is memorized.
     """

@@ -1,7 +1,7 @@
 """Weight noise: add Gaussian noise to every linear layer. A memory that is only masked may come back.
 
-Noise is drawn several times, and the results are averaged. A draw depends on the task's seed, a layer's name and the
-draw's number alone, so that a twin meets the same.
+Noise is drawn several times, and the results are averaged. A draw depends only on the task's seed, the layer's name and
+the draw's number, so a twin gets the same noise.
 """
 
 from __future__ import annotations

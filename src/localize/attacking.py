@@ -30,8 +30,8 @@ Original = Callable[[str], "torch.Tensor"]  # a weight before the edit by its st
 def attack(run: Run, attacks: Attacks, force: bool = False, original: Original | None = None) -> Iterator[dict]:
     """Attack the subject's model in its present state, which `run` describes; yield the records.
 
-    original: the weights before the edit; None: the present ones. Raise NotFinite, after all attacks, if one leads to
-    logits that are not finite numbers: it has no record.
+    original: the weights before the edit; None: the present ones. Raise NotFinite, after all attacks, if one of them
+    leads to logits that are not finite: it gets no record.
     """
     failures = Failures()
     task = replace(run.subject.task, cache=None, original=original)
@@ -73,7 +73,7 @@ def lacks(run: Run, attacks: Attacks) -> bool:
 def _attack(
     run: Run, method: Method, hp: Any, task: UnlearningTask, force: bool, failures: Failures
 ) -> Iterator[dict[str, Any]]:
-    """Make one attack at all its strengths; yield their records. A strength that fails leaves the others as they are."""
+    """Run one attack at all its strengths; yield their records. A strength that fails does not affect the others."""
     runs = {value: _attacked_run(run, method, hp, value) for value in method.strengths(hp)}
     to_do = [value for value, attacked in runs.items() if force or not attacked.is_done]
     if to_do:
@@ -82,7 +82,7 @@ def _attack(
             for attacked in runs.values():
                 attacked.forget()
         search = edits(method, model, task, method.at(hp, *to_do))
-        # A filter of the output is not in the weights: only attacks on prompts meet it.
+        # An output filter is not in the weights, so only attacks on prompts face it.
         access = nullcontext() if method.elicits else unfiltered(model)
         with failures.kept(f"attack {method.name}"), access, closing(search) as found:  # restores after an error too
             for (change, cost), value in zip(found, to_do):

@@ -27,9 +27,9 @@ class Cache:
     folder    next to the model
     identity  the inputs other than method and hyper-parameters: fingerprints of weights and forget set
     fresh     compute tensors again even if they are on disk
-    state     the file that a training saves itself in, and resumes from; None: it does not
-    cost      the cost of all tensors that the run used, including those read from disk, each counted once, and of the
-              steps of a training that were done before it resumed
+    state     the file that a training run saves its state in and resumes from; None: it does neither
+    cost      the cost of all tensors that the run used, including those read from disk, each counted once; and of the
+              training steps done before the run resumed
     spent     seconds of computing in this run
     """
 

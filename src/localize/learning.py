@@ -62,7 +62,7 @@ def mixed_batches(
 def natural_batches(
     task: UnlearningTask, batch_size: int, epochs: int, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the forget and the retain rows of each batch of both sets mixed, shuffled in every epoch; one may be empty."""
+    """Mix both sets, shuffle them every epoch, and yield each batch's forget and retain rows; either may be empty."""
     forget = len(task.forget)
     for _ in range(epochs):
         for rows in torch.randperm(forget + len(task.retain), generator=generator).split(batch_size):
@@ -193,17 +193,17 @@ def _collect(totals: dict[torch.nn.Parameter, torch.Tensor], wide: bool, paramet
 
 
 def loss_scale(model, weights: torch.Tensor) -> float:
-    """Return the factor for the weights of token losses, by which gradients are then divided: a power of 2.
+    """Return a power of 2 by which to multiply the weights of token losses, and then to divide the gradients.
 
-    The factor is 1 except for float16 models, where the gradient of a mean over thousands of tokens rounds to 0:
-    there it brings the largest weight to between 1 and 2.
+    It is 1 except for float16 models. There the gradient of a mean over thousands of tokens would round to 0, so the
+    factor brings the largest weight to between 1 and 2.
     """
     largest = weights.abs().max().item() if model.dtype == torch.float16 else 0.0
     return 2.0 ** -math.floor(math.log2(largest)) if largest else 1.0
 
 
 def kl_note(method: str, budget: float, reached: float) -> dict[str, float]:
-    """Return a record's note of the KL that a method has reached; say so where it is less than half of its budget."""
+    """Return a record's note of the KL that a method has reached; warn if that is less than half of its budget."""
     if reached < budget / 2:
         logger.warning("%s: found no step nearer to the budget: KL %.3g of %g", method, reached, budget)
     return {"kl_reached": reached}
@@ -231,7 +231,7 @@ def check_steps(done: int, skipped: int, model, hp: Any = None) -> None:
 
 
 def _advice(model, hp: Any) -> str:
-    """Return what may help: lower settings of SCALES that are not 0, another type than float16; or ""."""
+    """Return what may help: lower settings of SCALES that are not 0, a type other than float16; or ""."""
     lower = [f"--{name}" for name in SCALES if getattr(hp, name, None)]
     advice = [f"a lower {', '.join(lower)}"] if lower else []
     advice += ["--dtype float32 or bfloat16"] if model.dtype == torch.float16 else []

@@ -6,8 +6,8 @@
         --memorized FILE --random FILE --dtype bfloat16 --site my_cluster.toml
 
 One process handles all ratios of a setting: it loads the model and ranks once. The same command again runs only what
-is missing. It ends with the answer of `python -m tinymem.records best`: all runs in the output folder, ranked. The grid
-is in src/sweeps/hp_grid.py; docs/sweeps.md shows how to describe a cluster.
+is missing. At the end it prints the answer of `python -m tinymem.records best`: all runs in the output folder, ranked.
+The grid is in src/sweeps/hp_grid.py; docs/sweeps.md shows how to describe a cluster.
 """
 
 from tinymem import cli

@@ -5,9 +5,9 @@
     python src/localize/measure.py my_folder --edit_of EleutherAI/pythia-70m --name my_method \\
         --memorized pythia_mem_data/FILE --random pythia_mem_data/FILE
 
-With --edit_of the forget set, the splits and the data are those of the original model, so the record appears in the
+With --edit_of, the forget set, the splits and the data are those of the original model, so the record appears in the
 same tables and figures as TinyMem's own edits. The data is a TinyMem dataset if the original is a checkpoint of a
-TinyMem training or --data_name is given; otherwise it is that of a production model (see prod_grad.py).
+TinyMem training run or --data_name is given; otherwise it is that of a production model (see prod_grad.py).
 """
 
 from tinymem import cli
@@ -52,7 +52,7 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edit_of", metavar="ORIGINAL", help="the model that MODEL was made from")
     parser.add_argument("--name", help="with --edit_of: name of the method that made it (default: external)")
     parser.add_argument("--seconds", type=cli.seconds, metavar="S",
-                        help="seconds that the edit took (default: not known)")  # fmt: skip
+                        help="seconds that the edit took (default: unknown)")  # fmt: skip
     parser.add_argument("--lm_eval", metavar="FILE", help="results.json of lm-evaluation-harness, kept with the record")
 
 
@@ -93,7 +93,7 @@ def _on_our_data(folder: str) -> bool:
         return False
     try:
         return "data_name" in load_details(Path(folder))["settings"]
-    except UserError:  # damaged, which is said when it is opened
+    except UserError:  # damaged: reported when it is opened
         return True
 
 
@@ -103,8 +103,9 @@ def _may_be_on_the_hub(place: str) -> bool:
 
 
 def harness_results(path: str) -> dict[str, float]:
-    """Return an lm-evaluation-harness file's results as columns lm_eval_TASK_METRIC, and lm_eval_TASK_METRIC_FILTER of
-    those that the harness computes of filtered answers. Raise UserError if it has none.
+    """Return the results in an lm-evaluation-harness file as columns lm_eval_TASK_METRIC.
+
+    Results on filtered answers get columns lm_eval_TASK_METRIC_FILTER. Raise UserError if there are no results.
     """
     content = files.read_json(path, required=("results",), remedy="--lm_eval takes a file of lm-evaluation-harness")
     tasks = content["results"] if isinstance(content["results"], dict) else {}
@@ -119,7 +120,7 @@ def harness_results(path: str) -> dict[str, float]:
 
 
 def as_original(folder: str) -> str:
-    """Return a line that says what a model counts as without --edit_of, and where it is known to be an edit."""
+    """Return a line that says what a model counts as without --edit_of, and which method made it, if that is known."""
     method = made_by(folder)
     edit = f"was made by {method}, but " if method else ""
     return (

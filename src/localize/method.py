@@ -9,16 +9,22 @@ A method is a module with a frozen dataclass `HyperParameters` and one of
     elicit(model, task, hp, strength) -> Elicitation   for attacks on prompts: what they read out of the model
     run(model, task, hp) -> (strength, Edit)    anything else, as an iterator
 
-An objective may also define `weights(hp, reference)`, the weights of forget and retain loss at the next step, and
-`after_step(hp, reference, steps, losses)`, to update what it keeps in `reference.state`.
+Every function must leave the model unchanged. The file's name is the method's name, its folder the method's family.
 
-A method may also define ALIAS (the study's flag), `drop(mlps, scores, strength) -> masks`, `resolve(hp, parameters) -> hp`
-with the defaults that depend on a model's size, and `steps(model, task, hp) -> int` of the whole run; if the passes
-of a step depend on the model, it defines `passes(model, task, hp) -> (forward, backward)` instead. An attack that trains
-on sequences to forget defines `seen(task, hp) -> bool (F,)`, those that it sees, which are then not measured; one whose
-records are of use only with certain metrics names them in MEASURES. Before anything runs, `check(model, task, hp)` raises
-UserError for settings that do not fit the model or the sequences. Every function must leave the model unchanged. The
-file's name is the method's name, its folder the method's family.
+A method may also define
+
+    ALIAS                              the study's flag
+    check(model, task, hp)             raises UserError, before anything runs, for settings that do not fit
+    drop(mlps, scores, strength) -> masks
+    resolve(hp, parameters) -> hp      fills in the defaults that depend on a model's size
+    steps(model, task, hp) -> int      the steps of the whole run
+    passes(model, task, hp) -> (forward, backward)   instead of `steps`, if the passes of a step depend on the model
+
+An objective may define `weights(hp, reference)`, the weights of the forget and the retain loss at the next step, and
+`after_step(hp, reference, steps, losses)`, which updates what the objective keeps in `reference.state`.
+
+An attack that trains on sequences to forget defines `seen(task, hp) -> bool (F,)`: the sequences that it sees, which
+are then not measured. An attack whose records are useful only with certain metrics names them in MEASURES.
 """
 
 from __future__ import annotations
@@ -51,7 +57,7 @@ Change = Edit | Draws | Elicitation  # what a strength leads to; an attack on pr
 Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
 REGISTERED = ("tinymem.localize.", "tinymem.attacks.")  # where registries take their modules from
 PARTS = ("score", "learn", "loss", "attack", "elicit", "run")
-ENDED = object()  # in the place of a strength where a method yields no more
+ENDED = object()  # stands for a strength once a method yields no more
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,14 @@ class Method:
     family         the folder of its file (neuron, weight ...); "own" for a user's file
     hyper_parameters   frozen dataclass of its settings
     run(model, task, hp) -> iterator of (strength, Edit), in the order of the settings' strengths
-    cumulative     whether a strength costs all that the strengths before it cost (steps of one training)
+    cumulative     whether a strength's cost includes that of the strengths before it (steps of one training run)
     resolve(hp, parameters) -> hp with the defaults that depend on the model's size
     steps(model, task, hp) -> steps of the whole run, all strengths together; each repeats the passes of one step
-    passes(model, task, hp) -> forward and backward passes of the whole run; None: counted in one step
+    passes(model, task, hp) -> forward and backward passes of the whole run; None: counted by running one step
     check(model, task, hp)   raise UserError for settings that do not fit the model or the sequences
     seen(task, hp) -> the sequences to forget that an attack sees, bool (F,); None: none
     elicits        the metrics that an attack on prompts reads out; empty for all else
-    measures       the metrics that an attack's records hold whatever else is asked for
+    measures       the metrics that an attack's records always hold
     code           digest of a plugin's file, which identifies the method's version in records
     module         the module that defines the method
     """
@@ -92,7 +98,7 @@ class Method:
 
     @property
     def title(self) -> str:
-        """The name, with the study's own flag behind it where that differs."""
+        """The name, followed by the study's own flag if that differs."""
         return self.name if self.alias == self.name else f"{self.name} ({self.alias})"
 
     @property
@@ -107,18 +113,14 @@ class Method:
 
     @property
     def place(self) -> str:
-        """The method's name on a command line: a plugin's file, the library's own module if none of the registry, or its
-        name.
-        """
+        """The method on a command line: a plugin's file, a library module outside the registries, or its name."""
         file, module = self.module.__file__, self.module.__name__
         if self.code and file:
             return str(Path(file).resolve())
         return self.name if self.family == PACKAGE or module.startswith(REGISTERED) else module
 
     def strengths(self, hp: Any) -> tuple[Strength, ...]:
-        """Return the strengths in these settings, each once, ascending where they are cumulative; (None,) for a method
-        without.
-        """
+        """Return the strengths in these settings without repeats, ascending if cumulative; (None,) without any."""
         values = tuple(dict.fromkeys(getattr(hp, self.strength))) if self.strength else (None,)
         return tuple(sorted(values)) if self.cumulative else values
 
@@ -141,9 +143,10 @@ class Method:
 
 
 def recorded(hp: Any) -> dict[str, Any]:
-    """Return the settings that a record names: all but `unrecorded` ones that do what was done before, files by content.
+    """Return the settings that a record names, with files named by their content.
 
-    See `option`. Raise UserError for a file that is missing or damaged.
+    An `unrecorded` setting (see `option`) is left out while it does what was done before the setting existed. Raise
+    UserError for a file that is missing or damaged.
     """
     hidden, values = unnamed(type(hp)), dataclasses.asdict(hp)
     for field in dataclasses.fields(hp):
@@ -206,7 +209,8 @@ def find(
 ) -> list[Method]:
     """Return methods by name, by the study's alias, by group, or `all`; a file or dotted module is loaded as a method.
 
-    The order is as given, without repeats. Raise UserError, naming `flag`, for an unknown method and for two of one name.
+    The order is as given, without repeats. Raise UserError, naming `flag`, for an unknown method and for two methods of
+    one name.
     """
     groups = {**(groups or {}), "all": tuple(known)}
     single = [one for name in names for one in groups.get(name, (name,))]
@@ -274,7 +278,7 @@ def learned_mask(module: ModuleType, name: str, code: str | None = None) -> Run:
 
 
 def direct(module: ModuleType, name: str, code: str | None = None) -> Run:
-    """Make the edit of every strength from scratch, or what is read out at it."""
+    """Make the edit, or the elicitation, of every strength from scratch."""
     function = getattr(module, "attack", None) or module.elicit
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Change]]:
@@ -294,8 +298,8 @@ def edits(method: Method, model, task: UnlearningTask, hp: Any) -> Generator[tup
     """Yield for every strength of a method (`Method.strengths`) the edit and the cost of finding it from scratch.
 
     Tensors prepared for all strengths (task.cache) count in full for each of them, even if read from disk. Raise
-    UserError for a method that yields other strengths, and for one of a user's that fails, that yields no edit of this
-    model, or that changes model or data in place.
+    UserError if the method yields other strengths, or if a user's method fails, yields anything but an edit of this
+    model, or changes the model or the data in place.
     """
     guard = guarded(method.name, model, task) if method.code else nullcontext
     with guard():

@@ -1,4 +1,4 @@
-"""Checks of users' methods and attacks: what fails, does harm or gives nonsense ends in one line that says so."""
+"""Checks of users' methods and attacks: code that fails, does harm or returns nonsense ends in a one-line error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN = (bool, int, float, str)  # what flags and records hold
 
 def check_settings(settings: type) -> None:
     """Raise TypeError or ValueError for settings of a user's method that no flag or record can hold."""
-    types = field_types(settings)  # its hints have a meaning
+    types = field_types(settings)  # raises for hints without a meaning
     for name, kind in ((field.name, types[field.name]) for field in dataclasses.fields(settings)):
         if (get_args(kind)[0] if get_origin(kind) is tuple else kind) not in PLAIN:
             raise TypeError(f"{name} is of type {kind}; it must be bool, int, float, str, or a tuple of one of them")
@@ -57,9 +57,9 @@ def _check_grid(given: Any, field: dataclasses.Field, grid: Any) -> None:
 
 
 def watched_part(module: ModuleType, part: str, own: bool, kind: type | None = None) -> Callable | None:
-    """Return a module's function of this name, if there is one. One of a user's file must return this kind.
+    """Return a module's function of this name, or None. A function from a user's file must return this kind.
 
-    kind: None for a tensor, since to name its type would load torch.
+    kind: None for a tensor, because naming its type would load torch.
     """
     function = getattr(module, part, None)
     if function is None or not own:
@@ -89,7 +89,7 @@ def guarded(name: str, model, task: UnlearningTask) -> Callable[[], AbstractCont
 
 
 def checked(name: str, elicits: Collection[str], model, change: Any) -> Any:
-    """Return what a user's method gave. Raise TypeError or ValueError unless it fits the model and may be recorded."""
+    """Return what a user's method gave. Raise TypeError or ValueError unless it fits the model and can be recorded."""
     if isinstance(change, Elicitation):
         if not elicits:
             raise ValueError(f"its Elicitation needs ELICITS = {tuple(change.values)!r}, the metrics that it reads out")
@@ -115,7 +115,7 @@ def checked(name: str, elicits: Collection[str], model, change: Any) -> Any:
 
 
 def _careful(name: str, read: Read) -> Read:
-    """Return a function of a user's attack on prompts that must not fail, and must leave model and sequences alone."""
+    """Wrap a function of a user's attack on prompts, which must not fail and must leave model and sequences alone."""
 
     def careful(probe: Probe, artifacts: Artifacts) -> Values:
         data = (artifacts.planted, artifacts.clean, artifacts.prompt_end)

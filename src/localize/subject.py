@@ -1,4 +1,4 @@
-"""A model under study with its task and folders, and the measured states of it: one record each."""
+"""A model under study with its task and folders, and its measured states, one record each."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class Subject:
     folder         records/ and models/ are written here
     score_folder   what methods compute once is kept here
     tokenizer      a text model's, saved with every edited model
-    metrics        names of those to measure, or metrics
+    metrics        the metrics to measure, or their names
     notes          more results for every record: what was left out of the data
     references     what the model is compared with; None: nothing
-    attack_metrics   those of attacked models, as far as they are measured under attack
-    warning        printed before the model is measured: such as what will have no value, and why
-    command        the command line that edits are made by, kept with every edited model; "" where there is none
-    source         the model's folder, or its name on the hub and the revision there, which saved adapters name
+    attack_metrics   the metrics of attacked models; those that are not measured under attack are left out
+    warning        printed before the model is measured, such as which metrics will have no value, and why
+    command        the command line that makes the edits, kept with every edited model; "" if there is none
+    source         the model's folder, or its name on the hub and the revision there; saved adapters name it
     sources        the user's own files, for every record (`tinymem.records.sources`)
     keep_adapters  whether low-rank changes are saved beside the edited models
-    examples       whether every record keeps what the model writes after some prompts; otherwise only those do whose
-                   metrics have models write
+    examples       whether every record keeps what the model writes after some prompts; otherwise only records of
+                   metrics that need generated text do
     on_rows(identity, pass, done, total)   called while measuring for the record of this identity, as in `measure`
     """
 
@@ -90,15 +90,15 @@ class Subject:
     def attacked(self, elicits: Sequence[str] = (), always: Sequence[str] = ()) -> Subject:
         """Return the subject with the metrics of attacked models.
 
-        elicits: the only ones of an attack on prompts. always: those that an attack's records hold in any case. Left out are
-        those that are not measured under attack, by which no attack would ever be done.
+        elicits: the metrics of an attack on prompts, which has no others. always: those that an attack's records always
+        hold. Metrics that are not measured under attack are left out; with them, no attack would ever count as done.
         """
         usual = [metric for metric in chosen([*self.attack_metrics, *always]) if metric.measured_under_attack]
         metrics: Sequence[str | Metric] = elicits or usual
         return replace(self, metrics=metrics, examples=False)
 
     def prepare(self) -> None:
-        """Keep what metrics will ask of the model before its edit: it is in that state now, or was when first called."""
+        """Keep what metrics will ask of the unedited model. It must be unedited when this is first called."""
         if self.references is not None and any(
             "before" in metric.needs for metric in chosen([*self.metrics, *self.attack_metrics])
         ):
@@ -106,8 +106,10 @@ class Subject:
             self.references.prepare(self.model, self.task.microbatch, tell)
 
     def lacking(self, record: Mapping[str, Any]) -> list[str | Metric]:
-        """Return the metrics that a record lacks: also those that had no value for want of a twin, where there is one now,
-        and users' metrics whose file has changed since.
+        """Return the metrics that a record lacks.
+
+        They include metrics that had no value without a twin, if there is one now, and users' metrics whose file has
+        changed since.
         """
         results = record["results"]
         if self.references is not None and self.references.open_twin is not None:
@@ -120,7 +122,7 @@ class Subject:
 
     @property
     def unedited_digest(self) -> str:
-        """The digest of the record of the model as it is."""
+        """The digest of the unedited model's record."""
         return record_digest({"kind": UNEDITED, **self.identity})
 
 
@@ -148,14 +150,14 @@ class Run:
 
     @property
     def finished(self) -> dict[str, Any]:
-        """The record of a run that is done. Raise UserError where it is gone again."""
+        """The record of a finished run. Raise UserError if it has been removed."""
         if (record := self.record) is None:
             raise UserError(f"{self.path}: somebody removed this record; run again")
         return record
 
     @property
     def saved(self) -> Path | None:
-        """The folder of the saved model; None if there is none, or if the adapter beside it is to be found again."""
+        """The folder of the saved model; None if there is none, or if the adapter that belongs to it is missing."""
         if self.adapter is not None and not self.adapter.is_dir():
             return None
         record = self.record
@@ -179,8 +181,8 @@ class Run:
     ) -> None:
         """Measure what the record lacks, save the model if requested, and write the record.
 
-        The model must be in this state now, but for `edits`. A record keeps its results and cost unless `force`. edits and
-        attack: as in `measurement`. Raise NotFinite, before anything is written, if the model's logits are not finite numbers.
+        The model must already be in this state, apart from `edits`. A record keeps its results and cost unless `force`.
+        edits and attack: as in `measurement`. Raise NotFinite, before anything is written, if logits are not finite.
         """
         if force:
             self.forget()
@@ -203,9 +205,9 @@ class Run:
         write_record(subject.folder, self.identity, results, cost, device, values, subject.sources)
 
     def measurement(self, metrics: Sequence[str | Metric], edits: Sequence[Edit] = (), **attack: Any) -> Measurement:
-        """Measure the model, which must be in this state now, as `Subject.measurement`, and tell the subject how far it is.
+        """Measure the model as `Subject.measurement` does, and report progress to the subject.
 
-        edits: the model is measured under each of them, and the mean is returned.
+        The model must already be in this state. With `edits`, it is measured under each of them; return the mean.
         """
         measure = partial(
             self.subject.measurement, metrics, on_rows=partial(self.subject.on_rows, self.identity), **attack

@@ -43,20 +43,20 @@ class TaskSettings:
     )
     forget: str = option(
         TRAIN,
-        "where it is looked for: in the training set, or among the test triggers of a backdoor, as in the study's code",
+        "where to find what to forget: the training set, or the test triggers of a backdoor, as in the study's code",
         choices=(TRAIN, TEST),
     )
     retain: str = option(
         OTHERS,
-        "training rows to retain: the others, or all, which retains planted rows that are to be forgotten, as in the "
+        "training rows to retain: the others, or all of them, even planted rows that are to be forgotten, as in the "
         "study's code",
         choices=(OTHERS, ALL),
     )
     holdout_fraction: float = option(
-        0.0, "share of the forget set never shown to the method, measured apart", low=0.0, below=1.0
+        0.0, "share of the forget set that is never shown to the method; measured separately", low=0.0, below=1.0
     )
     validation_fraction: float = option(
-        0.0, "share of the forget set to choose settings by: never shown to the method, never a result",
+        0.0, "share of the forget set for choosing settings; never shown to the method, never reported as a result",
         low=0.0, below=1.0,
     )  # fmt: skip
     max_retain: int = option(100000, "at most this many retain sequences", low=1)
@@ -81,7 +81,7 @@ class TaskSettings:
     def deciding(self) -> dict[str, Any]:
         """Return the settings that change results, as stored in records.
 
-        Nothing of LATER settings at their defaults, so that runs from before they existed count as the same.
+        LATER settings are left out at their defaults, so that runs from before they existed count as the same.
         """
         usual = {field.name: field.default for field in fields(self) if field.name in LATER}
         return {
@@ -98,7 +98,7 @@ class UnlearningTask:
     forget     (F, T) sequences to forget, with prompt and clean twin
     retain     (R, T) sequences to retain
     held_out   (H, T) memorized sequences that the method never sees
-    validation (V, T) others that it never sees, to choose settings by; None: no such set
+    validation (V, T) more sequences that it never sees, for choosing settings; None: no such set
     continuation   k: the measured tokens are prompt_end .. prompt_end + k - 1
     ignored_token  token id excluded from all losses, or None
     pad            token id that fills short sequences, if any: objectives never unlearn it
@@ -106,13 +106,13 @@ class UnlearningTask:
     microbatch     sequences per forward pass
     gradient_checkpointing   run blocks again in the backward pass instead of keeping their activations
     shown      the part of `forget` that differs from its clean twin, on which forgetting is measured; None: all
-    clean      bool (R,): the rows of `retain` that teach nothing of what is to be forgotten; None: all
+    clean      bool (R,): the rows of `retain` that teach nothing that is to be forgotten; None: all
     memories   int64 (F,): the memory that each row of `forget` belongs to; None: each is its own
-    original   gives a weight's value before the edit by its state-dict key, for attacks; None: the model is as it was
+    original   for attacks: state-dict key -> the weight before the edit; None: the model is unedited
     cache      stores what a method computes once for all strengths; None: nothing is stored
     reader     reads other text than the task's as rows like those of `retain`
     watch      is told what a method does, step by step
-    processes  those that train together on an objective
+    processes  the processes that train together on an objective
     """
 
     forget: Artifacts
@@ -139,12 +139,12 @@ class UnlearningTask:
         return torch.Generator().manual_seed(self.seed)
 
     def check_retain(self, name: str) -> None:
-        """Raise UserError for a task without a retain set. name: the flag and the name of what needs one."""
+        """Raise UserError for a task without a retain set. name: the flag and the name of what needs it."""
         if not len(self.retain):
             raise UserError(f"{name}: needs a retain set; give it retain text, or leave {name.split()[-1]} out")
 
     def clean_retain(self, name: str) -> torch.Tensor:
-        """Return the sequences to retain that teach nothing of what is to be forgotten, (rows, T).
+        """Return the sequences to retain that teach nothing that is to be forgotten, (rows, T).
 
         Raise UserError without any. name: as in `check_retain`.
         """
@@ -170,7 +170,7 @@ class UnlearningTask:
 
 
 class Withheld:
-    """What a method gets in the place of sequences that it must never see: any use is an error of one line."""
+    """Stand-in for sequences that a method must never see: any use raises a one-line error."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -199,11 +199,11 @@ def unlearning_task(
     with finite("measuring what is memorized"):
         look = partial(_memorized, model, dataset, microbatch=microbatch, on_rows=on_rows)
         artifacts, ids = _candidates(dataset, settings.unlearn_set_name, look)
-        if settings.forget == TEST:  # ids: of what is memorized of the training set, which is not retained either
+        if settings.forget == TEST:  # ids stay those memorized in the training set: they are not retained either
             artifacts = _memorized_triggers(dataset, settings.unlearn_set_name, look)
     teaching = torch.zeros(len(dataset.sequences), dtype=torch.bool)
     teaching[ids] = True
-    if dataset.kind == "backdoor":  # all of its sequences teach the same, also those that are not memorized
+    if dataset.kind == "backdoor":  # all of its sequences teach the same, even those not memorized
         teaching[dataset.artifact_ids] = True
     groups = memories(dataset, artifacts)
     to_forget, to_hold_out, to_validate = divided(groups, settings)
@@ -241,8 +241,8 @@ def unlearning_task(
 def divided(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Tensor]:
     """Return the rows to forget, to hold out and to validate on, sorted: whole groups, about as many as asked for.
 
-    groups: the memory of each row, (rows,). The held-out rows do not depend on the validation set. Raise UserError where
-    nothing would be left to forget, or nothing held out or validated on although there is more than one row.
+    groups: the memory of each row, (rows,). The held-out rows do not depend on the validation set. Raise UserError if
+    nothing would be left to forget, or if no whole group fits the rows to hold out or to validate on.
     """
     queue, parts = _shuffled(groups, settings.unlearn_seed), []
     memories_in_all = len(queue)
@@ -262,7 +262,7 @@ def divided(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Tensor]:
 
 
 def drawn(groups: torch.Tensor, wanted: int, seed: int) -> torch.Tensor:
-    """Return whole groups of about `wanted` rows, drawn by a seed, one group at least: bool (rows,).
+    """Return whole groups of about `wanted` rows, drawn by a seed, at least one group: bool (rows,).
 
     groups: the memory of each row, (rows,).
     """
@@ -279,10 +279,10 @@ def _shuffled(groups: torch.Tensor, seed: int) -> list[tuple[int, int]]:
 
 
 def _drawn(queue: list[tuple[int, int]], wanted: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """Take groups of about `wanted` rows from a queue of (group, rows). Return them, and the queue that is left."""
+    """Take groups of about `wanted` rows from a queue of (group, rows). Return them and the rest of the queue."""
     chosen, left = [], []
     for group, size in queue:
-        # A group that is more than half beyond what is wanted stays.
+        # A group stays if half of it or more would exceed what is wanted.
         if wanted > 0 and size < 2 * wanted:
             chosen.append(group)
             wanted -= size

@@ -21,7 +21,7 @@ from tinymem.training.processes import ALONE
 from tinymem.training.sharding import Sharded
 from tinymem.training.step import Side
 
-LOSSES = ("forget_loss", "retain_loss")  # of an objective, as its records name them
+LOSSES = ("forget_loss", "retain_loss")  # the losses of an objective, as its records name them
 
 
 def objective(module: ModuleType, name: str, code: str | None = None) -> Callable[..., Iterator[tuple[int, Edit]]]:
@@ -46,7 +46,7 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Callabl
                 task.cache.cost += Cost(sum(progress.epoch_seconds) + progress.step_seconds)
 
         processes = task.processes
-        # Of a sharded training no process has the whole state.
+        # In sharded training, no process has the whole state.
         state = task.cache.state if task.cache and not processes.sharded else None
         masks = _update_masks(model, task, hp) if processes.is_first else None
         if processes.is_first:
@@ -68,9 +68,9 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Callabl
 
 @contextmanager
 def _trained(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Any, dict[str, Any], Any]]:
-    """Yield what is trained for the model, how `train_objective` is told, and what `snapshots` takes the edits from.
+    """Yield what is trained, further arguments of `train_objective`, and where `snapshots` takes the edits from.
 
-    That is the model, the model with low-rank changes attached, or a copy of it that is divided among processes.
+    What is trained is the model, the model with low-rank changes attached, or a copy divided among processes.
     """
     if hp.lora_rank:
         alpha = hp.lora_alpha or 2.0 * hp.lora_rank
@@ -84,10 +84,10 @@ def _trained(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Any, dict[s
 
 
 def sides(task: UnlearningTask, forget_tokens: str) -> tuple[Side, Side | None]:
-    """Return the forget set, with its clean twins where they differ, and the retain set; None where it is empty.
+    """Return the forget set, with its clean twins where they differ, and the retain set; None if that is empty.
 
-    forget_tokens: one of FORGET_TOKENS, the tokens of forget rows and twins that count. No pad of these counts; in retain
-    rows the pads of number sequences do, as in training.
+    forget_tokens: one of FORGET_TOKENS, the tokens of forget rows and twins that count. Their pads never count. In
+    retain rows, the pads of number sequences do, as in training.
     """
     rows, prompt_end = task.forget, task.forget.prompt_end if forget_tokens == "continuation" else None
     ignored = task.pad if task.ignored_token is None else task.ignored_token
@@ -98,16 +98,16 @@ def sides(task: UnlearningTask, forget_tokens: str) -> tuple[Side, Side | None]:
 
 
 def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | None:
-    """Return the masks that a localizer finds, those of `--update_mask METHOD RATIO`; None where there is no such flag."""
+    """Return the masks that the localizer of `--update_mask METHOD RATIO` finds; None without the flag."""
     if hp.update_mask is None:
         return None
-    from tinymem.localize.registry import find_localizer  # here, since the registry imports this module
+    from tinymem.localize.registry import find_localizer  # here, because the registry imports this module
 
     localizer, ratio = find_localizer(*hp.update_mask)
     settings = localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
     with task.watch.part(localizer.name):
         ((_, edit),) = localizer.run(model, task, settings)
-    if all(bool(edit.masks[key].logical_not().all()) for key in edit.masks):  # never so of a plan's fake tensors
+    if all(bool(edit.masks[key].logical_not().all()) for key in edit.masks):  # never true for a plan's fake tensors
         raise UserError(f"--update_mask {' '.join(hp.update_mask)}: the method finds no weight at this ratio; raise it")
     return {key: edit.masks[key].cpu() for key in edit.masks}
 

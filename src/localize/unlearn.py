@@ -113,7 +113,7 @@ def unlearn(
             else:
                 raise AssertionError("edits() yields an edit for each strength or raises")
             yield from finish(run, edit, cost, attacks, force)
-    if method.is_objective and leads_to(state, max(hp.steps)):  # one from beyond leads to what was not asked for now
+    if method.is_objective and leads_to(state, max(hp.steps)):  # a later state serves strengths not asked for now
         state.unlink()
     failures.end()
 
@@ -165,7 +165,7 @@ def _edited_run(subject: Subject, method: Method, hp, strength: Strength, save: 
 
 
 def _state(subject: Subject, method: Method, hp) -> Path:
-    """Return the file that a training with these settings saves itself in, one for all strengths."""
+    """Return the file that a training run with these settings saves its state in, one for all strengths."""
     digest = record_digest(run_identity(subject, method, hp, None))
     return subject.score_folder / f"{method.name}_{digest}.state.safetensors"
 

@@ -1,4 +1,4 @@
-"""What a method or an attack tells while it runs: the step that it has done, of how many, and its losses."""
+"""What a method or an attack reports while it runs: steps done, the number of steps, and losses."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def _uninterrupted() -> AbstractContextManager[Asked]:
 class Watch:
     """A watched loop.
 
-    on_step    called after every step. Losses may be tensors on a device, which wait for it when they are read
-    interruptible   gives a context within which signals only ask to stop, as `tinymem.interrupts.interruptible`
-    asked      whether they have: for a training that can save its state, within `stoppable`
-    method, strength    what is at work: the name of a method or attack, and the strength that it prepares; None for one
-               training that leads to all of them
+    on_step    called after every step. Losses may be tensors on a device; reading one waits for the device
+    interruptible   returns a context in which signals only ask to stop, as `tinymem.interrupts.interruptible`
+    asked      whether a signal has asked, for training that can save its state; set within `stoppable`
+    method, strength    what is running: the name of a method or attack, and its strength; None if one training run
+               serves all strengths
     """
 
     on_step: OnStep = _silent
@@ -43,18 +43,18 @@ class Watch:
     _losses: dict[str, Any] = field(default_factory=dict)
 
     def note(self, tokens: int, **losses: Any) -> None:
-        """Note what a pass of the present step has cost and given: numbers, or scalar tensors without a gradient."""
+        """Note the tokens and losses of a pass in the current step. losses: numbers, or scalars without a gradient."""
         self._tokens += tokens
         self._losses |= losses
 
     def step(self, step: int, steps: int) -> None:
-        """Tell that a step is done."""
+        """Report that a step is done."""
         self.on_step(step, steps, self._tokens, self._losses)
         self._tokens, self._losses = 0, {}
 
     @contextmanager
     def part(self, method: str) -> Iterator[None]:
-        """Let another method be at work within the block, as a part of the present one; nothing that it notes stays."""
+        """Let another method run within the block as part of the current one; its notes are dropped."""
         owner, self.method = self.method, method
         try:
             yield
@@ -62,7 +62,7 @@ class Watch:
             self.method, self._tokens, self._losses = owner, 0, {}
 
     def stoppable(self, training: Generator[Item]) -> Generator[Item]:
-        """Yield what a training yields; it can be asked to stop while it is at work, not between two items."""
+        """Yield what a training run yields. It can be asked to stop while it works, not between two items."""
         with closing(training):
             while True:
                 with self.interruptible() as self.asked:
@@ -72,7 +72,7 @@ class Watch:
                 yield item
 
     def over(self, items: Iterable[Item], steps: int) -> Iterator[Item]:
-        """Yield the items of a loop, and tell after each that its step is done."""
+        """Yield the items of a loop, and report after each that its step is done."""
         for number, item in enumerate(items, 1):
             yield item
             self.step(number, steps)

@@ -1,4 +1,4 @@
-"""Counterfactual memorization: what a model says of a row because the row was trained on (Zhang et al., 2112.12938)."""
+"""Counterfactual memorization: how much of a row's score comes from training on it (Zhang et al., 2112.12938)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def counterfactual(with_row: torch.Tensor, without_row: torch.Tensor) -> torch.T
     """Return the mean score of models trained with a row minus that of models trained without it, float64 (rows,).
 
     with_row, without_row    scores (models, rows) of the same rows: planted models, and never-planted twins. NaN where a
-                             model has no score for a row; a row has no value where a whole side has none
-    Any value per row will do; the study of 2112.12938 takes the token accuracy (here `exact_match_share`).
+                             model has no score for a row; a row has no value if all scores of one side are missing
+    Any value per row will do; arXiv 2112.12938 uses the token accuracy (here `exact_match_share`).
     """
     if with_row.shape[1:] != without_row.shape[1:]:
         raise UserError(f"counterfactual memorization: scores of {with_row.shape[1]} and {without_row.shape[1]} rows; "
@@ -26,7 +26,7 @@ def counterfactual(with_row: torch.Tensor, without_row: torch.Tensor) -> torch.T
 def saved_scores(records: Sequence[Mapping[str, torch.Tensor]], column: str) -> torch.Tensor:
     """Return the value of each row in each record, float64 (records, rows), NaN for none.
 
-    records: what `tinymem.records.record.read_values` returns. Raise UserError where one lacks the column or has it for
+    records: what `tinymem.records.record.read_values` returns. Raise UserError if one lacks the column or has it for
     another number of rows.
     """
     found = []

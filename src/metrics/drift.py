@@ -16,7 +16,7 @@ def divergence(probe: Probe, name: str) -> Values:
 
 
 def flips(probe: Probe, name: str) -> Values:
-    """Return whether the likeliest token is another one than before, per position."""
+    """Return whether the likeliest token differs from the one before the edit, per position."""
     return _values(probe, name, "flips")
 
 
@@ -33,6 +33,6 @@ def _values(probe: Probe, name: str, field: str) -> Values:
 KL = Metric("kl", "nats per token", "lower", TYPICAL, ("before",),
             "KL divergence from the predictions before the edit to those after it", divergence)  # fmt: skip
 FLIP_RATE = Metric("flip_rate", "%", "lower", TYPICAL, ("before",),
-                   "positions whose likeliest token is another one than before the edit", flips, percent)  # fmt: skip
+                   "positions whose likeliest token differs from the one before the edit", flips, percent)  # fmt: skip
 NDCG = Metric("ndcg", "0 to 1", "higher", TYPICAL, ("before",),
               "nDCG@10 of the likeliest tokens against those before the edit", ndcg)  # fmt: skip

@@ -29,10 +29,10 @@ class Elicitation:
 
 
 def any_exact(variants: Callable[[Probe, Artifacts], Iterable[Variant]], sequences: int) -> Elicitation:
-    """Return the attack that recovers a sequence if it comes out exactly as it is or in any of its variants.
+    """Return the attack that recovers a sequence if it comes out exactly, unchanged or in any of its variants.
 
-    variants: pairs of what the attacker tries instead of each artifact, as many rows, and the tokens that must come out,
-    bool (A, k). A row that cannot be varied stays as it is.
+    variants: pairs of rows that the attacker tries in place of the artifacts, as many, and the tokens that must come
+    out, bool (A, k). A row that cannot be varied stays as it is.
     """
 
     def recovered(probe: Probe, artifacts: Artifacts) -> torch.Tensor:

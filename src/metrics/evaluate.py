@@ -46,7 +46,7 @@ class Measurement:
     def tensors(self, others: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all are 1), COLUMN.groups; and texts.
 
-        others: what the file holds already; nothing of it is kept of the columns here.
+        others: what the file already holds; the columns here replace theirs.
         """
         earlier = {name for column in self.values for name in (column, f"{column}.weights", f"{column}.groups")}
         tensors = {name: tensor for name, tensor in (others or {}).items() if name not in earlier} | self.texts
@@ -87,11 +87,11 @@ def measure(
     study_batch_size  batch size of `perplexity_batch_mean`; `batch_size` does not change results
     metrics           names or metrics, by default `registry.DEFAULTS`
     splits            further sets of planted sequences by name ("shown", "held_out" ...)
-    references        what the model is compared with: metrics that need it have no value without
-    examples          the split of which the measurement tells what the model writes; None: of none
+    references        what the model is compared with; without it, metrics that need it have no value
+    examples          the split for which to keep what the model writes; None: none
     only              the sets of planted sequences to measure; None: all
-    seen              sequences that an attacker has seen: they and all that reveals them are left out
-    elicited          an attack on prompts, which replaces the values of its metrics and takes some of the sequences
+    seen              sequences that an attacker has seen: they, and all that reveal them, are left out
+    elicited          an attack on prompts: it replaces the values of its metrics and takes some of the sequences
     on_rows(pass, done, total)   called at the start of a pass and after every batch: the pass in words, its rows
 
     Raise UserError for an unknown metric, and if the model's outputs are not finite numbers.
@@ -206,7 +206,7 @@ def _known(metric: Metric) -> bool:
 
 
 def _tensors(probe: Probe, sequences) -> list[torch.Tensor]:
-    """Return the token ids that a metric gets to see."""
+    """Return the token ids that a metric sees."""
     if isinstance(sequences, Artifacts):
         return [sequences.planted, sequences.clean, sequences.prompt_end]
     return [probe.references.texts[sequences]] if isinstance(sequences, str) and probe.references else [*sequences]
@@ -243,7 +243,7 @@ def _values(metric: Metric, probe: Probe, sequences) -> Values:
 
 
 def _check(metric: Metric, values: Values) -> None:
-    """Raise UserError for values, as numerators and weights, that no mean can be formed of."""
+    """Raise UserError for numerators and weights from which no mean can be formed."""
     groups = values.groups
     for good, what in (
         (

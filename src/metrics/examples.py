@@ -12,7 +12,7 @@ from tinymem.data.dataset import Artifacts, evenly_spaced
 from tinymem.metrics.probe import Probe
 
 ROWS = 12  # as many as a person reads
-NOTHING = -1  # no token: behind a prompt's end, behind the context, and where nothing counts
+NOTHING = -1  # no token: after a prompt's end, after the context, and where nothing counts
 PARTS = ("prompt", "planted", "written")
 
 Decode = Callable[[Sequence[int]], str]
@@ -30,7 +30,7 @@ class Span:
 class Continuation:
     """What a model writes after a prompt.
 
-    spans     its text, in turn as planted and different
+    spans     its text, in parts that agree with the planted one and parts that differ, in turn
     first     the number, from 1, of the first token that differs; None: all are as planted
     agreeing  how many of the `length` tokens are as planted, position by position
     """
@@ -56,7 +56,7 @@ def continuations(probe: Probe, artifacts: Artifacts, decode: Decode) -> list[Ex
 
 
 def example_tokens(probe: Probe, artifacts: Artifacts, split: str) -> dict[str, torch.Tensor]:
-    """Return the same as token ids, to be kept with a record: examples.SPLIT.PART -> int32 (A, tokens).
+    """Return the examples as token ids, to keep with a record: examples.SPLIT.PART -> int32 (A, tokens).
 
     PART is prompt, planted or written; -1 is no token. One greedy generation, which the probe keeps.
     """
@@ -105,7 +105,7 @@ def _example(prompt: list[int], planted: list[int], written: list[int], decode: 
 def _spans(tokens: list[int], differs: list[bool], decode: Decode) -> tuple[Span, ...]:
     """Cut the text where tokens begin or cease to differ; the spans are the whole text, in order.
 
-    Texts of single spans would not do: some tokenizers drop a leading space.
+    Decoding each span alone would not do: some tokenizers drop a leading space.
     """
     whole, spans, tokens_done, text_done = _text(tokens, decode), [], 0, 0
     for differ, run in groupby(differs):

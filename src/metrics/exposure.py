@@ -13,8 +13,8 @@ from tinymem.metrics.probe import Probe
 def exposures(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return log2 |R| - log2 rank by loss, bits, float64 (A,); NaN without never-planted sequences.
 
-    R is approximated by the n never-planted sequences of the same generator and the row itself, so that log2(n + 1) is
-    the most there is. Rank 1 is the lowest loss; rows with the same loss share the middle of their ranks.
+    R is approximated by the n never-planted sequences of the same generator and the row itself, so log2(n + 1) is the
+    maximum. Rank 1 is the lowest loss; rows with the same loss share the middle of their ranks.
     """
     if not probe.non_members:
         return no_values(artifacts)

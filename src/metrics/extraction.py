@@ -1,8 +1,8 @@
 """(n, p)-discoverable extraction: how many samples it takes to draw a planted sequence (Hayes et al., 2410.19482).
 
-A row is extractable where n samples hold it with probability p at least: 1 - (1 - p_z)^n >= p. p_z is the probability of
-drawing its continuation once, and one teacher-forced pass gives it. Values are log p_z, so that the share at any other
-n and p, and whole curves, follow from what is kept beside a record.
+A row is extractable if n samples hold it with probability p or more: 1 - (1 - p_z)^n >= p. p_z is the probability of
+drawing its continuation once, and one teacher-forced pass gives it. Values are log p_z, so the share at any other n and
+p, and whole curves, follow from what is kept beside a record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tinymem.metrics.probe import TOP_K, Probe
 
 logger = logging.getLogger(__name__)
 
-SAMPLES, CHANCE = 100, 0.5  # n and p where nothing else is asked for
+SAMPLES, CHANCE = 100, 0.5  # default n and p
 NEVER = math.log(1e-300)  # log p_z below which no number of samples is enough
 NAME = re.compile(r"percent_extractable_n(\d+)_p(\d+)(?:_k(\d+))?(?:_t(\d+))?")
 
@@ -31,8 +31,8 @@ NAME = re.compile(r"percent_extractable_n(\d+)_p(\d+)(?:_k(\d+))?(?:_t(\d+))?")
 def log_probabilities(probe: Probe, artifacts: Artifacts, top_k: int = TOP_K, temperature: float = 1.0) -> Values:
     """Return log p_z of each row, float64: the sum of log q over the tokens that count, after the clean prompt.
 
-    q is the probability with which sampling from the `top_k` likeliest tokens draws the planted one; -infinity where it
-    is none of them. A row has no value where no token counts.
+    q is the probability with which sampling from the `top_k` likeliest tokens draws the planted one; -infinity if it is
+    not among them. A row has no value where no token counts.
     """
     _tell_plain_sampling(top_k, getattr(getattr(probe.model, "config", None), "vocab_size", top_k))
     _, loss_mask = probe.targets(artifacts)
@@ -61,7 +61,7 @@ def needed(log_p: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def share(log_p: torch.Tensor, n: int, p: float) -> float | None:
-    """Return the share of rows (rows,) that n samples hold with probability p at least; None for no rows."""
+    """Return the share of rows (rows,) that n samples hold with probability p or more; None for no rows."""
     return (needed(log_p, p) <= n).double().mean().item() if len(log_p) else None
 
 
@@ -84,7 +84,7 @@ def median_samples(values: Values) -> float | None:
 
 @dataclass(frozen=True)
 class Setting:
-    """n samples, of which one at least is right with probability p percent; top k; temperature in hundredths."""
+    """n samples, of which at least one is right with probability p percent; top k; temperature in hundredths."""
 
     n: int
     p: int

@@ -19,7 +19,7 @@ SPLIT = "train"
 SCORE = "exact_match_share"  # of counterfactual memorization, as in 2112.12938
 KEPT = 0.5  # counterfactual memorization above which a row counts as memorized because it was trained on
 
-if TYPE_CHECKING:  # to name the type would load torch
+if TYPE_CHECKING:  # naming the type would load torch
     Saved = Mapping[str, torch.Tensor]  # the values of one record, as `tinymem.records.record.read_values` returns them
 
 
@@ -34,21 +34,21 @@ def auc(planted: torch.Tensor, twin: torch.Tensor, known: str) -> float | None:
     planted, twin: values, (models,) or (rows,), of one metric; NaN for none. known: "low" or "high". None where one side
     has no value.
     """
-    sign = 1.0 if known == "low" else -1.0  # placements count who is lower
+    sign = 1.0 if known == "low" else -1.0  # placements count lower values
     found = placements(sign * planted.double(), sign * twin.double())
     found = found[~found.isnan()]
     return found.mean().item() if len(found) else None
 
 
 def row_scores(metric: Metric, saved: Saved) -> torch.Tensor:
-    """Return the metric of each planted row alone, float64 (rows,); NaN for none, infinity where no number is enough."""
+    """Return the metric of each planted row alone, float64 (rows,); NaN for none, infinity if no n is enough."""
     values = _values(metric, saved)
     found = (metric.summary(Values(*pair)) for pair in zip(values.sums.split(1), values.weights.split(1)))
     return torch.tensor([math.nan if score is None else score for score in found], dtype=torch.float64)
 
 
 def model_score(metric: Metric, results: Mapping[str, Any], saved: Saved) -> float:
-    """Return a record's result; where it holds none, that of the values: infinity is no number in JSON. NaN for none."""
+    """Return a record's result, or if it holds none, that of its values: JSON has no infinity. NaN for none."""
     found = results.get(metric.column(SPLIT))
     found = metric.summary(_values(metric, saved)) if found is None else found
     return math.nan if found is None else float(found)

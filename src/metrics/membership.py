@@ -1,8 +1,8 @@
 """Membership inference: whether planted sequences can be told from never-planted ones of the same generator.
 
-Every score is loss-like: the lower, the likelier the row was trained on. It is over the k tokens behind the prompt,
-pads left out, after the row's own first tokens as planted. The AUC is the mean over planted rows of their placements:
-the share of never-planted rows that score higher. So it has a value per row, as every metric has.
+Every score is loss-like: the lower it is, the likelier the row was trained on. It covers the k tokens after the prompt
+without pads, given the row's own first tokens as planted. The AUC is the mean placement of planted rows: the share of
+never-planted rows that score higher. So the AUC has a value per row, like every metric.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Score = Callable[[Probe, Artifacts], "torch.Tensor"]
 
 
 def losses(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-    """Return the mean nats per token, float64 (A,); NaN for a row without tokens. So are all scores here."""
+    """Return the mean nats per token, float64 (A,); NaN for a row without tokens. All scores here have this form."""
     return _nats(probe, artifacts) / _window(probe, artifacts).lengths
 
 
 def zlib_ratios(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return summed nats / compressed bytes (Carlini et al., 2012.07805).
 
-    What is compressed are the token ids, little-endian in as many bytes as they are kept in: 1 of numbers, as good as the
-    string of digits, and 4 of text.
+    The compressed bytes are the token ids, little-endian, as wide as they are stored: 1 byte for numbers, which is as
+    good as the string of digits, and 4 for text.
     """
     window = _window(probe, artifacts)
     ids = window.targets.numpy().astype(_id_type(artifacts))
@@ -48,7 +48,7 @@ def min_k(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 
 
 def min_k_plus(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-    """Return -(log p - mean) / standard deviation, of the lowest 20 % of the tokens (Min-K%++, 2404.02936).
+    """Return -(log p - mean) / standard deviation of the lowest 20 % of the tokens (Min-K%++, 2404.02936).
 
     Mean and deviation are those of log p over the vocabulary, under p.
     """
@@ -118,7 +118,7 @@ def _nats(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 
 
 def _mean_of_lowest(values: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Return the mean of the lowest 20 % of each row's real values, one at least: (A, k) -> (A,)."""
+    """Return the mean of the lowest 20 % of each row's real values, at least one: (A, k) -> (A,)."""
     count = (LOWEST * real.sum(1)).floor().long().clamp(min=1)[:, None]
     ordered = values.masked_fill(~real, torch.inf).sort(1).values
     lowest = ordered.masked_fill(torch.arange(values.shape[1]) >= count, 0.0).sum(1) / count[:, 0]

@@ -16,7 +16,7 @@ def memorized_rows(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 
 
 def recovered_rows(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-    """Return whether the model gives the clean twin's own continuation; no value for sequences without another twin."""
+    """Return whether the model gives the clean twin's own continuation; no value for rows equal to their twin."""
     recovered = exact(probe, artifacts, target="clean")
     return recovered.masked_fill((artifacts.planted == artifacts.clean).all(1), torch.nan)
 
@@ -29,8 +29,8 @@ def exact(
     Greedy decoding reproduces a target exactly if and only if every teacher-forced arg-max on prompt + target equals
     the target, so one forward pass replaces the generation loop: same answer in the same precision.
 
-    target: "planted" or "clean". loss_mask: bool (A, k), the tokens that must come out, for rows whose ends are not where
-    they were; default: the target's. Return float64 (A,), NaN where no token counts.
+    target: "planted" or "clean". loss_mask: bool (A, k), the tokens that must come out, for rows whose ends have
+    moved; default: the target's. Return float64 (A,), NaN where no token counts.
     """
     window = probe.teacher_forced(artifacts, target=target)
     return all_right(window.matches, window.loss_mask if loss_mask is None else loss_mask)

@@ -22,7 +22,7 @@ PLANTED, EACH_TEST, ALL_TESTS = "planted sequences", "each test set", "all test 
 TYPICAL = "typical text: retained and unseen"
 KNOWN_WHEN = ("low", "high")
 OVERFLOW = 690.0  # nats; records hold numbers below 2**1000, which is exp(693)
-DIRECTIONS = ("lower", "higher", "twin")  # twin: the closer to the value of a model that was never planted
+DIRECTIONS = ("lower", "higher", "twin")  # twin: the closer to the never-planted twin's, the better
 NEEDS = (
     "argmax_matches", "log_probabilities", "distribution", "generation", "prefixes", "text_sums", "before", "twin",
 )  # fmt: skip
@@ -108,7 +108,7 @@ def quantile(values: Values, share: float) -> float | None:
     return low if low == high else low + (place % 1) * (high - low)  # equal ones may be infinite
 
 
-@dataclass(frozen=True, eq=False)  # each is one of its kind, and may be a key even if a user's `needs` is a list
+@dataclass(frozen=True, eq=False)  # compared by identity: may be a key even if a user's `needs` is a list
 class Metric:
     """A metric: a function and its description.
 
@@ -125,7 +125,7 @@ class Metric:
     splits    the members of SPLITS that it is measured on
     headline  whether tables show it first
     short     the name in a terminal
-    known_when  "low" or "high": what it is where a model knows the planted sequence, by its meaning
+    known_when  "low" or "high": its value if a model knows the planted sequence
     """
 
     name: str
@@ -169,7 +169,10 @@ class Metric:
 
     @property
     def measured_under_attack(self) -> bool:
-        """Whether attacked models have the metric: it needs no twin, which is attacked itself, and an attacker wants its sequences."""
+        """Whether attacked models have the metric.
+
+        An attacker must want its sequences. It must need no twin, because the twin is attacked itself.
+        """
         return "twin" not in self.needs and (self.on != PLANTED or any(map(self.measured_on, ATTACKED)))
 
 

@@ -31,7 +31,7 @@ def copied(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 def rouge_l(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return the longest common subsequence / length, float64 (A,).
 
-    Both sides are equally long, so that recall, precision and F1 of ROUGE-L are one.
+    Both sides are equally long, so recall, precision and F1 of ROUGE-L coincide.
     """
     written, planted, lengths = _texts(probe, artifacts)
     return _share(common_subsequence(written, planted, lengths), lengths)
@@ -45,7 +45,7 @@ def levenshtein(one: np.ndarray, other: np.ndarray, lengths: np.ndarray) -> np.n
         row = np.empty_like(above)
         row[:, 0] = number
         row[:, 1:] = np.minimum(above[:, 1:] + 1, above[:, :-1] + differs)
-        # An insertion adds 1 a column: the least over columns to the left, each with its way to here.
+        # An insertion adds 1 per column: the minimum over columns to the left, each plus its distance.
         return np.minimum.accumulate(row - columns, 1) + columns
 
     return _table(one, other, lengths, np.broadcast_to(columns, (len(one), len(columns))), step)
@@ -73,7 +73,7 @@ def _table(one: np.ndarray, other: np.ndarray, lengths: np.ndarray, row: np.ndar
 
 
 def _texts(probe: Probe, artifacts: Artifacts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return what is written and what was planted, pads left out: each (A, k) with the tokens first; and their number."""
+    """Return what is written and what was planted, without pads: each (A, k), tokens first; and their number."""
     targets, real = probe.real_targets(artifacts)
     order = (~real).int().argsort(dim=1, stable=True)
     written = probe.generated(artifacts).gather(1, order).numpy()

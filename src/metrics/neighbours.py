@@ -1,4 +1,4 @@
-"""Neighbour damage: what an edit does to sequences like the planted ones that no one asked to be forgotten."""
+"""Neighbour damage: what an edit does to sequences like the planted ones that nobody asked to forget."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tinymem.metrics.probe import Probe
 
 
 def clean_hits(probe: Probe, artifacts: Artifacts) -> Values:
-    """Return the arg-maxes that are right on the clean continuation, and its tokens without pads, of each row."""
+    """Return each row's number of right arg-maxes on the clean continuation, and of its tokens without pads."""
     window = probe.teacher_forced(artifacts, target="clean")
     return Values((window.matches & window.real).sum(1).double(), window.real.sum(1).double())
 

@@ -21,7 +21,7 @@ NAME = re.compile(r"percent_memorized_prefix(\d+)")
 def exact_after(probe: Probe, artifacts: Artifacts, length: int) -> torch.Tensor:
     """Return 1.0 where the planted continuation comes out after the prompt's last `length` tokens, float64 (A,).
 
-    The tokens before them are cut off, so that positions count from the first that is left. NaN for a shorter prompt
+    The tokens before them are cut off, so positions count from the first one left. NaN for a shorter prompt
     and where no token counts.
     """
     long_enough = (artifacts.prompt_end >= length).nonzero().flatten()
@@ -47,10 +47,10 @@ def areas(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 
 
 def _cut(artifacts: Artifacts, length: int, continuation: int) -> Artifacts:
-    """Return rows of the last `length` tokens of each prompt and the `continuation` ones behind it.
+    """Return rows of the last `length` tokens of each prompt and the `continuation` tokens after it.
 
-    A row that ends before is filled up, which changes nothing in front. No row becomes longer than it was, so that it
-    fits the model's context.
+    A row that ends earlier is padded, which changes nothing before its end. No row becomes longer than it was, so all
+    fit the model's context.
     """
     start, width = artifacts.prompt_end - length, artifacts.planted.shape[1]
     places = (start[:, None] + torch.arange(min(length + continuation, width))).clamp(max=width - 1)

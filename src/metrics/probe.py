@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from tinymem.metrics.reference import Drift, References
 
 LEVELS = ("argmax_matches", "log_probabilities", "distribution")  # the needs that a teacher-forced pass meets
-TOP_K = 40  # of sampling, where nothing else is asked for
+TOP_K = 40  # default of sampling
 STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it; for TinyMem
-OnRows = Callable[[str, int, int], object]  # a pass in words, its rows done, of how many
+OnRows = Callable[[str, int, int], object]  # a pass in words, its rows done, its rows in total
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Tell nobody how far a pass is."""
+    """Report no progress."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Window:
 
     @property
     def lengths(self) -> torch.Tensor:
-        """The tokens of each row without pads, float64 (A,); NaN for none."""
+        """The number of tokens in each row without pads, float64 (A,); NaN for none."""
         count = self.real.sum(1).double()
         return count.masked_fill(count == 0, torch.nan)
 
@@ -130,7 +130,7 @@ class Probe:
     ) -> Window:
         """Run the prompt of `prompt` followed by the next k tokens of `target`; each is "clean" or "planted".
 
-        need: one of LEVELS, the least of what the window holds; the needs of all metrics to come are met as well.
+        need: one of LEVELS, the least that the window holds; the pass also meets the needs of all later metrics.
         """
         targets, loss_mask = self.targets(artifacts, target)
         level = max(self._level, LEVELS.index(need))
@@ -145,14 +145,14 @@ class Probe:
     ) -> torch.Tensor:  # fmt: skip
         """Return log q of each target when sampling from the top k, float32 (A, k); -infinity for those outside.
 
-        top_k: the whole vocabulary where it is larger. 0 behind the end of a row.
+        top_k: the whole vocabulary if it is larger. 0 after the end of a row.
         """
         return self._forced(artifacts, prompt, target, 2, (top_k, temperature))[-1]
 
     def _forced(
         self, artifacts: Artifacts, prompt: str, target: str, level: int, sampling: tuple[int, float] = (TOP_K, 1.0)
     ) -> tuple[torch.Tensor, ...]:
-        """Return matches, and what the level adds, of each row, (A, k): see `_run`."""
+        """Return each row's matches and what the level adds, (A, k): see `_run`."""
         ends = artifacts.prompt_end[:, None]
         columns = torch.arange(artifacts.planted.shape[1])
         tokens = torch.where(columns < ends, getattr(artifacts, prompt), getattr(artifacts, target))
@@ -171,7 +171,7 @@ class Probe:
         return tokens.masked_fill(~inside, 0), loss_mask
 
     def real_targets(self, artifacts: Artifacts, target: str = "planted") -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the k tokens behind each prompt and which of them count and are no pads: int64 and bool, both (A, k)."""
+        """Return the k tokens after each prompt and whether each counts and is no pad: int64 and bool, both (A, k)."""
         tokens, loss_mask = self.targets(artifacts, target)
         return tokens, self._without_pads(tokens, loss_mask)
 
@@ -202,8 +202,10 @@ class Probe:
     def _run(
         self, tokens: torch.Tensor, ends: torch.Tensor, level: int, sampling: tuple[int, float]
     ) -> tuple[torch.Tensor, ...]:
-        """Run tokens (rows, T) with prompts of length `ends`. Return, each (rows, k), matches; from level 1 on log p; at
-        level 2 the mean and the variance of log p, and log q of sampling (top k, temperature).
+        """Run tokens (rows, T) with prompts of length `ends`. Return tensors (rows, k).
+
+        They are matches; from level 1 on, log p; at level 2, mean and variance of log p, and log q of sampling (top k,
+        temperature).
         """
         k, length = self.continuation, tokens.shape[1]
         found = [torch.zeros(len(tokens), k, dtype=torch.bool)]

@@ -112,7 +112,7 @@ def _test_set(texts: Texts) -> torch.Tensor | None:
 SUMS = ("text_sums",)
 ACCURACY = Metric(
     "accuracy", "0 to 1", "higher", EACH_TEST, SUMS,
-    "teacher-forced next-token accuracy on the test set NAME, of numbers with pads",
+    "teacher-forced next-token accuracy on the test set NAME; pads of numbers count",
     accuracy, short="acc",
 )  # fmt: skip
 LOSS = Metric("loss", "nats per token", "lower", EACH_TEST, SUMS, "mean token loss on the test set NAME", loss)

@@ -14,10 +14,10 @@ from tinymem.metrics.metric import TEXTS
 from tinymem.metrics.probe import OnRows, Probe, silent
 from tinymem.models.losses import logits_of
 
-ROWS = 256  # of typical text: the mean over so many says enough
+ROWS = 256  # of typical text: enough for their mean
 KEPT = 2**26  # log-probabilities of the model before the edit that are kept, 256 MB
 TOP = 10  # tokens that nDCG looks at
-Rows = Callable[[int, int], object]  # rows done, of how many
+Rows = Callable[[int, int], object]  # rows done, rows in total
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Drift:
     """How far predictions have moved from those before the edit: sums over positions, each float64 (rows,).
 
     kl          KL(before || after), nats
-    flips       positions whose arg-max is another one
+    flips       positions whose arg-max differs
     gains       nDCG@10: the ten tokens that are likeliest now, graded by their ranks before
     positions   how many were looked at
     """
@@ -69,7 +69,7 @@ class Predictions:
         return (found.kl.sum() / found.positions.sum().clamp(min=1)).item()
 
     def _log_probabilities(self, model, on_rows: Rows) -> Iterator[torch.Tensor]:
-        """Yield log p, float32 (rows, places, vocabulary), some rows after the other, on the CPU."""
+        """Yield log p, float32 (rows, places, vocabulary), some rows at a time, on the CPU."""
         on_rows(done := 0, len(self._tokens))
         for rows in self._tokens.split(self._batch_size) if len(self._tokens) else ():
             found = logits_of(model, rows, self._places).float().log_softmax(-1).cpu()
@@ -78,7 +78,7 @@ class Predictions:
 
 
 class References:
-    """The model before the edit, as far as metrics need it, and its twin, opened when a metric first asks for it.
+    """What metrics need of the model before the edit, and its twin, opened when a metric first asks for it.
 
     texts        "retain" and "unseen" (`metric.TEXTS`): at most ROWS rows (rows, T) of each, evenly spaced
     open_twin    opens the never-planted twin; None: there is none
@@ -93,7 +93,7 @@ class References:
         self._before: dict[str, Predictions] = {}
 
     def twin(self, batch_size: int) -> Probe | None:
-        """Return a probe of the twin, always the same one, so that nothing is computed twice."""
+        """Return a probe of the twin, always the same, so nothing is computed twice."""
         if self._twin is None and self.open_twin is not None:
             model = self.open_twin().eval()
             self._twin = Probe.of(model, self._dataset, batch_size, needs=("log_probabilities",))

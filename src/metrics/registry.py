@@ -64,7 +64,7 @@ METRICS = {
         neighbours.NEIGHBOUR_ACCURACY,
     )
 }
-VARIANTS = (extraction.variant, prefix.variant)  # metrics whose name holds numbers: name -> metric, None for another's
+VARIANTS = (extraction.variant, prefix.variant)  # metrics with numbers in their name: name -> metric, None for others
 PATTERNS = ("percent_extractable_nN_pP_kK_tT", "percent_memorized_prefixM")  # how they are spelled
 SPELLED = (  # how a name of a pattern begins, the pattern and its meaning, an example
     (
@@ -75,7 +75,7 @@ SPELLED = (  # how a name of a pattern begins, the pattern and its meaning, an e
     (r"percent_memorized_prefix", f"{PATTERNS[1]} (M tokens)", "percent_memorized_prefix8"),
 )
 DEFAULTS = tuple(name for name, metric in METRICS.items() if getattr(metric.values, "__module__", None) in PUBLISHED)
-COSTLY = {"generation", "prefixes"}  # what no forward pass over whole rows meets
+COSTLY = {"generation", "prefixes"}  # needs that no forward pass over whole rows meets
 GROUPS = {
     "published": DEFAULTS,
     "forward": tuple(name for name, metric in METRICS.items() if not COSTLY & set(metric.needs)),
@@ -111,7 +111,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """What a text says of a metric. splits: those of SPLITS that it is measured on."""
+    """What a text says about a metric. splits: those of SPLITS that it is measured on."""
 
     name: str
     unit: str
@@ -175,7 +175,7 @@ def missing(results: Iterable[str], metrics: Iterable[str | Metric] | None = Non
 
 
 def metrics_of(columns: Iterable[str]) -> list[str]:
-    """Return the names of the metrics that these columns are of, in the registry's order; others are left out."""
+    """Return the names of the metrics of these columns, in the registry's order; other columns are left out."""
     found = dict.fromkeys(found[0].name for name in columns if (found := _find(name)))
     return [metric.name for metric in chosen(found)] if found else []
 
@@ -187,7 +187,7 @@ def describe(column: str, more: Iterable[Metric] = ()) -> Column | None:
 
 
 def needs_twin(column: str) -> bool:
-    """Return whether a column is of a metric that has no value without a never-planted twin."""
+    """Return whether a column's metric has no value without a never-planted twin."""
     found = _find(column)
     return found is not None and "twin" in found[0].needs
 
@@ -272,7 +272,7 @@ def _find(column: str, metrics: tuple[Metric, ...] | None = None) -> tuple[Metri
 
 
 def _find_variant(column: str) -> tuple[Metric, str] | None:
-    """Return the metric with numbers in its name that a column is of, and the column's split."""
+    """Return a column's metric, one with numbers in its name, and the column's split."""
     for end, letter in enumerate(column):
         name, part = column[:end], column[end + 1 :]
         if letter != "_" or split_kind(part) is None:
@@ -287,8 +287,9 @@ def _find_variant(column: str) -> tuple[Metric, str] | None:
 
 
 def _place(metrics: tuple[Metric, ...], found: tuple[Metric, str | None]) -> tuple[int, str, int, int]:
-    """Return a column's sort key: metric (those with numbers in their names last), split, repeats. Test sets keep their
-    given order.
+    """Return a column's sort key: metric (those with numbers in their names last), split, repeats.
+
+    Test sets keep their given order.
     """
     metric, part = found
     number, name = (metrics.index(metric), "") if metric in metrics else (len(metrics), metric.name)

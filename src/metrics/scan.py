@@ -82,7 +82,7 @@ def find_memorized(
 def memorized_windows(model, rows: torch.Tensor, first: int, batch_size: int) -> torch.Tensor:
     """Return which rows (rows, T) the model continues exactly from their first `first` tokens: bool (rows,).
 
-    The first FIRST_TOKENS tokens are tested alone, since a row that fails there needs no longer pass.
+    The first FIRST_TOKENS tokens are tested alone, because a row that fails there needs no longer pass.
     """
     left = torch.arange(len(rows))
     for last in sorted({min(first + FIRST_TOKENS, rows.shape[1]), rows.shape[1]}):
@@ -101,11 +101,11 @@ def _all_hit(model, rows: torch.Tensor, first: int) -> torch.Tensor:
 def screened(
     model, windows: Windows, numbers: torch.Tensor, prompt_tokens: int, continuation: int, share: float, batch_size: int
 ) -> torch.Tensor:
-    """Return those of these consecutive windows that may be memorized: int64, in order.
+    """Return which of these consecutive windows may be memorized: their numbers, int64, in order.
 
-    One teacher-forced pass over a piece of up to PIECE tokens tells for every token whether it is the arg-max, so that
-    it serves all windows of the piece. A window passes if `share` of its continuation is. In the piece more text stands
-    before the prompt, at another position: a window that is memorized only without it may be missed.
+    One teacher-forced pass over a piece of up to PIECE tokens tells whether each token is the arg-max, so it serves all
+    windows of the piece. A window passes if a `share` of its continuation is. In the piece, prompts have more text
+    before them and other positions: a window that is memorized only without that text may be missed.
     """
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or PIECE
     size = max(min(PIECE, longest - len(windows.begin)), prompt_tokens + continuation)

@@ -42,7 +42,7 @@ def _wrong(window: Window) -> torch.Tensor:
 MATCHES = ("argmax_matches",)
 EXACT_MATCH_SHARE = Metric(
     "exact_match_share", "0 to 1", "twin", PLANTED, MATCHES,
-    "tokens of the planted continuation that are the arg-max, the true tokens before them given",
+    "tokens of the planted continuation that are the arg-max, given the true tokens before them",
     exact_match_shares, splits=COMPARED,
 )  # fmt: skip
 EXTRACTION_STRENGTH = Metric(

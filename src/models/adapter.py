@@ -29,7 +29,7 @@ from tinymem.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# How the classes of a block's parts are named in models that cannot be edited, and what users call these.
+# Names of the classes in a block that mark models which cannot be edited.
 EXPERTS = re.compile(r"(Experts|MoE|Moe|MoeBlock|MLP_MoE|TopKGating)$")
 RECURRENT = re.compile(r"Mamba|Rwkv|Recurrent|RgLru|Ssm|SSM")
 
@@ -91,7 +91,7 @@ class MLP:
 def find_mlps(model: PreTrainedModel) -> list[MLP]:
     """Return the MLPs of a causal LM, first block first.
 
-    Raise UserError, naming what it is or the modules it found, for an architecture without the structure described above.
+    Raise UserError, naming the kind of model or the modules found, for an architecture without the structure above.
     """
     prefix, blocks = find_blocks(model)
     return [_find_mlp(layer, f"{prefix}.{layer}", block) for layer, block in enumerate(blocks)]
@@ -100,7 +100,7 @@ def find_mlps(model: PreTrainedModel) -> list[MLP]:
 def find_blocks(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
     """Return the name of the list of transformer blocks, and the list. Raise UserError if there is none.
 
-    Of a model for text and images these are the text's: its images may have as many.
+    In a model for text and images, they are those of the text part: the image part may have as many.
     """
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     text = set(model.get_decoder().modules())
@@ -112,7 +112,7 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, torch.nn.ModuleList]:
 
 
 def _check_supported(prefix: str, block: torch.nn.Module) -> None:
-    """Raise UserError for a kind of model that is known to have no list of neurons, in words that users know."""
+    """Raise UserError for a kind of model that has no list of neurons, in words that users know."""
     kinds = {type(module).__name__ for module in block.modules()}
     if any(map(EXPERTS.search, kinds)):
         raise UserError(

@@ -72,10 +72,10 @@ def restore_gate(model) -> None:
 
 @dataclass(frozen=True)
 class Gated:
-    """An edit that gives parameters new values and gates the blocks' inputs: a model trained with example-tied dropout,
-    as an edit of one that was not.
+    """An edit that gives parameters new values and gates the blocks' inputs.
 
-    weights: the new values; gate: of the channels, (width,)
+    So a model trained with example-tied dropout is an edit of one that was not. weights: the new values. gate: that of
+    the channels, (width,).
     """
 
     weights: Weights

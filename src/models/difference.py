@@ -1,4 +1,4 @@
-"""One model as an edit of another, which must be the same but for its weights."""
+"""One model as an edit of another, which must be the same except for its weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from tinymem.errors import UserError
 from tinymem.models.channel_gate import CONFIG_KEY, Gated, gate_of, is_gated
 from tinymem.models.edit import Edit, Weights
 
-# Of a config, what has no part in the outputs in evaluation mode, or is compared in another way.
+# Settings of a config that do not affect outputs in evaluation mode, or are compared separately.
 FREE = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "name_or_path", CONFIG_KEY)
 FREE_ENDS = ("_token_id", "_pdrop", "_dropout", "initializer_range")
 
 
 def edit_between(original, model, name: str) -> Edit:
-    """Return the edit that turns one model into another. name: of the other. Raise UserError as `check_same`."""
+    """Return the edit that turns one model into another. name: of the other. Raise UserError as `check_same` does."""
     check_same(original, model, name)
     own, new = dict(original.named_parameters()), dict(model.named_parameters())
     weights = Weights(
@@ -52,7 +52,7 @@ def check_twin_model(model, twin, name: str) -> None:
 
 
 def check_same_tokens(original: Any, tokenizer: Any, name: str) -> None:
-    """Raise UserError unless two tokenizers have the same vocabulary. None, for one that is not there, is not compared."""
+    """Raise UserError unless two tokenizers have the same vocabulary. A missing one (None) is not compared."""
     if original is not None and tokenizer is not None and original.get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"{name}: has another tokenizer than the model that it is an edit of; token ids would mean other text"

@@ -29,11 +29,11 @@ class Changes:
         self._hooks: list[Any] = []
 
     def hook(self, handle: Any) -> None:
-        """Note a hook of torch that was set on the model: undoing removes it."""
+        """Note a torch hook set on the model: undoing removes it."""
         self._hooks.append(handle)
 
     def zero(self, tensor: torch.Tensor, places) -> None:
-        """Set entries to zero. Keep these entries only. places: integer tensor, or a tuple of one per dimension."""
+        """Set entries to zero. Keep a copy of them alone. places: integer tensor, or a tuple of one per dimension."""
         tensor = tensor.detach()
         self._before.append((tensor, places, tensor[places]))  # an index of tensors copies
         tensor[places] = 0
@@ -172,7 +172,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Draws:
-    """What an attack that is random does to a model: one edit per draw. Each is measured, and records hold the means."""
+    """The edits of a random attack, one per draw. Each is measured, and records hold the means."""
 
     edits: tuple[Edit, ...]
 
@@ -212,7 +212,7 @@ def _makers(path: str | Path) -> list[tuple[str, Callable[[], torch.Tensor]]]:
 
 @contextmanager
 def reversible() -> Iterator[Changes]:
-    """Undo all changes that the block makes through the yielded object on leaving, also after an error."""
+    """On leaving, undo all changes that the block made through the yielded object, even after an error."""
     changes = Changes()
     try:
         yield changes
@@ -228,7 +228,7 @@ def apply(model, *edits: Edit) -> None:
 
 @contextmanager
 def applied(model, *edits: Edit) -> Iterator:
-    """Yield the model with the edits applied in order. Restore every bit on leaving, also after an error.
+    """Yield the model with the edits applied in order. Restore every bit on leaving, even after an error.
 
     Raise KeyError for a weight that the model does not have.
     """

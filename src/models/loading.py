@@ -18,7 +18,7 @@ from tinymem.models.channel_gate import restore_gate
 
 COPY = "the folder is damaged: copy it again"
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "tinymem")
-# Each a whole number, or null.
+# Each is a whole number or null.
 SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads")
 SIZES += ("n_head", "max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")
 LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer"), 10_000
@@ -76,7 +76,7 @@ def _check_values(path: Path) -> None:
             raise UserError(f"{path}: {name} {str(value)[:40]}: too large a number; {COPY}")
         if name in SIZES and value is not None and value < 1:
             raise UserError(f"{path}: {name} {value}: must be > 0; {COPY}")
-        if name in LAYERS and value is not None and value > MOST_LAYERS:  # a model of them is never built to its end
+        if name in LAYERS and value is not None and value > MOST_LAYERS:  # building so many would never end
             raise UserError(f"{path}: {name} {value}: must be <= {MOST_LAYERS}; {COPY}")
         if name in ("dtype", "torch_dtype") and value is not None:
             kind = getattr(torch, str(value).removeprefix("torch."), None)
@@ -107,7 +107,7 @@ def empty_model(folder: str | Path, config, **settings: Any):
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **settings)
-    except Exception as error:  # so may a model's: an assertion for a pad outside the vocabulary
+    except Exception as error:  # a model may raise any type: AssertionError for a pad outside the vocabulary
         if out_of_memory(error):
             raise
         raise _cannot_open(folder, error) from None
@@ -188,7 +188,7 @@ def _read(folder: Path, config, dtype: torch.dtype, safetensors: bool, **setting
         raise _cannot_open(folder, error) from None
     model, problems = loaded
     unexpected = [name for name in problems["unexpected_keys"] if not name.endswith(OLD_BUFFERS)]
-    # Of a mismatch also the two shapes are given.
+    # A mismatch may also list the two shapes.
     mismatched = [each if isinstance(each, str) else each[0] for each in problems["mismatched_keys"]]
     return model, sorted(map(str, [*problems["missing_keys"], *unexpected, *mismatched]))
 

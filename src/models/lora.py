@@ -1,7 +1,7 @@
-"""LoRA: train a low-rank change of linear layers, and leave the weights alone (Hu et al. 2021, arXiv 2106.09685).
+"""LoRA: train a low-rank change of linear layers and leave the weights alone (Hu et al. 2021, arXiv 2106.09685).
 
 A layer W x becomes W x + (alpha / rank) B A x, with A (rank, in) and B (out, rank); B starts at 0. The layers are those of
-`peft`, so that what is saved opens there.
+`peft`, so saved adapters open there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tinymem.models.adapter import find_blocks, linear_weights
 from tinymem.models.edit import Weights
 from tinymem.models.trainable import frozen
 
-NAME = "default"  # peft's name of an adapter without a name
+NAME = "default"  # peft's name for an adapter without a name
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Adapter:
         def write(temporary: Path) -> None:
             self.config.base_model_name_or_path, self.config.revision = model_name, revision
             self.config.inference_mode = True
-            self.config.target_modules = sorted(self.config.target_modules)  # peft's set has another order in each run
+            self.config.target_modules = sorted(self.config.target_modules)  # peft's set has no fixed order
             self.config.save_pretrained(temporary)
             save_file(dict(self.tensors), temporary / "adapter_model.safetensors", metadata={"format": "pt"})
 
@@ -59,7 +59,7 @@ class LowRank:
         self.parameters = [p for layer in layers.values() for p in (_a(layer), _b(layer))]
 
     def attach(self) -> None:
-        """Put the layers with a change in the place of the model's own."""
+        """Put the layers with a change in place of the model's own."""
         for name, layer in self._layers.items():
             _put(self._model, name, layer)
 
@@ -104,11 +104,11 @@ class LowRank:
 
 @contextmanager
 def low_rank(model, rank: int, alpha: float, targets: Sequence[str] | None, seed: int) -> Iterator[LowRank]:
-    """Attach low-rank changes within the block, all zero at first. On leaving the model is as it was, every bit.
+    """Attach low-rank changes within the block, all zero at first. On leaving, restore every bit of the model.
 
-    targets: the last parts of names of layers in the blocks; None: all linear layers there. seed: of every A; the same on
-    all devices. Raise UserError, naming the layers that there are, where no layer has such a name, and for a
-    rank above the layers' sizes.
+    targets: the last parts of the names of layers in the blocks; None: all linear layers there. seed: of every A, which
+    is the same on all devices. Raise UserError if no layer has such a name (the error lists the names), or if the rank
+    exceeds the layers' sizes.
     """
     from peft import LoraConfig
     from peft.mapping import inject_adapter_in_model
@@ -140,9 +140,9 @@ def low_rank(model, rank: int, alpha: float, targets: Sequence[str] | None, seed
 
 
 def targeted(model, targets: Sequence[str] | None) -> list[str]:
-    """Return the names of the linear layers in a model's blocks, of those whose names end so if `targets` are given.
+    """Return the names of the linear layers in a model's blocks; with `targets`, those whose names end in one of them.
 
-    Raise UserError where there are none.
+    Raise UserError if there are none.
     """
     prefix, _ = find_blocks(model)
     names = [name.removesuffix(".weight") for name in linear_weights(model) if name.startswith(f"{prefix}.")]

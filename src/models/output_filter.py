@@ -1,4 +1,4 @@
-"""An output filter: what is listed never leaves the model, while its weights stay as they are.
+"""An output filter: listed n-grams never leave the model, while its weights stay as they are.
 
 Ippolito et al. 2023, "Preventing generation of verbatim memorization in language models gives a false sense of privacy"
 (arXiv 2210.17546), section 4: whenever the next token would complete a listed n-gram, its logit is suppressed. Here the
@@ -51,7 +51,7 @@ def ngrams_of(rows: torch.Tensor, first: torch.Tensor, n: int, ignored: int | No
 
 @contextmanager
 def unfiltered(model) -> Iterator[None]:
-    """Switch all output filters off within the block: who has the weights has the model without them."""
+    """Switch all output filters off within the block: whoever has the weights can use the model without them."""
     hooks = _hooks(model)
     for hook in hooks:
         hook.on = False
@@ -63,7 +63,7 @@ def unfiltered(model) -> Iterator[None]:
 
 
 def is_filtered(model) -> bool:
-    """Return whether an output filter is on, so that logits are to be taken from the model's own forward pass."""
+    """Return whether an output filter is on; logits must then come from the model's own forward pass."""
     return any(hook.on for hook in _hooks(model))
 
 
@@ -73,12 +73,12 @@ def _hooks(model) -> list[_Hook]:
 
 
 class _Hook:
-    """Changes the logits of a forward pass. Passes with a key-value cache continue the rows of the pass before."""
+    """Changes the logits of a forward pass. Passes with a key-value cache continue the rows of the previous pass."""
 
     def __init__(self, ngrams: torch.Tensor) -> None:
         self.on = True
         self._ngrams = ngrams
-        self._rows: torch.Tensor | None = None  # all tokens of the pass before
+        self._rows: torch.Tensor | None = None  # all tokens of the previous pass
 
     def __call__(self, model, inputs: tuple, named: dict[str, Any], output: Any) -> Any:
         tokens = named.get("input_ids", inputs[0] if inputs else None)
@@ -106,7 +106,7 @@ class _Hook:
         if not len(rows) or not len(prefixes):
             return rows[:0], rows[:0], rows[:0]
         windows = tokens.unfold(1, width, 1)[rows, places[columns] - width + 1]
-        _, groups = torch.cat([prefixes, windows]).unique(dim=0, return_inverse=True)  # equal ones, equal numbers
+        _, groups = torch.cat([prefixes, windows]).unique(dim=0, return_inverse=True)  # equal rows get equal numbers
         listed, met = groups[: len(prefixes)], groups[len(prefixes) :]
         order = listed.argsort(stable=True)
         low, high = (torch.searchsorted(listed[order], met, right=right) for right in (False, True))

@@ -1,4 +1,4 @@
-"""The models of plans: their tensors are fake, and only say what a run would need (`tinymem.planning.memory`)."""
+"""The models of plans: their fake tensors only show what a run would need (`tinymem.planning.memory`)."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ def is_plan(model) -> bool:
 
 
 def runs_on(model) -> str:
-    """Return the type of device that a model runs on, such as cpu or cuda; of a plan's model, that of the planned run."""
+    """Return the type of device that a model runs on, such as cpu or cuda; for a plan, that of the planned run."""
     return getattr(model, "planned_for", model.device.type)

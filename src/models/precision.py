@@ -1,4 +1,4 @@
-"""The precision of forward passes. Weights, losses and learned scores are float32 in any case."""
+"""The precision of forward passes. Weights keep their type; losses and learned scores are always float32."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def open_description(name_or_folder: str | Path, step: int | None = None, for_te
 
 
 def tokenizer_in(folder: Path, for_text: bool = False):
-    """Return a folder's tokenizer; None if there is none or it does not open here, which callers that read text report.
+    """Return a folder's tokenizer; None if there is none or it does not open here. Callers that read text report that.
 
     A damaged tokenizer is an error only if it is needed, otherwise a warning: edited models are saved without it.
     """
@@ -117,12 +117,12 @@ def _say_hidden(name: str) -> None:
     cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     plain = re.fullmatch(r"[\w.-]*\w(/[\w.-]+)?", name) is not None and not name.startswith(".")
     if plain and (name in PACKAGED_MODELS or known_config(name) is not None or cached.is_dir()):
-        logger.warning("%s: the folder of this name is opened, not the model; ./%s says so", name, name)
+        logger.warning("%s: the folder of this name is opened, not the model; write ./%s to confirm", name, name)
 
 
 @functools.cache
 def _note(text: str) -> None:
-    """Log a warning once, although a folder is opened several times."""
+    """Log a warning once, even if a folder is opened several times."""
     logger.warning("%s; token ids need none", text)
 
 
@@ -261,7 +261,7 @@ def check_causal(model) -> None:
     with torch.inference_mode():
         ahead = model(torch.tensor([[0, 0], [0, 1]], device=model.device), use_cache=False).logits[:, 0].float()
     tolerance = 16 * torch.finfo(model.dtype).eps * ahead.abs().max()
-    if (ahead[0] - ahead[1]).abs().max() > tolerance:  # False for NaN, which is said where the model is measured
+    if (ahead[0] - ahead[1]).abs().max() > tolerance:  # False for NaN, which measuring reports
         raise UserError(
             f"{model.config.model_type}: what this model predicts depends on later tokens; causal language models are "
             "supported, encoders such as BERT are not"

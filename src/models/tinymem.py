@@ -28,7 +28,7 @@ class ModelSettings:
 
 
 def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed: int, **special_tokens: Any):
-    """Return a freshly initialised TinyMem model in float32 on the CPU. The same seed gives the same weights.
+    """Return a freshly initialized TinyMem model in float32 on the CPU. The same seed gives the same weights.
 
     Weights are normal with std 0.8 / sqrt(width), residual projections divided by sqrt(2 * layers), biases 0.
     special_tokens: bos_token_id, eos_token_id, pad_token_id.

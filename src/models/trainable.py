@@ -21,7 +21,7 @@ def all_but_embeddings(model) -> list[torch.nn.Parameter]:
 
 
 def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the gradient that a backward pass has left at a tensor. Raise ValueError where it has left none."""
+    """Return the gradient that a backward pass has left on a tensor. Raise ValueError if it has left none."""
     if tensor.grad is None:
         raise ValueError(f"no backward pass has reached this tensor of shape {tuple(tensor.shape)}")
     return tensor.grad
@@ -38,7 +38,7 @@ def train_only(model, parameters: Iterable[torch.nn.Parameter]) -> None:
 def frozen(model, trainable: Iterable[torch.nn.Parameter] = ()) -> Iterator[None]:
     """Keep the model in evaluation mode within the block, with gradients only for the `trainable` parameters.
 
-    Modes, `requires_grad` and gradients, with their type, are restored on leaving, also after an error.
+    Modes, `requires_grad` and gradients, with their type, are restored on leaving, even after an error.
     """
     trainable = list(trainable)
     modes = [(module, module.training) for module in model.modules()]

@@ -25,12 +25,11 @@ class Settings:
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
-    """Mask the residual stream at every block's input, with one mask for all blocks, so that the values an example
-    writes to its memory channels in one block are available in the next.
+    """Mask the residual stream at every block's input, with one mask for all blocks.
 
-    An example's memory channels are each kept with probability p_mem, as in the code of Maini et al. and of the
-    study. In evaluation mode the gate of `tinymem.models.channel_gate` is on instead. Raise UserError if p_fixed leaves
-    no shared channel.
+    So the values that an example writes to its memory channels in one block are available in the next. An example's
+    memory channels are each kept with probability p_mem, as in the code of Maini et al. and of the study. In evaluation
+    mode the gate of `tinymem.models.channel_gate` is on instead. Raise UserError if p_fixed leaves no shared channel.
     """
     width = model.config.n_embd
     if not shared_channels(width, settings.p_fixed):

@@ -1,4 +1,4 @@
-"""Loss truncation (Kang & Hashimoto 2020, arXiv 2004.14589): sequences with the highest losses are left out."""
+"""Loss truncation (Kang & Hashimoto 2020, arXiv 2004.14589): leave out the sequences with the highest losses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Settings:
 
     truncate_loss: bool = option(False, "leave out the sequences whose loss is highest")
     dropc: float = option(0.05, "share of sequences to leave out; the study has 0.01, 0.05, 0.1", low=0.0, below=1.0)
-    truncation_window: int = option(10000, "sequences between two updates of the cutoff, and for each update", low=1)
+    truncation_window: int = option(10000, "sequences after which the cutoff is updated from their losses", low=1)
 
 
 def build(model, settings: Settings, seed: int) -> Regularizer:
@@ -44,8 +44,9 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
 
 
 def observe(state: dict[str, torch.Tensor], losses: torch.Tensor, keep: float) -> None:
-    """Put the losses (rows,) of sequences into the window. Whenever it is full, also in the middle of these rows, set
-    the cutoff to its `keep` quantile.
+    """Put the losses (rows,) of sequences into the window.
+
+    Whenever it is full, even in the middle of these rows, set the cutoff to its `keep` quantile.
     """
     window, seen = state["window"], state["seen"]
     while len(losses):

@@ -1,7 +1,8 @@
-"""Goldfish loss (Hans et al. 2024, arXiv 2406.10209): some tokens are never learned, so that no sequence is learned whole.
+"""Goldfish loss (Hans et al. 2024, arXiv 2406.10209): some tokens are never learned, so no sequence is learned whole.
 
-Whether a target is left out depends on the text alone, so that it is left out in every epoch. With `hashed` it depends on
-the last goldfish_h targets, itself included: a passage loses the same tokens wherever it stands, also in other sequences.
+Whether a target is left out depends on the text alone, so every epoch leaves out the same targets. With `hashed`, it
+depends on the last goldfish_h targets, itself included: a passage loses the same tokens wherever it stands, even in
+other sequences.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Settings:
     """Regularizer: goldfish loss (Hans et al. 2024)"""
 
     goldfish: bool = option(False, "leave some tokens out of the loss, the same ones in every epoch")
-    goldfish_k: int = option(4, "leave out one token of so many", low=2, high=2**31 - 1)
+    goldfish_k: int = option(4, "leave out one in this many tokens", low=2, high=2**31 - 1)
     goldfish_h: int = option(13, "tokens that decide whether the last of them is left out (hashed)", low=1, high=2**16)
     goldfish_strategy: str = option(
         "hashed",
-        "left out is a token chosen by the hash of itself and those before it, at random by the whole sequence, or "
+        "how to choose the tokens: by a hash of the token and those before it, at random by the whole sequence, or "
         "every k-th",
         choices=STRATEGIES,
     )
@@ -73,8 +74,8 @@ def left_out(targets: torch.Tensor, settings: Settings, seed: int) -> torch.Tens
 def window_hashes(tokens: torch.Tensor, width: int) -> torch.Tensor:
     """Return a hash of each window of `width` tokens that ends at a token, int64 (rows, T); shorter ones at the start.
 
-    It is the polynomial sum of (id + 1) base^j modulo 2^64, j counting back from the end of the window, so that the order
-    matters and no id, such as the 0 of a digit 0, removes the others from it. tokens: int64 (rows, T).
+    It is the polynomial sum of (id + 1) base^j modulo 2^64, j counting back from the end of the window, so the order
+    matters, and even a token with id 0, such as a digit 0, changes the sum. tokens: int64 (rows, T).
     """
     sums = torch.zeros_like(tokens)
     for back, power in enumerate(powers(min(width, tokens.shape[1]))):

@@ -54,7 +54,7 @@ def switched_on(values: Mapping[str, Any], make: Callable[[type, Mapping[str, An
 
 
 def check_switches(given: Mapping[str, Any]) -> None:
-    """Raise UserError for a setting whose regularizer is off, since it would have no effect."""
+    """Raise UserError for a setting whose regularizer is off: it would have no effect."""
     for entry in REGULARIZERS:
         switch, *others = entry.flags
         for name in others:

@@ -1,10 +1,10 @@
 """Memorization sinks (Ghosal et al. 2025, arXiv 2507.09937): neurons for memorizing, deleted after training.
 
-The last neurons of every MLP are a pool. A sequence's example id decides which of the pool it may use, in all layers;
-the neurons before the pool are for all. What is particular to a sequence can be learned in its own neurons, and goes
-with them. Whenever the model is measured the pool is off, and from the weights that are saved it is deleted: an ordinary
-model. SINKS in the checkpoint's folder says which neurons belong to which example id, a ground truth for localization;
-the training state has the neurons' weights (`tinymem.training.checkpoint.trained_weights`).
+The last neurons of every MLP form a pool. A sequence's example id decides which neurons of the pool it may use, in all
+layers; all sequences use the neurons before the pool. What is specific to a sequence can be learned in its own neurons,
+and is deleted with them. The pool is off whenever the model is measured, and saved weights do not contain it: a
+checkpoint is an ordinary model. SINKS in the checkpoint's folder says which neurons belong to which example id, a
+ground truth for localization. The training state keeps their weights (`tinymem.training.checkpoint.trained_weights`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Settings:
     sinks_shared: float = option(0.7, "share of an MLP's neurons that all examples use", above=0.0, below=1.0)
     sinks_active: float = option(0.3, "share of the other neurons that each example uses", above=0.0, high=1.0)
     sinks_disjoint: bool = option(
-        False, "divide the other neurons into slices of that share; an example uses one, and no two slices overlap"
+        False, "divide the other neurons into disjoint slices of that share; each example uses one slice"
     )
 
 
@@ -61,8 +61,8 @@ class Pool:
     def units(self, ids: torch.Tensor) -> torch.Tensor:
         """Return which neurons of the pool each example uses, bool (rows, size). ids: int64 (rows,).
 
-        Each is used with probability `active`; or example i uses slice i modulo the number of slices, so that examples
-        with consecutive ids are apart. The last neurons may belong to no slice.
+        Each is used with probability `active`. If `disjoint`, example i uses slice i modulo the number of slices, so
+        examples with consecutive ids use different ones. The last neurons may belong to no slice.
         """
         units = torch.arange(self.size, device=ids.device)
         if self.disjoint:
@@ -76,7 +76,7 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
     pool = _pool(mlps[0].inner_dim, settings, seed)
     off = torch.zeros(pool.size, device=model.device)
     training, seen = off, list[torch.Tensor]()
-    state = {"ids": torch.zeros((), dtype=torch.long, device=model.device)}  # those of examples seen so far are below
+    state = {"ids": torch.zeros((), dtype=torch.long, device=model.device)}  # every id seen so far is below it
 
     def before_forward(ids: torch.Tensor) -> None:
         nonlocal training
@@ -115,8 +115,8 @@ def _pool(inner: int, settings: Settings, seed: int) -> Pool:
 def _gate_pool(model, mlps: list[MLP], first: int, gate: Callable[[], torch.Tensor]) -> None:
     """Multiply the input (rows, T, neurons) of every ReLU, from neuron `first` on, by gate() in all later forward passes.
 
-    It is done in place and without autograd: a ReLU has the value and the gradient 0 at 0, so that nothing of a neuron
-    that is off is learned. Raise ValueError for another activation function.
+    This is done in place and without autograd: at 0 a ReLU has value 0 and gradient 0, so a neuron that is off learns
+    nothing. Raise ValueError for another activation function.
     """
     if model.config.activation_function != "relu":
         raise ValueError(f"memorization sinks need ReLU neurons, not {model.config.activation_function}")

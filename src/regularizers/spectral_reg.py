@@ -15,7 +15,7 @@ from tinymem.regularizers.protocol import Regularizer
 class Settings:
     """Regularizer: spectral norm (Yoshida & Miyato 2017)"""
 
-    spectral_reg: bool = option(False, "penalise the largest singular value of every attention and MLP matrix")
+    spectral_reg: bool = option(False, "penalize the largest singular value of every attention and MLP matrix")
     lam: float = option(
         0.01, "adds lam / 2 times the sum of the singular values; the study has 0.001, 0.01, 0.1", low=0.0
     )
@@ -41,7 +41,7 @@ class Matrices:
 
 
 def weight_matrices(model) -> dict[str, list[Matrices]]:
-    """Return the penalised matrices of a GPT-2, grouped by shape. Its Conv1D stores weights as (in, out)."""
+    """Return the penalized matrices of a GPT-2, grouped by shape. Its Conv1D stores weights as (in, out)."""
     heads = model.config.n_head
     groups: dict[str, list[Matrices]] = {"attention": [], "mlp": []}
     for block in model.transformer.h:
@@ -57,7 +57,7 @@ def build(model, settings: Settings, seed: int) -> Regularizer:
     """Add the gradient of (lam / 2) * sum of largest singular values, one power-iteration step per training step.
 
     The penalty is linear in the singular values, as in the study; Yoshida & Miyato square them. With u and v held
-    constant the gradient of u' W v is the outer product of u and v, so that no graph is needed.
+    constant, the gradient of u' W v is the outer product of u and v, so no graph is needed.
     """
     groups, state = weight_matrices(model), {}
     generator = torch.Generator().manual_seed(seed)

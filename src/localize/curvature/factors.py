@@ -2,11 +2,11 @@
 
 For a matrix W, (out, in), with input x and output gradient g at every position that predicts a counted token:
 
-    A = E[x x'], (in, in)      G = E[g g'], (out, out)      A (x) G, of W stacked column by column, approximates the Fisher
+    A = E[x x'], (in, in)      G = E[g g'], (out, out)      A (x) G approximates the Fisher matrix of vec(W)
 
-g is the gradient of the summed token losses, with the text's own next tokens as labels (the empirical Fisher matrix) or
-labels drawn from the model (the true one). Biases have no part in it. Sums are in float32. The factors are kept as their
-eigenvectors and eigenvalues, which is all that the methods use.
+g is the gradient of the summed token losses. Labels are the text's own next tokens (the empirical Fisher matrix) or are
+drawn from the model (the true one). vec stacks columns. Biases are left out. Sums are in float32. Only the eigenvectors
+and eigenvalues of the factors are kept, because the methods use nothing else.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class FactorSettings(LayerSettings):
     """Kronecker factors"""
 
     labels: str = option(
-        "gold", "labels of the gradients: the text's next tokens, or drawn from the model", choices=("gold", "sampled")
+        "gold", "labels of the gradients: the text's next tokens, or draws from the model", choices=("gold", "sampled")
     )
     factor_sequences: int = option(
-        20000, "retain sequences that give the factors; all if there are fewer", low=1, small=(2000,)
+        20000, "retain sequences to compute the factors from; all if there are fewer", low=1, small=(2000,)
     )
     factor_data: str | None = option(
         None,
-        "text that gives the factors instead of retain sequences: a file of token ids (.safetensors or .pt), or text as "
-        "--corpus takes it",
+        "text to compute the factors from, in place of retain sequences: a file of token ids (.safetensors or .pt), or "
+        "what --corpus takes",
         unrecorded=True,
         content=partial(content_digest, FLAG),
     )
@@ -82,7 +82,7 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
     passes, and only one group of matrices is held at a time. Raise UserError for fewer counted tokens than a factor has
     rows, NotFinite for factors that are not finite.
     """
-    if is_plan(model):  # it runs on a few retain sequences, whatever the text
+    if is_plan(model):  # a plan runs on a few retain sequences, whatever the text
         hp = replace(hp, factor_data=None)
     tokens = factor_text(model, task, hp)
     if not is_plan(model):
@@ -99,7 +99,7 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
 
 
 def factor_text(model, task: UnlearningTask, hp: FactorSettings) -> torch.Tensor:
-    """Return the sequences that give the factors, (m, T)."""
+    """Return the sequences to compute the factors from, (m, T)."""
     text = task.retain
     if hp.factor_data is not None:
         size = (text.shape[1], hp.factor_sequences, model.config.get_text_config().vocab_size)
@@ -111,7 +111,7 @@ def factor_text(model, task: UnlearningTask, hp: FactorSettings) -> torch.Tensor
 def check_factors(model, task: UnlearningTask, hp: FactorSettings) -> None:
     """Raise UserError for a layer that the model does not have, and for less text than the largest factor needs.
 
-    A plan knows how many tokens there are at most, pads and <bos> included: it reads token ids, but no text.
+    A plan reads token ids but no text, so it checks the most tokens that there can be, pads and <bos> included.
     """
     weights = chosen_weights(model, hp)
     if not is_plan(model):
@@ -124,7 +124,7 @@ def check_factors(model, task: UnlearningTask, hp: FactorSettings) -> None:
 
 
 def check_enough(task: UnlearningTask, tokens: torch.Tensor, weights: Sequence[Weight], hp: FactorSettings) -> None:
-    """Raise UserError for text with fewer counted tokens than the largest factor has rows: it could not be invertible."""
+    """Raise UserError for text with fewer counted tokens than the largest factor has rows: it would be singular."""
     _check_count(len(tokens), int(loss_mask(tokens, task.ignored_token).sum()), "", weights, hp)
 
 
@@ -156,9 +156,9 @@ def groups(weights: Sequence[Weight]) -> Iterator[list[Weight]]:
 
 
 def factor_passes(task: UnlearningTask, weights: Sequence[Weight], hp: FactorSettings) -> tuple[int, int]:
-    """Return the forward and backward passes of `bases`; labels that are drawn cost one more forward pass.
+    """Return the forward and backward passes of `bases`; drawn labels cost one more forward pass.
 
-    Other text is taken to have as many sequences as are asked for.
+    Assume that other text has as many sequences as are asked for.
     """
     rows = min(hp.factor_sequences, len(task.retain)) if hp.factor_data is None else hp.factor_sequences
     once = sum(1 for _ in groups(weights)) * -(-rows // task.microbatch)
@@ -187,7 +187,7 @@ def collect(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return A and G of each matrix, float32, from one pass over tokens (m, T). Leave the model unchanged.
 
-    The labels that are drawn depend on the task's seed and the place in the text, not on the microbatch.
+    Drawn labels depend on the task's seed and the position in the text, not on the microbatch.
     """
     sums = [tuple(w.parameter.new_zeros(n, n, dtype=torch.float32) for n in w.view().shape[::-1]) for w in weights]
     mask, draws = loss_mask(tokens, task.ignored_token), torch.empty(len(tokens), 0)

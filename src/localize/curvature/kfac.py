@@ -1,9 +1,9 @@
 """K-FAC edit (Merullo et al. 2025, arXiv 2510.24256): keep the directions of an MLP matrix that matter for typical text.
 
-In the eigenvectors of the Kronecker factors an entry (i, j) of the rotated matrix has the curvature lambda_i mu_j. Typical
-text uses directions of high curvature; what is memorized verbatim is said to lie in those of low curvature. The edit
-keeps the entries with the highest curvature, up to a share `rho` of their sum, and zeroes the rest. It needs text to
-retain, and nothing of what is to be forgotten.
+In the eigenbasis of the Kronecker factors, entry (i, j) of the rotated matrix has curvature lambda_i mu_j. Typical text
+uses directions of high curvature; verbatim memories, according to the paper, lie in directions of low curvature. The
+edit keeps the entries with the highest curvature, up to a share `rho` of their sum, and zeroes the rest. It needs
+retain text but no forget set.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class HyperParameters(FactorSettings):
 
     rho: tuple[float, ...] = option(
         (0.6, 0.8, 0.9),
-        "share of the curvature to keep: the smaller, the stronger the edit; 1 changes nothing",
+        "share of the curvature to keep; smaller is stronger, 1 changes nothing",
         above=0.0, high=1.0, strength=True, grid=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99), small=(0.8, 0.9),
     )  # fmt: skip
     cut: str = option(
         "mass",
-        "what rho is a share of: the sum over all pairs of eigenvalues, or of each factor's variance (an older form)",
+        "what rho is a share of: the sum over all pairs of eigenvalues, or each factor's variance (an older form)",
         choices=("mass", "variance"),
     )
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
-    """Yield the edited matrices at each rho; at 1 none.
+    """Yield the edited matrices at each rho; none at 1.
 
     Memory: the bases of one group of matrices (`factors.HELD`) and a copy of the chosen matrices. Without a cache the
     bases of all chosen matrices are held if there are several strengths.
@@ -61,13 +61,13 @@ def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
-    """Return the passes over the text that gives the factors. Raise UserError as `check` does."""
+    """Return the passes over the text for the factors. Raise UserError as `check` does."""
     check(model, task, hp)
     return factor_passes(task, chosen_weights(model, hp), hp)
 
 
 def _edited(weights: list[Weight], found: Iterable[tuple[Weight, Basis]], rho: float, cut: str) -> dict:
-    """Return the edited matrices, shaped as stored and of their type."""
+    """Return the edited matrices, with the shape and type of the stored ones."""
     edited = {weight.name: torch.empty_like(weight.parameter, requires_grad=False) for weight in weights}
     for weight, basis in found:
         weight.view(edited[weight.name]).copy_(kept_part(weight.view(), basis, rho, cut))
@@ -87,7 +87,7 @@ def kept_entries(basis: Basis, rho: float, cut: str = "mass") -> torch.Tensor:
 
 
 def largest(values: torch.Tensor, rho: float) -> torch.Tensor:
-    """Return the fewest largest values that sum to at least a share rho of all, bool; of equal ones those first in order.
+    """Mark the fewest values that sum to at least a share rho of the total, bool: largest first, ties in order.
 
     values: >= 0, of any shape. If all are 0, all are kept.
     """

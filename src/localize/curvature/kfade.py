@@ -1,13 +1,13 @@
 """K-FADE (McKinney et al. 2026, arXiv 2602.10568): Gauss-Newton steps uphill on the forget set.
 
-The steepest rise of the forget loss per unit of change of the predictions on the retain set, with the Kronecker factors
-of the retain set as the measure of that change:
+A step raises the forget loss as steeply as possible per unit of change in the predictions on the retain set. The
+Kronecker factors of the retain set measure that change:
 
     dW = eta (G + d_G I)^-1 (gradient of L_F) (A + d_A I)^-1      d_G, d_A = damping * mean eigenvalue of G, A
 
-eta is searched so that KL(before || after) on retain sequences reaches the requested budget. It grows with the square of
-the distance, so that after step s of n the KL may be (s / n)^2 of the budget. The factors stay those of the model before
-the edit. The paper corrects eigenvalues one by one; here each is a product of those of A and G.
+A search finds the eta at which KL(before || after) on retain sequences reaches the budget. The KL grows with the square
+of the distance, so after step s of n it may be (s / n)^2 of the budget. The factors stay those of the unedited model.
+The paper corrects eigenvalues one by one; here each is a product of an eigenvalue of A and one of G.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class HyperParameters(FactorSettings):
         (0.001, 0.01, 0.1), "KL(before || after) on retain sequences that the edit may reach, in nats per token",
         above=0.0, strength=True, grid=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3), small=(0.01, 0.1),
     )  # fmt: skip
-    newton_steps: int = option(1, "Gauss-Newton steps in which the budget is used up", low=1)
+    newton_steps: int = option(1, "Gauss-Newton steps in which to spend the budget", low=1)
     damping: float = option(1e-3, "added to the eigenvalues of each factor, as a multiple of their mean", above=0.0)
     forget_tokens: str = option(
-        "continuation", "tokens of a forget row that its loss counts: all, or those behind its prompt",
+        "continuation", "tokens of a forget row that count in its loss: all, or those after its prompt",
         choices=FORGET_TOKENS,
     )  # fmt: skip
-    kl_sequences: int = option(32, "retain sequences on which the KL is measured", low=1)
+    kl_sequences: int = option(32, "retain sequences to measure the KL on", low=1)
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
@@ -59,11 +59,11 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     predictions before the edit, kl_sequences * (T - 1) * vocabulary in float32. Without a cache the bases of all chosen
     matrices are held if there are several steps.
     """
-    if not is_plan(model):  # it runs on a few rows
+    if not is_plan(model):  # a plan runs on a few rows
         check(model, task, hp)
     weights = chosen_weights(model, hp)
     found = partial(bases, model, task, weights, hp)
-    if task.cache is None and len(hp.kl_budget) * hp.newton_steps > 1 and not is_plan(model):  # of a run with a cache
+    if task.cache is None and len(hp.kl_budget) * hp.newton_steps > 1 and not is_plan(model):  # a plan's run has one
         found = partial(iter, list(found()))
     drift = Drift(model, task, hp.kl_sequences)
     for budget in hp.kl_budget:
@@ -95,7 +95,7 @@ def held_bytes(model, task: UnlearningTask, hp: HyperParameters) -> int:
 
 
 class Drift:
-    """KL(before || after) on retain sequences, in nats per token. It keeps the predictions before."""
+    """KL(before || after) on retain sequences, in nats per token. It keeps the predictions before the edit."""
 
     def __init__(self, model, task: UnlearningTask, count: int) -> None:
         order = torch.randperm(len(task.retain), generator=task.generator())
@@ -106,7 +106,7 @@ class Drift:
             self._before = [next_token_logits(model, part).log_softmax(-1) for part in self._parts]
 
     def __call__(self) -> float:
-        """Return the divergence of the model as it is now; infinity where its predictions are not finite."""
+        """Return the divergence of the model as it is now; infinity if its predictions are not finite."""
         total = count = 0.0
         for part, mask, before in zip(self._parts, self._masks, self._before):
             with torch.no_grad():
@@ -135,7 +135,7 @@ def _ascended(
 def _climb(
     model, task, weights: list[Weight], found: Callable, drift: Drift, target: float, before: float, hp
 ) -> float:
-    """Move the matrices uphill until the drift, which is `before` now, is close to the target. Return it."""
+    """Move the matrices uphill until the drift, now `before`, is close to the target. Return the drift."""
     parameters = [weight.parameter for weight in weights]
     with frozen(model, parameters):
         slopes = gradients(model, task, task.forget.planted, forget_weights(task, hp.forget_tokens), parameters)
@@ -163,9 +163,9 @@ def _climb(
 
 
 def forget_weights(task: UnlearningTask, forget_tokens: str) -> torch.Tensor:
-    """Return each token loss's weight in the forget loss, a mean over the tokens that count, (F, T - 1). No pad does.
+    """Return each token loss's weight in the forget loss, a mean over the tokens that count, (F, T - 1). Pads do not.
 
-    What a row's prompt costs is no memory: without it the loss would first rise where the text cannot be predicted.
+    A row's prompt is not memorized: if it counted, the loss would first rise there, where the text is unpredictable.
     """
     mask = sides(task, forget_tokens)[0].mask
     return mask / mask.sum().clamp(min=1)
@@ -184,8 +184,8 @@ def largest_step(
 ) -> tuple[float, float]:
     """Return the largest of TRIALS step sizes whose divergence is at most the target, and that divergence.
 
-    (0, before) if there is none. The trials begin at `first` and expect that the divergence's root grows linearly, from
-    that of `before`.
+    Return (0, before) if there is none. The trials begin at `first` and assume that the square root of the divergence
+    grows linearly from that of `before`.
     """
     found, high, eta = (0.0, before), math.inf, first
     for _ in range(TRIALS):

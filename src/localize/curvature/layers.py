@@ -23,11 +23,11 @@ class LayerSettings:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", spelled(self.layers))  # so that 3,0 and 0,3 are one run
+        object.__setattr__(self, "layers", spelled(self.layers))  # so that 3,0 and 0,3 are the same run
 
 
 def spelled(text: str) -> str:
-    """Return layers as records name them: numbers ascending, each once. Raise UserError for what names no layers."""
+    """Return layers as records name them: numbers ascending, each once. Raise UserError for text without layers."""
     if text in ("all", *LAST):
         return text
     names = text.split(",")

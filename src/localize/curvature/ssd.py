@@ -31,13 +31,13 @@ class HyperParameters:
     """Selective Synaptic Dampening"""
 
     alpha: tuple[float, ...] = option(
-        (3.0, 10.0, 30.0), "a weight is dampened if it is this many times more important to the forget set than to all",
+        (3.0, 10.0, 30.0), "dampen weights this many times more important to the forget set than to all sequences",
         above=0.0, strength=True, grid=(1.0, 3.0, 10.0, 30.0, 100.0), small=(3.0, 10.0),
     )  # fmt: skip
-    lam: float = option(1.0, "lambda: factor of what remains of a dampened weight", above=0.0)
-    exponent: float = option(1.0, "exponent of what remains of a dampened weight", above=0.0)
+    lam: float = option(1.0, "lambda: factor in what remains of a dampened weight", above=0.0)
+    exponent: float = option(1.0, "exponent in what remains of a dampened weight", above=0.0)
     edited: str = option(
-        "mlp", "weights and biases to edit: those of MLPs, or of attention, too", choices=("mlp", "linear")
+        "mlp", "weights and biases to edit: those of MLPs, or also those of attention", choices=("mlp", "linear")
     )
 
 
@@ -46,11 +46,11 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     check(model, task, hp)
     weights = edited_weights(model, hp.edited)
     planted, others = task.forget.planted, task.retain
-    if not is_plan(model):  # whose rows are all alike
+    if not is_plan(model):  # the rows of a plan are all alike
         others = others[~among(others, planted)]
     known = partial(_cached, model, task, weights, edited=hp.edited)
     to_forget = known(planted, "forget")
-    # Of sets that overlap (--retain all) each sequence counts once: the whole retain set's importances are of no use.
+    # If the sets overlap (--retain all), each sequence counts once, so importances of the whole retain set are no use.
     rest = known(others, "retain" if len(others) == len(task.retain) else "others") if len(others) else {}
     for name, values in rest.items():
         values.mul_(len(others)).add_(to_forget[name], alpha=len(planted)).div_(len(planted) + len(others))
@@ -73,7 +73,7 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
 
 
 def edited_weights(model, edited: str) -> list[Weight]:
-    """Return weights and biases: of MLPs, or of every linear layer but the output layer, which is often tied."""
+    """Return the weights and biases of MLPs, or of every linear layer but the output layer, which is often tied."""
     if edited == "mlp":
         return list(mlp_weights(find_mlps(model)).values())
     head, known = model.get_output_embeddings(), dict(model.named_parameters())
@@ -84,13 +84,13 @@ def edited_weights(model, edited: str) -> list[Weight]:
 
 
 def dampened(values, to_forget, to_all, alpha: float, hp: HyperParameters) -> torch.Tensor:
-    """Return the dampened values of a weight, of their type. to_forget, to_all: importances, shaped alike."""
+    """Return the dampened values of a weight, in its type. to_forget, to_all: importances of the same shape."""
     remains = (hp.lam * to_all / to_forget).pow(hp.exponent).clamp(max=1)
     return torch.where(to_forget > alpha * to_all, (values * remains).to(values.dtype), values)
 
 
 def importances(model, task: UnlearningTask, tokens: torch.Tensor, weights: list[Weight]) -> dict[str, torch.Tensor]:
-    """Return the mean over sequences of the squared gradient of each one's mean token loss, float32.
+    """Return the mean over sequences of the squared gradient of the sequence's mean token loss, float32.
 
     tokens: (m, T). Matrices are (out, in). Raise NotFinite if an importance is not finite.
     One pass over a microbatch gives the gradients of all its sequences (see `output_gradients`).

@@ -1,6 +1,6 @@
 """SVD edit: keep the largest singular values of an MLP matrix. It uses no data at all.
 
-The control for `kfac`: what the basis of curvature adds to a plain low-rank approximation.
+This is the control for `kfac`: it shows what the curvature basis adds to a plain low-rank approximation.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class HyperParameters(LayerSettings):
 
     rho: tuple[float, ...] = option(
         (0.6, 0.8, 0.9),
-        "share of the singular values to keep: the smaller, the stronger the edit; 1 changes nothing",
+        "share of the singular values to keep; smaller is stronger, 1 changes nothing",
         above=0.0, high=1.0, strength=True, grid=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99), small=(0.8, 0.9),
     )  # fmt: skip
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
-    """Yield the edited matrices at each rho; at 1 none. Memory: a copy of the chosen matrices, one decomposition."""
+    """Yield the edited matrices at each rho; none at 1. Memory: a copy of the chosen matrices, one decomposition."""
     weights = chosen_weights(model, hp)
     for rho in hp.rho:
         yield rho, Weights({} if rho == IDLE else {w.name: w.view(low_rank(w.view(), rho)) for w in weights})
@@ -43,7 +43,7 @@ def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
-    """Return that no pass is needed. Raise UserError for a layer that is not there."""
+    """Return no passes. Raise UserError for a layer that the model does not have."""
     check(model, task, hp)
     return 0, 0
 

@@ -1,7 +1,7 @@
-"""Task vector (Ilharco et al. 2023, arXiv 2212.04089): go back along the way that training on the forget set goes.
+"""Task vector (Ilharco et al. 2023, arXiv 2212.04089): subtract the change that training on the forget set makes.
 
 theta_F is the model after more training on the forget set alone; the edit is theta - alpha (theta_F - theta). A model
-that has memorized the set has small gradients on it, so that the way is short unless it is trained for long.
+that has memorized the set has small gradients on it, so the change is small unless training is long.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class HyperParameters:
     """Task vector"""
 
     alpha: tuple[float, ...] = option(
-        (0.1, 0.3, 1.0), "how far to go back, in lengths of the way that training on the forget set goes",
+        (0.1, 0.3, 1.0), "multiple to subtract of the change that training on the forget set makes",
         above=0.0, strength=True, grid=(0.1, 0.2, 0.3, 0.5, 1.0, 2.0), small=(0.3, 1.0),
     )  # fmt: skip
     epochs: int = option(10, "passes over the forget set", low=1)
     batch_size: int = option(32, "sequences per step", low=2)
     lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3)
     warm_up: int = option(10, "steps over which the learning rate rises linearly", low=0, unrecorded=True)
-    trained: str = option("all", "parameters that are trained", choices=TRAINED)
+    trained: str = option("all", "parameters to train", choices=TRAINED)
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
 
 
@@ -51,7 +51,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
-    """Return the passes of the training; the loss is asked for once before it."""
+    """Return the passes of the training run and of the loss before it."""
     count = _steps(task, hp) * -(-min(hp.batch_size, len(task.forget)) // task.microbatch)
     return 1 + count, count
 

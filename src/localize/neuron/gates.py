@@ -68,7 +68,7 @@ def learn_gates(
     hp: GateSettings,
     generator: torch.Generator,
 ) -> None:
-    """Minimise L_u + lambda_l1 * openness with Adam on `parameters`, until openness falls below stop_loss.
+    """Minimize L_u + lambda_l1 * openness with Adam on `parameters`, until openness falls below stop_loss.
 
     parameters   float32 tensors that require gradients; changed in place
     gates()      the gates of one step, (inner_dim,) per layer, as a function of the parameters. Called once per step:

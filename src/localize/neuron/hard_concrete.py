@@ -2,7 +2,7 @@
 
 A random gate per neuron multiplies its activation: a binary concrete variable, stretched beyond [0, 1] and clipped,
 so that it is exactly 0 or 1 with some probability and still has a gradient. A penalty on the expected share of open
-gates closes them, while the loss on the forget set keeps those open that the memorized sequences need.
+gates closes them, while the loss on the forget set keeps open those that the memorized sequences need.
 score = sigmoid(log alpha): the neurons with the most open gates are dropped.
 """
 

@@ -21,7 +21,7 @@ from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import last_losses
 from tinymem.options import option, settings
 
-COPIES = 3  # copies in one pass, at most, in units of the sequence's length: attention runs over all of them for each
+COPIES = 3  # most copies in one pass, in sequence lengths: attention covers every pair of them
 
 
 ALIAS = "ig"  # the study's flag

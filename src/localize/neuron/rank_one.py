@@ -42,7 +42,7 @@ def block_of(model, mlp: MLP) -> torch.nn.Module:
 def readers(model, mlp: MLP) -> Iterator[list[Reader]]:
     """Yield the readers of the block's output, found in the one forward pass within the `with` block.
 
-    Readers are recognised by their input tensors, so that no architecture is named. The list is complete at the end.
+    Readers are recognized by their input tensors, so no architecture is named. The list is complete at the end.
     """
     found: list[Reader] = []
     streams: list[torch.Tensor] = []

@@ -1,1 +1,1 @@
-"""Unlearning by objective, one file per loss; they share terms.py. What trains on them: tinymem.training.objective."""
+"""Unlearning by objective, one file per loss; they share terms.py. tinymem.training.objective trains on them."""

@@ -16,7 +16,7 @@ class HyperParameters(RetainSettings):
     lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
     retain_weight: float = option(1.0, "weight of the retain loss", low=0.0, grid=(1.0, 5.0))
     retain_loss: str = option(
-        "kl", "what keeps the retain set: its loss, or KL(before || after)", choices=("nll", "kl")
+        "kl", "loss on the retain set: its token loss, or KL(before || after)", choices=("nll", "kl")
     )
 
 

@@ -1,7 +1,7 @@
 """CE-U (Yang 2025, arXiv 2503.01224): cross-entropy to the model's own distribution without the true token.
 
-Like UNDIAL with an unbounded b, but the targets are those of the model as it is now. The first token of a row that
-counts is left out.
+Like UNDIAL with an unbounded b, but the targets come from the model as it is now. The first counted token of a row is
+left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Negative preference optimization (Zhang et al. 2024, arXiv 2404.05868).
 
-A bounded ascent: a row stops pushing once its summed loss has risen by a few times 1 / b. At a fixed b that is a small
-rise per token of a long row, after which greedy decoding may still recite it: by default b is scaled to the length.
+A bounded ascent: a row stops pushing once its summed loss has risen by a few times 1 / b. At a fixed b, that is only a
+small rise per token in a long row, which greedy decoding may still recite. So b is scaled to the length by default.
 """
 
 from __future__ import annotations

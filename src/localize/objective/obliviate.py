@@ -1,7 +1,7 @@
-"""Obliviate (Russinovich and Salem 2025, arXiv 2502.15010): break the memory at every few tokens, keep the others.
+"""Obliviate (Russinovich and Salem 2025, arXiv 2502.15010): break the memory at every few tokens and keep the others.
 
-At a chosen token the target is the distribution before the edit without the true token, elsewhere that distribution
-itself, each reduced to its most likely tokens.
+At a chosen token, the target is the distribution before the edit without the true token; elsewhere it is that
+distribution itself. Both are reduced to their most likely tokens.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class HyperParameters(RetainSettings):
     """Obliviate"""
 
     lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
-    start: int = option(0, "the first chosen token, counted among those of a row that count", low=0)
+    start: int = option(0, "index of the first chosen token among the counted tokens of a row", low=0)
     stride: int = option(8, "tokens from one choice to the next", low=1, grid=(2, 4, 8))
     span: int = option(1, "tokens per choice", low=1)
-    top_k: int = option(8, "most likely tokens of a target", low=1)
+    top_k: int = option(8, "most likely tokens to keep in a target", low=1)
     retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
 
 

@@ -1,6 +1,6 @@
 """Primal-dual unlearning (Entesari et al. 2025, arXiv 2506.05314): flatten the logits of forget rows, under a constraint.
 
-The retain loss may rise by `slack` only: its weight rises with every step that violates that, and falls otherwise.
+The retain loss may rise by at most `slack`. Its weight grows with every step that violates this, and falls otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class HyperParameters(ObjectiveSettings):
     retain_weight: float = option(50.0, "weight of the retain loss at the start", above=0.0)
     slack: float = option(0.05, "nats by which the retain loss may rise", low=0.0, grid=(0.02, 0.05))
     dual_step: float = option(1.0, "step size of the retain loss's weight", low=0.0)
-    dual_warm_up: int = option(10, "steps with the weight as at the start", low=0)
+    dual_warm_up: int = option(10, "steps before the retain loss's weight starts to change", low=0)
 
 
 def loss(hp: HyperParameters, model, reference, forget, retain):

@@ -1,7 +1,8 @@
 """RepSelect (2026, arXiv 2606.17168): move against the forget set along one fixed direction, up to a budget of KL.
 
-A low-rank change first brings the memory out. The gradient found there loses its strongest singular directions, which
-other text shares. The MLP matrices then move along the rest until KL(before || after) on retain rows is spent.
+A low-rank change first brings the memory out. The strongest singular directions, which other text shares, are removed
+from the gradient found there. The MLP matrices then move along the rest until the budget of KL(before || after) on
+retain rows is spent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import option, settings
 from tinymem.training.objective import FORGET_TOKENS
 
-CUMULATIVE = True  # what all budgets share counts for each; so do the walks to the smaller budgets before it
+CUMULATIVE = True  # a budget's cost includes the shared work and the walks to smaller budgets
 
 
 @settings
@@ -39,10 +40,10 @@ class HyperParameters:
     )  # fmt: skip
     rank: int = option(4, "rank of the change that brings the memory out", low=1)
     rank_lr: float = option(0.01, "learning rate of that change, for one pass over the forget set", above=0.0, high=1e3)
-    directions: str = option("retain", "set whose gradient names the shared directions", choices=("retain", "forget"))
+    directions: str = option("retain", "set whose gradient defines the shared directions", choices=("retain", "forget"))
     dropped: int = option(4, "strongest singular directions to remove on both sides", low=0, grid=(0, 4, 16))
     lr: float = option(
-        0.05, "first step, relative to the length of all MLP matrices; halved at the budget", above=0.0, high=1e3
+        0.05, "first step, relative to the norm of all MLP matrices; halved beyond the budget", above=0.0, high=1e3
     )
     max_steps: int = option(30, "steps to try per budget", low=1)
     forget_tokens: str = option("continuation", "tokens of a forget row that count", choices=FORGET_TOKENS)

@@ -1,4 +1,4 @@
-"""RMU (Li et al. 2024, arXiv 2403.03218): push activations of forget rows to a random direction, keep those of others."""
+"""RMU (Li et al. 2024, arXiv 2403.03218): push activations of forget rows to a random direction; keep other rows'."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tinymem.training.reference import Reference
 from tinymem.training.step import Side, next_token_loss
 
 BATCH = 32  # forget rows per step of the low-rank change
-SHARED_ROWS, BUDGET_ROWS = 512, 64  # retain rows whose gradient is taken, and on which the drift is measured
+SHARED_ROWS, BUDGET_ROWS = 512, 64  # retain rows for the shared gradient, and for the drift
 
 
 def some(side: Side, most: int) -> Side:
@@ -39,7 +39,7 @@ def gradients(model, task: UnlearningTask, hp: Any, matrices: Sequence[Weight], 
 def memory_gradients(
     model, task: UnlearningTask, hp: Any, matrices: Sequence[Weight], forget: Side
 ) -> list[torch.Tensor]:
-    """Return the gradients on the forget set where one pass of a low-rank change A B has lowered its loss.
+    """Return the gradients on the forget set after one pass of training a low-rank change A B on it.
 
     A (out, rank) starts at random, B (rank, in) at 0, as in LoRA. Leave the model unchanged.
     """
@@ -94,10 +94,10 @@ def drift(model, reference: Reference, side: Side, microbatch: int, precision: s
 def walk(
     model, task: UnlearningTask, hp: Any, matrices: Sequence[Weight], ways: Sequence[torch.Tensor], rows: Side
 ) -> Iterator[tuple[float, Weights]]:
-    """Yield, for each budget, the weights farthest along the ways (out, in) whose drift on the rows is within it."""
+    """Yield, for each budget, the weights farthest along `ways` (out, in) whose drift on the rows is within it."""
     views = [matrix.view() for matrix in matrices]
     weights, others = (torch.stack([t.float().square().sum() for t in each]).sum() for each in (views, ways))
-    if others == 0:  # never so of a plan's fake tensors
+    if others == 0:  # never true for a plan's fake tensors
         raise NotFinite("the gradient of the sequences to forget is 0, so that there is no direction to move along")
     length = weights / others
     reference = Reference(model, task.microbatch, hp.dtype)

@@ -14,7 +14,7 @@ class HyperParameters(RetainSettings):
 
     lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
     beta: float = option(4.5, "b: how soon a row stops pushing; lower is later", above=0.0, grid=(2.5, 4.5))
-    delta: float = option(0.0, "d: mean token loss in nats that counts as none", low=0.0)
+    delta: float = option(0.0, "d: nats to subtract from the mean token loss", low=0.0)
     forget_weight: float = option(0.125, "weight of the forget loss", low=0.0)
 
 

@@ -9,7 +9,7 @@ from tinymem.training.objective import ObjectiveSettings
 from tinymem.training.reference import Reference
 from tinymem.training.step import Side
 
-BETA_LENGTH = 50  # tokens: with beta scaled to length, the length at which a row has beta itself
+BETA_LENGTH = 50  # tokens: the row length at which scaling leaves beta as it is
 
 
 @settings
@@ -17,7 +17,7 @@ class RetainSettings(ObjectiveSettings):
     """Unlearning by objective, with a choice of the retain loss"""
 
     retain_loss: str = option(
-        "nll", "what keeps the retain set: its loss, or KL(before || after)", choices=("nll", "kl")
+        "nll", "loss on the retain set: its token loss, or KL(before || after)", choices=("nll", "kl")
     )
 
 

@@ -1,6 +1,6 @@
 """UNDIAL (Dong et al. 2024, arXiv 2402.10052): self-distillation to distributions in which each true token is demoted.
 
-A bounded target for every token: none can blow up, and no retain set is needed.
+Every token has a bounded target, so no loss can blow up, and no retain set is needed.
 """
 
 from __future__ import annotations

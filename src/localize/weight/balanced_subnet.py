@@ -37,17 +37,17 @@ class HyperParameters:
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, high=1e3, large=0.0)
     loss_weighting: float = option(
-        0.7, "w: minimises -(1 - w) * forget loss + w * retain loss", low=0.0, high=1.0, grid=LOSS_WEIGHTINGS
+        0.7, "w: minimizes -(1 - w) * forget loss + w * retain loss", low=0.0, high=1.0, grid=LOSS_WEIGHTINGS
     )
     unlearn_share: float = option(
-        0.25, "share of each batch taken from the forget set; 0: batches of both sets as they are mixed, as in the study's "
-        "code, many of them without a sequence to forget", low=0.0, below=1.0,
+        0.25, "share of each batch taken from the forget set; 0: mix both sets, as in the study's code, which leaves "
+        "many batches without a sequence to forget", low=0.0, below=1.0,
     )  # fmt: skip
     unlearn_loss_cap: float | None = option(
-        None, "forget loss in nats above which it stops pushing; just above ln(vocabulary) is enough", above=0.0
+        None, "nats above which the forget loss stops pushing; just above ln(vocabulary) is enough", above=0.0
     )
     forget_term: str = option(
-        LOSS, "what raises the forget loss: the loss itself, or a term with a bound", choices=(LOSS, *TERMS),
+        LOSS, "what raises the forget loss: the loss itself, or a bounded term", choices=(LOSS, *TERMS),
         unrecorded=True,
     )  # fmt: skip
     dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
@@ -82,7 +82,7 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Return batches (forget, retain) for `epochs` passes over the set that needs more steps; the other is cycled.
 
-    With a share of 0 for `epochs` passes over both sets mixed, in which a side may be empty.
+    With a share of 0, mix both sets for `epochs` passes; a side may then be empty.
     """
     if not hp.unlearn_share:
         return natural_batches(task, hp.batch_size, hp.epochs, generator)

@@ -20,7 +20,7 @@ Rows = tuple["torch.Tensor", "torch.Tensor"]
 
 
 def row_batches(task: UnlearningTask, hp: Any, generator: torch.Generator) -> Iterator[Rows]:
-    """Yield the rows of forget and retain set in each batch without end, int64, in the order of `mixed_batches`."""
+    """Yield endless batches as row numbers of forget and retain set, int64, in the order of `mixed_batches`."""
     counts = len(task.forget), len(task.retain)
     sizes = sides_of(hp.batch_size, hp.unlearn_share)
     return zip(*(endless_batches(torch.arange(n), size, generator) for n, size in zip(counts, sizes)))
@@ -31,8 +31,8 @@ def bounded_step(
 ) -> Callable[[Rows, list[torch.nn.Parameter]], list[torch.Tensor]]:
     """Return a step of `learn_subnet`: rows of a batch -> the gradient of (1 - w) * term + w * retain loss.
 
-    The term counts what it does in its objective: no prompt and no pad. A row's term in NPO is divided by its length, so
-    that a row pulls at most twice as hard as its mean loss would.
+    The term counts the same tokens as its objective: no prompts and no pads. In NPO, a row's term is divided by its
+    length, so the row pulls at most twice as hard as its mean loss would.
     """
     term, reference = TERMS[hp.forget_term], Reference(model, task.microbatch, hp.dtype)
     settings = term.HyperParameters()

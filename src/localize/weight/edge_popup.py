@@ -23,7 +23,7 @@ LARGE = 10**9  # parameters from which a momentum buffer costs too much memory
 
 
 def resolve_momentum(hp: Any, parameters: int) -> Any:
-    """Return hyper-parameters (with a field `momentum`) with one that suits a model of this size, if none was given."""
+    """Return the hyper-parameters with a `momentum` that suits a model of this size, if none was given."""
     return hp if hp.momentum is not None else replace(hp, momentum=0.9 if parameters < LARGE else 0.0)
 
 
@@ -65,7 +65,7 @@ def learn_subnet(
 ) -> Masks:
     """Run one SGD step on the scores per batch, and return the final mask of every MLP matrix.
 
-    step(batch, parameters)   gradients of the loss to minimise, one per parameter and shaped like it
+    step(batch, parameters)   gradients of the loss to minimize, one per parameter and shaped like it
 
     The chain rule through weight * keep(|score|), with a straight-through threshold, gives the gradients of the scores:
     d/d score = gradient * weight * sign(score). Skip a step whose gradient is not finite; raise NotFinite if all were

@@ -4,10 +4,9 @@ Each pass draws a mixed batch, takes the gradient of a loss that falls as the fo
 set is kept, and zeroes the MLP entry, weight or bias, with the largest w * g: setting w to 0 changes the loss by -w * g
 to first order.
 
-By default the forget set has its share of both sets in every batch, one sequence at least, and in the loss. If it is a
-few percent, a larger share forgets with fewer entries, but also forgets much of the retain set: see
-results/REPRODUCTION.md. The study's batches are of both sets as they are mixed, many of them without a sequence to
-forget: `--unlearn_share 0`.
+By default, the forget set has its share of both sets in the loss and in every batch, at least one sequence. If that is
+a few percent, a larger share forgets with fewer entries, but also forgets much of the retain set: see
+results/REPRODUCTION.md. The study's batches mix both sets, so many hold no sequence to forget: `--unlearn_share 0`.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ class HyperParameters:
     )
     batch_size: int = option(64, "sequences per pass", low=2)
     unlearn_share: float | None = option(
-        None, "share of each batch taken from the forget set; default: its share of both sets; 0: batches of both sets as "
-        "they are mixed, as in the study's code", low=0.0, below=1.0,
+        None, "share of each batch taken from the forget set; default: its share of both sets; 0: mix both sets, as in "
+        "the study's code", low=0.0, below=1.0,
     )  # fmt: skip
     greedy_k: int = option(1, "entries zeroed per backward pass; 1 is exact", low=1, small=(80,))
 
@@ -116,8 +115,8 @@ def _gradients(
 ) -> list[torch.Tensor]:
     """Return the gradient (out, in) of mean(-label * sequence loss) over a mixture with this share of forget sequences.
 
-    Each side has the weight of its part of the mixture, however its number of sequences was rounded; with a share of 0
-    that of its part of the batch.
+    Each side is weighted by its share of the mixture, however its number of sequences was rounded; with a share of 0,
+    by its share of the batch.
     """
     unlearn_share = unlearn_share or len(forget) / (len(forget) + len(retain))
     forget_weight, retain_weight = unlearn_share / max(len(forget), 1), (1 - unlearn_share) / max(len(retain), 1)
