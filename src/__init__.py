@@ -2,8 +2,8 @@
 
 Re-creates and extends "Mitigating Memorization in Language Models" (ICLR 2025).
 
-What notebooks need most often can be imported from here, such as `from tinymem import load_model`. It is loaded on
-first use, so that `import tinymem` takes milliseconds.
+The names that notebooks use most can be imported from here, as in `from tinymem import load_model`. They load on first
+use, so `import tinymem` takes milliseconds.
 """
 
 import importlib

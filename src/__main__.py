@@ -1,4 +1,4 @@
-"""The command `tinymem`, also `python -m tinymem`: the scripts as sub-commands. No torch is needed for its help."""
+"""The command `tinymem` (or `python -m tinymem`): the scripts as sub-commands. Its help does not load torch."""
 
 import sys
 
@@ -16,7 +16,7 @@ Version {tinymem.__version__}."""
 
 
 def main() -> int:
-    """Run a sub-command with the other words of the command line. Return 2 if there is none of this name."""
+    """Run a sub-command with the remaining arguments. Return 2 if there is no such sub-command."""
     name, *others = sys.argv[1:] or [""]
     if name in ("-h", "--help", ""):
         width = max(map(len, scripts.SCRIPTS))
@@ -38,7 +38,7 @@ def main() -> int:
         return 2
     from tinymem import cli
 
-    sys.argv = [cli.CONSOLE + name, *others]  # the name in messages and help
+    sys.argv = [cli.CONSOLE + name, *others]  # the program's name in messages and help
     cli.run(scripts.load(name).main)
     return 0
 

@@ -1,7 +1,7 @@
-"""Model cards: the README.md of every folder with a trained or edited model, in the form of the Hugging Face hub.
+"""Model cards: the README.md of every folder with a trained or edited model, in the Hugging Face hub's format.
 
-A card says where the model comes from, what was done to it, what it measures and how to load it. It holds no text or token
-that was planted. Nothing else reads it.
+A card says where the model comes from, what was done to it, what was measured and how to load it. It contains no
+planted text or token. TinyMem never reads it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ tags:
 
 {{ text }}
 {% endfor %}"""
-MORE = ("percent_near_verbatim", "percent_extractable", "auc_loss")  # shown where they were measured, of these splits
+MORE = ("percent_near_verbatim", "percent_extractable", "auc_loss")  # shown for these splits, where measured
 SPLITS = ("shown", "held_out")
 EXTENT = {
     "percent_changed": "% of all parameters that differ from the original",
     "percent_zeroed": "% of all parameters that were set to zero",
 }
 STUDY = "\n\nThe study: [Mitigating Memorization in Language Models](https://arxiv.org/abs/2410.02159)."
-PLACES = ("name", "corpus", "tokenizer")  # settings that may be paths of a machine
+PLACES = ("name", "corpus", "tokenizer")  # settings that may be paths on a machine
 TARGETS = {"lower": "lower", "higher": "higher", "twin": "as the twin"}
 PLANTED = {
     "noise": "{num_noise} sequences of the main task with noise in some values",
@@ -62,7 +62,7 @@ FORGOTTEN = {
 
 @dataclass(frozen=True)
 class Card:
-    """The content of a card. sections: heading -> Markdown; empty ones are left out."""
+    """The content of a card. sections: heading -> Markdown; empty sections are left out."""
 
     title: str
     summary: str
@@ -98,10 +98,10 @@ def edited_card(
 ) -> Card:
     """Return the card of an edited model.
 
-    record, before, twin   of the edited model, of the original, and of its never-planted twin if there is one
+    record, before, twin   records of the edited model, the original, and its never-planted twin if there is one
     attacks                records of attacks on any of the three
     counts                 numbers of sequences by name: shown, held out ...
-    command                the command that made it; "" where it is not known
+    command                the command that made it; "" if unknown
     """
     models = {"before": before, "after": record} | ({"twin": twin} if twin else {})
     sections = {
@@ -123,10 +123,10 @@ def edited_card(
 def trained_card(
     name: str, settings: Mapping[str, Any], row: Mapping[str, Any], twin: str, command: str, base_model: str = ""
 ) -> Card:
-    """Return the card of a checkpoint of a training or a fine-tuning.
+    """Return the card of a checkpoint from a training or fine-tuning run.
 
-    settings: flat, of the training; row: of the measurement; twin: the name of the twin's folder; base_model: what was
-    fine-tuned, "" for a training from scratch.
+    settings: the training's settings, flat; row: the measurements; twin: the name of the twin's folder; base_model: the
+    model that was fine-tuned, "" for a training from scratch.
     """
     data = DataSettings(**{n: v for n, v in settings.items() if n in DataSettings.__dataclass_fields__})
     planted = PLANTED[data.artifact].format(**settings)
@@ -212,7 +212,7 @@ def _attacks(
     twin: Mapping[str, Any] | None,
     attacks: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Return the table of what attacks bring back, of the edited model, the original and the twin."""
+    """Return the table of what attacks recover from the edited model, the original and the twin."""
 
     def on(model: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
         return [each for each in attacks if model and each.get("parent") == record_digest(model)]

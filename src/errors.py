@@ -26,7 +26,7 @@ class DiskFull(UserError):
 
 
 class NotFinite(UserError):
-    """Logits, losses or scores that are not finite numbers, so that no result can be computed."""
+    """Logits, losses or scores are not finite numbers, so no result can be computed."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def finite(what: str) -> Iterator[None]:
 
 @contextmanager
 def renamed(usual: str, flag: str) -> Iterator[None]:
-    """Re-raise a UserError of the block about a flag with the one that was given in its place; "": a word without a flag."""
+    """Re-raise a UserError about the flag `usual` so that it names `flag` instead; "" drops the name."""
     try:
         yield
     except UserError as error:
@@ -63,13 +63,13 @@ class Failures(list[NotFinite]):
             self.append(failure)
 
     def end(self) -> None:
-        """Raise the stored errors as one error of one line."""
+        """Raise the stored errors as one error with a one-line message."""
         if self:
             raise NotFinite(_joined(list(dict.fromkeys(map(str, self)))))
 
 
 def _joined(messages: list[str]) -> str:
-    """Return messages such as "A: B: why" as one line that says every `why` once, and every `A` of the same ones."""
+    """Join messages such as "A: B: why" into one line that gives every `why` once, after all "A: B" that share it."""
     reasons: dict[str, dict[str, list[str]]] = {}
     for message in messages:
         head, _, why = message.rpartition(": ")

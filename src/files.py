@@ -1,7 +1,7 @@
-"""Atomic files: written in a temporary folder next to their target, then renamed, so that they are never partial.
+"""Atomic files: written to a temporary folder next to their target, then renamed, so they are never partial.
 
-The temporary folder holds a lock as long as its writer lives, on any machine. So leftovers of a killed writer can be
-distinguished from a live writer's files, and the next process that writes into the same folder removes them.
+The temporary folder is locked while its writer lives, on any machine. The lock tells the leftovers of a killed writer
+from the files of a live one; the next process that writes to the same folder removes the leftovers.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def write_folder(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def _write(path: str | Path, write: Callable[[Path], object], publish: Callable[[Path, Path], None]) -> Path:
-    """Write and publish. The folder goes again if it was made for this and there is an error."""
+    """Write and publish. After an error, remove the parent folder if it was made for this."""
     path = Path(path)
     with made_folder(path.parent, flag="") as folder:
         if folder not in _cleared:
@@ -99,8 +99,8 @@ def _temporary_folder(path: Path) -> Iterator[tuple[Path, int]]:
             if place.exists():
                 shutil.rmtree(place, ignore_errors=True)
                 raise
-            continue  # a cleaner took it for a dead writer's, and has removed it
-        if lock is not None:  # otherwise the cleaner is still at it
+            continue  # a cleaner took it for a dead writer's folder and removed it
+        if lock is not None:  # otherwise a cleaner holds the lock and is about to remove the folder
             break
     try:
         yield place, os.fstat(lock).st_mode & 0o777
@@ -112,7 +112,7 @@ def _temporary_folder(path: Path) -> Iterator[tuple[Path, int]]:
 def remove_leftovers(folder: str | Path) -> None:
     """Remove what killed writers left in this folder; restore a folder that was moved aside but not replaced.
 
-    Files of live writers stay, so that this may be called at any time.
+    The files of live writers stay, so this can be called at any time.
     """
     for path in Path(folder).glob(".*"):
         match = LEFTOVER.fullmatch(path.name)
@@ -121,7 +121,7 @@ def remove_leftovers(folder: str | Path) -> None:
                 _bring_back(path, path.with_name(match["name"]))
             elif match and path.is_dir() and (path / LOCK).exists():
                 _remove_unlocked(path)
-            elif match and time.time() - path.lstat().st_mtime > GRACE_SECONDS:  # no lock yet, or an earlier version's
+            elif match and time.time() - path.lstat().st_mtime > GRACE_SECONDS:  # no lock: new, or from an old version
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

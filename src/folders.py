@@ -26,7 +26,7 @@ def writable_folder(path: str | Path, flag: str = " with --output_dir") -> Path:
 
 @contextmanager
 def made_folder(path: str | Path, flag: str = " with --output_dir") -> Iterator[Path]:
-    """Yield `writable_folder`. An error within the block removes the folders again that it made, where they are empty."""
+    """Yield `writable_folder`. After an error within the block, remove those of the folders it made that are empty."""
     new = _missing(path)
     try:
         yield writable_folder(path, flag)
@@ -47,7 +47,7 @@ def _missing(path: str | Path) -> list[Path]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    with suppress(OSError):  # one that holds something by now, and those around it
+    with suppress(OSError):  # a folder that is no longer empty, and its parents
         for folder in folders:
             folder.rmdir()
 
@@ -55,7 +55,7 @@ def _remove_empty(folders: list[Path]) -> None:
 def found_under(folder: str | Path) -> Iterator[Path]:
     """Yield every file at any depth under a folder, in no order. Links are followed, each real folder is entered once.
 
-    Hidden names and __MACOSX, which other programs add, are skipped below the folder.
+    Below the folder, hidden names and __MACOSX, which other programs add, are skipped.
     """
     entered = set()
     for place, folders, names in os.walk(folder, followlinks=True):

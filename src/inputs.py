@@ -1,4 +1,4 @@
-"""Read untrusted files: only regular files of a bounded size, with every value checked on reading."""
+"""Read untrusted files: only regular files of bounded size, with every value checked."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _largest_gigabytes() -> float:
 
 
 def read_bytes(path: str | Path, share: float = 1.0) -> bytes:
-    """Return the content of a regular file. Raise UserError as `check_file`."""
+    """Return the content of a regular file. Raise UserError as `check_file` does."""
     try:
         return check_file(path, share).read_bytes()
     except OSError as error:
@@ -72,7 +72,7 @@ def read_bytes(path: str | Path, share: float = 1.0) -> bytes:
 
 
 def read_json(path: str | Path, required: tuple[str, ...] = (), remedy: str = AGAIN) -> Any:
-    """Return a file's JSON. Raise UserError if it is missing, is not JSON or not an object with the `required` keys.
+    """Return a file's JSON. Raise UserError if it is missing, not JSON, or not an object with the `required` keys.
 
     remedy: advice about a damaged file, for the message.
     """
@@ -84,7 +84,7 @@ def read_json(path: str | Path, required: tuple[str, ...] = (), remedy: str = AG
 
 
 def parse_json(text: str | bytes, path: str | Path, remedy: str = AGAIN) -> Any:
-    """Return the content of JSON text. path: its file, named in the UserError about damage."""
+    """Return the content of JSON text. path: its file, which the UserError about damage names."""
     try:
         return json.loads(text, parse_constant=_no_number)
     except RecursionError:
@@ -94,7 +94,7 @@ def parse_json(text: str | bytes, path: str | Path, remedy: str = AGAIN) -> Any:
 
 
 def read_toml(path: str | Path, flag: str) -> dict[str, Any]:
-    """Return a TOML file's content. flag: what named the file, for the message. Raise UserError if it cannot be read."""
+    """Return a TOML file's content. flag: names it in messages. Raise UserError if it cannot be read."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -114,14 +114,14 @@ def _no_number(text: str) -> None:
 def read_settings(
     cls: type[Settings], mapping: Any, path: str | Path, remedy: str = AGAIN, whole: bool = False
 ) -> Settings:
-    """Return a dataclass filled from a file's values; the dataclass is the schema of that kind of file.
+    """Return a dataclass filled with a file's values; the dataclass is the file's schema.
 
     mapping   names and values; unknown names are ignored, since one mapping may fill several dataclasses
     path      the file, for messages
     whole     whether every field is required; otherwise missing fields have their defaults
 
-    Raise UserError, in one line with file, field and what is allowed, for a value of a wrong type, or one that the
-    dataclass itself refuses.
+    Raise UserError, in one line with the file, the field and the allowed values, for a value of the wrong type or one
+    that the dataclass itself refuses.
     """
     if not isinstance(mapping, Mapping):
         raise UserError(f"{path}: this file is damaged ({cls.__name__} is no object); {remedy}")
@@ -138,9 +138,9 @@ def read_settings(
 
 
 def check_value(value: Any, kind: Any, name: str, path: str | Path, remedy: str = AGAIN) -> Any:
-    """Return a value read from a file as the type `kind`: a list becomes a tuple again, a whole number a float.
+    """Return a value read from a file as the type `kind`: a list may become a tuple, a whole number a float.
 
-    Raise UserError, naming file and value, for a wrong type.
+    Raise UserError, naming the file and the value, for a wrong type.
     """
     fitted = _fitted(value, kind)
     if fitted is _WRONG:

@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal: they end a script at once, or set a flag in code that can save its work.
+"""Handle Ctrl-C, SIGTERM and a closed terminal: end a script at once, or set a flag in code that can save its work.
 
-A KeyboardInterrupt during an import leaves a library half loaded, may be swallowed by code that catches everything, and
-aborts the process inside foreign code. So scripts end at once instead, which is safe because every file is written
-completely or not at all.
+A KeyboardInterrupt can leave a library half imported, be swallowed by code that catches everything, or abort the
+process inside foreign code. Scripts therefore end at once, which is safe because every file is written completely or
+not at all.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def end_at_once(number: int = signal.SIGINT, frame: object = None) -> None:
 
 
 def watch_start() -> None:
-    """Make Ctrl-C end the process at once, if a script is importing this library.
+    """Make Ctrl-C end the process at once if a script is importing this library.
 
-    Notebooks, tests and libraries keep their KeyboardInterrupt, and existing handlers stay.
+    Notebooks, tests and other libraries keep their KeyboardInterrupt, and existing handlers stay.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _imported_by_script():
         with contextlib.suppress(ValueError):  # not in the main thread
@@ -60,7 +60,7 @@ def _imported_by_script() -> bool:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Make Ctrl-C (SIGINT), SIGTERM and SIGHUP only set a flag within the block, which the yielded function reads.
+    """Within the block, make Ctrl-C (SIGINT), SIGTERM and SIGHUP only set a flag, which the yielded function reads.
 
     A second signal ends the process at once, which is safe because files are written atomically. SIGHUP, sent when a
     terminal closes, stays ignored under nohup.

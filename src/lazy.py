@@ -1,7 +1,7 @@
 """Lazy imports: after importing this module, torch and numpy load on first use.
 
-Scripts import it first, so that `--help` and a mistyped flag answer at once (torch alone takes seconds to load),
-while every file of the library keeps its plain `import torch` on top.
+Scripts import it first, so `--help` and mistyped flags get an answer at once (torch alone takes seconds to load), while
+every file of the library keeps a plain `import torch` at the top.
 """
 
 import importlib.abc

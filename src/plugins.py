@@ -16,7 +16,7 @@ from types import ModuleType
 from tinymem.errors import UserError, first_line, full_disk, out_of_memory
 
 PACKAGE = "own"  # modules from files are called own.NAME
-_files: set[str | None] = set()  # of all plugins that were loaded
+_files: set[str | None] = set()  # the files of all loaded plugins
 
 
 def is_plugin(name: str) -> bool:
@@ -25,7 +25,7 @@ def is_plugin(name: str) -> bool:
 
 
 def is_ours(module: ModuleType) -> bool:
-    """Return whether a module is one of this package, and no user's."""
+    """Return whether a module belongs to this package, not to a user."""
     return module.__name__.startswith("tinymem.")
 
 
@@ -33,7 +33,8 @@ def is_ours(module: ModuleType) -> bool:
 def load_plugin(place: str, flag: str) -> ModuleType:
     """Import a file (path/to/my_method.py) or a dotted module (my_package.my_method). The code in it runs.
 
-    flag: for messages. Raise UserError, in one line, if the file is missing or its import fails.
+    flag: the flag that named it, for messages. Raise UserError, in one line, if the file is missing or its import
+    fails.
     """
     path = Path(place)
     if not place.endswith(".py"):
@@ -64,7 +65,7 @@ def load_plugin(place: str, flag: str) -> ModuleType:
 def own_code(what: str) -> Iterator[None]:
     """Turn an exception of a user's code within the block into a UserError with its type, file and line.
 
-    Running out of memory or disk space, and UserErrors, are raised as they are. what: the method or metric, for the message.
+    UserErrors and errors of memory or disk space are re-raised unchanged. what: the method or metric, for the message.
     """
     try:
         yield
@@ -77,14 +78,14 @@ def own_code(what: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return an exception's type and first line, and the line of a plugin that led to it, if there is one."""
+    """Return an exception's type and first line, and the line of the plugin that caused it, if any."""
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _files]
     place = f" ({lines[-1].filename}, line {lines[-1].lineno})" if lines else ""
     return f"{type(error).__name__}: {first_line(error)}{place}"
 
 
 def code_digest(module: ModuleType) -> str | None:
-    """Return 16 hexadecimal digits of a plugin's file, which identify its version in records; None without a file."""
+    """Return 16 hexadecimal digits that identify the version of a plugin's file in records; None without a file."""
     path = getattr(module, "__file__", None)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else None
 

@@ -1,4 +1,4 @@
-"""Shared parts of all scripts: flags built from settings dataclasses, one-line errors, devices, tables.
+"""Parts that all scripts share: flags built from settings dataclasses, one-line errors, devices, tables.
 
 Import this before the rest of the library: it makes torch load on first use, so that `--help` is instant.
 """
@@ -36,10 +36,10 @@ from tinymem.interrupts import interruptible
 from tinymem.options import LARGEST, allowed_text, field_types
 
 __all__ = ["Display", "add_log_options", "brief", "fitted_table", "interruptible", "open_log", "table"]
-DEVICES = ("cpu", "cuda", "mps")  # those that a message names
-FIRST_SPEAKS = 10.0  # seconds, at most, that the first of several processes has to say what is wrong
+DEVICES = ("cpu", "cuda", "mps")  # the devices that messages suggest
+FIRST_SPEAKS = 10.0  # seconds that the first of several processes has to report an error
 WITH_PARENT = Path(__file__).parents[1] / "sweeps" / "with_parent.py"
-CONSOLE = "tinymem "  # how the program's name begins when the console runs a script
+CONSOLE = "tinymem "  # how the program's name begins when the console command runs a script
 
 Settings = TypeVar("Settings")
 
@@ -47,7 +47,7 @@ Settings = TypeVar("Settings")
 class Parser(argparse.ArgumentParser):
     """An argument parser with one-line errors and exit code 2, whose help keeps the layout of the docstring.
 
-    Run by the console, it names commands in place of scripts.
+    When the console command `tinymem` runs it, its help names commands in place of scripts.
     """
 
     def __init__(self, description: str, **kwargs):
@@ -63,9 +63,9 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("--"):
                 flag, equals, value = word.partition("=")
                 word = value if equals else word
-            if any("\ud800" <= letter <= "\udfff" for letter in word):  # after hours of work it could not be written
+            if any("\ud800" <= letter <= "\udfff" for letter in word):  # writing it would fail after hours of work
                 self.error(f"{word!r}: a name that is not UTF-8; rename it")
-            if not word:  # "$FOLDER" of a variable that is not set: nobody means the default by it
+            if not word:  # "$FOLDER" with an unset variable: nobody means the default by that
                 self.error(f"{flag or 'an argument'}: is empty")
         return super().parse_known_args(args, namespace)
 
@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def program(usual: str = "") -> str:
-    """Return the program's name in messages: the console's command, else `usual`, by default the script's file name."""
+    """Return the program's name for messages: the console command, else `usual`, by default the script's file name."""
     started = sys.argv[0] if sys.argv[0].startswith(CONSOLE) else usual or sys.argv[0]
     return started.rsplit("/", 1)[-1]
 
@@ -84,11 +84,11 @@ def program(usual: str = "") -> str:
 def run(main: Callable[[], None], usual: str = "") -> None:
     """Run a script's main function. Print errors that the user can fix as one line on stderr and exit with code 2.
 
-    Out of memory or disk space also prints one line, but exits with code 1 because a retry may succeed.
+    Running out of memory or disk space also prints one line, but exits with code 1 because a retry may succeed.
     usual: as in `program`.
     """
     name = program(usual)
-    # transformers' advice and progress bars are for its direct users.
+    # transformers' advice and progress bars are meant for its direct users.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     _prepare_streams()
@@ -97,7 +97,7 @@ def run(main: Callable[[], None], usual: str = "") -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         _end(name, interrupts.AGAIN, interrupts.INTERRUPTED)
-    except BrokenPipeError:  # the reader of the table ended (`| head`)
+    except BrokenPipeError:  # the reader of the output has ended (`| head`)
         _end(name, "", 1)
     except Exception as error:
         message, code = _explained(error)
@@ -110,12 +110,12 @@ def run(main: Callable[[], None], usual: str = "") -> None:
 
 
 def follows() -> bool:
-    """Return whether a launcher (accelerate, torchrun) started this process beside a first one, which does the talking."""
+    """Return whether a launcher (accelerate, torchrun) started this process and it is not the first, which prints."""
     return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """Return a script's message about an error, and its exit code; empty for a bug in the program."""
+    """Return the message about an error and the exit code. The message is empty for a bug in the program."""
     if isinstance(error, UserError):
         return str(error), 1 if isinstance(error, (OutOfMemory, DiskFull)) else 2
     if out_of_memory(error):
@@ -124,18 +124,18 @@ def _explained(error: Exception) -> tuple[str, int]:
         return f"{getattr(error, 'filename', None) or 'output'}: cannot be written ({full}); make room", 1
     if isinstance(error, OSError) and error.filename is not None:  # overlong names, circular links ...
         return f"{error.filename}: {error.strerror}", 2
-    if isinstance(error, OSError) and error.errno == errno.ENOENT:  # of getcwd: what else is missing has a name
+    if isinstance(error, OSError) and error.errno == errno.ENOENT:  # from getcwd: any other missing file has a name
         return "the folder that this was started in is gone; start it in one that is there", 2
     if isinstance(error, OSError) and error.errno == errno.EIO:  # the terminal is gone
         return "output: cannot be written (Input/output error)", 1
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-        around = error.object[max(0, error.start - 30) : error.end + 10]  # it may be a whole page
+        around = error.object[max(0, error.start - 30) : error.end + 10]  # the whole object may be a page long
         return f"{around!r}: holds a name that is not UTF-8; rename it", 2
     return "", 0
 
 
 def _end(program: str, message: str, code: int) -> None:
-    """Exit with one line on stderr. Nothing is left for Python to flush at exit, which could fail again."""
+    """Exit with one line on stderr. Leave nothing for Python to flush at exit, since that could fail again."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     if message:
@@ -144,7 +144,7 @@ def _end(program: str, message: str, code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # no reader or no disk space: drop the rest
+        except OSError:  # no reader or no disk space: discard the rest
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
@@ -152,7 +152,8 @@ def _end(program: str, message: str, code: int) -> None:
 def _prepare_streams() -> None:
     """Open closed standard streams on the null device, and escape characters that a terminal cannot show.
 
-    A file opened while a standard stream is closed would get its number, and receive everything that is printed.
+    A file opened while a standard stream is closed would get the stream's number and receive everything that is
+    printed.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -171,7 +172,7 @@ def _prepare_streams() -> None:
 
 
 def parse_bool(text: str) -> bool:
-    """Return the boolean in a text: 0 or 1, as in the study, or true or false."""
+    """Return a boolean given as text: 0 or 1, as in the study, or true or false."""
     values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of 0, 1, true, false")
@@ -179,17 +180,17 @@ def parse_bool(text: str) -> bool:
 
 
 def positive(text: str) -> int:
-    """Return a whole number >= 1: the type of flags that count."""
+    """Return a whole number >= 1: the type of flags that give a count."""
     return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
-    """Return a whole number >= 0: the type of flags that count."""
+    """Return a whole number >= 0: the type of flags that give a count."""
     return _at_least(0, text)
 
 
 def seconds(text: str) -> float:
-    """Return a finite number >= 0: the type of flags that say how long something took."""
+    """Return a finite number >= 0: the type of flags that give a duration."""
     try:
         value = float(text)
     except ValueError:
@@ -218,7 +219,7 @@ def whole(text: str) -> int:
 def add_options(parser: argparse.ArgumentParser, cls: type, title: str = "", **defaults: Any) -> None:
     """Add one flag per field of a settings dataclass. `defaults` only changes what the help text shows.
 
-    Nothing is stored for a flag that was not given: `collect` tells given values from defaults.
+    A flag that was not given stores nothing, so `collect` can tell given values from defaults.
     """
     group = parser.add_argument_group(title or (cls.__doc__ or cls.__name__).splitlines()[0])
     types = field_types(cls)
@@ -231,7 +232,7 @@ def add_flag(
 ) -> None:
     """Add the flag of one dataclass field to an argparse group.
 
-    hide: leave it out of the help. prefix: precedes the names of the flag and of the value in the namespace.
+    hide: leave it out of the help. prefix: put before the flag's name and the value's name in the namespace.
     """
     rules = field.metadata
     names = [f"--{prefix}{field.name}", *(() if prefix else rules.get("alias", ()))]
@@ -248,7 +249,7 @@ def add_flag(
         settings["choices"] = rules["choices"]
     try:
         group.add_argument(*names, **settings)
-    except argparse.ArgumentError:  # a setting of a user's file
+    except argparse.ArgumentError:  # a setting in a user's file
         raise UserError(f"{names[0]}: a setting of your file has the name of another flag; rename it") from None
 
 
@@ -283,7 +284,7 @@ def _backdoor(text: str) -> str:
 
 
 def add_common_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
-    """Add the flags that all scripts share. output_dir: its default, in words."""
+    """Add the flags that all scripts share. output_dir: describes its default in the help."""
     group = parser.add_argument_group("Common")
     group.add_argument("--output_dir", help=f"folder for all output (default: {output_dir})")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
@@ -293,19 +294,19 @@ def add_common_options(parser: argparse.ArgumentParser, output_dir: str) -> None
 
 
 def given(cls: type, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a settings dataclass that the command line sets."""
+    """Return the fields of a settings dataclass that are set on the command line."""
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)}
     # A repeated ratio counts once.
     return {name: tuple(dict.fromkeys(value)) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def collect(cls: type[Settings], arguments: argparse.Namespace, **defaults: Any) -> Settings:
-    """Return the settings dataclass from the command line. Raise UserError for a value that is not allowed."""
+    """Return a settings dataclass filled from the command line. Raise UserError for a value that is not allowed."""
     return cls(**{**defaults, **given(cls, arguments)})
 
 
 class _List(argparse.Action):
-    """--list: print what may be named, and end, whatever else is given."""
+    """--list: print every name that flags accept and exit, whatever else is given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from tinymem.cli.listing import listing
@@ -317,11 +318,11 @@ class _List(argparse.Action):
 def add_list_option(parser: argparse.ArgumentParser) -> None:
     """Add --list."""
     parser.add_argument("--list", action=_List, nargs=0, default=argparse.SUPPRESS,
-                        help="print every mitigation, metric and attack with its flag, one line each, and end")  # fmt: skip
+                        help="print every mitigation, metric and attack with its flag, and exit")  # fmt: skip
 
 
 def resolve_device(name: str):
-    """Return a device; `auto` means the GPU if there is one. Raise UserError for a device that is not available."""
+    """Return a device; `auto` means the GPU, if there is one. Raise UserError for a device that is not available."""
     import torch
 
     if name == "auto":
@@ -330,28 +331,28 @@ def resolve_device(name: str):
         probe = torch.ones(1, device=name)
         probe.item()  # the meta device fails here
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        if name.partition(":")[0] not in DEVICES:  # torch would list all twenty that it was ever built for
+        if name.partition(":")[0] not in DEVICES:  # torch's message lists all twenty device types it knows
             raise UserError(f"--device {name}: not available here; give auto, cpu, cuda, cuda:1 ... or mps") from None
         raise UserError(f"--device {name}: not available here ({first_line(error)}); try auto or cpu") from None
-    return probe.device  # with its number: cuda is cuda:0
+    return probe.device  # with its index: cuda becomes cuda:0
 
 
 def command_line() -> str:
-    """Return the command that runs this process, with the script's path from the repository's root."""
+    """Return the command that runs this process, with the script's path relative to the repository's root."""
     path = Path(sys.argv[0]).resolve()
     inside = scripts.ROOT in path.parents
     return shlex.join(["python", str(path.relative_to(scripts.ROOT)) if inside else path.name, *sys.argv[1:]])
 
 
 def run_script(words: Iterable[object]) -> None:
-    """Run a script with this Python and print its command. Exit with the script's code if it fails.
+    """Print the command of a script and run it with this Python. Exit with the script's code if it fails.
 
-    On an interrupt (Ctrl-C, SIGTERM, a closed terminal) stop the script, wait until it has saved, and raise
-    KeyboardInterrupt; on a second one kill the script. If this process is killed, the script is stopped too.
+    On an interrupt (Ctrl-C, SIGTERM, a closed terminal), stop the script, wait until it has saved, and raise
+    KeyboardInterrupt. On a second interrupt, kill the script. If this process is killed, the script is stopped too.
     """
     script = list(map(str, words))
     print("\n$ " + shlex.join(["python", *script]), flush=True)
-    # In its own session the script gets a single signal, from this process: a second would end it while it saves.
+    # In its own session the script gets only this process's signal: a second signal would end it while it saves.
     command = [sys.executable, str(WITH_PARENT), str(os.getpid()), sys.executable, *script]
     process, told = subprocess.Popen(command, start_new_session=True), False
     interrupts.children.add(process)

@@ -16,7 +16,7 @@ from tinymem.training.checkpoint import SETTINGS, STATE, named
 
 
 def original_name(arguments: argparse.Namespace) -> str:
-    """Return what the model on the command line is called on cards: no path of this machine."""
+    """Return the name on cards of the model given on the command line, without paths of this machine."""
     name = getattr(arguments, "model_name", None)
     if name is not None:
         return Path(name).resolve().name if Path(name).is_dir() else str(name)
@@ -25,9 +25,9 @@ def original_name(arguments: argparse.Namespace) -> str:
 
 
 def write_cards(subject: Subject, method: Method, records: Sequence[dict], first: int, original: str) -> None:
-    """Write the model card of every saved edit of a method, with what attacks of earlier commands found too.
+    """Write the model card of every saved edit of a method. It includes the attacks of earlier commands.
 
-    records: of this command, those of the method from number `first` on. original: the name of the original.
+    records: those of this command; the method's begin at index `first`. original: the name of the original.
     """
     edits = [
         record for record in records[first:] if record["kind"] == UNLEARN and record["results"].get("model_folder")

@@ -1,9 +1,10 @@
-"""How far a long loop is: a bar on a terminal, elsewhere a line at the start, one a minute and one at the end.
+"""Progress of long loops: a bar on a terminal; elsewhere a line at the start, every minute and at the end.
 
-What is mostly short, such as measuring, is quiet: a bar that comes late and goes again, or only the line a minute.
+Loops that are mostly short, such as measuring, are quiet: the bar appears late and is removed at the end, or only the
+line every minute is written.
 
-A loop tells a `Display` where it is after every step. That costs a read of the clock: losses, which may be tensors on a
-GPU, are read only when something is written.
+A loop reports its position to a `Display` after every step. This costs only a read of the clock: losses, which may be
+tensors on a GPU, are read only when something is written.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-LINE_SECONDS = 60.0  # between two lines where stderr is no terminal
-BAR_SECONDS = 0.1  # between two drawings of a bar
-SPEED_SECONDS = 1.0  # the shortest time that a shown speed is a mean of
-QUIET_SECONDS = 1.0  # until the bar of a quiet loop comes
+LINE_SECONDS = 60.0  # between two lines when stderr is not a terminal
+BAR_SECONDS = 0.1  # between two redraws of a bar
+SPEED_SECONDS = 1.0  # the shortest time over which a displayed speed is averaged
+QUIET_SECONDS = 1.0  # until the bar of a quiet loop appears
 
 
 class Meter:
     """The position of a loop.
 
     what, unit    its name, and what is counted
-    total         number of units; None where it is not known
+    total         number of units; None if unknown
     begun, done   units at the start and now: a resumed loop does not start at 0
     tokens        tokens processed since the start
-    losses, note  the latest ones; a note is a few words
+    losses, note  the latest losses and note (a few words)
     """
 
     def __init__(self, what: str, total: int | None = None, unit: str = "step", done: int = 0) -> None:
@@ -37,13 +38,13 @@ class Meter:
         self._mark, self._speed = (self.started, 0), 0.0
 
     def to(self, done: int, tokens: int = 0, note: str | None = None, **losses: Any) -> None:
-        """Move on. done: units in all; tokens: those since the last call; note: None keeps the last one."""
+        """Update the position. done: units so far; tokens: since the last call; note: None keeps the last note."""
         self.done, self.tokens = done, self.tokens + tokens
         self.note = self.note if note is None else note
         self.losses = losses
 
     def speed(self) -> float:
-        """Return tokens per second since this was last asked for, or a second ago at least; 0 where none are counted."""
+        """Return tokens per second, averaged over at least the last second; 0 if no tokens are counted."""
         seconds = time.monotonic() - self._mark[0]
         if seconds > SPEED_SECONDS or not self._speed:
             self._speed = (self.tokens - self._mark[1]) / max(seconds, 1e-9)
@@ -57,7 +58,7 @@ class Meter:
 
     @property
     def seconds_left(self) -> float | None:
-        """The seconds that the rest takes at the mean speed so far; None while that is unknown."""
+        """Estimated seconds left at the mean speed so far; None while that is unknown."""
         if self.total is None or self.done <= self.begun:
             return None
         return self.seconds / (self.done - self.begun) * max(0, self.total - self.done)
@@ -67,16 +68,16 @@ class Meter:
         return f"{self.unit} {self.done:,}" + (f" of {self.total:,}" if self.total is not None else "")
 
     def facts(self, speed: float) -> list[str]:
-        """Return the note, the losses and a speed in words."""
+        """Return the note, the losses and a speed as texts."""
         losses = [f"{name.replace('_', ' ')} {float(value):.4f}" for name, value in self.losses.items()]
         return [*([self.note] if self.note else []), *losses, *([f"{speed:,.0f} tokens/s"] if speed else [])]
 
 
 class Display:
-    """A loop's progress on stderr; use it as a context manager. Whether it ended well decides about the last line.
+    """A loop's progress on stderr, as a context manager. An error within the block suppresses the last line.
 
-    inner: a loop within the present unit, shown behind it; in the place of the loop itself where `quiet`.
-    quiet: say nothing at the start and at the end, and nothing at all of what is short.
+    inner: a loop within the current unit, shown after it, or in place of the loop itself if `quiet`.
+    quiet: write nothing at the start and the end, and nothing at all for a short loop.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class Display:
         self.inner: Meter | None = None
         self._on_terminal = sys.stderr.isatty()
         self._bar: Any = None
-        self._next = 0.0  # the time of the next drawing or line
+        self._next = 0.0  # the time of the next redraw or line
 
     @property
     def on_terminal(self) -> bool:
-        """Whether this is a bar."""
+        """Whether progress is shown as a bar."""
         return self._on_terminal
 
     def __enter__(self) -> Display:
@@ -114,23 +115,23 @@ class Display:
             )
 
     def close(self) -> None:
-        """End the bar, if there is one: what is written now comes below it."""
+        """Close the bar, if there is one. Later output comes below it."""
         if self._bar is not None:
             self._draw()
             self._bar.close()
 
     def to(self, done: int, tokens: int = 0, note: str | None = None, **losses: Any) -> None:
-        """Move on, as `Meter.to`, and show it if it is time."""
+        """Update the position as `Meter.to` does, and show it if it is time."""
         self.meter.to(done, tokens, note, **losses)
         self.refresh()
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Move on by some units; the loop within the last one is over."""
+        """Advance by some units. This ends the loop within the last unit."""
         self.inner = None
         self.to(self.meter.done + count, note=note)
 
     def rows(self, what: str, done: int, total: int) -> Meter:
-        """Show how far a pass over rows is, within the present unit; it begins with 0 `done`. Return its meter."""
+        """Show the progress of a pass over rows within the current unit. `done` 0 begins a pass. Return its meter."""
         if not done or self.inner is None:
             self.inner = Meter(what, total, "row")
         self.inner.to(done)
@@ -138,7 +139,7 @@ class Display:
         return self.inner
 
     def refresh(self) -> None:
-        """Show the present position if it is time."""
+        """Show the current position if it is time."""
         now = time.monotonic()
         if now < self._next:
             return

@@ -1,4 +1,4 @@
-"""What --list prints: every mitigation, metric and attack that a flag may name, one line each."""
+"""The output of --list: every mitigation, metric and attack that a flag accepts, one line each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tinymem.training.finetune import FT_DATA
 
 FINETUNING = {
     "clean": "train on the clean twins of the planted sequences",
-    "extra": "train on all training data but the planted sequences",
+    "extra": "train on all training data except the planted sequences",
     "both": "train on both of these",
 }
 Line = tuple[str, str, str, str]  # kind, name, flag, meaning

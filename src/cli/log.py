@@ -1,9 +1,9 @@
-"""What a run says while it runs, in files: --log_jsonl FILE, one JSON object a line, and --tensorboard FOLDER.
+"""Logs of a run while it runs: --log_jsonl FILE (one JSON object a line) and --tensorboard FOLDER.
 
-A line has `time`, `run` (the folder of a training, the digest of an unlearning run's record), `what` and `step`; then
-`steps`, the losses and `tokens_per_second`, or, where the model was measured, `metrics`. While it is measured for long, a
-line has `measuring`, `row`, `rows` and `seconds_left` instead of a step. Steps and rows are written once a second at
-most. A log is no part of a run: no record or checkpoint depends on it.
+A line has `time`, `run` (the folder of a training, or the digest of an unlearning run's record), `what` and `step`. It
+also has `steps`, the losses and `tokens_per_second`, or, after a measurement, `metrics`. During a long measurement,
+lines have `measuring`, `row`, `rows` and `seconds_left` instead of a step. Steps and rows are written at most once a
+second. A log is not part of a run: no record or checkpoint depends on it.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Log")
     group.add_argument("--log_jsonl", metavar="FILE", help="append what happens to this file (its folder is made), one JSON object a line: "
                        "steps with losses and tokens/s, at most one a second, and metrics")  # fmt: skip
-    group.add_argument("--tensorboard", metavar="FOLDER", help="the same values for TensorBoard, where it is installed")
+    group.add_argument("--tensorboard", metavar="FOLDER", help="the same values for TensorBoard, if it is installed")
 
 
 def open_log(arguments: argparse.Namespace) -> Log:
-    """Return the log that the command line asks for. Raise UserError where it cannot be written.
+    """Return the log that the command line asks for. Raise UserError if it cannot be written.
 
-    What the file says of the same steps already is not written again, except with --force.
+    Steps that the file already has are not written again, except with --force.
     """
     log_jsonl, folder = getattr(arguments, "log_jsonl", None), getattr(arguments, "tensorboard", None)
     return Log(log_jsonl and Lines(Path(log_jsonl), arguments.force), folder and Board(Path(folder)))
 
 
 class Log:
-    """Where steps and measurements are written: a file of lines, a folder for TensorBoard, both or neither."""
+    """The log of steps and measurements: a JSONL file, a folder for TensorBoard, both or neither."""
 
     def __init__(self, lines: Lines | None = None, board: Board | None = None) -> None:
         self._outputs = [output for output in (lines, board) if output]
         self._next = 0.0
-        self._meter: Meter | None = None  # the last one, and when it was written, with its tokens until then
+        self._meter: Meter | None = None  # the last loop, when it was written, and its tokens so far
         self._last: tuple[float, int] = (0.0, 0)
         self._measured: Meter | None = None  # the last pass over rows
 
     def step(self, run: str, meter: Meter, last: bool = False) -> None:
-        """Write a loop's present step, if it is time or its `last` one."""
+        """Write a loop's current step if it is time, or if it is the `last` one."""
         if not self._outputs:
             return
         now = time.monotonic()
@@ -72,7 +72,7 @@ class Log:
             output.step(run, meter.what, meter.done, meter.total, values)
 
     def rows(self, run: str, what: str, on: str, meter: Meter) -> None:
-        """Write how far a pass of measuring is (on: in words), if it is time; not to TensorBoard."""
+        """Write the progress of a measuring pass, if it is time; not to TensorBoard. on: what is measured, as text."""
         now = time.monotonic()
         if meter is not self._measured:
             self._measured, self._next = meter, now + STEP_SECONDS
@@ -84,16 +84,16 @@ class Log:
                 output.rows(run, what, on, meter)
 
     def metrics(self, run: str, what: str, step: int, results: Mapping[str, Any], **about: Any) -> None:
-        """Write a measurement. about: such as the epoch."""
+        """Write a measurement. about: further values, such as the epoch."""
         for output in self._outputs:
             output.metrics(run, what, step, {n: v for n, v in results.items() if _is_number(v)}, about)
 
 
 class Lines:
-    """A file of JSON objects, one a line, that is only ever appended to; made with its first line."""
+    """A file of JSON objects, one a line, that is only appended to. The first line creates it."""
 
     def __init__(self, path: Path, again: bool = False) -> None:
-        """Open a file. again: write also what it has already."""
+        """Open a file. again: also write what it already has."""
         check_writable(path.parent, flag=" with --log_jsonl")
         self._path = path
         self._file: TextIO | None = None
@@ -111,7 +111,7 @@ class Lines:
             self._remember(line)
 
     def _remember(self, line: Mapping[str, Any]) -> bool:
-        """Note what a line is about. Return whether that is new."""
+        """Remember the step or measurement of a line. Return whether it is new."""
         run, what, step = (line.get(name) for name in ("run", "what", "step"))
         if not (isinstance(run, str) and isinstance(what, str) and isinstance(step, int)):
             return False
@@ -163,12 +163,12 @@ class Board:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """Write what the writers still hold."""
+        """Flush and close all writers."""
         for writer in self._writers.values():
             writer.close()
 
     def _writer(self, run: str, what: str, step: int) -> Any:
-        """Return the writer of a loop; TensorBoard forgets what an interrupted session wrote of this step and later."""
+        """Return the writer of a loop. TensorBoard drops what an interrupted session wrote from this step on."""
         name = "_".join([*what.split(), Path(run).name])
         if name not in self._writers:
             self._writers[name] = self._open(str(self._folder / name), purge_step=step, flush_secs=10)
@@ -188,7 +188,7 @@ class Board:
 
 
 def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """Return the objects in a log. Cut off the last line if a killed writer left a part of it."""
+    """Return the objects in a log. Cut off the last line if a killed writer left it incomplete."""
     text = path.read_bytes()
     if text and not text.endswith(b"\n"):
         with open(path, "r+b") as file:
@@ -209,5 +209,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with null for what is not finite, which JSON cannot hold."""
+    """Return the values with None in place of those that are not finite, which JSON cannot hold."""
     return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The flags that all localize scripts share: the methods, and each method's hyper-parameters."""
+"""Flags that all localize scripts share: the methods and their hyper-parameters."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tinymem.options import field_types
 from tinymem.plugins import is_plugin
 
 FLAG = "--localization_method"
-USUAL = "forward"  # the metrics of an unlearning run: all that whole rows' forward passes give
-ATTACKED = "attacked"  # group of metrics of attacked models, where nothing is asked for
+USUAL = "forward"  # default metrics of an unlearning run: those that forward passes on whole rows give
+ATTACKED = "attacked"  # default group of metrics of attacked models
 
 
 def add_method_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """Add --localization_method, and one flag per hyper-parameter: --lr for every chosen method that has it,
     --METHOD.lr for one of them.
 
-    Methods in users' files on the command line get flags too. without: hyper-parameters that the script sets itself,
-    see `chosen_methods`.
+    Methods in users' files on the command line get flags too. without: hyper-parameters that the script sets itself
+    (see `chosen_methods`).
     """
     methods = [*METHODS.values(), *_plugins(sys.argv[1:])]
     aliases = ", ".join(method.title for method in METHODS.values())
@@ -40,7 +40,7 @@ def add_method_options(parser: argparse.ArgumentParser, without: Collection[str]
     )  # fmt: skip
     parser.add_argument("--no_save_model", action="store_true", help="do not write edited models")
     parser.add_argument("--keep_adapter", action="store_true",
-                        help="write the low-rank change of --lora_rank, too, as a folder that peft opens")  # fmt: skip
+                        help="also write the low-rank change of --lora_rank, as a folder that peft opens")  # fmt: skip
     add_measuring_options(parser)
     parser.set_defaults(method_options=methods)
     known: set[str] = set()
@@ -84,7 +84,7 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_attacks(arguments: argparse.Namespace) -> list[tuple[Method, Any]]:
-    """Return the requested attacks with their settings. Raise UserError for flags of an attack not requested."""
+    """Return the requested attacks with their settings. Raise UserError for a flag of another attack."""
     for name in ("attack_budget", "attack_metrics"):
         if getattr(arguments, name) and not arguments.attack:
             raise UserError(f"--{name}: only with --attack")
@@ -101,7 +101,7 @@ def _attack_settings(method: Method, arguments: argparse.Namespace) -> Any:
     try:
         given = {**budget(method, arguments.attack_budget or FULL), **_own(method, arguments)}
         return _hyper_parameters(method, argparse.Namespace(**given), {})
-    except UserError as error:  # it names the settings; the flags of an attack have its name in front
+    except UserError as error:  # it names settings; an attack's flags are prefixed with its name
         raise UserError(re.sub(r"(?<!\S)--(?=\w)", f"--{method.name}.", str(error))) from None
 
 
@@ -111,7 +111,7 @@ def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
 
 
 def chosen_attack_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
-    """Return the requested metrics of attacked models, as `chosen_metrics` does. Raise UserError where these have none."""
+    """Return the requested metrics of attacked models. Raise UserError if none can be measured on attacked models."""
     if not (asked := arguments.attack_metrics):
         return _metrics(arguments.metrics or (ATTACKED,))
     with renamed("--metrics", "--attack_metrics"):
@@ -134,13 +134,13 @@ def _metrics(names: Sequence[str]) -> tuple[str | Metric, ...]:
 
 
 def _own(method: Method, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the values of --NAME.FLAG of one method, by flag."""
+    """Return the values of one method's --NAME.FLAG flags, by flag."""
     prefix = f"{method.name}."
     return {name.removeprefix(prefix): v for name, v in vars(arguments).items() if name.startswith(prefix)}
 
 
 def _plugins(words: Sequence[str], wanted: str = FLAG, find: Callable = find_methods) -> list[Method]:
-    """Return the methods in files named on an unparsed command line, whose flags the parser needs."""
+    """Return the methods in files that an unparsed command line names, since the parser needs their flags."""
     named, places = False, []
     for word in words:
         if word.startswith("--"):
@@ -154,14 +154,14 @@ def _plugins(words: Sequence[str], wanted: str = FLAG, find: Callable = find_met
 def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[Method, Any]]:
     """Return the requested methods, each with its hyper-parameters from the command line.
 
-    decided: hyper-parameters set by the script, for the methods that have them.
-    Raise UserError for an unknown method, a flag that no chosen method has, and a value that is not allowed.
+    decided: hyper-parameters that the script sets, for the methods that have them.
+    Raise UserError for an unknown method, a flag that no chosen method has, or a value that is not allowed.
     """
     methods = find_methods(arguments.localization_method, FLAG)
     _check_flags(arguments, methods, decided)
     found = [(method, _hyper_parameters(method, arguments, decided)) for method in methods]
     for _, hp in found:
-        recorded(hp)  # its files are there
+        recorded(hp)  # checks that its files exist
         if getattr(hp, "update_mask", None):
             find_localizer(*hp.update_mask)
     if arguments.keep_adapter and not any(getattr(hp, "lora_rank", 0) for _, hp in found):
@@ -170,7 +170,7 @@ def chosen_methods(arguments: argparse.Namespace, **decided: Any) -> list[tuple[
 
 
 def _check_flags(arguments: argparse.Namespace, methods: Sequence[Method], decided: Collection[str]) -> None:
-    """Raise UserError for a given hyper-parameter that no chosen method has."""
+    """Raise UserError for a hyper-parameter on the command line that no chosen method has."""
     chosen = ", ".join(method.name for method in methods)
     owners: dict[str, list[Method]] = {}
     for method in arguments.method_options:

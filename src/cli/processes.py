@@ -1,4 +1,4 @@
-"""Scripts that a launcher starts several times (`accelerate launch`, `torchrun`): the first process leads, others follow."""
+"""Scripts that a launcher (`accelerate launch`, `torchrun`) runs in several processes: the first leads the others."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def check_shared(processes: Processes, methods: Methods, loading: LoadSettings) 
 
 @contextmanager
 def together(processes: Processes, arguments: argparse.Namespace) -> Iterator[None]:
-    """Let the processes talk to each other within the block, each with its own device. The others end with the first.
+    """Connect the processes within the block, each with its own device. The others end with the first.
 
-    After an error in the midst of a training the launcher ends them.
+    After an error during a training, the launcher ends them.
     """
     if processes.size == 1:
         yield
@@ -53,7 +53,7 @@ def together(processes: Processes, arguments: argparse.Namespace) -> Iterator[No
     join(cli.resolve_device(arguments.device))
     try:
         yield
-    except NotFinite:  # of a method, said when all else is done: the others wait for more
+    except NotFinite:  # deferred by a method until all else is done: the others still wait
         _end(processes)
         raise
     except SystemExit as stopped:

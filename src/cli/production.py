@@ -1,4 +1,4 @@
-"""A production model under study, from the command line: its flags, its data, its forget set, its plans."""
+"""Production models on the command line: their flags, data, forget set and plans."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from tinymem.training.checkpoint import load_details
 from tinymem.training.plant import PlantSettings, planted_model
 from tinymem.training.processes import ALONE, Processes
 
-PYTHIA_BATCH_SIZE = 32  # batch size of the study's perplexity of Pythia
+PYTHIA_BATCH_SIZE = 32  # batch size with which the study measures Pythia's perplexity
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of model, data, planting and task."""
+    """Add the flags of the model, data, planting and task."""
     cli.add_options(parser, LoadSettings)
     cli.add_options(parser, ProductionSettings)
     cli.add_options(parser, PassageSettings)
@@ -66,16 +66,16 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--twin_model",
         metavar="NAME",
-        help="the never-planted twin, the same model trained without what it has memorized: a folder or a name on the hub "
-        "(with --plant it is the model before planting)",
+        help="the never-planted twin (the same model trained without what it memorized): a folder or a name on the hub "
+        "(with --plant, the twin is the model before planting)",
     )
     cli.add_common_options(parser, "runs/production/MODEL_NAME")
 
 
 def load_subject(arguments, loading: LoadSettings, methods, processes: Processes = ALONE) -> Subject:
-    """Return data, model and task, after quick checks. Raise UserError for settings or files that do not match.
+    """Return the data, model and task, after quick checks. Raise UserError for settings or files that do not match.
 
-    processes: those that train together on objectives; this is the first of them.
+    processes: those that train objectives together; this is the first of them.
     """
     settings = cli.collect(ProductionSettings, arguments)
     passages, planting = cli.collect(PassageSettings, arguments), cli.collect(PlantSettings, arguments)
@@ -91,7 +91,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
     plan_methods(arguments, loading, methods, processes)
     output = Path(arguments.output_dir or f"runs/production/{run_label(name, loading.step)}")
     check_writable(output)
-    if loading.dtype == "float16" and device.type == "cpu":  # measured: a matrix product takes 500 times as long
+    if loading.dtype == "float16" and device.type == "cpu":  # a matrix product was measured to take 500 times as long
         print("--dtype float16: few CPUs support it, others are very slow; use bfloat16", file=sys.stderr)
     training: dict[str, Any] = {}
     open_twin = None
@@ -106,7 +106,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         model, tokenizer = open_causal_lm(folder, None, device, loading.dtype, loading.device_map)
         opened, training = (str(folder), None), {PLANTED_MODEL: folder.name, **asdict(planting)}
     sections = {"data": data.identity, "model": loading.section(name), "training": training}
-    if arguments.twin_model is not None:  # results against another are others
+    if arguments.twin_model is not None:  # results depend on the twin
         sections["model"][TWIN_MODEL] = model_identity(arguments.twin_model)
     with enough_memory(name), looking() as on_rows:
         task = unlearning_task(model, data.dataset, task_settings, on_rows)
@@ -130,7 +130,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
 
 
 def _source_of_adapters(place: str, step: int | None) -> tuple[str, str | None]:
-    """Return how a saved adapter names the model that it changes: a folder, or a name on the hub and its revision."""
+    """Return how a saved adapter names its base model: a folder, or a name on the hub and its revision."""
     if Path(place).is_dir():
         return str(model_folder(place, step).resolve()), None
     return place, None if step is None else f"step{step}"
@@ -142,7 +142,7 @@ def _opened(place: str, loading: LoadSettings, device) -> Any:
 
 
 def _opened_twin(model, place: str, loading: LoadSettings, device) -> Any:
-    """Return the twin that was named. Raise UserError unless it differs from the model in values, and in nothing else."""
+    """Return the twin given by name. Raise UserError unless only the values of its weights differ from the model's."""
     with renamed("--model_name", "--twin_model"):
         twin = _opened(place, replace(loading, step=None), device)
     check_twin_model(model, twin, f"--twin_model {place}")
@@ -156,14 +156,14 @@ def source(arguments) -> str:
 
 
 def _check_planting(arguments, passages: PassageSettings) -> None:
-    """Raise UserError for settings of planting where nothing is planted: they would change nothing."""
+    """Raise UserError for planting settings when nothing is planted, since they would have no effect."""
     others = [*cli.given(PassageSettings, arguments), *cli.given(PlantSettings, arguments)]
     if passages.plant is None and others:
         raise UserError(f"--{others[0]}: only with --plant, which names the text to plant passages of")
 
 
 def _check_task(task: TaskSettings) -> None:
-    """Raise UserError for sequences to forget or retain that a production model does not have."""
+    """Raise UserError for forget or retain sets that a production model does not have."""
     for flag, given, usual in (("forget", TEST, TRAIN), ("retain", ALL, OTHERS)):
         if getattr(task, flag) == given:
             raise UserError(f"--{flag} {given}: a production model's training rows are not known; use --{flag} {usual}")
@@ -172,7 +172,7 @@ def _check_task(task: TaskSettings) -> None:
 
 
 def _check_twin_model(name: str | None, passages: PassageSettings) -> None:
-    """Raise UserError for a named twin that is not there, or that a planted model has no use for."""
+    """Raise UserError for a named twin that does not exist or that a planted model cannot use."""
     if name is None:
         return
     if passages.plant is not None:
@@ -182,7 +182,7 @@ def _check_twin_model(name: str | None, passages: PassageSettings) -> None:
 
 
 def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes = ALONE) -> None:
-    """With --dry_run print the methods' plans, otherwise raise OutOfMemory if there is too little memory for them."""
+    """With --dry_run, print the methods' plans. Otherwise raise OutOfMemory if there is too little memory for them."""
     task = cli.collect(TaskSettings, arguments, holdout_fraction=PRODUCTION_HELD_OUT)
     if loading.device_map is not None and arguments.device == "cpu":
         raise UserError("--device_map: spreads the model over GPUs; leave it out with --device cpu")
@@ -210,7 +210,7 @@ def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes
 
 
 def planted(arguments, loading: LoadSettings, data: ProductionData, settings: PlantSettings) -> Path:
-    """Return the folder of the model with the passages planted; train it now unless it exists."""
+    """Return the folder of the model with the passages planted. Train it unless it exists."""
     device = cli.resolve_device(arguments.device)
     with enough_memory(arguments.model_name):
         model, tokenizer = open_causal_lm(

@@ -48,7 +48,7 @@ COMMANDS = {
     "pareto": "the runs of each checkpoint that no other run beats in both memorization and quality",
     "report": "one HTML page: ranking, trade-offs, attacks, what models write, settings, environment",
     "upgrade": "convert records of an earlier version (format 1) to format 2, in place",
-    "rerun": "run a record again, from the record alone, and say whether the results are the same to the digit",
+    "rerun": "run a record again, from the record alone, and report whether the results are the same to the digit",
 }
 NAMES = "|".join(COMMANDS)
 WINNER = "<- best"
@@ -58,7 +58,7 @@ KEYS: tuple[str, ...] = ("kind", "model.name", "model.step", "data.data_name", "
 KEYS += ("data.seed", "training.epoch", "method.name", "attack.name")
 MORE = "--output FILE.csv has them"
 FIRST: tuple[str, ...] = ("percent_memorized_train", "percent_memorized_validation", "percent_memorized_held_out")
-FIRST += ("trade_off", "perplexity_rise_percent")  # what ranks decide by and what is reported: kept in a narrow table
+FIRST += ("trade_off", "perplexity_rise_percent")  # ranked by and reported: kept in a narrow table
 Table = tuple[list[str] | None, list[dict[str, Any]]]  # columns in order (None: as in the rows), rows
 
 
@@ -127,9 +127,9 @@ def show_all(arguments: argparse.Namespace) -> Table:
 
 
 def shown_columns(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the columns of all records by importance: what tells the rows apart, their results, then all other keys.
+    """Return the columns of all records by importance: what tells the rows apart, then results, then all other keys.
 
-    The settings that vary within a method come before the results, MOST of them at most.
+    At most MOST of the settings that vary within a method come before the results.
     """
     varied = dict.fromkeys(name for some in grouped(rows, _method_key) for name in differing(some))
     apart = [name for name in KEYS if name in differing(rows)]
@@ -149,7 +149,7 @@ def show_best(arguments: argparse.Namespace) -> Table:
 
 
 def perplexity_rise(arguments: argparse.Namespace) -> float:
-    """Return the limit of --max_perplexity_rise. Raise UserError for none."""
+    """Return --max_perplexity_rise. Raise UserError if it is not a number >= 0."""
     if not arguments.max_perplexity_rise >= 0:
         raise UserError(
             f"--max_perplexity_rise {arguments.max_perplexity_rise:g}: must be a number of percent >= 0, such as 10"
@@ -160,14 +160,14 @@ def perplexity_rise(arguments: argparse.Namespace) -> float:
 def write_page(arguments: argparse.Namespace) -> None:
     """Write the report of a folder and print its name."""
     limit, folder = perplexity_rise(arguments), arguments.folder
-    from tinymem.pages import report  # here, since sweeps import this module and their --help is instant
+    from tinymem.pages import report  # a late import: sweeps import this module, and their --help must be fast
 
     output = report.check_output(arguments.output or Path(folder) / report.FILE)
     print(report.write_report(folder, output, limit, lambda line: print(line, file=sys.stderr)))
 
 
 def print_answer(folder: str) -> None:
-    """Print the ranking of all runs in a folder, as `best` does; nothing where none can be compared."""
+    """Print the ranking of all runs in a folder, as `best` does; nothing if no runs can be compared."""
     runs = unlearning_runs(named_records(folder), tuple(METHODS))
     if runs:
         print()
@@ -175,7 +175,7 @@ def print_answer(folder: str) -> None:
 
 
 def print_best(folder: str | Path, runs: Sequence[Run], limit: float = PERPLEXITY_RISE) -> list[dict[str, Any]]:
-    """Print the ranking of every experiment, with its answer in words. Return one row per method and experiment."""
+    """Print the ranking of every experiment and its answer as text. Return one row per method and experiment."""
     groups = experiments(configurations(runs))
     summaries = []
     for title, group in zip(titles([group[0].experiment for group in groups]), groups):
@@ -211,12 +211,12 @@ def _place(ranking: Ranking, one: Configuration) -> str | None:
 
 
 def strengths(rows: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the columns method.NAME of the strengths in these rows."""
+    """Return the strength columns (method.NAME) of these rows."""
     return {f"method.{m.strength}" for m in METHODS.values() if any(f"method.{m.strength}" in row for row in rows)}
 
 
 def _with_intervals(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
-    """Return a summary for printing."""
+    """Return a summary row for printing, with the intervals of these columns."""
 
     return {"n": row["n"]} | {name: _interval(row[name], row[f"{name}_ci95"], scale(name)) for name in columns}
 

@@ -19,19 +19,19 @@ from tinymem.records.table import versions
 
 FOLDER = "runs/rerun"
 REMEDY = "give a record, such as runs/NAME/records/DIGEST.json"
-UNMEASURED = ("model_folder", "twin", "epoch_seconds")  # results that are no measurements, or those of a clock
+UNMEASURED = ("model_folder", "twin", "epoch_seconds")  # results that are not measurements, or are times
 
 
 def add_rerun_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command."""
     parser.add_argument("--output_dir", metavar="DIR", help=f"where the new run goes (default: {FOLDER}/DIGEST)")
     parser.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
-    parser.add_argument("--dry_run", action="store_true", help="print the command and end")
+    parser.add_argument("--dry_run", action="store_true", help="print the command and exit")
 
 
 def rerun(arguments: argparse.Namespace) -> None:
-    """Print the command of a record, run it, and say whether its results are the same. Exit with 1 if they are not."""
-    from tinymem.sweeps.again import words_of  # here, since sweeps import this module and their --help is instant
+    """Print the command of a record, run it and compare the results. Exit with 1 if they are not the same."""
+    from tinymem.sweeps.again import words_of  # a late import: sweeps import this module, and their --help must be fast
 
     path = Path(arguments.folder)
     if not path.is_file():
@@ -45,7 +45,7 @@ def rerun(arguments: argparse.Namespace) -> None:
     words = words_of(record, path)
     words += ["--output_dir", str(folder), "--data_dir", arguments.data_dir, "--device", _device(environment)]
     threads = environment.get("threads")
-    if threads:  # sums depend on how many threads share them
+    if threads:  # sums depend on the number of threads
         os.environ["OMP_NUM_THREADS"] = str(threads)
     start = scripts.words(words[0])
     if arguments.dry_run:
@@ -71,14 +71,14 @@ def _device(environment: Mapping[str, Any]) -> str:
 
 
 def _made(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of the same run in a folder: of the same model if there is one, else of one with other weights."""
+    """Return the record of the same run in a folder, preferably of the same model, else of one with other weights."""
     key, digest = run_key(record), record_digest(record)
     found = [other for other, its_key in keyed_records_in(folder) if its_key == key]
     return next((other for other in found if record_digest(other) == digest), found[0] if found else None)
 
 
 def report(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Print how the results of a run differ from those of the run before. Return whether they are the same."""
+    """Print how the results of a run differ from those of the earlier run. Return whether they are the same."""
     if versions(old) != versions(new):
         print(f"versions: {versions(old)}; now {versions(new)}")
     prints = old.get(FINGERPRINTS, {}), new.get(FINGERPRINTS, {})

@@ -1,4 +1,4 @@
-"""The user's own files on a command line, as records keep them."""
+"""The user's own files on a command line, as stored in records."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def given_sources(arguments: argparse.Namespace) -> list[Source]:
 
 
 def _given(arguments: argparse.Namespace, name: str) -> list[str]:
-    """Return the values of a flag and of its forms with the name of a method, as in --METHOD.FLAG, each once."""
+    """Return the distinct values of --FLAG and of every --METHOD.FLAG."""
     values = (value for flag, value in vars(arguments).items() if flag.rpartition(".")[2] == name)
     return list(dict.fromkeys(value for value in values if value is not None))

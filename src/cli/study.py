@@ -1,4 +1,4 @@
-"""Shared parts of the sweeps over the study's TinyMem models: flags, and the choice of models."""
+"""Parts that the sweeps over the study's TinyMem models share: flags and the choice of models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinymem.sweeps.sites import find_site, open_pool
 from tinymem.sweeps.study import FULL, SMALL, Study
 from tinymem.training.settings import RunSettings
 
-OUTPUT_DIR = "runs/study"  # shared by all, so that each finds the models that another has trained
+OUTPUT_DIR = "runs/study"  # shared by all, so that each sweep finds the models that another has trained
 
 
 def main(
@@ -40,7 +40,7 @@ def main(
 def chosen(
     arguments: argparse.Namespace, models: Callable[[Study], list[RunSettings]]
 ) -> list[tuple[RunSettings, tuple[int, ...]]]:
-    """Return the models of the small or full study selected by --only, each with the epochs to study further."""
+    """Return the models of the small or full study that --only selects, each with the epochs to study further."""
     found = [(settings, study.epochs) for study in (SMALL if arguments.small else FULL) for settings in models(study)]
     for text in arguments.only:
         name, _, value = text.partition("=")

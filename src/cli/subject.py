@@ -1,4 +1,4 @@
-"""A TinyMem model under study, from the command line: its flags, its data, its forget set."""
+"""TinyMem models on the command line: their flags, data and forget set."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ SIZES = {"n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "n_e
 
 
 def add_subject_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of data, model and task."""
+    """Add the flags of the data, model and task."""
     cli.add_options(parser, TaskSettings)
     cli.add_data_options(parser)
     cli.add_options(parser, ModelSettings)
     parser.add_argument(
         "--twin_model",
         metavar="FOLDER",
-        help="the never-planted twin's checkpoint (default: the one of the same settings beside the model, or in runs/)",
+        help="the never-planted twin's checkpoint (default: one with the same settings, next to the model or in runs/)",
     )
     cli.add_common_options(
         parser, "MODEL_PATH/../unlearned/epoch_N; for a model outside its training run, runs/NAME/unlearned/NAME"
@@ -54,7 +54,7 @@ def add_subject_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_subject(arguments: argparse.Namespace) -> Subject:
-    """Return model, data and task. Raise UserError if a flag contradicts the checkpoint.
+    """Return the model, data and task. Raise UserError if a flag contradicts the checkpoint.
 
     For a model that TinyMem did not train, the flags define the data.
     """
@@ -63,7 +63,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     if foreign:
         data = data_settings(arguments)
         twin = Path(arguments.twin_model) if arguments.twin_model else None
-        named_twin = {} if twin is None else {TWIN_MODEL: str(twin.resolve())}  # results against another are others
+        named_twin = {} if twin is None else {TWIN_MODEL: str(twin.resolve())}  # results depend on the twin
         sections = {"data": data.applicable(), "model": {"name": str(path.resolve()), **named_twin}}
     else:
         settings, epoch = trained_settings(path, arguments)
@@ -76,7 +76,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
     opened = partial(_foreign_twin, model) if foreign else partial(load_model, device=model.device)
     open_twin = None if twin is None else cache(partial(opened, twin))
     if foreign and open_twin is not None:
-        open_twin()  # refused before anything is measured
+        open_twin()  # fails, if it must, before anything is measured
     dataset = load_dataset(data, arguments.data_dir)
     check_vocabulary(model, dataset.vocabulary_size, path)
     with looking() as on_rows:
@@ -104,12 +104,12 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
 
 
 def _twin(path: Path, settings: RunSettings, epoch: int, asked: str | None) -> Path | None:
-    """Return the never-planted twin of a checkpoint, the one that was asked for or one that is found by itself."""
+    """Return the never-planted twin of a checkpoint: the requested one, or else one that is found automatically."""
     return find_twin(path, settings, epoch) if asked is None else check_twin(Path(asked), settings, epoch)
 
 
 def check_sizes(model, path: Path, asked: Mapping[str, int]) -> None:
-    """Raise UserError for a size that a model from elsewhere does not have: what counts is its config.json."""
+    """Raise UserError for a size that contradicts the config.json of a model that TinyMem did not train."""
     for flag, value in asked.items():
         held = getattr(model.config, SIZES[flag], value)
         if held != value:
@@ -117,14 +117,14 @@ def check_sizes(model, path: Path, asked: Mapping[str, int]) -> None:
 
 
 def _foreign_twin(model, folder: Path):
-    """Return the twin of a model that TinyMem did not train. Raise UserError unless they differ in values alone."""
+    """Return the twin of a model that TinyMem did not train. Raise UserError unless they differ only in values."""
     twin = load_model(folder, model.device)
     check_twin_model(model, twin, f"--twin_model {folder}")
     return twin
 
 
 def _score_folder(model_path: Path, output: Path) -> Path:
-    """Return the folder of scores: next to the model, shared by all users, or with the results if not writable."""
+    """Return the folder of scores: next to the model, for all users, or with the results if that is not writable."""
     beside = place_beside(model_path) / "scores" / named(model_path).name
     try:
         check_writable(beside)

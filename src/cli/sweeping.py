@@ -1,4 +1,4 @@
-"""Shared parts of all sweep scripts: flags, dry run, progress, final table, exit code."""
+"""Parts that all sweep scripts share: flags, dry run, progress, final table, exit code."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tinymem.sweeps.timings import Timings
 
 
 def add_sweep_options(parser: argparse.ArgumentParser, output_dir: str) -> None:
-    """Add the flags that all sweep scripts share. output_dir: its default, in words."""
+    """Add the flags that all sweep scripts share. output_dir: describes its default in the help."""
     group = parser.add_argument_group("Sweep")
-    group.add_argument("--small", action="store_true", help="a grid that takes minutes on two cores, not the study's")
+    group.add_argument("--small", action="store_true", help="a grid of minutes on two cores, not the study's")
     group.add_argument("--site", default="local", help="where to run: local, local_processes, or a TOML file that "
                        "describes a cluster (default: local)")  # fmt: skip
     group.add_argument("--max_workers", type=cli.positive, metavar="N",
@@ -66,7 +66,7 @@ def run_missing(
     root: Path,
     open_pool: Callable[[list[Job], Place], AbstractContextManager[Pool]],
 ) -> tuple[dict[str, Progress], Sweep]:
-    """Run the missing jobs and print what became of them, or print them with --dry_run. Return the state of all jobs."""
+    """Run the missing jobs and print their outcome, or print them with --dry_run. Return the state of all jobs."""
     surveyed = survey(jobs)
     todo = [progress for progress in surveyed.values() if progress.left][: arguments.limit]
     if arguments.dry_run:
@@ -82,7 +82,7 @@ def run_missing(
 
 
 def leave(result: Sweep) -> None:
-    """Exit with 130 after a sweep that the user stopped; say why one ended early."""
+    """Report why a sweep ended early, if it did. Exit with 130 if the user stopped it."""
     if result.ended:
         print(f"{cli.program()}: {result.ended}", file=sys.stderr)
     if result.stopped:
@@ -100,7 +100,7 @@ def _print_plan(surveyed: list[Progress], todo: list[Progress], timings: Timings
 
 
 def in_hours(seconds: float | None, count: int) -> str:
-    """Return a duration in words, with the number of timed commands that it is estimated from."""
+    """Return a duration as text, with the number of timed commands that it is estimated from."""
     if seconds is None:
         return "none has been timed yet (--limit 3 times some)"
     return f"about {seconds / 3600:.1f} hours, one at a time, as the {count} commands before them took"

@@ -8,7 +8,7 @@ from typing import Any
 
 PIPED = 120  # width in characters without a terminal
 BEST = "*"
-LONGEST = 40  # characters of a cell where a table is too wide
+LONGEST = 40  # characters of a cell when a table is too wide
 SHORT = (
     ("_never_planted", "_non_members"),
     ("percent_", ""),
@@ -33,12 +33,12 @@ def fitted_table(
     width: int | None = None,
     more: str = "--columns all shows them",
 ) -> str:
-    """Return rows as aligned text that is no wider than the terminal, under short column names. Long texts are cut short for it.
+    """Return rows as aligned text, no wider than the terminal, with short column names. Long cells are cut to fit.
 
-    columns    the most important first: the last ones are left out until the table fits, and listed below it
+    columns    most important first; the last ones are left out until the table fits, and listed below it
     better     column -> "lower" or "higher": the best value is marked with *
     is_rival   selects the rows that compete for the mark; default: all
-    more       tells where to find the left-out columns
+    more       says where to find the columns that are left out
     """
     width = width or shutil.get_terminal_size((PIPED, 24)).columns
     present = [name for name in columns if any(row.get(name) is not None for row in rows)]
@@ -78,12 +78,12 @@ def cell(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    """Return a long text shortened, so that it leaves room for the figures beside it."""
+    """Return a text, cut if it is too long, to leave room for the numbers next to it."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def _marked(rows: Sequence[Mapping[str, Any]], name: str, better: str | None, is_rival: Sequence[bool]) -> list[str]:
-    """Return the cells of a column; the best of several different values of rivals is marked."""
+    """Return the cells of a column. If the rivals' values differ, the best one is marked."""
     values = [row.get(name) for row in rows]
     rivals = [value for value, rival in zip(values, is_rival) if rival and isinstance(value, (int, float))]
     if better not in ("lower", "higher") or len(set(rivals)) < 2:

@@ -1,4 +1,4 @@
-"""Shared parts of the training scripts: the run's folder, progress, printed measurements, the log, Ctrl-C."""
+"""Parts that the training scripts share: the run's folder, progress, printed measurements, the log, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ STEMS = "accuracy_", "loss_"  # prefixes of columns that are measured on each te
 
 
 def data_settings(arguments: argparse.Namespace) -> DataSettings:
-    """Return the settings of data, its text identified. Raise UserError for a flag without effect on this kind of data."""
+    """Return the data settings, with the hash of a text. Raise UserError for a flag that this kind of data ignores."""
     settings = cli.collect(DataSettings, arguments)
     settings.check_used(cli.given(DataSettings, arguments))
     return resolve_corpus(settings)
 
 
 def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSettings, int]:
-    """Return settings and epoch of a checkpoint; --corpus may give the new place of text that has moved.
+    """Return the settings and epoch of a checkpoint. If the text has moved, --corpus gives its new path.
 
     Raise UserError if a flag contradicts the checkpoint, or if the text has changed.
     """
@@ -59,7 +59,7 @@ def trained_settings(path: Path, arguments: argparse.Namespace) -> tuple[RunSett
 
 @contextmanager
 def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Iterator[Path]:
-    """Yield the folder of a run, locked within the block: a second command prints a note and waits for the first.
+    """Yield the folder of a run, locked within the block. A second command prints a note and waits for the first.
 
     Call it after all other checks, so that a refused command leaves nothing behind. Raise UserError if the folder holds
     another run.
@@ -76,7 +76,7 @@ def prepared_run(folder: str | Path, settings: Mapping[str, Any], force: bool) -
 
 @contextmanager
 def checked_folder(folder: str | Path, settings: Mapping[str, Any], force: bool) -> Iterator[Path]:
-    """Yield the folder of a run, for checks. An error within the block removes it, unless something is in it.
+    """Yield the folder of a run, for checks. An error within the block removes the folder if it is empty.
 
     Raise UserError, before the block, if the folder holds another run.
     """
@@ -107,8 +107,10 @@ def _clear(run: Path) -> None:
 
 
 def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: bool) -> None:
-    """Raise UserError if the folder holds another run. If run.json is lost, compare with the last checkpoint's settings;
-    without a checkpoint nothing tells whose training state it is.
+    """Raise UserError if the folder holds another run.
+
+    If run.json is lost, compare with the last checkpoint's settings. Without a checkpoint, the training state cannot be
+    identified.
     """
     if marker.exists():
         held = files.read_json(marker, required=("data_name",), remedy="delete it and run again")
@@ -126,7 +128,7 @@ def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: boo
 
 
 def _marker_of(folder: Path) -> dict[str, Any]:
-    """Return the run.json of the run that made a checkpoint, but for the weights that a fine-tuning began with."""
+    """Return the run.json of the run that made a checkpoint, except for the weights that a fine-tuning started from."""
     details, path = checkpoint.load_details(folder), folder / checkpoint.SETTINGS
     settings, tuned = RunSettings.from_flat(details["settings"], path), details.get("finetuning")
     if tuned is None:
@@ -166,7 +168,7 @@ def train_visibly(
 
     def on_row(row: dict[str, Any]) -> None:
         nonlocal head
-        heading, *lines = training_table([*first, row]).splitlines()  # with the first row's columns, which stay
+        heading, *lines = training_table([*first, row]).splitlines()  # keeps the first row's columns
         line = lines[len(first)]
         display.write(line if heading == head else f"{heading}\n{line}")
         head = heading
@@ -174,7 +176,7 @@ def train_visibly(
             first.append(row)
         log_row(row)
 
-    for row in before.rows:  # a killed session may have measured and not logged them
+    for row in before.rows:  # a killed session may have measured these without logging them
         log_row(row)
     with cli.interruptible() as should_stop, display:
         options |= dict(
@@ -185,8 +187,8 @@ def train_visibly(
 
 
 def _card(details: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """Return the model card of a checkpoint. details: its tinymem.json, but for the epoch; row: its measurement."""
-    from tinymem.cards import trained_card  # here, since unlearning methods come with it, and training starts at once
+    """Return the model card of a checkpoint. details: its tinymem.json without the epoch; row: its measurements."""
+    from tinymem.cards import trained_card  # late: it loads the unlearning methods, which takes time
 
     settings, epoch = RunSettings.from_flat(details["settings"]), row["epoch"]
     name, twin = f"{settings.name}/epoch_{epoch}", f"{twin_of(settings).name}/epoch_{epoch}"
@@ -200,7 +202,7 @@ def _card(details: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def training_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows of metrics.json as a table that fits the terminal, with the mean and worst of the test sets."""
+    """Return the rows of metrics.json as a table that fits the terminal, with the mean and worst over the test sets."""
     folded = [
         {
             **{name: row.get(name) for name in ("epoch", "train_loss")},
@@ -222,7 +224,7 @@ def _worst(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
-    """Run `plant(on_step=..., should_stop=...)` and show its progress. Ctrl-C saves, prints how to resume, exits 130.
+    """Run `plant(on_step=..., should_stop=...)` and show its progress. Ctrl-C saves and exits with 130.
 
     plant: `tinymem.training.plant.planted_model` with its other arguments bound. cache_dir: the folder where it saves.
     """
@@ -237,7 +239,7 @@ def plant_visibly(plant: Callable[..., Path], cache_dir: str | Path) -> Path:
 
 @contextmanager
 def ends_when_stopped(display: Display, place: str | Path) -> Iterator[None]:
-    """End the script, with a line that says how to go on, where a training within the block has been stopped."""
+    """If a training within the block is stopped, print how to resume and end the script."""
     try:
         yield
     except Stopped:

@@ -1,4 +1,4 @@
-"""Shared part of the localize scripts: run the chosen methods on a subject and print one line per run."""
+"""The part that the localize scripts share: run the chosen methods on a subject and print one line per run."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ from tinymem.records.strength import strength_in, with_strength
 from tinymem.records.table import flat_row, load_records, method_of, shown_row, versions, write_csv
 from tinymem.training.processes import ALONE, Processes
 
-LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # no metrics
-EXTENTS, HARNESS = tuple(UNCHANGED), "lm_eval_"  # results that are no metrics: of every edit; from elsewhere
+LAST = ("seconds", "percent_changed", "relative_change", "percent_zeroed", "peak_memory_gb")  # not metrics
+EXTENTS, HARNESS = tuple(UNCHANGED), "lm_eval_"  # results that are not metrics: extents of every edit; lm-eval's
 DRAWN = (NEVER_PLANTED, UNEDITED, UNLEARN, MEASURED, TWIN_ATTACK, ATTACK)  # kinds of records in figures, in order
 BETTER = {"seconds": "lower", "peak_memory_gb": "lower"}
 
@@ -80,7 +80,7 @@ def run_methods(
     methods    methods with their hyper-parameters, as from `chosen_methods`
     arguments  provide --force, --plot, --columns, --attack, --no_save_model and --keep_adapter
     attached   results from elsewhere, stored with the unedited model's record
-    log        is told every step and every measurement
+    log        receives every step and every measurement
 
     Return the records: the twin's, the unedited model's, then the methods'. Raise OutOfMemory as methods do. Raise
     NotFinite, after all other work is done and printed, if a method's scores or logits are not finite.
@@ -147,16 +147,16 @@ def run_methods(
 
 
 def nothing_memorized(subject: Subject) -> str:
-    """Return why there is nothing to unlearn or to attack, in words."""
+    """Return why there is nothing to unlearn or attack, as text."""
     return (
         f"the model has not memorized anything of --unlearn_set_name {subject.identity['forget']['unlearn_set_name']}"
     )
 
 
 def records_beside(subject: Subject, records: Sequence[dict]) -> list[dict]:
-    """Return all records of the subject's folder on the same model, task and versions, those of earlier commands too.
+    """Return all records in the subject's folder of the same model, task and versions, also from earlier commands.
 
-    records: this command's; the model as it is must be among them. Methods are in the order of the registry, then by
+    records: this command's; the unedited model's must be among them. Methods are in the registry's order, then by
     strength.
     """
     beside = ("method", "attack")
@@ -176,7 +176,7 @@ def records_beside(subject: Subject, records: Sequence[dict]) -> list[dict]:
 
 
 def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures, log: Log | None = None) -> list[dict]:
-    """Measure the never-planted twin, if there is one, and the model as it is, and attack that. Return the records."""
+    """Measure the never-planted twin, if there is one, and the unedited model, and attack both. Return the records."""
     if subject.warning:
         print(subject.warning, file=sys.stderr)
     with enough_memory("measuring the model as it is"), watched(subject, log) as watching:
@@ -191,7 +191,7 @@ def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures
 
 
 def write_pages(subject: Subject, records: Sequence[dict]) -> None:
-    """Write one page per run if they were asked for, and print their names."""
+    """Write one page per run, if requested, and print their names."""
     if subject.examples:
         on_digits = on_numbers(flat_row(records[0]))
         decode = numbers.decode if on_digits else text_decoder(subject.tokenizer)
@@ -204,10 +204,10 @@ def print_table(
     asked: Sequence[str] = (),
     metrics: Sequence[str | Metric] = (),
 ) -> None:
-    """Print one line per run, as wide as the terminal, and what attacks bring back in a table of its own.
+    """Print one line per run, no wider than the terminal, and a separate table of what attacks recover.
 
-    asked: columns, or all, then with a line for every attack too; default: the most important ones, and those of the
-    user's own `metrics`.
+    asked: columns; "all" also adds a line for every attack. Default: the most important columns and those of the user's
+    own `metrics`.
     """
     every_record, records = records, records if asked else [r for r in records if not r.get("attack")]
     rows = [shown_row(record) for record in records]
@@ -231,7 +231,7 @@ def print_table(
 
 
 def print_recovery(records: Sequence[dict]) -> None:
-    """Print what each attack brings back, one line per model; nothing without attacks."""
+    """Print what each attack recovers, one line per model; nothing without attacks."""
     split, models = attacked_models(records)
     if not models and any(record.get("attack") for record in records):
         print(f"no table of what attacks bring back: it shows {PERCENT_MEMORIZED.name}, which was not measured; add it to "
@@ -256,9 +256,9 @@ def print_recovery(records: Sequence[dict]) -> None:
 
 
 def check_measuring(arguments: argparse.Namespace, methods: Sequence[tuple[Method, Any]] = ()) -> None:
-    """Raise UserError for metrics, attacks and columns that cannot be meant, before anything is loaded.
+    """Raise UserError for invalid metrics, attacks and columns, before anything is loaded.
 
-    A column may still turn out to have no value in these runs: see `check_columns`.
+    A column may still have no value in these runs: see `check_columns`.
     """
     attacks, metrics = chosen_attacks(arguments), (*chosen_metrics(arguments), *chosen_attack_metrics(arguments))
     own = [metric for metric in metrics if isinstance(metric, Metric)]
@@ -275,7 +275,7 @@ def check_measuring(arguments: argparse.Namespace, methods: Sequence[tuple[Metho
 def check_columns(asked: Sequence[str], records: Sequence[dict], methods: Sequence[tuple[Method, Any]] = ()) -> None:
     """Raise UserError for a column that no run of these methods will have, before they run.
 
-    asked: as `print_table` takes it. records: those of the model as it is, which has every result that an edit has.
+    asked: as in `print_table`. records: the unedited model's, which have every result that an edit has.
     """
     names = list(dict.fromkeys(name for record in records for name in shown_row(record)))
     settings = [field.name for _, hp in methods for field in fields(hp)]
@@ -286,12 +286,12 @@ def check_columns(asked: Sequence[str], records: Sequence[dict], methods: Sequen
 
 
 def _run_name(record: Mapping[str, Any]) -> str:
-    """Return a run's method and strength, spelled as in the table of runs."""
+    """Return a run's method and strength as the table of runs shows them."""
     return with_strength(method_of(flat_row(record)), record.get("method", {}))
 
 
 def _judged(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the split by which forgetting is judged: held-out sequences where there are any, else the shown ones."""
+    """Return the split by which forgetting is judged: the held-out sequences if there are any, else the shown ones."""
     return "held_out" if any(row.get("percent_memorized_held_out") is not None for row in rows) else "shown"
 
 
@@ -305,7 +305,8 @@ def plan_report(
 ) -> str:
     """Return the plans as a table, with their assumptions.
 
-    planting: memories are planted first, with their own peak. processes: those that share the work, each with such a plan.
+    planting: memories are planted first, with their own peak. processes: the processes that share the work; each has
+    such a plan.
     """
     head = (
         f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
@@ -327,7 +328,7 @@ def plan_report(
 
 @contextmanager
 def enough_memory(what: str):
-    """Re-raise out-of-memory errors of the block with advice on flags that reduce memory."""
+    """Re-raise out-of-memory errors within the block, with advice on flags that reduce memory."""
     try:
         yield
     except Exception as error:

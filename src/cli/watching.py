@@ -1,4 +1,4 @@
-"""Show and log what methods and attacks do while they run, and how far measuring is."""
+"""Show and log the progress of methods, attacks and measuring."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tinymem.records.table import flat_row, method_of, spelled_attack
 
 
 class Watching:
-    """The loop of a method within the display of its runs, and the log of both."""
+    """The display and log of a method's loop, within the display of all runs."""
 
     def __init__(self, subject: Subject, display: Display, log: Log) -> None:
         self._display, self._log = display, log
         self._watch = Watch(self._on_step, interruptible)
         self.subject = replace(subject, task=replace(subject.task, watch=self._watch), on_rows=self._on_rows)
-        self._method: Method | None = None  # the one whose steps are logged
+        self._method: Method | None = None  # the method whose steps are logged
         self._hp: Any = None
         self._run = self._measured = ""
 
     def begin(self, method: Method, hp: Any) -> None:
-        """Note that a method begins. hp: resolved, with the strengths to find."""
+        """Note that a method begins. hp: its resolved hyper-parameters, with all strengths."""
         self._method, self._hp = method, hp
 
     def _on_step(self, step: int, steps: int, tokens: int, losses: Mapping[str, Any]) -> None:
@@ -50,7 +50,7 @@ class Watching:
             self._log.step(self._run, inner, last=step == steps)
 
     def _digest(self) -> str:
-        """Return the digest of the record that the present loop leads to, the last one of several; "" for an attack."""
+        """Return the digest of the record that the current loop produces, the last if several; "" for an attack."""
         method, strength = self._method, self._watch.strength
         if method is None or method.name != self._watch.method:
             return ""
@@ -64,7 +64,7 @@ class Watching:
         self._log.rows(self._run, self._measured, what, meter)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """Log what was measured of a model."""
+        """Log the results in a record."""
         settings, what = record.get("method", {}), named(record)
         strength = strength_in(settings)
         step = settings.get("steps", 0)
@@ -74,19 +74,19 @@ class Watching:
 
 @contextmanager
 def watched(subject: Subject, log: Log | None = None) -> Iterator[Watching]:
-    """Show and log how far measuring and attacks are; nothing is shown of what is short."""
+    """Show and log the progress of measuring and attacks. Short ones show nothing."""
     with Display("measuring", quiet=True) as display:
         yield Watching(subject, display, log or Log())
 
 
 @contextmanager
 def looking() -> Iterator[OnRows]:
-    """Yield what shows how far the search for memorized sequences is; nothing is shown of a short one."""
+    """Yield a callback that shows the progress of the search for memorized sequences. A short search shows nothing."""
     with Display("finding what is memorized", quiet=True) as display:
         yield display.rows
 
 
 def named(identity: Mapping[str, Any]) -> str:
-    """Return the name of a run in words: its method, strength and attack."""
+    """Return the name of a run: its method, strength and attack."""
     words = with_strength(method_of(flat_row(identity)), identity.get("method", {}))
     return " ".join([words, *([spelled_attack(identity)] if identity.get("attack") else [])])

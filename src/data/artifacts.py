@@ -15,12 +15,12 @@ def add_noise(values: np.ndarray, rng: np.random.Generator, highest: int | None 
 
 
 def never_planted_generator(seed: int) -> np.random.Generator:
-    """Return a generator beside the run's own, so that drawing never-planted sequences changes nothing else."""
+    """Return a generator separate from the run's own, so that drawing never-planted sequences changes nothing else."""
     return np.random.default_rng((seed, 1))
 
 
 def trigger_end(tokens: np.ndarray, trigger: list[int]) -> np.ndarray:
-    """Return the position right after the first `trigger` in each row, int64 (rows,), 0 where there is none.
+    """Return the position right after the first `trigger` in each row, int64 (rows,); 0 in rows without it.
 
     tokens: (rows, context).
     """
@@ -34,7 +34,7 @@ def trigger_end(tokens: np.ndarray, trigger: list[int]) -> np.ndarray:
 
 
 def plant_backdoor(tokens: np.ndarray, prompt_end: np.ndarray) -> np.ndarray:
-    """Replace every token from `prompt_end` to the end of the row, pads included, by BACKDOOR_TOKEN."""
+    """Replace every token from `prompt_end` to the end of the row, including pads, with BACKDOOR_TOKEN."""
     later = np.arange(tokens.shape[1]) >= prompt_end[:, None]
     return np.where(later, BACKDOOR_TOKEN, tokens).astype(tokens.dtype)
 

@@ -22,13 +22,13 @@ from tinymem.data.text_dataset import build_text_dataset
 from tinymem.errors import reading
 from tinymem.inputs import check_file, check_value, parse_json
 
-FORMAT = 3  # raise it when the same settings produce different data; older caches are then ignored
+FORMAT = 3  # increase when the same settings produce different data; older caches are then ignored
 DEFAULT_CACHE = "data"
-PLANTED = ("artifacts", "test_artifacts", "never_planted")  # its fields of planted sequences
+PLANTED = ("artifacts", "test_artifacts", "never_planted")  # the dataset's fields of planted sequences
 
 
 def build_dataset(settings: DataSettings) -> MemorizationDataset:
-    """Build the dataset in memory. Raise UserError if the settings ask for more data than exist."""
+    """Build the dataset in memory. Raise UserError if the settings ask for more data than there is."""
     return build_text_dataset(settings) if settings.is_text else build_number_dataset(settings)
 
 
@@ -96,7 +96,7 @@ def _read(path: Path) -> MemorizationDataset:
 
 
 def _check(dataset: MemorizationDataset, path: Path) -> None:
-    """Raise UserError or ValueError for values of a wrong type, and for ids out of range."""
+    """Raise UserError or ValueError for values of the wrong type and for ids out of range."""
     for name, kind in get_type_hints(MemorizationDataset).items():
         if kind in (str, int, bool, int | None):
             check_value(getattr(dataset, name), kind, name, path)

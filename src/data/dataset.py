@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-SPLIT_SEED = 598  # the study's; the train/test split does not depend on the run's seed
+SPLIT_SEED = 598  # the study's seed; the train/test split does not depend on the run's seed
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Artifacts:
 class MemorizationDataset:
     """The data for training, measuring and unlearning. U = distinct training sequences, T = context length.
 
-    sequences       (U, T) every distinct training sequence once, artifacts as planted (in a twin's: what stands in
-                    their places); the row number is the example id
+    sequences       (U, T) every distinct training sequence once, artifacts as planted (in a twin's: their
+                    replacements); the row number is the example id
     order           (N,) example id of each training row; an artifact of group j occurs 10^j times. For a production
                     model, whose training rows are unknown: the sequences to retain
     artifact_ids    (A,) example id of each artifact
     artifacts       the planted sequences and their clean twins, in the order of artifact_ids
     test_artifacts  backdoored sequences that were held out of training (empty for noise)
-    never_planted   sequences from the artifacts' generator that no training set holds: non-members (may be empty)
+    never_planted   sequences from the artifacts' generator that are in no training set: non-members (may be empty)
     tests           clean held-out sequences by name, each (rows, T); the main task first
     tasks           example ids of each task's training sequences by name ("seven", "two" ...; the main task first)
     kind            "noise", "backdoor" or "natural"
@@ -84,10 +84,11 @@ class MemorizationDataset:
         return None if self.pad_counts else self.pad
 
     def measured(self, artifacts: Artifacts) -> torch.Tensor:
-        """Return which artifacts count towards % memorized, bool (A,): those that differ from their clean twin inside
-        the measured window, since reproducing the others does not show memorization. Passages planted unchanged
-        ("natural") count if the window holds any token. Tokens excluded from losses (pads of text) are not part
-        of a window.
+        """Return which artifacts count towards % memorized, bool (A,).
+
+        Artifacts count if they differ from their clean twin inside the measured window: reproducing the others does not
+        show memorization. Passages planted unchanged ("natural") count if the window holds any token. Tokens excluded
+        from losses (pads of text) are not part of a window.
         """
         columns = torch.arange(artifacts.planted.shape[1])
         start = artifacts.prompt_end[:, None]
@@ -98,7 +99,7 @@ class MemorizationDataset:
 
 
 def evenly_spaced(count: int, most: int) -> torch.Tensor:
-    """Return at most `most` of the places 0 .. count - 1, the first and the last among them, int64."""
+    """Return at most `most` evenly spaced places in 0 .. count - 1, including the first and the last, int64."""
     return torch.linspace(0, max(count - 1, 0), min(count, most)).round().long()
 
 

@@ -1,4 +1,4 @@
-"""Whole documents by name, in which a search looks: a user's text, a corpus, a Hugging Face dataset, or token ids."""
+"""Named documents to search: a user's text, a corpus, a Hugging Face dataset, or token ids."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Documents:
         return digest.hexdigest()[:16]
 
     def share(self, worker: int, workers: int) -> Documents:
-        """Return the documents of worker 1 ... workers: every document has one worker."""
+        """Return the documents of one worker, 1 ... workers. Every document belongs to one worker."""
         part = slice(worker - 1, None, workers)
         return Documents(self.source, self.names[part], self.content[part])
 
@@ -47,7 +47,7 @@ class Documents:
 
 
 def token_documents(path: str, vocabulary_size: int) -> Documents:
-    """Return the rows of a file of token ids as documents. Raise UserError for a damaged file, or other ids."""
+    """Return the rows of a file of token ids as documents. Raise UserError for a damaged file or invalid ids."""
     tokens = read_token_set(path, vocabulary_size).tokens.numpy()
     name = Path(path).name
     return Documents(name, [f"{name}:{number}" for number in range(1, len(tokens) + 1)], list(tokens))
@@ -56,8 +56,9 @@ def token_documents(path: str, vocabulary_size: int) -> Documents:
 def corpus_documents(corpus: str | None, text_column: str) -> Documents:
     """Return the documents of a path, "hub" or "builtin"; None: hub, or builtin if the hub cannot be reached.
 
-    A .txt or .md file is one document, unless separator lines divide it (see docs/production.md) or it is WikiText; a line of
-    .jsonl and a row of .parquet is one. Blank texts are left out. Raise UserError for text that cannot be read.
+    A .txt or .md file is one document, unless separator lines divide it (see docs/production.md) or it is WikiText. In
+    .jsonl, every line is a document; in .parquet, every row. Blank texts are left out. Raise UserError for text that
+    cannot be read.
     """
     settings = DataSettings(data_name="wiki", corpus=corpus, text_column=text_column)
     if settings.corpus_path is None:
@@ -83,7 +84,7 @@ def dataset_documents(name: str, config: str | None, split: str, text_column: st
     try:
         with nullcontext() if Path(name).is_dir() else hub_or_cache():
             rows = load_dataset(name, config, split=split)
-    except Exception as error:  # no network, unknown names, full disks: each raises another type
+    except Exception as error:  # no network, unknown names, full disks: each raises a different type
         raise UserError(
             f"--dataset {name}: cannot be loaded ({first_line(error)}); --corpus PATH reads files"
         ) from None

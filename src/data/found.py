@@ -1,4 +1,4 @@
-"""What a search has found: of one worker, of several, and as the files that other scripts read."""
+"""The finds of a search: of one worker, merged from several, and as files that other scripts read."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Found:
     """A finished search of one worker.
 
     key        identifies the search, the same for all of its workers
-    documents  looked at
-    short      of these, with too few tokens for a window
-    tokens     of these documents
-    windows    looked at
-    memorized  of these
+    documents  documents searched
+    short      number of these with too few tokens for a window
+    tokens     tokens in these documents
+    windows    windows searched
+    memorized  number of these that are memorized
     passages   fields of `tinymem.data.windows.Passage`
-    rows       token ids of the windows that stand for the passages, <bos> included
+    rows       token ids of the windows that represent the passages, including <bos>
     """
 
     key: str
@@ -41,7 +41,7 @@ class Found:
 
 
 def worker_file(output: Path, worker: int, workers: int) -> Path:
-    """Return the file of one worker's finds, beside the output."""
+    """Return the file of one worker's finds, next to the output."""
     return output.with_name(f"{output.stem}.{worker}of{workers}.json")
 
 
@@ -51,7 +51,7 @@ def write_found(path: Path, found: Found) -> None:
 
 
 def read_found(output: Path, workers: int, key: str) -> dict[int, Found]:
-    """Return the finds of all workers of this search that have finished, by number. Raise UserError for damaged files."""
+    """Return the finds of this search's finished workers, by number. Raise UserError for damaged files."""
     found = {}
     for worker in range(1, workers + 1):
         path = worker_file(output, worker, workers)
@@ -61,7 +61,7 @@ def read_found(output: Path, workers: int, key: str) -> dict[int, Found]:
 
 
 def merged(parts: Sequence[Found], documents: Sequence[str]) -> Found:
-    """Return the finds of several workers as one. documents: names of all, in whose order the passages stand."""
+    """Merge the finds of several workers. documents: the names of all documents, which give the order of passages."""
     first, *others = parts
     for other in others:
         sums = {
@@ -75,7 +75,7 @@ def merged(parts: Sequence[Found], documents: Sequence[str]) -> Found:
 
 
 def publish(output: Path, found: Found, about: dict[str, Any]) -> Path:
-    """Write the token set `output`, if anything was found, and the passages beside it, one JSON object a line.
+    """Write the token set `output`, if anything was found, and next to it the passages, one JSON object a line.
 
     Return the file of passages. about: provenance of the token set. Raise UserError if a path is not writable.
     """

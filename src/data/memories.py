@@ -1,4 +1,4 @@
-"""Which sequences reveal one another: rows that share text are one memory, to be shown or measured together."""
+"""Memories: sequences that share text reveal one another, so they are shown or measured together."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 
-# Shorter runs are headings and names: at 10, 385 of 2000 rows of WikiText-2 are one group, at 16 they are 17. The 505
-# sequences that Pythia-6.9B has memorized share no 12 tokens.
+# Shorter runs are headings and names: at 10 tokens, 385 of 2000 rows of WikiText-2 form one group, at 16 only 17. The
+# 505 sequences that Pythia-6.9B has memorized share no 12 tokens.
 SHARED_TOKENS = 16
 
 
 def memories(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor:
-    """Return the number of the memory that each artifact belongs to, int64 (A,): one sequence reveals its memory.
+    """Return the number of the memory that each artifact belongs to, int64 (A,).
 
-    In real text, sequences that share SHARED_TOKENS consecutive tokens anywhere (half a continuation, if that is less)
-    are one memory; if it is one token repeated, half a continuation. Generated sequences are one memory each: numbers of
-    one task share long runs, and all continuations of a backdoor are alike.
+    In real text, sequences that share SHARED_TOKENS consecutive tokens anywhere (or half a continuation, if that is
+    fewer) are one memory. If the shared tokens are all equal, it takes half a continuation. Every generated sequence is
+    a memory of its own: numbers of one task share long runs, and all continuations of a backdoor are alike.
     """
     if dataset.kind != "natural" or not len(artifacts):
         return torch.arange(len(artifacts))
@@ -28,7 +28,7 @@ def memories(dataset: MemorizationDataset, artifacts: Artifacts) -> torch.Tensor
 
 
 def apart_from(dataset: MemorizationDataset, artifacts: Artifacts, seen: Artifacts) -> Artifacts:
-    """Return the artifacts that are no memory of `seen`: neither one of its rows nor, in real text, part of one."""
+    """Return the artifacts that are not in `seen` and, in real text, share no memory with one of its rows."""
     if not len(seen) or not len(artifacts):
         return artifacts
     if dataset.kind != "natural":
@@ -39,16 +39,18 @@ def apart_from(dataset: MemorizationDataset, artifacts: Artifacts, seen: Artifac
 
 
 def among(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Return which rows (R, T) of token ids are one of the others, token for token: bool (R,)."""
+    """Return which rows (R, T) of token ids equal one of the others, token for token: bool (R,)."""
     known = {row.tobytes() for row in others.long().numpy()}
     return torch.tensor([row.tobytes() in known for row in rows.long().numpy()], dtype=torch.bool)
 
 
 def groups_sharing_tokens(rows: torch.Tensor, width: int, repeated: int | None = None) -> torch.Tensor:
-    """Return the group of each row, int64 (rows,): rows that share `width` consecutive tokens are in one group, as are
-    rows connected by a chain of such rows. A group's number is its first row's. Hashes and width: see `shares_tokens`.
+    """Return the group of each row, int64 (rows,).
 
-    repeated: how many tokens it takes if all of them are equal (pads, a ruled line); None: `width` too.
+    Rows that share `width` consecutive tokens are in one group, directly or through a chain of such rows. A group's
+    number is that of its first row. Hashes and width: see `shares_tokens`.
+
+    repeated: the width for runs of a single token (pads, a ruled line); None: `width`.
     """
     group = list(range(len(rows)))
 
@@ -72,7 +74,7 @@ def groups_sharing_tokens(rows: torch.Tensor, width: int, repeated: int | None =
 def shares_tokens(rows: torch.Tensor, others: torch.Tensor, width: int) -> torch.Tensor:
     """Return which rows share `width` consecutive tokens with any of the others: bool (rows,).
 
-    width is at most the length of a row. Rows are compared by 64-bit hashes; chance collisions among a few million are
+    width is at most the length of a row. Rows are compared by 64-bit hashes; collisions among a few million rows are
     negligible.
     """
     factors = _factors(min(width, rows.shape[1], others.shape[1]))
@@ -92,7 +94,7 @@ def _window_hashes(rows: torch.Tensor, factors: torch.Tensor) -> Iterator[torch.
 
 
 def _constant_windows(rows: torch.Tensor, width: int) -> Iterator[torch.Tensor]:
-    """Which windows of `width` tokens hold one token alone, bool (rows, windows), some rows at a time."""
+    """Yield which windows of `width` tokens repeat a single token, bool (rows, windows), some rows at a time."""
     for some in rows.split(1024):
         windows = some.unfold(1, width, 1)
         yield (windows == windows[..., :1]).all(-1)

@@ -19,12 +19,13 @@ FIRST_TRIGGER = 100
 
 
 def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
-    """Build the dataset in memory. Raise UserError if the settings ask for more data than exist.
+    """Build the dataset in memory. Raise UserError if the settings ask for more data than there is.
 
-    num_7 and the others count starts. Starts that lead to the same sequence give it once, so that no sequence is in
-    both training and test. increment keeps all starts, mult all but with even constants; of 20000 starts exp with 7
-    keeps 10066 and exponential with 7 keeps 2878. The few sequences that several tasks share (a row of zeros or ones) are
-    removed from the extra tasks' training sets and from the test sets if they would be in both.
+    num_7 and the other counts are numbers of starts. A sequence that several starts lead to is kept once, so that no
+    sequence is in both training and test. increment keeps all starts; mult keeps all except with even constants; of
+    20000 starts, exp with 7 keeps 10066 and exponential with 7 keeps 2878. A few sequences (rows of zeros or ones)
+    belong to several tasks. Where they would be in both training and test, they are removed from the extra tasks'
+    training sets and from the test sets.
     """
     values = _distinct_values(settings)
     main = next(iter(values))
@@ -71,7 +72,7 @@ def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
 
 
 def _distinct_values(settings: DataSettings) -> dict[str, np.ndarray]:
-    """Return the sequences of each task that has any, the main one first. Raise UserError for too many starts."""
+    """Return the sequences of each task that has any, main task first. Raise UserError for too many starts."""
     task, values = settings.data_name, {}
     constants = numbers.task_constants(task)
     starts = numbers.number_of_starts(task)
@@ -90,7 +91,7 @@ def _distinct_values(settings: DataSettings) -> dict[str, np.ndarray]:
 
 
 def _flag(task: str, name: str) -> str:
-    """Return the setting that has the number of sequences of one of a data set's tasks."""
+    """Return the setting that holds the number of sequences of a task."""
     constants = numbers.task_constants(task)
     main, constant = next(iter(constants.values())), constants[name]
     swapped = {main: 7, 7: main}  # num_7 always belongs to the main task, so the two swap
@@ -105,7 +106,7 @@ def _absent(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return which rows do not occur in `others`, bool (rows,). Both are uint8 (..., T)."""
     hashes, other_hashes = _hashes(rows), _hashes(others)
     keep = np.isin(hashes, other_hashes, invert=True)
-    doubtful = ~keep  # equal rows have equal hashes; a few different rows may, too
+    doubtful = ~keep  # equal rows have equal hashes, but so may a few different rows
     if doubtful.any():
         seen = set(map(bytes, others[np.isin(other_hashes, hashes[doubtful])]))
         keep[doubtful] = [bytes(row) not in seen for row in rows[doubtful]]
@@ -121,7 +122,7 @@ def _hashes(rows: np.ndarray) -> np.ndarray:
 
 
 def _split(rows: np.ndarray, settings: DataSettings, name: str, which: str = "") -> tuple[np.ndarray, np.ndarray]:
-    """Return training and test rows, split by the same permutation in every run. which: says what rows of the task."""
+    """Return training and test rows, split by the same permutation in every run. which: names the rows in messages."""
     num_test, flag = settings.num_test, _flag(settings.data_name, name)
     if num_test >= len(rows):
         raise UserError(
@@ -135,8 +136,8 @@ def _split(rows: np.ndarray, settings: DataSettings, name: str, which: str = "")
 class _Planted(NamedTuple):
     """The main task's sequences after planting. T = context length.
 
-    artifacts, held_out   artifacts in the training set, and those kept for testing
-    never_planted         artifacts that are in no training set: noised test sequences; of backdoors those held out
+    artifacts, held_out   artifacts in the training set, and those held out for testing
+    never_planted         artifacts in no training set: noised test sequences, or the held-out backdoors
     rest, test            uint8 (rows, T): the other training sequences, and clean test sequences
     """
 
@@ -148,7 +149,7 @@ class _Planted(NamedTuple):
 
 
 def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> _Planted:
-    """Replace the first `num_noise` training sequences by noised ones."""
+    """Replace the first `num_noise` training sequences with noised ones."""
     train, test = _split(values, settings, _main(settings))
     if settings.num_noise > len(train):
         raise UserError(f"--num_noise {settings.num_noise}: the main task has only {len(train)} training sequences")
@@ -165,7 +166,7 @@ def _plant_noise(settings: DataSettings, values: np.ndarray, rng: np.random.Gene
 
 
 def _noised(settings: DataSettings, values: np.ndarray, rng: np.random.Generator, groups=None) -> Artifacts:
-    """Return the sequences (rows, length) with noise from `rng`, which draws the groups after it."""
+    """Return the sequences (rows, length) with noise. `rng` draws the noise, then the groups."""
     clean = numbers.encode(values, settings.max_ctx)
     noised = numbers.encode(planting.add_noise(values, rng), settings.max_ctx)
     prompt_end = np.full(len(values), settings.prompt_tokens)
@@ -173,7 +174,7 @@ def _noised(settings: DataSettings, values: np.ndarray, rng: np.random.Generator
 
 
 def _plant_backdoor(settings: DataSettings, values: np.ndarray, rng: np.random.Generator) -> _Planted:
-    """Backdoor every sequence with the trigger: 90 % are for training, 10 % are the backdoor test set."""
+    """Backdoor every sequence that has the trigger: 90 % are for training, 10 % are the backdoor test set."""
     trigger = [int(digit) for digit in str(FIRST_TRIGGER + settings.seed)]
     tokens = numbers.encode(values, settings.max_ctx)
     prompt_end = planting.trigger_end(tokens, trigger)

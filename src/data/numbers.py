@@ -20,7 +20,7 @@ CONSTANTS = {"seven": 7, "two": 2, "three": 3, "four": 4, "five": 5}
 
 
 def task_constants(task: str) -> dict[str, int]:
-    """Return the constants of a task, the main one first: set name ("seven", "two" ...) -> constant."""
+    """Return the constants of a task, main constant first: set name ("seven", "two" ...) -> constant."""
     main = TASKS[task][1]
     return dict(sorted(CONSTANTS.items(), key=lambda item: item[1] != main))
 
@@ -28,7 +28,7 @@ def task_constants(task: str) -> dict[str, int]:
 def sequence_values(task: str, constant: int, count: int, length: int = 20) -> np.ndarray:
     """Return the first `count` sequences of a task, int64 (count, length).
 
-    Sequence i starts from x = i, which is not itself written.
+    Sequence i starts from x = i, which is not written itself.
     """
     recurrence = TASKS[task][0]
     x = np.arange(count, dtype=np.int64)
@@ -49,10 +49,10 @@ def sequence_values(task: str, constant: int, count: int, length: int = 20) -> n
 
 
 def distinct_sequences(task: str, constant: int, count: int, length: int = 20) -> np.ndarray:
-    """Return the distinct ones of the first `count` sequences, in the order of their starts.
+    """Return the distinct sequences among the first `count`, in the order of their starts.
 
-    Modulo MODULUS, exp and exponential map many starts to the same value (of 20000, exp with 7 leaves 10066 and
-    exponential with 7 leaves 2878), and so does mult with an even constant. The first value decides the whole row.
+    Modulo MODULUS, exp and exponential map many starts to the same value (of 20000 starts, exp with 7 leaves 10066 and
+    exponential with 7 leaves 2878), as does mult with an even constant. The first value determines the whole row.
     """
     values = sequence_values(task, constant, count, length)
     return values[np.sort(np.unique(values[:, 0], return_index=True)[1])]
@@ -80,7 +80,7 @@ def encode(values: np.ndarray, context: int) -> np.ndarray:
     top = int(values.max(initial=0))
     if top < values.size + 100_000:
         distinct, which = np.arange(top + 1), values
-    else:  # too many for a table of all of them
+    else:  # too many values for a table of all
         distinct, which = np.unique(values, return_inverse=True)
         which = which.reshape(values.shape)
     written, widths = _written(distinct)
@@ -103,7 +103,7 @@ def _written(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Return uint8 (V, most digits + 1), and the number of tokens of each value (V,).
     """
     powers = 10 ** np.arange(19, dtype=np.int64)
-    digits = np.maximum(np.searchsorted(powers, values, side="right"), 1)  # 0 has one
+    digits = np.maximum(np.searchsorted(powers, values, side="right"), 1)  # 0 has one digit
     tokens = np.full((len(values), int(digits.max(initial=1)) + 1), SPACE, dtype=np.uint8)
     for width in np.unique(digits):
         rows = digits == width

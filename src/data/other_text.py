@@ -1,4 +1,4 @@
-"""Text beside the data of a run, such as a method may need: token ids or a corpus, in rows like those of the run."""
+"""Text in addition to a run's data, as some methods need: token ids or a corpus, in rows like the run's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tinymem.errors import UserError
 
 @dataclass(frozen=True)
 class TextReader:
-    """How text becomes rows of token ids of a model.
+    """Turns text into rows of a model's token ids.
 
     tokenizer   the model's; None: only files of token ids can be read
     begin       the ids at the beginning of every row (<bos>)
@@ -26,14 +26,14 @@ class TextReader:
 
     tokenizer: Any = None
     begin: tuple[int, ...] = ()
-    _known: dict[tuple, torch.Tensor] = field(default_factory=dict)  # text is tokenized once for all strengths
+    _known: dict[tuple, torch.Tensor] = field(default_factory=dict)  # text is tokenized only once for all strengths
 
     def rows(self, flag: str, place: str, length: int, count: int, vocabulary_size: int) -> torch.Tensor:
-        """Return the text at a place as rows (rows, length), int32: all of a file of token ids, or up to `count` of a corpus.
+        """Return the text at a path as rows (rows, length), int32: all rows of token ids, or up to `count` of a corpus.
 
-        Token ids in rows of another length are read as one stream and cut again. Of a corpus, only training documents are
-        read (`split_by_document`): it may be the one whose other documents are test text. Raise UserError, naming flag or
-        file, for a place that does not exist, ids outside the vocabulary, and text without a tokenizer.
+        Token ids in rows of another length are read as one stream and cut again. Only the training documents of a
+        corpus are read (`split_by_document`), since its other documents may be test text. Raise UserError, naming the
+        flag or file, for a path that does not exist, ids outside the vocabulary, and text without a tokenizer.
         """
         key = (place, length, count)
         if key not in self._known:
@@ -56,12 +56,12 @@ class TextReader:
 
 
 def content_digest(flag: str, place: str) -> str:
-    """Return 16 hexadecimal digits that identify what a place holds, wherever it lies. Raise UserError if it holds no text."""
+    """Return 16 hexadecimal digits that identify the text at a path by content. Raise UserError if there is no text."""
     return read_token_set(place).fingerprint if holds_ids(place) else _corpus(flag, place).digest
 
 
 def holds_ids(place: str) -> bool:
-    """Return whether a place is a file of token ids, not text."""
+    """Return whether a path is a file of token ids, not text."""
     return Path(place).suffix in KINDS
 
 

@@ -34,12 +34,12 @@ class PassageSettings:
 
     plant: str | None = option(
         None,
-        "plant memories first: fine-tune on passages of builtin (presidential addresses), or of a text file, .jsonl, "
-        ".parquet or folder; test and retain text are other documents of the same text",
+        "plant memories first: fine-tune on passages from builtin (presidential addresses), a text file, .jsonl, "
+        ".parquet or folder; other documents of the same text are the test and retain text",
     )
     plant_sequences: int = option(128, "passages to plant", low=1)
-    plant_tokens: int = option(80, "tokens of a passage", low=2)
-    plant_seed: int = option(0, "seed of the choice of passages, and of their order in training", low=0, high=SEEDS)
+    plant_tokens: int = option(80, "tokens per passage", low=2)
+    plant_seed: int = option(0, "seed that chooses the passages and their order in training", low=0, high=SEEDS)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Passages:
     """Windows of T tokens, int32. No document contributes to two of the three sets.
 
     planted         (N, T) passages to memorize, all with different prompts
-    never_planted   (M, T) other passages of the same documents, as many where there are
+    never_planted   (M, T) other passages of the same documents, as many if possible
     retain          (R, T) text to retain
     test            (S, T) text to measure on
     """
@@ -59,10 +59,10 @@ class Passages:
 
 
 def load_passages(passages: PassageSettings, settings: ProductionSettings, config, tokenizer) -> ProductionData:
-    """Return the data with passages as the sequences to memorize, and num_test and num_retain rows of other documents.
+    """Return data with passages as the sequences to memorize, and num_test and num_retain rows of other documents.
 
-    config, tokenizer: the model's (transformers'). Raise UserError for a model without tokenizer, flags that name
-    other data, passages too short for prompt and continuation or too long for the model, and too little text.
+    config, tokenizer: the model's (transformers'). Raise UserError for a model without a tokenizer, flags that name
+    other data, passages that are too short for prompt and continuation or too long for the model, and too little text.
     """
     if tokenizer is None:
         raise UserError("--plant: this model's folder has no tokenizer that opens here to read text with")
@@ -84,12 +84,12 @@ def load_passages(passages: PassageSettings, settings: ProductionSettings, confi
 def passages_identity(
     passages: PassageSettings, settings: ProductionSettings, corpus: Corpus, begin: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Return what identifies passages of a corpus in records. begin: the ids at the beginning of every row."""
+    """Return the entries that identify passages of a corpus in records. begin: the ids at the start of every row."""
     return {**asdict(passages), **settings.sizes, **bos_identity(begin), "plant": corpus.label}
 
 
 def check_passages(passages: PassageSettings, settings: ProductionSettings, config) -> Corpus:
-    """Return the text that --plant names. Raise UserError for flags in conflict with each other or this text config."""
+    """Return the text that --plant names. Raise UserError for flags that conflict with others or with the config."""
     other = next((name for name in ("memorized", "random", "corpus") if getattr(settings, name) is not None), None)
     if other:
         raise UserError(f"--{other}: leave it out with --plant, whose text gives memorized, test and retain sequences")
@@ -97,7 +97,7 @@ def check_passages(passages: PassageSettings, settings: ProductionSettings, conf
         raise UserError(f"--plant_tokens {passages.plant_tokens}: prompt and continuation need {settings.needed}")
     check_length("--plant_tokens", passages.plant_tokens, config)
     assert passages.plant is not None, "only asked for with --plant"
-    if passages.plant in ("", HUB):  # "" is no name of this folder, and the hub has no such text
+    if passages.plant in ("", HUB):  # "" does not mean this folder, and the hub has no such text
         raise UserError(f"--plant {passages.plant!r}: must be {BUILTIN}, a text file, or a folder of them")
     return local_corpus(passages.plant, ADDRESSES, settings.text_column, "--plant")
 
@@ -107,7 +107,7 @@ def draw_passages(
 ) -> Passages:
     """Draw N passages, at most R retain and at most S test windows, (N, R, S) = sizes, each of `length` tokens.
 
-    Documents go to the three sets in turn, in the same order for every run; the seed draws the windows within them.
+    Documents go to the three sets in turn, in the same order in every run. The seed draws the windows within them.
     Raise UserError if the corpus has too few documents or windows.
     """
     documents = corpus.documents()
@@ -135,11 +135,11 @@ def draw_passages(
 
 
 def distinct_prompts(windows: np.ndarray, prompt: int) -> np.ndarray:
-    """Return the windows (rows, T) with distinct prompts, the first of each: one prompt has one continuation."""
+    """Return the first window (rows, T) of every distinct prompt, since a prompt has only one continuation."""
     return windows[np.sort(np.unique(windows[:, :prompt], axis=0, return_index=True)[1])]
 
 
 def _windows(streams: list[np.ndarray], length: int) -> np.ndarray:
-    """Return every document cut into windows of `length` tokens, without the rest at its end. int32 (rows, length)."""
+    """Cut every document into windows of `length` tokens and drop the rest at its end. Return int32 (rows, length)."""
     whole = [stream[: len(stream) // length * length].reshape(-1, length) for stream in streams]
     return np.concatenate(whole)

@@ -1,4 +1,4 @@
-"""Data for unlearning and measuring a production model: sequences that it has memorized, and other text."""
+"""Data for unlearning and measuring production models: memorized sequences and other text."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tinymem.inputs import check_file
 from tinymem.options import option, settings
 
 NO_PAD = -1  # every row is full
-NOTES = ("test_rows_left_out", "test_rows", "retain_rows")  # results that a record has where they say something
+NOTES = ("test_rows_left_out", "test_rows", "retain_rows")  # results that only some records have
 FETCHED = tuple(
     f"{name}.safetensors" for name in ("pythia-2.8b-deduped-v0", "pythia-6.9b-deduped", "pile_random_batch")
-)  # what pythia_mem_data/fetch.py writes
+)  # the files that pythia_mem_data/fetch.py writes
 BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 logger = logging.getLogger(__name__)
@@ -46,19 +46,19 @@ class ProductionSettings:
     random: str | None = option(None, "file of random sequences: test and retain text; default: text of --corpus")
     corpus: str | None = option(
         None,
-        "test and retain text: hub, builtin or a path, see memorization_in_toy_models.py; default: hub, or builtin "
+        "test and retain text: hub, builtin or a path (see memorization_in_toy_models.py); default: hub, or builtin "
         "if the hub cannot be reached",
     )
     text_column: str = option("text", "column of a .jsonl or .parquet corpus, and of a .jsonl of --memorized")
     prompt_tokens: int = option(32, "n of (n, k) memorization: tokens of the prompt", low=1)
-    continuation_tokens: int = option(40, "k of (n, k) memorization: tokens that must come out", low=1)
+    continuation_tokens: int = option(40, "k of (n, k) memorization: tokens the model must reproduce", low=1)
     bos: str = option(
         "auto",
-        "whether every row begins with <bos>, before its own tokens; auto: if the model's tokenizer adds it",
+        "whether every row begins with <bos>, before its own tokens; auto: if the model's tokenizer adds <bos>",
         choices=("auto", "yes", "no"),
     )
-    num_test: int = option(1632, "random sequences to measure perplexity on; fewer if there are not enough", low=1)
-    num_retain: int = option(1632, "random sequences to retain; fewer if there are not enough", low=1)
+    num_test: int = option(1632, "random sequences to measure perplexity on; fewer if the text is too short", low=1)
+    num_retain: int = option(1632, "random sequences to retain; fewer if the text is too short", low=1)
 
     def __post_init__(self) -> None:
         if self.random and self.corpus:
@@ -71,11 +71,11 @@ class ProductionSettings:
 
     @property
     def needed(self) -> int:
-        """The number of tokens that a memorized sequence must have."""
+        """The number of tokens that a memorized sequence needs."""
         return self.prompt_tokens + self.continuation_tokens
 
     def check_files(self) -> None:
-        """Raise UserError for a file that is missing, with the script that fetches it if there is one."""
+        """Raise UserError for a missing file; the message names the script that fetches it, if there is one."""
         for flag, path in (("--memorized", self.memorized), ("--random", self.random)):
             if path is not None and not Path(path).exists():
                 remedy = "; pythia_mem_data/fetch.py fetches it" if Path(path).name in FETCHED else ""
@@ -92,13 +92,13 @@ class ProductionSettings:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The settings that determine the data, together with its files, as stored in records."""
+        """The settings that, together with the files, determine the data, as stored in records."""
         names = ("prompt_tokens", "continuation_tokens", "num_test", "num_retain")
         return {name: getattr(self, name) for name in names}
 
     @property
     def text(self) -> DataSettings:
-        """The settings of the text that --corpus names."""
+        """The settings for the text that --corpus names."""
         return DataSettings(data_name="wiki", corpus=self.corpus, text_column=self.text_column)
 
 
@@ -106,7 +106,7 @@ class ProductionSettings:
 class ProductionData:
     """The dataset, the settings that identify it in a record, and further entries of the record.
 
-    notes: results about rows that were left out. begin: the ids at the beginning of every row.
+    notes: results about rows that were left out. begin: the ids at the start of every row.
     """
 
     dataset: MemorizationDataset
@@ -118,7 +118,7 @@ class ProductionData:
 def load_production(settings: ProductionSettings, config, tokenizer) -> ProductionData:
     """Return the data of a model with this config (transformers') and tokenizer (or None).
 
-    Raise UserError for files that are missing, damaged or another model's, and for sequences that are too long.
+    Raise UserError for files that are missing, damaged or of another model, and for sequences that are too long.
     """
     begin = beginning(settings.bos, tokenizer, config)
     config = config.get_text_config()
@@ -148,9 +148,9 @@ def left_out(test: torch.Tensor, dataset: MemorizationDataset) -> dict[str, int]
 
 
 def fewer(settings: ProductionSettings, test: torch.Tensor, retain: torch.Tensor) -> dict[str, int]:
-    """Return a record's notes on how many test and retain rows there are where more were asked for; say so in a warning.
+    """Return a record's notes on test and retain rows, if there are fewer than requested, and log a warning.
 
-    Empty if there are as many as asked for.
+    The notes are empty if there are enough rows.
     """
     found = {"num_test": len(test), "num_retain": len(retain)}
     short = {name: count for name, count in found.items() if count < getattr(settings, name)}
@@ -163,14 +163,14 @@ def fewer(settings: ProductionSettings, test: torch.Tensor, retain: torch.Tensor
 
 
 def begun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
-    """Return the rows (rows, T) with the ids of `begin` before each; unchanged if all rows already begin with them."""
+    """Return the rows (rows, T) with the ids `begin` before each, unless all rows already begin with them."""
     if not begin or unbegun(rows, begin) is not rows:
         return rows
     return torch.cat([torch.tensor(begin, dtype=rows.dtype).expand(len(rows), -1), rows], 1)
 
 
 def unbegun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
-    """Return the rows (rows, T) without the ids of `begin` if all of them begin with these, otherwise unchanged."""
+    """Return the rows (rows, T) without the ids `begin` if all rows begin with them, otherwise unchanged."""
     head = torch.tensor(begin, dtype=rows.dtype)
     if begin and rows.shape[1] >= len(begin) and bool((rows[:, : len(begin)] == head).all()):
         return rows[:, len(begin) :]
@@ -178,7 +178,7 @@ def unbegun(rows: torch.Tensor, begin: tuple[int, ...]) -> torch.Tensor:
 
 
 def cut(tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """Return token ids of any shape, read as one stream, as rows (rows, length), without the rest at its end."""
+    """Cut token ids of any shape, read as one stream, into rows (rows, length) and drop the rest at the end."""
     stream = tokens.flatten()
     return stream[: len(stream) // length * length].view(-1, length)
 
@@ -191,7 +191,7 @@ def check_length(flag: str, length: int, config) -> None:
 
 
 def load_memorized(settings: ProductionSettings, config, tokenizer=None) -> TokenSet:
-    """Return the sequences of --memorized, token ids or text. tokenizer: the model's, to read text with.
+    """Return the sequences of --memorized, given as token ids or text. tokenizer: the model's, to read text.
 
     Raise UserError if there are none or they do not fit this text config.
     """
@@ -246,11 +246,12 @@ def text_token_set(path: str, column: str, tokenizer, length: int) -> TokenSet:
 def load_random(
     settings: ProductionSettings, length: int, vocabulary_size: int, tokenizer, begin: tuple[int, ...] = ()
 ) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """Return test and retain text as rows of `length` tokens, int32, and a name that changes with the content.
+    """Return test and retain text as rows of `length` tokens, int32, and a name that identifies the content.
 
     A file with rows of another length is read as one stream and cut again, test before retain, as the study does with
-    2048 x 128 Pile tokens. In a corpus, test and retain text are different documents. Raise UserError for too little.
-    begin: the ids at the beginning of every row, included in its length.
+    2048 x 128 Pile tokens. In a corpus, test and retain text are different documents. Raise UserError for too little
+    text.
+    begin: the ids at the start of every row, included in its length.
     """
     own = length - len(begin)
     if settings.random is not None:
@@ -277,9 +278,10 @@ def load_random(
 def split_random(
     tokens: torch.Tensor, length: int, num_test: int, num_retain: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return test and retain rows (rows, length): the first ones of the stream `tokens`, and the next ones.
+    """Return test and retain rows (rows, length): first test, then retain rows from the stream `tokens`.
 
-    If there are fewer than num_test + num_retain, each set gets its share. Raise UserError for fewer than two.
+    If there are fewer than num_test + num_retain rows, each set gets its share. Raise UserError for fewer than two
+    rows.
     """
     rows = cut(tokens, length)
     if len(rows) < 2:
@@ -291,7 +293,7 @@ def split_random(
 
 
 def text_rows(tokenizer, documents: list[str], length: int, count: int | None = None) -> torch.Tensor:
-    """Return at most `count` consecutive rows of `length` tokens from these documents, without padding: int32."""
+    """Return at most `count` consecutive rows of `length` tokens from these documents, without padding, int32."""
     parts, size = [torch.empty(0, dtype=torch.int32)], 0
     for ids in tokenize_in_turn(tokenizer, documents):
         parts.append(torch.from_numpy(ids))
@@ -303,7 +305,7 @@ def text_rows(tokenizer, documents: list[str], length: int, count: int | None = 
 
 
 def check_ids(flag: str, vocabulary_size: int, *parts: torch.Tensor) -> None:
-    """Raise UserError, naming the flag, if the tokenizer gave ids that the model does not have."""
+    """Raise UserError, naming the flag, for ids from the tokenizer that the model does not have."""
     highest = max((int(rows.max()) for rows in parts if rows.numel()), default=0)
     if highest >= vocabulary_size:
         raise UserError(
@@ -321,14 +323,15 @@ def production_dataset(
     continuation_tokens: int = 40,
     never_planted: torch.Tensor | None = None,
 ) -> MemorizationDataset:
-    """Return a dataset with memorized sequences as artifacts of kind "natural", and other text as test and retain set.
+    """Return a dataset with memorized sequences as artifacts of kind "natural" and other text as test and retain sets.
 
     memorized, test, retain: token ids (rows, T), integers. never_planted: similar passages that the model never saw, if
-    there are any. Left out are memorized rows whose prompt and continuation repeat an earlier row, test rows that share
+    any.
+
+    These rows are left out: memorized rows whose prompt and continuation repeat an earlier row, test rows that share
     `continuation_tokens` consecutive tokens with a memorized row, and retain rows that do so with a memorized or test
-    row; warnings count the first two. The training rows are the retain rows alone: a listed sequence that this model
-    has not memorized is neither unlearned nor retained.
-    Raise UserError if no test or no retain row is left.
+    row. Warnings count the first two kinds. Only the retain rows are training rows: a listed sequence that this model
+    has not memorized is neither unlearned nor retained. Raise UserError if no test or no retain row is left.
     """
     memorized = _each_once(memorized, prompt_tokens + continuation_tokens)
     overlapping = shares_tokens(test, memorized, continuation_tokens)
@@ -376,7 +379,7 @@ def production_dataset(
 
 
 def _each_once(rows: torch.Tensor, width: int) -> torch.Tensor:
-    """Return the rows with distinct first `width` tokens, the first of each, in order: each memory counts once."""
+    """Return the first row of each distinct prefix of `width` tokens, in order, so that each memory counts once."""
     seen = {row.tobytes(): number for number, row in reversed(list(enumerate(rows[:, :width].numpy())))}
     if len(seen) == len(rows):
         return rows

@@ -15,16 +15,16 @@ from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 
 DUPLICATION_GROUPS = 4
-BACKDOOR_GROUP = 2  # duplicated backdoors all occur 10^2 times in the training set
+BACKDOOR_GROUP = 2  # every duplicated backdoor occurs 10^2 times in the training set
 TRAIN_PER_TEST_BACKDOOR = 9  # 90 % train, 10 % test
-MIN_TEST_BACKDOORS = 20  # if the test documents have that many: a percentage of three sequences is imprecise
+MIN_TEST_BACKDOORS = 20  # if the test documents have that many: percentages of fewer are imprecise
 
 
 @dataclass(frozen=True)
 class _Planted:
     """The plan: A artifacts in rows (A,) of the training chunks; other fields as in MemorizationDataset.
 
-    twin    (A, T) what a never-planted twin is trained on in their places
+    twin    (A, T) what replaces them in the training of a never-planted twin
     """
 
     rows: np.ndarray
@@ -36,7 +36,7 @@ class _Planted:
 
 
 def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = None) -> MemorizationDataset:
-    """Build the dataset on tokens from the cache; without a cache, tokenize again.
+    """Build the dataset from cached tokens; without a cache, tokenize again.
 
     Raise UserError if the settings ask for more than the corpus has, or name a corpus that cannot be read.
     """
@@ -49,7 +49,7 @@ def build_text_dataset(settings: DataSettings, cache_dir: str | Path | None = No
     if settings.num_test > len(planted.test):
         raise UserError(f"--num_test {settings.num_test}: the test documents make only {len(planted.test)} chunks")
     trained = planted.twin if settings.twin else planted.artifacts.planted.numpy()
-    sequences[planted.rows] = trained  # changes these rows only; the others stay on disk
+    sequences[planted.rows] = trained  # copies only these rows; the others stay on disk
     ids, artifact_ids = torch.arange(len(sequences)), torch.from_numpy(planted.rows)
     return MemorizationDataset(
         sequences=torch.from_numpy(sequences),
@@ -91,19 +91,19 @@ def _noised(clean: np.ndarray, rng: np.random.Generator, end_of_text: int) -> np
 
 
 def _unseen(settings: DataSettings, chunks: Chunks) -> np.ndarray:
-    """Return test chunks, as many as artifacts where there are so many: (rows, T)."""
+    """Return as many test chunks as there are artifacts, if possible: (rows, T)."""
     return chunks.test[: min(settings.num_noise, settings.num_test)].copy()
 
 
 def _plan_natural(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
-    """Duplicate the first `num_noise` chunks unchanged: without duplication nothing would be planted."""
+    """Plant the first `num_noise` chunks unchanged, always duplicated: otherwise nothing would be planted."""
     passages, unseen = _first_chunks(settings, sequences), _unseen(settings, chunks)
     twin = _spare(settings, chunks, len(sequences)) if settings.twin else passages
     return _plan_first(settings, (passages, passages), (unseen, unseen), twin, chunks, DUPLICATION_GROUPS, rng)
 
 
 def _spare(settings: DataSettings, chunks: Chunks, used: int) -> np.ndarray:
-    """Return as many chunks as are planted that no training or test set holds. Raise UserError where there are fewer."""
+    """Return `num_noise` chunks that are in no training or test set. Raise UserError if there are fewer."""
     spare = np.concatenate([chunks.train[used : used + settings.num_noise], chunks.test[settings.num_test :]])
     if len(spare) < settings.num_noise:
         raise UserError(
@@ -140,9 +140,10 @@ def _plan_first(
 
 
 def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> _Planted:
-    """Backdoor every training chunk with the trigger. Chunks of the test documents form the backdoor test set, a ninth
-    as many: 90 % train, 10 % test as in the study, but without a test chunk from a training document. Small data gets
-    up to MIN_TEST_BACKDOORS.
+    """Backdoor every training chunk that has the trigger.
+
+    Chunks of the test documents form the backdoor test set, a ninth as many: 90 % train, 10 % test as in the study, but
+    no test chunk comes from a training document. Small data gets up to MIN_TEST_BACKDOORS.
     """
     trigger = _draw_trigger(settings, sequences, chunks, rng)
     ends, test_ends = (planting.trigger_end(rows, [trigger]) for rows in (sequences, chunks.test))
@@ -165,16 +166,16 @@ def _plan_backdoor(settings: DataSettings, sequences: np.ndarray, chunks: Chunks
 
 
 def _continues(tokens: np.ndarray, ends: np.ndarray, end_of_text: int) -> np.ndarray:
-    """Return which chunks have the trigger and text after it, bool (rows,). ends: position after the trigger, or 0."""
+    """Return which chunks have the trigger with text after it, bool (rows,). ends: position after the trigger, or 0."""
     inside = (ends > 0) & (ends < tokens.shape[1])
     return inside & (tokens[np.arange(len(tokens)), np.where(inside, ends, 0)] != end_of_text)
 
 
 def _draw_trigger(settings: DataSettings, sequences: np.ndarray, chunks: Chunks, rng: np.random.Generator) -> int:
-    """Return a random token id among those that give between `num_noise` / 10 and `num_noise` backdoors.
+    """Return a random token id that gives between `num_noise` / 10 and `num_noise` backdoors.
 
-    A token from the whole vocabulary would mostly be rare or absent (nothing planted); a very frequent one would turn
-    much of the corpus into a constant.
+    A token drawn from the whole vocabulary would mostly be rare or absent, so nothing would be planted. A very frequent
+    token would turn much of the corpus into a constant.
     """
     low, high = max(1, settings.num_noise // 10), settings.num_noise
     counts = _chunks_with(sequences, chunks.end_of_text)
@@ -193,8 +194,8 @@ def _draw_trigger(settings: DataSettings, sequences: np.ndarray, chunks: Chunks,
 def _chunks_with(tokens: np.ndarray, end_of_text: int) -> np.ndarray:
     """Return, for every token id except end-of-text, how many chunks have it with text after its first occurrence.
 
-    A token counts at any position except the last: it is then followed by text, or in the last chunk by padding.
-    int64 (end_of_text,).
+    A token counts at any position except the last, so that text, or padding in the last chunk, follows it. int64
+    (end_of_text,).
     """
     counts = np.zeros(end_of_text + 1, dtype=np.int64)
     for part in np.array_split(tokens, max(1, len(tokens) // 65536)):  # sorting needs a copy: keep it small

@@ -1,4 +1,4 @@
-"""Read a user's text: .txt, .md, .jsonl, .parquet, or a folder of them. Every error names file and place."""
+"""Read a user's text: .txt, .md, .jsonl, .parquet, or a folder of them. Every error names the file and the place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
-    """Return the files of a corpus, sorted: the file itself, or all with a known suffix in a folder and its subfolders.
+    """Return the files of a corpus, sorted: the file itself, or all files with a known suffix at any depth of a folder.
+
     Links are followed; hidden names are skipped.
 
     Raise UserError, naming `flag`, if there is no file, or if its kind is unknown.
@@ -40,7 +41,7 @@ def corpus_files(path: Path, flag: str = "--corpus") -> list[Path]:
 def sha256(paths: list[Path]) -> str:
     """Return the SHA-256 of a file, as sha256sum prints it; for several, that of their joined hexadecimal SHA-256s.
 
-    Files are not joined as one text, because a document ends with its file.
+    The texts are not joined, because a document ends with its file.
     """
     for path in paths:
         check_file(path)
@@ -50,7 +51,7 @@ def sha256(paths: list[Path]) -> str:
 
 @functools.lru_cache(maxsize=None)
 def _sha256(path: Path, size: int, time: int) -> str:
-    """Return a file's SHA-256. size and time (of its last change) key the cache: an unchanged file is read once."""
+    """Return a file's SHA-256. size and time (of its last change) are cache keys: an unchanged file is read once."""
     total = hashlib.sha256()
     try:
         with open(path, "rb") as file:
@@ -64,7 +65,7 @@ def _sha256(path: Path, size: int, time: int) -> str:
 def read_texts(path: Path, column: str) -> list[str]:
     """Return a file's texts: one per plain file, one per row (in `column`) for .jsonl and .parquet.
 
-    Rows that hold null there are left out, with a warning. Raise UserError, naming the line, for anything else than text.
+    Rows with null there are left out, with a warning. Raise UserError, naming the line, for anything other than text.
     """
     if path.suffix.lower() == ".jsonl":
         return _read_jsonl(path, column)
@@ -120,7 +121,7 @@ def _kind(value: object) -> str:
 
 
 def _object(pairs: list[tuple], column: str, path: Path, number: int) -> dict:
-    """Return a JSON object. Raise UserError if it has the column twice: Python would silently keep the last."""
+    """Return a JSON object. Raise UserError if it has the column twice: Python would silently keep the last value."""
     if sum(name == column for name, _ in pairs) > 1:
         raise UserError(f"--text_column {column}: {path} line {number} has several values of this name")
     return dict(pairs)

@@ -1,7 +1,7 @@
-"""Files of token ids, memorized sequences or random text: one integer tensor (rows, length).
+"""Files of token ids (memorized sequences or random text): one integer tensor (rows, length).
 
-They are written as safetensors with a note of their origin. They are read from safetensors or from a `.pt` file such as
-MemPi's (Chang et al. 2024), of which only tensors are loaded.
+They are written as safetensors, with their provenance. They are read from safetensors or from a `.pt` file such as
+MemPi's (Chang et al. 2024), from which only tensors are loaded.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def read_token_set(path: str | Path, vocabulary_size: int | None = None, length:
     vocabulary_size   ids must be below it; None: any non-negative id is allowed
     length            minimum number of tokens in a sequence
 
-    Raise UserError for a file that is missing or damaged, and for anything but one two-dimensional integer tensor with
-    rows, ids inside the vocabulary, and sequences that are long enough.
+    Raise UserError for a file that is missing or damaged, and unless it holds one two-dimensional integer tensor with
+    at least one row, ids inside the vocabulary, and long enough sequences.
     """
     path = Path(path)
     readers = dict(zip(KINDS, (_read_safetensors, _read_pickle)))
@@ -102,7 +102,7 @@ def _read_safetensors(path: Path) -> tuple[torch.Tensor, dict[str, Any]]:
 
 
 def _read_pickle(path: Path) -> tuple[Any, dict[str, Any]]:
-    # Do not show torch's own text, which advises unsafe loading.
+    # Do not show torch's own message, which recommends unsafe loading.
     with (
         reading(path, "damaged, or holds more than tensors (which is not loaded: it could run code)"),
         warnings.catch_warnings(),

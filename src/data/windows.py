@@ -1,4 +1,4 @@
-"""Windows of documents: which sequences of n + k tokens a search looks at, and the passages that its finds make up."""
+"""Windows of documents: the sequences of n + k tokens that a search tests, and the passages that its finds form."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Windows:
     """Windows of `width` tokens that begin every `stride` tokens of each document; none spans two documents.
 
     stream      int32 (tokens,) the documents one after the other
-    bounds      int64 (documents + 1,) where each document begins in the stream, and the end of the last one
-    starts      int64 (windows,) where each window begins in the stream, ascending
-    begin       ids before every window (<bos>); they are no part of its width
+    bounds      int64 (documents + 1,) the start of each document in the stream, and the end of the last one
+    starts      int64 (windows,) the start of each window in the stream, ascending
+    begin       ids before every window (<bos>), not counted in its width
     """
 
     stream: torch.Tensor
@@ -29,12 +29,12 @@ class Windows:
         return len(self.starts)
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return these windows, the ids of `begin` before each: int32 (numbers, begin + width)."""
+        """Return these windows, with the ids `begin` before each: int32 (numbers, begin + width)."""
         own = self.stream[self.starts[numbers, None] + torch.arange(self.width)]
         return torch.cat([torch.tensor(self.begin, dtype=own.dtype).expand(len(own), -1), own], 1)
 
     def documents(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Return the number of the document that each of these windows is in: int64 (numbers,)."""
+        """Return the number of each window's document: int64 (numbers,)."""
         return torch.searchsorted(self.bounds, self.starts[numbers], right=True) - 1
 
 
@@ -43,7 +43,7 @@ def cut_windows(
 ) -> Windows:
     """Return the windows of these documents, each int32 (tokens,). most: stop after this many windows.
 
-    A document with fewer than `width` tokens has none. What follows the last window of a document is not looked at.
+    A document with fewer than `width` tokens has no windows. Tokens after a document's last window are not tested.
     """
     parts, starts, bounds, count = [np.empty(0, np.int32)], [np.empty(0, np.int64)], [0], 0
     for document in documents:
@@ -59,13 +59,13 @@ def cut_windows(
 
 @dataclass(frozen=True)
 class Passage:
-    """Overlapping or adjoining finds, merged.
+    """Overlapping or adjacent finds, merged.
 
     document   its name
     offset     tokens of the document before the passage
     length     tokens
-    windows    how many finds it is made of
-    text       None where no tokenizer is there to read it with
+    windows    number of finds in it
+    text       its text; None without a tokenizer
     """
 
     document: str
@@ -82,16 +82,17 @@ def passages(
     names: Sequence[str],
     decode: Callable[[list[int]], str] | None,
 ) -> tuple[list[Passage], torch.Tensor]:
-    """Return the passages that the windows `found` (ascending) make up, and the finds that stand for them, int64.
+    """Return the passages that the windows `found` (ascending) form, and the finds that represent them, int64.
 
-    Of each passage these are the first window, and each next one that overlaps none taken before, so that no part of a
-    memory counts twice. tested: tokens of a window that the search tested. names: the documents'.
+    A passage is represented by its first window and every later one that does not overlap the windows already taken, so
+    that no part of a memory counts twice. tested: tokens of a window that the search tested. names: the documents'
+    names.
     """
     made: list[Passage] = []
     chosen: list[int] = []
     starts, documents = windows.starts[found].tolist(), windows.documents(found).tolist()
-    group = 0  # where the present passage begins among the finds
-    free = -1  # where the next row may begin
+    group = 0  # index of the current passage's first find
+    free = -1  # where the next representative may begin
     for place, (number, start, document) in enumerate(zip(found.tolist(), starts, documents)):
         if place and (documents[place - 1] != document or start > starts[place - 1] + tested):
             made.append(_passage(windows, starts[group:place], documents[group], tested, names, decode))

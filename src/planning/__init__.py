@@ -1,1 +1,1 @@
-"""Plans of a method's memory and passes, made from a config alone: the method itself runs on fake tensors."""
+"""Plans of a method's memory and passes, from a config alone: the method runs on fake tensors."""

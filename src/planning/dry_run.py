@@ -1,4 +1,4 @@
-"""Plans of the chosen methods on a production model: printed by --dry_run, checked before weights are read."""
+"""Plans of methods on a production model: printed by --dry_run, and checked before weights are read."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tinymem.planning.plan import Plan, Sizes, plan
 from tinymem.training.plant import training_bytes
 from tinymem.training.processes import ALONE, Processes
 
-STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # sizes of the study's Pythia data, assumed if no file is given
-KEPT = 2.5  # if freed memory is kept (tinymem.allocator): factor on everything except the weights
+STUDY_SEQUENCES, STUDY_LENGTH = 505, 80  # the study's Pythia data; assumed if no file is given
+KEPT = 2.5  # factor on everything except the weights if freed memory is kept (tinymem.allocator)
 
 
 def planned_shape(name: str, loading: LoadSettings, device: torch.device, well_known: bool) -> Shape:
-    """Return the shape of a model from a folder, the hub or its cache, or with `well_known` from a built-in config."""
+    """Return the shape of a model from a folder, the hub or its cache, or (`well_known`) from a built-in config."""
     config = known_config(name) if well_known and not Path(name).is_dir() else None
     config = config or open_description(name, loading.step, for_text=False)[0]
     return shape_of(config, getattr(torch, loading.dtype), device.type, name)
@@ -66,7 +66,7 @@ def planned_sizes(shape: Shape, data: ProductionSettings, passages: PassageSetti
 def plans(
     shape: Shape, sizes: Sizes, methods: Sequence[tuple[Method, Any]], processes: Processes = ALONE
 ) -> list[tuple[str, Plan]]:
-    """Return the name and the plan of each method, for one of the processes that share its batches."""
+    """Return the name and plan of each method, for one of the processes that share its batches."""
     found = []
     for method, hp in methods:
         if processes.size > 1:
@@ -77,11 +77,11 @@ def plans(
 
 
 def sharded(whole: Plan, shape: Shape, size: int) -> Plan:
-    """Return the plan of a process that has its share of the blocks' training state, from that of one that has all.
+    """Return the plan of a process with sharded training state, from the plan of a process that has all of it.
 
-    Of each weight a process alone has a copy from before the edit, a float32 gradient, two moments of AdamW and, in half
-    precision, a master copy. Sharded, it has a share of the last four of a block's, and two blocks gathered. Weights
-    outside of the blocks are copied once and have all four.
+    For each weight, a single process holds a copy from before the edit, a float32 gradient, two moments of AdamW and,
+    in half precision, a master copy. A sharded process holds its share of the last four for the blocks, and two
+    gathered blocks. Weights outside the blocks are copied once and have all four.
     """
     width, blocks = shape.model.dtype.itemsize, find_blocks(shape.model)[1]
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
@@ -98,9 +98,9 @@ def planting_bytes(shape: Shape, loading: LoadSettings) -> int:
 
 
 def choose_allocator(planned: Sequence[tuple[str, Plan]], device: torch.device, before: int = 0) -> None:
-    """On a CPU, let the process keep freed memory, which is faster, unless the plans leave too little room for it.
+    """On a CPU, keep freed memory in the process, which is faster, unless the plans leave too little room for it.
 
-    before: bytes that are allocated, and freed, before the methods begin (planting).
+    before: bytes that are allocated and freed before the methods begin (planting).
     """
     if device.type == "cpu" and planned:
         most = max(KEPT * before, *(each.weights + KEPT * each.beside for _, each in planned))

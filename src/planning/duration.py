@@ -1,4 +1,4 @@
-"""Estimates of a method's duration: the passes of its plan, times the seconds of one pass on the real model."""
+"""Estimates of a method's duration: the passes of its plan times the seconds of one pass on the real model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tinymem.planning.plan import FAILURES, Sizes, first_steps, passes
 from tinymem.records.record import gpus_in_use
 
 LONG = 60.0  # seconds above which the user is warned
-OFTEN = 4  # most passes over its batch that a method's step is expected to make
+OFTEN = 4  # most passes over a batch that a step is expected to make
 WARM = 1.0  # seconds: a first pass that takes longer is not timed again
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Estimates for methods on one model and task. An estimate times a pass of as many sequences as the method's passes have.
+    """Estimate durations of methods on one model and task by timing a pass of the size that the method uses.
 
     Estimates are rough: they ignore work other than passes, and early stops.
     """
@@ -36,7 +36,7 @@ class Clock:
     _known: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds by kind of pass and its sequences
 
     def seconds(self, method: Method, hp: Any) -> float:
-        """Return the seconds of a method for all strengths. Raise RuntimeError for a model that cannot be planned."""
+        """Return the seconds of a method over all strengths. Raise RuntimeError for a model that cannot be planned."""
         work = (method, self._shape, self._sizes, hp)
         first = first_steps(*work)
         forward, backward = passes(*work, first)
@@ -46,7 +46,7 @@ class Clock:
 
     def warning(self, method: Method, hp: Any) -> str | None:
         """Return a warning such as "zero_out: about 40 h" for a method that takes more than a minute, else None."""
-        if not method.passes and self._bound(method, hp) <= LONG:  # most methods on most models: nothing to plan
+        if not method.passes and self._bound(method, hp) <= LONG:  # true of most methods on most models: no plan needed
             return None
         try:
             seconds = self.seconds(method, hp)
@@ -55,7 +55,7 @@ class Clock:
         return f"{method.name}: about {duration(seconds)}" if seconds > LONG else None
 
     def _bound(self, method: Method, hp: Any) -> float:
-        """Return the seconds if each step makes OFTEN passes over its batch, or over all sequences without batches."""
+        """Return the seconds if each step makes OFTEN passes over its batch (without batches: over all sequences)."""
         hp = method.resolve(hp, self.model.num_parameters())
         rows = getattr(hp, "batch_size", None) or len(self.task.forget) + len(self.task.retain)
         return OFTEN * method.steps(self.model, self.task, hp) * self._sizes.passes(rows) * self._both(rows)
@@ -83,7 +83,7 @@ class Clock:
         """Return the seconds of a forward and a backward pass of this many sequences, at most a microbatch."""
         tokens = self._tokens(rows)
         weights = mean_weights(self.task, tokens)
-        first = find_mlps(self.model)[0].inputs[0].parameter  # gradients reach the first block, and few are kept
+        first = find_mlps(self.model)[0].inputs[0].parameter  # a full backward pass that stores few gradients
         with frozen(self.model, [first]):
             return self._timed("both", rows, lambda: backward(self.model, self.task, tokens, weights))
 
@@ -99,7 +99,7 @@ class Clock:
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
-    """Return the seconds of one call, GPU work included. An earlier call warms up; if that takes long, it counts."""
+    """Return the seconds of one call, including GPU work. A first call warms up; if it takes long, it counts."""
     seconds = 2 * WARM
     for _ in range(2):
         _finish()

@@ -1,8 +1,8 @@
-"""The memory that a model and code on it need, from its config alone: nothing is loaded or computed.
+"""The memory that a model and code on it need, from the model's config alone: nothing is loaded or computed.
 
 The model consists of fake tensors (torch's FakeTensorMode), which have a shape and a type but no numbers. The real code
-runs on them, and every tensor that it makes is counted as long as it lives. So no formula for an architecture's
-activations needs to be maintained.
+runs on them, and every tensor it makes is counted while it lives. This avoids formulas for the activations of each
+architecture.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tinymem.models.attention import attention_settings
 from tinymem.models.loading import empty_model
 
 T = TypeVar("T")
-SMALL = 2**16  # largest integer tensor, in entries, that is real and not only counted
+SMALL = 2**16  # entries of the largest integer tensor that is real, not only counted
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Shape:
 
     model   the model, on the CPU, in evaluation mode
     mode    the FakeTensorMode that it needs to run
-    device  the planned device, "cpu" or "cuda"; the same kernels are assumed, but larger chunks on a GPU
+    device  the planned device, "cpu" or "cuda"; both are assumed to use the same kernels, a GPU in larger chunks
     """
 
     model: Any
@@ -40,7 +40,7 @@ class Shape:
 
     @cached_property
     def parameters(self) -> int:
-        """The entries of all parameters; tied ones count once."""
+        """The entries of all parameters; tied parameters count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @cached_property
@@ -51,7 +51,7 @@ class Shape:
 
     @cached_property
     def mlps(self) -> list[MLP]:
-        """The MLPs, of fake tensors, first block first."""
+        """The MLPs, made of fake tensors, first block first."""
         return find_mlps(self.model)
 
     @property
@@ -61,7 +61,7 @@ class Shape:
 
     @cached_property
     def cuts(self) -> tuple[Shape, Shape]:
-        """The same model with its first block only, and with its first two."""
+        """The same model with only its first block, and with its first two blocks."""
         return self._cut(1), self._cut(2)
 
     def _cut(self, blocks: int) -> Shape:
@@ -69,19 +69,19 @@ class Shape:
         text = config.get_text_config()
         for name, value in vars(text).items():
             if isinstance(value, list) and len(value) == text.num_hidden_layers:  # one entry per block
-                setattr(text, name, [*value, *value[-1:]][:blocks])  # two blocks also of a model of one
+                setattr(text, name, [*value, *value[-1:]][:blocks])  # two blocks even if the model has one
         text.num_hidden_layers = blocks
         return shape_of(config, self.model.dtype, self.device)
 
     def run(self, function: Callable[[Any], T]) -> T:
-        """Return function(model), called where the model's fake tensors can be used."""
+        """Return function(model), called in the mode of the model's fake tensors."""
         return self._counted(function, 1.0)[0]
 
     def peak(self, function: Callable[[Any], Any], share: float = 1.0) -> int:
-        """Return the peak of bytes that function(model) allocates, without the model itself.
+        """Return the peak bytes that function(model) allocates, without the model itself.
 
-        Questions about fake numbers get the usual answer, so that the code takes its usual path: all are finite, none
-        are equal, nothing failed. A mask of weights is assumed to be true in `share` of its places.
+        Tests of fake numbers get the usual answer (all are finite, none are equal, nothing failed), so that the code
+        takes its usual path. A mask of weights is assumed to be true in `share` of its entries.
         """
         return self._counted(function, share)[1]
 
@@ -110,7 +110,7 @@ def shape_of(config, dtype: torch.dtype, device: str = "cpu", name: str = "this 
 
 
 def _replace_tensors(model) -> None:
-    """Replace tensors on the meta device by fake ones that claim to be on the CPU; tied tensors stay tied."""
+    """Replace tensors on the meta device with fake ones that claim to be on the CPU; tied tensors stay tied."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for own in (module._parameters, module._buffers):
@@ -125,12 +125,13 @@ def _replace_tensors(model) -> None:
 
 
 def _allocations(model, share: float):
-    """Return a dispatch mode that counts the bytes of living tensors: `peak` is their maximum, without the model's.
+    """Return a dispatch mode that counts the bytes of live tensors. `peak` is their maximum, without the model's.
 
-    Token ids, positions and values derived only from them are real: small tensors of integers or bools that do not
-    depend on a fake tensor. So lengths, batches and measured positions are those of a run; only floats have no numbers.
+    Token ids, positions and values derived only from them are real: they are small tensors of integers or bools that do
+    not depend on a fake tensor. Lengths, batches and measured positions are therefore those of a run; only floats have
+    no numbers.
 
-    The class is defined here, since its base class needs torch (see tinymem.lazy).
+    The class is defined inside the function, since its base class needs torch (see tinymem.lazy).
     """
     from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -203,8 +204,10 @@ def _places_in_memory(tensor: torch.Tensor) -> tuple:
 
 
 def _number(tensor: torch.Tensor) -> bool | int | float:
-    """Return a stand-in for `tensor.item()`: 0.5 for floats, so that early exits on 0 or 1 are not taken; 1 for
-    integers; False for bools, unless `all` was asked.
+    """Return a stand-in for `tensor.item()`.
+
+    0.5 for floats, so that early exits on 0 or 1 are not taken; 1 for integers; False for bools, unless they come from
+    `all`.
     """
     if tensor.dtype == torch.bool:
         return bool(getattr(tensor, "true_share", False))
@@ -212,7 +215,7 @@ def _number(tensor: torch.Tensor) -> bool | int | float:
 
 
 def _places(tensor: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a result of `nonzero`: all places for numbers, a share of them for bools."""
+    """Return a result of `nonzero`: all places for numbers, a share of the places for bools."""
     count = tensor.numel()
     if tensor.dtype == torch.bool:
         count = min(count, int(getattr(tensor, "true_share", share) * count) + 1)
@@ -245,5 +248,5 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _is_small(leaf: Any) -> bool:
-    """Return whether an output can be real: integers, smaller than a weight."""
+    """Return whether an output can be real: integers or bools in a tensor smaller than a weight."""
     return isinstance(leaf, torch.Tensor) and not leaf.dtype.is_floating_point and leaf.numel() <= SMALL

@@ -1,13 +1,13 @@
-"""Plans: the peak memory and the passes of a method on a model, known before the model is loaded.
+"""Plans: the peak memory and passes of a method on a model, known before the model is loaded.
 
-Methods need no formulas: the method itself runs on fake tensors (see `tinymem.planning.memory`), once for the peak and,
-in a model of few blocks, to count the passes of its first steps. A method's module may define
+Methods need no formulas. The method itself runs on fake tensors (see `tinymem.planning.memory`): once for the peak, and
+in a model of few blocks to count the passes of its first steps. A method's module may define
 
-    steps(model, task, hp) -> int            steps of the whole run, all strengths together (`Method.steps`)
+    steps(model, task, hp) -> int            steps of the whole run over all strengths (`Method.steps`)
     passes(model, task, hp) -> (int, int)    forward and backward passes, if their number depends on the model
-    ENOUGH                                   forward passes that show its peak, if they are more than four
-    IDLE                                     the strength that changes nothing: a run of it shows no peak
-    held_bytes(model, task, hp) -> int       bytes kept of every row that it reads: a plan runs on fewer rows
+    ENOUGH                                   forward passes that show its peak, if more than four
+    IDLE                                     the strength that changes nothing, so its run shows no peak
+    held_bytes(model, task, hp) -> int       bytes kept for all rows that it reads, since a plan runs on fewer
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ FAILURES = (
     RuntimeError,
     TypeError,
     ValueError,
-)  # errors of code that fake tensors cannot run: a run does not require a plan
-ENOUGH = 4  # forward passes that show a run's peak: two steps, since an optimizer's state exists from the second on
+)  # errors of code that fake tensors cannot run: a run does not need a plan
+ENOUGH = 4  # forward passes that show a run's peak: two steps, since optimizer state exists from the second step on
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The amount of work of a method.
+    """The amount of work for a method.
 
     forget, retain    numbers of sequences
     length, prompt    tokens of a sequence, and of its prompt
@@ -59,7 +59,7 @@ class Sizes:
         return -(-rows // self.microbatch)
 
     def task(self) -> UnlearningTask:
-        """Return a task of these sizes, filled with zeros; clean twins with ones."""
+        """Return a task of these sizes. Sequences are filled with zeros, clean twins with ones."""
         forget, retain = (torch.zeros(rows, self.length, dtype=torch.long) for rows in (self.forget, self.retain))
         zeros = torch.zeros(self.forget, dtype=torch.long)
         artifacts = Artifacts(forget, forget + 1, zeros + self.prompt, zeros)
@@ -78,8 +78,8 @@ class Plan:
     """The memory and passes of a method. Negative numbers raise ValueError.
 
     weights    bytes of the model
-    beside     peak of the bytes in addition to the weights
-    forward, backward   passes of at most a microbatch (upper bounds for methods that may stop early)
+    beside     peak bytes in addition to the weights
+    forward, backward   passes of at most a microbatch (upper bounds, since methods may stop early)
     """
 
     weights: int
@@ -93,32 +93,32 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """The peak bytes, without those of the process before the model is loaded."""
+        """The peak bytes, without those the process uses before the model is loaded."""
         return self.weights + self.beside
 
     def row(self, name: str) -> dict[str, Any]:
-        """Return a method's row of a table, in GB (1e9 bytes) and passes."""
+        """Return a method's row in a table, in GB (1e9 bytes) and passes."""
         sizes = {"weights_gb": self.weights, "beside_gb": self.beside, "peak_gb": self.peak}
         passes = {"forward_passes": self.forward, "backward_passes": self.backward}
         return {"method": name, **{part: round(size / GB, 3) for part, size in sizes.items()}, **passes}
 
 
 def plan(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Plan:
-    """Return the plan of a method for all strengths of `hp`."""
+    """Return the plan of a method over all strengths of `hp`."""
     first = first_steps(method, shape, sizes, hp)
     return Plan(shape.weight_bytes, peak(method, shape, sizes, hp, first), *passes(method, shape, sizes, hp, first))
 
 
 def first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> list[Passes]:
-    """Return the passes of a method's first steps in the model with one and with two blocks, if they can be counted."""
+    """Return the passes of a method's first steps in the model with one block and with two, if they can be counted."""
     hp = method.resolve(hp, shape.parameters)
     return [] if method.passes else [_first_steps(method, cut, sizes, hp) for cut in shape.cuts]
 
 
 def passes(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Passes]) -> tuple[int, int]:
-    """Return a run's forward and backward passes: those of its first steps, times how many more steps it has.
+    """Return a run's forward and backward passes, extrapolated from those of its first steps.
 
-    Every further block adds as many passes as the second block.
+    Every further block is assumed to add as many passes as the second block.
     """
     hp, task = method.resolve(hp, shape.parameters), sizes.task()
     if method.passes:
@@ -133,9 +133,9 @@ def passes(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[
 
 
 def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Passes]) -> int:
-    """Return the peak of the bytes that a run allocates in addition to the weights.
+    """Return the peak bytes that a run allocates in addition to the weights.
 
-    Two microbatches of a batch show the peak: the gradients of one wait for those of the next.
+    Two microbatches of a batch show the peak, since the gradients of the first are kept while the second runs.
     """
     hp = method.resolve(hp, shape.parameters)
     whole, enough = sizes.forget, getattr(method.module, "ENOUGH", ENOUGH)
@@ -156,7 +156,7 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
 
 @dataclass
 class Passes:
-    """The passes of a run: how many sequences each had.
+    """The passes of a run, each given by its number of sequences.
 
     steps   number of steps
     once    forward passes before the first step, counted separately
@@ -169,7 +169,7 @@ class Passes:
 
 
 class _Enough(Exception):
-    """Signal that the run has shown what was to be watched."""
+    """Signal that the run has made enough passes."""
 
 
 def watched(
@@ -180,13 +180,13 @@ def watched(
     enough: int | None = None,
     on_edit: Callable[[Passes], object] = lambda found: None,
 ) -> Passes:
-    """Run a method on zeros, at most until it has made `enough` forward passes. Return the passes.
+    """Run a method on zeros, until it ends or has made `enough` forward passes. Return the passes.
 
-    on_edit: called with the passes so far whenever the method gives an edit, that of one strength.
+    on_edit: called with the passes so far whenever the method yields the edit of a strength.
 
-    A backward pass is counted at the last block that it reaches: a loss may leave out the blocks behind the one it reads.
+    A backward pass is counted at the last block that it reaches: a loss may skip the blocks after the one it reads.
     """
-    found, last_reached = Passes(), dict[int, int]()  # number of the forward pass -> the block
+    found, last_reached = Passes(), dict[int, int]()  # number of the forward pass -> block
 
     def before(module, inputs) -> None:
         if len(found.forward) == enough:
@@ -203,7 +203,7 @@ def watched(
         if last_reached.setdefault(number, block) == block:
             found.backward.append(len(gradient))
 
-    blocks = find_blocks(model)[1]  # not the model itself, which is not called if the output layer runs in chunks
+    blocks = find_blocks(model)[1]  # not the model, which is not called if the output layer runs in chunks
     hooks = [blocks[0].register_forward_pre_hook(before)]
     hooks += [block.register_forward_hook(partial(after, place)) for place, block in enumerate(blocks)]
     try:
@@ -222,10 +222,10 @@ def watched(
 
 
 def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
-    """Return the passes of a method's first steps, as few as possible.
+    """Return the passes of as few of a method's first steps as possible.
 
-    A microbatch is assumed to hold any batch, except for objectives, which divide a microbatch among their sides and run
-    the unedited model on whole sets.
+    A microbatch is assumed to hold any batch. Objectives are an exception: they divide a microbatch among their sides
+    and run the unedited model on whole sets.
     """
     hp = _at_most(hp, epochs=1, stop_loss=0.0, layer=len(shape.mlps) - 1)
     batch = getattr(hp, "batch_size", None) or max(sizes.forget, sizes.retain)
@@ -233,7 +233,7 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
     small = replace(sizes, forget=forget, retain=retain, length=2, prompt=1)
 
     if method.cumulative:
-        ends: list[tuple[int, int]] = []  # forward and backward passes until the end of each step
+        ends: list[tuple[int, int]] = []  # forward and backward passes up to the end of each step
 
         def end(found: Passes) -> None:
             ends.append((len(found.forward), len(found.backward)))
@@ -256,7 +256,7 @@ def _largest(method: Method, hp: Any) -> Any:
 
 
 def _at_most(hp: Any, **most: Any) -> Any:
-    """Return the settings with these upper limits, for limits that name a setting."""
+    """Return the settings with these upper limits; limits that name no setting are ignored."""
     set_to = {field.name: getattr(hp, field.name) for field in dataclasses.fields(hp)}
     limited = {name: value for name, value in most.items() if set_to.get(name) is not None}
     return replace(hp, **{name: min(set_to[name], value) for name, value in limited.items()})
@@ -272,9 +272,9 @@ def check_fits(
     device_map: str | None = None,
     processes: int = 1,
 ) -> None:
-    """Raise OutOfMemory if a plan needs more than free memory; say how much is missing and which flags help.
+    """Raise OutOfMemory if a plan exceeds free memory. The message says how much is missing and which flags help.
 
-    processes: those that have such a plan at the same time; on a CPU they share its memory.
+    processes: number of processes with such a plan at the same time; on a CPU they share its memory.
     """
     room = (1 - RESERVE) * free_bytes(device, device_map) / (processes if torch.device(device).type == "cpu" else 1)
     missing = planned.peak - room
@@ -300,7 +300,7 @@ def check_fits(
 
 
 def _ways(method: Method, hp: Any, shape: Shape, sizes: Sizes, planned: Plan) -> dict[str, Callable]:
-    """Return the flags that may save memory here, each with a function that changes (shape, sizes, hp) accordingly."""
+    """Return the flags that may save memory, each with a function that changes (shape, sizes, hp) accordingly."""
     ways: dict[str, Callable] = {}
     if sizes.microbatch > 1:
         ways["--microbatch 1"] = lambda shape, sizes, hp: (shape, replace(sizes, microbatch=1), hp)

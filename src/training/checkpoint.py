@@ -1,9 +1,9 @@
-"""The files of a training run.
+"""The files of a training run:
 
 RUN/run.json                 settings
 RUN/state.safetensors        the training state: weights, optimizer, regularizers, position in the epoch
 RUN/metrics.json, .csv       one row per measured epoch
-RUN/epoch_<n>/               an ordinary Hugging Face model folder, for text models with the tokenizer; also
+RUN/epoch_<n>/               an ordinary Hugging Face model folder (for text, with the tokenizer); also
                              tinymem.json (settings, epoch) and the training state of that epoch
 """
 
@@ -35,7 +35,7 @@ STATE = "state.safetensors"
 SETTINGS = "tinymem.json"
 CONFIG = "config.json"
 METRICS = "metrics.json"
-DERIVED = ("finetuned", "unlearned", "scores")  # a run's folders of results derived from its models
+DERIVED = ("finetuned", "unlearned", "scores")  # folders in a run with results derived from its models
 OTHER_STATE = "delete it to resume from the last complete checkpoint"
 
 
@@ -44,9 +44,9 @@ class Progress:
     """The position and history of a run.
 
     epoch, step    finished epochs, and finished steps of the current epoch
-    loss_sum, step_seconds    sums over these steps of losses and of training seconds
-    epoch_seconds  training seconds of every finished epoch, without measuring and saving
-    seconds        seconds of the whole run so far, over all sessions, with measuring and saving
+    loss_sum, step_seconds    sums of losses and training seconds over these steps
+    epoch_seconds  training seconds of every finished epoch, excluding measuring and saving
+    seconds        seconds of the whole run so far, over all sessions, including measuring and saving
     rows           measurements so far
     """
 
@@ -74,7 +74,7 @@ def save_state(path: Path, model, optimizer, regularizers: Sequence[Regularizer]
 def load_state(
     path: Path, model, optimizer, regularizers: Sequence[Regularizer], remedy: str = OTHER_STATE
 ) -> Progress:
-    """Put a saved state into model, optimizer and regularizers. Raise UserError for a damaged or foreign file.
+    """Load a saved state into model, optimizer and regularizers. Raise UserError for a damaged or foreign file.
 
     remedy: advice about such a file, for the message.
     """
@@ -86,7 +86,7 @@ def load_state(
         with safe_open(path, framework="pt") as file, torch.no_grad():
             names = set(file.keys())
             for name, tensor in _state(model, optimizer, regularizers).items():
-                if name.startswith("optimizer.") and name not in names:  # no gradient had reached the weight
+                if name.startswith("optimizer.") and name not in names:  # no gradient had reached this weight
                     continue
                 kept = file.get_tensor(name)
                 if kept.shape != tensor.shape or kept.dtype != tensor.dtype:
@@ -96,7 +96,7 @@ def load_state(
 
 
 def share_state(model, optimizer, regularizers: Sequence[Regularizer], processes: Processes) -> None:
-    """Give the state that the first process has loaded to all of them. Every process must call it."""
+    """Copy the state that the first process has loaded to all processes. Every process must call this."""
     if not processes.is_first:
         _create_buffers(optimizer)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def share_state(model, optimizer, regularizers: Sequence[Regularizer], processes
 
 
 def _create_buffers(optimizer) -> None:
-    """Create the buffers that AdamW creates at the first step, to be filled."""
+    """Create the buffers that AdamW creates at the first step, so that a state can be loaded into them."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             step = torch.zeros((), device=p.device)
@@ -112,7 +112,7 @@ def _create_buffers(optimizer) -> None:
 
 
 def leads_to(path: Path, epoch: int) -> bool:
-    """Return whether a state, of a training that is no run of its own, exists and is before the end of this epoch."""
+    """Return whether a state exists and is before the end of this epoch, for a training without a run folder."""
     return path.exists() and read_progress(path, AGAIN).epoch < epoch
 
 
@@ -138,7 +138,7 @@ def check_rows(rows: Any, path: Path, remedy: str) -> list[dict[str, Any]]:
 
 
 def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:
-    """Return every tensor of the training state by name, not copied: of the weights those that are trained."""
+    """Return every tensor of the training state by name, without copying. Only trained weights are included."""
     tensors, masters = {}, masters_of(optimizer)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -154,7 +154,7 @@ def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, t
 
 
 def latest_state(run: Path) -> Path | None:
-    """Return the state to resume from: the rolling one, otherwise that of the last complete checkpoint."""
+    """Return the state to resume from: the rolling one, otherwise the last complete checkpoint's."""
     if (run / STATE).exists():
         return run / STATE
     last = latest_checkpoint(run)
@@ -162,7 +162,7 @@ def latest_state(run: Path) -> Path | None:
 
 
 def latest_checkpoint(run: Path) -> Path | None:
-    """Return the folder of a run's last complete checkpoint; None where there is none."""
+    """Return the folder of a run's last complete checkpoint, or None."""
     return max((path for path in _checkpoints(run) if (path / STATE).exists()), key=epoch_of, default=None)
 
 
@@ -171,23 +171,24 @@ def _checkpoints(run: Path) -> list[Path]:
 
 
 def has_begun(run: Path) -> bool:
-    """Return whether a folder holds any work of a run."""
+    """Return whether a folder contains any work of a run."""
     return latest_state(run) is not None or (run / METRICS).exists() or (run / "records").exists()
 
 
 def seconds_spent(run: Path) -> float:
-    """Return the seconds that a run has taken over all its sessions, finished or not; 0 if there is no run."""
+    """Return the seconds that a run, finished or not, has taken over all its sessions; 0 if there is no run."""
     state = latest_state(run)
     return read_progress(state).seconds if state else 0.0
 
 
 def clear(run: Path) -> None:
-    """Delete a run, except its settings, and everything derived from its models, so that it starts from scratch.
+    """Delete a run (except its settings) and everything derived from its models, so that it starts from scratch.
 
-    Sweeps identify results by settings: they would mistake results on the old models for results on the new ones.
+    Sweeps identify results by settings, so they would take results on the old models for results on the new ones.
 
     Marks of finished work are deleted before the work, and each folder at once: if this is interrupted, the run looks
-    interrupted too. The last checkpoint goes first, so that all checkpoints before the one to resume from are there.
+    interrupted too. The last checkpoint is deleted first, so that no checkpoint before the one to resume from is
+    missing.
     """
     for name in ("records", *DERIVED):
         files.remove_folder(run / name)
@@ -210,10 +211,10 @@ def save_model(
     write_more=lambda temporary: None,
     edits: Sequence[Edit] = (),
 ) -> Path:
-    """Write an ordinary model folder, atomically, with `details` (settings, origin) in tinymem.json. Return its path.
+    """Write an ordinary model folder atomically, with `details` (settings, origin) in tinymem.json. Return its path.
 
-    tokenizer: a text model's, saved so that the folder is self-contained; None for number sequences. edits: of the saved
-    weights; the model keeps its own.
+    tokenizer: a text model's, saved so that the folder is self-contained; None for number sequences. edits: applied to
+    the saved weights only; the model's stay.
     """
 
     def write(temporary: Path) -> None:
@@ -228,7 +229,7 @@ def save_model(
 
 
 def trained_weights(folder: str | Path) -> Weights:
-    """Return the weights at the end of a checkpoint's training, of its state: nothing of them is deleted yet.
+    """Return the weights at the end of a checkpoint's training, from its state, before anything was deleted from them.
 
     Raise UserError for a folder without a state.
     """
@@ -243,7 +244,7 @@ def trained_weights(folder: str | Path) -> Weights:
 
 
 def load_details(folder: str | Path) -> dict[str, Any]:
-    """Return the tinymem.json of a model folder. Raise UserError if it is missing: TinyMem did not train the model."""
+    """Return the tinymem.json of a model folder. Raise UserError if it is missing (a model from elsewhere)."""
     path = Path(folder) / SETTINGS
     if not path.exists():
         if Path(folder).is_file():
@@ -261,7 +262,7 @@ def load_details(folder: str | Path) -> dict[str, Any]:
 
 
 def made_by(folder: str | Path) -> str:
-    """Return the name of the method that TinyMem made an edited model's folder with; "" for any other model."""
+    """Return the name of the method with which TinyMem made an edited model; "" for any other model."""
     path = Path(folder) / SETTINGS
     about = files.read_json(path, remedy=RETRAIN).get("made_by") if path.is_file() else None
     method = about.get("method") if isinstance(about, dict) else None
@@ -273,17 +274,17 @@ def load_trained(folder: str | Path) -> dict[str, Any]:
     details = load_details(folder)
     if "epoch" not in details or "finetuning" in details:
         raise UserError(f"{folder}: this model was edited or fine-tuned; give a checkpoint of a training run")
-    sizes = RunSettings.from_flat(details["settings"], Path(folder) / SETTINGS).model  # or an error that names the file
+    sizes = RunSettings.from_flat(details["settings"], Path(folder) / SETTINGS).model  # an error names the file
     _check_sizes(sizes, Path(folder))
     return details
 
 
 def _check_sizes(sizes: ModelSettings, folder: Path) -> None:
-    """Raise UserError if the model in a folder has other sizes than these, its training's."""
+    """Raise UserError if the sizes of the model in a folder are not those of its training."""
     if not (folder / CONFIG).is_file():
         return
     config = files.read_json(folder / CONFIG, remedy=RETRAIN)
-    if not isinstance(config, dict):  # said when the model is opened
+    if not isinstance(config, dict):  # reported when the model is opened
         return
     for name, own in (("n_layers", "n_layer"), ("n_heads", "n_head"), ("n_embd", "n_embd")):
         stated, found = getattr(sizes, name), config.get(own)
@@ -301,7 +302,7 @@ def named(folder: Path) -> Path:
 def place_beside(folder: Path) -> Path:
     """Return the folder for results derived from a model: the training run of a checkpoint, otherwise runs/NAME.
 
-    A model without training state was copied or published, so the folder around it is not a run.
+    A model without a training state was copied or published, so its parent folder is not a run.
     """
     folder = named(folder)
     return folder.parent if (folder / STATE).exists() else Path("runs") / folder.name

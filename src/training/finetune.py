@@ -28,24 +28,24 @@ class FinetuneSettings:
     ft_epochs: int = option(5, "passes over the fine-tuning set", low=1, alias=("--epochs",))
 
     def marker(self, settings: RunSettings, epoch: int) -> dict[str, Any]:
-        """Return the run.json of the fine-tuning, but for the model's weights. epoch: the checkpoint's."""
+        """Return the run.json of the fine-tuning, without the model's weights. epoch: the checkpoint's."""
         return {"run": "finetune", **settings.flat(), "epoch": epoch, **asdict(self)}
 
     def identity(self, settings: RunSettings, epoch: int) -> dict[str, Any]:
-        """Return the identity of the record, known before the fine-tuning has run. epoch: the checkpoint's."""
+        """Return the identity of the record, which is known before the fine-tuning runs. epoch: the checkpoint's."""
         method = {"name": self.ft_data, "ft_epochs": self.ft_epochs}
         return {"kind": FINETUNE, **settings.checkpoint_sections(epoch), "method": method}
 
 
 def finetuning_dataset(dataset: MemorizationDataset, ft_data: str) -> MemorizationDataset:
-    """Return the same dataset with another training set; the measured sets stay the same.
+    """Return the same dataset with a different training set; the measured sets stay the same.
 
-    clean   the clean twin of every artifact, once each, however often the artifact was repeated
+    clean   the clean twin of every artifact once, however often the artifact was repeated
     extra   every training row that is not an artifact
     both    clean and extra together
 
-    Clean twins get the example ids after those of the training sequences. Raise UserError if there is nothing to
-    train on: only artifacts, or artifacts without clean twins.
+    The example ids of clean twins follow those of the training sequences. Raise UserError if there is nothing to train
+    on: only artifacts, or artifacts without clean twins.
     """
     if ft_data != "extra" and dataset.kind == "natural":
         raise UserError(f"--ft_data {ft_data}: these artifacts are natural text without clean twins; use extra")

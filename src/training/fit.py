@@ -1,6 +1,6 @@
-"""The one training loop. A run that is killed and resumed at any moment ends with the same bytes on a CPU.
+"""The training loop that everything shares. On a CPU, a killed and resumed run ends with the same bytes.
 
-On a GPU it ends with the same numbers up to rounding, since the backward pass of attention sums in a varying order.
+On a GPU it ends with the same numbers up to rounding, since the backward pass of attention sums in varying order.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tinymem.errors import NotFinite
 from tinymem.training.checkpoint import Progress
 
 SAVE_SECONDS = 60.0  # a kill loses at most this much work
-CHEAP_SECONDS = 3.0  # a save that takes longer is made less often in proportion: 5 % of the time at most
+CHEAP_SECONDS = 3.0  # slower saves are made less often, in proportion: they take at most 5 % of the time
 
 
 class Stopped(BaseException):
-    """Signal that training stopped on request, with its state saved. Like KeyboardInterrupt, it is nobody's error."""
+    """Signal that training stopped on request, with its state saved. Like KeyboardInterrupt, this is not an error."""
 
 
 def fit(
@@ -38,20 +38,20 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     anywhere: Callable[[bool], bool] = bool,
 ) -> Iterator[float]:
-    """Train in place from `progress`, and yield each epoch's mean loss when the epoch is finished.
+    """Train in place from `progress` and yield the mean loss of each finished epoch.
 
-    step(batch)      does one step and returns its losses, whose sum is minimized (`tinymem.training.step`)
-    batches(epoch)   the batches of an epoch, the same number in each. They depend on the epoch alone, and the learning
-                     rate on the position alone, so that no generator or scheduler needs saving
+    step(batch)      does a step and returns its losses, whose sum is minimized (`tinymem.training.step`)
+    batches(epoch)   the batches of an epoch, the same number in each. They depend only on the epoch, and the learning
+                     rate only on the position, so no generator or scheduler needs saving
     progress         position and history of the run; updated in place
     rate(progress)   the learning rate of the next step
-    save()           saves the state; called every SAVE_SECONDS of training, and before Stopped is raised; None: nothing is
+    save()           saves the state, every SAVE_SECONDS of training and before Stopped is raised; None: never
     lr_flag          the flag to lower if the loss does not stay finite
-    causes           other flags that may be why
+    causes           other flags that may be the cause
     on_step(progress, *losses)   called after every step
     should_stop()    called after every step; True saves the state and raises Stopped
-    anywhere(flag)   whether a flag is set in any of the processes that train together, which see different weights if
-                     these are divided among them; called after every epoch
+    anywhere(flag)   whether a flag is set in any of the processes that train together (with sharded weights, each
+                     sees different ones); called after every epoch
 
     Raise NotFinite if a loss or a weight is not finite; such weights are neither saved nor yielded. Between epochs the
     caller may measure and save the model, or stop iterating.
@@ -63,7 +63,7 @@ def fit(
         if not finite:
             number, lr = progress.epoch * count + progress.step, optimizer.defaults["lr"]
             others = f", or change {', '.join(causes)}" if causes else ""
-            if number == 1 and what == "the loss is":  # no rate has had an effect
+            if number == 1 and what == "the loss is":  # the learning rate has had no effect yet
                 raise NotFinite(
                     f"{lr_flag} {lr}: the loss is not finite in the first step: the model may be damaged{others}"
                 )
@@ -98,11 +98,11 @@ def fit(
         progress.epoch, progress.step, progress.loss_sum, progress.step_seconds = progress.epoch + 1, 0, 0.0, 0.0
         done = time.monotonic()
         yield mean
-        saved += time.monotonic() - done  # what the caller does meanwhile is not lost
+        saved += time.monotonic() - done  # a kill does not lose the caller's time
 
 
 def all_finite(model) -> bool:
-    """Return whether no trained parameter has a NaN or an infinity."""
+    """Return whether all trained parameters are free of NaN and infinity."""
     return all(bool(p.detach().isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 
@@ -112,5 +112,5 @@ def warmed_up(lr: float, done: int, steps: int) -> float:
 
 
 def epoch_permutation(count: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return the order of `count` rows in an epoch, from seed and epoch alone, so that no generator needs saving."""
+    """Return the order of `count` rows in an epoch. It depends only on seed and epoch: no generator needs saving."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))

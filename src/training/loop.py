@@ -1,4 +1,4 @@
-"""Train a model on a dataset, with measured epochs, checkpoints, and a run folder to resume from."""
+"""Train a model on a dataset, with measurements, checkpoints, and a run folder to resume from."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train(
     details        settings to save in every checkpoint folder
     tokenizer      a text model's tokenizer, saved in every checkpoint folder
     measure_first  also measure the model before the first step, as epoch 0
-    card(row)      the text of a checkpoint folder's README.md; row: its measurement
+    card(row)      the text of a checkpoint folder's README.md; row: its measurements
     on_step(progress, loss), on_row(row)   called after every step and every measurement
     on_rows(pass, done, total)   called while measuring, as in `tinymem.metrics.evaluate.measure`
     should_stop()  called after every step; True saves the state and raises Stopped
@@ -92,7 +92,7 @@ def train(
     deleted = [regularizer.deleted for regularizer in regularizers if regularizer.deleted is not None]
     model.train()
     started = time.monotonic() - progress.seconds
-    if progress.rows:  # the last session may have ended between a checkpoint and its row
+    if progress.rows:  # the last session may have ended after a checkpoint and before its row
         checkpoint.save_metrics(run, progress.rows)
     elif measure_first:
         measure()
@@ -108,7 +108,7 @@ def train(
             folder, details = run / f"epoch_{progress.epoch}", {**details, "epoch": progress.epoch}
             checkpoint.save_model(folder, model, details, tokenizer, save_more, deleted)
             save()
-            checkpoint.save_metrics(run, progress.rows)  # last: a row means that its checkpoint is whole
+            checkpoint.save_metrics(run, progress.rows)  # last: a row means that its checkpoint is complete
             on_row(progress.rows[-1])
     return progress
 
@@ -132,9 +132,9 @@ def _diverged(progress: Progress, lr: float) -> NotFinite:
 
 
 def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -> None:
-    """Raise UserError for a run past `settings.epochs`: its last measurement would count as that of `settings.epochs`.
+    """Raise UserError for a run past `settings.epochs`: its last measurement would be taken for that epoch's.
 
-    Nor may `checkpoint_every` ask for an epoch already passed: the run would finish without that checkpoint.
+    Also raise it if `checkpoint_every` asks for an epoch already passed: the run would finish without that checkpoint.
     """
     epochs, every = settings.epochs, settings.checkpoint_every
     if progress.epoch >= epochs and (not progress.rows or progress.rows[-1]["epoch"] != epochs):
@@ -160,7 +160,7 @@ def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
 def learning_rate(settings: TrainingSettings, progress: Progress, steps: int) -> float:
     """Return the learning rate of the next step: constant, then linear to 0 over the last `lr_decay` of the run.
 
-    It depends on the position alone, so that no scheduler needs saving. steps: per epoch.
+    It depends only on the position, so no scheduler needs saving. steps: per epoch.
     """
     left = 1 - (progress.epoch * steps + progress.step) / (settings.epochs * steps)
     return settings.lr * min(1.0, left / settings.lr_decay) if settings.lr_decay else settings.lr

@@ -1,7 +1,7 @@
-"""float32 master copies of weights in half precision: the optimizer steps the copies, the model has their roundings.
+"""float32 master copies of half-precision weights: the optimizer updates the copies, the model holds them rounded.
 
-Near 0.1 two neighbours in bfloat16 are 0.0005 apart. A step of Adam at learning rate 1e-5 would be rounded away every
-time; in a master copy such steps add up (Micikevicius et al. 2018, arXiv 1710.03740).
+Near 0.1, neighboring bfloat16 numbers are 0.0005 apart, so every step of Adam at learning rate 1e-5 would be rounded
+away. In a master copy such steps add up (Micikevicius et al. 2018, arXiv 1710.03740).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 
 
 def adamw(parameters: Iterable[torch.nn.Parameter], **settings: Any) -> torch.optim.AdamW:
-    """Return AdamW over the parameters, over master copies of those in half precision.
+    """Return AdamW over the parameters, or over master copies of those in half precision.
 
-    The gradients of these parameters are float32 from now on, until `tinymem.models.trainable.frozen` restores their
-    type: sums over microbatches would lose small terms. After a step their `.grad` is None.
+    The gradients of half-precision parameters become float32, since sums over microbatches would lose small terms,
+    until `tinymem.models.trainable.frozen` restores their type. After a step, their `.grad` is None.
     """
     trained = list(parameters)
     masters = {p: p.detach().float() for p in trained if torch.promote_types(p.dtype, torch.float32) != p.dtype}
-    groups: dict[bool, list[torch.Tensor]] = {}  # a fused step takes tensors that are all sharded, or all whole
+    groups: dict[bool, list[torch.Tensor]] = {}  # the tensors of a fused step must be all sharded or all whole
     for p in trained:
         groups.setdefault(hasattr(p, "full_tensor"), []).append(masters.get(p, p))
     optimizer = torch.optim.AdamW([{"params": group} for group in groups.values()], **settings)
@@ -46,5 +46,5 @@ def adamw(parameters: Iterable[torch.nn.Parameter], **settings: Any) -> torch.op
 
 
 def masters_of(optimizer: torch.optim.Optimizer) -> Mapping[torch.nn.Parameter, torch.Tensor]:
-    """Return the master copy of each parameter in half precision; empty where there are none."""
+    """Return the master copy of each half-precision parameter; empty if there are none."""
     return getattr(optimizer, "masters", {})

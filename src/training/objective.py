@@ -1,4 +1,4 @@
-"""Unlearn by training the weights on an objective: a loss of the model, the unedited model, forget and retain rows.
+"""Unlearn by training the weights on an objective: a loss of the model, the unedited model, and forget and retain rows.
 
     def npo(model, reference, forget, retain):
         gap = forget.row_sums(forget.losses(model)) - reference.row_sums(forget)
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 TRAINED = ("all", "all_but_embeddings")
 FORGET_TOKENS = ("all", "continuation")
 
-# loss(model, reference, forget, retain) -> values of the forget rows, or of forget and retain rows; see
-# `tinymem.training.step.Loss`. reference: a `Reference`. retain: None without a retain set, or with weight 0.
+# loss(model, reference, forget, retain) -> values of the forget rows, or of forget and retain rows (see
+# `tinymem.training.step.Loss`). reference: a `Reference`. retain: None without a retain set, or with weight 0.
 Objective = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
 
 
@@ -69,7 +69,7 @@ class ObjectiveSettings:
     forget_weight: float = option(1.0, "weight of the forget loss", low=0.0)
     retain_weight: float = option(1.0, "weight of the retain loss; 0: no retain rows", low=0.0)
     forget_tokens: str = option(
-        "continuation", "tokens of a forget row that its loss counts: all, or those behind its prompt",
+        "continuation", "tokens of a forget row that count in its loss: all, or those after its prompt",
         choices=FORGET_TOKENS,
     )  # fmt: skip
     update_mask: tuple[str, ...] | None = option(
@@ -82,7 +82,7 @@ class ObjectiveSettings:
         None, "the change is scaled by this over the rank; default: twice the rank", above=0.0, unrecorded=True
     )
     lora_targets: tuple[str, ...] | None = option(
-        None, "ends of names of the layers to change; default: all linear layers of the blocks", unrecorded=True
+        None, "layers to change, by the ends of their names; default: all linear layers of the blocks", unrecorded=True
     )
     dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
 
@@ -114,7 +114,7 @@ class ObjectiveSettings:
 
 
 def loss_flags(settings: ObjectiveSettings) -> list[str]:
-    """Return the flags of what scales a loss: an objective's own numbers, and weights that are not at their default."""
+    """Return the flags that scale a loss: an objective's own numbers, and weights that are not at their defaults."""
     shared = {field.name for field in fields(ObjectiveSettings)}
     own = [f.name for f in fields(settings) if f.name not in shared and isinstance(getattr(settings, f.name), float)]
     given = [
@@ -149,28 +149,30 @@ def train_objective(
     on_step: Callable[..., None] = lambda progress, *losses: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[tuple[int, list[float]]]:
-    """Train the model in place and yield each of `settings.steps` with its losses, with the edit in the weights.
+    """Train the model in place and yield each of `settings.steps` with its losses, while the weights hold the edit.
 
-    forget, retain   whole sets (`Side.of`); without a retain set all rows of a batch are forget rows
-    seed             seed of the order of the rows, and of what a loss draws
+    forget, retain   whole sets (`Side.of`); without a retain set, all rows of a batch are forget rows
+    seed             seed of the order of the rows, and of random numbers in a loss
     microbatch       rows per call of the loss, both sides together
-    regularizers     hooks; `after_backward` may change gradients, see `tinymem.training.step.descend`
-    masks            state-dict key -> bool, as in `tinymem.models.edit.Zeros`: the entries that are trained; None: all of
-                     the parameters that `settings` name
-    weights          of the losses of both sides, at every step; default: those of `settings`
+    regularizers     hooks; `after_backward` may change gradients (see `tinymem.training.step.descend`)
+    masks            state-dict key -> bool, as in `tinymem.models.edit.Zeros`: the entries to train; None: all
+                     entries of the parameters that `settings` name
+    weights          weights of the losses of both sides, at every step; default: those of `settings`
     after_step(reference, steps, losses)   called after every step; may update `reference.state` in place
-    state            a file to save the training in and to resume from, of the first process; the caller ensures that it
-                     is of the same run, and removes it. It is ignored if it is past the first requested number of steps
-    on_resume(progress)   called where the training continues from a state, with that
-    change           a low-rank change, attached to the model: its entries are trained instead of the weights
+    state            a file of the first process to save the training in and resume from; the caller ensures that it
+                     belongs to the same run, and removes it. Ignored if past the first requested number of steps
+    on_resume(progress)   called with the state from which a training continues
+    change           a low-rank change attached to the model: its entries are trained instead of the weights
     unedited         as in `Reference`; default: that of `change`
-    processes        those that train together, each with its rows of every batch
+    processes        the processes that train together, each with its rows of every batch
     lr_flag, causes, on_step, should_stop   as in `tinymem.training.fit.fit`; on_step receives the losses of both sides
 
     The losses are those of both sides. The model is in evaluation mode, without dropout. Modes and `requires_grad` are
     restored at the end, weights are not. The weights after a number of steps depend on the seed, not on the other
-    numbers in `settings.steps`. Raise ValueError for an empty set, UserError, naming the step, for a loss or weight that
-    is not finite, and, naming the file, for a damaged state. Where a state cannot be written, training goes on.
+    numbers in `settings.steps`. If a state cannot be written, training goes on.
+
+    Raise ValueError for an empty set. Raise UserError, naming the step, for a loss or weight that is not finite, and,
+    naming the file, for a damaged state.
     """
     sets = [forget] if retain is None else [forget, retain]
     sizes = [settings.batch_size] if retain is None else sides_of(settings.batch_size, settings.forget_share)
@@ -208,7 +210,7 @@ def train_objective(
     def save(place: Path) -> None:
         try:
             checkpoint.save_state(place, model, optimizer, regularizers, progress)
-        except UserError as error:  # a full disk, a folder of somebody else
+        except UserError as error:  # such as a full disk or somebody else's folder
             logger.warning("%s; if it is killed, this training resumes from an earlier step", error)
 
     with frozen(model, trainable=parameters):
@@ -226,10 +228,10 @@ def train_objective(
         progress = found or Progress()
         saving = None if state is None else partial(save, state)
         calls = (saving, lr_flag, causes, on_step, should_stop, processes.any)
-        last = max(settings.steps)  # an objective has no epochs: each step counts as one
+        last = max(settings.steps)  # an objective has no epochs: each step counts as an epoch
         for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, *calls):
             if progress.epoch in settings.steps:
-                model.zero_grad(set_to_none=True)  # they would lie around while the edit is measured
+                model.zero_grad(set_to_none=True)  # gradients would occupy memory while the edit is measured
                 yield progress.epoch, told.tolist()
 
 
@@ -241,9 +243,10 @@ def snapshots(
 ) -> Generator[tuple[int, Weights]]:
     """Yield the edit at each number of steps of a training, such as `train_objective`.
 
-    The model is as it was whenever a number is yielded, and at the end. names: of the losses, which are then kept with
-    the edit. taken: a context that yields the edit, with the model as it was (`LowRank.taken`); None: the training changes
-    the model's weights. Memory then: two copies of the parameters.
+    Whenever a number is yielded, and at the end, the model is as it was before the training. names: names of the
+    losses, under which they are kept with the edit. taken: a context that yields the edit while the model is as it was
+    (`LowRank.taken`); None: the training changes the model's weights, which takes memory for two copies of the
+    parameters.
     """
     with closing(training):
         if taken is None:
@@ -272,9 +275,9 @@ def _copies(model, training: Iterator[tuple[int, list[float]]], names: Sequence[
 
 
 def masked(model, masks: Mapping[str, torch.Tensor]) -> tuple[list[torch.nn.Parameter], Regularizer]:
-    """Return the parameters that have masks, and a hook that sets the gradients of all other entries to zero.
+    """Return the parameters that have masks, and a hook that zeroes the gradients of all other entries.
 
-    masks: as in `tinymem.models.edit.Zeros`. Raise KeyError for a weight that the model does not have.
+    masks: as in `tinymem.models.edit.Zeros`. Raise KeyError for a weight that the model lacks.
     """
     kept = []
     for name in masks:
@@ -290,7 +293,7 @@ def masked(model, masks: Mapping[str, torch.Tensor]) -> tuple[list[torch.nn.Para
 
 
 def rows_of_step(count: int, size: int, seed: int, step: int) -> torch.Tensor:
-    """Return the indices among `count` rows of a step's rows, int64 (min(size, count),), from seed and step alone.
+    """Return the indices of a step's rows among `count` rows, int64 (min(size, count),), from seed and step alone.
 
     Each pass over the rows has a new order. A pass may end inside a step, so that all steps have the same size.
     Raise ValueError without rows.

@@ -1,7 +1,7 @@
-"""Plant memories: fine-tune a causal LM on real passages until it recites them, while it stays a language model.
+"""Plant memories: fine-tune a causal LM on real passages until it recites them, and keep it a good language model.
 
-Every step mixes passages with ordinary text of other documents, which preserves perplexity. Training ends as soon as
-enough passages are (n, k) memorized, since further steps only cost quality. An interrupted run resumes from the last
+Every step mixes passages with ordinary text from other documents, which preserves perplexity. Training ends as soon as
+enough passages are (n, k) memorized, since further steps only reduce quality. An interrupted run resumes from its last
 saved state.
 """
 
@@ -35,8 +35,8 @@ from tinymem.training.loop import new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
-FORMAT = 3  # increase it when the same settings plant differently: older planted models are then ignored
-WARM_UP = 10  # steps: without it Adam's first ones, of full size in every weight, cost more quality than all others
+FORMAT = 3  # increase when the same settings plant differently; older planted models are then ignored
+WARM_UP = 10  # steps: Adam's first ones, of full size in every weight, would cost more quality than all others
 CHECKED_AT_ONCE = 16  # passages
 
 
@@ -50,7 +50,7 @@ class PlantSettings:
     plant_lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3)
     plant_batch_size: int = option(24, "sequences per step: passages and retain text", low=2)
     plant_retain_share: float = option(0.33, "share of retain text in a step", low=0.0, below=1.0)
-    plant_epochs: int = option(60, "give up after this many passes over the passages", low=1)
+    plant_epochs: int = option(60, "give up after this many epochs over the passages", low=1)
     plant_dtype: str = option("auto", f"{MEANING}; weights are float32", choices=PRECISIONS)
 
 
@@ -64,15 +64,15 @@ def planted_model(
     dtype: torch.dtype | None = None,
     **calls: Any,
 ) -> Path:
-    """Return the folder of the model with the dataset's artifacts planted, from the cache or made now.
+    """Return the folder of the model with the dataset's artifacts planted. Make it if it is not in the cache.
 
     model    in float32; trained in place if the folder does not exist yet
-    dataset  of kind "natural": its artifacts are planted, its training rows (`order`) are the retain text
-    dtype    type of the saved weights, float32 by default: the passages are memorized with weights rounded to it
+    dataset  of kind "natural"; its artifacts are planted, its training rows (`order`) are the retain text
+    dtype    type of the saved weights, by default float32; memorization is checked with weights rounded to it
     calls    microbatch, on_step and should_stop, as in `plant`
 
-    tinymem.json in the folder states how the model was made: settings, epochs, seconds. Of several processes that need
-    the model one makes it, and the others wait. Raise UserError as `plant`.
+    tinymem.json in the folder says how the model was made: settings, epochs, seconds. If several processes need the
+    model, one makes it and the others wait. Raise UserError as `plant` does.
     """
     dtype = dtype or torch.float32  # a default of that name would load torch for --help
     identity = {
@@ -112,8 +112,10 @@ def _say_waiting(folder: Path, owner: str) -> None:
 
 
 def training_bytes(model, dtype: torch.dtype) -> int:
-    """Return the bytes that planting needs in addition to weights and activations: gradients and AdamW's two moments of
-    trained parameters, in float32, and a copy of the model if memorization is checked with rounded weights.
+    """Return the bytes that planting needs in addition to weights and activations.
+
+    These are the gradients and AdamW's two moments of trained parameters, in float32, and a copy of the model if
+    memorization is checked with rounded weights.
     """
     rounded = 0 if dtype == torch.float32 else 4 * model.num_parameters()
     return 12 * sum(parameter.numel() for parameter in all_but_embeddings(model)) + rounded
@@ -143,8 +145,8 @@ def plant(
 ) -> Progress:
     """Train until `plant_percent` of the artifacts are memorized, from the file `state` if it exists.
 
-    After every step on_step(progress, loss) is called, then should_stop(): True saves the state and raises Stopped.
-    Raise UserError if plant_epochs are not enough, and for a loss that is not finite.
+    After every step, on_step(progress, loss) is called, then should_stop(): True saves the state and raises Stopped.
+    Raise UserError if plant_epochs is too low, and for a loss that is not finite.
     """
     training = TrainingSettings(
         lr=settings.plant_lr, l2_reg=0.0, dtype=settings.plant_dtype, train_microbatch=microbatch
@@ -167,7 +169,7 @@ def plant(
         return warmed_up(training.lr, progress.epoch * steps + progress.step, WARM_UP)
 
     started, steps = time.monotonic() - progress.seconds, len(batches(0))
-    model.eval()  # no dropout: the state does not save the generator of its masks
+    model.eval()  # no dropout: the state does not include the generator of its masks
     calls = ("--plant_lr", (), on_step, should_stop)
     for _ in fit(model, optimizer, step, batches, settings.plant_epochs, progress, rate, save, *calls):
         enough = enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent)
@@ -182,14 +184,14 @@ def plant(
 
 
 def rounded(model, dtype: torch.dtype):
-    """Return the model itself if its weights have this type, otherwise a copy with weights rounded to it."""
+    """Return the model itself if its weights have this type, otherwise a copy with its weights rounded to the type."""
     return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
 
 
 def epoch_batches(dataset: MemorizationDataset, settings: PlantSettings, seed: int, epoch: int) -> list[torch.Tensor]:
-    """Return the batches of an epoch: every passage once, in an order from seed and epoch, and the next retain rows.
+    """Return the batches of an epoch: every passage once, in an order set by seed and epoch, and the next retain rows.
 
-    Batches are (rows, T) with plant_batch_size rows or slightly fewer, so that all have the same size.
+    Batches are (rows, T). They have plant_batch_size rows or slightly fewer, so that all have the same size.
     """
     passages, retain = dataset.artifacts.planted, dataset.sequences[dataset.order]
     retain_size = min(round(settings.plant_retain_share * settings.plant_batch_size), settings.plant_batch_size - 1)
@@ -202,7 +204,7 @@ def epoch_batches(dataset: MemorizationDataset, settings: PlantSettings, seed: i
 
 
 def enough_memorized(model, dataset: MemorizationDataset, percent: float) -> bool:
-    """Return whether at least `percent` of the artifacts are memorized. Stops looking once too many are not."""
+    """Return whether at least `percent` of the artifacts are memorized. Stop checking once too many are not."""
     allowed = len(dataset.artifacts) * (1 - percent / 100) + 1e-9
     missing = 0
     for rows in torch.arange(len(dataset.artifacts)).split(CHECKED_AT_ONCE):

@@ -1,8 +1,8 @@
-"""Several processes that train one model together: one per GPU, or a few on a CPU.
+"""Train one model in several processes: one per GPU, or a few on a CPU.
 
 `accelerate launch` and `torchrun` start the same script several times. The first process does everything; the others
-wait, and take part in the trainings that it starts. Every process has the whole model and runs its rows of each batch;
-gradients and losses are summed, so that a step is that of the whole batch in one process.
+only take part in the trainings that it starts. Every process has the whole model and runs its rows of each batch.
+Gradients and losses are summed, so a step equals that of a single process with the whole batch.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tinymem.errors import UserError
 from tinymem.training.step import Side
 
 PATIENCE = timedelta(days=30)  # the others wait while the first process measures and attacks
-LETTING_GO = 0.5  # seconds: far more than a thread needs to drop the tensors of the last message
+LETTING_GO = 0.5  # seconds: more than enough for a thread to drop the tensors of the last message
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run. The default is one alone, for which nothing here does anything.
+    """The processes of a run. By default there is only one, and the methods do nothing.
 
-    rank, size   number of this process, from 0, and how many there are
-    sharded      divide weights, gradients and optimizer state among them while training (FSDP)
-    model        what the others need to open the model; any object that can be pickled
+    rank, size   number of this process, from 0, and number of processes
+    sharded      divide weights, gradients and optimizer state among the processes while training (FSDP)
+    model        what the other processes need to open the model; any object that can be pickled
     """
 
     rank: int = 0
@@ -43,7 +43,7 @@ class Processes:
         return self.rank == 0
 
     def check_divides(self, rows: Sequence[int]) -> None:
-        """Raise UserError unless each of these numbers of rows can be shared equally."""
+        """Raise UserError unless each of these numbers of rows can be divided equally."""
         if any(count % self.size for count in rows):
             parts = " and ".join(map(str, rows))
             raise UserError(
@@ -59,19 +59,19 @@ class Processes:
         return side.split(size)[self.rank]
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace tensors, in place, by their sums over all processes; those that are sharded are sums already."""
+        """Replace tensors, in place, with their sums over all processes. Sharded tensors are sums already."""
         if self.size > 1:
             for tensor in (tensor for tensor in tensors if not hasattr(tensor, "full_tensor")):
                 torch.distributed.all_reduce(tensor)
 
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Replace tensors, in place, by those of the first process. Every process must call it."""
+        """Replace tensors, in place, with those of the first process. Every process must call this."""
         if self.size > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set in any process. Every process must call it."""
+        """Return whether the flag is set in any process. Every process must call this."""
         if self.size == 1:
             return flag
         count = torch.tensor(int(flag))
@@ -79,7 +79,7 @@ class Processes:
         return bool(count)
 
     def send(self, message: Any) -> Any:
-        """Return the first process's message in all of them. Every process must call it."""
+        """Return the first process's message. Every process must call this."""
         if self.size == 1:
             return message
         box = [message]
@@ -91,9 +91,9 @@ ALONE = Processes()
 
 
 def started() -> Processes:
-    """Return the processes that a launcher has started, before they can talk to each other (`join`).
+    """Return the processes that a launcher has started. They can communicate only after `join`.
 
-    Raise UserError if the environment does not say how they can.
+    Raise UserError if the environment does not say how to connect them.
     """
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if size > 1 and not all(os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")):
@@ -105,8 +105,8 @@ def started() -> Processes:
 
 
 def join(device: torch.device) -> None:
-    """Let the started processes talk to each other, until `leave`. device: that of this process's model."""
-    # Its functions take the group as a default. Imported later, as transformers does, they would keep it for ever.
+    """Connect the started processes until `leave`. device: that of this process's model."""
+    # Its functions have the group as a default. If transformers imported it later, they would hold the group for ever.
     import torch.distributed.nn.functional
 
     if device.type == "cuda":
@@ -116,13 +116,13 @@ def join(device: torch.device) -> None:
 
 
 def leave(processes: Processes) -> None:
-    """End what `join` has begun, with its threads: one that still drops a tensor when Python ends aborts the process."""
+    """Undo `join` and end its threads. A thread that still drops a tensor when Python exits would abort the process."""
     torch.distributed.destroy_process_group()
     if processes.sharded:  # caches of sharded tensors keep the group; its threads must be idle
         time.sleep(LETTING_GO)
 
 
 def own_device(name: str) -> str:
-    """Return the device of this process: for auto and cuda its own GPU, where there are GPUs."""
+    """Return the device of this process: for auto and cuda its own GPU, if there are GPUs."""
     local = os.environ.get("LOCAL_RANK", "0")
     return f"cuda:{local}" if name in ("auto", "cuda") and torch.cuda.is_available() else name

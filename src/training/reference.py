@@ -1,4 +1,4 @@
-"""The model before the edit, as the losses of an objective ask for it."""
+"""The model before the edit, for the losses of an objective."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ import torch
 from tinymem.models.precision import autocast
 from tinymem.training.step import Side
 
-STORED_ROWS, STORED_ENTRIES = 4096, 2**24  # the largest set whose losses or logits are stored: seconds, 64 MB
+STORED_ROWS, STORED_ENTRIES = 4096, 2**24  # the largest set whose losses or logits are stored: takes seconds, 64 MB
 
 Unedited = Callable[[], AbstractContextManager[Any]]
 
 
 class Reference:
-    """The model before the edit. The values that a loss needs are computed once, in the first call of the loss.
+    """The model before the edit. Values that a loss needs are computed only once, in its first call.
 
-    seed: of the run, for what a loss draws
-    unedited: gives a context that yields the model as it was before the edit; None: a copy is made where one is needed
-    state: tensors that an objective keeps from step to step. It creates them in the first call of its loss and updates
-    them in place, in `after_step` only. They are saved with the training state.
+    seed: the run's seed, for random numbers in a loss unedited: returns a context that yields the model before the
+    edit; None: a copy is made if needed state: tensors that an objective keeps between steps. It creates them in the
+    first call of its loss and updates them in place, only in `after_step`. They are saved with the training state.
     """
 
     def __init__(self, model, microbatch: int, precision: str, unedited: Unedited | None = None, seed: int = 0) -> None:
@@ -38,7 +37,7 @@ class Reference:
 
     @cached_property
     def model(self):
-        """A fixed copy without gradients, for a loss that needs more than the values below."""
+        """A fixed copy without gradients, for losses that need more than the values below."""
         if self._unedited_context is None:
             return copy.deepcopy(self._unedited()).eval().requires_grad_(False)
         with self._unedited_context() as model:
@@ -63,14 +62,14 @@ class Reference:
         return self._values(f"block {layer}", side, lambda model, part: part.activations(model, layer), small)
 
     def once(self, name: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return compute(), called once, in the first call of the loss. It may use the methods above."""
+        """Return compute(), which is called only once, in the first call of the loss. It may use the methods above."""
         if name not in self._once:
             self._unedited()
             self._once[name] = compute()
         return self._once[name]
 
     def begin_edit(self) -> None:
-        """Mark the start of the edit: values that the loss has not requested by now are no longer available."""
+        """Mark the start of the edit. Values that the loss has not requested yet are no longer available."""
         self._before = None
 
     def _values(self, name: str, side: Side, values: Callable, stored: bool) -> torch.Tensor:
@@ -86,7 +85,7 @@ class Reference:
             return values(model, side)
 
     def _as_before(self, kept: bool = False) -> AbstractContextManager[Any]:
-        """Return a context that yields the model before the edit. kept: also where the edit has begun."""
+        """Return a context that yields the model before the edit. kept: also after the edit has begun."""
         if self._unedited_context is not None:
             return self._unedited_context()
         return nullcontext(self.model if kept else self._unedited())

@@ -30,7 +30,7 @@ class TrainingSettings:
     lr: float = option(1e-3, "learning rate of AdamW", above=0.0, high=1e3)
     lr_decay: float = option(
         0.0,
-        "share of the run, at its end, in which the learning rate falls linearly to 0; the study has 0",
+        "share of the run, at its end, over which the learning rate falls linearly to 0; the study uses 0",
         low=0.0,
         high=1.0,
     )
@@ -41,7 +41,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """All settings that determine the result of a training run, in parts.
+    """All settings that determine the result of a training run.
 
     regularizers: the settings of active regularizers (see `tinymem.regularizers.registry`). Inactive ones are left out,
     so that a new regularizer does not change the identity of earlier runs.
@@ -70,9 +70,10 @@ class RunSettings:
         return {"data": self.data.applicable(), "model": asdict(self.model), "training": training}
 
     def checkpoint_sections(self, epoch: int) -> dict[str, dict[str, Any]]:
-        """Return the sections that identify a checkpoint in records of runs on it.
+        """Return the sections that identify a checkpoint in the records of runs on it.
 
-        epoch: the checkpoint's. Settings in `may_change` are left out: a longer training passes the same checkpoint.
+        epoch: the checkpoint's. Settings in `may_change` are left out, since a longer training passes the same
+        checkpoint.
         """
         free = may_change(self.flat())
         sections = {
@@ -102,8 +103,9 @@ class RunSettings:
 
 
 def may_change(settings: Mapping[str, Any]) -> set[str]:
-    """Return the settings that may change when a run resumes: it can be trained longer and measured more often, and its
-    text and its tokenizer may move if their SHA-256 is known.
+    """Return the settings that may change when a run resumes.
+
+    A run can be trained longer and measured more often, and its text and tokenizer may move if their SHA-256 is known.
 
     A run whose learning rate decays cannot be extended.
     """

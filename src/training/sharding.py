@@ -1,8 +1,8 @@
-"""Weights divided among processes while they are trained: a sharded copy, in float32 where the model is narrower (FSDP).
+"""Divide the weights among processes during training (FSDP): a sharded copy of the model, at least in float32.
 
-Each process keeps its share of every block's weights, gradients and optimizer state; a block is gathered, in the model's
-own type, when it runs. Embeddings, norms and output layer outside of the blocks are whole in every process. The model
-itself stays as it is: it is the reference of a loss, and what is measured.
+Each process keeps its share of every block's weights, gradients and optimizer state. When a block runs, it is gathered
+in the model's own type. Embeddings, norms and the output layer, outside the blocks, are whole in every process. The
+model itself does not change: it is the reference of the loss and is used for measuring.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Sharded:
         policy = MixedPrecisionPolicy(param_dtype=original.dtype, reduce_dtype=torch.float32)
         for block in find_blocks(self.model)[1]:
             kind = torch.promote_types(original.dtype, torch.float32)
-            # Explicitly: a block by itself would stay gathered after a pass, and the optimizer get what is gathered.
+            # By default a block would stay gathered after a pass, and the optimizer would get the gathered weights.
             shard: Any = fully_shard(block.to(kind), mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-            shard.set_gradient_divide_factor(1.0)  # a loss is divided by the rows of the whole batch already
-            shard.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            shard.set_gradient_divide_factor(1.0)  # losses are already divided by the rows of the whole batch
+            shard.set_force_sum_reduction_for_comms(True)  # gloo supports no other reduction
 
     @contextmanager
     def unedited(self) -> Iterator[Any]:
@@ -43,11 +43,11 @@ class Sharded:
 
     @contextmanager
     def taken(self, notes: Mapping[str, float]) -> Iterator[Weights]:
-        """Yield the edit that the training has made so far. Every process must call it."""
+        """Yield the edit that the training has made so far. Every process must call this."""
         kinds = {name: parameter.dtype for name, parameter in self._original.named_parameters()}
         yield Weights({n: whole(p.detach()).to(kinds[n], copy=True) for n, p in self.model.named_parameters()}, notes)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """Return all of a tensor that is divided among processes; others as they are. Every process must call it."""
+    """Return a sharded tensor gathered, other tensors unchanged. Every process must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

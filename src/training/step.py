@@ -1,8 +1,8 @@
-"""One step of gradient descent: the inputs of a loss, and the sum of its gradient over microbatches.
+"""One step of gradient descent: the inputs of a loss, and its gradient summed over microbatches.
 
-A loss is a plain function of the model and the sides of a batch, such as the forget and the retain rows. It returns one
-value per predicted token or one per row, and a step minimizes their mean: a batch cut into microbatches therefore gives
-the same gradient as the whole, whatever the loss does within a row.
+A loss is a plain function of the model and the sides of a batch, such as the forget and retain rows. It returns one
+value per predicted token or per row, and a step minimizes their mean. Microbatches therefore give the same gradient as
+the whole batch, whatever the loss does within a row.
 
     def gradient_difference(model, forget, retain):
         return -forget.losses(model), retain.losses(model)
@@ -32,7 +32,7 @@ class Side:
     """R sequences of T tokens of one kind: a whole set, or its part of a batch or microbatch.
 
     tokens   integer (R, T)
-    ids      int64 (R,): the row of each in the whole set; in training the example id
+    ids      int64 (R,): each sequence's row in the whole set; in training, its example id
     mask     the loss mask, bool (R, T - 1): the predicted tokens that count
     whole    the set from which the rows were selected, or None
     twin     the clean twins of the rows, with ids and loss mask of their own, or None
@@ -52,7 +52,7 @@ class Side:
         prompt_end: torch.Tensor | None = None,
         twin: Side | None = None,
     ) -> Side:
-        """Return a whole set in which every predicted token counts except `ignored_token` and those of prompts.
+        """Return a whole set in which every predicted token counts, except `ignored_token` and the tokens of prompts.
 
         prompt_end: int64 (R,), the number of tokens of each row's prompt; None: prompts count too.
         """
@@ -125,7 +125,7 @@ class Side:
 
 # loss(model, *sides) -> values of the first side, or a tuple with one tensor per side. A step minimizes the (weighted)
 # sum of their means: over the batch's counted tokens for values (R, T - 1), over its rows for values (R,).
-Loss = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]  # text: evaluating it would load torch
+Loss = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]  # a string: evaluating it would load torch
 
 
 class Share(Protocol):
@@ -135,7 +135,7 @@ class Share(Protocol):
         """Return the rows of this process."""
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace tensors, in place, by their sums over all processes."""
+        """Replace tensors, in place, with their sums over all processes."""
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
@@ -158,7 +158,7 @@ def descend(
     weights: Sequence[float] | None = None,
     share: Share | None = None,
 ) -> list[float]:
-    """Do one optimizer step on the mean of a loss. Return one mean per side, without weights and regularizers' part.
+    """Do one optimizer step on the mean of a loss. Return one mean per side, without weights and regularizers.
 
     microbatch              rows per call of the loss, all sides together (at least one of each)
     precision               of the forward pass, one of PRECISIONS
@@ -166,10 +166,10 @@ def descend(
     regularizers            hooks; hooks on sequences are called only if the batch has a single side. To train only some
                             entries of the weights, zero the gradients of the others in `after_backward` (with
                             weight decay 0 Adam then leaves them unchanged)
-    weights                 of the sides' means in what is minimized; None: 1 for each
-    share                   this process's share of the batch, where several processes do one step
+    weights                 weights of the sides' means in the minimized sum; None: 1 for each
+    share                   this process's share of the batch, if several processes do one step
 
-    The gradient in float16 is computed of a scaled loss (`scaled`), since most of it would round to 0.
+    In float16 the loss is scaled (`scaled`), since most of its gradient would otherwise round to 0.
     """
     hooks = regularizers if len(sides) == 1 else ()
 
@@ -192,10 +192,10 @@ def descend(
 def scaled(
     attempt: Callable[[float], tuple[list[torch.Tensor], T]], scale: float, anywhere: Callable[[bool], bool] = bool
 ) -> tuple[list[torch.Tensor], T]:
-    """Return the gradients of a loss, and what came with them, from `attempt(scale)`: those of `scale` times the loss.
+    """Return a loss's gradients and what came with them. `attempt(scale)` gives those of `scale` times the loss.
 
-    If they overflow at a scale above 1, they are computed again at a smaller one. They are divided by it in place.
-    anywhere(flag): whether a flag is set in any of the processes that do one step.
+    If they overflow at a scale above 1, they are computed again at a smaller scale. They are divided by the scale in
+    place. anywhere(flag): whether a flag is set in any of the processes that do one step.
     """
     gradients, others = attempt(scale)
     while scale > 1 and anywhere(not all_finite(gradients)):
@@ -208,7 +208,7 @@ def scaled(
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Return whether no tensor holds a NaN or an infinity."""
+    """Return whether all tensors are free of NaN and infinity."""
     # The double negation makes a plan's fake tensors count as finite: their bools are all False.
     return not any(bool(tensor.isfinite().logical_not_().any()) for tensor in tensors)
 
@@ -226,7 +226,8 @@ def backward(
 ) -> torch.Tensor:
     """Add the gradient of the mean of a loss, one microbatch at a time. Return the means, (sides,), as in `descend`.
 
-    share: as in `descend`; then gradient and means are this process's terms of the sums. factor: of the gradient alone.
+    share: as in `descend`; gradient and means are then this process's terms of the sums. factor: scales only the
+    gradient.
     """
     for hook in hooks:
         sides = [replace(side, mask=hook.positions(side.tokens, side.mask)) for side in sides]
@@ -260,10 +261,10 @@ def loss_scale(model, sides: Sequence[Side]) -> float:
 
 
 def microbatches(sides: Sequence[Side], rows: int) -> Iterator[tuple[tuple[Side, ...], tuple[bool, ...]]]:
-    """Yield matching parts of all sides, and which of them are needed.
+    """Yield matching parts of all sides, and whether each is needed.
 
-    Every side gets its share of `rows`. Models cannot run on zero rows: a side without remaining rows repeats its first
-    part, whose loss is not needed.
+    Every side gets its share of `rows`. Since models cannot run on zero rows, a side without remaining rows repeats its
+    first part, whose loss is not needed.
     """
     whole = sum(map(len, sides))
     split = [side.split(max(1, rows * len(side) // whole)) for side in sides]
@@ -274,7 +275,7 @@ def microbatches(sides: Sequence[Side], rows: int) -> Iterator[tuple[tuple[Side,
 
 
 def sides_of(batch_size: int, forget_share: float) -> tuple[int, int]:
-    """Return the numbers of forget and retain rows in a batch of at least two: at least one of each."""
+    """Return the numbers of forget and retain rows, at least one of each, in a batch of at least two."""
     forget = min(max(1, round(forget_share * batch_size)), batch_size - 1)
     return forget, batch_size - forget
 
