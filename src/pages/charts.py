@@ -1,6 +1,6 @@
-"""Charts of a page, drawn by Bokeh in the browser: they tell more under the pointer and follow the page's light or dark.
+"""Charts of a page, drawn by Bokeh in the browser. They show details under the pointer and follow the page's theme.
 
-Colours of axes and texts are in templates/style.css (`--bk-...`); those of marks are readable on both grounds.
+Colours of axes and texts are in templates/style.css (`--bk-...`); those of marks are readable on light and dark.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#3ba3a0", "#c4a000", "#d37295", "#9c755f", "#8cb84e")
 GREY, ACCENT = "#8a9299", "#1f8fb8"
-FEW_TICKS = 3  # fewer labels than these do not show what a scale is
-# Methods that are in no registry, one after another: shapes that no family has, in each of these colours.
+FEW_TICKS = 3  # fewer labels do not show the scale
+# Marks of methods in no registry, taken in turn: shapes that no family has, in each of these colours.
 FOREIGN = (("#e6007e", "hex"), ("#7a2fe0", "inverted_triangle"), ("#0057d9", "plus"), ("#b3261e", "square_pin"))
-DASHES = ("solid", (7, 3), (2, 2), (9, 3, 2, 3), (4, 4))  # of lines, one after another: two may lie on each other
+DASHES = ("solid", (7, 3), (2, 2), (9, 3, 2, 3), (4, 4))  # of lines, taken in turn: lines may coincide
 SHAPES = {"neuron": "circle", "weight": "square", "objective": "triangle", "curvature": "diamond"}  # by family
 LETTERS = {
     "circle": "○",
@@ -38,8 +38,8 @@ HOLLOW = LETTERS | {"square": "□", "triangle": "△", "diamond": "◇", "hex":
 NEAR, APART = (
     2.0,
     0.05,
-)  # percent: marks that are closer cover each other; then they are so much of a place's width apart
-EDITED = "edited"  # a line without a colour of its own
+)  # percent: closer marks overlap, and are then moved apart by this share of a place's width
+EDITED = "edited"  # the series without a colour of its own
 THEME = {
     "Axis": {"axis_label_text_font_style": "normal", "axis_label_text_font_size": "12px"},
     "BaseAxis": {"major_label_text_font_size": "11px"},
@@ -50,7 +50,7 @@ THEME = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A series in the list below a chart: a click on it hides its marks. letter: its mark."""
+    """A series in the list below a chart. A click on it hides its marks. letter: its mark."""
 
     series: str
     name: str
@@ -60,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart. name: unique in its page. item: what BokehJS embeds. alternative: what it shows, in words."""
+    """A chart. name: unique in its page. item: what BokehJS embeds. alternative: its alternative text."""
 
     name: str
     item: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis. low, high: its ends, low at the left or at the bottom; a high below low turns it round."""
+    """An axis. low, high: its ends; low is at the left or bottom. high < low inverts it."""
 
     label: str
     low: float
@@ -83,9 +83,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a scatter. series: what it is listed under. about: what the pointer shows, by name.
+    """A point of a scatter. series: its entry in the list. about: what the pointer shows, by name.
 
-    leads: whether it has a ring. anchor: whether its series is a reference and no rival.
+    leads: whether it has a ring. anchor: whether its series is a reference, not a rival.
     """
 
     series: str
@@ -116,11 +116,11 @@ def scatter(
     bound: float | None = None,
     among: Mapping[str, bool] | None = None,
 ) -> Chart:
-    """Return a scatter. Marks that lead or lie on the front have their names beside them.
+    """Return a scatter. Marks that lead or are on the front have their names beside them.
 
     front: points that a stepped line joins. strip: a shaded band between two values of y, with its text. bound: a value
     of x with a dashed line. among: all series of the page, and whether they are anchors, so that a series has the same
-    marks in each of its charts; None: those of this one.
+    marks in all charts; None: this chart's series.
     """
     from bokeh.models import HoverTool
     from bokeh.models.annotations.geometry import BoxAnnotation, Span
@@ -149,11 +149,11 @@ def scatter(
             figure.scatter([mark.x for mark in first], [mark.y for mark in first], size=19, **ring)
         for mark in some:
             if (mark.leads or (mark.x, mark.y) in front) and series not in REFERENCES and not mark.anchor:
-                inner = (mark.x - x.low) / (x.high - x.low) < 0.7  # further right, a name at the right would be cut off
+                inner = (mark.x - x.low) / (x.high - x.low) < 0.7  # farther right, the name would be cut off
                 look: dict[str, Any] = dict(text_font_size="11px", text_color=GREY, text_baseline="middle", name=series)
                 look |= dict(x_offset=12 if inner else -12, text_align="left" if inner else "right")
                 figure.text([mark.x], [mark.y], [named(series)], **look)
-    fullest_first = sorted(marks, key=lambda mark: -len(mark.about))  # it has the order of all
+    fullest_first = sorted(marks, key=lambda mark: -len(mark.about))  # it gives the order of all
     shown = dict.fromkeys(key for mark in fullest_first for key in mark.about)
     tips = [("", "@series"), *((key, f"@{{{key}}}") for key in shown)]
     figure.add_tools(HoverTool(tooltips=tips, renderers=drawn))
@@ -181,7 +181,7 @@ def lines(
 ) -> Chart:
     """Return a line per series, in percent, over evenly spaced places.
 
-    Where lines would lie on each other, their marks stand side by side at each place.
+    If lines would coincide, their marks are side by side at each place.
     """
     sources: dict[str, dict[str, list]] = {}
     step = min(APART, 0.8 / len(series)) if coincide(series) else 0.0
@@ -205,7 +205,7 @@ def coincide(series: Sequence[Series]) -> bool:
 
 @cache
 def _empty_lines(series: Sequence[str], x: str, y: str, height: int) -> dict[str, Any]:
-    """Return a chart of lines without data. A page has hundreds that differ in nothing else, and Bokeh needs a while."""
+    """Return a chart of lines without data. A page has hundreds that differ only in data, and making one is slow."""
     from bokeh.models import ColumnDataSource, FactorRange, HoverTool
 
     figure = _figure(height, Axis(x, 0, 0), Axis(y, -4, 104), x_range=FactorRange(), toolbar=False)
@@ -227,7 +227,7 @@ def _empty_lines(series: Sequence[str], x: str, y: str, height: int) -> dict[str
 
 
 def _filled(part: Any, places: Sequence[str], sources: Mapping[str, Mapping[str, list]]) -> Any:
-    """Return a copy of a chart of lines with its data: the places on its axis, and what each series' source holds."""
+    """Return a copy of a chart of lines with its data: the places on its axis, and the source of each series."""
     if isinstance(part, list):
         return [_filled(each, places, sources) for each in part]
     if not isinstance(part, dict):
@@ -254,9 +254,9 @@ def _line_entry(series: str, style: Mapping[str, Any]) -> Entry:
 
 
 def mark_styles(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the colours and shapes of the methods of a chart. methods: a mapping says which are anchors, if any.
+    """Return the colours and shapes of a chart's methods. methods: a mapping says which are anchors, if any.
 
-    A method has the same ones in every chart of the same methods, in whatever order.
+    They are the same in every chart of these methods, whatever their order.
     """
     anchors = {method for method in methods if isinstance(methods, Mapping) and methods[method] is True}
     own = sorted(method for method in methods if method not in (*METHODS, *REFERENCES, *anchors, EDITED))
@@ -266,9 +266,9 @@ def mark_styles(methods: Mapping[str, Any] | Sequence[str]) -> dict[str, dict[st
 
 
 def mark_style(method: str, anchor: bool = False, place: int = 0) -> dict[str, Any]:
-    """Return the colour and the shape of a method's marks: the shape is that of its family, neurons are hollow.
+    """Return the colour and shape of a method's marks. The family gives the shape; neuron methods are hollow.
 
-    Anchors, which are no rivals, are grey. place: of a method in a user's file, among those of a chart.
+    Anchors are grey. place: the position of a method from a user's file among those of a chart.
     """
     if method in REFERENCES:
         full = method != UNEDITED
@@ -282,7 +282,7 @@ def mark_style(method: str, anchor: bool = False, place: int = 0) -> dict[str, A
         return dict(marker=shape, line_color=colour, fill_color=colour)
     family = METHODS[method].family
     relatives = [name for name in METHODS if METHODS[name].family == family]
-    again = relatives.index(method) >= len(COLOURS)  # another one of the family has this colour
+    again = relatives.index(method) >= len(COLOURS)  # another method of the family has this colour
     colour = COLOURS[list(METHODS).index(method) % len(COLOURS)]
     fill = None if family == "neuron" or again else colour
     return dict(marker=SHAPES.get(family, "hex"), line_color=colour, fill_color=fill, fill_alpha=0.75, line_width=2)
@@ -324,7 +324,7 @@ def _plain_numbers(axis, *ends: float) -> None:
     )
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-    if len(ticks) < FEW_TICKS:  # a short piece of a logarithmic axis is nearly linear
+    if len(ticks) < FEW_TICKS:  # a short part of a logarithmic axis is nearly linear
         ticks = [tick for tick in map(float, MaxNLocator(5).tick_values(low, high)) if low <= tick <= high]
     axis.ticker = FixedTicker(ticks=ticks)
     axis.major_label_overrides = {tick: f"{tick:g}" for tick in ticks}
@@ -346,7 +346,7 @@ def _item(figure) -> dict[str, Any]:
 
 
 def _numbered(item: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a chart with its parts numbered from 1 behind its name: Bokeh counts all that a process makes."""
+    """Return a chart with its parts numbered from 1 after its name, since Bokeh numbers all parts in a process."""
     numbers: dict[str, str] = {}
 
     def renamed(value: Any) -> Any:

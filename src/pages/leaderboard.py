@@ -1,6 +1,6 @@
-"""The page of a leaderboard: methods compared on several models, with what attacks bring back and what models write.
+"""The page of a leaderboard: methods compared on several models, with what attacks recover and what models write.
 
-The values come from whoever computes them, as a `Board`; here they are only shown.
+This module only shows the values of a `Board`, which are computed elsewhere.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tinymem.pages.tables import Badge, Cell, Column, Row, Table, number, rounde
 from tinymem.records.choose import pareto_front
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
-ANCHOR = "anchor"  # the group of rows that are references and no rivals
+ANCHOR = "anchor"  # the group of rows that are references, not rivals
 TEXTS = 3  # prompts shown per row: a page of hundreds of rows must stay readable
 
 
@@ -34,7 +34,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measure:
-    """A column. unit: such as "%", "0 to 1", "s". direction: "lower", "higher", or None where neither is better."""
+    """A column. unit: such as "%", "0 to 1", "s". direction: "lower", "higher", or None if neither is better."""
 
     name: str
     meaning: str
@@ -53,9 +53,10 @@ class Value:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What an attack brings back: (strength, percent), weak to strong; a strength of None is no attack.
+    """What an attack recovers: (strength, percent), weak to strong; a strength of None is no attack.
 
-    strength: the name of what varies; None: the attack has no strength. original: of the unedited model, if known.
+    strength: the name of the varied setting; None: the attack has no strength. original: the unedited model's, if
+    known.
     """
 
     points: Sequence[Point]
@@ -65,7 +66,7 @@ class Recovered:
 
     @property
     def worst(self) -> tuple[Point, float | None]:
-        """The point that exceeds the twin most, and by how much; without the twin that which brings back most, and None."""
+        """The point that exceeds the twin most, and by how much; without a twin the highest point, and None."""
         bounds = dict(self.twin)
         over = [
             (percent - bounds[strength], (strength, percent)) for strength, percent in self.points if strength in bounds
@@ -82,8 +83,8 @@ class Entry:
 
     method     its name; `unedited` and `never_planted` are the original and its twin
     group      study, objective, curvature, submission ..., or ANCHOR
-    setting    the chosen hyper-parameters, in words
-    values     by the name of the column; what is missing is shown as such
+    setting    the chosen hyper-parameters, as text
+    values     by the name of the column; missing ones are shown as missing
     rank       such as "1" or "2–4"; None for an anchor
     qualified  whether a trial kept the utility limit
     marks      short remarks, such as "given by hand"
@@ -108,7 +109,7 @@ class Board:
 
     note      paragraphs of plain text
     rows      by the name of the case
-    commands  that make it
+    commands  commands that make the leaderboard
     forget, utility    the names of the columns in the scatter
     """
 
@@ -141,7 +142,7 @@ class Board:
 
 @dataclass(frozen=True)
 class Detail:
-    """A method on one case: what attacks bring back, and what the models write."""
+    """A method on one case: what attacks recover, and what the models write."""
 
     case: Case
     entry: Entry
@@ -151,7 +152,7 @@ class Detail:
 
 
 def write_leaderboard(board: Board, path: str | Path) -> Path:
-    """Write the page, one file that needs no network. The same board gives the same bytes."""
+    """Write the page, a single file that needs no network. The same board gives the same bytes."""
     scatters = {case.name: _scatter(board, case) for case in board.cases}
     methods: dict[str, list[Detail]] = {}
     for number_, (case, entry) in enumerate(board.entries):
@@ -203,7 +204,7 @@ def _rank(rank: str | None) -> Cell:
 
 
 def _kind(entry: Entry) -> str:
-    """Return the kind of a row; all that share the first rank lead."""
+    """Return the kind of a row. All rows that share the first rank lead."""
     if entry.group == ANCHOR or not entry.qualified:
         return "anchor" if entry.group == ANCHOR else "out"
     return "winner" if re.match(r"1\b", entry.rank or "") else ""
@@ -221,7 +222,7 @@ def _interval(value: Value, unit: str) -> str:
 
 
 def _scatter(board: Board, case: Case) -> Chart | None:
-    """Return utility against forgetting on one case, better to the right and up; None where no row has both."""
+    """Return utility against forgetting on one case; right and up is better. None if no row has both."""
     columns = {one.name: one for one in board.columns}
     ends, marks, rivals = (columns[board.forget], columns[board.utility]), [], []
     for entry in board.rows.get(case.name, ()):
@@ -247,7 +248,7 @@ def _scatter(board: Board, case: Case) -> Chart | None:
 
 
 def _axis(label: str, values: Sequence[float], sign: int) -> Axis:
-    """Return an axis with room around its values, turned round where lower is better."""
+    """Return an axis with margins around its values, inverted if lower is better."""
     low, high = min(values), max(values)
     room = 0.06 * ((high - low) or abs(high) or 1.0)
     return Axis(label, low - room, high + room) if sign > 0 else Axis(label, high + room, low - room)

@@ -1,4 +1,4 @@
-"""What methods and columns are called on a page."""
+"""The names of methods and columns on a page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ REFERENCES = {UNEDITED: "unedited", NEVER_PLANTED: "never-planted twin"}
 
 
 def named(method: str) -> str:
-    """Return a method's name for people."""
+    """Return a method's name for display."""
     return REFERENCES.get(method, method.replace("_", " "))
 
 
 def plain(column: str) -> str:
-    """Return a column's name for people; its unit stands beside it."""
+    """Return a column's name for display, without its unit."""
     return column.removeprefix("percent_").removeprefix("cost.").removesuffix("_percent").replace("_", " ")

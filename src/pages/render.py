@@ -1,4 +1,4 @@
-"""From content to a file: the templates, the shared style and script, and the library that draws charts."""
+"""Render content to a file, with the templates, the shared style and script, and the library that draws charts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 def write_page(path: str | Path, template: str, charts: Iterable[Chart] = (), **content: Any) -> Path:
     """Write a page: one file that needs no network. The same content gives the same bytes.
 
-    charts: all that the template shows. Their library is in the page once, packed: a third of its size. Raise
-    ImportError without jinja2, or without bokeh where there are charts.
+    charts: all charts in the template. Their library is included once, compressed to a third of its size. Raise
+    ImportError without jinja2, or without bokeh if there are charts.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -41,7 +41,7 @@ def write_page(path: str | Path, template: str, charts: Iterable[Chart] = (), **
 
 
 def _library() -> str:
-    """Return the part of BokehJS that plots need."""
+    """Return the part of BokehJS that charts need."""
     from bokeh.resources import Resources
 
     return "\n".join(Resources(mode="inline", components=["bokeh"], log_level="warn").js_raw)

@@ -1,4 +1,4 @@
-"""The report of a folder of records: what forgot best, at what price, what comes back, and what the models say."""
+"""The report of a folder of records: what forgot best, at what cost, what attacks recover, what models write."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recovery:
-    """What attacks bring back: a table, and charts of each method's best run."""
+    """What attacks recover: a table, and charts of each method's best run."""
 
     split: str
     table: Table
@@ -41,7 +41,7 @@ class Recovery:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment as the page shows it. texts: what models write, by the run's name."""
+    """An experiment as shown on the page. texts: what models write, by the run's name."""
 
     place: str
     title: str
@@ -67,7 +67,7 @@ class Section:
 
 
 def check_output(path: str | Path) -> Path:
-    """Raise UserError unless a page can be written under this name. Call it before the work starts."""
+    """Raise UserError unless a page can be written under this name. Call this before the work starts."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; give a file, such as {path / FILE}")
@@ -82,7 +82,7 @@ def write_report(
     """Write the report of all records under a folder. The same records give the same bytes.
 
     limit: the largest rise of perplexity in percent, as in `ranked`. warn: receives one line about what is left out.
-    Raise UserError where there is no record, a damaged one, or the file cannot be written.
+    Raise UserError if there is no record, for a damaged one, or if the file cannot be written.
     """
     study = read_study(folder, limit, warn)
     sections = [_section(f"experiment-{place}", study, one, warn) for place, one in enumerate(study.experiments, 1)]
@@ -141,7 +141,7 @@ def _recovery(place: str, experiment: Experiment) -> Recovery | None:
 
 
 def _texts(folder: Path, experiment: Experiment, warn: Warn) -> dict[str, tuple[Text, ...]]:
-    """Return what the unedited model, the best run of each method, and the twin write, where records have examples."""
+    """Return what the unedited model, the best run of each method, and the twin write, if records have examples."""
     known = {name: some for some in experiment.subjects for name, _ in some}
     found = {}
     for one in experiment.ranking.places:
@@ -154,7 +154,7 @@ def _texts(folder: Path, experiment: Experiment, warn: Warn) -> dict[str, tuple[
 
 
 def _values(folder: Path, run: Run, subject: Sequence[Named], warn: Warn) -> dict[str, Mapping[str, Any]]:
-    """Return the kept values with examples of a run, its original and its twin, by column; damaged files are left out."""
+    """Return the stored values with examples of a run, its original and its twin, by column. Skip damaged files."""
     names = {"before": UNEDITED, "after": run.row["record"], "twin": NEVER_PLANTED}
     found: dict[str, Mapping[str, Any]] = {}
     for column, wanted in names.items():
@@ -171,7 +171,7 @@ def _values(folder: Path, run: Run, subject: Sequence[Named], warn: Warn) -> dic
 
 
 def _decoder(folder: Path, subject: Sequence[Named], warn: Warn) -> Decode | None:
-    """Return how token ids become text: of text models by the tokenizer that an edited model was saved with."""
+    """Return a decoder of token ids. For text models, it uses the tokenizer saved with an edited model."""
     if on_numbers(flat_row(subject[0][1])):
         return numbers.decode
     for name, record in subject:

@@ -23,7 +23,7 @@ Point = tuple[float | None, float]  # strength of an attack (None: no attack), p
 
 
 def trade_off_chart(name: str, experiment: Experiment) -> Chart:
-    """Return memorization against quality, a mark per configuration, mean over seeds; left and up is better."""
+    """Return memorization against quality, one mark per configuration, mean over seeds. Left and up is better."""
     numbers = experiment.some[0].on_numbers
     quality = "mean_test_accuracy" if numbers else "perplexity"
     varied = experiment.ranking.varied
@@ -99,7 +99,7 @@ def repeats_chart(name: str, experiment: Experiment) -> Chart:
 
 
 def recovery_charts(name: str, model: Attacked, bounds: Sequence[Attacked]) -> list[Chart]:
-    """Return a chart per attack: percent recovered against its strength, of the model, its original and its twin."""
+    """Return a chart per attack: percent recovered against strength, for the model, its original and its twin."""
     made = []
     for place, curve in enumerate(model.curves):
         others = {bound.record["kind"]: found for bound in bounds if (found := bound.curve(curve))}

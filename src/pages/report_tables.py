@@ -22,7 +22,7 @@ MACHINE = ("processor", "device", "machine", "threads", "auto_dtype")
 
 
 def head(column: str) -> Column:
-    """Return the head of a column of results, as the registry describes it."""
+    """Return the head of a column of results, from the registry's description."""
     found = described(column)
     better = found.better if found and found.better in ("lower", "higher") else ""
     return Column(plain(column), found.unit if found else "", found.meaning if found else "", better)
@@ -65,7 +65,7 @@ def _remarks(experiment: Experiment, one: Configuration, row: Mapping[str, Any])
 
 
 def result(row: Mapping[str, Any], column: str) -> Cell:
-    """Return a mean with its 95 % interval, cut off at the ends of the scale."""
+    """Return a mean with its 95 % interval, clipped to the scale."""
     mean, half, unit = row.get(column), row.get(f"{column}_ci95"), head(column).unit
     ends = bounds(mean, half, scale(column))
     if ends is None or mean is None or not half:
@@ -76,7 +76,7 @@ def result(row: Mapping[str, Any], column: str) -> Cell:
 
 
 def runs_table(experiment: Experiment) -> Table:
-    """Return one row per configuration: its own settings, its results, what it took."""
+    """Return one row per configuration: its settings, results and cost."""
     varied = experiment.ranking.varied
     rows = [summary(experiment.ranking, one, experiment.folder) for one in experiment.some]
     present = list(dict.fromkeys(name for row in rows for name in outcomes(row) if row[name] is not None))
@@ -98,7 +98,7 @@ def runs_table(experiment: Experiment) -> Table:
 
 
 def repeats_of(experiment: Experiment) -> list[int]:
-    """Return the numbers of repeats by which memorization is known, in order; empty where it is not."""
+    """Return the numbers of repeats for which memorization is known, in order; may be empty."""
     names = {name for run in experiment.runs for name, value in run.row.items() if value is not None}
     found = (name.removeprefix(REPEATS) for name in names if name.startswith(REPEATS))
     return sorted(int(repeats) for repeats in found if repeats.isdigit())
@@ -114,7 +114,7 @@ def repeats_rows(experiment: Experiment) -> dict[str, list[float | None]]:
 
 
 def repeats_table(experiment: Experiment) -> Table:
-    """Return the same as a table."""
+    """Return `repeats_rows` as a table."""
     columns = [Column("method", number=False)]
     for repeats in repeats_of(experiment):
         about = describe(f"{REPEATS}{repeats}")
@@ -127,7 +127,7 @@ def repeats_table(experiment: Experiment) -> Table:
 
 
 def labels(models: Sequence[Attacked]) -> dict[str, str]:
-    """Return digest -> name of some models: method and strength, and what else tells apart those of equal names."""
+    """Return digest -> name of some models: method and strength, plus other settings if names would be equal."""
     names = {}
     for alike in grouped([model.record for model in models], label_of):
         apart = differing([record.get("method", {}) for record in alike])
@@ -138,7 +138,7 @@ def labels(models: Sequence[Attacked]) -> dict[str, str]:
 
 
 def recovery_table(models: Sequence[Attacked]) -> Table:
-    """Return what each attack brings back at most, one row per model."""
+    """Return the most that each attack recovers, one row per model."""
     names = labels(models)
     rows = recovery_rows(models, lambda record: names[record_digest(record)])
     attacks = list(dict.fromkeys(name for row in rows for name in row if name not in SUMMARIES))
@@ -158,14 +158,14 @@ def recovery_table(models: Sequence[Attacked]) -> Table:
 
 
 def _reference_first(pair: tuple[Attacked, Mapping[str, Any]]) -> tuple[int, float, float]:
-    """Return a sort key: the unedited model, its twin, then the others, those that give back least first."""
+    """Return a sort key: the unedited model, its twin, then the others, least recovered first."""
     model, row = pair
     kinds = [*REFERENCES, model.record["kind"]]
     return kinds.index(model.record["kind"]), row["excess"] or 0.0, row["before"]
 
 
 def others_table(records: Sequence[Named]) -> Table:
-    """Return one row per record that is no run of an experiment: what it is, what it differs in, its results."""
+    """Return one row per record outside the experiments: its kind, its differing settings, its results."""
     identities = [identity_columns(record) for _, record in records]
     hidden = ("kind", "method.name")  # columns of their own
     apart = [name for name in differing(identities) if not name.startswith(FINGERPRINTS) and name not in hidden]
@@ -203,7 +203,7 @@ def common_settings(experiment: Experiment) -> dict[str, str]:
 
 
 def environment(records: Sequence[Named]) -> dict[str, str]:
-    """Return what some records were made with, and what they took."""
+    """Return the versions, machines and total cost of some records."""
     rows = [record for _, record in records]
     python = _every(record["environment"].get("python") for record in rows)
     found = {"versions": f"{_every(map(versions, rows), '; ')}; python {python}"}

@@ -1,4 +1,4 @@
-"""One page per run: what the model said before and after, and what its never-planted twin says, side by side."""
+"""One page per run: what the model wrote before and after, and what its never-planted twin writes, side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEGEND = "Marked: tokens that differ from the planted token at the same position
 
 @dataclass(frozen=True)
 class Line:
-    """One metric: its name in words, what it means, and a cell per model."""
+    """One metric: its name, its meaning, and a cell per model."""
 
     name: str
     meaning: str
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Written(Continuation):
-    """A continuation as it is shown. verdict: in words, how much of it is as planted."""
+    """A continuation as shown. verdict: how much of it is as planted, as text."""
 
     @property
     def verdict(self) -> str:
@@ -52,7 +52,7 @@ class Written(Continuation):
 
 @dataclass(frozen=True)
 class Text:
-    """A prompt, what was planted behind it, and what each model writes, by the model's column."""
+    """A prompt, its planted continuation, and what each model writes, by the model's column."""
 
     prompt: str
     planted: str
@@ -61,7 +61,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Page:
-    """The content of a page. columns: before, after and, where there is one, twin."""
+    """The content of a page. columns: before, after and, if there is one, twin."""
 
     title: str
     note: str
@@ -73,9 +73,9 @@ class Page:
 
 
 def write_pages(folder: str | Path, records: Sequence[Mapping[str, Any]], decode: Decode) -> list[Path]:
-    """Write FOLDER/pages/METHOD_STRENGTH_DIGEST.html and .png of every run that left examples. Return the files.
+    """Write FOLDER/pages/METHOD_STRENGTH_DIGEST.html and .png of every run that has examples. Return the files.
 
-    folder: that of the records. records: the unedited model's, its twin's where there is one, and those of the runs.
+    folder: the records' folder. records: the unedited model's, its twin's if there is one, and the runs'.
     """
     known = {record["kind"]: record for record in records if record["kind"] in (UNEDITED, NEVER_PLANTED)}
     if UNEDITED not in known:
@@ -92,7 +92,7 @@ def write_pages(folder: str | Path, records: Sequence[Mapping[str, Any]], decode
 
 
 def make_page(folder: str | Path, models: Mapping[str, Mapping[str, Any]], decode: Decode) -> Page | None:
-    """Return the page of some records, by column, among them "after"; None where none has examples."""
+    """Return the page of some records, given by column, including "after"; None if no record has examples."""
     values = {name: read_values(record_path(folder, record)) for name, record in models.items()}
     split, texts = kept_split(values["after"]), texts_of(values, decode)
     if split is None or not texts:
@@ -104,20 +104,20 @@ def make_page(folder: str | Path, models: Mapping[str, Mapping[str, Any]], decod
 
 
 def _sequences(count: int, split: str, record: Mapping[str, Any]) -> str:
-    """Return in words how many sequences a page shows, and which."""
-    memorized = record.get("forget", {}).get("unlearn_set_name", "mem") == "mem"  # other sets: memorized or not
+    """Return how many sequences a page shows, and which, as text."""
+    memorized = record.get("forget", {}).get("unlearn_set_name", "mem") == "mem"  # other sets may not be memorized
     about = SPLITS[split] if memorized else SPLITS[split].removeprefix("memorized and ")
     return f"{count} sequence{'s' * (count != 1)}, {about}"
 
 
 def write_page(page: Page, path: Path) -> list[Path]:
-    """Write path.html, a single file that needs no network, and path.png. Raise ImportError without jinja2."""
+    """Write path.html, which needs no network, and path.png. Raise ImportError without jinja2."""
     place = render.write_page(path.with_name(f"{path.name}.html"), "side_by_side.html", page=page, table=_shown(page))
     return [place, *save_figure(draw_page(page), path, (".png",))]
 
 
 def _shown(page: Page) -> Table:
-    """Return a page's numbers as a table: a row per metric, a column per model."""
+    """Return a page's numbers as a table, with a row per metric and a column per model."""
     columns = (Column("metric", number=False), *(Column(name) for name in page.columns))
     rows = (
         Row((words(line.name, meaning=line.meaning), *(Cell(cell, cell) for cell in line.cells))) for line in page.table
@@ -143,9 +143,9 @@ def _cell(value: float | None) -> str:
 
 
 def texts_of(values: Mapping[str, Mapping[str, Any]], decode: Decode) -> tuple[Text, ...]:
-    """Return one text per sequence from the kept values of some records, by column, among them "after".
+    """Return one text per sequence from the stored values of some records, given by column, including "after".
 
-    A model whose record has no examples, or others, is left out.
+    Models whose records have no examples, or different ones, are left out.
     """
     examples = {name: kept_examples(tensors, decode) for name, tensors in values.items()}
     asked = [(each.prompt, each.planted) for each in examples["after"]]

@@ -1,4 +1,4 @@
-"""A run's page as an image: lines of letters of one width, so that the texts of all models stand below each other."""
+"""A run's page as an image, in a monospaced font, so that the texts of all models line up."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from tinymem.pages.side_by_side import Page, Written
 
 FONT, POINTS, ASPECT = "DejaVu Sans Mono", 8, 0.602  # a letter's width is ASPECT of its size
-INDENT, WIDTH = 11, 92  # letters: of the column of names ("prompt 12" and a gap), and of the texts
-LEADING = 1.45  # height of a line in letter sizes
-PROMPT = 2 * WIDTH  # letters of a prompt that are shown: its end
-MARKS = {"differs": "#ffdca8", "first": "#ffb347"}  # those of the HTML; in grey they differ too, and by their weight
+INDENT, WIDTH = 11, 92  # in letters: the column of names ("prompt 12" and a gap), and the texts
+LEADING = 1.45  # height of a line, times the letter size
+PROMPT = 2 * WIDTH  # letters shown of a prompt: its end
+MARKS = {"differs": "#ffdca8", "first": "#ffb347"}  # the HTML's colours; they also differ in grey and in weight
 
 
 class Piece(NamedTuple):
-    """A text in a line, from this letter on. style: "", "bold", "soft", "differs" or "first"."""
+    """A text in a line, starting at this letter. style: "", "bold", "soft", "differs" or "first"."""
 
     column: int
     text: str
@@ -50,7 +50,7 @@ def draw_page(page: Page):
 
 
 def _drawable():
-    """Return a function that replaces the letters that the font lacks, each by one that it has."""
+    """Return a function that replaces every letter that the font lacks with one that it has."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont(FONT))
@@ -85,7 +85,7 @@ def _table(page: Page) -> Iterator[Line]:
 
 
 def _styled(written: Written) -> list[tuple[str, str]]:
-    """Return (text, style) of each span; of those that differ the first is marked more strongly."""
+    """Return (text, style) of each span. The first span that differs is marked more strongly."""
     first = written.first_span
     return [
         (span.text, "" if not span.differs else "first" if number == first else "differs")
@@ -94,7 +94,7 @@ def _styled(written: Written) -> list[tuple[str, str]]:
 
 
 def _named(name: str, spans: Sequence[tuple[str, str]]) -> Iterator[Line]:
-    """Yield the lines of a text behind its name, broken at WIDTH letters wherever that is: as its tokens, so its places."""
+    """Yield the lines of a text after its name, broken at exactly WIDTH letters, so that equal tokens line up."""
     line, used = [Piece(0, name, "soft")], 0
     for text, style in spans:
         while text:

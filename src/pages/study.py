@@ -1,4 +1,4 @@
-"""What a folder of records holds: experiments with their rankings and attacks, and the records of no experiment."""
+"""The content of a folder of records: experiments with their rankings and attacks, and all other records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Experiment:
     """The runs on one model with one task, over all seeds.
 
     folder   where the records were read
-    some     all configurations, the unedited model's among them
+    some     all configurations, including the unedited model's
     records  all records on the same models: runs, their originals and twins, attacks on them
     """
 
@@ -37,7 +37,7 @@ class Experiment:
 
     @property
     def shown(self) -> list[Configuration]:
-        """The unedited model, where it is known, and the best run of each method."""
+        """The unedited model, if known, and the best run of each method."""
         return [*([self.ranking.original] if self.ranking.original else []), *self.ranking.places]
 
     @property
@@ -45,7 +45,7 @@ class Experiment:
         return [run for one in self.some for run in one.runs]
 
     def twin(self, column: str) -> float | None:
-        """Return the mean of a result of the never-planted twins; None where one lacks it."""
+        """Return the mean of a result of the never-planted twins; None if one lacks it."""
         twins = {id(run.twin): run.twin for run in self.runs if run.twin}.values()
         return over_all([twin.get(column) for twin in twins])[0]
 
@@ -61,7 +61,7 @@ class Experiment:
 
     @cached_property
     def attacked(self) -> tuple[str, list[Attacked]]:
-        """The split that attacks are judged on, and every attacked model, mean over its seeds."""
+        """The split on which attacks are judged, and every attacked model, mean over its seeds."""
         split, _ = attacked_models(record for _, record in self.records)
         models = [
             model for some in self.subjects for model in attacked_models([record for _, record in some], split)[1]
@@ -77,7 +77,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Study:
-    """A folder of records. others: those of no experiment. notes: what was left out, one line each."""
+    """A folder of records. others: records outside the experiments. notes: what was left out, one line each."""
 
     folder: Path
     experiments: Sequence[Experiment]
@@ -87,9 +87,9 @@ class Study:
 
 
 def read_study(folder: str | Path, limit: float, warn: Callable[[str], None] = lambda line: None) -> Study:
-    """Return what a folder holds. limit: as in `ranked`. warn: receives the notes.
+    """Return the content of a folder. limit: as in `ranked`. warn: receives the notes.
 
-    Raise UserError where there is no record, or a damaged one.
+    Raise UserError if there is no record, or for a damaged one.
     """
     records = list(named_records(folder))
     notes = [line] if (line := mixed_versions(versions(record) for _, record in records)) else []
@@ -112,7 +112,7 @@ def read_study(folder: str | Path, limit: float, warn: Callable[[str], None] = l
 
 
 def _subject(record: Mapping[str, Any]) -> tuple:
-    """Return a key of a model and its measurement: the same for all edits of it, its twin, and attacks on these."""
+    """Return a key of a model and its measurement, the same for all its edits, its twin, and attacks on these."""
     return _text(sections_of(record, ("method", "attack"))), versions(record)
 
 

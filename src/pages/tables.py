@@ -1,4 +1,4 @@
-"""Tables of a page: what a cell shows, and what it is sorted by."""
+"""Tables of a page: what cells show, and how they are sorted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Badge:
-    """A short remark behind a cell's text. tone: "", "good" or "warn"."""
+    """A short remark after a cell's text. tone: "", "good" or "warn"."""
 
     text: str
     tone: str = ""
@@ -34,8 +34,10 @@ class Badge:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell. value: what it is sorted by; None: always last. below: a smaller line, such as an interval. link: the id of a place in the page.
-    meaning: its tooltip.
+    """A cell of a table.
+
+    value: the sort key; None: always last. below: a smaller line, such as an interval. link: the id of a place in the
+    page. meaning: its tooltip.
     """
 
     text: str = NONE
@@ -48,7 +50,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row. kind: "", "winner", "anchor" (a reference, no rival) or "out" (no candidate). group, case: to filter by."""
+    """A row. kind: "", "winner", "anchor" (a reference) or "out" (not a candidate). group, case: for filtering."""
 
     cells: tuple[Cell, ...]
     kind: str = ""
@@ -58,8 +60,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted and filtered. name: what a screen reader calls it. groups: those to choose from.
-    search: whether it can be filtered at all.
+    """A table that can be sorted and filtered.
+
+    name: for screen readers. groups: the groups to choose from. search: whether it can be filtered at all.
     """
 
     name: str
@@ -70,24 +73,24 @@ class Table:
 
     @property
     def filter(self) -> bool:
-        """Whether it has a filter: a short table needs none."""
+        """Whether the table has a filter. Short tables need none."""
         return self.search and len(self.rows) > 3
 
 
 def words(
     text: str | None, badges: Sequence[Badge] = (), link: str = "", meaning: str = "", below: str | None = None
 ) -> Cell:
-    """Return a cell of text, sorted by it. below: a second, smaller line."""
+    """Return a cell that is sorted by its text. below: a second, smaller line."""
     return Cell(text or NONE, text, below or "", tuple(badges), link, meaning)
 
 
 def number(value: float | None, unit: str = "", below: str = "") -> Cell:
-    """Return a cell of a number, rounded as its unit wants it, sorted by its full value."""
+    """Return a cell of a number, rounded according to its unit, sorted by its full value."""
     return Cell() if value is None else Cell(rounded(value, unit), float(value), below)
 
 
 def rounded(value: float, unit: str = "") -> str:
-    """Return a number for people: as many decimals as its unit and its size want."""
+    """Return a number for display, with decimals according to its unit and size."""
     size = abs(value)
     if size >= 1e5 or 0 < size < 1e-3:
         return f"{value:.2g}"

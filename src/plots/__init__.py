@@ -1,4 +1,4 @@
-"""Figures, each written as PNG and PDF. They are readable in grey: series also differ in marker and line style.
+"""Figures, written as PNG and PDF. They are readable in grey: series also differ in marker and line style.
 
 `plot_...` draws and writes a figure, `draw_...` returns it.
 """

@@ -1,4 +1,4 @@
-"""Shared parts of all figures: panels, styles that are readable in grey, files."""
+"""Parts that all figures share: panels, styles that are readable in grey, files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from tinymem import files
 
 STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", "-"), ("P", "--"), ("X", ":")]
-LINE, ROOM = 0.17, 3  # inches of a line of a legend, and how many lines a figure has room for
-FOREIGN = "#e6007e"  # of methods in users' files: a colour that no other method has
+LINE, ROOM = 0.17, 3  # height of a legend line in inches, and number of lines that fit a figure
+FOREIGN = "#e6007e"  # the colour of methods in users' files only
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -23,7 +23,7 @@ def new_figure(panels: int, width: float = 4.0, height: float = 3.2):
 
 
 def new_grid(rows: int, columns: int, width: float = 4.0, height: float | Sequence[float] = 3.2):
-    """Return (figure, array of axes (rows, columns)) with panels of this size in inches. height: of all rows, or of each."""
+    """Return (figure, array of axes (rows, columns)) with panels of this size in inches. height: one, or one per row."""
     from matplotlib.figure import Figure
 
     heights = [height] * rows if isinstance(height, (int, float)) else height
@@ -37,15 +37,17 @@ def new_grid(rows: int, columns: int, width: float = 4.0, height: float | Sequen
 
 
 def set_title(axis, title: str) -> None:
-    """Set a small title, broken at its commas into lines no wider than its panel."""
+    """Set a small title, broken at commas into lines no wider than the panel."""
     inches = axis.figure.get_figwidth() / axis.get_gridspec().ncols
     parts = title.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
     axis.set_title(textwrap.fill(parts, int(14 * inches)).replace("\N{NO-BREAK SPACE}", " "), fontsize=8)
 
 
 def common_legend(figure, axes: Iterable) -> None:
-    """Add one legend below all panels, as wide as they are. Every label occurs once, in the order of the panel with
-    most labels."""
+    """Add one legend below all panels, as wide as they are.
+
+    Every label occurs once, in the order of the panel with most labels.
+    """
     entries = [axis.get_legend_handles_labels() for axis in axes]
     handles: dict[str, Any] = {}
     for entry in sorted(entries, key=lambda entry: -len(entry[1])):
@@ -54,12 +56,12 @@ def common_legend(figure, axes: Iterable) -> None:
     inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # width of one entry: its sample, then 8-point letters
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
     lines = -(-len(handles) // columns)
-    figure.set_figheight(figure.get_figheight() + LINE * max(0, lines - ROOM))  # else many methods leave panels no room
+    figure.set_figheight(figure.get_figheight() + LINE * max(0, lines - ROOM))  # otherwise long legends squeeze the panels
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def plain_numbers(axis) -> None:
-    """Label a logarithmic axis with 20, 30, 100 instead of powers of ten. axis: axes.xaxis or axes.yaxis."""
+    """Label a logarithmic axis with numbers such as 20, 30, 100, not powers of ten. axis: axes.xaxis or axes.yaxis."""
     from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()
@@ -75,7 +77,7 @@ def plain_numbers(axis) -> None:
 
 
 def _as_written(figure) -> None:
-    """Show every text literally: a $ in a name would begin a formula. Numbers on axes keep their powers of ten."""
+    """Show every text literally, since a $ in a name would begin a formula. Numbers on axes keep powers of ten."""
     from matplotlib.axis import Axis
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter
@@ -92,11 +94,11 @@ def _as_written(figure) -> None:
 
 
 def save_figure(figure, path: str | Path, suffixes: Sequence[str] = (".png", ".pdf")) -> list[Path]:
-    """Write path.png and path.pdf, or one of them (`path` without suffix). The same figure gives the same files."""
+    """Write path.png and path.pdf, or only one of them. The same figure gives the same files. path: without suffix."""
     path = Path(path)
     metadata = {".png": {}, ".pdf": {"CreationDate": None}}
     _as_written(figure)
-    figure.draw_without_rendering()  # lay out the panels once for both files: it takes longer than writing them
+    figure.draw_without_rendering()  # lay out the panels only once for both files: this takes longer than writing
     figure.set_layout_engine("none")
     return [
         files.write_file(

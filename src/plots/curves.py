@@ -1,6 +1,6 @@
 """Memorization and quality over training: one run, by model size, by regularizer, fine-tunings.
 
-Several seeds of the same settings are one line, their mean, with a band from the lowest seed to the highest.
+Seeds of the same settings share one line, their mean, with a band from the lowest seed to the highest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def plot_training(rows: Rows, path: str | Path) -> list[Path]:
     figure, (loss, accuracy, memory) = new_figure(3)
     losses = [name for name in rows[0] if name == "train_loss" or name.startswith("loss_")]
     accuracies = [name for name in rows[0] if name.startswith("accuracy_")]
-    tasks = list(dict.fromkeys(map(_named, [*losses, *accuracies])))  # a task looks the same in both panels
+    tasks = list(dict.fromkeys(map(_named, [*losses, *accuracies])))  # a task has the same style in both panels
     _lines(loss, rows, losses, tasks)
     _lines(accuracy, rows, accuracies, tasks)
     percentages = [name for name in rows[0] if name.startswith("percent_")]
@@ -50,7 +50,7 @@ def _named(column: str) -> str:
 
 
 def _lines(axis, rows: Rows, names: list[str], labels: list[str]) -> None:
-    """Draw one line per column against epochs; skip columns without values. labels: of all panels that share a look."""
+    """Draw one line per column against epochs; skip columns without values. labels: of all panels that share styles."""
     for name in names:
         place = labels.index(_named(name))
         marker, line = STYLES[place % len(STYLES)]
@@ -63,7 +63,7 @@ def _lines(axis, rows: Rows, names: list[str], labels: list[str]) -> None:
 
 
 def _whole_epochs(axis) -> None:
-    """Label whole epochs only, even where there is a single one."""
+    """Label only whole epochs, even if there is a single one."""
     axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
@@ -76,7 +76,7 @@ def draw_by_size(curves: Sequence[Curve]):
 def draw_regularizers(curves: Sequence[Curve]):
     """Draw training runs: one line per regularizer and strength, two panels per data set and model size.
 
-    A data set and model size that has only runs without regularizers gets no panels.
+    A data set and model size with only unregularized runs gets no panels.
     """
     both = [
         some
@@ -99,7 +99,7 @@ def is_regularized(curve: Curve) -> bool:
 
 
 def regularizer_labels(curves: Sequence[Curve]) -> Callable[[Curve], str]:
-    """Return curve -> "none", or its regularizers by name, with the settings that differ between these curves."""
+    """Return curve -> label: "none", or its regularizers with the settings that differ between these curves."""
     varied = {
         name
         for name in STRENGTH
@@ -130,7 +130,7 @@ def _written(value: Any) -> str:
 def _strength(curve: Curve) -> list[float]:
     """Return a sort key: runs without a regularizer first, then by regularizer and strength."""
     values = (curve.settings.get(name) for name in STRENGTH)
-    return [float(value) if isinstance(value, (int, float)) else 0.0 for value in values]  # some are words
+    return [float(value) if isinstance(value, (int, float)) else 0.0 for value in values]  # some values are words
 
 
 def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[str, ...], x: str):
@@ -159,7 +159,7 @@ def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[
             _line(quality, line, x, "mean_test_accuracy" if on_numbers(settings) else "perplexity", style)
         _finish(memory, quality, x, on_numbers(settings))
         alike.setdefault((settings.get("data.data_name"), settings.get("data.artifact")), []).append(quality)
-    for some_axes in alike.values():  # a model and its twin, or two sizes, are to be compared
+    for some_axes in alike.values():  # for comparing a model and its twin, or two sizes
         ends = [axis.get_ylim() for axis in some_axes]
         for axis in some_axes:
             axis.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
@@ -201,7 +201,7 @@ def _line(axis, curves: Sequence[Curve], x: str, name: str, style: Mapping[str, 
 
 
 def over_seeds(curves: Sequence[Curve], x: str, name: str) -> list[tuple[float, float, float, float]]:
-    """Return (mean x, mean, lowest, highest) of a column at each epoch that every run of that length has measured."""
+    """Return (mean x, mean, lowest, highest) of a column at each epoch measured by every run that is long enough."""
     ends = [curve.rows[-1]["epoch"] for curve in curves if curve.rows]
     by_epoch: dict[int, list[tuple[float, float]]] = {}
     for curve in curves:

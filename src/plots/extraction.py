@@ -1,4 +1,4 @@
-"""(n, p)-discoverable extraction: the share of sequences that n samples bring out, before and after editing."""
+"""(n, p)-discoverable extraction: the share of sequences that n samples extract, before and after editing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinymem.records.record import read_values, record_path
 from tinymem.records.table import flat_row, method_of
 
 SAMPLES = sorted({round(10 ** (step / 20)) for step in range(121)})  # 1 to 1e6
-SPLITS = {"held_out": "held-out", "shown": "shown"}  # the first that has any values is drawn
+SPLITS = {"held_out": "held-out", "shown": "shown"}  # the first split with values is drawn
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,19 @@ class Extraction:
 
 
 def plot_extraction(folder: str | Path, records: Sequence[Mapping[str, Any]], path: str | Path) -> list[Path]:
-    """Draw the curves of the records and write the figure; no file where no record has the values.
+    """Draw the curves of the records and write the figure; no file if no record has the values.
 
-    folder: that of the records, beside which their values are.
+    folder: the folder of the records and their values.
     """
     split, curves = extraction_curves(folder, records)
     return save_figure(draw_extraction(split, curves), path) if curves else []
 
 
 def extraction_curves(folder: str | Path, records: Sequence[Mapping[str, Any]]) -> tuple[str, list[Extraction]]:
-    """Return the split, held_out where it has values and otherwise shown, and the curve of every record that has them.
+    """Return the split (held_out if it has values, otherwise shown) and the curve of every record that has values.
 
-    They are made of the log p_z of every sequence, the values of `percent_extractable_SPLIT`. Attacks are left out.
+    Curves are computed from the log p_z of every sequence, the values of `percent_extractable_SPLIT`. Attacks are left
+    out.
     """
     records = [record for record in records if not record.get("attack")]
     values = [read_values(record_path(folder, record)) for record in records]
@@ -60,7 +61,7 @@ def extraction_curves(folder: str | Path, records: Sequence[Mapping[str, Any]]) 
 
 
 def _log_p(tensors: Mapping[str, torch.Tensor], split: str) -> torch.Tensor:
-    """Return the log p_z of the sequences that have one, float64 (rows,); empty without any."""
+    """Return the log p_z of the sequences that have one, float64 (rows,); may be empty."""
     values = saved_values(tensors, PERCENT_EXTRACTABLE.column(split))
     return torch.zeros(0) if values is None else values.sums[values.weights > 0]
 
@@ -68,8 +69,8 @@ def _log_p(tensors: Mapping[str, torch.Tensor], split: str) -> torch.Tensor:
 def draw_extraction(split: str, curves: Sequence[Extraction]):
     """Draw the share of sequences against the number of samples, one line per run. Return the figure.
 
-    The unedited model is a thick black line and the never-planted twin a thick grey one: a memory is gone where a line is
-    on that of the twin. Lines of one method have one colour; lines of one colour differ in line style and marker.
+    The unedited model is a thick black line, the never-planted twin a thick grey one. Where a line coincides with the
+    twin's, the memory is gone. Lines of a method share a colour; lines of a colour differ in line style and marker.
     """
     figure, (axis,) = new_figure(1, 7.4, 4.2)
     seen: dict[str, int] = {}

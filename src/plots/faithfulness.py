@@ -1,4 +1,4 @@
-"""Which metrics tell planted models from never-planted ones."""
+"""How well metrics tell planted models from never-planted ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from tinymem.plots.base import Rows, common_legend, new_figure, save_figure
 
 
 def plot_faithfulness(rows: Rows, path: str | Path) -> list[Path]:
-    """Draw the AUC of each metric over models and over single rows, one line per metric, the first on top.
+    """Draw the AUC of each metric over models and over single rows, one line per metric, first metric on top.
 
-    rows: metric, auc_models, auc_rows, auc_rows_lowest; None where there is none.
+    rows: metric, auc_models, auc_rows, auc_rows_lowest; None for missing values.
     """
     figure, (axis,) = new_figure(1, 6.0, 1.2 + 0.22 * len(rows))
     places = [-place for place in range(len(rows))]

@@ -1,4 +1,4 @@
-"""What runs are called in figures and files."""
+"""The names of runs in figures and files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinymem.records.table import flat_row, method_of, spelled_attack
 
 
 def strength_of(record: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Return the name and the value of the setting by which a method's runs differ; None where there is none."""
+    """Return the name and value of the setting by which a method's runs differ, or None."""
     settings = record.get("method", {})
     return strength_in(settings)
 
@@ -24,7 +24,7 @@ def label_of(record: Mapping[str, Any]) -> str:
 
 
 def file_name(record: Mapping[str, Any]) -> str:
-    """Return METHOD_STRENGTH_DIGEST, with the attack before the digest; letters, digits and -_. only."""
+    """Return METHOD_STRENGTH_DIGEST, with any attack before the digest, in letters, digits and -_. only."""
     strength = strength_of(record)
     parts = [method_of(flat_row(record)), *([f"{strength[1]:g}"] if strength else [])]
     parts += [spelled_attack(record)] if record.get("attack") else []
@@ -33,7 +33,7 @@ def file_name(record: Mapping[str, Any]) -> str:
 
 
 def settings_of(record: Mapping[str, Any]) -> dict[str, str]:
-    """Return a run's settings for people: one line per section, without fingerprints."""
+    """Return a run's settings for display: one line per section, without fingerprints."""
     sections = {name: part for name, part in identity_of(record).items() if isinstance(part, dict)}
     return {
         name: ", ".join(f"{key} {value}" for key, value in section.items() if value is not None and value is not False)
@@ -44,6 +44,6 @@ def settings_of(record: Mapping[str, Any]) -> dict[str, str]:
 
 def families() -> dict[str, str]:
     """Return method -> its family, in the registry's order."""
-    from tinymem.localize.registry import METHODS  # here, since training scripts also draw and would start more slowly
+    from tinymem.localize.registry import METHODS  # late: training scripts import this module and must start fast
 
     return {name: method.family for name, method in METHODS.items()}

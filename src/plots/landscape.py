@@ -9,14 +9,14 @@ from tinymem.errors import UserError
 Grid = Sequence[Sequence["float | None"]]
 LEVELS = 14  # of the contours
 TICKS = [mantissa * 10.0**power for power in range(-6, 7) for mantissa in (1, 2, 5)]
-COLOURS = "viridis"  # its lightness rises monotonically, so that it is readable in grey
+COLOURS = "viridis"  # its lightness rises monotonically, so it is readable in grey
 
 
 def draw_landscapes(coordinates: Sequence[float], grids: Mapping[str, Grid]):
     """Draw surfaces above and contours below, one column per model. Height and colour are the logarithm of the loss.
 
-    coordinates: the grid's along either direction. grids: title -> losses in nats, [first direction][second]; None (a
-    loss that is not finite) becomes a hole. Return the figure. Raise UserError if no loss is finite.
+    coordinates: those of the grid along either direction. grids: title -> losses in nats, [first direction][second];
+    None (a loss that is not finite) leaves a hole. Return the figure. Raise UserError if no loss is finite.
     """
     import numpy as np
     from matplotlib.colors import LogNorm
@@ -68,7 +68,7 @@ def _contours(axis, coordinates, grid, norm):
     import numpy as np
 
     levels = np.geomspace(norm.vmin, norm.vmax, LEVELS + 1)
-    levels[[0, -1]] = norm.vmin * (1 - 1e-9), norm.vmax * (1 + 1e-9)  # otherwise rounding excludes the extremes
+    levels[[0, -1]] = norm.vmin * (1 - 1e-9), norm.vmax * (1 + 1e-9)  # otherwise rounding would exclude the extremes
     filled = axis.contourf(coordinates, coordinates, grid.T, levels, norm=norm, cmap=COLOURS)
     axis.contour(coordinates, coordinates, grid.T, levels, colors="black", linewidths=0.4)
     axis.plot(0, 0, "P", color="white", markeredgecolor="black", markersize=8)

@@ -1,4 +1,4 @@
-"""Marks of a scatter figure that stay readable: strengths beside them, ruined models at the edge, none behind another."""
+"""Keep the marks of a scatter figure readable: strengths beside them, ruined models at the edge, no overlaps."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-RUINED = 20.0  # factor on the lowest perplexity above which a mark is in the strip at the edge
+RUINED = 20.0  # times the lowest perplexity: marks above it are in the strip at the edge
 STRIP = 3.0  # factor between the perplexities at the ends of that strip
-SIZE = 6.5  # points: marks that are closer are moved apart
+SIZE = 6.5  # points: closer marks are moved apart
 NEAREST = [(SIZE * i, SIZE * j) for i in range(-8, 9) for j in range(-8, 9)]
 AROUND = sorted(NEAREST, key=lambda place: (math.hypot(*place), -place[0], -place[1]))  # where a mark may move to
 Text = tuple[tuple[float, float], tuple[float, float], str]
 Mark = tuple[Any, tuple[float, float], str]  # collection of one point, the point, text beside it
 Box = tuple[float, float, float, float]  # left, lower, right, upper end, in points
-# Where a text may stand: points to the right of its mark and above it, and what it is aligned by; the best first.
+# Where a text may be: points to the right of its mark and above it, and its alignment; best first.
 BESIDE: tuple[tuple[float, float, str], ...]
 BESIDE = ((5, 0, "left"), (4, 5, "left"), (4, -5, "left"), (-5, 0, "right"), (0, 7.5, "center"), (0, -7.5, "center"))
 BESIDE += (
@@ -33,7 +33,7 @@ def edge(perplexities: Sequence[float]) -> float:
 
 
 def cut_off(perplexities: Sequence[float]) -> list[float]:
-    """Return the perplexities as they are drawn: those beyond the edge below each other by rank, in a narrow strip."""
+    """Return the perplexities as drawn: those beyond the edge are spaced by rank in a narrow strip."""
     beyond = sorted(value for value in perplexities if value > edge(perplexities))
     step = STRIP ** (1 / max(len(beyond), 8))
     return [
@@ -42,7 +42,7 @@ def cut_off(perplexities: Sequence[float]) -> list[float]:
 
 
 def draw_strip(axis, start: float) -> None:
-    """Shade the strip of the ruined models, from this perplexity on, down to the lower edge."""
+    """Shade the strip of ruined models, from this perplexity to the lower edge."""
     low = axis.get_ylim()[0]
     axis.axhspan(start, low, color="0.94", lw=0, zorder=0.2)
     axis.set_ylim(bottom=low)
@@ -51,7 +51,7 @@ def draw_strip(axis, start: float) -> None:
 
 
 def note(strength: tuple[str, float] | None, beyond: float | None = None) -> str:
-    """Return the text beside a mark: the strength, and, with an arrow, a perplexity beyond the edge."""
+    """Return the text beside a mark: the strength and, with an arrow, a perplexity beyond the edge."""
     words = [f"{strength[1]:g}"] if strength else []
     if beyond is not None:
         words.append(f"\N{DOWNWARDS ARROW} {beyond:.2g}")
@@ -59,8 +59,9 @@ def note(strength: tuple[str, float] | None, beyond: float | None = None) -> str
 
 
 def spread(axis, marks: Sequence[Mark]) -> None:
-    """Move marks that hide another one to the nearest free place, with a line to a dot at their true place, which a note below the axis
-    explains, and write the texts beside them.
+    """Move each mark that hides another to the nearest free place, and write the texts beside the marks.
+
+    A line leads to a dot at the mark's true place; a note below the axis explains it.
 
     axis: with its final limits and scales. The data of the marks stay as they are.
     """
@@ -96,10 +97,10 @@ def spread(axis, marks: Sequence[Mark]) -> None:
 
 
 def write(axis, texts: Sequence[Text], size: float) -> None:
-    """Write a text beside each mark where it covers neither a mark nor another text nor a line, as far as there is room.
+    """Write a text beside each mark, if there is room, without covering marks, other texts or lines.
 
-    axis: with its final place, limits and scales. texts: (point, points by which its mark is moved right and up, text).
-    size: of the letters, in points.
+    axis: with its final position, limits and scales. texts: (point, points by which its mark is moved right and up,
+    text). size: of the letters, in points.
     """
     scale = 72 / axis.figure.dpi
     places = [scale * axis.transData.transform(point) + shift for point, shift, _ in texts]
@@ -135,7 +136,7 @@ def _meet(one: Box, other: Box) -> bool:
 
 
 def _segments(line, scale: float) -> list[Box]:
-    """Return the pieces of a line of horizontal and vertical pieces, as boxes of its width, in points."""
+    """Return the horizontal and vertical pieces of a line as boxes of the line's width, in points."""
     places = [tuple(scale * place) for place in line.get_transform().transform(line.get_xydata())]
     if line.get_drawstyle() == "steps-post":
         places = [corner for a, b in zip(places, places[1:]) for corner in (a, (b[0], a[1]), b)] or places

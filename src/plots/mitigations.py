@@ -9,22 +9,22 @@ from pathlib import Path
 from tinymem.plots.base import FOREIGN, Rows, new_figure, plain_numbers, save_figure
 from tinymem.records.interval import fixed
 
-OWN = "others"  # the family of methods that TinyMem does not have, in the colour FOREIGN
+OWN = "others"  # the family of methods that are not TinyMem's, drawn in the colour FOREIGN
 PERCENT, CHANGE, LOG_CHANGE, SECONDS = "percent", "change", "log change", "seconds"
-LINES = ("--", ":")  # through the values of the first rows, those without mitigation
-LETTERS = 6.5  # points, of values
+LINES = ("--", ":")  # lines at the values of the first rows, which have no mitigation
+LETTERS = 6.5  # font size of values, in points
 
 
 @dataclass(frozen=True)
 class Measure:
     """A panel of the figure.
 
-    column   of the rows; COLUMN_low and COLUMN_high, where rows have them, are the ends of its 95 % interval
+    column   a column of the rows; COLUMN_low and COLUMN_high, if present, are the ends of its 95 % interval
     title    above the panel
     scale    PERCENT and SECONDS have bars from 0, CHANGE and LOG_CHANGE bars from the first row's value
-    digits   of the values beside the bars; None: two that count
-    beside   a second column, drawn as a diamond with its value in brackets, and what it is
-    note     a column of words behind the value
+    digits   decimals of the values beside the bars; None: two significant digits
+    beside   a second column, drawn as a diamond with its value in brackets, and its label
+    note     a column with a text after the value
     """
 
     column: str
@@ -35,14 +35,14 @@ class Measure:
     note: str | None = None
 
     def words(self, value: float) -> str:
-        """Return a value as it stands beside its bar."""
+        """Return a value as written beside its bar."""
         if self.digits is None:
             return two_digits(value)
         return fixed(value, self.digits)
 
 
 def two_digits(value: float) -> str:
-    """Return a number of seconds with two digits that count, or more."""
+    """Return a number of seconds with at least two significant digits."""
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
@@ -54,9 +54,9 @@ def plot_mitigations(rows: Rows, measures: Sequence[Measure], path: str | Path, 
 def draw_mitigations(rows: Rows, measures: Sequence[Measure], title: str = ""):
     """Draw measures of mitigations side by side: a line per row, grouped by family, a panel per measure.
 
-    rows: family, method and the measures' columns, None where nothing is known; note, if there is one, says why. The first
-    family is the models without mitigation, whose values lines extend down the figure; the first row has all values. Rows of the
-    family OWN are in the colour FOREIGN. Return the figure.
+    rows: family, method and the measures' columns, None for unknown values; `note`, if any, says why. The first family
+    is the models without mitigation; lines extend their values down the figure. The first row has all values. Rows of
+    the family OWN are in the colour FOREIGN. Return the figure.
     """
     families = list(dict.fromkeys(row["family"] for row in rows))
     kinds = [families.index(row["family"]) for row in rows]
@@ -112,10 +112,10 @@ def _draw(axis, rows: Rows, places: Sequence[float], measure: Measure) -> None:
 
 
 def _scale(axis, measure: Measure, largest: float) -> None:
-    """Set the limits and ticks of a panel, with room for the values. largest: the value that reaches farthest."""
+    """Set the limits and ticks of a panel, with room for the values. largest: the value farthest from the start."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    axis.use_sticky_edges = False  # else there is no room beyond the foot of bars
+    axis.use_sticky_edges = False  # otherwise there is no margin at the start of bars
     if measure.scale == PERCENT:
         axis.set(xlim=(0, 130 + 25 * bool(measure.beside) + 60 * bool(measure.note)), xticks=range(0, 101, 25))
     elif measure.scale == SECONDS:
@@ -132,6 +132,6 @@ def _scale(axis, measure: Measure, largest: float) -> None:
 
 
 def _write(axis, x: float, y: float, words: str, **style: str) -> None:
-    """Write words to the right of a place, before the lines there."""
+    """Write words to the right of a point, in front of the lines there."""
     box = dict(facecolor="white", edgecolor="none", pad=0.3)
     axis.annotate(words, (x, y), (4, 0), textcoords="offset points", fontsize=LETTERS, va="center", bbox=box, **style)

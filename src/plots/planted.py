@@ -1,4 +1,4 @@
-"""What remains of planted passages after each method, and what it costs: one line per run."""
+"""What remains of planted passages after each method, and the cost in perplexity: one line per run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinymem.plots.base import Rows, new_figure, plain_numbers, save_figure
 from tinymem.plots.labels import families
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
-MEMORY = {  # stems of columns on planted passages, with their axes
+MEMORY = {  # stems of columns on planted passages, with their axis labels
     "percent_memorized": ("memorized (%)", (-6, 106)),
     "percent_near_verbatim": ("near-verbatim (%)", (-6, 106)),
     "auc_loss": ("membership AUC", (-0.06, 1.06)),
@@ -20,14 +20,14 @@ BOUNDS: dict[str, tuple[Any, str]] = {  # line style and label
     UNEDITED: ("-", "planted, unedited"),
     NEVER_PLANTED: ("--", "never planted: the aim"),
 }
-RUINED = 10.0  # factor on the lowest perplexity beyond which marks stand at the edge
+RUINED = 10.0  # times the lowest perplexity: marks beyond it are at the edge
 
 
 def plot_planted(rows: Rows, path: str | Path) -> list[Path]:
-    """Draw memory and perplexity of every run side by side, the lowest perplexity on top, coloured by family.
+    """Draw memory and perplexity of every run side by side, lowest perplexity on top, coloured by family.
 
     rows: method, setting, perplexity, and the stems of MEMORY with _shown and _held_out. The unedited and the
-    never-planted model are vertical lines; a run is good where its marks are on the dashed ones.
+    never-planted model are vertical lines; a run is good if its marks are on the dashed lines.
     """
     bounds = {row["method"]: row for row in rows if row["method"] in BOUNDS}
     lowest = min(row["perplexity"] for row in rows if row["perplexity"] is not None)

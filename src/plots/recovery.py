@@ -1,4 +1,4 @@
-"""Recovery under attacks: what a model gives back, between its never-planted twin and its unedited original."""
+"""Recovery under attacks: what a model gives back, compared with its never-planted twin and its unedited original."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def plot_recovery(folder: str | Path, split: str, models: Sequence[Attacked]) ->
 def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     """Draw one panel per attack: percent memorized against its strength. Return the figure.
 
-    The twin is a grey and the unedited model a black line; dots at the left are what came out without an attack. A memory
-    is only hidden where the model's line rises above its twin's. The area in a title is the curve's mean (`Curve.area`),
-    R its ratio of speeds (`Curve.speed_ratio`).
-    The last panel, where records hold utility, is the way back to the unedited model.
+    The twin is a grey line and the unedited model a black one; dots at the left are the results without an attack.
+    Where the model's line rises above the twin's, the memory is only hidden. In a title, the area is the curve's mean
+    (`Curve.area`), and R its ratio of speeds (`Curve.speed_ratio`). The last panel, if records hold utility, is the way
+    back to the unedited model.
     """
     twin, panels = twin_of(bounds), len(model.curves) + bool(model.back)
     figure, grid = new_grid(-(-panels // COLUMNS), min(COLUMNS, max(2, panels)), 2.6, 2.3)
@@ -65,7 +65,7 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
 
 
 def _against(twin: Attacked | None, curve: Curve) -> str:
-    """Return the twin's area at the same strengths, for a title, and where speed counts the ratio of speeds."""
+    """Return the twin's area at the same strengths, for a title, and, where speed counts, the ratio of speeds."""
     of_twin = twin.curve(curve) if twin else None
     bound = of_twin.beside(curve) if of_twin else None
     ratio = curve.speed_ratio(of_twin) if curve.attack in ON_SHOWN else None
@@ -73,7 +73,7 @@ def _against(twin: Attacked | None, curve: Curve) -> str:
 
 
 def _style(model: Attacked) -> dict[str, Any]:
-    """Return how a model's lines are drawn."""
+    """Return the style of a model's lines."""
     styles: dict[str, dict[str, Any]] = {
         UNEDITED: dict(color="black", lw=2.2, ls="-", label="unedited"),
         NEVER_PLANTED: dict(color="0.6", lw=2.2, ls="--", label="never-planted twin"),
@@ -82,13 +82,13 @@ def _style(model: Attacked) -> dict[str, Any]:
 
 
 def _draw(axis, curve: Curve, model: Attacked, strengths: Sequence[float]) -> None:
-    """Draw a curve. strengths: those of all models, evenly spaced behind a place for no attack."""
+    """Draw a curve. strengths: those of all models, evenly spaced after a place for no attack."""
     places = [0, *(1 + strengths.index(strength) for strength, _ in curve.points)]
     axis.plot(places, [curve.before, *(value for _, value in curve.points)], **_style(model))
 
 
 def _draw_way_back(axis, models: Sequence[Attacked]) -> None:
-    """Draw memorization against what is lost of utility, from each model to the unedited one, and the loss at which they compare.
+    """Draw memorization against loss of utility, from each model to the unedited one, and the compared loss.
 
     The axis is linear up to that loss and logarithmic beyond. Points whose loss is not finite are left out.
     """
@@ -101,7 +101,7 @@ def _draw_way_back(axis, models: Sequence[Attacked]) -> None:
     for model, back in backs:
         style, points = _style(model), [point for point in back.points if math.isfinite(point.lost)]
         lost, memorized = [point.lost for point in points], [point.memorized for point in points]
-        steps = np.linspace(0, len(points) - 1, 50 * len(points))  # lines that are straight are bent by the axis
+        steps = np.linspace(0, len(points) - 1, 50 * len(points))  # the axis bends straight lines
         line = [np.interp(steps, range(len(points)), values) for values in (lost, memorized)]
         axis.plot(*line, **style | {"marker": ""})
         axis.plot(lost, memorized, ls="", color=style["color"], marker="o", markersize=4 if len(points) > 1 else 7)

@@ -1,4 +1,4 @@
-"""Published numbers and ours: side by side, or the published point among all our runs."""
+"""Published numbers and ours, side by side, or the published point among all our runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 
 from tinymem.plots.base import STYLES, common_legend, new_grid, save_figure, set_title
 
-SOURCES = (("published", "white", 0.16), ("ours", "0.25", -0.16))  # name, colour of the mark, place above the line
+SOURCES = (("published", "white", 0.16), ("ours", "0.25", -0.16))  # name, colour of the mark, offset from the line
 
 
 @dataclass(frozen=True)
 class Panel:
     """One panel: title, label of its axis, and (label, published values, our values) for each line.
 
-    There is one value per seed: a mark at their mean, a bar over their range. No values, no mark.
+    There is one value per seed, drawn as a mark at their mean and a bar over their range. Without values there is no
+    mark.
     """
 
     title: str
@@ -25,7 +26,7 @@ class Panel:
 
 
 def plot_side_by_side(panels: Sequence[Panel], path: str | Path) -> list[Path]:
-    """Draw panels in rows of two; the panels of a row have the same lines, and only the left one labels them."""
+    """Draw panels in rows of two. The panels of a row have the same lines; only the left one labels them."""
     tallest = max(len(panel.lines) for panel in panels)
     figure, grid = new_grid(-(-len(panels) // 2), 2, 4.6, 1.1 + 0.3 * tallest)
     for place_in_grid, (axis, panel) in enumerate(zip(grid.flat, panels)):

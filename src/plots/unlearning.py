@@ -32,12 +32,12 @@ LOST = "accuracy_lost"  # points of mean test accuracy, against the unedited mod
 LINEAR = 0.1  # points of accuracy up to which an axis is linear: less is noise, and most good runs cost little
 KINDS = ("numbers", "text", "production models")
 SHAPES = "os^DvPX<>hp"
-LEVELS = ("neuron", "weight")  # families whose methods have shapes; those of others have letters
+LEVELS = ("neuron", "weight")  # families whose methods are drawn as shapes; all others are drawn as letters
 FOREIGN_SHAPES = "8dH*p"  # of methods in users' files
-Texts = list[marks.Text]  # of marks, as `marks.write` takes them
+Texts = list[marks.Text]  # texts beside marks, as `marks.write` takes them
 UNMOVED = (0.0, 0.0)
-ROOM_OF_MARK = 0.02  # inches that a mark adds to a figure's height: many are moved apart where they meet
-WIDEST = 100 * (marks.RUINED - 1)  # percent: where boxes are cut off; the perplexity of a ruined model
+ROOM_OF_MARK = 0.02  # inches that a mark adds to a figure's height, since overlapping marks are moved apart
+WIDEST = 100 * (marks.RUINED - 1)  # percent: where boxes are cut off, at the perplexity of a ruined model
 LETTERS = [f"${letter}$" for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
 
@@ -47,7 +47,7 @@ def plot_unlearning(rows: Rows, path: str | Path) -> list[Path]:
 
 
 def shows_a_trade_off(rows: Rows) -> bool:
-    """Return whether the rows have what `draw_unlearning` draws: memorization and quality."""
+    """Return whether the rows have memorization and quality, which `draw_unlearning` draws."""
     return bool(rows) and {MEMORIZED, quality_name(rows[0])} <= set().union(*rows)
 
 
@@ -57,11 +57,11 @@ def draw_unlearning(rows: Rows):
     Quality of number models is the accuracy lost against the unedited model, in points, linear up to LINEAR and
     logarithmic beyond. That of other models is perplexity, where ruined ones (`marks.edge`) are in a strip at the lower
     edge, with an arrow and their perplexity. The number beside a mark is its strength. The never-planted twin is the
-    target, not a rival: what is left of it is shaded, since memorizing less than a model that never saw the sequences is
+    target, not a rival. The area left of it is shaded, since memorizing less than a model that never saw the sequences is
     over-forgetting.
     """
     numbers, quality = on_numbers(rows[0]), quality_name(rows[0])
-    rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # some are ruined
+    rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # ruined models lack some
     figure, (axis,) = new_figure(1, 7.4, 4.2 + ROOM_OF_MARK * len(rows))
     if not rows:
         return figure
@@ -88,7 +88,7 @@ def draw_unlearning(rows: Rows):
     for memorized in {row[MEMORIZED] for row in rows if row["kind"] == NEVER_PLANTED}:
         _over_forgetting(axis, memorized)
     common_legend(figure, [axis])
-    figure.draw_without_rendering()  # the places of the marks on the page are known only then
+    figure.draw_without_rendering()  # only now are the marks' positions on the page known
     marks.spread(axis, drawn)
     return figure
 
@@ -99,7 +99,7 @@ def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _over_forgetting(axis, memorized: float) -> None:
-    """Draw the twin's memorization as a line and shade what is below it; below 0 % there is nothing."""
+    """Draw the twin's memorization as a line and shade the area below it, down to 0 %."""
     left = axis.get_xlim()[0]
     axis.axvline(memorized, color="0.45", lw=0.9, ls="--", zorder=0.5)
     if memorized > 0:
@@ -111,7 +111,7 @@ def _over_forgetting(axis, memorized: float) -> None:
 def _front_and_axes(axis, points: Sequence[tuple[float, float]], numbers: bool) -> None:
     """Draw the Pareto front of the points (memorized, accuracy lost or perplexity) and set the axes, low values on top."""
     front = [(memorized, -value) for memorized, value in pareto_front([(m, -value) for m, value in points])]
-    if len(front) > 1:  # of one point there is no line
+    if len(front) > 1:  # a single point gives no line
         axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
     axis.set(xlabel="% memorized", ylabel="accuracy lost, points" if numbers else "perplexity (lower is better)")
     if numbers:
@@ -127,7 +127,7 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n
     """Draw memorization against what quality costs, one panel per experiment, with the Pareto front, as `draw_unlearning`.
 
     A mark is a method with its hyper-parameters, mean over seeds; the number beside it is its strength. column: the
-    setting whose values are side by side (such as model sizes); experiments that differ in other settings are below each
+    setting whose values are side by side (such as model sizes). Experiments that differ in other settings are below each
     other.
     """
 
@@ -152,7 +152,7 @@ def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n
 
 
 def draw_time(configurations: Sequence[Configuration], column: str = "model.n_layers"):
-    """Draw memorization against a method's seconds, one panel per experiment. Left and low is better.
+    """Draw memorization against a method's seconds, one panel per experiment. Left and down is better.
 
     Marks and panels as in `draw_scatter`; the dashed line is the unedited model, the dotted one its never-planted twin.
     """
@@ -194,20 +194,20 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
         set_title(axis, title)
         drawn.append((axis, draw(axis, some)))
     common_legend(figure, grid.flat)
-    figure.draw_without_rendering()  # the places of the marks on the page are known only then
+    figure.draw_without_rendering()  # only now are the marks' positions on the page known
     for axis, texts in drawn:
         marks.write(axis, texts, 5)
     return figure
 
 
 def _of_twin(some: Sequence[Configuration], name: str) -> float | None:
-    """Return a result of the never-planted twins of an experiment, mean over its seeds; None where one lacks it."""
+    """Return a result of an experiment's never-planted twins, mean over its seeds; None if one lacks it."""
     runs = {key_of(run.checkpoint): run for one in some for run in one.runs}
     return over_all([_result(run.twin, run.before, name) for run in runs.values() if run.twin is not None])[0]
 
 
 def _result(row: Mapping[str, Any], before: Mapping[str, Any], name: str) -> float | None:
-    """Return a result of a run, also LOST; None where it has no value. before: the unedited model's row."""
+    """Return a result of a run, or LOST; None without a value. before: the unedited model's row."""
     if name != LOST:
         return row.get(name)
     original, edited = before.get("mean_test_accuracy"), row.get("mean_test_accuracy")
@@ -215,7 +215,7 @@ def _result(row: Mapping[str, Any], before: Mapping[str, Any], name: str) -> flo
 
 
 def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    """Return the fewest settings that distinguish experiments of a column, so that rows span many columns."""
+    """Return the fewest settings that tell the experiments of a column apart, so that rows span many columns."""
 
     def told_apart(names: list[str]) -> int:
         return len({key_of({name: each.get(name) for name in (column, *names)}) for each in settings})
@@ -236,9 +236,9 @@ def _place(settings: Mapping[str, Any]) -> tuple:
 
 
 def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> tuple[list[tuple[float, float]], Texts]:
-    """Draw one scatter per method; return all points, ruined ones where they are, and the strengths to write beside.
+    """Draw one scatter per method. Return all points at their true positions, and the strengths to write beside them.
 
-    A perplexity beyond the edge is drawn in the strip there.
+    Perplexities beyond the edge are drawn in the strip there.
     """
     texts: Texts = []
     everything = [(one, point) for one in some if (point := _point(one, x, y)) is not None]
@@ -257,17 +257,18 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> tuple[list[tu
 
 
 def _point(one: Configuration, x: str, y: str) -> tuple[float, float] | None:
-    """Return the means of two results; None where one is missing."""
+    """Return the means of two results; None if one is missing."""
     left, value = (over_all([_result(run.row, run.before, name) for run in one.runs])[0] for name in (x, y))
     if left is None or value is None:
         return None
-    # Records round to milliseconds, and a logarithmic axis has no place for 0.
+    # Records round to milliseconds, and a logarithmic axis has no 0.
     return (max(left, 1e-3) if x == SECONDS else left), value
 
 
 def method_style(method: str) -> dict[str, Any]:
-    """Return the mark of a method in all figures here: hollow at the neuron level, filled at the weight level, else a
-    letter. Methods that TinyMem does not have are in the colour FOREIGN.
+    """Return a method's mark: hollow at the neuron level, filled at the weight level, otherwise a letter.
+
+    It is the same in all figures here. Methods that are not TinyMem's are in the colour FOREIGN.
     """
     if method in (UNEDITED, NEVER_PLANTED):
         face = "white" if method == UNEDITED else "black"
@@ -286,11 +287,10 @@ def method_style(method: str) -> dict[str, Any]:
 
 
 def draw_boxes(configurations: Sequence[Configuration]):
-    """Draw what the best run of each method changes, one box per method over all checkpoints and seeds.
+    """Draw the changes made by the best run of each method, one box per method over all checkpoints and seeds.
 
-    configurations: the best ones (`tinymem.records.choose.best`). One row of two panels per
-    kind of data: percent difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to
-    0 is better).
+    configurations: the best ones (`tinymem.records.choose.best`). Each kind of data has a row of two panels: percent
+    difference of memorization (closer to -100 is better) and of accuracy or perplexity (closer to 0 is better).
     """
     runs = [run for configuration in configurations for run in configuration.runs if run.method != UNEDITED]
     runs.sort(key=lambda run: (KINDS.index(data_kind(run)), run.row.get("data.artifact") or ""))
@@ -305,7 +305,7 @@ def draw_boxes(configurations: Sequence[Configuration]):
         memory.set(xlabel="memorization, % difference")
         memory.set_title(
             f"{name}: {len(some)} best run{'s' * (len(some) > 1)}", loc="left", fontsize=10
-        )  # of the row, both panels
+        )  # of both panels in the row
         quality.set(xlabel=f"{'accuracy' if numbers else 'perplexity'}, % difference")
         names = [_with_strength(method, [run for run in some if run.method == method]) for method in methods]
         memory.set_yticks(range(len(methods)), names, fontsize=8)
@@ -314,7 +314,7 @@ def draw_boxes(configurations: Sequence[Configuration]):
 
 
 def _with_strength(method: str, runs: Sequence[Run]) -> str:
-    """Return a method's name, with its strength where all its best runs have the same."""
+    """Return a method's name, with its strength if that is the same in all its best runs."""
     found = {strength_in(run.hyper_parameters) for run in runs}
     strength = found.pop() if len(found) == 1 else None
     return ", ".join([method.replace("_", " "), *([f"{strength[0]} {strength[1]:g}"] if strength else [])])
@@ -337,9 +337,9 @@ def percent_difference(run: Run, name: str) -> float | None:
 
 
 def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
-    """Draw horizontal boxes, the first method on top, white at the neuron level, users' methods in FOREIGN; a dot is a run.
+    """Draw horizontal boxes, first method on top; a dot is a run. White: neuron level; FOREIGN: users' methods.
 
-    What is beyond WIDEST is drawn there, with its value.
+    Values beyond WIDEST are drawn there, with the number beside them.
     """
     levels, beyond = families(), False
     for place, method in enumerate(methods):

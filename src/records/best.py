@@ -1,4 +1,4 @@
-"""The rows of `best`: what a ranking says of each method, ready to be shown."""
+"""The rows of `best`: the best run of each method in a ranking, ready to be shown."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CHANGES = {  # shown after the metrics
 
 
 def summary(ranking: Ranking, one: Configuration, folder: str | Path) -> dict[str, Any]:
-    """Return a run's row: its summary, its rank from 1 (none for the unedited model), its verdict and OVER.
+    """Return a run's row: its summary, its rank from 1 (None for the unedited model), its verdict and OVER.
 
-    folder: where the records were read. The intervals of a single seed come from its sequences, where their values are
-    kept beside the record.
+    folder: where the records were read. The intervals of a single seed come from its sequences, if their values are
+    stored next to the record.
     """
     rank = ranking.places.index(one) + 1 if one in ranking.places else None
     over, row = OVER if ranking.over(one) else None, one.summary()
@@ -46,13 +46,13 @@ def summary(ranking: Ranking, one: Configuration, folder: str | Path) -> dict[st
 
 
 def over_sequences(row: Mapping[str, Any], path: Path) -> dict[str, float]:
-    """Return NAME_ci95 of percentages of sequences, from the values kept beside the record at `path`.
+    """Return NAME_ci95 of percentages of sequences, from the values stored next to the record at `path`.
 
-    It is the longer side of Wilson's interval, so that 0 of 20 is 0 to 16 %. No interval where the file is damaged.
+    This is the longer side of Wilson's interval, so that 0 of 20 is 0 to 16 %. A damaged file gives no interval.
     """
     if not path.with_suffix(".safetensors").exists():
         return {}
-    from tinymem.metrics.evaluate import saved_values  # here, since it loads torch
+    from tinymem.metrics.evaluate import saved_values  # late: it loads torch
 
     kept: dict[str, Any] = {}
     with contextlib.suppress(UserError):
@@ -72,23 +72,23 @@ def outcomes(row: Mapping[str, Any]) -> list[str]:
 
 
 def described(column: str) -> Column | None:
-    """Return the description of a column of results; None for another one."""
+    """Return the description of a column of results; None for any other column."""
     return registry.describe(column) or CHANGES.get(column)
 
 
 def scale(column: str) -> tuple[float, float]:
-    """Return the lowest and the highest value that a result can have; infinite where it has no bound."""
+    """Return the lowest and highest value that a result can have, infinite if unbounded."""
     found = registry.describe(column)
     return BOUNDS.get(found.unit if found else "", ANY)
 
 
 def bounds(mean: float | None, half: float | None, ends: tuple[float, float]) -> tuple[float, float] | None:
-    """Return the ends of an interval, cut off at those of a scale; None without an interval."""
+    """Return the ends of an interval, clipped to a scale; None without an interval."""
     return None if mean is None or half is None else (max(ends[0], mean - half), min(ends[1], mean + half))
 
 
 def setting(configuration: Configuration, varied: set[str]) -> str | None:
-    """Return a method's strength and its varied hyper-parameters, in words."""
+    """Return a method's strength and its varied hyper-parameters, as text."""
     settings = configuration.hyper_parameters
     strength = strength_in(settings)
     names = dict.fromkeys([*([strength[0]] if strength else []), *sorted(varied)])

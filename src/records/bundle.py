@@ -1,4 +1,4 @@
-"""Many records in one compressed file: how thousands of them are published. Tables read it like a folder `records/`."""
+"""Bundles: one compressed file with many records, for publishing. Tables read it like a folder `records/`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find_bundles(folder: str | Path) -> list[Path]:
 
 
 def write_bundle(folder: str | Path, records: Iterable[Mapping[str, Any]]) -> Path:
-    """Write FOLDER/records.jsonl.gz, one record a line in the order of their digests: equal records, equal bytes."""
+    """Write FOLDER/records.jsonl.gz, one record a line, in the order of digests. Equal records give equal bytes."""
     by_digest = {record_digest(record): record for record in records}
     lines = "".join(json.dumps(by_digest[digest]) + "\n" for digest in sorted(by_digest))
     packed = gzip.compress(lines.encode(), mtime=0)
@@ -33,7 +33,7 @@ def write_bundle(folder: str | Path, records: Iterable[Mapping[str, Any]]) -> Pa
 
 
 def read_bundle(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a bundle. Raise UserError, naming the file, if one is damaged or of another format."""
+    """Return the records of a bundle. Raise UserError, naming the file, if a record is damaged or of another format."""
     with reading(path, DAMAGED):
         lines = gzip.decompress(inputs.read_bytes(path)).decode().splitlines()
         records = [inputs.parse_json(line, path, AGAIN) for line in lines]

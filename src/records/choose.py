@@ -1,7 +1,7 @@
-"""The best runs of unlearning methods, and the Pareto front. docs/metrics.md, "Comparing runs", has the rules.
+"""The best runs of unlearning methods, and the Pareto front. See docs/metrics.md, "Comparing runs", for the rules.
 
 Every run is compared with its unedited model (`parent`), measured with the same software versions. Runs that differ
-only in the seed form one configuration, judged by its mean. What attacks bring back is not among them
+only in the seed form one configuration, judged by its mean. Attacks are compared elsewhere
 (`tinymem.attacks.recovery`).
 """
 
@@ -24,9 +24,9 @@ PRINTS = ("fingerprints.weights", "fingerprints.forget_set")
 SEEDS = ("data.seed", "forget.unlearn_seed", *PRINTS)  # the columns that differ between the seeds of one experiment
 EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # size of an edit; see tinymem.models.edit.describe
 COSTS = ("cost.seconds", "cost.peak_memory_gb")
-POINTS = 1.0  # percentage points of memorization: a smaller fall is no effect
+POINTS = 1.0  # percentage points of memorization: a smaller decrease counts as no effect
 HEADLINE = {"model.name": "{}", "data.data_name": "{}", "data.artifact": "{}", "model.step": "step {}"}
-HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # column of every title: format
+HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # columns in every title -> their format
 VALIDATION = "percent_memorized_validation"
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
 
@@ -35,11 +35,11 @@ COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise
 class Run:
     """An unlearning run, together with the unedited model.
 
-    row, before    the run and the unedited model as flat rows; `row` also has the columns COMPARED, and method.name is
-                   "unedited" if nothing was edited
-    checkpoint     the columns of the model and its measurement: versions and all sections except the method's
+    row, before    the run and the unedited model as flat rows; `row` also has the columns COMPARED, and its
+                   method.name is "unedited" if nothing was edited
+    checkpoint     the columns of the model and its measurement: versions, and all sections except the method's
     hyper_parameters    the method's settings, under their own names
-    twin           the never-planted twin as a flat row, where there is a record of it
+    twin           the never-planted twin as a flat row, if there is a record of it
     """
 
     row: Mapping[str, Any]
@@ -60,7 +60,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A method with its hyper-parameters on one experiment: the runs over seeds, at least one."""
+    """A method with its hyper-parameters on one experiment: at least one run, one per seed."""
 
     runs: Sequence[Run]
 
@@ -70,7 +70,7 @@ class Configuration:
 
     @property
     def hyper_parameters(self) -> Mapping[str, Any]:
-        """The settings that all runs share: of an edit made elsewhere the fingerprint differs between seeds."""
+        """The settings that all runs share. The fingerprint of an edit made elsewhere differs between seeds."""
         first, *others = (run.hyper_parameters for run in self.runs)
         return {name: value for name, value in first.items() if all(each.get(name) == value for each in others)}
 
@@ -84,15 +84,15 @@ class Configuration:
         return on_numbers(self.runs[0].row)
 
     def interval(self, name: str) -> tuple[float | None, float | None]:
-        """Return a result's mean over the seeds and its 95 % half width; None where a run lacks the result."""
+        """Return a result's mean over the seeds and its 95 % half width; None if a run lacks the result."""
         return over_all([run.row.get(name) for run in self.runs])
 
     def mean(self, name: str) -> float | None:
-        """Return the mean over the seeds; None where a run lacks the result."""
+        """Return the mean over the seeds; None if a run lacks the result."""
         return self.interval(name)[0]
 
     def known_mean(self, name: str) -> float:
-        """Return the mean over the seeds of a result that every compared run has, such as COMPARED."""
+        """Return the mean over the seeds of a result that every compared run has, such as those in COMPARED."""
         value = self.mean(name)
         assert value is not None, name
         return value
@@ -112,7 +112,7 @@ def _seed(run: Run) -> Any:
 
 
 def on_numbers(row: Mapping[str, Any]) -> bool:
-    """Return whether quality is accuracy (number sequences) and not perplexity (text and production models)."""
+    """Return whether quality is accuracy (number sequences), not perplexity (text and production models)."""
     return row.get("data.data_name") in NUMBER_TASKS
 
 
@@ -121,10 +121,10 @@ def unlearning_runs(
     order: Sequence[str] = (),
     warn: Callable[[str], None] = lambda message: None,
 ) -> list[Run]:
-    """Return the unlearning runs among records, sorted by method, then by settings; duplicates count once.
+    """Return the unlearning runs among records, sorted by method, then settings; duplicates count once.
 
-    records: pairs (name, record). order: names of methods; unedited models come first, other methods last. warn:
-    receives one line about runs left out because their unedited model or a result is missing.
+    records: pairs (name, record). order: names of methods; unedited models come first, methods not in it last. warn:
+    receives one line about runs that are left out because their unedited model or a result is missing.
     """
     records = list(records)
     named = [(name, record) for name, record in records if record["kind"] in RIVALS]
@@ -174,7 +174,7 @@ def unlearning_runs(
 
 
 def _unedited(record: Mapping[str, Any], known: Mapping[tuple, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the record of the model before all edits, found along `parent`; None if a record on the way is unknown.
+    """Return the record of the model before all edits, by following `parent`; None if a record on the way is unknown.
 
     known: (digest, versions) -> record. All records on the way must have the same versions.
     """
@@ -194,7 +194,7 @@ def _place(record: Mapping[str, Any]) -> tuple:
 def _run(
     name: str, record: Mapping[str, Any], unedited: Mapping[str, Any], twin: Mapping[str, Any] | None = None
 ) -> Run | None:
-    """Return a run: a record with that of its unedited model; None if the compared results were not measured."""
+    """Return a run from a record and that of its unedited model; None if the compared results were not measured."""
     row, before = flat_row(record), flat_row(unedited)
     if _lacking(row, before):
         return None
@@ -207,13 +207,13 @@ def _run(
 
 
 def _lacking(row: Mapping[str, Any], before: Mapping[str, Any]) -> set[str]:
-    """Return the compared results that a run or its unedited model has no value of."""
+    """Return the compared results for which a run or its unedited model has no value."""
     needed = ("percent_memorized_train", "mean_test_accuracy" if on_numbers(row) else "perplexity")
     return {key for key in needed if row.get(key) is None or before.get(key) is None}
 
 
 def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the columns COMPARED: changes of memorization and accuracy in points, of perplexity in percent."""
+    """Return the columns COMPARED: changes in memorization and accuracy (points) and in perplexity (percent)."""
 
     def change(name: str) -> float | None:
         return None if row.get(name) is None or before.get(name) is None else row[name] - before[name]
@@ -230,8 +230,8 @@ def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, flo
 def configurations(runs: Iterable[Run]) -> list[Configuration]:
     """Return the runs grouped into configurations that differ only in the seed, in order of first appearance.
 
-    Edits that were made elsewhere are known by their name: those of one name on several seeds are one configuration, unless
-    a seed has more than one of them.
+    Edits made elsewhere are identified by their name: those with the same name on several seeds are one configuration,
+    unless a seed has more than one of them.
     """
     runs = list(runs)
     foreign = [run for run in runs if run.row["kind"] == MEASURED]
@@ -252,19 +252,21 @@ def experiments(some: Iterable[Configuration]) -> list[list[Configuration]]:
 
 
 def best(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> list[Configuration]:
-    """Return those of `leading` that keep the utility limit: a method that has none is left out."""
+    """Return the `leading` configurations that keep the utility limit. Methods without one are left out."""
     return [one for one in leading(some, max_perplexity_rise) if not over_limit(one, max_perplexity_rise)]
 
 
 def leading(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> list[Configuration]:
     """Return the best configuration of each method of one experiment, in order of first appearance.
 
-    Numbers: the lowest mean `trade_off`. Text and production models: the lowest memorization among those whose
-    perplexity rose by at most `max_perplexity_rise` percent on average; where there is none, the lowest perplexity. Ties
-    go to the lowest perplexity, then to the fewest zeroed weights. Where all have validation sequences, these alone say
-    what is memorized: settings chosen by what is reported look better than they are. Configurations with fewer seeds
-    than others of their method are excluded: one lucky seed would win. So are those without effect, where another has
-    one: the best way to unlearn is not to change nothing.
+    Numbers: the lowest mean `trade_off`. Text and production models: the lowest memorization among configurations whose
+    perplexity rose by at most `max_perplexity_rise` percent on average; if there are none, the lowest perplexity. Ties
+    go to the lowest perplexity, then to the fewest zeroed weights.
+
+    If all configurations have validation sequences, only these determine memorization, since settings chosen by the
+    reported result look better than they are. Configurations with fewer seeds than others of their method are excluded,
+    since a single lucky seed would win. Configurations without effect are excluded if another one has an effect, since
+    changing nothing is not the best way to unlearn.
     """
     chosen = []
     for rivals in grouped(some, lambda configuration: configuration.method):
@@ -282,35 +284,35 @@ def leading(some: Iterable[Configuration], max_perplexity_rise: float = math.inf
 
 
 def over_limit(configuration: Configuration, max_perplexity_rise: float) -> bool:
-    """Return whether perplexity rose by more percent on average; never of number models, which have a trade-off."""
+    """Return whether perplexity rose by more percent on average. Always False for number models."""
     return not configuration.on_numbers and configuration.known_mean("perplexity_rise_percent") > max_perplexity_rise
 
 
 def without_effect(configuration: Configuration) -> bool:
-    """Return whether memorization fell by less than a point: always of the unedited model."""
+    """Return whether memorization fell by less than a point. Always True for the unedited model."""
     return configuration.known_mean("change_memorized") > -POINTS
 
 
 def merit(configuration: Configuration) -> tuple[float, ...]:
-    """Return the sort key of configurations of one experiment: the lower, the better. What is not known is the worst."""
+    """Return the sort key of configurations of one experiment; lower is better. Unknown values are worst."""
     first = "trade_off" if configuration.on_numbers else "percent_memorized_train"
     found = map(configuration.mean, (first, "perplexity", "percent_zeroed"))
     return tuple(math.inf if value is None else value for value in found)
 
 
 def validated(configuration: Configuration) -> bool:
-    """Return whether there are validation sequences, to choose settings by."""
+    """Return whether there are validation sequences for choosing settings."""
     return configuration.mean(VALIDATION) is not None
 
 
 def validated_merit(configuration: Configuration) -> tuple[float, ...]:
-    """Return the same sort key with what is memorized of the validation sequences alone. All of them need some."""
+    """Return the sort key with the memorization of the validation sequences only. All configurations need some."""
     accuracy = configuration.known_mean("change_accuracy") if configuration.on_numbers else 0.0
     return configuration.known_mean(VALIDATION) / 100 - accuracy, *merit(configuration)[1:]
 
 
 def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> list[str]:
-    """Return a short title of each checkpoint or experiment: model, data, epoch, and the settings that distinguish it.
+    """Return a short title for each checkpoint or experiment: model, data, epoch, and the settings that distinguish it.
 
     seeds: whether titles name the seed too.
     """
@@ -332,7 +334,7 @@ def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
 
 
 def _told(name: str, value: Any) -> str:
-    """Return a setting in words; empty for one that is off."""
+    """Return a setting as text; empty if it is off."""
     if name == "data.twin":
         return "never-planted twin" if value else ""
     own = name.rpartition(".")[2]
@@ -340,9 +342,10 @@ def _told(name: str, value: Any) -> str:
 
 
 def pareto(runs: Iterable[Run]) -> list[list[Run]]:
-    """Return the Pareto-optimal runs of each checkpoint, its unedited model included, by rising memorization.
+    """Return the Pareto-optimal runs of each checkpoint, including its unedited model, by increasing memorization.
 
-    A run is Pareto-optimal if no other run of the checkpoint is as good in memorization and quality and better in one.
+    A run is Pareto-optimal if no other run of the checkpoint is as good in both memorization and quality and better in
+    one.
     """
     fronts = []
     for some in grouped(runs, lambda run: key_of(run.checkpoint)):
@@ -353,7 +356,7 @@ def pareto(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the Pareto-optimal points (memorized, quality), low and high being better, by rising first value."""
+    """Return the Pareto-optimal points (memorized: lower is better, quality: higher is better), by the former."""
     front: list[tuple[float, float]] = []
     for point in sorted(set(points), key=lambda p: (p[0], -p[1])):
         if not front or point[1] > front[-1][1]:

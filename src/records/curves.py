@@ -18,7 +18,7 @@ from tinymem.records.table import identity_columns
 class Curve:
     """One training or fine-tuning run.
 
-    settings    the run's columns (data.seed, training.lr, method.name ...), its kind and its versions
+    settings    the run's columns (data.seed, training.lr, method.name ...), kind and versions
     rows        one per measured epoch, with `epoch`; fine-tunings also have `seconds`: training time since the start
     """
 
@@ -27,16 +27,16 @@ class Curve:
 
     @property
     def run(self) -> str:
-        """train or finetune"""
+        """The kind of run: train or finetune."""
         return self.settings["kind"]
 
 
 def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Curve]:
     """Return the curves of all training and fine-tuning runs among records, in their order.
 
-    records: pairs (path relative to `folder`, record). Rows come from the metrics.json in the run's folder, or if that
-    is gone from the record, which has only the last row. Of a run that was extended, the longest record counts. Raise
-    UserError for a damaged file.
+    records: pairs (path relative to `folder`, record). Rows come from the metrics.json in the run's folder. If that is
+    gone, they come from the record, which has only the last row. For a run that was extended, the longest record
+    counts. Raise UserError for a damaged file.
     """
     longest: dict[tuple[Path, str], tuple[int, Curve]] = {}
     for name, record in records:

@@ -1,4 +1,4 @@
-"""Find finished runs by their sections, from their records alone."""
+"""Find finished runs by their sections, using only their records."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tinymem.records.record import read_record
 
 
 def find_run(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record in a folder, not below it, with this kind and exactly these sections, any parent; or None."""
+    """Return the record directly in a folder with this kind, exactly these sections and any parent, or None."""
     sections = sections_of(identity)
     same = (r for r in records_in(folder) if r["kind"] == identity["kind"] and sections_of(r) == sections)
     return next(same, None)
 
 
 def records_in(folder: str | Path) -> list[dict[str, Any]]:
-    """Return the records in a folder, not below it, in the order of their paths.
+    """Return the records directly in a folder, in the order of their paths.
 
-    Each file is read once: do not change the records. Meant to be called repeatedly while runs finish. Raise UserError
-    for a damaged file.
+    Files are read once and cached, so do not change the records. This can be called repeatedly while runs finish. Raise
+    UserError for a damaged file.
     """
     return [record for record, _ in keyed_records_in(folder)]
 

@@ -15,18 +15,18 @@ from tinymem.records.table import columns_of, named_records, scalar, versions
 def gather(folder: str | Path) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the tidy table (columns, rows) of all records under a folder, rows by kind, method, strength, then file.
 
-    A copy of a record, such as the leaderboard makes of published ones, is left out. Raise UserError for no or damaged
-    records.
+    Copies of records, such as the leaderboard's copies of published ones, are left out. Raise UserError if there are no
+    records or damaged ones.
     """
     return tidy_table(sorted(_without_copies(named_records(folder)), key=_place))
 
 
 def _without_copies(named: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the pairs (name, record) whose records differ; of equal ones the first."""
+    """Yield pairs (name, record) with distinct records, the first of each."""
     known: dict[str, list[dict[str, Any]]] = {}
     for name, record in named:
         alike = known.setdefault(record_digest(record), [])
-        if record not in alike:  # the same run with other results is none: it was repeated
+        if record not in alike:  # the same run with other results is not a copy: it was repeated
             alike.append(record)
             yield name, record
 
@@ -48,7 +48,7 @@ def tidy_table(records: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[list[s
     for name, record in records:
         row = {"record": name, "versions": versions(record)}
         for part, values in columns_of(record).items():
-            row |= {sys.intern(key): scalar(value) for key, value in values.items()}  # one copy of every name
+            row |= {sys.intern(key): scalar(value) for key, value in values.items()}  # store every name once
             columns.setdefault(part, {}).update(dict.fromkeys(values))
         rows.append(row)
     return [name for part in columns.values() for name in part], rows

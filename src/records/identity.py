@@ -1,6 +1,6 @@
-"""The identity of a run: its kind, its parent (the record of the model that it starts from), and its settings.
+"""The identity of a run: its kind, its parent (the record of the model it starts from), and its settings.
 
-An identity is a nested dict {"kind": ..., "parent": ..., SECTION: {name: value}}; a record holds one, with results.
+An identity is a nested dict {"kind": ..., "parent": ..., SECTION: {name: value}}; a record is an identity with results.
 Two runs are the same if their sections are equal; a subset is not enough.
 """
 
@@ -16,13 +16,13 @@ FORMAT = 2
 UNEDITED = "unedited"  # kind of the record of a model before any edit
 NEVER_PLANTED = "never_planted"  # record of a model before planting: a reference, not compared with methods
 TRAIN, FINETUNE, UNLEARN, ATTACK, MEASURED = "train", "finetune", "unlearn", "attack", "measured"
-TWIN_ATTACK = "attack_never_planted"  # an attack on the model before planting, the measure of the others
+TWIN_ATTACK = "attack_never_planted"  # an attack on the model before planting, the baseline of other attacks
 AS_PUBLISHED = "as_published"  # repeats a mistake of the study's code
 KINDS = (TRAIN, FINETUNE, UNEDITED, NEVER_PLANTED, UNLEARN, ATTACK, MEASURED, TWIN_ATTACK, AS_PUBLISHED)
 RIVALS = (UNEDITED, UNLEARN, MEASURED)  # kinds of runs that are compared with one another
 FINGERPRINTS = "fingerprints"  # the section that is unknown until the model exists
-TWIN_MODEL = "twin_model"  # in `model`: the never-planted twin that was named for a model of another tool
-PLANTED_MODEL = "planted_model"  # in `training`: the folder of a model with planted passages, another fingerprint
+TWIN_MODEL = "twin_model"  # in `model`: the twin that was named for a model of another tool
+PLANTED_MODEL = "planted_model"  # in `training`: the folder of a model with planted passages, also a fingerprint
 SECTIONS = ("data", "model", "training", "forget", "method", "attack", FINGERPRINTS)
 
 Record = Mapping[str, Any]  # or an identity, the part of a record that names it
@@ -47,8 +47,8 @@ def record_digest(record: Record) -> str:
 def run_key(record: Record) -> tuple:
     """Return a hashable key of what is known of a run before its model exists.
 
-    It holds the kind and all sections except the fingerprints, also those of weights that were edited elsewhere and of a
-    model with planted passages. Keys are equal only if all of these are.
+    It holds the kind and all sections, without fingerprints (including those of weights that were edited elsewhere and
+    of a model with planted passages). Keys are equal only if all of these are.
     """
     sections = sections_of(record, (FINGERPRINTS,))
     for section, print_ in (("method", "weights"), ("training", PLANTED_MODEL)):

@@ -1,4 +1,4 @@
-"""Means with their 95 % interval: over seeds (Student's t), and of a share of sequences (Wilson); without scipy."""
+"""95 % intervals: of means over seeds (Student's t) and of shares of sequences (Wilson), without scipy."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[flo
 
 
 def over_all(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Return the same of values of which some may be missing; (None, None) for none, and where one is missing.
+    """Return `mean_and_interval` of values, or (None, None) if any are missing or there are none.
 
-    What is missing may be infinite: a mean over the others would look good.
+    A missing value may be infinite, so a mean over the others could look too good.
     """
     known = [value for value in values if value is not None]
     return mean_and_interval(known) if known and len(known) == len(values) else (None, None)
 
 
 def share_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the ends of the interval of a share (0 to 1) of `count` sequences (Wilson 1927): wide at 0 and 1, too."""
+    """Return the interval of a share (0 to 1) of `count` sequences (Wilson 1927), which has a width even at 0 and 1."""
     z = statistics.NormalDist().inv_cdf((1 + level) / 2)
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
@@ -39,17 +39,17 @@ def share_interval(share: float, count: int, level: float = 0.95) -> tuple[float
 
 
 def fixed(value: float, digits: int, sign: str = "") -> str:
-    """Return a number with this many decimals, never -0. sign: "+" writes one in any case."""
+    """Return a number with this many decimals, never -0. sign: "+" always writes a sign."""
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}"
 
 
 def with_range(value: float, low: float, high: float, digits: int) -> str:
-    """Return a figure with the ends of its interval, or of its range."""
+    """Return a number with the ends of its interval or range."""
     return f"{fixed(value, digits)} ({fixed(low, digits)} to {fixed(high, digits)})"
 
 
 def with_half_width(value: float, half: float | None, digits: int) -> str:
-    """Return a figure with the half width of its interval; alone where that is None."""
+    """Return a number with the half width of its interval; without it if that is None."""
     return f"{fixed(value, digits)} ± {half:.{digits}f}" if half is not None else fixed(value, digits)
 
 

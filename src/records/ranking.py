@@ -1,4 +1,4 @@
-"""Which run forgets best: the methods of an experiment ranked by their best run, the winner, and the answer in words."""
+"""Rank the methods of an experiment by their best run, name the winner, and state the result as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinymem.records.identity import UNEDITED
 from tinymem.records.strength import strength_in, with_strength
 from tinymem.records.verdict import OVER_FORGOTTEN, verdict
 
-SIMILAR = 1.2  # times a duration: as much as the same run may take on another day
+SIMILAR = 1.2  # factor by which durations of the same run vary from day to day
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Ranking:
     """The best run of each method of one experiment.
 
     original   the unedited model; None without a record of it
-    places     the methods' best runs: first those within the utility limit, the best one first, then those over the
-               limit, the nearest to it first, then those without effect
-    every      all configurations of the experiment, the unedited model's excepted
-    limit      the largest rise of perplexity in percent; number models have a trade-off instead
+    places     the methods' best runs: first those within the utility limit, best first, then those over the limit,
+               nearest first, then those without effect
+    every      all configurations of the experiment except the unedited model's
+    limit      the largest allowed rise of perplexity in percent; number models have a trade-off instead
     """
 
     original: Configuration | None
@@ -36,20 +36,21 @@ class Ranking:
         return over_limit(one, self.limit)
 
     def wins(self, one: Configuration) -> bool:
-        """Return whether a run may win: it forgets, within the limit, and more than it costs (number models)."""
+        """Return whether a run may win: it forgets, keeps the limit, and (number models) forgets more than it costs."""
         worth = not one.on_numbers or one.known_mean("trade_off") < 0
         return not without_effect(one) and not self.over(one) and worth
 
     @property
     def winner(self) -> Configuration | None:
-        """The best run of all; None where no run may win."""
+        """The best run; None if no run may win."""
         return next(filter(self.wins, self.places[:1]), None)
 
     @property
     def cheapest(self) -> Configuration | None:
-        """The best of the runs that may win, leave nothing memorized and take few seconds; None without any.
+        """The best run among those that may win, leave nothing memorized and take few seconds, or None.
 
-        Few: at most SIMILAR times the fewest; durations vary as much. An unknown duration is the longest.
+        Few seconds: at most SIMILAR times the fewest, since durations vary that much. An unknown duration counts as
+        longest.
         """
         complete = [one for one in self.every if self.wins(one) and one.mean("percent_memorized_train") == 0]
         known = [one.mean("cost.seconds") for one in complete]
@@ -79,7 +80,7 @@ def ranked(some: Iterable[Configuration], max_perplexity_rise: float = math.inf)
 
 
 def answer(ranking: Ranking) -> list[str]:
-    """Return the ranking in words: the winner, or why there is none, then the cheapest run that forgets everything."""
+    """Return the ranking as text: the winner, or why there is none, then the cheapest run that forgets everything."""
     if not ranking.places:
         return ["best: none, there is no run of a method beside the unedited model"]
     winner, cheapest, first = ranking.winner, ranking.cheapest, ranking.places[0]
@@ -99,7 +100,7 @@ def answer(ranking: Ranking) -> list[str]:
 
 
 def spoken(ranking: Ranking, one: Configuration) -> str:
-    """Return a run in words, such as "balanced_subnet 0.1: 0 % memorized, perplexity +12.6 %"."""
+    """Return a run as text, such as "balanced_subnet 0.1: 0 % memorized, perplexity +12.6 %"."""
     if one.on_numbers:
         cost = f"accuracy {100 * one.known_mean('change_accuracy'):+.3g} points"
     else:
@@ -108,7 +109,7 @@ def spoken(ranking: Ranking, one: Configuration) -> str:
 
 
 def called(ranking: Ranking, one: Configuration) -> str:
-    """Return a method, its strength, and what else tells it from its other runs: "npo 50 (beta 0.03, lr 0.001)"."""
+    """Return a method, its strength, and its other settings that vary: "npo 50 (beta 0.03, lr 0.001)"."""
     strength = strength_in(one.hyper_parameters)
     others = sorted(ranking.varied[one.method] - {strength[0] if strength else None})
     more = ", ".join(f"{name} {one.hyper_parameters.get(name)}" for name in others)

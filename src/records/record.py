@@ -36,18 +36,18 @@ from tinymem.records.identity import (
 from tinymem.records.sources import KEY as SOURCES
 
 ANY = (-math.inf, math.inf)
-BOUNDS = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # of metrics, by their unit
+BOUNDS = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # of metrics, by unit
 ROUNDING = 1e-6
 OUTCOME = ("results", "cost", "environment")
-RECORD, DIGEST = "record", re.compile("[0-9a-f]{16}")  # of the record that values belong to
+RECORD, DIGEST = "record", re.compile("[0-9a-f]{16}")  # metadata: digest of the record that values belong to
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
 
 
 @dataclass
 class Cost:
-    """The cost of a block: seconds, and peak memory in GB of the process (on GPUs: of its tensors on all of them).
+    """The cost of a block: seconds, and the process's peak memory in GB (on GPUs: of its tensors on all of them).
 
-    None where it is not known, as for an edit that was made elsewhere, or where there is none to find.
+    None if unknown, as for an edit that was made elsewhere.
     """
 
     seconds: float | None = 0.0
@@ -55,11 +55,11 @@ class Cost:
 
     @property
     def spent(self) -> float:
-        """The seconds, 0 where they are not known."""
+        """The seconds, 0 if unknown."""
         return self.seconds or 0.0
 
     def __add__(self, later: Cost) -> Cost:
-        """Return the cost of both, one after the other; unknown if one is."""
+        """Return the cost of one after the other; unknown if either is."""
         if None in (*astuple(self), *astuple(later)):
             return UNKNOWN
         return Cost(self.seconds + later.seconds, max(self.peak_memory_gb, later.peak_memory_gb))  # type: ignore
@@ -84,7 +84,7 @@ def read_record(path: Path, remedy: str = AGAIN) -> dict[str, Any]:
 
 
 def check_record(record: Any, path: Path, remedy: str = AGAIN) -> None:
-    """Raise UserError, naming the file that it is from, if a record is damaged or of another format."""
+    """Raise UserError, naming its file, if a record is damaged or of another format."""
     if is_format_1(record):
         raise _old_format(path)
     if problem := _problem(record):
@@ -102,7 +102,7 @@ def _old_format(path: Path) -> UserError:
 
 
 def _problem(record: Any) -> str | None:
-    """Return the problem with a record, in words; None if there is none."""
+    """Return the problem with a record, as text; None if there is none."""
     if not isinstance(record, dict):
         return "no object"
     if record.get("format") != FORMAT:
@@ -115,7 +115,7 @@ def _problem(record: Any) -> str | None:
     if missing:
         return f"no {', '.join(missing)}"
     for part in record.keys() - {"format", "kind", "parent"}:
-        if part not in (*SECTIONS, *OUTCOME):  # a section of unknown meaning may distinguish runs
+        if part not in (*SECTIONS, *OUTCOME):  # an unknown section may distinguish runs
             return f"unknown section {part}"
         if not isinstance(record[part], dict):
             return f"{part} is no object"
@@ -140,7 +140,7 @@ def _problem(record: Any) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a float can hold the value, or it is null, which stands for one that is not finite."""
+    """Return whether a value fits a float or is null, which stands for a number that is not finite."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value is None or number and abs(value) < 2**1000
 
@@ -170,10 +170,10 @@ def write_record(
     values: Mapping[str, Any] | None = None,
     sources: Sequence[Mapping[str, str]] = (),
 ) -> Path:
-    """Write the record of a finished run, whole or not at all. Results that are not finite numbers become null.
+    """Write the record of a finished run atomically. Results that are not finite numbers become null.
 
-    values: per-example values of the results, as tensors by name; `read_values` reads them. sources: the run's own files,
-    see `tinymem.records.sources`.
+    values: per-example values of the results, as tensors by name; `read_values` reads them. sources: the user's files
+    (see `tinymem.records.sources`).
     """
     path = record_path(folder, identity)
     write_values(path, values)  # first, so that every record has its values
@@ -188,7 +188,7 @@ def write_record(
 
 
 def write_values(path: Path, values: Mapping[str, Any] | None) -> None:
-    """Write tensors by name next to the record at `path`, as .safetensors; None removes those of an earlier run."""
+    """Write tensors by name next to the record at `path`, as .safetensors. None removes those of an earlier run."""
     beside = path.with_suffix(".safetensors")
     if values is None:
         beside.unlink(missing_ok=True)
@@ -200,9 +200,9 @@ def write_values(path: Path, values: Mapping[str, Any] | None) -> None:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """Return the per-example values stored next to the record at `path`: tensors by name, empty if none were stored.
+    """Return the per-example values stored next to the record at `path`, as tensors by name; empty if there are none.
 
-    Raise UserError if the file is damaged, or another record's.
+    Raise UserError if the file is damaged or belongs to another record.
     """
     beside = path.with_suffix(".safetensors")
     if not beside.exists():
@@ -223,8 +223,8 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def _misshapen(values: Mapping[str, Any]) -> str | None:
-    """Return which of a record's values cannot be (`metrics.evaluate.Measurement.tensors`), in words; None: none."""
-    from tinymem.metrics.examples import PARTS  # here, since it loads torch
+    """Return what is wrong with a record's values (`metrics.evaluate.Measurement.tensors`) as text, or None."""
+    from tinymem.metrics.examples import PARTS  # late: it loads torch
 
     examples = {name: tensor for name, tensor in values.items() if name.startswith("examples.")}
     for name, tensor in values.items():
@@ -307,14 +307,14 @@ def measured(device) -> Iterator[Cost]:
 
 
 def gpus_in_use() -> list[int]:
-    """Return the GPUs on which this process holds memory: a model may be spread over several. Others stay untouched."""
+    """Return the GPUs on which this process holds memory, since a model may be spread over several."""
     import torch
 
     return [gpu for gpu in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(gpu)]
 
 
 def _reset_peak() -> None:
-    """Reset the process's peak memory, which only Linux can do; elsewhere the peak is that of the whole run."""
+    """Reset the process's peak memory. Only Linux can do this; elsewhere the peak is that of the whole run."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,7 +1,8 @@
-"""Where a run's own files lay: kept in a record's environment, so that the run can be made again.
+"""The paths of the user's files, kept in a record's environment so that the run can be repeated.
 
-Texts, token sets, and files of code, each as {"flag", "path", "sha256"}, and "column" where text is not in the usual one.
-They are no part of a run's identity, which holds what is in the files: one file in two places is one experiment.
+Texts, token sets and files of code are entries {"flag", "path", "sha256"}, with "column" if text is not in the usual
+one. They are not part of a run's identity, which depends on the files' content: one file in two places is one
+experiment.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ Source = dict[str, str]
 
 
 def source_of(flag: str, path: str, column: str | None = None) -> Source:
-    """Return the entry of a file, or of a folder of texts. column: where text is in rows, unless in `text`."""
+    """Return the entry of a file, or of a folder of texts. column: the column of text in rows, unless `text`."""
     return {"flag": flag, "path": path, "sha256": _digest(flag, Path(path)), **({"column": column} if column else {})}
 
 
 def sources(record: Mapping[str, Any], flag: str) -> list[Source]:
-    """Return what a record holds about the files of a flag; nothing of records from before this was kept."""
+    """Return a record's entries for the files of a flag. Old records have none."""
     found = record.get("environment", {}).get(KEY, ())
     known = [entry for entry in found if isinstance(entry, dict) and {"flag", "path", "sha256"} <= entry.keys()]
     return [entry for entry in known if entry["flag"] == flag]
 
 
 def has_changed(record: Mapping[str, Any], now: Iterable[Mapping[str, str]], flags: Sequence[str]) -> bool:
-    """Return whether a file of these flags holds something else now than when a record was made. now: entries of today."""
+    """Return whether a file of these flags has changed since a record was made. now: the current entries."""
     before = {entry["path"]: entry["sha256"] for flag in flags for entry in sources(record, flag)}
     return any(before.get(entry["path"], entry["sha256"]) != entry["sha256"] for entry in now)
 
 
 def found_again(source: Source, record_file: Path) -> Path:
-    """Return where a source lies now: as it was given, from here or from a folder above the record.
+    """Return the current path of a source: as given, relative to here or to a folder above the record.
 
     Raise UserError, naming the record and the file, if it is missing or has changed.
     """

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STRENGTHS = ("ratio", "steps", "rho", "alpha", "kl_budget")  # what the registry's methods call it; none has two of them
+STRENGTHS = ("ratio", "steps", "rho", "alpha", "kl_budget")  # its names in the registry; no method has two of them
 
 
 def strength_in(settings: Mapping[str, Any]) -> tuple[str, float] | None:
-    """Return the name and the value of the strength among a method's settings; None where there is none, or no number.
+    """Return the name and value of the strength among a method's settings; None if there is none or it is no number.
 
-    That of a method in a user's file may have another name if it is the only number among its settings.
+    In a method from a user's file, the strength may have another name if it is the only number among the settings.
     """
-    numbers = {name: value for name, value in settings.items() if type(value) in (int, float)}  # True is none
+    numbers = {name: value for name, value in settings.items() if type(value) in (int, float)}  # excludes bool
     named = [name for name in STRENGTHS if name in settings]
     if not named and "code" in settings and len(numbers) == 1:
         named = list(numbers)
@@ -21,6 +21,6 @@ def strength_in(settings: Mapping[str, Any]) -> tuple[str, float] | None:
 
 
 def with_strength(method: str, settings: Mapping[str, Any]) -> str:
-    """Return a method's name, followed by the strength among its settings where there is one, such as "npo 50"."""
+    """Return a method's name followed by its strength, if it has one, such as "npo 50"."""
     strength = strength_in(settings)
     return f"{method} {strength[1]:g}" if strength else method

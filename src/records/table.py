@@ -27,7 +27,7 @@ def find_records(folder: str | Path) -> list[Path]:
 
 
 def load_records(folder: str | Path) -> list[dict[str, Any]]:
-    """Return every record at any depth under a folder, in the order of their paths, then those of bundles.
+    """Return every record at any depth under a folder, in the order of their paths, then those in bundles.
 
     Raise UserError, naming the file, for a damaged record.
     """
@@ -35,7 +35,7 @@ def load_records(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def _all_records(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path relative to the folder, record): of each file, then, unless it is there as a file, of each bundle."""
+    """Yield (path relative to the folder, record) of each file, then of each record in a bundle that has no file."""
     names = set()
     for path in find_records(folder):
         names.add(path.stem)
@@ -50,7 +50,7 @@ def _all_records(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def columns_of(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return a record as columns by part: kind and parent, then SECTION.NAME, results, cost.NAME, environment.NAME.
 
-    Results keep their plain names: metrics. No two parts share a column.
+    Results keep the plain names of their metrics. No two parts share a column.
     """
     parts: dict[str, dict[str, Any]] = {"": {"kind": record["kind"], "parent": record.get("parent")}}
     for part in (*SECTIONS, *OUTCOME):
@@ -72,13 +72,13 @@ def identity_columns(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method_of(row: Mapping[str, Any]) -> str:
-    """Return the method's label in tables and figures: its name, or "unedited", "never_planted"."""
+    """Return the method's label in tables and figures: its name, "unedited" or "never_planted"."""
     attacked = {ATTACK: UNEDITED, TWIN_ATTACK: NEVER_PLANTED}
     return row.get("method.name") or attacked.get(row["kind"], row["kind"])
 
 
 def shown_row(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run for display, under short names: method, its settings, results and cost."""
+    """Return a run for display, under short names: its method, settings, results and cost."""
     settings = {name: value for name, value in record.get("method", {}).items() if name != "name"}
     attack = {"attack": spelled_attack(record)} if record.get("attack") else {}
     return {"method": method_of(flat_row(record)), **settings, **attack, **record["results"], **record["cost"]}
@@ -133,14 +133,14 @@ def named_records(folder: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_table_path(path: str | Path) -> Path:
-    """Raise UserError unless a table can be written under this name. Call it before the work starts."""
+    """Raise UserError unless a table can be written under this name. Call this before the work starts."""
     if Path(path).suffix not in TABLE_FORMATS:
         raise UserError(f"--output {path}: the name must end in {' or '.join(TABLE_FORMATS)}")
     return Path(path)
 
 
 def write_table(path: str | Path, rows: Rows, columns: Sequence[str] | None = None) -> Path:
-    """Write rows as CSV or Parquet, chosen by the file's suffix. columns: those to write, in order; default: all."""
+    """Write rows as CSV or Parquet, chosen by the file's suffix. columns: which ones to write, in order."""
     return (write_csv if check_table_path(path).suffix == ".csv" else write_parquet)(path, rows, columns)
 
 
@@ -173,7 +173,7 @@ def write_parquet(path: str | Path, rows: Rows, columns: Sequence[str] | None = 
 
 
 def markdown(head: Sequence[str], lines: Iterable[Iterable[str]], numbers: bool = False) -> str:
-    """Return a Markdown table of a head and lines of text cells. numbers: align all but the first column right."""
+    """Return a Markdown table of a head and lines of text cells. numbers: right-align all columns but the first."""
     rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
 
@@ -185,7 +185,8 @@ def _columns(rows: Rows) -> list[str]:
 def trade_off(row: Mapping[str, Any], before: Mapping[str, Any]) -> float:
     """Return (change in fraction memorized) - (mean change in accuracy) against the unedited model; lower is better.
 
-    This is the study's measure for number models. The mean is over the test sets; 1.0 memorized weighs like 1.0 accuracy.
+    This is the study's measure for number models. The mean is over the test sets; 1.0 memorized weighs as much as 1.0
+    accuracy.
     """
     forgotten = (row["percent_memorized_train"] - before["percent_memorized_train"]) / 100
     return forgotten - (row["mean_test_accuracy"] - before["mean_test_accuracy"])

@@ -1,6 +1,6 @@
-"""Convert records of format 1, one flat dict of settings each, to format 2.
+"""Convert records of format 1 (a flat dict of settings) to format 2.
 
-The layout of format 1 is fixed here: later changes of settings do not affect it.
+This module fixes the layout of format 1, so later changes to settings do not affect it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ WITH_DTYPE = ("subnet", "balanced_subnet")  # the methods that had their own pre
 
 
 def upgrade(folder: str | Path, report: Callable[[str], None] = lambda line: None) -> tuple[int, int, int]:
-    """Convert all records of format 1 under a folder in place: write the new file, then remove the old one.
+    """Convert all records of format 1 under a folder in place. Each new file is written before the old one is removed.
 
-    If interrupted, it can simply run again. report: receives one line per file that is damaged, unknown, or a second
-    record of a run with other results; such files stay. Return how many were converted, how many already had
-    format 2, and how many stay. Raise UserError if there is no such folder.
+    If interrupted, run it again. report: receives one line per file that is damaged, unknown, or a second record of a
+    run with different results; such files stay. Return how many were converted, how many already had format 2, and how
+    many stay. Raise UserError if there is no such folder.
     """
     check_folder(folder)
     old, trained, current, stay = {}, set(), 0, 0
@@ -94,7 +94,7 @@ def _outcome(content: Mapping[str, Values]) -> dict[str, Values]:
 
 
 def converted(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the kind and the sections of a record of format 1. Raise UserError for one that is damaged or unknown."""
+    """Return the kind and sections of a record of format 1. Raise UserError for a damaged or unknown record."""
     for part in ("settings", *OUTCOME):
         if not isinstance(content.get(part), dict):
             raise UserError(f"this file is damaged ({part} is no object); delete it and run again")
@@ -130,12 +130,12 @@ def _as_published(left: Values) -> dict[str, Any]:
 
 
 def _unlearn(left: Values) -> dict[str, Any]:
-    """Return the sections of an unlearning run; settings that belong to no other section are the method's."""
+    """Return the sections of an unlearning run. Settings that belong to no other section are the method's."""
     name = left.pop("method")
     kind = name if name in (UNEDITED, NEVER_PLANTED) else UNLEARN
     forget, prints = _take(left, FORGET), _take(left, FINGERPRINTS)
     training = {plain: left.pop(long) for plain in TRAINING if (long := f"training_{plain}") in left}
-    if "model_name" in left:  # production runs stored the model's dtype, from which the method's follows
+    if "model_name" in left:  # production runs stored the model's dtype, which determines the method's
         model = _take(left, {**MODEL, "dtype": "dtype"})
         if name in WITH_DTYPE:
             left["dtype"] = "bfloat16" if model.get("dtype") == "bfloat16" else "float32"
@@ -148,7 +148,7 @@ def _unlearn(left: Values) -> dict[str, Any]:
 
 
 def _of_checkpoint(left: Values, training: Values | None = None) -> dict[str, Values]:
-    """Return the sections of a checkpoint, without settings that a longer training or a moved text file may change."""
+    """Return the sections of a checkpoint, without the settings that a longer training or a moved text may change."""
     regularizers = _take(left, REGULARIZERS)
     training = regularizers | (_take(left, TRAINING) if training is None else training)
     data, model = _take(left, DATA), _take(left, MODEL)
@@ -162,7 +162,7 @@ def _of_checkpoint(left: Values, training: Values | None = None) -> dict[str, Va
 
 
 def _take(left: Values, names: Mapping[str, str] | tuple[str, ...]) -> Values:
-    """Remove these settings from the remaining ones and return them, renamed where `names` says so."""
+    """Remove these settings from the remaining ones and return them, renamed as `names` says."""
     new = names if isinstance(names, Mapping) else dict(zip(names, names))
     return {new[name]: left.pop(name) for name in list(left) if name in new}
 
@@ -174,10 +174,10 @@ def _nothing_left(left: Values, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parent(content: Mapping[str, Any], record: Mapping[str, Any], trained: set[str]) -> str | None:
-    """Return the digest of the record of the model that a run starts from.
+    """Return the digest of the record of the model that a run started from.
 
-    For an unlearning run this is the unedited model with the same sections; for a fine-tuning, the training with the
-    settings that it names, if its record is here.
+    For an unlearning run, this is the unedited model with the same sections. For a fine-tuning, it is the training with
+    the settings that the record names, if that training's record is here.
     """
     if record["kind"] == UNLEARN:
         return record_digest({**record, "kind": UNEDITED, "method": {}})

@@ -1,4 +1,4 @@
-"""What an edit must not cost: accuracy of models of number sequences, perplexity of all others."""
+"""The utility that an edit should preserve: accuracy for number models, perplexity for all others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from tinymem.records.table import flat_row
 
 @dataclass(frozen=True)
 class Utility:
-    """What an edit must not cost.
+    """The utility that an edit should preserve.
 
     column   accuracy (higher is better) or perplexity (lower is better)
-    limits   how much two comparisons allow to lose, the strict one first: points of accuracy, or the rise of perplexity in
-             percent
+    limits   the loss that two comparisons allow, the strict one first: points of accuracy, or percent of perplexity
     unit     of the limits
     """
 
@@ -26,16 +25,16 @@ class Utility:
     unit: str
 
     def loss(self, now: Any, before: Any) -> Any:
-        """Return what a model has lost, in the unit of the limits; infinity where it has no value.
+        """Return a model's loss of utility, in the unit of the limits; infinity if it has no value.
 
-        Numbers, or arrays over draws.
+        Takes numbers or arrays over draws.
         """
         if now is None:
             return math.inf
         return 100 * (before - now if self.column == ACCURACY.column else now / before - 1)
 
     def spelled(self, limit: float) -> str:
-        """Return a limit in words, such as "1 point of accuracy"."""
+        """Return a limit as text, such as "1 point of accuracy"."""
         return f"{limit:g} {self.unit.replace('points', 'point') if limit == 1 else self.unit}"
 
 
@@ -44,5 +43,5 @@ PERPLEXITY = Utility("perplexity", (2.0, 10.0), "% of perplexity")
 
 
 def utility_of(record: Mapping[str, Any]) -> Utility:
-    """Return what an edit of the model that a record is about must not cost."""
+    """Return the utility that edits of a record's model should preserve."""
     return ACCURACY if on_numbers(flat_row(record)) else PERPLEXITY

@@ -1,4 +1,4 @@
-"""What the best run of a method is worth saying: it has no effect, or it has forgotten more than was ever learned."""
+"""Verdicts on the best run of a method: it has no effect, or it has forgotten more than was ever learned."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from tinymem.records.identity import UNEDITED
 from tinymem.records.interval import mean_and_interval
 
 NO_EFFECT, OVER_FORGOTTEN = "no effect", "over-forgotten"
-MARGIN = 1.1  # times the twin's loss: planted sequences above it are known to have been unlearned
-LOSSES = ("planted_loss_held_out", "planted_loss_shown", "planted_loss_train")  # the first that is known counts
+MARGIN = 1.1  # times the twin's loss: a higher loss of planted sequences shows that they were unlearned
+LOSSES = ("planted_loss_held_out", "planted_loss_shown", "planted_loss_train")  # the first known one counts
 
 
 def verdict(configuration: Configuration) -> str | None:
     """Return NO_EFFECT, OVER_FORGOTTEN, or None for neither.
 
-    Over-forgotten: over the seeds, planted sequences are memorized less than by the never-planted twin by a point or more,
-    or have a loss more than MARGIN times as high. Without a record of the twin nothing is over-forgotten.
+    Over-forgotten: on average over the seeds, planted sequences are memorized at least a point less than by the
+    never-planted twin, or their loss is more than MARGIN times the twin's. Without a record of the twin, nothing is
+    over-forgotten.
     """
     if configuration.method == UNEDITED:
         return None

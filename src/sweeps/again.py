@@ -1,8 +1,8 @@
-"""The command that makes a record again, spelled from the record alone.
+"""Rebuild the command that repeats a run, from its record alone.
 
-A user's own files are looked for where the record says that they lay (`tinymem.records.sources`). What it names by its
-fingerprint alone (a checkpoint; in older records also a file of memorized sequences) is looked for where the scripts put
-it: beside the record, in runs/, in results/models and in pythia_mem_data/.
+The user's files are looked up at the paths in the record (`tinymem.records.sources`). What the record identifies only
+by a fingerprint (a checkpoint, and in older records also a file of memorized sequences) is looked up where the scripts
+put it: next to the record, in runs/, in results/models and in pythia_mem_data/.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Record = Mapping[str, Any]
 
 
 def words_of(record: Record, path: Path) -> list[str]:
-    """Return script and flags of the command that makes a record, without --output_dir, --data_dir and --device.
+    """Return the script and flags of the command that makes a record, without --output_dir, --data_dir and --device.
 
-    path: the record's file. Raise UserError for what cannot be run again.
+    path: the record's file. Raise UserError if the run cannot be repeated.
     """
     if record["kind"] == TRAIN:
         values = {name: value for part in ("data", "model", "training") for name, value in record[part].items()}
@@ -58,9 +58,9 @@ def words_of(record: Record, path: Path) -> list[str]:
 
 
 def _unlearning(record: Record, edit: Record, path: Path) -> list[str]:
-    """Return the words of what a localize script has done: a method, an attack, or only measuring.
+    """Return the words of a localize script's command: for a method, an attack, or only measuring.
 
-    edit: the record of the model that was attacked; without an attack the same record.
+    edit: the record of the attacked model; without an attack, the same record.
     """
     attack: list[str] = []
     if record.get("attack"):
@@ -72,7 +72,7 @@ def _unlearning(record: Record, edit: Record, path: Path) -> list[str]:
     if "name" not in record["model"]:
         model = str(find_checkpoint(record, path))
         flag, script, data = "--model_path", LOCALIZE, _text(record, path)
-    elif "data_name" in record["data"]:  # a model of somebody else's on data of TinyMem's
+    elif "data_name" in record["data"]:  # a model from elsewhere on TinyMem's data
         settings = DataSettings(**_of(DataSettings, record["data"]))
         check_text(settings, path)
         model, flag, script = record["model"]["name"], "--model_path", LOCALIZE
@@ -91,7 +91,7 @@ def _unlearning(record: Record, edit: Record, path: Path) -> list[str]:
 
 
 def _production(record: Record, path: Path) -> list[str]:
-    """Return the flags of a production model's loading and data."""
+    """Return the flags of a production model and its data."""
     data, model = record["data"], record["model"]
     words = as_flags(
         LoadSettings(**_of(LoadSettings, model)), ProductionSettings(**_of(ProductionSettings, _sizes(data)))
@@ -112,7 +112,7 @@ def _production(record: Record, path: Path) -> list[str]:
 
 
 def _given(record: Record, flag: str, path: Path) -> list[str]:
-    """Return the words of a flag that named a user's file, with that of its column; empty where it did not."""
+    """Return the words of a flag that named a user's file, and of its column; empty if the flag was not given."""
     words: list[str] = []
     for source in sources(record, flag):
         words = [flag, str(found_again(source, path))]
@@ -121,12 +121,12 @@ def _given(record: Record, flag: str, path: Path) -> list[str]:
 
 
 def _text(record: Record, path: Path) -> list[str]:
-    """Return the words that say where a checkpoint's text has moved to, if the record knows that."""
-    return _given(record, "--corpus", path)[:2]  # the column is the checkpoint's
+    """Return the words that give the new path of a checkpoint's text, if the record has it."""
+    return _given(record, "--corpus", path)[:2]  # the checkpoint has the column
 
 
 def _own_metrics(record: Record, path: Path) -> list[str]:
-    """Return the user's files that define metrics among a record's results."""
+    """Return the user's files that define metrics in a record's results."""
     files = []
     for source in (entry for flag in METRIC_FLAGS for entry in sources(record, flag)):
         file = str(found_again(source, path))
@@ -141,7 +141,7 @@ def _sizes(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _corpus(label: str, path: Path) -> str:
-    """Return the name of a corpus that can be found by its label: builtin or hub."""
+    """Return the name of a corpus (builtin or hub) from its label."""
     known = {HUB: [source["path"].split("/")[1] for source in HUB_SOURCES.values()], BUILTIN: [BUILTIN]}
     for name, starts in known.items():
         if label.startswith(tuple(starts)):
@@ -156,7 +156,7 @@ def _token_file(fingerprint: str, path: Path) -> Path:
         try:
             if read_token_set(str(file)).fingerprint == fingerprint:
                 return file
-        except UserError:  # another kind of file
+        except UserError:  # not a token set
             continue
     raise UserError(
         f"{path}: no token ids with the fingerprint {fingerprint} in pythia_mem_data/ or here; fetch them again"
@@ -164,9 +164,9 @@ def _token_file(fingerprint: str, path: Path) -> Path:
 
 
 def _known(methods: Mapping[str, Method], flag: str, record: Record, path: Path) -> tuple[Method, str]:
-    """Return the method or attack of a record, and its name on the command line: for a user's own, its file.
+    """Return the method or attack of a record, and its name on the command line (for a user's own, its file).
 
-    Raise UserError for one that TinyMem does not have, and for a file that is missing or has changed.
+    Raise UserError for a method or attack that TinyMem lacks, and for a file that is missing or has changed.
     """
     section = record["attack" if flag == "--attack" else "method"]
     if "code" not in section and section["name"] in methods:
@@ -179,7 +179,7 @@ def _known(methods: Mapping[str, Method], flag: str, record: Record, path: Path)
 
 
 def _with_places(method: Method, record: Record, path: Path) -> dict[str, Any]:
-    """Return a record's section of its method, with the places of files in the place of what they hold."""
+    """Return a record's section of its method, with paths of files in place of what identifies their content."""
     section = dict(record["method"])
     for field in fields(method.hyper_parameters):
         content, held = field.metadata.get("content"), section.get(field.name)
@@ -194,7 +194,10 @@ def _with_places(method: Method, record: Record, path: Path) -> dict[str, Any]:
 def _settings(
     method: Method, section: Mapping[str, Any], path: Path, prefix: str = "", left_out: Sequence[str] = ()
 ) -> list[str]:
-    """Return the flags of all settings that a section names, or leaves out where that means no default. Raise UserError for one that the method no longer has."""
+    """Return the flags of all settings in a section, and of those it leaves out that then differ from the default.
+
+    Raise UserError for a setting that the method no longer has.
+    """
     names = [field.name for field in fields(method.hyper_parameters)]
     unknown = [name for name in section if name not in (*names, "name", "code")]
     if unknown:
@@ -209,7 +212,7 @@ def _settings(
 
 
 def _parent(record: Record, path: Path) -> dict[str, Any]:
-    """Return the record of the model that was attacked, from the folder of the attack's record."""
+    """Return the record of the attacked model, from the folder of the attack's record."""
     parent = path.with_name(f"{record['parent']}.json")
     if not parent.exists():
         raise UserError(f"{path}: the record of the model that was attacked, {parent.name}, is not beside it")
@@ -217,7 +220,7 @@ def _parent(record: Record, path: Path) -> dict[str, Any]:
 
 
 def _of(cls: type, section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those values of a section that are settings of a class."""
+    """Return the values of a section that are settings of a class."""
     return {field.name: section[field.name] for field in fields(cls) if field.name in section}
 
 
@@ -237,7 +240,7 @@ def find_checkpoint(record: Record, path: Path) -> Path:
         try:
             details = load_trained(folder)
             settings = RunSettings.from_flat(details["settings"], folder)
-        except UserError:  # no checkpoint of a training run
+        except UserError:  # not a checkpoint of a training run
             continue
         if settings.checkpoint_sections(details["epoch"]) == wanted:
             if not sources(record, "--corpus"):
@@ -250,7 +253,7 @@ def find_checkpoint(record: Record, path: Path) -> Path:
 
 
 def _candidates(path: Path, epoch: Any) -> Iterator[Path]:
-    """Yield the folders where a record's model may be: above the record, in runs/ and in results/models."""
+    """Yield folders that may hold a record's model: above the record, in runs/ and in results/models."""
     above = path.absolute().parents
     for place in above[1:5]:
         yield from sorted(place.glob(f"epoch_{epoch}"))

@@ -21,7 +21,7 @@ from tinymem.sweeps import timings, with_parent
 from tinymem.sweeps.job import Job, missing
 
 DONE, SKIPPED, BUSY, FAILED, STOPPED = "done", "skipped", "busy", "failed", "stopped"
-BAD_INPUT = 2  # the exit code of a script that refuses its input: retries are pointless
+BAD_INPUT = 2  # the exit code of a script that rejects its input: retries are pointless
 LOCKS = ".locks"
 TAIL_LINES = 60
 STOP_SECONDS = 60.0
@@ -46,7 +46,7 @@ class Outcome:
     """The result of an attempt.
 
     state     done; skipped: its records exist; busy: another sweep runs it; failed; stopped: on request
-    message   of a failure, one line
+    message   about a failure, one line
     final     whether another attempt is pointless
     """
 
@@ -56,7 +56,7 @@ class Outcome:
 
 
 class Running:
-    """The commands that threads of this process are running, so that they can be stopped."""
+    """The commands that this process's threads are running, so that they can be stopped."""
 
     def __init__(self) -> None:
         self._lock, self.stopped = threading.Lock(), False
@@ -87,7 +87,7 @@ class Running:
 
 
 def attempt(job: Job, place: Place, running: Running | None = None) -> Outcome:
-    """Run the missing part of a job, unless another process runs it. A failing run never raises an exception here.
+    """Run the missing part of a job, unless another process runs it. A failing run never raises an exception.
 
     The lock is next to the job's records, where every other sweep sees it. The run inherits it: if this process is
     killed while the run survives, no other sweep starts it again.
@@ -140,7 +140,7 @@ def _run(command: list[str], place: Place, running: Running, lock: int) -> tuple
         text=True,
         errors="replace",
         pass_fds=(lock,),
-        start_new_session=True,  # Ctrl-C reaches only the driver, which then stops its runs
+        start_new_session=True,  # Ctrl-C must reach only the driver, which then stops its runs
     )
     assert process.stderr, "a pipe, as asked for"
     running.add(process)
@@ -148,7 +148,7 @@ def _run(command: list[str], place: Place, running: Running, lock: int) -> tuple
         tail = deque((line.rstrip() for line in process.stderr), maxlen=TAIL_LINES)
         return process.wait(), list(tail)
     finally:
-        if process.poll() is None:  # an exception in this process: do not release the lock under a live run
+        if process.poll() is None:  # an exception in this process: do not release the lock while the run lives
             process.terminate()
             process.wait()
         process.stderr.close()

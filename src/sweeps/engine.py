@@ -15,10 +15,10 @@ from tinymem.sweeps.attempt import BUSY, DONE, FAILED, SKIPPED, STOPPED, Outcome
 from tinymem.sweeps.job import Job, missing
 
 WAITING = "not run"
-LOOK_SECONDS = 0.2  # longest delay of Ctrl-C
+LOOK_SECONDS = 0.2  # longest delay in reacting to Ctrl-C
 BUSY_SECONDS = 1.0  # interval of checks on a job that another sweep is running
 RECORD_SECONDS = 5.0  # interval of checks for new records of running jobs
-MAX_FLYING = 1000  # more than the workers of any site, few enough to wait for
+MAX_FLYING = 1000  # more than any site has workers, few enough to wait for
 STOP_SECONDS = 2.0  # longest wait for the outcome of a stopped run
 GO_ON = "run the same command again to resume"
 NO_WORKER = "NoWorker"  # type name of a pool's exception if no worker starts
@@ -40,9 +40,9 @@ class Pool(Protocol):
 class Progress:
     """The state of one job.
 
-    runs       number of its records when it is done
-    before     number of its records before the sweep
-    missing    its values without a record
+    runs       number of records that it has when done
+    before     number of records that it had before the sweep
+    missing    its values that lack a record
     state      how its last attempt ended; "not run" before the first
     message    why it failed or was not run
     attempts   number of attempts that failed so far
@@ -75,8 +75,8 @@ class Sweep:
     ended     why it ended early; "" if it did not
     stopped   whether it ended because the user asked
     queue     jobs to start
-    flying    jobs that a worker has
-    resting   jobs that another sweep is running, with the time to look at them again
+    flying    jobs that are with a worker
+    resting   jobs that another sweep is running, with the time of the next check
     """
 
     jobs: dict[str, Progress]
@@ -88,7 +88,7 @@ class Sweep:
 
 
 def survey(jobs: Sequence[Job]) -> dict[str, Progress]:
-    """Return the state of each job by name, from the records alone."""
+    """Return the state of each job by name, using only the records."""
     found = {}
     for job in jobs:
         runs, left = len(job.values), missing(job)
@@ -105,10 +105,10 @@ def run_jobs(
     on_end: Callable[[Progress], None] = lambda progress: None,
     on_records: Callable[[], None] = lambda: None,
 ) -> Sweep:
-    """Run everything that a survey found missing. Call `on_end` with each job that ends.
+    """Run everything that a survey found missing. Call `on_end` with every job that ends.
 
-    retries     attempts after the first for a job that fails; a job whose script refuses its input gets none
-    on_records  called every RECORD_SECONDS, after the running jobs of several records were looked at for new ones
+    retries     further attempts for a job that fails; none if its script rejects the input
+    on_records  called every RECORD_SECONDS, after checking running jobs with several records for new ones
     should_stop called several times per second; True ends the sweep and stops its runs in an orderly way
     A full disk ends the sweep in the same way, since every run would fail on it.
     """
@@ -130,13 +130,13 @@ def run_jobs(
         wait(sweep.flying, timeout=STOP_SECONDS)
         for future in [future for future in sweep.flying if future.done()]:
             _take(sweep, future, place, 0, on_end)
-    if all(progress.is_done for progress in jobs.values()):  # the request to stop came when nothing was left to do
+    if all(progress.is_done for progress in jobs.values()):  # the request to stop came after everything was done
         sweep.ended, sweep.stopped = "", False
     return sweep
 
 
 def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Callable[[Progress], None]) -> None:
-    """Note how an attempt ended and decide what follows."""
+    """Record how an attempt ended and decide what follows."""
     progress = sweep.flying.pop(future)
     outcome = _outcome(future, progress, place)
     progress.state, progress.message = outcome.state, outcome.message
@@ -158,7 +158,7 @@ def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Call
 
 
 def _look(sweep: Sweep) -> None:
-    """Note what the running jobs have recorded so far."""
+    """Update the state of running jobs from their records so far."""
     for progress in sweep.flying.values():
         if progress.runs > 1:
             with contextlib.suppress(UserError):  # a damaged record: the job itself reports it
@@ -166,7 +166,7 @@ def _look(sweep: Sweep) -> None:
 
 
 def _start(sweep: Sweep, pool: Pool, on_end: Callable[[Progress], None]) -> None:
-    """Submit every job that is ready; drop jobs that depend on one that failed."""
+    """Submit every job that is ready. Drop jobs that depend on a failed job."""
     now = time.monotonic()
     ready = [progress for when, progress in sweep.resting if when <= now]
     sweep.resting = [(when, progress) for when, progress in sweep.resting if when > now]
@@ -188,7 +188,7 @@ def _start(sweep: Sweep, pool: Pool, on_end: Callable[[Progress], None]) -> None
 
 
 def _landed(sweep: Sweep) -> list[Future]:
-    """Return the attempts that have ended; wait up to LOOK_SECONDS for one."""
+    """Return the attempts that have ended. Wait up to LOOK_SECONDS for one."""
     if sweep.flying:
         wait(sweep.flying, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
     else:
@@ -197,12 +197,12 @@ def _landed(sweep: Sweep) -> list[Future]:
 
 
 def _outcome(future: Future, progress: Progress, place: Place) -> Outcome:
-    """Return how an attempt ended. Write the failure of a lost worker, which could not write it itself."""
+    """Return how an attempt ended. Write the failure record if its worker was lost."""
     try:
         return future.result()
     except CancelledError:
         return Outcome(STOPPED)
-    except Exception as error:  # each kind of pool raises its own
+    except Exception as error:  # each kind of pool raises its own type
         if type(error).__name__ == NO_WORKER:
             return Outcome(FAILED, f"{NO_WORKER}: {error}", final=True)
         said = [line.strip() for line in str(error).splitlines() if line.strip()]

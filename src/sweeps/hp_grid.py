@@ -1,4 +1,4 @@
-"""The methods' grids of hyper-parameters, defined in their settings: a full one (the study's), and a small one."""
+"""The methods' grids of hyper-parameters, defined in their settings: a full one (the study's) and a small one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tinymem.localize.method import Method
 from tinymem.localize.registry import GROUPS, METHODS, find_methods
 from tinymem.sweeps.grid import Grid, combinations
 
-STUDY, SMALL = "grid", "small"  # metadata of an option that holds its values
-RATIO = "ratio"  # the strength that --ratios replaces
+STUDY, SMALL = "grid", "small"  # keys of an option's metadata with its values
+RATIO = "ratio"  # the strength whose values --ratios replaces
 
 
 def add_grid_options(parser: argparse.ArgumentParser) -> None:
@@ -26,9 +26,9 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
 
 
 def asked_grid(arguments: argparse.Namespace, large_model: bool = False) -> list[tuple[Method, Any]]:
-    """Return the method settings that --methods, --ratios and --small ask for: one job each, with all its strengths.
+    """Return the method settings that --methods, --ratios and --small request: one job each, with all its strengths.
 
-    Raise UserError for ratios that are not allowed, or that no method has.
+    Raise UserError for ratios that are not allowed, or if no method has ratios.
     """
     methods = find_methods(arguments.methods)
     if arguments.ratios and not any(method.strength == RATIO for method in methods):
@@ -40,7 +40,7 @@ def asked_grid(arguments: argparse.Namespace, large_model: bool = False) -> list
 
 
 def grid_of(method: Method, which: str = STUDY) -> dict[str, Sequence[Any]]:
-    """Return the values of a method's grid by setting. A strength without grid values keeps its defaults."""
+    """Return the values in a method's grid by setting. A strength without grid values keeps its defaults."""
     grid: dict[str, Any] = {
         f.name: f.metadata.get(which) for f in fields(method.hyper_parameters) if f.metadata.get(which)
     }
@@ -51,7 +51,7 @@ def grid_of(method: Method, which: str = STUDY) -> dict[str, Sequence[Any]]:
 
 
 def large_settings(method: Method) -> dict[str, Any]:
-    """Return a method's settings for large models that differ from its defaults."""
+    """Return the settings of a method that differ from its defaults for large models."""
     changed = {f.name: f.metadata.get("large") for f in fields(method.hyper_parameters)}
     return {name: value for name, value in changed.items() if value is not None}
 
@@ -64,9 +64,8 @@ def hyper_parameters(
 ) -> list[tuple[Method, Any]]:
     """Return every combination of every method's grid, each with all its strengths: one job each.
 
-    A mapping among a grid's values may have its own strengths, a tuple, which replace the grid's. ratios: replace the
-    grid's. changes: method -> settings that override the grid's. Raise UserError for a value that is
-    not allowed.
+    A mapping among a grid's values may have its own tuple of strengths, which replaces the grid's. ratios: replace the
+    grid's. changes: method -> settings that override the grid's. Raise UserError for a value that is not allowed.
     """
     found = []
     for method in methods:

@@ -1,4 +1,4 @@
-"""The jobs of sweeps: training, fine-tuning and unlearning with the ordinary scripts."""
+"""The jobs of sweeps: train, fine-tune and unlearn with the ordinary scripts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Checkpoint:
 
 
 def training_words(settings: RunSettings, folder: str | Path, common: Sequence[str]) -> tuple[str, ...]:
-    """Return the command of a training: script and flags. common: the words of flags that all commands get."""
+    """Return the script and flags of a training. common: the flags that all commands get, as words."""
     return (TRAINING, *as_flags(*settings.parts), "--output_dir", str(folder), *common)
 
 
@@ -115,9 +115,9 @@ def finetune_job(checkpoint: Checkpoint, finetuning: FinetuneSettings, common: C
 def localize_jobs(
     checkpoint: Checkpoint, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder=None
 ) -> list[Job]:
-    """Return one job per method with its hyper-parameters, at all their strengths, on a TinyMem checkpoint.
+    """Return one job per method with its hyper-parameters, for all strengths, on a TinyMem checkpoint.
 
-    folder: the folder of the records; None: the default of localize_memorization.py, next to the model.
+    folder: that of the records; None: the default of localize_memorization.py, next to the model.
     """
     folder = str(folder or checkpoint.path.parent / "unlearned" / checkpoint.path.name)
     base = unlearning_identity(checkpoint.settings, checkpoint.epoch, task)
@@ -141,7 +141,7 @@ def localize_jobs(
 
 
 def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -> dict[str, Any]:
-    """Return the sections that all unlearning runs on a checkpoint share, however long its training."""
+    """Return the sections that all unlearning runs on a checkpoint share, however long it was trained."""
     return {**settings.checkpoint_sections(epoch), "forget": task.deciding()}
 
 
@@ -149,7 +149,7 @@ def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -
 class Production:
     """A production model and its data, with the settings of prod_grad.py.
 
-    passages     those that are planted first, if any; planting: how
+    passages     the passages to plant first, if any; planting: how to plant them
     whole_node   each of its runs needs the memory of a cluster node
     """
 
@@ -162,16 +162,16 @@ class Production:
 
     @property
     def label(self) -> str:
-        """The name of its folder, the default of prod_grad.py."""
+        """The name of its folder, as by default in prod_grad.py."""
         return run_label(self.name, self.loading.step)
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The flags of model and data but for its name, as the scripts for production models take them."""
+        """The flags of the model and data, without the model's name, for the scripts for production models."""
         return tuple(as_flags(self.loading, self.data, self.passages, self.planting))
 
     def sections(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the sections that all records on it share. data: what identifies its sequences."""
+        """Return the sections that all records on the model share. data: what identifies its sequences."""
         planted = {"training": asdict(self.planting)} if self.passages.plant is not None else {}
         return {"data": dict(data), "model": self.loading.section(self.name), **planted}
 
@@ -179,8 +179,8 @@ class Production:
 def located(model: Production, data_dir: str) -> tuple[Production, dict[str, Any]]:
     """Return a model with absolute paths and its text chosen, and what identifies its sequences in records.
 
-    data_dir: where packaged models are unpacked. Raise UserError for a damaged file. Nothing of a missing file is in what
-    is returned: records on it are not found.
+    data_dir: where packaged models are unpacked. Raise UserError for a damaged file. A missing file contributes
+    nothing, so records on it are not found.
     """
     if model.passages.plant is not None:
         return located_passages(model, data_dir)[:2]
@@ -199,7 +199,7 @@ def located(model: Production, data_dir: str) -> tuple[Production, dict[str, Any
 
 
 def located_passages(model: Production, data_dir: str) -> tuple[Production, dict[str, Any], Any]:
-    """Return what `located` returns of a model with passages to plant, and the model's config."""
+    """Return the result of `located` for a model with passages to plant, and the model's config."""
     model = _with_absolute_paths(model)
     config, tokenizer = opened_description(model, data_dir)
     corpus = check_passages(model.passages, model.data, config.get_text_config())
@@ -210,10 +210,10 @@ def located_passages(model: Production, data_dir: str) -> tuple[Production, dict
 def production_jobs(
     model: Production, grid: Sequence[tuple[Method, Any]], task: TaskSettings, common: Common, folder: Path
 ) -> list[Job]:
-    """Return one job per method with its hyper-parameters, at all their strengths, on a production model.
+    """Return one job per method with its hyper-parameters, for all strengths, on a production model.
 
-    Records are also identified by their memorized sequences and other text. The default text is chosen here, once for
-    all jobs. Raise UserError for a damaged file.
+    Memorized sequences and other text also identify records. The default text is chosen here, once for all jobs. Raise
+    UserError for a damaged file.
     """
     return jobs_on(*located(model, common.data_dir), grid, task, common, folder)
 
@@ -226,12 +226,12 @@ def jobs_on(
     common: Common,
     folder: Path,
 ) -> list[Job]:
-    """Return the jobs of `production_jobs` on a model that has been `located`, with what identifies its sequences."""
+    """Return the jobs of `production_jobs` on a `located` model. data: what identifies its sequences."""
     base = {**model.sections(data), "forget": task.deciding()}
     flags = (*model.flags, *production_task_flags(task), "--no_save_model", "--output_dir", str(folder))
 
     def at_work(hp: Any) -> Any:
-        """Return hyper-parameters as prod_grad.py completes them."""
+        """Return hyper-parameters completed as prod_grad.py does."""
         return replace(hp, dtype=model.loading.method_dtype) if hasattr(hp, "dtype") else hp
 
     return [
@@ -253,7 +253,7 @@ def jobs_on(
 
 
 def production_task_flags(task: TaskSettings) -> tuple[str, ...]:
-    """Return the flags of a task for the scripts for production models, whose default holds sequences out."""
+    """Return the flags of a task for the scripts for production models, which hold out sequences by default."""
     return f"--holdout_fraction={task.holdout_fraction}", *as_flags(task, leave_out=("holdout_fraction",))
 
 
@@ -264,7 +264,7 @@ def opened_description(model: Production, data_dir: str, for_text: bool = True):
 
 
 def _memorized_fingerprint(model: Production, data: ProductionSettings, data_dir: str) -> str:
-    """Return what identifies the sequences of --memorized in records; text is read with the model's tokenizer."""
+    """Return the fingerprint of the sequences of --memorized in records. Text is read with the model's tokenizer."""
     assert data.memorized is not None
     if not data.memorizes_text:
         return read_token_set(data.memorized, length=data.needed).fingerprint
@@ -273,7 +273,7 @@ def _memorized_fingerprint(model: Production, data: ProductionSettings, data_dir
 
 
 def _bos_section(model: Production, data_dir: str) -> dict[str, bool]:
-    """Return what the records of its runs say of <bos>; nothing if its files cannot be read, as then none can run."""
+    """Return the <bos> entry of a model's records; empty if its files cannot be read, since nothing can run then."""
     try:
         config, tokenizer = opened_description(model, data_dir, for_text=model.data.random is None)
         return bos_identity(beginning(model.data.bos, tokenizer, config))
@@ -282,7 +282,7 @@ def _bos_section(model: Production, data_dir: str) -> dict[str, bool]:
 
 
 def _with_absolute_paths(model: Production) -> Production:
-    """Return a model whose files are named wherever commands run."""
+    """Return a model with absolute paths of its files, for commands that run elsewhere."""
     paths: dict[str, Any] = {name: _absolute(getattr(model.data, name)) for name in ("memorized", "random", "corpus")}
     passages = replace(model.passages, plant=_absolute(model.passages.plant))
     return replace(model, name=model_identity(model.name), data=replace(model.data, **paths), passages=passages)

@@ -33,14 +33,14 @@ class ParslPool:
         return self.apps[label](job, self.place, self.running)
 
     def stop(self) -> None:
-        """Stop the runs of threads. Other workers end when the pool closes, and their runs (SIGTERM) with them."""
+        """Stop the runs of threads. Other workers end when the pool closes, and their runs with them (SIGTERM)."""
         if self.running is not None:
             self.running.stop()
 
 
 @contextmanager
 def parsl_pool(place: Place, config: Any) -> Iterator[ParslPool]:
-    """Open a pool on a `parsl.config.Config`. Its workers and helpers end with the block."""
+    """Open a pool with a `parsl.config.Config`. Its workers and helpers end with the block."""
     from parsl.dataflow.dflow import DataFlowKernel
     from parsl.executors import ThreadPoolExecutor as ParslThreads
 

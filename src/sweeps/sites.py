@@ -35,21 +35,21 @@ from tinymem.sweeps.engine import Pool
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.pools import NODE, parsl_pool
 
-# A plain word in every shell. Parsl and schedulers paste paths and names into shell scripts without quotes.
+# A word that needs no quotes in any shell: Parsl and schedulers paste paths and names into shell scripts unquoted.
 PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 WORDS = ("account", "queue", "partition", "interface")  # keys pasted into a command line
 LINES = ("constraint", "select_options", "launcher_options")  # keys pasted into a line of a script
 AFFINITY = re.compile(r"none|block|block-reverse|alternating|list:[0-9,:-]+")
 GPU = re.compile(r"\d+|GPU-[0-9A-Fa-f-]+|MIG-[0-9A-Za-z/-]+")
 START_SECONDS = {"local": 60.0, "slurm": 300.0, "pbs": 300.0}  # limit for the first worker of a running block
-BAD_BLOCKS = 3  # consecutive blocks that end without a worker: give up
-# Seconds until workers miss a killed driver.
+BAD_BLOCKS = 3  # give up after so many consecutive blocks without a worker
+# Seconds until workers notice that the driver was killed.
 LOCAL_HEARTBEAT: dict[str, Any] = dict(heartbeat_period=5, heartbeat_threshold=30)
 
 
 @settings
 class Site:
-    """One site; the fields are the keys of its TOML file.
+    """A site. Its fields are the keys of its TOML file.
 
     A block is one scheduler job: `nodes` nodes for `walltime`. At most `blocks` run at a time.
     """
@@ -70,9 +70,9 @@ class Site:
     )
     launcher_options: str = option("", "further options of the launcher")
     cores_per_node: int = option(
-        0, "shared by a node's runs; 0: all of this machine, on a cluster not known", low=0, high=10**5
+        0, "cores that a node's runs share; 0: all of this machine's; on a cluster: unknown", low=0, high=10**5
     )
-    gpus_per_node: int = option(0, "one worker each; 0: workers share the cores", low=0, high=10**3)
+    gpus_per_node: int = option(0, "GPUs, with one worker each; 0: workers share the cores", low=0, high=10**3)
     cpu_affinity: str = option("none", "Parsl's cpu_affinity")
     interface: str = option("", "network interface of the login node that nodes can reach; empty: detected")
 
@@ -173,14 +173,14 @@ def open_pool(site: Site, jobs: Iterable[Job], place: Place, max_workers: int | 
     max_workers: jobs at a time on a machine (on a cluster: per node). All processes end with the block.
     """
     gpus = list(map(str, range(site.gpus_per_node))) if site.scheduler in CLUSTERS else _visible_gpus()
-    if gpus and site.scheduler == "threads":  # Parsl gives each process its GPU; threads would share the first
+    if gpus and site.scheduler == "threads":  # Parsl gives each process a GPU; threads would all use the first
         site = replace(site, scheduler="local")
-    here = site.scheduler not in CLUSTERS  # the cores of a login node say nothing of those of other nodes
+    here = site.scheduler not in CLUSTERS  # a login node's cores do not tell those of other nodes
     cores = site.cores_per_node or (_cores() if here else 0)
     workers = min(len(gpus), max_workers or len(gpus)) if gpus else max_workers or cores or 1
     if cores and "OMP_NUM_THREADS" not in os.environ:  # otherwise every run would use all cores
         place.environment["OMP_NUM_THREADS"] = str(max(1, cores // workers))
-    # Parsl finds its helper programs by name: they are next to this Python, even if its environment is not active.
+    # Parsl finds its helper programs by name. They are next to this Python, even if its environment is not active.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     kinds = sorted({job.whole_node for job in jobs} or {False})
     run_dir = parsl_folder(site, place.folder) / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -189,9 +189,9 @@ def open_pool(site: Site, jobs: Iterable[Job], place: Place, max_workers: int | 
 
 
 def parsl_folder(site: Site, folder: str | Path) -> Path:
-    """Return the folder for Parsl's files: the sweep's folder, or another of the user's whose path is shell-safe.
+    """Return the folder for Parsl's files: the sweep's folder, or another user folder with a shell-safe path.
 
-    Raise UserError, before any work, if there is none, or if the path of this Python is not shell-safe on a cluster.
+    Raise UserError, before any work, if there is none, or on a cluster if this Python's path is not shell-safe.
     """
     if site.scheduler in CLUSTERS and not PLAIN.fullmatch(str(Path(sys.executable).parent)):
         raise UserError(
@@ -202,7 +202,7 @@ def parsl_folder(site: Site, folder: str | Path) -> Path:
         return Path(folder) / "parsl"
     name = f"tinymem-parsl-{files.digest({'folder': str(Path(folder).absolute())})}"
     places = [Path(folder).absolute() / "parsl", Path.home() / ".cache" / "tinymem" / name]
-    if site.scheduler == "local":  # on a cluster the nodes must see the folder
+    if site.scheduler == "local":  # on a cluster, the nodes must see the folder
         places.append(Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}")
     for place in places:
         if PLAIN.fullmatch(str(place)):
@@ -274,7 +274,7 @@ def _shell_command(name: str) -> str:
 
 
 class StartWatch:
-    """A hook that Parsl calls on an executor's blocks every few seconds; it fails all jobs if no worker starts.
+    """A hook that Parsl calls on an executor's blocks every few seconds. It fails all jobs if no worker starts.
 
     Parsl's own hook gives up only if a block fails. It would wait forever for a block that ends without an error, or
     that runs without a worker. seconds: limit for the first worker of a running block.
@@ -304,7 +304,7 @@ class StartWatch:
 
 
 class NoWorker(Exception):
-    """The error if no worker starts, with the reason in one line."""
+    """No worker has started. The message is the reason, in one line."""
 
 
 def _said(state: Any) -> str:
@@ -352,12 +352,12 @@ def _provider(site: Site) -> Any:
 
 
 def _cores() -> int:
-    """Return the cores of this machine that this process may use: a scheduler's job has a part of them."""
+    """Return the number of cores that this process may use: a scheduler's job gets only some of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _visible_gpus() -> list[str]:
-    """Return the GPUs of this machine that this process may use, without loading torch."""
+    """Return the GPUs that this process may use, without loading torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         names = map(str.strip, os.environ["CUDA_VISIBLE_DEVICES"].split(","))
         return list(dict.fromkeys(takewhile(GPU.fullmatch, names)))  # CUDA stops reading at the first invalid word

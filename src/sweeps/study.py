@@ -1,7 +1,7 @@
 """The study's models as data, full and small: their settings, regularizers, and the epochs to unlearn.
 
-A grid maps settings to their values; a value that is a mapping sets several at once. The small grids plant shorter
-sequences in less data, so that a model memorizes them within seconds; no published number uses them.
+A grid maps settings to their values; a value that is a mapping sets several settings at once. The small grids plant
+shorter sequences in less data, so that a model memorizes them within seconds. No published number uses them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ SMALL = (
     Study({**_SMALL_GRID, "artifact": ("backdoor",), "seed": (0, 1)}, (8,)),
 )
 
-# The study's values of each regularizer, trained on the models of REGULARIZED.
+# The study's values of each regularizer, used with the models of REGULARIZED.
 REGULARIZERS: tuple[Grid, ...] = (
     {"spectral_reg": (True,), "lam": (0.001, 0.01, 0.1)},
     {"truncate_loss": (True,), "dropc": (0.01, 0.05, 0.1)},
@@ -71,7 +71,7 @@ def models(study: Study) -> list[RunSettings]:
 
 
 def regularized(study: Study, small: bool) -> list[RunSettings]:
-    """Return the settings of every model of a study with every regularizer, one at a time, at each of its values."""
+    """Return the settings of every model of a study with each value of each regularizer, one regularizer at a time."""
     grids = SMALL_REGULARIZERS if small else REGULARIZERS
     return [
         run_settings({**values, **more})
@@ -82,7 +82,7 @@ def regularized(study: Study, small: bool) -> list[RunSettings]:
 
 
 def run_settings(values: Mapping[str, Any]) -> RunSettings:
-    """Return a run's settings from setting -> value; for text with its corpus filled in, as in the run's record."""
+    """Return a run's settings from a mapping. For text, the corpus is filled in, as in the run's record."""
     settings = RunSettings.from_flat(values)
     return replace(settings, data=_resolved(settings.data))
 

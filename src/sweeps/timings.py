@@ -1,4 +1,4 @@
-"""How long commands took, so that a dry run can say how long the rest will take."""
+"""Durations of finished commands, from which a dry run estimates how long the rest will take."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Kind = tuple[str, str, bool]  # script, group, whether it attacks
 
 
 def note(folder: str | Path, job: Job, runs: int, seconds: float) -> None:
-    """Append how long a command took. runs: the records that it was asked for."""
+    """Append the duration of a command. runs: the number of records it had to write."""
     script, group, attacked = kind(job)
     line = json.dumps(dict(script=script, group=group, attacked=attacked, runs=runs, seconds=round(seconds, 1))) + "\n"
     try:
         descriptor = os.open(Path(folder) / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            os.write(descriptor, line.encode())  # in one piece, also beside others
+            os.write(descriptor, line.encode())  # a single write, since other processes may append too
         finally:
             os.close(descriptor)
     except OSError:
@@ -29,7 +29,7 @@ def note(folder: str | Path, job: Job, runs: int, seconds: float) -> None:
 
 
 class Timings:
-    """Durations of commands by kind. Lines that cannot be read are left out."""
+    """Durations of commands by kind. Unreadable lines are left out."""
 
     def __init__(self, *folders: str | Path) -> None:
         self._seconds: dict[Kind, list[float]] = {}
@@ -45,12 +45,13 @@ class Timings:
 
     @property
     def count(self) -> int:
-        """The number of commands that were timed."""
+        """The number of timed commands."""
         return sum(map(len, self._seconds.values()))
 
     def expected(self, job: Job) -> float | None:
-        """Return the mean seconds of the commands most like this one: same script, group and attacks; else same script
-        and attacks; else any. None without any.
+        """Return the mean seconds of the commands most like this one; None if nothing was timed.
+
+        Most alike: same script, group and attacks; else same script and attacks; else any command.
         """
         script, group, attacked = kind(job)
         likeness = (
@@ -71,5 +72,5 @@ class Timings:
 
 
 def kind(job: Job) -> Kind:
-    """Return what a command's duration depends on."""
+    """Return the kind of a job, which determines its duration."""
     return job.words[0], job.group, bool(job.attacks)

@@ -1,9 +1,9 @@
 """`python with_parent.py PID COMMAND ...` becomes COMMAND and receives SIGTERM when its parent PID ends.
 
-So the run of a killed worker and the helpers of a killed driver end with it. This works on Linux; elsewhere COMMAND
-runs to its end. COMMAND gets its own session: Ctrl-C in a terminal reaches every process of a session's foreground
-group, and a driver whose helper it ends would wait for ever. This file imports nothing of the package, so it takes
-milliseconds.
+The runs of a killed worker and the helpers of a killed driver thus end with it. This works only on Linux; elsewhere
+COMMAND runs to its end. COMMAND gets its own session: Ctrl-C in a terminal reaches every process in the foreground
+group, and a driver would wait forever for a helper that it ended. This file imports nothing from the package, so it
+takes milliseconds.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h; kept over exec
 
 def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
-    with contextlib.suppress(PermissionError):  # it already leads a session
+    with contextlib.suppress(PermissionError):  # this process already leads a session
         os.setsid()
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
