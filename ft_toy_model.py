@@ -2,10 +2,10 @@
 
     python ft_toy_model.py --model_path runs/NAME/epoch_50 --ft_data clean
 
-Data and model settings come from the checkpoint; a flag that contradicts them is an error.
-The optimizer starts from scratch with the settings of the model's training; regularizers are not applied. A model
-trained with example-tied dropout is fine-tuned as it is evaluated, with its memory channels off.
-An interrupted run resumes with the same command; --ft_epochs may be raised.
+Data and model settings come from the checkpoint; a flag that contradicts them is an error. The optimizer starts from
+scratch with the settings of the model's training, without regularizers. A model trained with example-tied dropout is
+fine-tuned as it is evaluated: with its memory channels off.
+The same command resumes an interrupted run; --ft_epochs may be raised.
 """
 
 from tinymem import cli
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
 
 
 def check_no_sinks(arguments: argparse.Namespace) -> None:
-    """Raise UserError if memorization sinks are asked for: fine-tuned models memorize in the neurons that all share."""
+    """Raise UserError if memorization sinks are requested: fine-tuned models memorize in the shared neurons."""
     for field in fields(sinks.Settings):
         if hasattr(arguments, field.name):
             raise UserError(
@@ -94,7 +94,7 @@ def main() -> None:
         done = not arguments.force and find_run(folder, identity)
         data = None if done else load_data(path, model, settings, finetuning, arguments.data_dir)
     with prepared_run(folder, marker, arguments.force) as run:
-        if found := find_run(run, identity):  # also a run from before the training finished, without a parent
+        if found := find_run(run, identity):  # includes a run from before the training finished, which has no parent
             identity = found
             print(f"{run}: finished before (--force repeats it)", file=sys.stderr)
         else:
@@ -114,7 +114,7 @@ def training_run(checkpoint: Path, settings: RunSettings) -> str | None:
 
 
 def load_data(path: Path, model, settings: RunSettings, finetuning: FinetuneSettings, cache: str) -> tuple:
-    """Return the fine-tuning set and the tokenizer. Raise UserError for data that is missing or not the model's."""
+    """Return the fine-tuning set and the tokenizer. Raise UserError for data that is missing or of another model."""
     dataset = finetuning_dataset(load_dataset(settings.data, cache), finetuning.ft_data)
     check_vocabulary(model, dataset.vocabulary_size, path)
     return dataset, load_tokenizer(settings.data, cache)

@@ -3,8 +3,8 @@
     python memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --epochs 50 --dtype auto
     python memorization_in_toy_models.py --n_layers 2 --epochs 100 --spectral_reg --lam 0.01
 
-With --twin it trains the never-planted twin of the same run: what forgetting is measured against.
-An interrupted run resumes with the same command; --epochs may be raised. Regularizers can be combined.
+With --twin it trains the run's never-planted twin, which forgetting is measured against. The same command resumes an
+interrupted run; --epochs may be raised. Regularizers can be combined.
 """
 
 from tinymem import cli

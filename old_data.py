@@ -3,8 +3,8 @@
     python old_data.py --data_name increment --backdoor --seed 0
     python old_data.py --data_name wiki --corpus builtin --duplicate
 
-It prints the sizes, an artifact above its clean twin with the differences marked, and how many artifacts differ from
-their clean twin inside the measured window.
+It prints the sizes of the data, an artifact below its clean twin with the differences marked, and how many artifacts
+differ from their clean twin in the measured window.
 """
 
 from tinymem import cli
@@ -65,7 +65,7 @@ def measured_text(dataset: MemorizationDataset) -> str:
 
 
 def side_by_side(artifact: Artifacts, dataset: MemorizationDataset, decode: Decoder) -> str:
-    """Return clean and planted text, token above token, with prompt, measured window and differences marked."""
+    """Return clean and planted text, aligned by token, with prompt, measured window and differences marked."""
     end, lines, width = int(artifact.prompt_end[0]), [], LINE_WIDTH
     for position, pair in enumerate(zip(artifact.clean[0].tolist(), artifact.planted[0].tolist())):
         clean, planted = (decode([token]) for token in pair)

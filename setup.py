@@ -14,7 +14,7 @@ OUTSIDE = runpy.run_path("src/scripts/__init__.py")["OUTSIDE"]
 
 
 class BuildWithScripts(build_py):
-    """Adds the scripts outside src/ as modules of tinymem.scripts, so that `tinymem` needs no repository."""
+    """Adds the scripts outside src/ as modules of tinymem.scripts, so that `tinymem` works without the repository."""
 
     def find_package_modules(self, package, package_dir):
         modules = super().find_package_modules(package, package_dir)

@@ -1,6 +1,6 @@
-"""The process in which baselines run as they come: allocator settings hold for a whole process and cannot be undone.
+"""The process in which baselines run as they come, since allocator settings apply to a whole process for good.
 
-`run.py` starts it and asks it for one call after the other, in turn with its own, so that both see the same machine.
+`run.py` starts it and alternates its calls with its own, so that both see the same machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cases import all_cases
 
 
 class Elsewhere:
-    """The other end: starts this script and asks it. A context manager; the process ends with it."""
+    """The other end: starts this script and sends requests. A context manager, which ends the process."""
 
     def __init__(self, quick: bool):
         command = [sys.executable, __file__, *(["--quick"] if quick else [])]
@@ -48,12 +48,12 @@ def main() -> None:
     device = cli.resolve_device("cpu")
     builders = all_cases(QUICK if parser.parse_args().quick else Sizes(), device)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever is printed goes to stderr, so that answers stay alone
+    os.dup2(2, 1)  # prints go to stderr, so that stdout has only answers
     name, case = None, None
     for line in sys.stdin:
         asked, variant = json.loads(line)
         if asked != name:
-            case = None  # frees the last one before the next is built
+            case = None  # frees the last case before the next is built
             name, case = asked, builders[asked]()
         print(timing.seconds(case.variants[variant], device), file=answers)
 

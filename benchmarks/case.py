@@ -1,4 +1,4 @@
-"""What is compared: a case, its sizes, and the floating-point operations that it cannot do without."""
+"""Cases to compare: their sizes, and the floating-point operations that they require."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ INNER = 4 * WIDTH
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured. Of recipes that take minutes a stated share of the work is done, and scaled linearly.
+    """How much is measured. Recipes that take minutes do only a stated share of the work, which is scaled linearly.
 
     layers, batch, batches    of training
     text_batch                sequences in a step of the text model
-    memorized, generated      sequences to check, and those that the recipe really generates
-    forget, few              sequences to unlearn, and those that Zero-Out and IG get at a time
-    neurons, positions        Zero-Out's neurons and IG's positions that the recipe does
-    gradients, updates        OBS's gradients, and those that the recipe adds
+    memorized, generated      sequences to check, and how many of them the recipe generates
+    forget, few              sequences to unlearn, and how many Zero-Out and IG get at a time
+    neurons, positions        Zero-Out's neurons and IG's positions that the recipe processes
+    gradients, updates        OBS's gradients, and how many the recipe adds
     main, extra               sequences built of the main task and of each extra task
     repeats, budget           rounds, and seconds after which a case begins no further round
     """
@@ -57,14 +57,14 @@ QUICK = Sizes(
 class Case:
     """One row.
 
-    work       what one unit of work is, in words
+    work       a description of one unit of work
     variants   "recipe", "stock", "ours" and any others: functions that do the work, or a share of it
-    shares     of the variants that do only a share of it: which
-    elsewhere  the variants that are measured as they come too: in a process whose allocator is left alone
-    flops, bytes   that the work cannot do without; 0 where no limit is claimed
-    dtype      in which ours multiplies, "float32" or "bfloat16"
+    shares     the shares of variants that do only a part of the work
+    elsewhere  the variants that are also measured as they come, in a process with the default allocator
+    flops, bytes   that the work requires; 0 if no limit is claimed
+    dtype      precision of our matrix products, "float32" or "bfloat16"
     goal, goal_same_allocator, goal_share   what ratio, ratio_same_allocator and share_of_limit should reach, or None
-    tokens     in one unit of work, where tokens a second mean something
+    tokens     in one unit of work, if tokens per second are meaningful
     """
 
     work: str
@@ -84,21 +84,21 @@ Builder = Callable[[], Case]
 
 
 def block_flops(positions: int, length: int = CONTEXT) -> float:
-    """Return a block's forward pass: four attention matrices and two of the MLP, and attention over the whole context."""
+    """Return the operations of a block's forward pass: four attention and two MLP matrices, and full attention."""
     return positions * (24.0 * WIDTH**2 + 4.0 * length * WIDTH)
 
 
 def head_flops(positions: int, vocabulary: int = VOCABULARY) -> float:
-    """Return the output layer's forward pass."""
+    """Return the operations of the output layer's forward pass."""
     return 2.0 * positions * WIDTH * vocabulary
 
 
 def forward_flops(rows: int, layers: int, vocabulary: int = VOCABULARY) -> float:
-    """Return a forward pass on whole sequences."""
+    """Return the operations of a forward pass on whole sequences."""
     positions = rows * CONTEXT
     return layers * block_flops(positions) + head_flops(positions, vocabulary)
 
 
 def mask_flops(rows: int, layers: int) -> float:
-    """Return a forward and backward pass that needs the gradients of MLP weights only."""
+    """Return the operations of a forward and backward pass that needs only the gradients of MLP weights."""
     return 2 * forward_flops(rows, layers) + layers * 16.0 * WIDTH**2 * rows * CONTEXT

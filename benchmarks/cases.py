@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 
 
 def all_cases(sizes: Sizes, device: torch.device) -> dict[str, Builder]:
-    """name -> function that builds the case."""
+    """Return name -> function that builds the case."""
     return training_cases(sizes, device) | unlearning_cases(sizes, device) | data_cases(sizes)

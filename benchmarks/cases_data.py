@@ -12,7 +12,7 @@ from tinymem.data.settings import DataSettings
 
 
 def data_cases(sizes: Sizes) -> dict[str, Builder]:
-    """name -> builder."""
+    """Return name -> builder."""
     return {"building_data": partial(_building, sizes=sizes)}
 
 

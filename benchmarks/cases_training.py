@@ -20,7 +20,7 @@ BFLOAT16_GOALS = dict(goal=3.0, goal_same_allocator=2.0, goal_share=0.55)
 
 
 def training_cases(sizes: Sizes, device: torch.device) -> dict[str, Builder]:
-    """name -> builder. In bfloat16 only where the device has instructions for it: elsewhere no one would train so."""
+    """Return name -> builder. bfloat16 only if the device has instructions for it: otherwise nobody would use it."""
     case, dtype = partial(_case, device), auto_precision(device)
     cases: dict[str, Builder] = {}
     for layers in sizes.layers:
@@ -42,7 +42,7 @@ def number_model(layers: int, device: torch.device, vocabulary: int = VOCABULARY
 
 
 def random_tokens(rows: int, vocabulary: int = VOCABULARY) -> torch.Tensor:
-    """Return token ids (rows, CONTEXT), the same each time."""
+    """Return token ids (rows, CONTEXT), the same at every call."""
     return torch.randint(vocabulary, (rows, CONTEXT), generator=torch.Generator().manual_seed(0))
 
 
@@ -76,7 +76,7 @@ def _case(
 
 
 def _recipe_step(model, tokens: torch.Tensor, batch: int, attention: str, bfloat16: bool = False):
-    made = []  # at the first call: a process that does not measure this variant does not pay for it
+    made = []  # made at the first call, so that only processes that measure this variant pay for it
 
     def step() -> float:
         if not made:

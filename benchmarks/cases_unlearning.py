@@ -1,4 +1,4 @@
-"""Measuring memorization, and the unlearning methods."""
+"""Cases of measuring memorization and of the unlearning methods."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYERS, PROMPT, CONTINUATION, STEPS, RATIO, BATCH = 2, 50, 50, 10, 0.3, 64
 
 
 def unlearning_cases(sizes: Sizes, device: torch.device) -> dict[str, Builder]:
-    """name -> builder."""
+    """Return name -> builder."""
     builders = {
         "memorization": _memorization,
         "finding": _finding,
@@ -49,7 +49,7 @@ def new_artifacts(tokens: torch.Tensor) -> Artifacts:
 
 
 def new_task(forget: int, retain: int = 1) -> UnlearningTask:
-    """Random sequences to forget and to keep."""
+    """Return a task with random sequences to forget and to retain."""
     tokens = random_tokens(forget + retain)
     return UnlearningTask(
         new_artifacts(tokens[:forget]), tokens[forget:], new_artifacts(tokens[:0]), continuation=CONTINUATION
@@ -57,7 +57,7 @@ def new_task(forget: int, retain: int = 1) -> UnlearningTask:
 
 
 def _models(device: torch.device, layers: int = LAYERS) -> tuple:
-    """Return our model, the recipe's and the best stock one, with the same weights."""
+    """Return our model, the recipe's and the best stock model, with the same weights."""
     model = number_model(layers, device).eval()
     return model, stock_copy(model, "eager"), stock_copy(model, "sdpa")
 
@@ -84,7 +84,7 @@ def _memorization(device: torch.device, sizes: Sizes) -> Case:
 
 
 def _finding(device: torch.device, sizes: Sizes) -> Case:
-    """Every offset of one document, of which nothing is memorized: a window fails at its first tokens."""
+    """Search every offset of a document of which nothing is memorized: every window fails at its first tokens."""
     ours, eager, sdpa = _models(device, 4)
     windows = cut_windows([random_tokens(sizes.memorized // 50).flatten().numpy()], PROMPT + CONTINUATION, 1)
     rows = windows.rows(torch.arange(len(windows))).long()

@@ -1,9 +1,9 @@
-"""Fails when the library has become slower against the recipe than the committed results say.
+"""Fail if the library has become slower, relative to the recipe, than in the committed results.
 
-    python benchmarks/check.py               measures anew, 15 minutes
+    python benchmarks/check.py               measures again, 15 minutes
     python benchmarks/check.py FRESH.json    compares a results file of `run.py --output FRESH.json`
 
-Ratios are compared, not seconds, so that the machine matters little. Too noisy for continuous integration.
+Ratios are compared, not seconds, so the machine matters little. Too noisy for continuous integration.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TOLERANCE = 0.25
 def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row per ratio: name, committed, fresh, change in percent, and whether it fell by more than TOLERANCE.
 
-    What was measured in different precisions, since one of the devices has no instructions for bfloat16, is not compared:
-    fresh and percent are None. Raise UserError if the two are not comparable, or a row is missing.
+    Rows measured in different precisions, because only one device has instructions for bfloat16, are not compared:
+    fresh and percent are None. Raise UserError if the results are not comparable, or a row is missing.
     """
     check_comparable(fresh["settings"], fresh["environment"]["device"], committed)
     before, now = ({row["name"]: row for row in results["rows"] if "ratio" in row} for results in (committed, fresh))
@@ -48,7 +48,7 @@ def fallen(fresh: dict[str, Any], committed: dict[str, Any]) -> list[dict[str, A
 
 
 def check_comparable(settings: dict[str, Any], device: str, committed: dict[str, Any]) -> None:
-    """Raise UserError unless results with these settings have the committed ones' sizes and kind of device."""
+    """Raise UserError unless these settings have the sizes and kind of device of the committed results."""
     kinds = [name.partition(":")[0] for name in (device, committed["environment"]["device"])]
     if kinds[0] != kinds[1]:
         raise UserError(f"not comparable: measured on {kinds[0]}, the committed results on {kinds[1]}")
@@ -61,7 +61,7 @@ def check_comparable(settings: dict[str, Any], device: str, committed: dict[str,
 def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("fresh", nargs="?", help="results to check (default: measure now)")
-    parser.add_argument("--committed", help="results to check against (default: those of such a machine, with "
+    parser.add_argument("--committed", help="results to check against (default: those of a similar machine, with "
                         "instructions for bfloat16 or without)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="where to measure: auto, cpu, cuda ... (default: auto)")
     arguments = parser.parse_args()
@@ -85,7 +85,7 @@ def read(path) -> dict[str, Any]:
 
 
 def measure_now(device_name: str, committed: dict[str, Any]) -> dict[str, Any]:
-    """Return fresh results at the committed ones' sizes. Raise UserError, before any work, if they do not compare."""
+    """Return fresh results at the committed sizes. Raise UserError, before any work, if they are not comparable."""
     import run
 
     from tinymem import allocator
@@ -98,7 +98,7 @@ def measure_now(device_name: str, committed: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_read(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content as from a file: lists for tuples."""
+    """Return the content as read from a file: tuples become lists."""
     return json.loads(json.dumps(content))
 
 

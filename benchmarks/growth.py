@@ -1,9 +1,9 @@
-"""What cost and peak memory grow with: layers, width, sequences in a step, forget set, ratio.
+"""Measure how cost and peak memory grow with layers, width, sequences in a step, forget set, and ratio.
 
     python benchmarks/growth.py            minutes on two CPU cores; writes growth.json, growth.png and growth.pdf here
-    python benchmarks/growth.py --quick    seconds, small sizes; writes only where --output says
+    python benchmarks/growth.py --quick    seconds, small sizes; writes only to --output
 
-Peak memory is that of the process, less what it held before. Dotted lines are in proportion to the work.
+Peak memory is that of the process, minus what it held before. Dotted lines are proportional to the work.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(device: torch.device, quick: bool) -> list[Row]:
-    """Return a row a point: axis, its value, what was done, seconds, peak memory in GB, and how the work grows."""
+    """Return a row per point: axis, its value, the work, seconds, peak memory in GB, and how the work grows."""
     points = list(_points(device, quick))
     rows = []
     with cli.Display("growth", len(points), "point") as display:
@@ -61,7 +61,7 @@ def measure(device: torch.device, quick: bool) -> list[Row]:
             run()
             took, peaks = [], []
             for _ in range(1 if quick else 3):
-                took.append(timing.seconds(run, device))  # before `measured`, which gives freed memory back
+                took.append(timing.seconds(run, device))  # before `measured`, which returns freed memory
                 before = _resident(device)
                 with measured(device) as cost:
                     run()
@@ -124,7 +124,7 @@ def _balanced_subnet(device: torch.device, ratio: float) -> Callable[[], Any]:
 
 
 def _resident(device: torch.device) -> float:
-    """GB held now. On a CPU a new peak, with freed memory given back first."""
+    """Return the GB held now. On a CPU, return freed memory first and reset the peak."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 1e9
     with measured(device) as cost:
@@ -133,7 +133,7 @@ def _resident(device: torch.device) -> float:
 
 
 def draw(rows: list[Row], path: str | Path) -> list[Path]:
-    """Draw seconds above and memory below, one column for each axis; both scales are logarithmic."""
+    """Draw seconds above and memory below, one column per axis. Both scales are logarithmic."""
     axes = list(dict.fromkeys(row["axis"] for row in rows))
     from matplotlib.figure import Figure
 
@@ -145,7 +145,7 @@ def draw(rows: list[Row], path: str | Path) -> list[Path]:
             points = [row for row in rows if row["axis"] == axis and row["work"] == work]
             values = [row["value"] for row in points]
             for panel, name in zip(panels[:, column], ("seconds", "peak_memory_gb")):
-                # The scale is logarithmic; a point may take no memory that could be seen.
+                # The scale is logarithmic, and a point may take no measurable memory.
                 heights = [max(row[name], 1e-3) for row in points]
                 panel.plot(values, heights, marker=marker, linestyle=line, color="0.15", markersize=4, label=work)
             first = points[0]

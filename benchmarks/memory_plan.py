@@ -1,10 +1,10 @@
-"""Planned against measured peak memory of the unlearning methods, and what large models will take.
+"""Compare planned and measured peak memory of the unlearning methods, and plan large models.
 
     python benchmarks/memory_plan.py                 measure random models of Pythia's shapes on the CPU (minutes)
     python benchmarks/memory_plan.py --table         the plans of models up to 8B as a Markdown table (no measuring)
 
-Every method runs on a few sequences of 80 tokens in a process of its own; what the process took before the model was
-made is subtracted. Writes benchmarks/memory_plan.json; with --shape, only the rows measured now are replaced there.
+Every method runs on a few sequences of 80 tokens in its own process. Memory that the process held before making the
+model is subtracted. Writes benchmarks/memory_plan.json; with --shape, only the rows measured now are replaced.
 """
 
 from tinymem import cli
@@ -31,7 +31,7 @@ from tinymem.records.record import environment, measured
 
 SIZES = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)
 SMALL = "small"  # 21M parameters: for the test suite
-# Models, methods, and whether freed memory is kept, as it is where there is plenty (see tinymem.allocator).
+# Models, methods, and whether freed memory is kept, as it is if there is plenty (see tinymem.allocator).
 MEASURED = (
     ("pythia-70m", tuple(STUDIED), False),
     ("pythia-70m", ("activations", "slimming", "durable", "balanced_subnet"), True),
@@ -40,13 +40,13 @@ MEASURED = (
 )
 KEY = ("model", "dtype", "method", "freed_memory")  # of a row
 PLANNED = ("durable", "balanced_subnet", "integrated_gradients")
-# The study's Pythia data: 505 memorized sequences, half of them held out, and random text to keep.
+# The study's Pythia data: 505 memorized sequences, half of them held out, and random text to retain.
 STUDY = Sizes(forget=252, retain=1632, length=80, prompt=32, microbatch=8)
-MEMORIES = (8, 16, 24, 40, 80, 141)  # GB, of GPUs in use
+MEMORIES = (8, 16, 24, 40, 80, 141)  # GB, of common GPUs
 
 
 def config_of(name: str):
-    """transformers' config of a shape."""
+    """Return transformers' config of a shape."""
     if name != SMALL:
         return known_config(name)
     from transformers import GPTNeoXConfig
@@ -57,13 +57,13 @@ def config_of(name: str):
 
 
 def case(name: str) -> tuple[Method, dict[str, int]]:
-    """Return the method of a name such as npo or, with changes of rank 8, npo:lora, and what is special about it."""
+    """Return the method and special settings of a name such as npo, or npo:lora for changes of rank 8."""
     method, _, form = name.partition(":")
     return METHODS[method], {"lora_rank": 8} if form == "lora" else {}
 
 
 def limited(method: Method, parameters: int, **special: Any) -> Any:
-    """Return hyper-parameters that reach the peak soon: a step on a batch of two microbatches, of an objective two."""
+    """Return hyper-parameters that reach the peak soon: a step (objectives: two) on a batch of two microbatches."""
     quick = dict(epochs=1, batch_size=16, ig_steps=2, num_grads=8, ratio=(0.1,), dtype="float32", unlearn_share=0.5)
     quick |= dict(steps=(2,), **special)
     if method.name == "greedy":
@@ -73,12 +73,12 @@ def limited(method: Method, parameters: int, **special: Any) -> Any:
 
 
 def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
-    """Do what a user's run does between loading and measuring the model. Zero-Out: a part of it with the same peak."""
+    """Do what a user's run does between loading and measuring the model (Zero-Out: a part with the same peak)."""
     watched(method, model, sizes, hp, ENOUGH if method.name == "zero_out" else None)
 
 
 def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:
-    """Return each method's seconds, and its peak in GB beside what the process took before the model was made."""
+    """Return each method's seconds, and its peak in GB above what the process held before the model was made."""
     from transformers import AutoModelForCausalLM
 
     allocator.use_huge_pages()  # as prod_grad.py does
@@ -107,7 +107,7 @@ def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[
 
 
 def measure(name: str, methods: list[str], dtype: str, kept: bool, together: bool) -> list[dict[str, Any]]:
-    """Return a row for each method: planned and measured peak, their ratio. together: measured in one process."""
+    """Return a row per method: planned and measured peak, and their ratio. together: measure in one process."""
     shape = shape_of(config_of(name), getattr(torch, dtype))
     cases = map(case, methods)
     hps = [(method, limited(method, shape.parameters, **special)) for method, special in cases]
@@ -139,7 +139,7 @@ def measure(name: str, methods: list[str], dtype: str, kept: bool, together: boo
 
 
 def table(dtype: str) -> str:
-    """Markdown: weights and peaks of the known models, and where all of it fits."""
+    """Return a Markdown table of weights and peaks of the known models, and the memory that fits all."""
     titles = ("Model", "parameters", "weights", *PLANNED, "fits in")
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for name in known_shapes():
@@ -154,7 +154,7 @@ def table(dtype: str) -> str:
 
 
 def fits(plans: list[Plan]) -> str:
-    """Return the smallest memory that holds every plan, with a tenth to spare."""
+    """Return the smallest memory that fits every plan with a tenth to spare."""
     needed = 1.1 * max(planned.peak for planned in plans) / GB
     return next((f"{size} GB" for size in MEMORIES if needed <= size), "several GPUs (--device_map auto)")
 
@@ -168,9 +168,9 @@ def main() -> None:
         "--methods", nargs="+", metavar="METHOD", help="with --shape: only these methods (default: all)"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32; with --table bfloat16")
-    parser.add_argument("--table", action="store_true", help="print the plans of large models as Markdown and end")
+    parser.add_argument("--table", action="store_true", help="print the plans of large models as Markdown and exit")
     parser.add_argument("--output", default=Path(__file__).with_suffix(".json"), help="where the figures are written")
-    parser.add_argument("--keep", action="store_true", help="with --shape: freed memory is kept, not returned")
+    parser.add_argument("--keep", action="store_true", help="with --shape: keep freed memory instead of returning it")
     parser.add_argument("--together", action="store_true", help="all methods in one process: quicker, less exact")
     parser.add_argument("--here", action="store_true", help="measure in this process and print JSON (used by itself)")
     arguments = parser.parse_args()

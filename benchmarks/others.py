@@ -1,4 +1,4 @@
-"""What has no recipe to compare with: start-up, what a training run spends outside its steps, where a step's time goes."""
+"""Measurements without a recipe to compare with: start-up, time outside the training steps, profile of a step."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tinymem.training.loop import measured_row, new_optimizer, training_step
 from tinymem.training.settings import TrainingSettings
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = '\nif __name__ == "__main__":\n    cli.run('  # how each of ours ends
-# What takes the time of a step: the first whose words occur in an operation's name.
+SCRIPT = '\nif __name__ == "__main__":\n    cli.run('  # how each of our scripts ends
+# Parts of a step's time: an operation belongs to the first part whose words occur in its name.
 KINDS = {
     "optimizer": ("adam",),
     "layer norm": ("layer_norm", "layernorm", "gammabeta"),
@@ -39,7 +39,7 @@ KINDS = {
 
 
 def startup(repeats: int) -> list[dict[str, Any]]:
-    """Return the seconds until `--help` is printed, of the slowest script, and until tinymem is imported."""
+    """Return the seconds until the slowest script prints its `--help`, and until tinymem is imported."""
     ours = (p for p in sorted(ROOT.glob("**/*.py")) if p.relative_to(ROOT).parts[0] not in (".venv", "tests", "build"))
     internal = "as_it_comes.py"  # only run.py starts it
     scripts = [path for path in ours if SCRIPT in path.read_text("utf-8") and path.name != internal]
@@ -60,9 +60,9 @@ def _median(repeats: int, *arguments: object) -> float:
 
 
 def outside_the_steps(device: torch.device, quick: bool) -> dict[str, float]:
-    """Return shares of a training run with default settings, in percent: data, evaluation, checkpoints, plots.
+    """Return percentages of a training run with default settings: data, evaluation, checkpoints, plots.
 
-    Each is measured once, a step three times, and the run is put together from them. quick: a tenth of the sequences.
+    Each part is measured once, a step three times, and the run is computed from these. quick: a tenth of the sequences.
     """
     settings = TrainingSettings()
     tenth = dict(num_7=2000, num_2=300, num_3=300, num_4=300, num_5=300, num_test=100, num_noise=100)
@@ -92,7 +92,7 @@ def outside_the_steps(device: torch.device, quick: bool) -> dict[str, float]:
 
 
 def profile(device: torch.device, dtype: str, batch: int) -> dict[str, float]:
-    """Where the time of a training step of two layers goes, in percent of the time in operations."""
+    """Return the profile of a training step with two layers, in percent of the time in operations."""
     from torch.profiler import ProfilerActivity, profile
 
     model, tokens = number_model(2, device).train(), random_tokens(batch).to(device)

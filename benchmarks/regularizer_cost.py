@@ -1,8 +1,8 @@
-"""What each regularizer adds to a training step: TinyMem with 2 layers, 128 sequences of 150 tokens.
+"""Measure what each regularizer adds to a training step: TinyMem with 2 layers, 128 sequences of 150 tokens.
 
     python benchmarks/regularizer_cost.py
 
-All variants take turns, step by step, in one process, so that whatever else the machine does hits them alike. Prints
+All variants take turns, step by step, in one process, so that other work on the machine affects them alike. Prints
 medians and writes benchmarks/regularizer_cost.json.
 """
 
@@ -34,9 +34,10 @@ PLAIN = "none"
 
 
 def stepper(switches: dict[str, Any], dtype: str, device: torch.device) -> Callable[[], float]:
-    """Return a function that does one training step of a model of its own and returns the seconds that it took.
+    """Return a function that does one training step of its own model and returns the seconds.
 
-    switches: the settings that switch regularizers on, the others at their defaults; empty for plain training. Steps cost the same at every strength.
+    switches: the settings that switch regularizers on; empty for plain training. Other settings keep their defaults,
+    since steps cost the same at every strength.
     """
     specials = dict(bos_token_id=10, eos_token_id=11, pad_token_id=13)
     model = new_model(ModelSettings(n_layers=LAYERS), VOCABULARY, CONTEXT, seed=0, **specials).to(device).train()
@@ -53,7 +54,7 @@ def stepper(switches: dict[str, Any], dtype: str, device: torch.device) -> Calla
 def measure(dtype: str, repeats: int, device: torch.device) -> list[dict[str, Any]]:
     """Return a row for plain training and one for each regularizer.
 
-    added_percent is the median over rounds of a step's time against the plain step of the same round.
+    added_percent is the median over rounds of a step's time relative to the plain step of the same round.
     """
     switches = {PLAIN: {}, **{entry.name: {entry.flags[0]: 1} for entry in REGULARIZERS}}
     steps = {name: stepper(values, dtype, device) for name, values in switches.items()}
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--output", help="results file (default: beside this script; with --quick none)")
     arguments = parser.parse_args()
     device, repeats = cli.resolve_device(arguments.device), 3 if arguments.quick else 21
-    precisions = sorted({auto_precision(device), "float32"})  # bfloat16 only where there are instructions for it
+    precisions = sorted({auto_precision(device), "float32"})  # bfloat16 only with instructions for it
     allocator.keep_freed_memory()
     rows = [row for dtype in precisions for row in measure(dtype, repeats, device)]
     settings = {"n_layers": LAYERS, "batch_size": BATCH, "max_ctx": CONTEXT, "repeats": repeats}

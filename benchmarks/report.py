@@ -1,4 +1,4 @@
-"""The committed results, and from results to a table in the terminal and to README.md."""
+"""The committed results, and results as a table in the terminal and as README.md."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tinymem import cli, files
 from tinymem.records.table import markdown
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.json"  # of a machine with instructions for bfloat16; README.md is made from it
-FLOAT32 = HERE / "results_float32.json"  # of one without: it has fewer rows, and other ratios
+RESULTS = HERE / "results.json"  # from a machine with instructions for bfloat16; README.md is made from it
+FLOAT32 = HERE / "results_float32.json"  # from a machine without them: fewer rows, other ratios
 Results = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
 
 def committed(auto_dtype: str) -> Path:
-    """Return the committed results of machines where `--dtype auto` is this type."""
+    """Return the file of committed results from machines where `--dtype auto` is this type."""
     return RESULTS if auto_dtype == "bfloat16" else FLOAT32
 
 
@@ -37,24 +37,24 @@ SEARCHES = {
 }
 HEAD = """# Benchmarks
 
-Written by `python benchmarks/run.py` from [results.json](results.json); not to be edited.
+Written by `python benchmarks/run.py` from [results.json](results.json); do not edit.
 
 ```bash
 make bench                                # all of this, under 15 minutes on two CPU cores
 python benchmarks/run.py --quick          # small sizes, under 2 minutes, noisy
 python benchmarks/run.py --device cuda    # on a GPU
-python benchmarks/check.py                # measures anew; fails where a ratio fell by more than 25 %
+python benchmarks/check.py                # measures again; fails if a ratio fell by more than 25 %
 python benchmarks/growth.py               # cost and peak memory against layers, width, sequences, ratio
 python benchmarks/regularizer_cost.py     # what each regularizer adds to a training step
 ```
 
-The *recipe* is the study's, written anew in [recipe/](recipe): stock GPT-2 with eager attention in float32, a
+The *recipe* is the study's, rewritten in [recipe/](recipe): stock GPT-2 with eager attention in float32, a
 DataLoader over Python lists, generation without a cache to measure memorization, loops over neurons and positions,
 sequential Fisher updates, full sorts. *Stock* is the best that transformers offers: fused (`sdpa`) attention, fused
-AdamW, generation with a cache, in the precision of ours (Subnet, BalancedSubnet: in float32). All take turns in one run;
-shown are medians, in seconds for one unit of work. The recipe runs as it comes in a process of its own; *same allocator*
-means in a process that keeps freed memory, as the library's scripts do (`src/allocator.py`). bfloat16 is measured where
-the device has instructions for it. tests/benchmarks checks that both compute the same.
+AdamW, generation with a cache, in the precision of ours (Subnet, BalancedSubnet: in float32). All take turns in one run.
+The tables show medians, in seconds for one unit of work. The recipe runs as it comes in its own process; *same allocator*
+means in a process that keeps freed memory, as the library's scripts do (`src/allocator.py`). bfloat16 is measured if the
+device has instructions for it. tests/benchmarks checks that the recipe and the library compute the same.
 """
 
 
@@ -91,26 +91,25 @@ def _comparison(rows: Rows) -> str:
     ]
     header = ["", "recipe s", "stock s", "ours s", "recipe / ours", "same allocator", "share of the limit"]
     limit = (
-        "\nThe limit is the work that cannot be avoided at the rate of a large square matrix product, measured in the same "
-        "rounds in the precision of ours. Attention is counted over the whole context, as is usual; ours leaves out the "
-        "third of it that lies behind the last query of a block. A goal that is "
-        "missed stands in parentheses behind its figure.\n"
+        "\nThe limit is the time of the unavoidable work at the rate of a large square matrix product, measured in the same "
+        "rounds in the precision of ours. Attention is counted over the whole context, as is usual; ours skips the third "
+        "of it that comes after the last query of a block. A goal that is missed follows its figure in parentheses.\n"
     )
     return "## Against the recipe\n\n" + _table(header, lines) + limit
 
 
 def _shares(rows: Rows) -> str:
-    """Which figures are scaled."""
+    """Return a sentence on the scaled figures."""
     texts = [
         f"`{row['name']}` {', '.join(f'{variant} {share:.3%}' for variant, share in row['shares_measured'].items())}"
         for row in rows
         if row["shares_measured"]
     ]
-    return "Of long work only a share was done and scaled linearly: " + "; ".join(texts) + ".\n" if texts else ""
+    return "Only a share of long work was done, and scaled linearly: " + "; ".join(texts) + ".\n" if texts else ""
 
 
 def _ingredients(rows: Rows) -> str:
-    """Return tokens per second of every variant of the training cases, as it comes and with the allocator kept warm."""
+    """Return tokens per second of every variant of the training cases, as it comes and with the same allocator."""
     lines = []
     for row in rows:
         speeds = row.get("tokens_per_second")
@@ -125,7 +124,7 @@ def _ingredients(rows: Rows) -> str:
 
 
 def _batch_sizes(rows: Rows) -> str:
-    """Return whether speed stays the same as batches grow."""
+    """Return a section on whether speed stays the same as batches grow."""
     rows = [row for row in rows if row["name"].startswith("training_batch")]
     if not rows:
         return ""
@@ -142,7 +141,7 @@ def _batch_sizes(rows: Rows) -> str:
 
 
 def _searches(rows: Rows) -> str:
-    """Return tokens of text per second of a search that looks at every one."""
+    """Return tokens of text per second of a search that tests every offset."""
     row = next((row for row in rows if row["name"] == "finding"), None)
     if row is None:
         return ""
@@ -153,7 +152,7 @@ def _searches(rows: Rows) -> str:
 
 
 def _others(results: Results) -> str:
-    """Start-up, time outside the steps, the profile of a step."""
+    """Return the sections on start-up, time outside the steps, and the profile of a step."""
     parts = []
     started = [row for row in results["rows"] if "goal_seconds" in row]
     if started:
@@ -190,7 +189,7 @@ def _number(value: float | None) -> str:
 
 
 def _goal(value: float | None, goal: float | None, form: str, sign: int = 1) -> str:
-    """Return the value, and the goal in parentheses where it is missed. sign -1: both were negated, less is better."""
+    """Return the value, and the goal in parentheses if it is missed. sign -1: both are negated, less is better."""
     if value is None:
         return ""
     missed = goal is not None and value < goal

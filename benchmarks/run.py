@@ -1,11 +1,11 @@
-"""The library against the study's recipe, the best stock alternative and the machine's limit, side by side in one run.
+"""Compare the library with the study's recipe, the best stock alternative and the machine's limit, in one run.
 
-    python benchmarks/run.py            under 15 minutes on two CPU cores; writes results.json and README.md here, on a
-                                        machine without instructions for bfloat16 results_float32.json
-    python benchmarks/run.py --quick    under 2 minutes: small sizes, noisy; writes only where --output says
+    python benchmarks/run.py            under 15 minutes on two CPU cores; writes results.json and README.md here, or
+                                        results_float32.json on a machine without instructions for bfloat16
+    python benchmarks/run.py --quick    under 2 minutes: small sizes, noisy; writes only to --output
 
-Whatever is compared takes turns, round by round; medians are shown. The recipe is measured twice: as it comes, in a
-process of its own, and under the allocator settings that the library makes.
+Everything that is compared takes turns, round by round; medians are shown. The recipe is measured twice: as it comes,
+in its own process, and with the library's allocator settings.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ def main() -> None:
     print(report.terminal_table(results["rows"]))
     if whole or arguments.output:
         print(f"\nwritten: {files.write_json(output, results)}")
-    if whole and output.resolve() != report.FLOAT32.resolve():  # README.md shows rows that it lacks
+    if whole and output.resolve() != report.FLOAT32.resolve():  # README.md shows rows that this file lacks
         print(f"written: {report.write(results, output.with_name('README.md'))}")
 
 
 def sizes_on(device: torch.device, quick: bool) -> Sizes:
-    """Return what is measured on a device; a GPU takes deeper models too."""
+    """Return the sizes to measure on a device. A GPU gets deeper models, too."""
     if quick:
         return QUICK
     return Sizes(layers=(2, 4, 8, 16)) if device.type == "cuda" else Sizes()
 
 
 def settings_of(sizes: Sizes, quick: bool) -> dict[str, Any]:
-    """Return the settings as they stand in results.json."""
+    """Return the settings as stored in results.json."""
     return {"quick": quick, **dataclasses.asdict(sizes)}
 
 
 def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Everything that goes into results.json. only: names of rows, without what has no recipe; all when empty.
+    """Return the content of results.json. only: names of rows, without those that have no recipe; empty: all.
 
-    Raise UserError for a name that is no row.
+    Raise UserError for a name without a row.
     """
     builders = all_cases(sizes, device)
     for name in only:
@@ -84,7 +84,7 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
     about = {**environment(str(device)), "auto_dtype": auto_precision(device)}
     rows = []
     results = {"settings": settings_of(sizes, quick), "environment": about, "rows": rows}
-    # A GPU's memory comes from CUDA's caching allocator, which is nothing that we set.
+    # A GPU's memory comes from CUDA's caching allocator, which we do not set.
     elsewhere = Elsewhere(quick) if device.type == "cpu" else contextlib.nullcontext()
     with elsewhere as other, cli.Display("benchmark", len(chosen), "case") as display:
         for name, build in chosen.items():
@@ -105,7 +105,7 @@ def measure(device: torch.device, sizes: Sizes, quick: bool, only: tuple[str, ..
 def measure_case(
     name: str, case: Case, elsewhere: Elsewhere | None, sizes: Sizes, device: torch.device, bandwidth: float
 ) -> dict[str, Any]:
-    """Return a row of the results: medians in seconds of a whole unit of work, their ratios, the share of the limit."""
+    """Return a row of the results: median seconds of a whole unit of work, their ratios, and the share of the limit."""
     timers = {variant: partial(timing.seconds, run, device) for variant, run in case.variants.items()}
     if elsewhere is not None:
         timers |= {f"{v}{AS_IT_COMES}": partial(elsewhere.seconds, name, v) for v in case.elsewhere}

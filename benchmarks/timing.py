@@ -1,4 +1,4 @@
-"""Times functions in turn, so that whatever else the machine does hits them alike, and measures the machine's limits."""
+"""Time functions in turn, so that other work on the machine affects them alike, and measure the machine's limits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 Round = dict[str, float]
 MATRIX = {"cpu": 2048, "cuda": 8192}  # sides large enough to reach the peak rate
-COPY = {"cpu": 2**26, "cuda": 2**30}  # bytes; far more than any cache holds
+COPY = {"cpu": 2**26, "cuda": 2**30}  # bytes; far more than fits any cache
 
 
 def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock time of one call, a GPU's work included."""
+    """Return the wall-clock time of one call, including a GPU's work."""
     _wait(device)
     start = time.perf_counter()
     run()
@@ -26,10 +26,10 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
 def rounds(
     timers: Mapping[str, Callable[[], float]], repeats: int, warm_up: int = 1, budget: float = float("inf")
 ) -> list[Round]:
-    """Call every timer once a round and returns what they gave, a dict a round.
+    """Call every timer once per round and return the times, one dict per round.
 
-    repeats   rounds that count, after `warm_up` rounds that do not
-    budget    no round is begun after so many seconds; the first that counts is done all the same
+    repeats   rounds that count, after `warm_up` rounds that do not count
+    budget    no round begins after so many seconds, except the first that counts
     """
     done: list[Round] = []
     start = time.perf_counter()
@@ -46,7 +46,7 @@ def medians(done: list[Round]) -> Round:
 
 
 def matrix_product(device: torch.device, dtype: str) -> tuple[Callable[[], Any], float]:
-    """Return a large square matrix product, and its floating-point operations: what no training step can outrun."""
+    """Return a large square matrix product, and its floating-point operations: no training step is faster."""
     side = MATRIX[device.type]
     one = torch.randn(side, side, device=device, dtype=getattr(torch, dtype))
     out = torch.empty_like(one)
@@ -54,7 +54,7 @@ def matrix_product(device: torch.device, dtype: str) -> tuple[Callable[[], Any],
 
 
 def copying(device: torch.device) -> tuple[Callable[[], Any], float]:
-    """Copying a large tensor, and the bytes that it reads and writes."""
+    """Return a function that copies a large tensor, and the bytes that it reads and writes."""
     source = torch.zeros(COPY[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2.0 * source.numel()

@@ -1,15 +1,15 @@
-"""What curvature editing depends on: how much is kept, layers, matrices, labels, and the text of the factors.
+"""How curvature editing depends on its settings: share kept, layers, matrices, labels, and the text of the factors.
 
     python experiments/curvature.py                            the leaderboard's small models, 20 minutes on one core
     python experiments/curvature.py --models text --dry_run
     python experiments/curvature.py --models smollm2           a language model with planted passages: 40 minutes a seed
     python experiments/curvature.py --report                   only the tables, from the committed records
 
-Edits the leaderboard's models (taken from results/leaderboard, or trained) with K-FAC, one setting changed at a time, with
-K-FADE and SVD, on three seeds. Factors of text models also come from other text: presidential addresses or plays alone,
-without what is memorized, or random tokens. On a language model BalancedSubnet runs beside them: the committed
-leaderboard has none. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf, and per model the
-records. Started again, it does only what is missing. How these methods compare with others:
+Edits the leaderboard's models (taken from results/leaderboard, or trained) on three seeds: with K-FAC, one setting
+changed at a time, with K-FADE and with SVD. Factors of text models also come from other text: only presidential
+addresses or only plays, without memorized text, or random tokens. On a language model, which the committed leaderboard
+lacks, BalancedSubnet runs too. Writes results/curvature/: TABLES.md, curvature.csv, figure.png, figure.pdf, and the
+records of each model. When started again, it does only what is missing. For a comparison with other methods, see
 experiments/basic_train/compare_mitigations.py.
 """
 
@@ -59,7 +59,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {}, {"layers": "0"}, {"layers": "1"}, {"projections": "in"}, {"projections": "out"}, {"labels": "sampled"},
     {"cut": "variance"},
 )  # fmt: skip
-# The language model: K-FAC's authors edit the matrices into the neurons of three layers, at three quarters of the depth.
+# For the language model: K-FAC's authors edit the input matrices of three MLPs, at three quarters of the depth.
 DEEP = {"layers": "21,22,23", "projections": "in"}
 SLOW = dict(lr=0.15, batch_size=16, unlearn_share=0.5, epochs=3)  # BalancedSubnet's, as in experiments/demo_lm.py
 ON_LANGUAGE_MODEL: tuple[tuple[str, dict[str, Any]], ...] = (  # method, settings
@@ -69,24 +69,24 @@ ON_LANGUAGE_MODEL: tuple[tuple[str, dict[str, Any]], ...] = (  # method, setting
     ("balanced_subnet", {"ratio": (0.005,), **SLOW}),
     ("balanced_subnet", {"ratio": (0.005,), **SLOW, "unlearn_loss_cap": 1.5}),
 )
-USUAL = {"balanced_subnet": SLOW}  # what a setting's name leaves out, beside defaults
+USUAL = {"balanced_subnet": SLOW}  # settings that names leave out, besides defaults
 HELD_OUT = "percent_memorized_held_out"
 KEPT = "texts.json"  # digest of a text -> its name
 DEFAULT = "kfac, default"
-PANELS = {  # title -> settings beside the default
+PANELS = {  # title -> settings in addition to the default
     "layers and matrices": [
         f"kfac, {change}" for change in ("layers 0", "layers 1", "projections in", "projections out")
     ],
     "labels, cut, other methods": ["kfac, labels sampled", "kfac, cut variance", "svd, default", "kfade, default"],
     "text of the factors": [f"kfac, factors of {name}" for name in (*TEXTS, RANDOM)],
 }
-WIDEST = 100.0  # points or percent: what loses more is ruined
+WIDEST = 100.0  # points or percent: a model that loses more is ruined
 ABOUT = """\
-- Each cell: % of the held-out sequences that still come out; then what is lost ({unit}). Means of the seeds with the half
-  width of their 95 % interval (Student's t).
-- default: both matrices of every MLP, gold labels, factors from the retain set. Every other row changes what it says.
-- seconds: what one edit took, its factors included even where runs shared them, without measuring; mean of the row's runs,
-  on a CPU with other work: compare orders of magnitude.
+- Each cell: % of the held-out sequences that are still memorized; then the loss ({unit}). Means over the seeds, with the
+  half width of their 95 % interval (Student's t).
+- default: both matrices of every MLP, gold labels, factors from the retain set. Every other row names its changes.
+- seconds: time of one edit without measuring, including its factors even if runs shared them. Mean over the row's runs,
+  on a CPU with other work: compare only orders of magnitude.
 """
 
 
@@ -101,9 +101,9 @@ def parse() -> argparse.Namespace:
 
 
 def other_texts(bench: Bench, data_dir: str) -> dict[str, TokenSet]:
-    """Return rows like those of the training text, as many, from other text, by name. Only for text trained from scratch.
+    """Return as many rows as the training text's from other texts, by name. Only for text trained from scratch.
 
-    Rows that share text with a memory are left out: its directions would be kept.
+    Rows that share text with a memory are left out: they would keep its directions.
     """
     if not isinstance(bench, TrainedBench) or not bench.settings.data.is_text:
         return {}
@@ -122,7 +122,7 @@ def other_texts(bench: Bench, data_dir: str) -> dict[str, TokenSet]:
 
 
 def as_given(path: Path) -> str:
-    """Return a path as commands take it: relative where they start, so that records hold no path of this machine."""
+    """Return a path relative to where commands start, so that records hold no path of this machine."""
     return os.path.relpath(path) if Path.cwd() == scripts.home() else str(path)
 
 
@@ -140,7 +140,7 @@ def jobs_of(bench: Bench, common: Common, texts: Mapping[str, str]) -> Iterator[
 
 
 def edits(texts: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the edits of a model that is trained from scratch: method and settings. texts: as in `jobs_of`."""
+    """Yield the edits of a model trained from scratch: method and settings. texts: as in `jobs_of`."""
     of_texts = tuple({"factor_data": path} for path in texts.values())
     yield from (("kfac", {"rho": RHO, **change}) for change in (*CHANGES, *of_texts))
     yield from (("kfade", {"kl_budget": BUDGETS, **change}) for change in ({}, *of_texts))
@@ -148,7 +148,7 @@ def edits(texts: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what is missing, and copy the records to the output folder."""
+    """Run what is missing and copy the records to the output folder."""
     common, site = Common.of(arguments), find_site(arguments.site)
     for case in find_cases(arguments.models, small=True, trials=1, data_dir=arguments.data_dir):
         folder, jobs, names = Path(arguments.run_dir).absolute() / case.name, [], {}
@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def setting_of(record: Mapping[str, Any], texts: Mapping[str, str]) -> str:
-    """Return the method of a record and what differs from its defaults but for the strength."""
+    """Return a record's method and its settings that are not at their defaults, without the strength."""
     method, section = METHODS[record["method"]["name"]], record["method"]
     usual = {**method.unvaried(method.hyper_parameters()), **USUAL.get(method.name, {})}
     changed = {
@@ -180,7 +180,7 @@ def setting_of(record: Mapping[str, Any], texts: Mapping[str, str]) -> str:
 
 
 def rows_of(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return one row per setting and strength: means over the seeds, with the half widths of their intervals."""
+    """Return one row per setting and strength: means over the seeds with the half widths of their intervals."""
     before = {seed_of(record): record["results"] for record in records if record["kind"] == UNEDITED}
     groups: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
     for record in records:
@@ -201,7 +201,7 @@ def rows_of(records: Sequence[Mapping[str, Any]], texts: Mapping[str, str]) -> l
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], strength: str) -> str:
-    """Return the settings of one strength as a table: one column per value, and what an edit takes."""
+    """Return the settings of one strength as a table: one column per value, and the seconds of an edit."""
     by_setting: dict[str, dict[float, Mapping[str, Any]]] = {}
     for row in rows:
         if row["strength"] == strength:
@@ -216,29 +216,29 @@ def table_of(rows: Sequence[Mapping[str, Any]], strength: str) -> str:
 
 
 def always(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a line for each method about what the names of its settings leave out; empty if they leave out nothing."""
+    """Return a line for each method on what the names of its settings leave out; empty if nothing."""
     methods = {row["setting"].partition(",")[0] for row in rows}
     said = {name: ", ".join(f"{key} {value}" for key, value in usual.items()) for name, usual in USUAL.items()}
     return "".join(f"- {name}: always {words}.\n" for name, words in said.items() if name in methods)
 
 
 def cell_of(row: Mapping[str, Any]) -> str:
-    """Return what is still memorized and what is lost, in words."""
+    """Return what is still memorized and what is lost, as text."""
     shown = ((HELD_OUT, 0), ("lost", 1))
     return "; ".join(with_half_width(row[name], row[f"{name}_half_width"], digits) for name, digits in shown)
 
 
 def panels_of(model: str, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Sequence[str]]:
-    """Return the settings in the panels of a model, by their titles: of the language model all in one panel."""
+    """Return the settings in the panels of a model, by title. The language model has all in one panel."""
     if model != LANGUAGE_MODEL:
         return PANELS
     return {"all settings": [name for name in dict.fromkeys(row["setting"] for row in rows) if name != DEFAULT]}
 
 
 def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str, str]):
-    """Draw what is still memorized against what is lost: a row of panels per model, a line per setting. Return the figure.
+    """Draw memorization against loss of utility: a row of panels per model, a line per setting. Return the figure.
 
-    units: of the loss, by model.
+    units: units of the loss, by model.
     """
     figure, grid = new_grid(len(by_model), len(PANELS), 3.6, 2.9)
     for axes, (model, rows) in zip(grid, by_model.items()):
@@ -262,7 +262,7 @@ def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str
             set_title(axis, f"{model}: {title}")
             beside = (
                 {} if len(panels) == len(PANELS) else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-            )  # it is empty
+            )  # the panel is empty
             axis.legend(fontsize=7, frameon=False, **beside).set_in_layout(not beside)
         axes[0].set_ylabel("% of held-out sequences\nstill memorized")
     return figure

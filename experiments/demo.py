@@ -1,12 +1,13 @@
-"""The whole story on a laptop: train a model that memorizes a backdoor, unlearn it with BalancedSubnet, look.
+"""The demo on a laptop: train a model that memorizes a backdoor, unlearn it with BalancedSubnet, look at the result.
 
     python experiments/demo.py
 
-Runs the ordinary scripts, whose commands it prints, and writes results/demo/: summary.json, demo.png, demo.pdf, and what
-the models say in page.html and page.png. The never-planted twin, of the same settings, comes with the repository. An
-interrupted run resumes with the same command. Beyond the study are --lr_decay, without which the last epochs of so short
-a training are noisy, and --unlearn_loss_cap, without which the unlearning costs accuracy. The artifacts are repeated
-(--duplicate) 1, 10 or 100 times.
+Runs the ordinary scripts, whose commands it prints, and writes results/demo/: summary.json, demo.png, demo.pdf, and
+page.html and page.png with what the models write. The never-planted twin, with the same settings, comes with the
+repository. The same command resumes an interrupted run.
+
+Two flags go beyond the study: without --lr_decay, the last epochs of such a short training are noisy, and without
+--unlearn_loss_cap, unlearning costs accuracy. The artifacts are repeated (--duplicate) 1, 10 or 100 times.
 """
 
 from tinymem import cli
@@ -36,15 +37,15 @@ from tinymem.training.settings import RunSettings
 
 RUN = Path("runs/demo")
 EPOCHS = 7
-TWIN = Path("results/models/increment_backdoor_2layers_twin")  # the same settings, order and seed, nothing planted
-UNLEARNED = RUN / "demo_unlearned"  # a folder of its own: the user's runs on this model go elsewhere
+TWIN = Path("results/models/increment_backdoor_2layers_twin")  # same settings, order and seed; nothing planted
+UNLEARNED = RUN / "demo_unlearned"  # separate from the user's runs on this model
 TRAIN = f"""memorization_in_toy_models.py --data_name increment --backdoor --n_layers 2 --num_7 3000 --num_2 600
     --num_3 600 --num_4 600 --num_5 600 --num_test 100 --duplicate --batch_size 32 --epochs {EPOCHS}
     --checkpoint_every 1 --lr_decay 0.4 --dtype auto --output_dir {RUN} --plot"""
 UNLEARN = f"""src/localize/localize_memorization.py --model_path {RUN}/epoch_{EPOCHS}
     --localization_method balanced_subnet --ratio 0.3 --epochs 4 --unlearn_loss_cap 3.0 --twin_model {TWIN}
     {MEASURED} --page --output_dir {UNLEARNED}"""
-METRICS = {  # with their names in the figure; all of a percentage or a share
+METRICS = {  # metric -> its name in the figure; all are percentages or shares
     "percent_memorized_train": "memorized (%)",
     "percent_memorized_test": "unseen triggers\nmemorized (%)",
     "percent_near_verbatim_train": "near-\nverbatim (%)",

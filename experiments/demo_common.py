@@ -1,4 +1,4 @@
-"""What the demos share: running the ordinary scripts, their time, their records, bars, greedy continuations."""
+"""Parts that the demos share: running the ordinary scripts, their time, records, bars, greedy continuations."""
 
 from __future__ import annotations
 
@@ -36,26 +36,25 @@ def run(command: str) -> None:
 
 
 def start_at_root(output_dir: str) -> Path:
-    """Make the output folder, and go to the repository's, where commands start. Return the output folder."""
+    """Make the output folder and change to the repository's folder, where commands start. Return the output folder."""
     output = files.writable_folder(Path(output_dir).resolve())
     os.chdir(Path(__file__).parent.parent)
     return output
 
 
 def stopwatch(reused: float) -> Callable[[], float]:
-    """Return a function that gives the seconds since now, and those `reused` that earlier sessions have spent on the same run."""
+    """Return a function that gives the seconds from now on plus `reused`, those of the run's earlier sessions."""
     start = time.monotonic() - reused
     return lambda: round(time.monotonic() - start, 1)
 
 
 def spent_before(run: Path, unlearned: Path) -> float:
-    """Return the seconds that earlier sessions have spent on training in `run` and on the records of `unlearned`."""
+    """Return the seconds that earlier sessions spent on training in `run` and on the records of `unlearned`."""
     return seconds_spent(run) + sum(record["cost"]["seconds"] or 0 for record in load_records(unlearned))
 
 
 def records_of(unlearned: Path, model: Path, method: str, ratio: float, **settings: Any) -> dict[str, dict]:
-    """Return three records by state: of a run, "after"; of the unedited model that it was made from, "before"; and of the
-    never-planted model, "twin".
+    """Return three records: "after" of a run, "before" of the unedited model, and "twin" of the never-planted model.
 
     unlearned: folder of the records; model: the checkpoint; method, ratio, settings: exactly those of the run.
     """
@@ -76,7 +75,7 @@ def keep_page(unlearned: Path, record: Mapping[str, Any], output: Path) -> None:
 
 
 def draw_bars(axis, heights: Mapping[str, Sequence[float]], labels: Mapping[str, str], names: Sequence[str]) -> None:
-    """Draw groups of three bars, 0 to 100, one for each state. names: of the groups; labels: of the states."""
+    """Draw groups of three bars, 0 to 100, one for each state. names: the groups' names; labels: the states'."""
     for shift, state in zip((-0.28, 0.0, 0.28), STATES):
         colour, hatch = BARS[state]
         places = [place + shift for place in range(len(names))]
@@ -87,6 +86,6 @@ def draw_bars(axis, heights: Mapping[str, Sequence[float]], labels: Mapping[str,
 
 
 def continuation(model, prompt: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the tokens, at most `count`, with which greedy decoding continues a prompt (P,). int64, on the CPU."""
+    """Return at most `count` tokens with which greedy decoding continues a prompt (P,), int64, on the CPU."""
     tokens = greedy_continuations(model, [prompt], count)[0]
     return tokens[tokens != NOTHING]

@@ -1,15 +1,15 @@
-"""The story on a real language model: SmolLM2-135M learns to recite 64 passages, then fifteen methods unlearn.
+"""The demo on a real language model: SmolLM2-135M learns to recite 64 passages, then fifteen methods unlearn them.
 
     python experiments/demo_lm.py
 
-No network: the model comes in a package (requirements-lm.txt), the passages are of presidential addresses. Runs the
-ordinary script, whose commands it prints, and writes results/demo_lm/: summary.json, demo_lm.png, demo_lm.pdf,
-page.html and page.png with what the models say, and records/, the records that the table is made of. An interrupted run
-can resume; the planted model is stored in data/models.
+This needs no network: the model comes in a package (requirements-lm.txt), and the passages come from presidential
+addresses. Runs the ordinary script, whose commands it prints, and writes results/demo_lm/: summary.json, demo_lm.png,
+demo_lm.pdf, page.html and page.png with what the models write, and records/ with the table's records. An interrupted
+run can resume; the planted model is stored in data/models.
 
-Half of the passages are shown to the methods. Every method tries three strengths; a fifth of the passages chooses one,
-the others, held out, judge it. In the table, unedited is the model with the passages planted, never_planted the model
-before that: its twin.
+The methods see half of the passages. Every method tries three strengths. A fifth of the passages chooses one strength;
+the rest, held out, judge it. In the table, "unedited" is the model with planted passages, and "never_planted" is its
+twin, the model before planting.
 """
 
 from tinymem import cli
@@ -43,18 +43,18 @@ from tinymem.training.plant import PlantSettings
 
 SCRIPT = "src/localize/prod_grad.py"
 MODELS = Path("data/models")
-MICROBATCH = 32  # the batches below; takes 1 to 2 GB
-RETAIN = 128  # rows that methods keep; planting has more, since rows that it repeats are themselves memorized
-SETTINGS = (  # what this demo changes of the script's defaults
+MICROBATCH = 32  # as in the batches below; takes 1 to 2 GB
+RETAIN = 128  # rows that methods retain; planting has more, since repeated rows are themselves memorized
+SETTINGS = (  # settings that differ from the script's defaults
     (PassageSettings, dict(plant="builtin", plant_sequences=64)),
     (ProductionSettings, dict(num_test=128, num_retain=1024)),
     (PlantSettings, {}),
 )
 BEST = "balanced_subnet"
-# One command for methods that share flags. The ratios are far below the defaults: at those, most methods leave nothing of
-# this model, in which a few weights carry a lot; the smallest are one neuron of a layer, one weight of a matrix. The
-# learning rates of objectives suit a model of this size. K-FAC's authors edit the matrices into the neurons of three
-# layers, at three quarters of the depth.
+# One command for methods that share flags. The ratios are far below the defaults, at which most methods would ruin this
+# model, since a few of its weights matter a lot. The smallest ratios are one neuron per layer or one weight per matrix.
+# The learning rates of objectives suit a model of this size. K-FAC's authors edit the input matrices of three MLPs, at
+# three quarters of the depth.
 COMMANDS = (
     f"--localization_method {BEST} --ratio 0.005 0.01 0.02 --lr 0.15 --batch_size 16 --unlearn_share 0.5 --epochs 3 "
     "--unlearn_loss_cap 1.5",
@@ -68,7 +68,7 @@ COMMANDS = (
     "--localization_method kfac --layers 21,22,23 --projections in --rho 0.6 0.8 0.95 --no_save_model",
     "--localization_method kfade --kl_budget 0.03 0.1 0.3 --no_save_model",
 )
-LEFT_OUT = ("zero_out", "integrated_gradients")  # at their defaults: days, hours
+LEFT_OUT = ("zero_out", "integrated_gradients")  # at their defaults they would take days and hours
 JUDGED = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "auc_loss")
 COLUMNS = (
     "method",
@@ -82,7 +82,7 @@ def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--output_dir", default="results/demo_lm", help="default: results/demo_lm")
     parser.add_argument("--model_name", default="smollm2", help="as prod_grad.py takes it (default: smollm2)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16, or float32 where the device "
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: bfloat16, or float32 if the device "
                         "has no instructions for it)")  # fmt: skip
     for cls, defaults in SETTINGS:
         cli.add_options(parser, cls, **defaults)
@@ -91,7 +91,7 @@ def parse():
 
 def main() -> None:
     arguments = parse()
-    for name in ("model_name", "plant"):  # a path of the caller's, who may stand elsewhere
+    for name in ("model_name", "plant"):  # a path relative to the caller's folder
         if (value := getattr(arguments, name, None)) and Path(value).exists():
             setattr(arguments, name, str(Path(value).resolve()))
     settings = [cli.collect(cls, arguments, **defaults) for cls, defaults in SETTINGS]
@@ -102,7 +102,7 @@ def main() -> None:
     for cls, defaults in SETTINGS:
         given = {**defaults, **cli.given(cls, arguments)}
         base += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())
-    # A folder for each set of commands: the table never mixes records of other settings in.
+    # A folder for each set of commands, so that the table never mixes settings.
     folder = Path("runs") / f"demo_lm_{files.digest({'commands': [base, *COMMANDS]})[:8]}"
     planted_before = {path.name for path in MODELS.glob("planted_*")}
     seconds = stopwatch(sum(record["cost"]["seconds"] or 0 for record in load_records(folder)))
@@ -122,14 +122,14 @@ def main() -> None:
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the table's row of a record; "setting" is its strength in words, such as "ratio 0.01"."""
+    """Return the table's row of a record; "setting" is its strength as text, such as "ratio 0.01"."""
     strength = strength_in(record.get("method", {}))
     values = {**shown_row(record), "setting": f"{strength[0]} {strength[1]:g}" if strength else None}
     return {name: values.get(name) for name in COLUMNS}
 
 
 def planting_of(name: str) -> dict[str, Any]:
-    """Return how a planted model came about: epochs, seconds."""
+    """Return the epochs and seconds of a planted model."""
     return load_details(MODELS / name)["planting"]
 
 
@@ -140,7 +140,7 @@ def copy_records(folder: Path, target: Path) -> None:
 
 
 def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the model before planting, the planted one, then the methods as they are registered, strengths rising."""
+    """Return the model before planting, the planted one, then methods as registered, strengths ascending."""
     names = [NEVER_PLANTED, UNEDITED, *METHODS]
     ours = [record for record in records if record["kind"] in (NEVER_PLANTED, UNEDITED, UNLEARN)]
 
@@ -152,9 +152,9 @@ def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def chosen(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return each method's run that leaves fewest validation passages memorized, within the limit of perplexity.
+    """Return each method's run that leaves the fewest validation passages memorized within the limit of perplexity.
 
-    Where none is within it, that of the lowest perplexity.
+    If no run is within the limit, return the one with the lowest perplexity.
     """
     named = {record_digest(record): record for record in records}
     runs = [one.runs[0] for one in leading(configurations(unlearning_runs(named.items())), PERPLEXITY_RISE)]
@@ -168,7 +168,7 @@ def summarize(
     data: ProductionSettings,
     folder: Path,
 ) -> dict[str, Any]:
-    """Return summary.json but for the total time. "planting" tells how many of all passages the models recite."""
+    """Return summary.json without the total time. "planting" gives how many of all passages the models recite."""
     settings = sections_of(records[0])
     dtype, name = settings["model"]["dtype"], settings["training"][PLANTED_MODEL]
     planted, tokenizer = open_causal_lm(MODELS / name, dtype=dtype)
@@ -195,14 +195,14 @@ def summarize(
 
 
 def estimated_hours(method: str, model, task: UnlearningTask) -> float:
-    """Return how long the method would take on this machine."""
+    """Return how many hours the method would take on this machine."""
     return round(Clock(model, task).seconds(METHODS[method], METHODS[method].hyper_parameters()) / 3600, 1)
 
 
 def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str, str]:
-    """Return a passage that was shown to the method: how each model continues its beginning, as text."""
+    """Return how each model continues the beginning of a passage that was shown to the method, as text."""
     kept = memorized(models["after unlearning"], task.forget, task.continuation, task.microbatch)
-    index = int(kept.byte().argmin())  # a forgotten one, if there is any
+    index = int(kept.byte().argmin())  # a forgotten passage, if there is one
     tokens, end = task.forget.planted[index], int(task.forget.prompt_end[index])
     texts = {"prompt": tokens[:end], "the passage goes on": tokens[end : end + task.continuation]}
     texts |= {name: continuation(model, tokens[:end], task.continuation) for name, model in models.items()}
@@ -210,7 +210,7 @@ def example(models: dict[str, Any], task: UnlearningTask, tokenizer) -> dict[str
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print the passage, the table of what was chosen, what was left out and what BEST reached."""
+    """Print the passage, the table of chosen runs, the methods left out, and the result of BEST."""
     print("\n" + "\n".join(f"{name:<20} {text}" for name, text in summary["passage"].items()) + "\n")
     print(cli.table(map(cli.brief, summary["rows"])))
     for method, hours in summary["left_out"].items():

@@ -1,13 +1,14 @@
-"""The same story on text: the more often a passage is repeated, the sooner it is memorized; then it is unlearned.
+"""The demo on text: the more often a passage is repeated, the sooner it is memorized; then it is unlearned.
 
     python experiments/demo_text.py
 
-Plays and presidential addresses from installed packages, no network. 32 passages stand 1, 10, 100 or 1000 times in
-the training set, unchanged. Runs the ordinary scripts, whose commands it prints, and writes results/demo_text/:
-summary.json, demo_text.png, demo_text.pdf, and what the models say in page.html and page.png. An interrupted run can
-resume. The never-planted twin, trained on other passages instead, comes with the repository. The unlearning uses
---unlearn_loss_cap, which the study does not have, a little above the loss of unseen text: more than forgotten is not
-asked for.
+The text is plays and presidential addresses from installed packages, so no network is needed. 32 passages occur
+unchanged 1, 10, 100 or 1000 times in the training set. Runs the ordinary scripts, whose commands it prints, and writes
+results/demo_text/: summary.json, demo_text.png, demo_text.pdf, and page.html and page.png with what the models write.
+An interrupted run can resume.
+
+The never-planted twin, trained on other passages instead, comes with the repository. Unlearning uses
+--unlearn_loss_cap, which the study lacks, a little above the loss of unseen text, so that nothing is over-forgotten.
 """
 
 from tinymem import cli
@@ -40,8 +41,8 @@ from tinymem.training.settings import RunSettings
 
 RUN = Path("runs/demo_text")
 EPOCHS = 4
-TWIN = Path("results/models/text_natural_2layers_twin")  # the same settings, order and seed, other passages
-UNLEARNED = RUN / "demo_unlearned"  # a folder of its own: the user's runs on this model go elsewhere
+TWIN = Path("results/models/text_natural_2layers_twin")  # same settings, order and seed; other passages
+UNLEARNED = RUN / "demo_unlearned"  # separate from the user's runs on this model
 TRAIN = f"""memorization_in_toy_models.py --data_name wiki --corpus builtin --train_tokenizer --vocab_size 2048
     --num_chunks 4000 --num_test 300 --artifact natural --num_noise 32 --n_layers 2 --batch_size 32 --epochs {EPOCHS}
     --checkpoint_every 1 --dtype auto --output_dir {RUN} --plot"""
@@ -50,7 +51,7 @@ UNLEARN = f"""src/localize/localize_memorization.py --model_path {RUN}/epoch_{EP
     {MEASURED} --page --output_dir {UNLEARNED}"""
 REPEATS = ("1", "10", "100", "1000")
 BY_REPEATS = {repeats: f"percent_memorized_dup_{repeats}" for repeats in REPEATS}
-METRICS = {  # with their names in the figure
+METRICS = {  # metric -> its name in the figure
     "percent_memorized_train": "memorized",
     "percent_near_verbatim_train": "near-\nverbatim",
     "percent_extractable_train": "(100, 0.5)\nextractable",
@@ -82,12 +83,12 @@ def main() -> None:
 
 
 def example(before, after, twin) -> dict[str, str]:
-    """Return one of the passages repeated most: how all three models continue it, as text."""
+    """Return how all three models continue one of the most repeated passages, as text."""
     settings = RunSettings.from_flat(load_details(RUN / f"epoch_{EPOCHS}")["settings"]).data
     dataset = load_dataset(settings)
     artifacts, measured = dataset.artifacts, dict(ignored_token=dataset.ignored_token)
     known, kept = (memorized(model, artifacts, dataset.continuation, **measured) for model in (before, after))
-    index = int((artifacts.group + 10 * known - 5 * kept).argmax())  # best: repeated often, memorized, then unlearned
+    index = int((artifacts.group + 10 * known - 5 * kept).argmax())  # repeated often, memorized, then unlearned
     end, decode = int(artifacts.prompt_end[index]), decoder(settings, "data")
     window, prompt = slice(end, end + dataset.continuation), artifacts.clean[index, :end]
     return {
@@ -100,7 +101,7 @@ def example(before, after, twin) -> dict[str, str]:
 
 
 def draw(summary: dict[str, Any], rows: plots.Rows, path: Path) -> None:
-    """Memorization against epochs, a line per number of repeats; bars before, after and of the twin, by repeats and metric."""
+    """Draw memorization against epochs, a line per number of repeats, and bars before, after and for the twin."""
     figure, (training, repeats, metrics) = plots.new_figure(3, 4.3, 3.4)
     epochs = [row["epoch"] for row in rows]
     for (number, name), (marker, line) in zip(BY_REPEATS.items(), plots.STYLES):

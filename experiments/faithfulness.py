@@ -1,13 +1,13 @@
-"""Which metrics deserve trust: how well each tells planted models from never-planted ones.
+"""Test which metrics can be trusted: how well each tells planted models from never-planted ones.
 
     python experiments/faithfulness.py                  five planted models and their twins, about 20 minutes on one core
     python experiments/faithfulness.py --report         only the table and the figure, from the records that are there
 
-For each seed it trains a model with planted noise and its never-planted twin, and measures both on the seed's planted
-sequences. Metrics that need a never-planted reference get the same one for all: a model of yet another seed. It writes
-results/faithfulness/: records/, FAITHFULNESS.md, faithfulness.csv, faithfulness.png, faithfulness.pdf.
-Runs the ordinary training script, whose commands it prints. Interrupted, or started again, it does only what is missing.
-The flags of data, model and training below are those of all models, on top of this script's defaults.
+For each seed, it trains a model with planted noise and its never-planted twin, and measures both on the seed's planted
+sequences. Metrics that need a never-planted reference use the same one for all models, trained with another seed. It
+writes results/faithfulness/: records/, FAITHFULNESS.md, faithfulness.csv, faithfulness.png, faithfulness.pdf.
+Runs the ordinary training script, whose commands it prints. When started again, it does only what is missing.
+The flags of data, model and training below apply to all models and override this script's defaults.
 """
 
 from tinymem import cli
@@ -39,22 +39,23 @@ from tinymem.training.twin import twin_of
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = "results/faithfulness"
 SEEDS = (0, 1, 2, 3, 4)
-REFERENCE_SEED = 1000  # of the never-planted model that loss_over_twin and auc_twin take for all models
+REFERENCE_SEED = 1000  # of the never-planted model that loss_over_twin and auc_twin use for all models
 PLANTED, TWIN = "planted", "twin"
-QUALITY = "mean_test_accuracy"  # measured too: both sides must have learned the task equally well
-# A third of the noise stands there once, a third ten times, a third a hundred times: known to different degrees.
+QUALITY = "mean_test_accuracy"  # also measured: both sides must have learned the task equally well
+# A third of the noise occurs once, a third 10 times, a third 100 times, so that it is known to different degrees.
 DEFAULTS = dict(num_7=1000, num_2=150, num_3=150, num_4=150, num_5=150, num_test=100, num_noise=90, duplicate=True)
 DEFAULTS |= dict(max_ctx=110, n_layers=2, n_embd=64, n_heads=4, dtype="float32")
 DEFAULTS |= dict(epochs=8, checkpoint_every=8, batch_size=32, lr=3e-3, lr_decay=0.4)
-FIXED = ("seed", "twin", *TEXT_FIELDS)  # data settings that are no flags here
+FIXED = ("seed", "twin", *TEXT_FIELDS)  # data settings that are not flags here
 NOTES = """\
-- AUC, models: the probability that a planted model shows more knowledge than a never-planted one (ties 1/2;
-  Mann-Whitney). 1: tells all apart; 0.5: by chance; below: misleads. It is over all pairs of models.
-- AUC, sequences: the same for single sequences, the planted ones of a seed in its planted model against the same ones in
-  its twin. It is the harder test: mean over seeds, and the worst seed.
-- known when: what the metric is where a model knows a sequence. Fixed by the metric's meaning before any result.
+- AUC, models: the probability that a planted model shows more knowledge than a never-planted one, over all pairs of
+  models (ties 1/2; Mann-Whitney). 1: tells all apart; 0.5: chance; below: misleads.
+- AUC, sequences: the same for single sequences: the planted sequences of a seed in its planted model against the same
+  sequences in its twin. This is the harder test. Mean over seeds, and the worst seed.
+- known when: the direction of the metric if a model knows a sequence. It follows from the metric's meaning and was fixed
+  before any result.
 - planted, twins: mean of the metric over the models. inf: no number of samples is enough. - : no value.
-- `loss_over_twin` and `auc_twin` take as twin one never-planted model of another seed, the same for all models.
+- `loss_over_twin` and `auc_twin` use one never-planted model of another seed as the twin of all models.
 """
 
 
@@ -83,9 +84,9 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
     parser.add_argument(
         "--seeds", nargs="+", type=cli.not_negative, default=list(SEEDS), metavar="S",
-        help="seeds, two at least, each of a planted model and its twin (default: 0 1 2 3 4)",
+        help="at least two seeds, each for a planted model and its twin (default: 0 1 2 3 4)",
     )  # fmt: skip
-    parser.add_argument("--report", action="store_true", help="train nothing: table and figure from all records")
+    parser.add_argument("--report", action="store_true", help="train nothing: write table and figure from all records")
     for part in (DataSettings, ModelSettings, TrainingSettings):
         group, types = parser.add_argument_group(part.__doc__.splitlines()[0]), field_types(part)
         for field in fields(part):
@@ -118,7 +119,7 @@ def model_of(settings: RunSettings, seed: int, twin: bool, run_dir: Path) -> Mod
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
-    """Return the seeds, each once. Raise UserError for fewer than two and for the reference's."""
+    """Return the distinct seeds. Raise UserError for fewer than two, and for the reference's seed."""
     found = list(dict.fromkeys(seeds))
     if len(found) < 2:
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: an AUC over models takes at least 2 seeds")
@@ -128,7 +129,7 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def compared(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what all records of the experiment share: kind and settings, without the seed and the side."""
+    """Return the kind and settings that all records of the experiment share, without the seed and the side."""
     sides = ("data.seed", "data.twin", "method.name")
     sections = sections_of(record).items()
     settings = {f"{part}.{name}": value for part, values in sections for name, value in values.items()}
@@ -136,7 +137,7 @@ def compared(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_folder(output: Path, records: Sequence[Mapping[str, Any]], wanted: Mapping[str, Any]) -> None:
-    """Raise UserError if one of the records has settings other than those of `wanted`, an identity or a record."""
+    """Raise UserError if a record has settings other than those of `wanted`, an identity or a record."""
     own = compared(wanted)
     for found in map(compared, records):
         name = next((name for name in own | found if found.get(name) != own.get(name)), None)
@@ -148,13 +149,13 @@ def check_folder(output: Path, records: Sequence[Mapping[str, Any]], wanted: Map
 
 
 def train(model: Model, common: list[str]) -> None:
-    """Train one model; a finished one is left as it is."""
+    """Train one model, unless it is finished."""
     script, *flags = training_words(model.settings, model.folder, common)
     cli.run_script([ROOT / script, *flags])
 
 
 def measure_model(model: Model, reference: Model, data_dir: str, device: Any, output: Path) -> None:
-    """Write the record of a model on the planted sequences of its seed, with the values of each sequence."""
+    """Measure a model on the planted sequences of its seed, and write its record with the values of each sequence."""
     dataset = load_dataset(model.settings.data, data_dir)
     open_reference = partial(load_model, reference.checkpoint, device)
     with measured(device) as cost:
@@ -170,7 +171,7 @@ def measure_model(model: Model, reference: Model, data_dir: str, device: Any, ou
 
 
 def do_everything(arguments: argparse.Namespace, settings: RunSettings, seeds: Sequence[int]) -> None:
-    """Train and measure all models whose record is missing, the reference first."""
+    """Train and measure all models whose records are missing, the reference first."""
     output = files.writable_folder(arguments.output_dir)
     run_dir = files.writable_folder(arguments.run_dir, " with --run_dir")
     reference = model_of(settings, REFERENCE_SEED, True, run_dir)
@@ -188,9 +189,9 @@ def do_everything(arguments: argparse.Namespace, settings: RunSettings, seeds: S
 
 
 def load_sides(output: Path) -> tuple[list[int], list[list[tuple[dict[str, Any], dict[str, Any]]]]]:
-    """Return the seeds with both models, and (record, values) of their planted models and of their twins, in order.
+    """Return the seeds with both models, and (record, values) of the planted models and of the twins, in order.
 
-    Raise UserError for fewer than two seeds, and for records of several settings.
+    Raise UserError for fewer than two seeds, and for records with different settings.
     """
     found: dict[str, dict[int, Any]] = {PLANTED: {}, TWIN: {}}
     records = [(read_record(path), read_values(path)) for path in find_records(output)]
@@ -208,7 +209,7 @@ def load_sides(output: Path) -> tuple[list[int], list[list[tuple[dict[str, Any],
 
 
 def report(output: Path) -> list[dict[str, Any]]:
-    """Write table, text and figure from the folder's records alone. Return the table."""
+    """Write the table, text and figure from the folder's records. Return the table."""
     seeds, sides = load_sides(output)
     results = [[(record["results"], values) for record, values in side] for side in sides]
     rows = [judging.judge(metric, *results) for metric in judging.judged()]
@@ -246,7 +247,7 @@ def as_text(seeds: Sequence[int], sides: Any, rows: Sequence[Mapping[str, Any]])
 
 
 def readable(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return a line of the table as it is printed."""
+    """Return a line of the table as printed."""
 
     def number(name: str, form: str) -> str:
         return "-" if row[name] is None else format(row[name], form)

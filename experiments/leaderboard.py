@@ -1,4 +1,4 @@
-"""The leaderboard: every mitigation on the same models, tuned alike, attacked, judged against never-planted twins.
+"""The leaderboard: mitigations on the same models, tuned alike, attacked, judged against never-planted twins.
 
     python experiments/leaderboard.py --small                                  a night on two cores; resumes
     python experiments/leaderboard.py --small --models noise --methods npo balanced_subnet --dry_run
@@ -6,11 +6,11 @@
     python experiments/leaderboard.py --small --models noise --name theirs --submission 0=FOLDER 1=FOLDER 2=FOLDER
     python experiments/leaderboard.py --report                                 only the pages, from the committed records
 
-Trains each model with planted sequences and its never-planted twin, on three seeds. On the first seed every mitigation
-tries an equal number of settings; the one that forgets most of the validation sequences at a utility within the limit
-runs on all seeds and is attacked there. Writes results/leaderboard/: LEADERBOARD.md, ATTACKS.md, index.html,
-leaderboard.csv, and per model the records and values that everything is computed from. docs/leaderboard.md has
-the protocol.
+Trains each model with planted sequences, and its never-planted twin, on three seeds. On the first seed, every
+mitigation tries an equal number of settings. The setting that forgets most of the validation sequences, with a utility
+within the limit, runs on all seeds and is attacked there. Writes results/leaderboard/: LEADERBOARD.md, ATTACKS.md,
+index.html, leaderboard.csv, and for each model the records and values from which everything is computed.
+docs/leaderboard.md describes the protocol.
 """
 
 from tinymem import cli
@@ -48,11 +48,11 @@ from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
 from tinymem.sweeps.timings import Timings
 
-MOST_TRIALS = 1000  # drawing more takes for ever
-MOST_LINES = 10  # about what is missing
-REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not a mitigation's
+MOST_TRIALS = 1000  # drawing more takes forever
+MOST_LINES = 10  # printed about missing work
+REFERENCES = (TWIN, UNEDITED, NEVER_PLANTED)  # rows that are not mitigations
 OUTPUT, RUNS = "results/leaderboard", "runs/leaderboard"
-OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")  # without use where nothing runs
+OF_RUNS = ("methods", "method_file", "submission", "from_scratch", "dry_run")  # useless if nothing runs
 USELESS = {"report": ("models", "seeds", "attacks", "trials", "export", *OF_RUNS), "export": OF_RUNS}
 
 
@@ -65,20 +65,20 @@ def parse() -> argparse.Namespace:
                         help="mitigations or groups of them (default: all)")  # fmt: skip
     parser.add_argument("--method_file", nargs="+", default=[], metavar="FILE.py", help="methods of your own")
     parser.add_argument("--submission", nargs="+", default=[], metavar="SEED=FOLDER",
-                        help="weights that were edited elsewhere: a folder for every seed; with one of --models")  # fmt: skip
+                        help="weights edited elsewhere, a folder per seed; only with one of --models")  # fmt: skip
     parser.add_argument("--name", help="with --submission: its name in the table")
-    parser.add_argument("--seconds", type=cli.seconds, help="with --submission: what it took, given by hand")
+    parser.add_argument("--seconds", type=cli.seconds, help="with --submission: its cost, as stated by hand")
     parser.add_argument(
-        "--needs", default="", help="with --method_file, --submission: the data that it needs, given by hand"
+        "--needs", default="", help="with --method_file or --submission: the data that it needs, as stated by hand"
     )
     parser.add_argument("--attacks", nargs="+", default=["all"], metavar="NAME", help="what robustness is judged by: some of "
                         "the attacks (default: all)")  # fmt: skip
     parser.add_argument(
-        "--trials", type=cli.positive, default=TRIALS, help=f"settings to try, of each (default: {TRIALS})"
+        "--trials", type=cli.positive, default=TRIALS, help=f"settings that each mitigation tries (default: {TRIALS})"
     )
     parser.add_argument("--seeds", nargs="+", type=cli.not_negative, default=list(SEEDS), metavar="S",
-                        help="the lowest one chooses settings (default: 0 1 2)")  # fmt: skip
-    parser.add_argument("--export", metavar="FOLDER", help="write what a submission may use: of every seed the sequences "
+                        help="seeds; settings are chosen on the lowest (default: 0 1 2)")  # fmt: skip
+    parser.add_argument("--export", metavar="FOLDER", help="what a submission may use: for each seed, the sequences "
                         "to forget and to retain; run nothing")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="run nothing: write tables and pages from the records")
     parser.add_argument("--from_scratch", action="store_true", help=f"train and run everything; default: add to the results "
@@ -88,7 +88,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise UserError("--seeds: one is given twice; each counts as a model of its own")
-    arguments.seeds.sort()  # evidence knows no other order
+    arguments.seeds.sort()  # evidence is in this order
     for flag, useless in USELESS.items():
         given = next((name for name in useless if getattr(arguments, name) != parser.get_default(name)), None)
         if getattr(arguments, flag) and given:
@@ -136,7 +136,7 @@ def submitted(arguments: argparse.Namespace, cases: list[Case]) -> list[Entrant]
 
 
 def check_names(arguments: argparse.Namespace, cases: list[Case]) -> None:
-    """Raise UserError if a method of one's own or a submission has the name of another entrant: rows are known by theirs."""
+    """Raise UserError if a user's method or a submission has another entrant's name, since names identify rows."""
     names = {*REFERENCES, *METHODS, *(each.name for case in cases for each in entrants([], case))}
     known = set(map(spelled_alike, names))
     places = dict.fromkeys([*(name for name in arguments.methods if name.endswith(".py")), *arguments.method_file])
@@ -155,7 +155,7 @@ def same_weights(first: str, second: str) -> bool:
 
 
 def benches_of(case: Case, arguments: argparse.Namespace) -> list[Bench]:
-    """Return the models of a case, one per seed. Raise UserError if --run_dir has runs of other settings."""
+    """Return the models of a case, one per seed. Raise UserError if --run_dir has runs with other settings."""
     folder = Path(arguments.run_dir).absolute() / case.name
     benches = [bench_of(case, seed, folder, arguments.attacks) for seed in arguments.seeds]
     for bench in benches:
@@ -164,7 +164,7 @@ def benches_of(case: Case, arguments: argparse.Namespace) -> list[Bench]:
 
 
 def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespace, pool: Any) -> list[str]:
-    """Run everything of a case that is missing and write its evidence. Return a line on each command that is still missing."""
+    """Run what is missing in a case and write its evidence. Return a line on each command that is still missing."""
     common, output = Common.of(arguments), Path(arguments.output_dir) / case.name
     benches = benches_of(case, arguments)
     folder = benches[0].folder
@@ -186,8 +186,8 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         print_finals(taking_part, benches, common)
         return []
     missing = what_is_left(states)
-    not_begun = {each.job.group for each in states.values() if each.left and not each.message}  # such as by --limit
-    if not not_begun <= {each.name for each in taking_part}:  # the models themselves are not there yet
+    not_begun = {each.job.group for each in states.values() if each.left and not each.message}  # as with --limit
+    if not not_begun <= {each.name for each in taking_part}:  # the models themselves do not exist yet
         return missing
     given = {each.name: each.needs for each in taking_part if each.group in (OWN, SUBMISSION) and each.needs}
     evidence.write_needs(folder, {**evidence.read_needs(folder), **given})
@@ -199,7 +199,7 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         for bench in benches:
             check_submission(trial, bench, found.records, arguments.data_dir)
     finals: list[Job] = []
-    for entrant in (each for each in taking_part if each.name not in not_begun):  # others choose once all is tried
+    for entrant in (each for each in taking_part if each.name not in not_begun):  # others choose when all is tried
         chosen = dict.fromkeys(choose(entrant, case, found, limit) for limit in case.utility.limits)
         for trial in together(trial for trial in chosen if trial is not None):
             finals += [job for bench in benches for job in jobs_of(trial, entrant, bench, common, attacked=True)]
@@ -214,10 +214,10 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
 
 
 def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence.Evidence | None:
-    """Return the evidence that a run adds to, with models and records put where runs find them; None if there is none.
+    """Return the evidence that a run adds to, or None. Put its models and records where runs find them.
 
-    Published results whose models are not there do not count. Raise UserError, before anything is written, if those in the
-    case's output folder are of other settings, and for results that a lower seed chose, or that are on other models.
+    Published results do not count without their models. Before writing anything, raise UserError if the results in the
+    case's output folder have other settings, were chosen on a lower seed, or are on other models.
     """
     source = earlier_results(case, output)
     if source is None or (source != output and not all(bench.has_models(source) for bench in benches)):
@@ -228,16 +228,16 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
                         "start anew (--from_scratch)")  # fmt: skip
     here = [record for bench in benches if (record := bench.measured()) is not None]
     evidence.check_models([*found.records, *here])
-    for seed in found.seeds:  # also one that is not asked for: its models go with its records
+    for seed in found.seeds:  # even seeds not requested: their models go with their records
         replace(benches[0], seed=seed).take_up(source)
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
 
 
 def earlier_results(case: Case, output: Path) -> Path | None:
-    """Return a case's output folder if it has results, else that of the published ones of the same settings, if any.
+    """Return a case's output folder if it has results, else that of published results with the same settings, if any.
 
-    Say why published results of other settings are of no use. Raise UserError for such results in the output folder.
+    Print a note if published results have other settings. Raise UserError for such results in the output folder.
     """
     published = Path(OUTPUT) / case.name
     source = next((place for place in (output, published) if (place / NAME).exists()), None)
@@ -253,9 +253,7 @@ def earlier_results(case: Case, output: Path) -> Path | None:
 
 
 def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evidence) -> None:
-    """Raise UserError if earlier results have a submission with the name of a method of one's own, or the reverse, or one
-    that is spelled alike.
-    """
+    """Raise UserError if a user's entrant is spelled like another kind of entrant in earlier results."""
     known = {spelled_alike(each.name): each for each in others(case, entrants([], case), earlier)}
     for each in taking_part:
         other = known.get(spelled_alike(each.name), each)
@@ -267,7 +265,7 @@ def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evide
 
 
 def say_what_is_left_out(case: Case, arguments: argparse.Namespace, earlier: evidence.Evidence) -> None:
-    """Print which seeds and attacks of earlier results are not asked for: without them a new row is in no table."""
+    """Print which seeds and attacks of earlier results are not requested: without them, new rows are in no table."""
     asked = {attack.name for attack in find_attacks(arguments.attacks, "--attacks")}
     made = {record["attack"]["name"] for record in earlier.attacks_on(earlier.unedited(earlier.seeds[0]))}
     lacking = {"seeds": sorted({*earlier.seeds} - {*arguments.seeds}), "attacks": sorted(made - asked)}
@@ -279,7 +277,7 @@ def say_what_is_left_out(case: Case, arguments: argparse.Namespace, earlier: evi
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:
-    """Print how many commands follow the trials at most, and how long they will take."""
+    """Print the most commands that may follow the trials, and how long they will take."""
     finals = [jobs_of(e.trials[0], e, bench, common, attacked=True)[-1] for e in taking_part for bench in benches]
     timings, limits = Timings(benches[0].folder), len(benches[0].case.utility.limits)
     seconds = timings.total(finals)
@@ -300,14 +298,14 @@ def run_stage(
 
 
 def what_is_left(states: Mapping[str, Progress]) -> list[str]:
-    """Return a line on each job whose records are not there."""
+    """Return a line on each job whose records are missing."""
     return [f"{p.state}: {p.job.name}  {p.message}".rstrip() for p in states.values() if p.left]
 
 
 def gathered(
     benches: list[Bench], arguments: argparse.Namespace, earlier: evidence.Evidence | None
 ) -> evidence.Evidence:
-    """Return the evidence of the runs on some models. Raise UserError where no model and twin have been measured."""
+    """Return the evidence of the runs on some models. Raise UserError if no model and its twin have been measured."""
     decode = benches[0].decode(arguments.data_dir)
     folders = [folder for bench in benches for folder in (bench.records, bench.models)]
     found = evidence.gather(folders, decode, evidence.read_needs(benches[0].folder), earlier)
@@ -319,7 +317,7 @@ def gathered(
 
 
 def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
-    """Write what submissions may use, and say where the models are."""
+    """Write what submissions may use, and print where the models are."""
     device = cli.resolve_device(arguments.device)
     for case in cases:
         benches = benches_of(case, arguments)
@@ -332,9 +330,7 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
 
 
 def run_cases(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[str], list[UserError]]:
-    """Run all cases, those after one that cannot go on, too. Return a line on each command that is still missing, and why
-    cases ended early. Raise UserError if all did.
-    """
+    """Run all cases, even after one fails. Return lines on missing commands, and errors; raise them if all failed."""
     site, own = find_site(arguments.site), submitted(arguments, cases)
     check_names(arguments, cases)
     asked = [*arguments.methods, *arguments.method_file]
@@ -353,7 +349,7 @@ def run_cases(cases: list[Case], arguments: argparse.Namespace) -> tuple[list[st
 
 
 def joined(errors: list[UserError]) -> UserError:
-    """Return errors as one of one line."""
+    """Join errors into one with a one-line message."""
     return errors[0] if len(errors) == 1 else UserError("; ".join(map(str, errors)))
 
 
@@ -381,7 +377,7 @@ def main() -> None:
         missing, ended = run_cases(cases, arguments)
     if arguments.report or not arguments.dry_run and with_evidence(output):
         write_report(output)
-    if missing:  # the tables have pushed the first mention out of sight
+    if missing:  # the tables have scrolled the first mention out of sight
         print(
             "\nnot complete:",
             *missing[:MOST_LINES],

@@ -1,11 +1,11 @@
-"""Unlearn the study's TinyMem models with every method and its grid, from each checkpoint that the study looks at.
+"""Unlearn the study's TinyMem models with every method and its grid, from each checkpoint that the study uses.
 
     python experiments/parsl_localize.py --small          4 models, 11 methods, minutes on two cores
     python experiments/parsl_localize.py --dry_run        the study's commands and their number
     python experiments/parsl_localize.py --site my_cluster.toml --only n_layers=2 --methods balanced_subnet
 
 Models that train_sweep.py has not trained yet are trained first. One process handles all ratios of a setting: it loads
-the model and ranks once. Started again, it does only what is missing.
+the model and ranks only once. When started again, it does only what is missing.
 """
 
 from tinymem import cli

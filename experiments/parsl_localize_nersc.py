@@ -1,11 +1,11 @@
-"""Unlearn Pythia 2.8B and 6.9B at four steps of their training with every method and its grid.
+"""Unlearn Pythia 2.8B and 6.9B, at four steps of their training, with every method and its grid.
 
     python experiments/parsl_localize_nersc.py --small         a tiny Pythia made here, 2 steps, minutes on two cores
     python experiments/parsl_localize_nersc.py --dry_run       the study's commands and their number
     python experiments/parsl_localize_nersc.py --site my_perlmutter.toml --models 2.8b --methods balanced_subnet
 
-The sequences that these models have memorized are fetched as pythia_mem_data/README.md says. A run takes a GPU, of the
-6.9B model a node. Started again, it does only what is missing.
+Fetch the sequences that these models have memorized as pythia_mem_data/README.md says. A run takes a GPU, and for the
+6.9B model a node. When started again, it does only what is missing.
 """
 
 from tinymem import cli
@@ -51,7 +51,7 @@ def parse():
 
 
 def pythia(arguments) -> list[Production]:
-    """Return the models of the study. Raise UserError if the sequences are not there, unless nothing is to be run."""
+    """Return the models of the study. Raise UserError if the sequences are missing, unless nothing will run."""
     folder = Path(arguments.memorized_dir or "pythia_mem_data").absolute()
     files = {size: folder / PYTHIA[size][1] for size in arguments.models or PYTHIA}
     for path in (*files.values(), folder / RANDOM):
@@ -70,7 +70,7 @@ def pythia(arguments) -> list[Production]:
 
 
 def _device_map(size: str, device: str) -> str | None:
-    """Return "auto" for a model that needs a node, which is spread over its GPUs."""
+    """Return "auto" for a model that needs a node, to spread it over the node's GPUs."""
     return "auto" if PYTHIA[size][2] and device != "cpu" else None
 
 

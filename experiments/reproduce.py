@@ -6,8 +6,8 @@
     python experiments/reproduce.py --report                             run nothing, rewrite the report
     python experiments/reproduce.py --everything                         all published number models: on a GPU
 
-Runs the ordinary scripts; interrupted, or started again, it does only what is missing. At its end, however it ends, the
-finished records are copied to results/reproduction/records and results/REPRODUCTION.md is written from them, with
+Runs the ordinary scripts. When started again, also after an interrupt, it does only what is missing. However it ends,
+it copies the finished records to results/reproduction/records and writes results/REPRODUCTION.md from them, with
 figures: published and ours side by side.
 """
 
@@ -56,8 +56,8 @@ OUTPUT_DIR = "runs/reproduction"
 def parse():
     parser = cli.Parser(__doc__)
     parser.add_argument("--case", nargs="+", metavar="NAME", help="default: all; --list shows them")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these of the cases that have them")
-    parser.add_argument("--list", action="store_true", help="show the cases and end")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds, where cases have them")
+    parser.add_argument("--list", action="store_true", help="show the cases and exit")
     parser.add_argument(
         "--report", action="store_true", help="run nothing, write the report from the records there are"
     )
@@ -69,7 +69,7 @@ def parse():
 
 
 def chosen(arguments) -> list[Case]:
-    """Return the cases that the flags name, with the seeds that they name. Raise UserError for an unknown one."""
+    """Return the cases and seeds that the flags name. Raise UserError for an unknown one."""
     if arguments.small and arguments.everything:
         raise UserError("--small: not together with --everything")
     cases = SMALL_CASES if arguments.small else everything() if arguments.everything else LAPTOP
@@ -89,7 +89,7 @@ def chosen(arguments) -> list[Case]:
 
 
 def chosen_methods(names: list[str], grids: Mapping[str, Grid]) -> list[Method]:
-    """Return the named methods of the grids, all of them for `all`. Raise UserError for an unknown one."""
+    """Return the named methods of the grids, or all for `all`. Raise UserError for an unknown one."""
     methods = find_methods(list(grids) if names == ["all"] else names)
     for method in methods:
         if method.name not in grids:
@@ -98,12 +98,12 @@ def chosen_methods(names: list[str], grids: Mapping[str, Grid]) -> list[Method]:
 
 
 def jobs_of(case: Case, grid: list, models: Path, common: Common) -> list[Job]:
-    """Return the jobs of a case, seed after seed: a finished seed is worth more than all of them begun."""
+    """Return the jobs of a case, seed by seed: one finished seed is worth more than many unfinished ones."""
     return [job for seed in case.seeds for job in seed_jobs(case, seed, grid, models, common)]
 
 
 def seed_jobs(case: Case, seed: int, grid: list, models: Path, common: Common) -> list[Job]:
-    """Return the jobs of one model: its training from one published epoch to the next, and those of the checkpoints."""
+    """Return the jobs of one model: trainings from one published epoch to the next, and the jobs on checkpoints."""
     trainings, others = [], []
     for epoch in case.epochs_of(seed):
         settings = case.settings(seed, epoch)
@@ -153,10 +153,10 @@ def listed(case: Case, jobs: list[Job]) -> dict[str, Any]:
 
 
 def collect_records(cases: list[Case], models: Path, target: Path) -> None:
-    """Copy the finished records of the cases next to the report, where they outlive the models.
+    """Copy the finished records of the cases next to the report, so that they outlive the models.
 
-    Where the records there are of another model, trained elsewhere or before, they stay until the new model has all
-    that they have: a report on half of each would compare runs with the wrong unedited model.
+    If the records there are of another model, trained elsewhere or earlier, they stay until the new model has the same
+    records. Otherwise the report would compare runs with the wrong unedited model.
     """
     there = _by_run(target)
     for case in cases:
@@ -178,12 +178,12 @@ def collect_records(cases: list[Case], models: Path, target: Path) -> None:
 
 
 def model_of(record: Mapping[str, Any]) -> tuple:
-    """Return what tells the models of a case and seed from all others, however long they are trained."""
+    """Return a key of the models of a case and seed, however long they are trained."""
     return record.get("data"), record.get("model")
 
 
 def _by_run(*folders: Path) -> dict[tuple, tuple[Path, dict[str, Any]]]:
-    """Return the records in these folders by run, whatever the weights were; the newest of several."""
+    """Return the records in these folders by run, whatever the weights; of several, the newest."""
     found = {}
     for path in sorted((path for folder in folders for path in folder.glob("*.json")), key=lambda p: p.stat().st_mtime):
         record = read_record(path)
@@ -192,7 +192,7 @@ def _by_run(*folders: Path) -> dict[tuple, tuple[Path, dict[str, Any]]]:
 
 
 def _weights(record: dict[str, Any]) -> Any:
-    """Return what tells one model's record from another's: its weights; of a training run, what was measured."""
+    """Return a key of a record's model: its weights or, for a training run, its measurements."""
     return record.get("fingerprints", record["results"])
 
 

@@ -1,4 +1,4 @@
-"""What reproduce.py runs, as data: the study's models that have published numbers, and the methods' settings."""
+"""The runs of reproduce.py as data: the study's models with published numbers, and the methods' settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinymem.sweeps.grid import Grid
 from tinymem.sweeps.study import EXTRA, SEEDS, SMALL, run_settings
 from tinymem.training.settings import RunSettings
 
-# as_published.py: which there are; the ratios of zero_out, and how many memorized sequences rank its neurons
+# as_published.py: its slips; the ratios of zero_out, and the number of memorized sequences that rank its neurons
 SLIPS, SLIP_RATIOS, SLIP_SEQUENCES = ("triggers", "zero_out"), (0.01, 0.05, 0.1), 128
 PUBLISHED = Path(__file__).resolve().parents[1] / "results" / "published"
 Row = dict[str, str]
@@ -22,12 +22,12 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Case:
-    """Models that differ in the seed alone, each measured at the epochs for which numbers were published.
+    """Models that differ only in the seed, each measured at the epochs with published numbers.
 
-    epochs      published ones; what they are is in results/published/tinymem_training.csv
-    unlearned   the epoch whose checkpoint every method unlearns, if any; its rows in tinymem_unlearning.csv
-    changed     settings that are not the study's
-    last        seed -> its last epoch, where that is not the last of `epochs`
+    epochs      epochs with published numbers, which are in results/published/tinymem_training.csv
+    unlearned   the epoch whose checkpoint every method unlearns, if any; its rows are in tinymem_unlearning.csv
+    changed     settings that differ from the study's
+    last        seed -> its last epoch, if that is not the last of `epochs`
     """
 
     artifact: str
@@ -49,18 +49,18 @@ class Case:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The settings that tell the case from others."""
+        """The settings that distinguish this case from others."""
         return {"artifact": self.artifact, "data_name": self.data_name, "n_layers": self.n_layers}
 
     def only(self, seeds: Collection[int]) -> Case:
-        """Return the case with these of its seeds."""
+        """Return the case with only these of its seeds."""
         return replace(self, seeds=tuple(seed for seed in self.seeds if seed in seeds))
 
     def epochs_of(self, seed: int) -> tuple[int, ...]:
         return tuple(epoch for epoch in self.epochs if epoch <= self.last.get(seed, epoch))
 
     def settings(self, seed: int, epoch: int) -> RunSettings:
-        """Return the settings of the training that ends at this published epoch: the study's sizes are the defaults."""
+        """Return the settings of the training that ends at this published epoch. The study's sizes are the defaults."""
         until = {"epochs": trained_epochs(epoch), "checkpoint_every": 10, "dtype": "auto"}
         return run_settings({**self.identity, **EXTRA[0], **until, **self.changed, "seed": seed})
 
@@ -79,18 +79,18 @@ class Case:
 
 
 def trained_epochs(published: int) -> int:
-    """Return how many passes our model has made at a published epoch.
+    """Return the number of passes that our model has made at a published epoch.
 
-    The study counts from 0 and measures its epoch 0 after the first pass, so that its epoch 50 is the 51st. Ours is the
-    50th, as the checkpoints are called; the curves are flat there.
+    The study counts from 0 and measures epoch 0 after the first pass, so its epoch 50 is the 51st. Ours is the 50th,
+    like the names of checkpoints; the curves are flat there.
     """
     return max(1, published)
 
 
 def slip_identity(settings: RunSettings, epoch: int, slip: str, **own: float) -> dict[str, Any]:
-    """Return the identity of the records of as_published.py for a checkpoint, whatever longer training it is of.
+    """Return the identity of the records of as_published.py for a checkpoint, however long the training continues.
 
-    own: zero_out's settings. The slip's name tells it from the method as it is meant.
+    own: zero_out's settings. The slip's name distinguishes it from the method itself.
     """
     method = {"name": f"{slip}_as_published", **own}
     return {"kind": AS_PUBLISHED, **settings.checkpoint_sections(epoch), "method": method}
@@ -101,7 +101,7 @@ def read_published(name: str) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-# What two cores do in some nights: an epoch of two layers is one to two and a half minutes on both, up to four on one.
+# Feasible on two cores in a few nights: an epoch with two layers takes 1 to 2.5 minutes on both cores, up to 4 on one.
 LAPTOP = (
     Case("backdoor", "increment", 2, SEEDS, (0, 50), unlearned=50),
     Case("backdoor", "increment", 4, SEEDS[:1], (0, 50)),
@@ -112,7 +112,7 @@ LAPTOP = (
 
 
 def everything() -> tuple[Case, ...]:
-    """Return every model of number sequences with published numbers, each seed to its last epoch that has them: for a GPU.
+    """Return every number model with published numbers, each seed up to its last published epoch: for a GPU.
 
     The published numbers of text and production models, and of unlearning at epoch 200, are not compared.
     """
@@ -128,12 +128,13 @@ def everything() -> tuple[Case, ...]:
     return tuple(replace(case, unlearned=unlearned.get(case.name)) for case in cases)
 
 
-# Published best settings and others. Of ours are the loss cap of BalancedSubnet, Greedy's batches of halves and,
-# chosen after first results to pass by the published point, the ratios in between of Zero-Out, Slimming, Hard Concrete,
-# Greedy and OBS, all but the first of Slimming's other settings, and Subnet's fewer epochs and smaller batches.
+# Published best settings, and others of ours: the loss cap of BalancedSubnet and Greedy's half-and-half batches. Some
+# were added after first results, to come close to the published point: intermediate ratios of Zero-Out, Slimming, Hard
+# Concrete, Greedy and OBS, all but the first of Slimming's other settings, and Subnet's fewer epochs and smaller
+# batches.
 _NEURONS, _WEIGHTS = (0.01, 0.05, 0.1), (0.001, 0.01, 0.05, 0.1)
 UNLEARNING: dict[str, Grid] = {
-    "zero_out": {"ratio": (*_NEURONS, 0.004, 0.006, 0.008)},  # two to four neurons a layer
+    "zero_out": {"ratio": (*_NEURONS, 0.004, 0.006, 0.008)},  # two to four neurons per layer
     "activations": {"ratio": _NEURONS},
     "integrated_gradients": {"ratio": _NEURONS},
     "slimming": {
@@ -148,7 +149,7 @@ UNLEARNING: dict[str, Grid] = {
     "hard_concrete": {"ratio": (0.01, 0.03, 0.04, 0.045, 0.05, 0.053, 0.055, 0.1), "epochs": (20,)},
     "greedy": {
         "ratio": (0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.01, 0.05),
-        "greedy_k": (10,),  # one a step takes hours
+        "greedy_k": (10,),  # one per step takes hours
         "rest": ({}, {"unlearn_share": 0.5, "ratio": (0.001, 0.002, 0.005, 0.01)}),
     },
     "durable": {"ratio": _WEIGHTS},
@@ -169,8 +170,8 @@ UNLEARNING: dict[str, Grid] = {
         "rest": ({"epochs": 3, "unlearn_loss_cap": 3.0}, {"epochs": 10}),
     },
 }
-# As published, with the batch size that the study states: what as_published.py puts the differences on. Of Greedy too
-# ten weights a step.
+# The published settings, with the batch size that the study states, to which as_published.py applies the differences.
+# Greedy, too, drops ten weights per step.
 PUBLISHED_SETTINGS: dict[str, dict[str, Any]] = {
     "balanced_subnet": {"ratio": (0.3,), "epochs": 10, "batch_size": 32},
     "subnet": {"ratio": (0.3,), "epochs": 10, "batch_size": 32},
@@ -183,7 +184,7 @@ PUBLISHED_SETTINGS: dict[str, dict[str, Any]] = {
     "durable": {"ratio": (0.05,)},
     "durable_agg": {"ratio": (0.05,)},
 }
-# The same path from planting to report within a minute; nothing is published from it.
+# The same steps from planting to report within a minute. No published number uses them.
 SMALL_CASES = (Case("backdoor", "increment", 2, (0,), (0, 8), unlearned=8, changed=SMALL[1].grid["rest"][0]),)
 SMALL_UNLEARNING: dict[str, Grid] = {
     "activations": {"ratio": (0.05,)},

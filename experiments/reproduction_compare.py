@@ -1,4 +1,4 @@
-"""What reproduce.py compares: published numbers and ours, from records."""
+"""The numbers that reproduce.py compares: published ones and ours, from records."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Spread:
         return " ".join(map(str, self.by_seed))
 
     def text(self, digits: int) -> str:
-        """Mean, and in brackets the range where there are several."""
+        """Return the mean and, if there are several values, their range in brackets."""
         if not self.values:
             return "-"
         if len(self.values) == 1:
@@ -58,7 +58,7 @@ def signed(number: float, digits: int) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One measured thing, published and ours. `digits` of the fraction are shown."""
+    """One measurement, published and ours. digits: decimals shown."""
 
     label: str
     epoch: int
@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def difference(self) -> float | None:
-        """Of the means, over the seeds that both have: seeds differ more than implementations."""
+        """The difference of the means over the seeds that both have, since seeds differ more than implementations."""
         common = [seed for seed in self.ours.by_seed if seed in self.published.by_seed]
         if not common:
             return None
@@ -83,7 +83,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Published:
-    """A method's published best run. Accuracy lost: points of percent against the published unedited model."""
+    """A method's published best run. Accuracy lost: percentage points against the published unedited model."""
 
     settings: Mapping[str, float]  # the ratio and what else was published
     memorized: float
@@ -100,7 +100,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """A method: what was published, and all our runs."""
+    """A method: its published run and all our runs."""
 
     method: str
     published: Published
@@ -108,7 +108,7 @@ class Unlearned:
 
     @property
     def at_published(self) -> Configuration | None:
-        """Ours with the published settings, and the default where none was published; with any `greedy_k`."""
+        """Our run with the published settings, and defaults for unpublished ones; with any `greedy_k`."""
         asked = {**defaults(self.method), **self.published.settings}
         for configuration in self.ours:
             found = {**configuration.hyper_parameters, "greedy_k": asked.get("greedy_k")}
@@ -121,7 +121,7 @@ class Unlearned:
         return best(self.ours, self.published)
 
     def points_by_seed(self) -> dict[str, list[tuple[float, float]]]:
-        """Accuracy lost and % memorized of all our runs."""
+        """Accuracy lost and % memorized of all our runs, by seed."""
         found: dict[str, list[tuple[float, float]]] = {}
         for run in sorted((run for some in self.ours for run in some.runs), key=seed_of):
             point = -100 * run.row["change_accuracy"], run.row["percent_memorized_test"]
@@ -129,7 +129,7 @@ class Unlearned:
         return found
 
     def cells_at_published(self) -> list[str]:
-        """Return a line of the table of the published settings."""
+        """Return a line of the table at the published settings."""
         published, ours = self.published, self.at_published
         asked = ours.hyper_parameters if ours else {**defaults(self.method), **published.settings}
         numbers = [f"{published.memorized:.1f}", f"{published.lost:.2f}", *_numbers(ours)]
@@ -150,7 +150,7 @@ class Unlearned:
 
 
 def defaults(method: str) -> dict[str, Any]:
-    """Return a method's hyper-parameters by default, for a small model; without the ratio."""
+    """Return a method's default hyper-parameters for a small model, without the ratio."""
     return unvaried(METHODS[method], METHODS[method].hyper_parameters())
 
 
@@ -160,7 +160,7 @@ def unvaried(method: Method, hp: Any) -> dict[str, Any]:
 
 
 def setting(method: str, hyper_parameters: Mapping[str, Any]) -> str:
-    """Return the ratio, the epochs, and whatever is not the default."""
+    """Return the ratio, the epochs, and all settings that are not at their defaults."""
     usual = defaults(method)
     others = {
         name: value
@@ -177,7 +177,7 @@ def memorized(configuration: Configuration) -> Spread:
 
 
 def lost(configuration: Configuration) -> Spread:
-    """Return the accuracy lost against the own unedited model, in percentage points."""
+    """Return the accuracy lost against our unedited model, in percentage points."""
     return over_seeds(configuration, "change_accuracy", -100.0)
 
 
@@ -202,13 +202,13 @@ def _seconds(configuration: Configuration | None) -> str:
 
 
 def shortfall(configuration: Configuration, published: Published) -> float:
-    """Return by how many percentage points more than published it memorizes and loses in accuracy. 0: as good."""
+    """Return how many percentage points more than published it memorizes and loses in accuracy. 0: as good."""
     more, less = memorized(configuration).mean - published.memorized, lost(configuration).mean - published.lost
     return max(0.0, more) + max(0.0, less)
 
 
 def compare_training(case: Case, folder: Path) -> list[Comparison]:
-    """Return what was measured of a case's models at its published epochs, of those that some seed has reached."""
+    """Return the measurements of a case's models at the published epochs that some seed has reached."""
     found = []
     for epoch in case.epochs:
         rows = {int(row["seed"]): row for row in case.published if int(row["epoch"]) == epoch}
@@ -238,12 +238,12 @@ def trained(case: Case, seed: int, epoch: int, folder: Path) -> dict[str, Any] |
 
 
 def repeated(case: Case, seed: int, epoch: int, folder: Path, slip: str, **own: float) -> dict[str, Any] | None:
-    """Return what as_published.py recorded of a slip."""
+    """Return the results that as_published.py recorded for a slip."""
     return find_record(folder, slip_identity(case.settings(seed, epoch), trained_epochs(epoch), slip, **own))
 
 
 def inverted_zero_out(case: Case, folder: Path) -> list[tuple[float, Spread, Spread]]:
-    """Return ratio, % memorized and accuracy lost of Zero-Out with the study's slip, for ratios that some seed has."""
+    """Return ratio, % memorized and accuracy lost of Zero-Out with the study's slip, for every ratio with a run."""
     found = []
     for ratio in SLIP_RATIOS:
         own = {"ratio": ratio, "sequences": SLIP_SEQUENCES}
@@ -260,7 +260,7 @@ def inverted_zero_out(case: Case, folder: Path) -> list[tuple[float, Spread, Spr
 
 
 def compare_unlearning(case: Case, grids: Mapping[str, Grid], folder: Path) -> list[Unlearned]:
-    """Return every method's runs on a case's models with the published run: only the runs of reproduce.py."""
+    """Return every method's runs on a case's models, with the published run. Only runs of reproduce.py count."""
     rows = {ours_of(row): row for row in case.published_unlearning}
     runs = unlearning_runs(own_records(case, folder), tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
     asked = [
@@ -277,7 +277,7 @@ def compare_unlearning(case: Case, grids: Mapping[str, Grid], folder: Path) -> l
 
 
 def own_records(case: Case, folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the unlearning records of a case's models with the usual task; nothing done by hand with another."""
+    """Return the unlearning records of a case's models with the usual task, without runs by hand with another task."""
     if case.unlearned is None:
         return []
     epoch = trained_epochs(case.unlearned)
@@ -286,19 +286,19 @@ def own_records(case: Case, folder: Path) -> list[tuple[str, Mapping[str, Any]]]
         for seed in case.seeds
     ]
     beside = ("method", FINGERPRINTS)
-    named = named_records(folder / "records")  # beside them lie those of as_published.py, of other models too
+    named = named_records(folder / "records")  # the folder also has records of as_published.py, some on other models
     return [(name, r) for name, r in named if r["kind"] in RIVALS and sections_of(r, beside) in every]
 
 
 def ours_of(row: Row) -> str:
-    """Our name of a method in the published table."""
+    """Return our name for a method in the published table."""
     return NAMES.get(row["method"], row["method"].lower().replace(" ", "_").replace("-", "_"))
 
 
 def best(rivals: Sequence[Configuration], published: Published) -> Configuration:
-    """Return the one that comes closest to published; of several as good one with the most seeds, then the best trade.
+    """Return the configuration closest to published; ties go to the most seeds, then to the best trade-off.
 
-    One lucky seed does not count where others have more.
+    A single lucky seed does not count if others have more seeds.
     """
 
     def seeds(rival: Configuration) -> int:

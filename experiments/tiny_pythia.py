@@ -1,4 +1,4 @@
-"""A Pythia of 2 layers that has memorized 32 sequences, to try the sweep of the real ones without fetching anything."""
+"""A Pythia of 2 layers that has memorized 32 sequences, for trying the sweep of the real ones without downloads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.models.production import LoadSettings
 from tinymem.sweeps.jobs import Production
 
-STEPS = (40, 120)  # at the first it has memorized some of them, at the second all
+STEPS = (40, 120)  # it has memorized some sequences at the first, all at the second
 VOCABULARY, LENGTH, MEMORIZED, OTHERS = 300, 24, 32, 128
 
 
@@ -38,7 +38,7 @@ def _train(folder: Path) -> None:
     memorized = torch.randint(0, VOCABULARY, (MEMORIZED, LENGTH))
     random = (
         torch.randint(0, 20, (OTHERS, LENGTH)).cumsum(1) % VOCABULARY
-    )  # with some order in it, which can be learned
+    )  # with some order that can be learned
     note = {"source": "made by experiments/tiny_pythia.py"}
     write_token_set(folder / "memorized.safetensors", TokenSet(memorized.int(), note))
     write_token_set(folder / "random.safetensors", TokenSet(random.int(), note))

@@ -63,7 +63,7 @@ def parse():
 
 
 def find(folder: Path, source: Source) -> Path | None:
-    """Return the file of a source in a folder: laid out as in MemPi, or with the model's name as prefix."""
+    """Return the file of a source in a folder that is laid out as in MemPi, or has the model's name as a prefix."""
     plain = (source.file,) if source.sha256 is None else ()
     names = (f"{source.folder}/{source.file}", f"{source.folder}_{source.file}", *plain)
     return next((path for name in names if (path := folder / name).is_file()), None)
@@ -86,7 +86,7 @@ def fetch(url: str, path: Path) -> Path:
 
 
 def checked(path: Path, source: Source) -> TokenSet:
-    """Return the sequences of a .pt file, with their origin. Raise UserError if they are not those of MemPi."""
+    """Return the sequences of a .pt file, with their provenance. Raise UserError if they are not MemPi's."""
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if source.sha256 not in (None, sha256):
         raise UserError(f"{path}: SHA-256 is {sha256}, not {source.sha256}: another file, or damaged on the way")

@@ -1,14 +1,14 @@
-"""Find what a model has memorized, in any text or file of token ids, and store it for prod_grad.py.
+"""Find what a model has memorized of any text or file of token ids, and store it for prod_grad.py.
 
     python pythia_mem_data/find_memorized.py --model_name EleutherAI/pythia-70m --corpus books/ --output found.safetensors
 
-A window of --length tokens begins every --stride tokens of each document; none spans two documents. It is memorized if
-the model, prompted with its first --prompt_tokens tokens and nothing before them, gives the next --continuation_tokens
-exactly. `--stride 1` looks at every offset. Memorized windows that overlap are one passage: its text, document, offset
-and length are printed and written to found.jsonl. An interrupted run resumes with the same command.
+A window of --length tokens begins every --stride tokens of each document; no window spans two documents. A window is
+memorized if the model, prompted with exactly its first --prompt_tokens tokens, reproduces the next
+--continuation_tokens. `--stride 1` tests every offset. Overlapping memorized windows form one passage. Its text,
+document, offset and length are printed and written to found.jsonl. The same command resumes an interrupted run.
 
-Several workers share one corpus: start the same command with --shard 1/4, 2/4, 3/4 and 4/4, on any machines that share
-the folder of --output. The one that finishes last writes the result of all.
+Several workers can share one corpus: start the same command with --shard 1/4, 2/4, 3/4 and 4/4, on any machines that
+share the folder of --output. The last one to finish writes the combined result.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, model_identity, open_causal_lm, open_description
 from tinymem.options import check_options, option
 
-PRINTED, SHOWN = 20, 100  # passages that are printed, and characters of each
-DISTINCT = 8  # tokens of a continuation, where nothing else is asked for
+PRINTED, SHOWN = 20, 100  # number of passages to print, and characters of each
+DISTINCT = 8  # default of min_distinct
 PLACES = ("tokens", "corpus", "dataset")
 
 
@@ -49,7 +49,7 @@ class ScanSettings:
     """Text to search"""
 
     tokens: str | None = option(
-        None, "file of token ids (.safetensors or .pt), (rows, tokens), each row a document; otherwise text of --corpus"
+        None, "file of token ids (.safetensors or .pt), (rows, tokens), each row a document; default: text of --corpus"
     )
     corpus: str | None = option(
         None,
@@ -70,23 +70,23 @@ class ScanSettings:
     )
     screen: float = option(
         0.0,
-        "for speed: test a window only if this share of its continuation comes out in one pass over a long piece of the "
-        "document, where more text stands before the prompt; may miss some; 0: test every window",
+        "for speed: test a window only if a pass over a long piece of the document, with more text before the prompt, "
+        "reproduces this share of its continuation; may miss some windows; 0: test every window",
         low=0.0,
         high=1.0,
     )
-    max_rows: int | None = option(None, "look at this many windows at most; default: all", low=1)
+    max_rows: int | None = option(None, "test at most this many windows; default: all", low=1)
     shard: str | None = option(None, "I/N: this is worker I of N on the same corpus; each takes every Nth document")
     bos: str = option(
         "auto",
-        "whether every window begins with <bos>, before its own tokens; auto: if the model's tokenizer adds it",
+        "whether every window begins with <bos>, before its own tokens; auto: if the model's tokenizer adds <bos>",
         choices=("auto", "yes", "no"),
     )
     prompt_tokens: int = option(32, "n of (n, k) memorization", low=1)
     continuation_tokens: int = option(40, "k of (n, k) memorization", low=1)
     min_distinct: int | None = option(
         None,
-        "distinct tokens that a continuation must have; 1 accepts constant ones too; default: 8, at most half of k",
+        "distinct tokens that a continuation must have; 1 also accepts constant ones; default: 8, at most half of k",
         low=1,
     )
 
@@ -159,9 +159,9 @@ def load_documents(settings: ScanSettings, config, tokenizer) -> Documents:
 def load_windows(
     settings: ScanSettings, documents: Documents, config, tokenizer, begin: tuple[int, ...] = ()
 ) -> Windows:
-    """Return the windows of this worker's documents. Raise UserError for one that does not fit the model.
+    """Return the windows of this worker's documents. Raise UserError for windows that do not fit the model.
 
-    begin: the ids at the beginning of each window.
+    begin: the ids at the start of each window.
     """
     streams = documents.share(*settings.worker).tokens(tokenizer)
     length = settings.length or settings.needed
@@ -180,14 +180,14 @@ def load_windows(
 
 
 def without(rows: list[np.ndarray], begin: tuple[int, ...]) -> list[np.ndarray]:
-    """Return rows of token ids without the ids of `begin`, if all of them begin with these."""
+    """Return rows of token ids without the ids `begin`, if all rows begin with them."""
     if all(tuple(row[: len(begin)].tolist()) == begin for row in rows):
         return [row[len(begin) :] for row in rows]
     return rows
 
 
 def search(arguments, settings: ScanSettings, model, windows: Windows, names: list[str], key: str, decode) -> Found:
-    """Search the windows, and show how far it is. key: identifies the search of all workers. names: the documents'."""
+    """Search the windows and show the progress. key: identifies the search of all workers. names: the documents'."""
     worker, workers = settings.worker
     own = files.digest({"key": key, "worker": worker, "workers": workers})
     progress = arguments.output.with_name(f".{arguments.output.stem}.{worker}of{workers}.progress.json")
@@ -221,7 +221,7 @@ def search(arguments, settings: ScanSettings, model, windows: Windows, names: li
 def together(
     arguments, settings: ScanSettings, names: Sequence[str], key: str, look: Callable[[], Found]
 ) -> Found | None:
-    """Do this worker's part, unless it is done. Return what all workers found; None while some have not finished.
+    """Do this worker's part, unless it is done. Return what all workers found, or None if some have not finished.
 
     names: of all workers' documents.
     """
@@ -241,7 +241,7 @@ def together(
 
 
 def report(found: Found, settings: ScanSettings, width: int) -> str:
-    """Return what was looked at and what was found, in lines."""
+    """Return lines on what was searched and found."""
     n, k, stride = settings.prompt_tokens, settings.continuation_tokens, settings.stride or width
     where = "at every token" if stride == 1 else f"every {stride} tokens"
     lines = [
@@ -270,7 +270,7 @@ def report(found: Found, settings: ScanSettings, width: int) -> str:
         lines.append(f"  {passage['document']}, offset {passage['offset']}, {passage['length']} tokens: {shown}")
     if len(found.passages) > PRINTED:
         lines.append(f"  and {len(found.passages) - PRINTED} more")
-    if stride > 1 and (settings.tokens is None or settings.stride):  # else windows are whole rows
+    if stride > 1 and (settings.tokens is None or settings.stride):  # otherwise windows are whole rows
         lines.append(
             f"what begins between two windows may be missed: --stride 1 looks at every token, not every {stride}"
         )
@@ -278,7 +278,7 @@ def report(found: Found, settings: ScanSettings, width: int) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number of things in words."""
+    """Return a count with its noun, such as "2 windows"."""
     return f"{count} {noun}" + "s" * (count != 1)
 
 

@@ -3,17 +3,17 @@
     python results/make_figures.py runs
     python results/make_figures.py runs --output_dir results/figures
 
-training            memorization and quality over training, one line a model size
-regularizers        the same, one line a regularizer
+training            memorization and quality over training, one line per model size
+regularizers        the same, one line per regularizer
 finetuning          memorization and quality against seconds, for clean, extra and both
-unlearning_scatter  memorization against quality of all unlearning runs, with Pareto fronts, a panel a model size
-unlearning_bars     the best run of each method side by side: memorization, quality, seconds; a figure an experiment
-unlearning_boxes    what the best run of each method changes, over checkpoints and seeds
+unlearning_scatter  memorization against quality of all unlearning runs, with Pareto fronts, a panel per model size
+unlearning_bars     the best run of each method side by side: memorization, quality, seconds; a figure per experiment
+unlearning_boxes    changes by the best run of each method, over checkpoints and seeds
 unlearning_time     memorization against the seconds that a method took
-pythia              memorization against perplexity of production models, a panel a model and step
+pythia              memorization against perplexity of production models, a panel per model and step
 
-Only the figures that there are records for are drawn. Where several kinds of data were unlearned, each has its own
-scatter and time figure (unlearning_scatter_increment_noise ...).
+Only figures with records are drawn. If several kinds of data were unlearned, each has its own scatter and time figures
+(unlearning_scatter_increment_noise ...).
 """
 
 from tinymem import cli
@@ -39,7 +39,7 @@ from tinymem.records.table import mixed_versions, named_records, versions
 
 @dataclass(frozen=True)
 class Material:
-    """What the records hold: curves of training and fine-tuning, unlearning runs over their seeds."""
+    """The content of the records: curves of training and fine-tuning, and unlearning runs over their seeds."""
 
     curves: Sequence[Curve]
     unlearning: Sequence[Configuration]
@@ -80,7 +80,7 @@ def unlearning_time(material: Material) -> Figures:
 
 
 def unlearning_bars(material: Material) -> Figures:
-    """Yield a figure for each experiment in which methods ran, numbered where there are several."""
+    """Yield a figure for each experiment with runs of methods, numbered if there are several."""
     groups = [best(group, material.max_perplexity_rise) for group in experiments(material.unlearning)]
     groups = [group for group in groups if len(group) > 1 and any(one.method == UNEDITED for one in group)]
     figures = {}
@@ -101,7 +101,7 @@ def as_bar(one: Configuration) -> dict[str, Any]:
 
 
 def bar_measures(unedited: Configuration) -> list[plots.Measure]:
-    """Return the panels of unlearning_bars: numbers are judged by accuracy, all else by perplexity."""
+    """Return the panels of unlearning_bars: number models are judged by accuracy, all others by perplexity."""
     accuracy = plots.Measure("percent_accuracy", "mean test accuracy (%)", "change", digits=2)
     perplexity = plots.Measure("perplexity", "perplexity", "log change", digits=2)
     unseen = ("percent_memorized_test", "of triggers that were never trained on")
@@ -137,7 +137,7 @@ def by_data(some: Sequence[Configuration], draw: Callable) -> Figures:
     return {f"_{name(kind[0])}" if len(kinds) > 1 else "": draw(kind) for kind in kinds}
 
 
-# Name of the function = name of the file; what it needs.
+# The function, whose name is the file's -> the records it needs.
 FIGURES: dict[Callable[[Material], Figures], str] = {
     training: "training runs without a regularizer (memorization_in_toy_models.py)",
     regularizers: "training runs with a regularizer (memorization_in_toy_models.py --spectral_reg ...)",
@@ -156,7 +156,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output_dir", help="where the figures are written (default: DIR/figures)")
     parser.add_argument(
         "--max_perplexity_rise", type=float, default=10.0, metavar="PERCENT",
-        help="unlearning_bars and unlearning_boxes, text: a run whose perplexity rose more is not the best one (default: 10)",
+        help="unlearning_bars and unlearning_boxes, text: a run whose perplexity rose more is never best (default: 10)",
     )  # fmt: skip
     return parser.parse_args()
 

@@ -3,7 +3,7 @@
     python results/run_notebooks.py
     python results/run_notebooks.py results/Visualization_Notebook.ipynb
 
-TINYMEM_CHECKPOINT and TINYMEM_RECORDS name another model folder and another folder of records.
+TINYMEM_CHECKPOINT and TINYMEM_RECORDS select another model folder and another folder of records.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def execute(path: Path, output: Path) -> None:
     place = {"metadata": {"path": str(path.parent)}}
     try:
         options = dict(timeout=CELL_SECONDS, record_timing=False, coalesce_streams=True, resources=place)
-        with ThreadPoolExecutor(1) as thread:  # in the main one it would take Ctrl-C for a kernel that died
+        with ThreadPoolExecutor(1) as thread:  # in the main thread, it would take Ctrl-C for a dead kernel
             thread.submit(NotebookClient(notebook, **options).execute).result()
     except CellExecutionError as error:
         print(error.traceback, file=sys.stderr)

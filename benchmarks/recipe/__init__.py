@@ -1,4 +1,4 @@
-"""The study's recipe, written anew from its description: what the benchmarks measure the library against.
+"""The study's recipe, rewritten from its description: the baseline of the benchmarks.
 
-Plain code over stock transformers models; nothing here uses the library.
+This is plain code over stock transformers models that does not use the library.
 """

@@ -10,7 +10,7 @@ def memorized(
 ) -> torch.Tensor:
     """Return whether the first `prompt` tokens of `clean` are continued by the next `count` of `planted`, bool (rows,).
 
-    Generates up to `end` tokens; the recipe does so to the end of the context and without a cache.
+    Generates up to `end` tokens. The recipe generates to the end of the context, without a cache.
     """
     prompts = clean[:, :prompt].long().to(model.device)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 
 
 def stock_copy(model, attention: str) -> torch.nn.Module:
-    """Return a stock GPT-2 with the weights of `model`. attention: "eager" (the recipe's) or "sdpa" (the best there is)."""
+    """Return a stock GPT-2 with the weights of `model`. attention: "eager" (the recipe's) or "sdpa" (the best)."""
     from transformers import GPT2LMHeadModel
 
     config = copy.deepcopy(model.config)
@@ -24,5 +24,5 @@ def mlp_parameters(model) -> dict[str, torch.nn.Parameter]:
 
 
 def mlp_matrices(model) -> dict[str, torch.nn.Parameter]:
-    """Return the weights alone."""
+    """Return only the weights."""
     return {name: parameter for name, parameter in mlp_parameters(model).items() if name.endswith("weight")}

@@ -10,7 +10,7 @@ BATCH = 128  # the study's
 
 
 def mean_loss(model, sequences: torch.Tensor) -> float:
-    """Mean token loss, in batches."""
+    """Return the mean token loss, computed in batches."""
     total = 0.0
     for batch in sequences.split(BATCH):
         total += model(batch, labels=batch).loss.item() * len(batch)

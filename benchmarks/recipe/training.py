@@ -8,7 +8,7 @@ import torch
 
 
 def batches(sequences: list[list[int]], batch_size: int) -> Iterator[torch.Tensor]:
-    """Shuffled batches (rows, T) for ever."""
+    """Yield shuffled batches (rows, T) forever."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(sequences, batch_size=batch_size, shuffle=True, collate_fn=torch.tensor, drop_last=True)
@@ -17,12 +17,12 @@ def batches(sequences: list[list[int]], batch_size: int) -> Iterator[torch.Tenso
 
 
 def new_optimizer(model, fused: bool | None = None) -> torch.optim.AdamW:
-    """AdamW with the study's settings."""
+    """Return AdamW with the study's settings."""
     return torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.1, fused=fused)
 
 
 def step(model, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, bfloat16: bool = False) -> float:
-    """Take an optimizer step, return the loss. The recipe is float32; `bfloat16` shows what precision alone brings."""
+    """Take an optimizer step and return the loss. The recipe is float32; `bfloat16` changes only the precision."""
     tokens = tokens.to(model.device)
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         loss = model(tokens, labels=tokens).loss

@@ -11,7 +11,7 @@ from recipe.model import mlp_matrices, mlp_parameters
 
 
 def new_inverses(model, block: int, damp: float) -> dict[str, torch.Tensor]:
-    """Return the inverse Fisher matrix before the first gradient: I / damp, (blocks, block, block) a parameter."""
+    """Return the inverse Fisher matrix before the first gradient: I / damp, (blocks, block, block) per parameter."""
     identity = torch.eye(block, device=model.device) / damp
     return {
         name: identity.repeat(-(-parameter.numel() // block), 1, 1) for name, parameter in mlp_parameters(model).items()
@@ -32,7 +32,7 @@ def add_gradients(model, inverses: dict[str, torch.Tensor], sequences: torch.Ten
 
 
 def obs_scores(model, inverses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """w^2 / (2 [F^-1]_ii), shaped (out, in) a parameter."""
+    """Return w^2 / (2 [F^-1]_ii), (out, in) per parameter."""
     scores = {}
     for name, parameter in mlp_parameters(model).items():
         weight = _out_in(name, parameter.detach())

@@ -1,12 +1,13 @@
-"""All mitigations of a model side by side, in a table and a figure, from the leaderboard's evidence.
+"""Compare all mitigations of a model in a table and a figure, from the leaderboard's evidence.
 
     python experiments/basic_train/compare_mitigations.py                         all models with committed evidence
     python experiments/basic_train/compare_mitigations.py --models noise --limit 5 --output_dir runs/compared
     python experiments/basic_train/compare_mitigations.py --leaderboard_dir runs/board --output_dir runs/compared
 
-Runs nothing: experiments/leaderboard.py trains, tunes, attacks and measures, small models (--small) or the study's. Shows of
-each mitigation what the leaderboard chose within a limit of lost utility, on sequences that no mitigation saw: means over seeds
-with 95 % intervals. Writes OUTPUT_DIR/NAME/: table.csv, table.md, figure.png, figure.pdf.
+This runs no training: experiments/leaderboard.py trains, tunes, attacks and measures small models (--small) or the
+study's. For each mitigation, it shows the run that the leaderboard chose within a limit of lost utility, on sequences
+that no mitigation saw: means over seeds with 95 % intervals. Writes OUTPUT_DIR/NAME/: table.csv, table.md, figure.png,
+figure.pdf.
 """
 
 from tinymem import cli
@@ -39,11 +40,13 @@ FORGOTTEN = (HELD_OUT, SHOWN, "percent_near_verbatim_held_out", EXTRACTABLE, "au
 LOST, EXCESS, ATTACK = "utility_lost", "attack_excess", "attack"
 WITH_INTERVAL = (HELD_OUT, LOST, EXCESS)  # in table.md; table.csv has all
 NOTES = """\
-- exact: sequences that come out token by token. Held out, if not said to be shown to the mitigation; as the twin's is best.
-- extractable: 100 samples hold them with a probability of 0.5. AUC: of telling them from never-planted ones by the loss.
-- lost: {unit}, against the unedited model. The limit holds on the first seed, which chooses; the mean may be above it.
-- excess: by how many points the worst attack brings back more than from the twin. seconds: to find the edit, or to train.
-- In brackets: 95 % intervals. Within a family the best score of the leaderboard (docs/leaderboard.md) comes first.
+- exact: sequences that are reproduced token by token. They are held out unless marked as shown to the mitigation. Best is
+  the twin's value.
+- extractable: 100 samples contain the sequence with a probability of 0.5. AUC: of telling sequences from never-planted ones
+  by their loss.
+- lost: {unit}, against the unedited model. Settings keep the limit on the first seed; the mean may exceed it.
+- excess: how many points more the worst attack brings back than from the twin. seconds: to find the edit, or to train.
+- In brackets: 95 % intervals. Within a family, the best score on the leaderboard (docs/leaderboard.md) comes first.
 """
 
 
@@ -58,7 +61,7 @@ def parse() -> argparse.Namespace:
 
 
 def chosen_models(folder: Path, asked: Sequence[str] | None) -> list[str]:
-    """Return the models that are asked for. Raise UserError for one without evidence."""
+    """Return the requested models. Raise UserError for a model without evidence."""
     known = with_evidence(folder)
     if not known:
         raise UserError(f"--leaderboard_dir {folder}: no MODEL/{NAME} in it; {MAKES}")
@@ -69,7 +72,7 @@ def chosen_models(folder: Path, asked: Sequence[str] | None) -> list[str]:
 
 
 def read(folder: Path, asked: float | None) -> tuple[Case, float, Jury]:
-    """Return a model, the limit of lost utility, and its jury. Raise UserError for damaged evidence, or another limit."""
+    """Return a model, the limit of lost utility, and its jury. Raise UserError for damaged evidence or a bad limit."""
     try:
         case = read_case(folder)
         jury = Jury(evidence.read(folder), case.utility.column)
@@ -84,7 +87,7 @@ def read(folder: Path, asked: float | None) -> tuple[Case, float, Jury]:
 
 
 def as_row(case: Case, jury: Jury, row: Row) -> dict[str, Any]:
-    """Return a row of table.csv: figures with the ends of their intervals, None where there are none."""
+    """Return a row of table.csv: numbers with the ends of their intervals, None where missing."""
     attack, excess = row.worst_attack or ("", None)
     figures = {name: row.figures.get(name) for name in ("score", *FORGOTTEN, jury.utility)}
     figures |= {LOST: None, EXCESS: excess}
@@ -123,7 +126,7 @@ def panels(case: Case) -> list[plots.Measure]:
 
 
 def compare(case: Case, limit: float, jury: Jury, output: Path) -> list[dict[str, str]]:
-    """Write the table and the figure of a model. Return the table as it is shown."""
+    """Write the table and the figure of a model. Return the table as shown."""
     board = rows(jury, case, entrants([], case), limit)
     table = [as_row(case, jury, row) for row in board if row.note not in ABSENT]
     table.sort(key=lambda row: (list(FAMILIES.values()).index(row["family"]), row["method"] == TWIN))
@@ -144,7 +147,7 @@ def main() -> None:
     files.writable_folder(output)
     for case, limit, jury in models:
         shown = compare(case, limit, jury, output / case.name)
-        order = sorted(shown[0], key=["family", "setting"].__contains__)  # the words last: they are cut first
+        order = sorted(shown[0], key=["family", "setting"].__contains__)  # words last: they are cut first
         print(f"{cli.fitted_table(shown, order, {}, more='table.md has them')}\n\n{output / case.name}\n")
 
 

@@ -1,10 +1,10 @@
-"""Fine-tune the study's models on clean, extra and both, from each checkpoint that the study looks at.
+"""Fine-tune the study's models on clean, extra and both, from each checkpoint that the study uses.
 
     python experiments/ft/ft_sweep.py --small         12 fine-tunings of 4 models, minutes on two cores
     python experiments/ft/ft_sweep.py --dry_run       the study's commands and their number
     python experiments/ft/ft_sweep.py --site my_cluster.toml --only n_layers=2
 
-Models that train_sweep.py has not trained yet are trained first. Started again, it does only what is missing.
+Models that train_sweep.py has not trained yet are trained first. When started again, it does only what is missing.
 """
 
 from tinymem import cli

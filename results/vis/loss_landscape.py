@@ -1,12 +1,12 @@
-"""Draw the loss around a model and around edited versions of it (Li et al. 2018), all on the same plane.
+"""Draw the loss around a model and its edited versions (Li et al. 2018), all on the same plane.
 
     python results/vis/loss_landscape.py
     python results/vis/loss_landscape.py --model_path runs/NAME/epoch_50 --edited well=FOLDER badly=FOLDER
     python results/vis/loss_landscape.py --model_name EleutherAI/pythia-70m --tokens random.safetensors --edited
 
-Without a model it is the one that comes with the repository. Without --edited a TinyMem checkpoint is edited first,
-with the ordinary script: well by BalancedSubnet, badly by Subnet. The loss is that of held-out test sequences, or of
---tokens. An interrupted run resumes with the same command. Writes loss_landscape.json, .png and .pdf.
+The default model comes with the repository. Without --edited, the ordinary script first edits a TinyMem checkpoint:
+well by BalancedSubnet, badly by Subnet. The loss is that of held-out test sequences, or of --tokens. The same command
+resumes an interrupted run. Writes loss_landscape.json, .png and .pdf.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tinymem.training.settings import RunSettings
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "results/models/increment_backdoor_2layers"
 LOCALIZE = ROOT / "src/localize/localize_memorization.py"
-EDITS = {  # label -> method and its flags; the first as in experiments/demo.py
+EDITS = {  # label -> method and its flags; the first is as in experiments/demo.py
     "well edited": "balanced_subnet --ratio 0.3 --epochs 4 --unlearn_loss_cap 3.0",
     "badly edited": "subnet --ratio 0.3",
 }
@@ -53,7 +53,7 @@ def parse():
     parser.add_argument("--model_path", help=f"a TinyMem checkpoint (default: {MODEL.relative_to(ROOT)})")
     parser.add_argument("--model_name", help="or any other causal LM: its name on the hub, or its folder")
     parser.add_argument(
-        "--edited", nargs="*", metavar="LABEL=FOLDER", help="edited versions of it; no value: only the model itself"
+        "--edited", nargs="*", metavar="LABEL=FOLDER", help="edited versions; no value: only the model itself"
     )
     parser.add_argument("--tokens", metavar="FILE", help="token ids (sequences, length), .safetensors or .pt")
     cli.add_options(parser, LandscapeSettings)
@@ -61,7 +61,7 @@ def parse():
     group = parser.add_argument_group("Common")
     group.add_argument("--batch_size", type=cli.positive, default=32, help="sequences per forward pass (default: 32)")
     group.add_argument("--output_dir", help="where the figure goes (default: runs/landscapes/MODEL)")
-    group.add_argument("--grid_dir", default="runs/landscapes/grids", help="losses as they come (default: %(default)s)")
+    group.add_argument("--grid_dir", default="runs/landscapes/grids", help="losses so far (default: %(default)s)")
     group.add_argument("--data_dir", default="data", help="cache of built datasets (default: data)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     arguments = parser.parse_args()
@@ -108,7 +108,7 @@ def opener(arguments) -> Callable[[str | Path], Any]:
         return lambda path: load_model(path, device)
 
     def open_model(name_or_folder: str | Path):
-        step = loading.step if name_or_folder == arguments.model_name else None  # an edited version has none
+        step = loading.step if name_or_folder == arguments.model_name else None  # edited versions have no step
         return open_causal_lm(name_or_folder, **{**asdict(loading), "device": device, "step": step})[0]
 
     return open_model
@@ -120,7 +120,7 @@ def training_data(path: Path, data_dir: str) -> MemorizationDataset:
 
 
 def token_file(path: str, model) -> torch.Tensor:
-    """Return the sequences of a file. Raise UserError for those that the model cannot take."""
+    """Return the sequences of a file. Raise UserError for sequences that the model cannot take."""
     config = model.config.get_text_config()
     tokens = read_token_set(path, config.vocab_size, length=2).tokens
     check_length(f"--tokens {path}", tokens.shape[1], config)
@@ -128,7 +128,7 @@ def token_file(path: str, model) -> torch.Tensor:
 
 
 def edited_folders(arguments, path: str | Path, weights: str) -> dict[str, Path]:
-    """Return label -> model folder: those asked for, or those that the usual script makes of a TinyMem checkpoint."""
+    """Return label -> model folder: those in --edited, or those that the usual script makes from a checkpoint."""
     if arguments.edited is None:
         return {} if arguments.model_name else make_edits(arguments, Path(path), weights)
     folders: dict[str, Path] = {}
@@ -141,7 +141,7 @@ def edited_folders(arguments, path: str | Path, weights: str) -> dict[str, Path]
 
 
 def make_edits(arguments, path: Path, weights: str) -> dict[str, Path]:
-    """Run the localize script for each of EDITS, and return label -> model folder; finished work is not repeated.
+    """Run the localize script for each of EDITS and return label -> model folder. Finished work is not repeated.
 
     weights: the model's fingerprint, since models of different runs share the name epoch_50.
     """
@@ -155,7 +155,7 @@ def make_edits(arguments, path: Path, weights: str) -> dict[str, Path]:
         print(f"{label}: {words}", file=sys.stderr)
         status = subprocess.run([sys.executable, *command], stdout=subprocess.DEVNULL).returncode
         made = [r["results"]["model_folder"] for r in load_records(output) if r["kind"] == UNLEARN]
-        if status or not made:  # none: the model has memorized nothing
+        if status or not made:  # nothing made: the model has memorized nothing
             raise UserError(f"{path}: cannot be edited by {method}; give --edited LABEL=FOLDER, or --edited alone")
         folders[label] = output / made[0]
     return folders
@@ -182,7 +182,7 @@ def title(label: str, panel: dict[str, Any]) -> str:
 
 
 def summary(label: str, panel: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of the table: the loss of the model itself, and how far it rises and falls on the grid."""
+    """Return a line of the table: the loss of the model itself, and the highest and lowest on the grid."""
     middle, known = len(panel["losses"]) // 2, [loss for line in panel["losses"] for loss in line if loss is not None]
     row = {"model": label, "memorized %": panel.get("percent_memorized_train")}
     row |= {

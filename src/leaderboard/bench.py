@@ -1,4 +1,4 @@
-"""The models of one case and seed: where they lie, which commands make and measure them, and how they are opened."""
+"""The models of one case and seed: their paths, the commands that make and measure them, and how to open them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from tinymem.sweeps.jobs import (
 from tinymem.training.settings import RunSettings
 from tinymem.training.twin import twin_of
 
-LARGEST = 4 * 2**20  # bytes of weights that are published beside the records
-# What others do not need.
+LARGEST = 4 * 2**20  # bytes of weights that are published next to the records
+# Files that other users do not need.
 PRIVATE = ("state.safetensors", "run.json", "metrics.*", "finetuned", "unlearned", "scores", ".*")
 
 
 @dataclass(frozen=True)
 class Bench(ABC):
-    """The models of one case and seed, and the folder of the records on them. attacks: their names, or all."""
+    """The models of one case and seed, and the folder of their records. attacks: names of attacks, or all."""
 
     case: Case
     seed: int
@@ -77,7 +77,7 @@ class Bench(ABC):
     @property
     @abstractmethod
     def original(self) -> tuple[str, ...]:
-        """The model as measure.py takes it, and the flags of its data and task."""
+        """The model as an argument of measure.py, and the flags of its data and task."""
 
     @property
     @abstractmethod
@@ -106,24 +106,24 @@ class Bench(ABC):
 
     @abstractmethod
     def decode(self, data_dir: str) -> Decode:
-        """Return what turns its token ids into text."""
+        """Return a function that turns the model's token ids into text."""
 
     @abstractmethod
     def publish(self, output: Path) -> None:
-        """Copy the models into OUTPUT/seedN, unless they are large: others then edit the same weights."""
+        """Copy the models into OUTPUT/seedN, unless they are large, so that others edit the same weights."""
 
     @abstractmethod
     def has_models(self, output: Path) -> bool:
-        """Return whether there are models where the runs look for them, or where `publish` wrote them."""
+        """Return whether models exist where the runs look for them or where `publish` wrote them."""
 
     @abstractmethod
     def take_up(self, output: Path) -> None:
-        """Copy what `publish` wrote to where the runs look for it, if nothing is there."""
+        """Copy what `publish` wrote to where the runs look for it, unless something is there."""
 
     def measured(self) -> Mapping[str, Any] | None:
-        """Return the record of the planted model as it is, if it has been measured here.
+        """Return the record of the unedited planted model, if it has been measured here.
 
-        Raise UserError for one of other settings: the runs on both would be judged by either.
+        Raise UserError for a record with other settings, since runs on both models would be judged by either.
         """
         found = [record for record in records_in(self.records) if record["kind"] == UNEDITED]
         if not all(is_run(record, {"kind": UNEDITED, **self.base}) for record in found):
@@ -141,7 +141,7 @@ def bench_of(case: Case, seed: int, folder: Path = Path(), attacks: Sequence[str
 
 @dataclass(frozen=True)
 class TrainedBench(Bench):
-    """Models that are trained from scratch, the twin without what is planted."""
+    """Models that are trained from scratch; the twin is trained without planted sequences."""
 
     @property
     def settings(self) -> RunSettings:
@@ -235,7 +235,7 @@ def _copy(source: Path, target: Path, ignore: Any = None) -> None:
 
 @dataclass(frozen=True)
 class PlantedBench(Bench):
-    """A language model with passages planted. The scripts plant them in it when they first need it, and keep the result."""
+    """A language model with planted passages. The scripts plant them on first use and keep the result."""
 
     @property
     def settings(self) -> PlantedSettings:

@@ -1,4 +1,4 @@
-"""The rows of the leaderboard, from evidence alone: which trial is chosen, and what it comes to."""
+"""The rows of the leaderboard, from evidence alone: the chosen trials and their results."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ ABSENT = {
     NOT_RUN: "Not run",
     NOT_FINISHED: "Tuned, but not run and attacked on all seeds yet",
 }  # rows that tables leave out
-LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, of what may choose; for percentages LEAST_POINTS
+LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, to choose a trial by; for percentages: LEAST_POINTS
 LEAST_POINTS = 10.0
-ROUNDING = 1e-9  # of figures and limits: in floating point 0.98 - 0.97 is more than a point
+ROUNDING = 1e-9  # tolerance of limits: in floating point, 0.98 - 0.97 is more than a point
 RAW = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)))
 PLAIN = ("kl_unseen", "flip_rate_unseen", "neighbour_accuracy")  # means over seeds, without an interval
 COST = ("seconds", "peak_memory_gb")
@@ -48,14 +48,14 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the table.
 
-    setting    the chosen settings, in words
-    trials     how many settings were tried
+    setting    the chosen settings, as text
+    trials     number of settings that were tried
     figures    by column: score, its parts, and the raw figures
     plain      columns without an interval: seconds, peak_memory_gb ...
-    excess     by attack, in points of %: what it brings back more than from the twin
-    rank       best and worst rank; None for anchors and for what has no score
+    excess     by attack, in percentage points: how much more it brings back than from the twin
+    rank       best and worst rank; None for anchors and rows without a score
     note       why there is no score; "" if there is one
     records    one per seed
     """
@@ -80,16 +80,17 @@ class Row:
 
     @property
     def worst_attack(self) -> tuple[str, Figure] | None:
-        """The attack that brings back most, of those that count."""
+        """Of the attacks that count, the one that brings back most."""
         counted = [(name, each) for name, each in self.excess.items() if each and name not in UNCOUNTED]
         return max(counted, key=lambda pair: pair[1].value, default=None)
 
 
 def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Trial | None:
-    """Return the trial that forgets most of the first seed's validation sequences, at a loss of utility within the limit.
+    """Return the trial that forgets most of the first seed's validation sequences within the limit of lost utility.
 
-    Ties go to the lower loss, then to the record's digest. None if no trial is within the limit, or none has been run. An
-    entrant that is not tuned has one trial: an anchor's is its choice at any loss, a submission's until it has been measured.
+    Ties go to the lower loss, then to the record's digest. Return None if no trial is within the limit or none has been
+    run. An entrant that is not tuned has one trial. An anchor's is chosen whatever its loss, a submission's until it
+    has been measured.
     """
     trials, seed = alone(entrant), evidence.seeds[0]
     bench = bench_of(case, seed)
@@ -107,8 +108,9 @@ def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Tr
 
 
 def forgotten(results: Record, original: Record, twin: Record, split: str = "validation") -> float:
-    """Return the worst share of the way from the original to the twin, over the metrics whose figures of these two are
-    apart by LEAST_POINTS.
+    """Return the worst share of the way from the original to the twin, over metrics that tell these two apart.
+
+    A metric tells them apart if its values differ by at least LEAST_POINTS.
     """
     shares = []
     for name in FORGETTING:
@@ -120,7 +122,7 @@ def forgotten(results: Record, original: Record, twin: Record, split: str = "val
 
 
 def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> list[Row]:
-    """Return the table of a case at a limit of lost utility: highest score first, anchors' too; what has none is last."""
+    """Return the table of a case at a limit of lost utility, highest score first (anchors included), no score last."""
     evidence = jury.evidence
     found = [
         _row(jury, Entrant(UNEDITED, ANCHOR, "none", ()), "", jury.original),
@@ -136,7 +138,7 @@ def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> l
 
 
 def others(case: Case, entrants: Sequence[Entrant], evidence: Evidence) -> list[Entrant]:
-    """Return entrants for what no registry knows, from the records: methods of one's own, and submissions."""
+    """Return entrants that are in no registry, from the records: users' methods and submissions."""
     bench = bench_of(case, evidence.seeds[0])
     known = {key_of(trial, bench) for entrant in entrants for trial in alone(entrant)}
     named = {trial.label for e in entrants for trial in e.trials if isinstance(trial, (Trained, Submitted))}
@@ -193,7 +195,7 @@ def _row(jury: Jury, entrant: Entrant, setting: str, records: Sequence[Record], 
     figures |= {name: Figure.of(parts[name]) if name in parts else None for name in PARTS}
     figures |= {column: Figure.of(jury.figure(records, column)) for column in (*RAW, jury.utility)}
     plain = {name: _mean(record["results"].get(name) for record in records) for name in PLAIN}
-    if entrant.trials:  # the cost of the other records is that of measuring
+    if entrant.trials:  # other records have the cost of measuring
         plain |= {name: _mean(record["cost"].get(name) for record in records) for name in COST}
     excess = {name: Figure.of(value) for name, value in jury.excess(records).items()}
     return Row(
@@ -202,7 +204,7 @@ def _row(jury: Jury, entrant: Entrant, setting: str, records: Sequence[Record], 
 
 
 def _training_cost(trial: Trained, bench: Bench, evidence: Evidence) -> dict[str, Any]:
-    """Return the cost of a trial's training, from its record; that of a fine-tuning up to the trial's epoch."""
+    """Return the cost of a trial's training from its record; for a fine-tuning, up to the trial's epoch."""
     record = evidence.by_key.get(run_key(training_identity(trial, bench)))
     if record is None:
         return {}
@@ -211,7 +213,7 @@ def _training_cost(trial: Trained, bench: Bench, evidence: Evidence) -> dict[str
 
 
 def averaged_under_attack(row: Row, found: Evidence) -> Attacked | None:
-    """Return a row's model under attack, averaged over seeds; None where it was not attacked."""
+    """Return a row's model under attack, averaged over seeds; None if it was not attacked."""
     models = []
     for record in row.records:
         _, some = attacked_models([record, *found.attacks_on(record)], ATTACKED)

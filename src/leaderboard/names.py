@@ -1,4 +1,4 @@
-"""What columns, tables and limits of the leaderboard are called."""
+"""The names of columns, tables and limits of the leaderboard."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ DIGITS = {
 DIGITS |= {name: 1 for name in NAMES if name.startswith("percent_")}
 MEANINGS = {
     "score": "harmonic mean of forget, private, robust and useful, each at least 0.01",
-    "forget": "the worst metric on held-out sequences: 0 as unedited, 1 as the twin, less what overshoots",
-    "private": "the worst membership score, by its AUC: 0 as unedited, 1 as the twin, less what overshoots",
-    "robust": "1 less the share of the memories that the worst attack brings back more than from the twin",
+    "forget": "the worst metric on held-out sequences: 0 unedited, 1 like the twin; overshooting is subtracted",
+    "private": "the worst membership score, by AUC: 0 unedited, 1 like the twin; overshooting is subtracted",
+    "robust": "1 minus the share of the memories that the worst attack brings back in excess of the twin",
     "useful": "accuracy (text: perplexity) relative to the twin's",
     "seconds": "to find the edit, or to train",
     "peak_memory_gb": "peak memory of the process that finds the edit, or trains",
@@ -37,10 +37,10 @@ MEANINGS = {
 
 
 def within(case: Case, limit: float) -> str:
-    """Return a table's limit in words."""
+    """Return a table's limit as text."""
     return f"within {case.utility.spelled(limit)}"
 
 
 def spelled_alike(name: str) -> str:
-    """Return an entrant's name without what readers, and links in the page, do not tell apart: case, blanks, other signs."""
+    """Return an entrant's name without case, blanks and signs, which readers and the page's links do not tell apart."""
     return " ".join(re.findall(r"[^\W_]+", name)).casefold()

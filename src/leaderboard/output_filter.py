@@ -1,6 +1,6 @@
 """Output filter: nothing that completes an n-gram of the forget set leaves the model. An anchor of the leaderboard.
 
-It costs nothing and changes no weight: what it reaches bounds what a mitigation must exceed to be worth its cost.
+It costs nothing and changes no weights, so a mitigation must do better to be worth its cost.
 """
 
 from __future__ import annotations
@@ -19,6 +19,6 @@ class HyperParameters:
 
 
 def run(model, task, hp: HyperParameters) -> Iterator[tuple[int, OutputFilter]]:
-    """Yield, for every n, the filter of the n-grams that end in a continuation of the forget set."""
+    """Yield, for every n, a filter of the n-grams that end in a continuation of the forget set."""
     for n in hp.n:
         yield n, OutputFilter(ngrams_of(task.forget.planted, task.forget.prompt_end, n, task.ignored_token))

@@ -19,9 +19,9 @@ from tinymem.pages.side_by_side import Text, Written
 from tinymem.records.identity import NEVER_PLANTED, record_digest
 
 NOTE = (
-    "Every mitigation meets the same models, tries as many settings, is judged on sequences that it never saw, and is attacked. "
-    "The score is 1 for the never-planted twin, a model that was never trained on what is to be forgotten.",
-    "Intervals: 95 %, hierarchical bootstrap over seeds and sequences. Ranks count only paired differences that exclude 0.",
+    "Every mitigation tries as many settings on the same models, is judged on sequences it never saw, and is attacked. "
+    "The score is 1 for the never-planted twin, a model that was never trained on the sequences to forget.",
+    "Intervals: 95 %, hierarchical bootstrap over seeds and sequences. Ranks ignore differences that may be 0.",
 )
 LOWER = ("seconds", "peak_memory_gb")
 
@@ -38,13 +38,13 @@ class Page:
         """Add the table of a case at a limit. remarks: sentences on it."""
         bound = within(case, limit)
         name = f"{case.name}, {bound}"
-        about = f"{case.description}. Of each mitigation: the trial that forgets most {bound}."
+        about = f"{case.description}. Each row: the mitigation's trial that forgets most {bound}."
         self.cases.append(shown.Case(name, " ".join([about, *remarks]), "relative to the twin's"))
         bounds = {row.name: averaged_under_attack(row, found) for row in board if row.name in (TWIN, UNEDITED)}
         self.rows[name] = [self._entry(row, board, bounds, found) for row in board if row.note not in ABSENT]
 
     def write(self, path: Path) -> None:
-        """Write the page, one file that needs no network."""
+        """Write the page, a single file that needs no network."""
         board = shown.Board(
             "Leaderboard", NOTE, self.cases, list(self.columns.values()), self.rows, (COMMAND,), "forget", "useful"
         )
@@ -77,7 +77,7 @@ class Page:
         )
 
     def _column(self, name: str) -> None:
-        """Add a column; its meaning, unit and direction are the registry's where it is a metric's."""
+        """Add a column. For metrics, the registry gives its meaning, unit and direction."""
         metric, label = describe(name), NAMES.get(name, name)
         if metric:
             better = metric.better if metric.better in ("lower", "higher") else None
@@ -89,7 +89,7 @@ class Page:
 
 
 def _curves(row: Row, bounds: Mapping[str, Any], found: Evidence) -> dict[str, shown.Recovered]:
-    """Return what each attack brings back, mean over seeds, with the same of the twin and the unedited model."""
+    """Return what each attack brings back, mean over seeds, also for the twin and the unedited model."""
     model = averaged_under_attack(row, found)
     if model is None or row.name in bounds:
         return {}
@@ -107,7 +107,7 @@ def _curves(row: Row, bounds: Mapping[str, Any], found: Evidence) -> dict[str, s
 
 
 def _texts(row: Row, board: Sequence[Row], found: Evidence) -> list[Text]:
-    """Return what the first seed's models write: the unedited one, the row's, and the twin."""
+    """Return what the first seed's models write: the unedited model, the row's, and the twin."""
     if not row.records or row.name in (TWIN, UNEDITED):
         return []
     ends = {other.name: other.records[0] for other in board if other.name in (TWIN, UNEDITED)}

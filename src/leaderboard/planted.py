@@ -1,4 +1,4 @@
-"""A language model of the leaderboard: any that prod_grad.py opens, with passages planted. It is its own twin before that."""
+"""Language models of the leaderboard: any that prod_grad.py opens, with planted passages. The twin is the original."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tinymem.training.plant import PlantSettings
 
 MODEL = "model_name"
 PLANT = "builtin"  # the default text of passages
-FOUND = ("identity", "blocks")  # settings that nobody gives: `resolved` finds them
+FOUND = ("identity", "blocks")  # settings that users do not give: `resolved` fills them in
 
 
 @dataclass(frozen=True)
 class PlantedSettings:
     """A model with passages to plant.
 
-    max_retain   retain sequences of a method; planting uses all
-    identity     what identifies the passages in records, and blocks, the model's layers: known once it is `resolved`
+    max_retain   most retain sequences of a method; planting uses all
+    identity     what identifies the passages in records; like blocks (the number of layers), known once `resolved`
     """
 
     model: Production
@@ -40,11 +40,11 @@ class PlantedSettings:
 
     @property
     def sections(self) -> dict[str, Any]:
-        """The sections that all records on the planted model share, but for those of the task."""
+        """The sections that all records on the planted model share, without those of the task."""
         return self.model.sections(self.identity)
 
     def resolved(self, data_dir: str) -> PlantedSettings:
-        """Return the settings with absolute paths, and with what is known of the model's files without its weights."""
+        """Return the settings with absolute paths and what the model's files, except the weights, tell."""
         model, identity, config = located_passages(self.model, data_dir)
         return replace(self, model=model, identity=identity, blocks=config.get_text_config().num_hidden_layers)
 
@@ -58,7 +58,7 @@ class PlantedSettings:
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any], path: str | Path, remedy: str = AGAIN) -> PlantedSettings:
-        """Return the settings with these values; missing ones keep their defaults.
+        """Return the settings with these values; missing values keep their defaults.
 
         path: the file of the values. Raise UserError, naming file, setting and remedy, for an invalid value.
         """

@@ -1,6 +1,6 @@
-"""The jobs of the leaderboard: train, try on the first seed, run and attack what was chosen on every seed.
+"""The jobs of the leaderboard: train, try settings on the first seed, run and attack the chosen ones on every seed.
 
-Everything is done by the ordinary scripts, on the engine of the sweeps. A trial is known by the record that it leaves.
+The ordinary scripts do everything, run by the sweeps' engine. A trial is identified by its record.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from tinymem.training.finetune import FT_DATA, FinetuneSettings
 
 METRICS = ("forward", "percent_near_verbatim")
 ATTACK_METRICS = ("percent_memorized", "percent_extractable", "exact_match_share")
-# Of small cases, what is not at its default: as it was when the first results were published, so that rows stay comparable.
+# Settings of small cases that are not at their defaults: those of the first published results, so that rows stay
+# comparable.
 SMALL_ATTACKS: dict[str, dict[str, Any]] = {
     "weight_noise": {"draws": 1},
     "interpolate": {"alpha": (0.1, 0.25, 0.5, 0.75)},
@@ -37,7 +38,7 @@ FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for
 
 
 def training_jobs(bench: Bench, common: Common) -> list[Job]:
-    """Return the trainings of the planted model and its twin, and what measures and attacks both, unedited."""
+    """Return the jobs that train the planted model and its twin, and measure and attack both, unedited."""
     trainings = bench.trainings(common)
     unedited = Job(
         name=bench.unedited,
@@ -52,13 +53,13 @@ def training_jobs(bench: Bench, common: Common) -> list[Job]:
 
 
 def trial_jobs(entrant: Entrant, bench: Bench, common: Common, done: Container[tuple] = ()) -> list[Job]:
-    """Return the jobs of an entrant's trials, without those whose `run_key` is among those that are done."""
+    """Return the jobs of an entrant's trials, except those whose `run_key` is in `done`."""
     left = together(trial for trial in alone(entrant) if key_of(trial, bench) not in done)
     return [job for trial in left for job in jobs_of(trial, entrant, bench, common)]
 
 
 def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attacked: bool = False) -> list[Job]:
-    """Return the job of a trial on the model of a seed, behind the trainings that it needs. attacked: also attack it."""
+    """Return the job of a trial on a seed's model, after the trainings that it needs. attacked: also attack it."""
     assert not isinstance(trial, Recorded), "its record is there"
     attacks: dict[str, Any] = dict(attacks=_attacks(bench)) if attacked else {}
     attacking = _attacking(bench) if attacked else ()
@@ -89,7 +90,7 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
 
 
 def _training_of(trial: Trained, entrant: Entrant, bench: Bench, common: Common) -> tuple[list[Job], str, str]:
-    """Return the job of a trial that trains, and the name and the folder of the model that it makes."""
+    """Return the job of a trial that trains, and the name and folder of the model it makes."""
     assert isinstance(bench, TrainedBench), "others do not train their models"
     if trial.ft_data:
         checkpoint = replace(bench.checkpoint, trained_by=f"train {bench.settings.name}")
@@ -105,9 +106,9 @@ def _training_of(trial: Trained, entrant: Entrant, bench: Bench, common: Common)
 def check_submission(
     trial: Submitted, bench: Bench, known: Iterable[Mapping[str, Any]], data_dir: str = "data"
 ) -> None:
-    """Raise UserError if a seed's folder is no edit of its model, or if this name has results of other weights or cost.
+    """Raise UserError if a folder is no edit of its seed's model, or if the name has results of other weights or cost.
 
-    known: the records that there are. The seed's model must have been trained.
+    known: the existing records. The seed's model must have been trained.
     """
     folder = dict(trial.folders)[bench.seed]
     original, own = bench.opened(bench.place(data_dir))
@@ -123,14 +124,14 @@ def check_submission(
                 f"--name {trial.label}: other weights of seed {bench.seed} have results under it; give another name"
             )
         said = record["cost"]["seconds"]
-        if trial.seconds is not None and round(trial.seconds, 3) != said:  # as records round it
+        if trial.seconds is not None and round(trial.seconds, 3) != said:  # rounded as in records
             raise UserError(
                 f"--seconds {trial.seconds:g}: the results of {trial.label} say {said}; leave it out, or give another --name"
             )
 
 
 def identity_of(trial: Trial, bench: Bench) -> dict[str, Any]:
-    """Return kind and sections, without fingerprints, of the record that a trial with one strength leaves."""
+    """Return the kind and sections, without fingerprints, of the record of a trial with one strength."""
     if isinstance(trial, Recorded):
         return {"kind": UNLEARN, **bench.base, "method": trial.section}
     if isinstance(trial, Edit):
@@ -154,12 +155,12 @@ def key_of(trial: Trial, bench: Bench) -> tuple:
 
 
 def alone(entrant: Entrant) -> list[Trial]:
-    """Return an entrant's trials, those with several strengths taken apart."""
+    """Return an entrant's trials, split into single strengths."""
     return [one for trial in entrant.trials for one in (trial.alone() if isinstance(trial, Edit) else [trial])]
 
 
 def together(trials: Iterable[Trial]) -> list[Trial]:
-    """Return trials with those that differ only in strength joined, since they share a command."""
+    """Join trials that differ only in strength, since they share a command."""
     joined: dict[Any, Trial] = {}
     for trial in trials:
         if not isinstance(trial, Edit) or trial.method.strength is None:
@@ -178,7 +179,7 @@ def _attacks(bench: Bench) -> tuple[Mapping[str, Any], ...]:
 
 
 def _attacking(bench: Bench) -> tuple[str, ...]:
-    """Return the flags of a bench's attacks, users' files by their absolute paths."""
+    """Return the flags of a bench's attacks, with absolute paths of users' files."""
     found = _settings(bench)
     names = [*(name for name in bench.attacks if not is_plugin(name)), *(each.place for each, _ in found if each.code)]
     flags = (word for method, hp in found for word in as_flags(hp, prefix=f"{method.name}."))
@@ -186,7 +187,7 @@ def _attacking(bench: Bench) -> tuple[str, ...]:
 
 
 def _settings(bench: Bench) -> list[tuple[Method, Any]]:
-    """Return a bench's attacks with their settings: the small budget for language models."""
+    """Return a bench's attacks with their settings. Language models get the small budget."""
 
     def changed(attack: Method) -> dict[str, Any]:
         if bench.case.is_planted:
@@ -198,5 +199,5 @@ def _settings(bench: Bench) -> list[tuple[Method, Any]]:
 
 
 def _measuring(bench: Bench, common: Common) -> tuple[str, ...]:
-    """Return the flags of measure.py: metrics, places."""
+    """Return the flags of measure.py: metrics and folders."""
     return ("--metrics", *METRICS, "--output_dir", str(bench.records), *common.words)

@@ -1,4 +1,4 @@
-"""Random mask: zero weights of the MLPs at random. An anchor of the leaderboard: what any mask of this size does."""
+"""Random mask: zero weights of the MLPs at random. An anchor of the leaderboard: the effect of any such mask."""
 
 from __future__ import annotations
 

@@ -24,28 +24,30 @@ from tinymem.records.identity import record_digest
 from tinymem.records.table import markdown, versions, write_csv
 
 ABOUT = """\
-- score: harmonic mean of forget, private, robust and useful, each at least 0.01; mean over seeds, with its 95 % interval
-  (hierarchical bootstrap over seeds and sequences). rank: those count as better whose paired difference excludes 0.
-- forget: the worst of four metrics on held-out sequences: 0 as unedited, 1 as the never-planted twin; less what overshoots.
-- private: the worst of three membership scores, by its AUC: 0 as unedited, 1 as the twin, less what overshoots.
-- robust: 1 less the share of the memories that the worst attack brings back more than from the twin.
+- score: harmonic mean of forget, private, robust and useful, each raised to at least 0.01. Mean over seeds with its
+  95 % interval (hierarchical bootstrap over seeds and sequences). rank: counts only paired differences whose interval
+  excludes 0.
+- forget: the worst of four metrics on held-out sequences: 0 for the unedited model, 1 for the never-planted twin;
+  overshooting the twin is subtracted.
+- private: the worst of three membership scores, by AUC, on the same scale.
+- robust: 1 minus the share of the memories that the worst attack brings back in excess of the twin.
 - useful: accuracy (text: perplexity) relative to the twin's.
-- Metrics that do not tell the unedited model from its twin are left out, and so is a part without any.
-- Every mitigation tries as many settings (those that train a model from scratch fewer); what forgets most of the validation
-  sequences of the first seed within the limit is run on all seeds. No figure here is of these sequences.
+- Metrics that do not tell the unedited model from its twin are left out, and so are parts that have no other metric.
+- Every mitigation tries the same number of settings (fewer if it trains a model from scratch). The setting that forgets
+  most of the first seed's validation sequences within the limit runs on all seeds. No number here uses these sequences.
 """
 ATTACK_ABOUT = """\
-- % of the sequences that the method was told to forget, as each attack brings them back at the setting that brings back
-  most; what the attacker has seen is not measured. Mean over seeds.
-- excess: by how many points the worst attack brings back more than the same attack, with the same budget, from the
-  never-planted twin, with its 95 % interval. `interpolate`, whose attacker has the original, does not count.
-- `relearn_all` trains on all sequences that are measured: only its excess counts.
+- % of the sequences that the method was told to forget, under each attack at the setting that brings back most.
+  Sequences that the attacker has seen are not measured. Mean over seeds.
+- excess: how many points more the worst attack brings back than the same attack, with the same budget, brings back from
+  the never-planted twin, with its 95 % interval. `interpolate`, whose attacker has the original, does not count.
+- `relearn_all` trains on all measured sequences: only its excess counts.
 """
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as it is shown. title, and rows by column."""
+    """A table as shown: its title, and its rows by column."""
 
     title: str
     shown: list[dict[str, Any]]
@@ -88,19 +90,19 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
 
 
 def origin(case: Case, found: Evidence) -> str:
-    """Return a sentence on what a model's evidence is about, and on what it was made with."""
+    """Return a sentence on the subject of a model's evidence and the versions that made it."""
     made = ", ".join(sorted({versions(record) for record in found.records}))
     return f"{case.description}. Seeds {', '.join(map(str, found.seeds))}; {made}."
 
 
 def left_out(board: Sequence[Row]) -> list[str]:
-    """Return a sentence for each reason for which rows are in no table."""
+    """Return a sentence for each reason why rows are left out of the table."""
     names = {words: [row.name for row in board if row.note == note] for note, words in ABSENT.items()}
     return [f"{words}: {', '.join(absent)}." for words, absent in names.items() if absent]
 
 
 def held_down(board: Sequence[Row]) -> list[str]:
-    """Return a sentence on the rows whose score one part alone keeps down, if there are any."""
+    """Return a sentence on the rows whose score is limited by a single part, if there are any."""
     ranked = [row.figures for row in board if row.rank]
     parts = [{name: part.value for name in PARTS if (part := figures.get(name))} for figures in ranked]
     low = [[name for name, value in found.items() if value <= FLOOR] for found in parts]
@@ -109,8 +111,8 @@ def held_down(board: Sequence[Row]) -> list[str]:
     most = len(parts[0]) / (1 / FLOOR + len(parts[0]) - 1)
     which = ", ".join(f"{name} in {rows}" for name, rows in Counter(chain.from_iterable(low)).most_common())
     return [
-        f"A part of {FLOOR:g} or less keeps the score at {most:.2f} or less, whatever the others are: so it is in "
-        f"{sum(map(bool, low))} of {len(ranked)} mitigations ({which}). They stand in the order of their other parts."
+        f"A part of {FLOOR:g} or less keeps the score at {most:.2f} or less, whatever the other parts are. This is "
+        f"so for {sum(map(bool, low))} of {len(ranked)} mitigations ({which}); their other parts decide their order."
     ]
 
 
@@ -132,8 +134,7 @@ def shown_rows(board: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
-    """Return one row per model that was attacked: what each attack brings back, one's own too, and the excess of the worst
-    one.
+    """Return one row per attacked model: what each attack brings back, including users' attacks, and the worst excess.
     """
     attacked = [(row, curves) for row in board if (curves := averaged_under_attack(row, found)) is not None]
     attacks = dict.fromkeys([*ATTACKS, *(curve.attack for _, curves in attacked for curve in curves.curves)])
@@ -156,12 +157,12 @@ def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def escaped(cell: str) -> str:
-    """Return a text, such as a user's name, as Markdown shows it in a table."""
+    """Return a text, such as a user's name, escaped for a Markdown table."""
     return cell.replace("|", r"\|").replace("<", "&lt;")
 
 
 def line(case: str, limit: float, row: Row) -> dict[str, Any]:
-    """Return a row of leaderboard.csv: every figure with the ends of its interval, and the records that it is from."""
+    """Return a row of leaderboard.csv: every number with the ends of its interval, and the records it comes from."""
     found: dict[str, Any] = {
         "case": case,
         "limit": limit,
@@ -176,7 +177,7 @@ def line(case: str, limit: float, row: Row) -> dict[str, Any]:
 
 
 def telling(jury: Jury) -> str:
-    """Return what tells the unedited model from its twin here: metrics, and whether attacks do."""
+    """Return text on which metrics tell the unedited model from its twin, and whether attacks do."""
     known = [NAMES[f"{name}_{JUDGED}"] for name in (*FORGETTING, *PRIVACY)]
     judging = [NAMES[column] for column in jury.telling]
     silent = [name for name in known if name not in judging]

@@ -1,4 +1,4 @@
-"""The declared search spaces of the leaderboard: the grids of the methods, and what replaces them."""
+"""The declared search spaces of the leaderboard: the methods' grids, and replacements."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ REGULARIZED: dict[str, Grid] = {
     "goldfish": {"goldfish": (True,), "goldfish_k": (2, 3, 4, 8)},
     "memorization_sinks": {"memorization_sinks": (True,), "sinks_shared": (0.5, 0.7), "sinks_active": (0.1, 0.3)},
 }
-# What stands in the place of a method's grid. Greedy's would take an hour: one weight per pass.
+# Replacements of methods' grids. Greedy's own grid would take an hour: one weight per pass.
 SPACES: dict[str, Grid] = {"greedy": {"ratio": (0.001, 0.005, 0.01, 0.02), "greedy_k": (40,)}}
-# What a grid of a model that is trained from scratch has beside its own: which matrices an edit by curvature may touch.
+# Additions to the grids for models trained from scratch: the matrices that a curvature edit may change.
 MATRICES: Grid = {"projections": ("both", "in")}
-# Of singular values small shares can go: SVD needs lower ones than its grid has.
+# SVD can keep small shares of the singular values: it needs lower ones than its grid has.
 ALSO: dict[str, Grid] = {"kfac": MATRICES, "svd": {**MATRICES, "rho": (0.3, 0.4, 0.5, 0.6, 0.8, 0.95)}}
-VARIANTS: dict[str, tuple[str, Grid]] = {  # entrants of their own: method, and what changes of its space
+VARIANTS: dict[str, tuple[str, Grid]] = {  # further entrants: the method, and changes to its space
     "balanced_subnet with cap": ("balanced_subnet", {"unlearn_loss_cap": (1.0, 3.0)}),
     "balanced_subnet, NPO term": ("balanced_subnet", {"forget_term": ("npo",)}),
     "npo on durable's weights": ("npo", {"update_mask": (("durable", "0.1"),)}),
 }
-# Of planted language models. A few of their weights carry a lot, so that ratios start at one neuron of a layer, or one
-# weight of a matrix; learning rates suit their size, and batches the memory of a laptop.
+# For planted language models. A few of their weights matter a lot, so ratios start at one neuron per layer or one
+# weight per matrix. Learning rates suit their size, batches the memory of a laptop.
 NEURONS: Grid = {"ratio": (0.0007, 0.0014, 0.002, 0.005)}
 WEIGHTS: Grid = {"ratio": (1.2e-6, 3e-6, 1e-5, 1e-4)}
 OBJECTIVE: Grid = {"steps": (10, 20, 40), "batch_size": (8,), "lr": (2e-5, 5e-5, 1e-4)}
@@ -57,8 +57,8 @@ MASKED = 0.05  # share of each matrix that the random mask of a small model drop
 def space(method: Method, case: Case) -> dict[str, Sequence[Any]]:
     """Return a method's search space on the models of a case.
 
-    The grid of the method, or what is declared here; of small cases with the small grid's values of all but the strength,
-    of planted language models with the settings of large models.
+    This is the method's grid, or what is declared here. Small cases use the small grid's values except for the
+    strength; planted language models use the settings of large models.
     """
     if case.is_planted:
         return {**grid_of(method, STUDY), **large_space(method, case)}
@@ -71,7 +71,7 @@ def space(method: Method, case: Case) -> dict[str, Sequence[Any]]:
 
 
 def large_space(method: Method, case: Case) -> dict[str, Sequence[Any]]:
-    """Return what changes of a method's grid on planted language models."""
+    """Return the changes to a method's grid for planted language models."""
     found: dict[str, Sequence[Any]] = {name: (value,) for name, value in large_settings(method).items()}
     if method.strength == "steps":
         found.update(OBJECTIVE)
@@ -81,6 +81,6 @@ def large_space(method: Method, case: Case) -> dict[str, Sequence[Any]]:
 
 
 def late_layers(blocks: int) -> str:
-    """Return the three layers that the authors of K-FAC editing edit, as a setting: they begin at 0.72 of the depth."""
+    """Return, as a setting, the three layers that K-FAC editing's authors edit. They begin at 0.72 of the depth."""
     first = max(0, min(int(0.72 * blocks), blocks - 3))
     return ",".join(map(str, range(first, min(first + 3, blocks))))

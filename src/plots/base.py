@@ -23,7 +23,7 @@ def new_figure(panels: int, width: float = 4.0, height: float = 3.2):
 
 
 def new_grid(rows: int, columns: int, width: float = 4.0, height: float | Sequence[float] = 3.2):
-    """Return (figure, array of axes (rows, columns)) with panels of this size in inches. height: one, or one per row."""
+    """Return (figure, array of axes (rows, columns)) with panels of this size in inches. height: one, or per row."""
     from matplotlib.figure import Figure
 
     heights = [height] * rows if isinstance(height, (int, float)) else height
@@ -56,7 +56,7 @@ def common_legend(figure, axes: Iterable) -> None:
     inches = 0.55 + 0.075 * max(map(len, handles), default=0)  # width of one entry: its sample, then 8-point letters
     columns = max(1, min(len(handles), int(figure.get_figwidth() / inches)))
     lines = -(-len(handles) // columns)
-    figure.set_figheight(figure.get_figheight() + LINE * max(0, lines - ROOM))  # otherwise long legends squeeze the panels
+    figure.set_figheight(figure.get_figheight() + LINE * max(0, lines - ROOM))  # or long legends squeeze panels
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 

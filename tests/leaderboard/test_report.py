@@ -133,8 +133,8 @@ def test_which_part_keeps_scores_down():
     rows = [row(**good), row(**good | {"private": 0.01}), row(**good | {"private": 0.0, "forget": 0.0})]
     anchor = row(None, **good | {"robust": 0.0})
     assert report.held_down([*rows, anchor]) == [
-        "A part of 0.01 or less keeps the score at 0.04 or less, whatever the others are: so it is in 2 of 3 mitigations "
-        "(private in 2, forget in 1). They stand in the order of their other parts."
+        "A part of 0.01 or less keeps the score at 0.04 or less, whatever the other parts are. This is so for 2 of 3 "
+        "mitigations (private in 2, forget in 1); their other parts decide their order."
     ]
     assert report.held_down([rows[0], anchor]) == [] == report.held_down([])
 
