@@ -48,13 +48,13 @@ python benchmarks/growth.py               # cost and peak memory against layers,
 python benchmarks/regularizer_cost.py     # what each regularizer adds to a training step
 ```
 
-The *recipe* is the study's, rewritten in [recipe/](recipe): stock GPT-2 with eager attention in float32, a
-DataLoader over Python lists, generation without a cache to measure memorization, loops over neurons and positions,
-sequential Fisher updates, full sorts. *Stock* is the best that transformers offers: fused (`sdpa`) attention, fused
-AdamW, generation with a cache, in the precision of ours (Subnet, BalancedSubnet: in float32). All take turns in one run.
-The tables show medians, in seconds for one unit of work. The recipe runs as it comes in its own process; *same allocator*
-means in a process that keeps freed memory, as the library's scripts do (`src/allocator.py`). bfloat16 is measured if the
-device has instructions for it. tests/benchmarks checks that the recipe and the library compute the same.
+The *recipe* is the study's, rewritten in [recipe/](recipe): stock GPT-2 with eager attention in float32, a DataLoader
+over Python lists, generation without a cache to measure memorization, loops over neurons and positions, sequential
+Fisher updates, full sorts. *Stock* is the best that transformers offers: fused (`sdpa`) attention, fused AdamW,
+generation with a cache, in the precision of ours (Subnet, BalancedSubnet: in float32). All take turns in one run. The
+tables show medians, in seconds for one unit of work. The recipe runs as it comes in its own process; *same allocator*
+means in a process that keeps freed memory, as the library's scripts do (`src/allocator.py`). bfloat16 is measured if
+the device has instructions for it. tests/benchmarks checks that the recipe and the library compute the same.
 """
 
 
@@ -91,9 +91,9 @@ def _comparison(rows: Rows) -> str:
     ]
     header = ["", "recipe s", "stock s", "ours s", "recipe / ours", "same allocator", "share of the limit"]
     limit = (
-        "\nThe limit is the time of the unavoidable work at the rate of a large square matrix product, measured in the same "
-        "rounds in the precision of ours. Attention is counted over the whole context, as is usual; ours skips the third "
-        "of it that comes after the last query of a block. A goal that is missed follows its figure in parentheses.\n"
+        "\nThe limit is the time of the unavoidable work at the rate of a large square matrix product, measured in the "
+        "same rounds in the precision of ours. Attention is counted over the whole context, as is usual; ours skips "
+        "the third of it that comes after the last query of a block. A missed goal follows its figure in parentheses.\n"
     )
     return "## Against the recipe\n\n" + _table(header, lines) + limit
 

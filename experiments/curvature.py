@@ -82,8 +82,8 @@ PANELS = {  # title -> settings in addition to the default
 }
 WIDEST = 100.0  # points or percent: a model that loses more is ruined
 ABOUT = """\
-- Each cell: % of the held-out sequences that are still memorized; then the loss ({unit}). Means over the seeds, with the
-  half width of their 95 % interval (Student's t).
+- Each cell: % of the held-out sequences that are still memorized; then the utility lost ({unit}). Means over the
+  seeds, with the half width of their 95 % interval (Student's t).
 - default: both matrices of every MLP, gold labels, factors from the retain set. Every other row names its changes.
 - seconds: time of one edit without measuring, including its factors even if runs shared them. Mean over the row's runs,
   on a CPU with other work: compare only orders of magnitude.

@@ -52,8 +52,8 @@ NOTES = """\
   models (ties 1/2; Mann-Whitney). 1: tells all apart; 0.5: chance; below: misleads.
 - AUC, sequences: the same for single sequences: the planted sequences of a seed in its planted model against the same
   sequences in its twin. This is the harder test. Mean over seeds, and the worst seed.
-- known when: the direction of the metric if a model knows a sequence. It follows from the metric's meaning and was fixed
-  before any result.
+- known when: the direction of the metric if a model knows a sequence. It follows from the metric's meaning and was
+  fixed before any result.
 - planted, twins: mean of the metric over the models. inf: no number of samples is enough. - : no value.
 - `loss_over_twin` and `auc_twin` use one never-planted model of another seed as the twin of all models.
 """

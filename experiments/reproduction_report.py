@@ -95,9 +95,9 @@ def report(
             "### At the published settings",
             markdown(PUBLISHED_HEAD, (row.cells_at_published() for row in rows)),
             "### The settings that come closest",
-            "As good: memorization is no higher and no more accuracy is lost. The table shows the best setting that is as "
-            "good or else the one that lacks the fewest points, among the settings in "
-            "[reproduction.py](../experiments/reproduction.py), if possible among those that ran on at least two seeds.",
+            "As good: memorization is no higher and no more accuracy is lost. The table shows the best setting that is "
+            "as good, else the one that lacks the fewest points, among the settings in [reproduction.py]"
+            "(../experiments/reproduction.py), if possible among those that ran on at least two seeds.",
             markdown(CLOSEST_HEAD, (row.cells_of_closest() for row in rows)),
             *zero_out_with_the_slip(case, folder),
             *as_published_here(case, rows, folder),
@@ -146,9 +146,9 @@ def as_published_here(case: Case, rows: Sequence[Unlearned], folder: Path) -> li
     return [
         "### As published, and honest",
         "With all differences of the study's code and with none, at the published settings: % memorized of the test "
-        "triggers that its metric counts, of those that it does not count, of the planted training rows, and the most of "
-        "the counted ones that comes back when five sequences are relearned. Means over models. "
-        "[as_published.md](reproduction/as_published/as_published.md) has their intervals and each difference alone, and "
+        "triggers that its metric counts, of those that it does not count, of the planted training rows, and the most "
+        "of the counted ones that comes back when five sequences are relearned. Means over models. Their intervals and "
+        "each difference alone are in [as_published.md](reproduction/as_published/as_published.md), and "
         "[docs/reproduction.md](../docs/reproduction.md#as-published-one-difference-at-a-time) explains them. "
         "`-`: not run.",
         markdown(AS_PUBLISHED_HEAD, lines),

@@ -40,10 +40,10 @@ FORGOTTEN = (HELD_OUT, SHOWN, "percent_near_verbatim_held_out", EXTRACTABLE, "au
 LOST, EXCESS, ATTACK = "utility_lost", "attack_excess", "attack"
 WITH_INTERVAL = (HELD_OUT, LOST, EXCESS)  # in table.md; table.csv has all
 NOTES = """\
-- exact: sequences that are reproduced token by token. They are held out unless marked as shown to the mitigation. Best is
-  the twin's value.
-- extractable: 100 samples contain the sequence with a probability of 0.5. AUC: of telling sequences from never-planted ones
-  by their loss.
+- exact: sequences that are reproduced token by token. They are held out unless marked as shown to the mitigation. Best
+  is the twin's value.
+- extractable: 100 samples contain the sequence with a probability of 0.5. AUC: of telling sequences from never-planted
+  ones by their loss.
 - lost: {unit}, against the unedited model. Settings keep the limit on the first seed; the mean may exceed it.
 - excess: how many points more the worst attack brings back than from the twin. seconds: to find the edit, or to train.
 - In brackets: 95 % intervals. Within a family, the best score on the leaderboard (docs/leaderboard.md) comes first.

@@ -230,7 +230,7 @@ class Jury:
 
     @cached_property
     def attacks_tell(self) -> bool:
-        """Whether some attack brings more out of the unedited model than out of its twin; else robustness is unknown."""
+        """Whether an attack brings more out of the unedited model than out of its twin; else robustness is unknown."""
         counted = (value[0] for name, value in self.excess(self.original).items() if name not in UNCOUNTED)
         return any(value > 0 for value in counted)
 

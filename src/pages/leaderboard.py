@@ -242,7 +242,10 @@ def _scatter(board: Board, case: Case) -> Chart | None:
     x_axis = _axis(plain(board.forget), [mark.x for mark in marks], signs[0])
     y_axis = _axis(f"{plain(board.utility)} ({case.unit})", [mark.y for mark in marks], signs[1])
     alternative = f"{plain(board.utility)} against {plain(board.forget)} of {len(marks)} models on {case.name}; the table has the numbers"
-    caption = "Right and up is better. Ring: first or tied for first. Named: these, and qualified rows that no other beats. Grey: references."
+    caption = (
+        "Right and up is better. Ring: first or tied for first. Named: these, and qualified rows that no other beats. "
+        "Grey: references."
+    )
     among = {entry.method: entry.group == ANCHOR for _, entry in board.entries}
     return charts.scatter(f"scatter-{case.name}", marks, x_axis, y_axis, alternative, caption, front, among=among)
 
