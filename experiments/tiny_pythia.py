@@ -36,9 +36,7 @@ def _train(folder: Path) -> None:
     special = dict(bos_token_id=0, eos_token_id=0)
     model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, max_position_embeddings=64, **special, **sizes))
     memorized = torch.randint(0, VOCABULARY, (MEMORIZED, LENGTH))
-    random = (
-        torch.randint(0, 20, (OTHERS, LENGTH)).cumsum(1) % VOCABULARY
-    )  # with some order that can be learned
+    random = torch.randint(0, 20, (OTHERS, LENGTH)).cumsum(1) % VOCABULARY  # with some order that can be learned
     note = {"source": "made by experiments/tiny_pythia.py"}
     write_token_set(folder / "memorized.safetensors", TokenSet(memorized.int(), note))
     write_token_set(folder / "random.safetensors", TokenSet(random.int(), note))

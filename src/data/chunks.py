@@ -71,8 +71,7 @@ def chunk_paths(settings: DataSettings, cache_dir: str | Path) -> tuple[Path, Pa
 
 
 def load_tokenizer(settings: DataSettings, cache_dir: str | Path | None):
-    """Return GPT-2's tokenizer, the one of --tokenizer, or one trained on the corpus; None for number sequences.
-    """
+    """Return GPT-2's tokenizer, the one of --tokenizer, or one trained on the corpus; None for number sequences."""
     if not settings.is_text:
         return None
     if not settings.train_tokenizer:

@@ -61,7 +61,7 @@ def draw_unlearning(rows: Rows):
     over-forgetting.
     """
     numbers, quality = on_numbers(rows[0]), quality_name(rows[0])
-    rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # ruined: none
+    rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # some are ruined
     figure, (axis,) = new_figure(1, 7.4, 4.2 + ROOM_OF_MARK * len(rows))
     if not rows:
         return figure

@@ -16,7 +16,7 @@ class Utility:
     """The utility that an edit should preserve.
 
     column   accuracy (higher is better) or perplexity (lower is better)
-    limits   the loss that two comparisons allow, the strict one first: points of accuracy, or percent of perplexity
+    limits   the loss that two comparisons allow, the strict one first: points of accuracy, or % rise of perplexity
     unit     of the limits
     """
 

@@ -98,7 +98,7 @@ def fit(
         progress.epoch, progress.step, progress.loss_sum, progress.step_seconds = progress.epoch + 1, 0, 0.0, 0.0
         done = time.monotonic()
         yield mean
-        saved += time.monotonic() - done  # a kill does not lose the caller's time
+        saved += time.monotonic() - done  # the caller's time does not bring the next save closer
 
 
 def all_finite(model) -> bool:

@@ -161,7 +161,7 @@ def train_objective(
     after_step(reference, steps, losses)   called after every step; may update `reference.state` in place
     state            a file of the first process to save the training in and resume from; the caller ensures that it
                      belongs to the same run, and removes it. Ignored if past the first requested number of steps
-    on_resume(progress)   called with the state from which a training continues
+    on_resume(progress)   called with the progress of the state from which a training continues
     change           a low-rank change attached to the model: its entries are trained instead of the weights
     unedited         as in `Reference`; default: that of `change`
     processes        the processes that train together, each with its rows of every batch

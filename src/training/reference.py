@@ -21,9 +21,10 @@ Unedited = Callable[[], AbstractContextManager[Any]]
 class Reference:
     """The model before the edit. Values that a loss needs are computed only once, in its first call.
 
-    seed: the run's seed, for random numbers in a loss unedited: returns a context that yields the model before the
-    edit; None: a copy is made if needed state: tensors that an objective keeps between steps. It creates them in the
-    first call of its loss and updates them in place, only in `after_step`. They are saved with the training state.
+    seed: the run's seed, for random numbers in a loss
+    unedited: returns a context that yields the model before the edit; None: a copy is made if needed
+    state: tensors that an objective keeps between steps. It creates them in the first call of its loss and updates them
+    in place, only in `after_step`. They are saved with the training state.
     """
 
     def __init__(self, model, microbatch: int, precision: str, unedited: Unedited | None = None, seed: int = 0) -> None:
