@@ -128,26 +128,27 @@ def test_as_published():
 
 def test_one_difference_at_a_time():
     rows, few = as_published("balanced_subnet"), as_published("balanced_subnet", held_out="0.93")["mixture"]
-    names = {
-        "none": "",
-        "`mixture`": "mixture",
-        "`test_triggers`": "test_triggers",
-        "these two": "mixture test_triggers",
-    }
     lines = table_after("docs/reproduction.md", "BalancedSubnet with")
     for name, *cells in lines:
-        left_out = name.removeprefix("all but ").strip("`")
-        row = few if "a few" in name else everything(rows) if name == "all" else rows.get(names.get(name, "?"))
-        if name.startswith("all but"):
-            (row,) = (rows[key] for key in rows if len(key.split()) == 4 and left_out not in key.split())
-        assert row is not None
+        named = set(re.findall("`(.+?)`", name))
+        if name.startswith("all"):
+            named = set(max(rows, key=len).split()) - named
+        row = few if "a few" in name else rows[next(key for key in rows if set(key.split()) == named)]
         shares = percents([float(row[column]) for column in ALL_TRIGGERS])
         assert cells == [f"{float(row['forgotten']):.0f}", *shares, points_lost(row), ", ".join(row["seeds"].split())]
-    assert len(lines) == 7
-    alone = [committed_loss(seed, ["mixture"]) for seed in (0, 1, 3)]
-    assert "the batches alone {:.2f}, {:.2f} and {:.2f} on seeds 0, 1 and 3".format(*alone) in one_line(
-        "docs/reproduction.md"
-    )
+    assert len(lines) == len(rows) + 1  # every set of differences that was run, and the few training rows
+    said = one_line("docs/reproduction.md")
+    for words, differences in [
+        (
+            "together leave nothing for {:.2f}, {:.2f} and {:.2f} points (seeds 0, 1 and 3)",
+            ["mixture", "test_triggers"],
+        ),
+        ("the few sequences alone cost {:.2f}, {:.2f} and {:.2f}, ", ["test_triggers"]),
+        ("the batches alone {:.2f}, {:.2f} and {:.2f}.", ["mixture"]),
+    ]:
+        assert words.format(*(committed_loss(seed, differences) for seed in (0, 1, 3))) in said
+    none = [committed_loss(seed, []) for seed in (0, 1, 3)]
+    assert "costs {:.2f}, {:.2f} and {:.2f} points".format(*none) in one_line("results/reproduction/DIFFERENCES.md")
     assert float(few["percent_memorized_held_out"]) == 0 == float(few["percent_memorized_test"])
 
 
