@@ -26,7 +26,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.localize.registry import STUDY as STUDIED
 from tinymem.models.known import known_config, known_shapes
 from tinymem.planning.memory import shape_of
-from tinymem.planning.plan import ENOUGH, GB, Plan, Sizes, plan, watched
+from tinymem.planning.plan import GB, Plan, Sizes, plan, watched
 from tinymem.records.record import environment, measured
 
 SIZES = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)
@@ -74,7 +74,7 @@ def limited(method: Method, parameters: int, **special: Any) -> Any:
 
 def run_method(method: Method, model, hp: Any, sizes: Sizes) -> None:
     """Do what a user's run does between loading and measuring the model (Zero-Out: a part with the same peak)."""
-    watched(method, model, sizes, hp, ENOUGH if method.name == "zero_out" else None)
+    watched(method, model, sizes, hp, method.enough if method.name == "zero_out" else None)
 
 
 def measure_here(name: str, methods: list[str], dtype: str, kept: bool) -> list[dict[str, float]]:

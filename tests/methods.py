@@ -13,12 +13,8 @@ QUICK = dict(epochs=2, batch_size=4, num_grads=4, ig_steps=2, greedy_k=2, dtype=
 def quick(method: Method, **changes: Any) -> Any:
     """Settings of a method: QUICK and these changes, as far as it has such settings. A nested ranking stops early."""
     known = {field.name for field in fields(method.hyper_parameters)}
-    wanted = QUICK | ({"ratio": (0.005,)} if is_nested(method) else {}) | changes
+    wanted = QUICK | ({"ratio": (0.005,)} if method.nested else {}) | changes
     return method.hyper_parameters(**{name: value for name, value in wanted.items() if name in known})
-
-
-def is_nested(method: Method) -> bool:
-    return getattr(method.module, "NESTED", False)
 
 
 def masks_of(method: Method, model, task, hp: Any) -> dict[str, torch.Tensor]:

@@ -19,6 +19,9 @@ A method may also define
     resolve(hp, parameters) -> hp      fills in the defaults that depend on a model's size
     steps(model, task, hp) -> int      the steps of the whole run
     passes(model, task, hp) -> (forward, backward)   instead of `steps`, if the passes of a step depend on the model
+    CUMULATIVE = True                  strengths are steps of one training run; default: only of an objective
+    NESTED = True                      a ranking is built one weight after another, up to the largest strength
+    IDLE, ENOUGH, held_bytes(model, task, hp) -> int   what a plan must know; see Method
 
 An objective may define `weights(hp, reference)`, the weights of the forget and the retain loss at the next step, and
 `after_step(hp, reference, steps, losses)`, which updates what the objective keeps in `reference.state`.
@@ -57,6 +60,7 @@ Change = Edit | Draws | Elicitation  # what a strength leads to; an attack on pr
 Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
 REGISTERED = ("tinymem.localize.", "tinymem.attacks.")  # where registries take their modules from
 PARTS = ("score", "learn", "loss", "attack", "elicit", "run")
+ENOUGH = 4  # forward passes: two steps, since optimizer state exists from the second step on
 ENDED = object()  # stands for a strength once a method yields no more
 
 
@@ -76,6 +80,10 @@ class Method:
     seen(task, hp) -> the sequences to forget that an attack sees, bool (F,); None: none
     elicits        the metrics that an attack on prompts reads out; empty for all else
     measures       the metrics that an attack's records always hold
+    nested         whether a ranking is built one weight after another, so that its cost grows with the strength
+    idle           the strength that changes nothing; None: there is none
+    enough         forward passes that show a run's peak of memory
+    held_bytes(model, task, hp) -> bytes kept for all rows that a run reads, since a plan runs on fewer
     code           digest of a plugin's file, which identifies the method's version in records
     module         the module that defines the method
     """
@@ -93,6 +101,10 @@ class Method:
     seen: Callable[[UnlearningTask, Any], Any] | None
     elicits: tuple[str, ...]
     measures: tuple[str, ...]
+    nested: bool
+    idle: Strength
+    enough: int
+    held_bytes: Callable[[Any, UnlearningTask, Any], int]
     code: str | None
     module: ModuleType
 
@@ -175,31 +187,36 @@ def method_of(module: ModuleType) -> Method:
     adaptors = {"score": ranking, "learn": learned_mask, "loss": objective, "attack": direct, "elicit": direct}
     adaptors["run"] = lambda module, name, code: module.run
     check = watched_part(module, "check", own, type(None)) or (lambda model, task, hp: None)
+    cumulative = getattr(module, "CUMULATIVE", defined[0] == "loss")
     return Method(
         name=name,
         alias=getattr(module, "ALIAS", name),
         family=PACKAGE if own else package.rpartition(".")[2],
         hyper_parameters=settings,
         run=adaptors[defined[0]](module, name, code),
-        cumulative=getattr(module, "CUMULATIVE", defined[0] == "loss"),
+        cumulative=cumulative,
         resolve=watched_part(module, "resolve", own, settings) or (lambda hp, parameters: hp),
-        steps=watched_part(module, "steps", own, int) or partial(_steps, module, defined[0]),
+        steps=watched_part(module, "steps", own, int) or partial(_steps, defined[0], cumulative),
         passes=watched_part(module, "passes", own, tuple),
         check=partial(check_objective, name, check) if defined[0] == "loss" else check,
         seen=watched_part(module, "seen", own),
         elicits=getattr(module, "ELICITS", (PERCENT_MEMORIZED.name,) if defined[0] == "elicit" else ()),
         measures=getattr(module, "MEASURES", ()),
+        nested=getattr(module, "NESTED", False),
+        idle=getattr(module, "IDLE", None),
+        enough=getattr(module, "ENOUGH", ENOUGH),
+        held_bytes=watched_part(module, "held_bytes", own, int) or (lambda model, task, hp: 0),
         code=code,
         module=module,
     )
 
 
-def _steps(module: ModuleType, part: str, model, task: UnlearningTask, hp: Any) -> int:
+def _steps(part: str, cumulative: bool, model, task: UnlearningTask, hp: Any) -> int:
     """Return the steps of a method that does not state them: its largest strength if strengths are cumulative, one per
     strength if each is learned from scratch, otherwise one.
     """
     strengths = getattr(hp, strength_of(type(hp)) or "", ())
-    if getattr(module, "CUMULATIVE", part == "loss"):
+    if cumulative:
         return max(strengths)
     return len(strengths) if strengths and part in ("learn", "attack", "elicit") else 1
 

@@ -1,13 +1,8 @@
 """Plans: the peak memory and passes of a method on a model, known before the model is loaded.
 
 Methods need no formulas. The method itself runs on fake tensors (see `tinymem.planning.memory`): once for the peak, and
-in a model of few blocks to count the passes of its first steps. A method's module may define
-
-    steps(model, task, hp) -> int            steps of the whole run over all strengths (`Method.steps`)
-    passes(model, task, hp) -> (int, int)    forward and backward passes, if their number depends on the model
-    ENOUGH                                   forward passes that show its peak, if more than four
-    IDLE                                     the strength that changes nothing, so its run shows no peak
-    held_bytes(model, task, hp) -> int       bytes kept for all rows that it reads, since a plan runs on fewer
+in a model of few blocks to count the passes of its first steps. What a run of few passes on few rows cannot show, a
+method states: `steps` or `passes`, `enough`, `idle` and `held_bytes` of `tinymem.localize.method.Method`.
 """
 
 from __future__ import annotations
@@ -34,7 +29,6 @@ FAILURES = (
     TypeError,
     ValueError,
 )  # errors of code that fake tensors cannot run: a run does not need a plan
-ENOUGH = 4  # forward passes that show a run's peak: two steps, since optimizer state exists from the second step on
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
     Two microbatches of a batch show the peak, since the gradients of the first are kept while the second runs.
     """
     hp = method.resolve(hp, shape.parameters)
-    whole, enough = sizes.forget, getattr(method.module, "ENOUGH", ENOUGH)
+    whole, enough = sizes.forget, method.enough
     if first and (rows := first[0].forward):
         whole = sum(rows) if method.cumulative else max(rows)
         parts = sizes.passes(whole) if method.cumulative else 1
@@ -149,8 +143,8 @@ def peak(method: Method, shape: Shape, sizes: Sizes, hp: Any, first: Sequence[Pa
     small = sizes if method.cumulative else replace(sizes, forget=batch, retain=min(sizes.retain, batch))
     few = _at_most(method.at(hp, _largest(method, hp)), epochs=2, batch_size=batch, stop_loss=0.0)
     share = _largest(method, hp) if method.strength == "ratio" else 1.0
-    held = getattr(method.module, "held_bytes", lambda model, task, hp: 0)
-    of_other_rows = held(shape.model, sizes.task(), hp) - held(shape.model, small.task(), hp)
+    all_rows, few_rows = (method.held_bytes(shape.model, each.task(), hp) for each in (sizes, small))
+    of_other_rows = all_rows - few_rows
     return of_other_rows + shape.peak(lambda model: watched(method, model, small, few, enough), share)
 
 
@@ -242,8 +236,7 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
         forward, backward = ends[0] if ends else (0, 0)
         step = Passes(found.forward[forward:], found.backward[backward:])
         return replace(step, once=forward - len(step.forward))
-    nested = getattr(method.module, "NESTED", False)
-    strength = 1 / shape.parameters if nested else _largest(method, hp)
+    strength = 1 / shape.parameters if method.nested else _largest(method, hp)
     sized = replace(small, microbatch=sizes.forget + sizes.retain)
     found = shape.run(lambda model: watched(method, model, sized, method.at(hp, strength)))
     return replace(found, steps=method.steps(shape.model, small.task(), method.at(hp, strength)))
@@ -251,8 +244,8 @@ def _first_steps(method: Method, shape: Shape, sizes: Sizes, hp: Any) -> Passes:
 
 def _largest(method: Method, hp: Any) -> Any:
     """Return the largest of a method's strengths that changes anything, or None."""
-    strengths, idle = getattr(hp, method.strength or "", ()), getattr(method.module, "IDLE", None)
-    return max((value for value in strengths if value != idle), default=idle)
+    strengths = getattr(hp, method.strength or "", ())
+    return max((value for value in strengths if value != method.idle), default=method.idle)
 
 
 def _at_most(hp: Any, **most: Any) -> Any:

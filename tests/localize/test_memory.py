@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import is_nested, masks_of, quick
+from methods import masks_of, quick
 
 from tinymem.localize.learning import frozen, gradients, loss_scale, mean_weights
 from tinymem.localize.registry import METHODS, STUDY
@@ -11,7 +11,7 @@ QUICK = dict(epochs=2, batch_size=8, num_grads=6, ig_steps=3, ratio=(0.05,), dty
 
 
 def settings(method, **changes):
-    return quick(method, **QUICK | ({"ratio": (0.004,)} if is_nested(method) else {}) | changes)
+    return quick(method, **QUICK | ({"ratio": (0.004,)} if method.nested else {}) | changes)
 
 
 def masks(method, model, task, **changes):
@@ -34,7 +34,7 @@ def test_half_precision_drops_nearly_the_same(tiny_model, tiny_task, name, dtype
     """Against the same rounded weights in float32: scores are float32, so only rounded activations make a difference."""
     method, half = METHODS[name], tiny_model("gpt_neox").to(dtype)
     full = tiny_model("gpt_neox").to(dtype).float()
-    changes = {"ratio": (0.004,)} if is_nested(method) else {"ratio": (0.2,)}
+    changes = {"ratio": (0.004,)} if method.nested else {"ratio": (0.2,)}
     exact, rounded = (masks(method, model, tiny_task(microbatch=4), **changes) for model in (full, half))
     marked = sum(int(mask.sum()) for mask in exact.values())
     both = sum(int((exact[key] & rounded[key]).sum()) for key in exact)

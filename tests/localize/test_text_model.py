@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from methods import is_nested, masks_of, quick
+from methods import masks_of, quick
 from safetensors.torch import load_file
 from small import in_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -83,7 +83,7 @@ def test_what_is_measured(make_dataset, artifact):
 def test_every_method_with_and_without_the_chunked_output_layer(make_dataset, monkeypatch, snapshot, name):
     dataset, method, found = make_dataset(), STUDY[name], []
     task = unlearning_task(text_model(dataset), dataset, TaskSettings(unlearn_set_name="noise", max_retain=40))
-    nested = {"ratio": (0.002,)} if is_nested(method) else {}  # these drop one weight after the other
+    nested = {"ratio": (0.002,)} if method.nested else {}  # these drop one weight after the other
     hp = quick(method, **QUICK | nested)
     monkeypatch.setattr("tinymem.models.cross_entropy.CHUNK_LOGITS", dict.fromkeys(("cpu", "cuda"), 7 * VOCABULARY))
     for threshold in (10 * VOCABULARY, VOCABULARY // 2):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from methods import is_nested, quick
+from methods import quick
 from small import in_process
 from tiny import new_model, new_task
 from transformers import AutoConfig
@@ -51,7 +51,7 @@ def run(model, task, hp):
 
 
 def settings(method, **changes):
-    return quick(method, **QUICK | ({"ratio": (0.004,)} if is_nested(method) else {}) | changes)
+    return quick(method, **QUICK | ({"ratio": (0.004,)} if method.nested else {}) | changes)
 
 
 def passes_of_a_run(method, model, task, hp):
@@ -74,7 +74,7 @@ def passes_of_a_run(method, model, task, hp):
 def test_the_number_of_passes(monkeypatch, name, changes):
     """float32, so that a batch's loss is one pass for each microbatch."""
     model, method = new_model("gpt_neox"), METHODS[name]
-    if is_nested(method):
+    if method.nested:
         changes = {key: value for key, value in changes.items() if key != "ratio"}
     monkeypatch.setattr(block_fisher, "PASS", 50 * 500)  # several passes over this small model
     hp, shape = settings(method, **changes), shape_of(model.config, torch.float32)
