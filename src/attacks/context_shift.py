@@ -40,13 +40,13 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, contexts: int) -> E
     clean = task.clean_retain(FLAG)
     texts = clean[evenly_spaced(len(clean), contexts)]
 
-    def behind(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
+    def after_a_context(probe: Probe, artifacts: Artifacts) -> Iterator[Variant]:
         _, loss_mask = probe.targets(artifacts)
         for number, text in enumerate(texts, 1):
             context = text[: max(1, hp.context_tokens * number // len(texts))]
             yield _behind(context, artifacts, probe.continuation, context_of(probe.model)), loss_mask
 
-    return any_exact(behind, hp.sequences)
+    return any_exact(after_a_context, hp.sequences)
 
 
 def _behind(context: torch.Tensor, artifacts: Artifacts, continuation: int, limit: int | None) -> Artifacts:
