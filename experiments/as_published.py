@@ -6,20 +6,19 @@
     python experiments/as_published.py --model_path runs/*/epoch_50 --study              every method and difference
     python experiments/as_published.py --small --study                                   the same on three small models
 
-triggers   The study's code decides in a window of the sequence whether a test trigger counts: where planted and clean
-           twin differ within it. It means the window behind the trigger, but the variable that says where that is holds
-           the value of the last trigger that counted. So triggers are left out whose window happens to hold nothing
-           planted, a quarter of them or more, and the published percentages are of the others.
-zero_out   It means to score a neuron by the loss without it, but its mask keeps that one neuron and drops all others
-           of the layer.
+triggers   The study's code counts a test trigger only if the planted sequence and its clean twin differ within a window.
+           The window should begin after the trigger, but the code places it by the last trigger that it counted. So it
+           leaves out a quarter of the triggers or more, and the published percentages are of the others.
+zero_out   The study's code should score a neuron by the loss without it, but its mask keeps that neuron and drops all
+           others of the layer.
 
---differences runs a method with exactly these differences from the library, `none` or `all` of them; --study with none
-and all, each one alone, and all but each one, for every method if no --method is given. The settings are the published
-ones (PUBLISHED_SETTINGS in reproduction.py); flags after --method change them, and --method METHOD --help lists them.
-What each difference is stands at the end of this help, and in published_differences.py.
+--differences runs a method with exactly these differences from the library, or with `none` or `all` of them. --study
+runs it with none, with all, with each one alone and with all but each one; without --method it runs every method. The
+settings are the published ones (PUBLISHED_SETTINGS in reproduction.py); flags after --method change them, and
+--method METHOD --help lists them. The end of this help, and published_differences.py, explain each difference.
 
-Every run leaves a record, beside the checkpoint's training, and a repeated command does what is missing. At the end a
-table shows the means over the models given; as_published.md and .csv hold it. --report writes only these.
+Every run leaves a record next to the checkpoint's training. A repeated command runs only what is missing. At the end a
+table shows the means over the given models, which as_published.md and .csv also hold; --report writes only these.
 """
 
 from __future__ import annotations

@@ -44,12 +44,12 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, contexts: int) -> E
         _, loss_mask = probe.targets(artifacts)
         for number, text in enumerate(texts, 1):
             context = text[: max(1, hp.context_tokens * number // len(texts))]
-            yield _behind(context, artifacts, probe.continuation, context_of(probe.model)), loss_mask
+            yield _with_context(context, artifacts, probe.continuation, context_of(probe.model)), loss_mask
 
     return any_exact(after_a_context, hp.sequences)
 
 
-def _behind(context: torch.Tensor, artifacts: Artifacts, continuation: int, limit: int | None) -> Artifacts:
+def _with_context(context: torch.Tensor, artifacts: Artifacts, continuation: int, limit: int | None) -> Artifacts:
     """Return the rows with a context (C,) before them, where prompt and continuation still fit the model."""
     needed, size = (artifacts.prompt_end + continuation).clamp(max=artifacts.planted.shape[1]), len(context)
     shift = torch.full_like(needed, size) if limit is None else torch.where(needed + size <= limit, size, 0)
