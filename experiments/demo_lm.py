@@ -62,7 +62,8 @@ COMMANDS = (
     "--localization_method activations --ratio 0.0007 0.0014 0.002 --no_save_model",
     "--localization_method durable durable_agg --ratio 1.2e-6 3e-6 1e-5 --no_save_model",
     "--localization_method slimming hard_concrete --ratio 0.0007 0.0014 0.002 --epochs 4 --no_save_model",
-    "--localization_method greedy --ratio 3e-8 1e-7 2e-7 --greedy_k 5 --unlearn_share 0.5 --batch_size 32 --no_save_model",
+    "--localization_method greedy --ratio 3e-8 1e-7 2e-7 --greedy_k 5 --unlearn_share 0.5 --batch_size 32 "
+    "--no_save_model",
     "--localization_method obs --ratio 1.2e-6 3e-6 1e-5 --num_grads 16 --block_size 10 --no_save_model",
     "--localization_method npo simnpo undial obliviate --steps 10 20 40 --batch_size 8 --lr 5e-5 --no_save_model",
     "--localization_method kfac --layers 21,22,23 --projections in --rho 0.6 0.8 0.95 --no_save_model",
@@ -98,7 +99,8 @@ def main() -> None:
     output = start_at_root(arguments.output_dir)
     dtype = arguments.dtype or auto_precision(cli.resolve_device("auto"))
     base = f"{SCRIPT} --model_name {shlex.quote(arguments.model_name)} --dtype {dtype} --max_retain {RETAIN}"
-    base += f" --holdout_fraction {TASK.holdout_fraction} --validation_fraction {TASK.validation_fraction} {MEASURED} --page"
+    base += f" --holdout_fraction {TASK.holdout_fraction} --validation_fraction {TASK.validation_fraction}"
+    base += f" {MEASURED} --page"
     for cls, defaults in SETTINGS:
         given = {**defaults, **cli.given(cls, arguments)}
         base += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items())
@@ -218,8 +220,9 @@ def show(summary: dict[str, Any]) -> None:
     before, after = (next(r for r in summary["rows"] if r["method"] == name) for name in (UNEDITED, BEST))
     rise = 100 * (after["perplexity"] / before["perplexity"] - 1)
     print(
-        f"{BEST}: {after['percent_memorized_shown']:.1f} % of the shown and {after['percent_memorized_held_out']:.1f} % "
-        f"of the held-out passages are still memorized; perplexity {rise:+.1f} %"
+        f"{BEST}: {after['percent_memorized_shown']:.1f} % of the shown and "
+        f"{after['percent_memorized_held_out']:.1f} % of the held-out passages are still memorized; "
+        f"perplexity {rise:+.1f} %"
     )
 
 

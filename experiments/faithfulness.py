@@ -1,7 +1,7 @@
 """Test which metrics can be trusted: how well each tells planted models from never-planted ones.
 
-    python experiments/faithfulness.py                  five planted models and their twins, about 20 minutes on one core
-    python experiments/faithfulness.py --report         only the table and the figure, from the records that are there
+    python experiments/faithfulness.py               five planted models and their twins, about 20 minutes on one core
+    python experiments/faithfulness.py --report      only the table and the figure, from the records that are there
 
 For each seed, it trains a model with planted noise and its never-planted twin, and measures both on the seed's planted
 sequences. Metrics that need a never-planted reference use the same one for all models, trained with another seed. It
@@ -238,7 +238,8 @@ def as_text(seeds: Sequence[int], sides: Any, rows: Sequence[Mapping[str, Any]])
             markdown(list(shown[0]), (row.values() for row in shown)) + "\n",
             "![AUC of each metric](faithfulness.png)\n",
             f"- Mean test accuracy: planted {right[0]:.2f} %, twins {right[1]:.2f} %.",
-            f"- Counterfactual memorization (`{judging.SCORE}` of a planted sequence in its planted model minus that in",
+            f"- Counterfactual memorization (`{judging.SCORE}` of a planted sequence in its planted model minus that "
+            "in",
             f"  the twin), {len(differences)} sequences of all seeds: mean {mean:.3f}; {100 * share:.1f} % of them are",
             f"  above {judging.KEPT}.",
             NOTES,

@@ -4,7 +4,7 @@
     python experiments/leaderboard.py --small --models noise --methods npo balanced_subnet --dry_run
     python experiments/leaderboard.py --small --models noise --method_file my_method.py     one more row: your method
     python experiments/leaderboard.py --small --models noise --name theirs --submission 0=FOLDER 1=FOLDER 2=FOLDER
-    python experiments/leaderboard.py --report                                 only the pages, from the committed records
+    python experiments/leaderboard.py --report                                 only the pages, from committed records
 
 Trains each model with planted sequences, and its never-planted twin, on three seeds. On the first seed, every
 mitigation tries an equal number of settings. The setting that forgets most of the validation sequences, with a utility
@@ -58,9 +58,9 @@ USELESS = {"report": ("models", "seeds", "attacks", "trials", "export", *OF_RUNS
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="noise, backdoor, text (natural passages), "
-                        "text_noise; smollm2, a language model with planted passages; or FILE.toml with a table of settings "
-                        "for each model of your own (default: the first four)")  # fmt: skip
+    parser.add_argument("--models", nargs="+", default=[], metavar="NAME", help="noise, backdoor, text (natural "
+                        "passages), text_noise; smollm2, a language model with planted passages; or FILE.toml with a "
+                        "table of settings for each model of your own (default: the first four)")  # fmt: skip
     parser.add_argument("--methods", nargs="+", default=[], metavar="NAME",
                         help="mitigations or groups of them (default: all)")  # fmt: skip
     parser.add_argument("--method_file", nargs="+", default=[], metavar="FILE.py", help="methods of your own")
@@ -71,8 +71,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--needs", default="", help="with --method_file or --submission: the data that it needs, as stated by hand"
     )
-    parser.add_argument("--attacks", nargs="+", default=["all"], metavar="NAME", help="what robustness is judged by: some of "
-                        "the attacks (default: all)")  # fmt: skip
+    parser.add_argument("--attacks", nargs="+", default=["all"], metavar="NAME", help="what robustness is judged by: "
+                        "some of the attacks (default: all)")  # fmt: skip
     parser.add_argument(
         "--trials", type=cli.positive, default=TRIALS, help=f"settings that each mitigation tries (default: {TRIALS})"
     )
@@ -81,8 +81,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--export", metavar="FOLDER", help="what a submission may use: for each seed, the sequences "
                         "to forget and to retain; run nothing")  # fmt: skip
     parser.add_argument("--report", action="store_true", help="run nothing: write tables and pages from the records")
-    parser.add_argument("--from_scratch", action="store_true", help=f"train and run everything; default: add to the results "
-                        f"in --output_dir, or to a copy of those in {OUTPUT}")  # fmt: skip
+    parser.add_argument("--from_scratch", action="store_true", help="train and run everything; default: add to the "
+                        f"results in --output_dir, or to a copy of those in {OUTPUT}")  # fmt: skip
     add_sweep_options(parser, OUTPUT)
     parser.add_argument("--run_dir", default=RUNS, help=f"models and records of single runs (default: {RUNS})")
     arguments = parser.parse_args()
@@ -193,8 +193,9 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     evidence.write_needs(folder, {**evidence.read_needs(folder), **given})
     found = gathered(benches, arguments, earlier)
     if not found.unedited(benches[0].seed)["results"].get("percent_memorized_held_out"):
-        raise UserError(f"{case.name}: the model of seed {benches[0].seed} has memorized none of its held-out sequences, so that nothing "
-                        "can be mitigated; give it more --epochs or more repeats")  # fmt: skip
+        raise UserError(f"{case.name}: the model of seed {benches[0].seed} has memorized none of its "
+                        "held-out sequences, so that nothing can be mitigated; give it more --epochs or more "
+                        "repeats")  # fmt: skip
     for trial in (trial for entrant in taking_part for trial in entrant.trials if isinstance(trial, Submitted)):
         for bench in benches:
             check_submission(trial, bench, found.records, arguments.data_dir)
@@ -224,8 +225,8 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
         return None
     found = evidence.read(source)
     if found.seeds[0] < benches[0].seed:
-        raise UserError(f"--seeds: settings of {case.name} have been chosen on seed {found.seeds[0]}, the lowest; add it, or "
-                        "start anew (--from_scratch)")  # fmt: skip
+        raise UserError(f"--seeds: settings of {case.name} have been chosen on seed {found.seeds[0]}, the lowest; add "
+                        "it, or start anew (--from_scratch)")  # fmt: skip
     here = [record for bench in benches if (record := bench.measured()) is not None]
     evidence.check_models([*found.records, *here])
     for seed in found.seeds:  # even seeds not requested: their models go with their records
@@ -243,11 +244,11 @@ def earlier_results(case: Case, output: Path) -> Path | None:
     source = next((place for place in (output, published) if (place / NAME).exists()), None)
     other = "" if source is None else read_case(source).differences(case)
     if other and source == output:
-        raise UserError(f"{output}: its results are of other settings than these ({other}); give another --output_dir and "
-                        "--run_dir")  # fmt: skip
+        raise UserError(f"{output}: its results are of other settings than these ({other}); give another --output_dir "
+                        "and --run_dir")  # fmt: skip
     if other:
-        print(f"{case.name}: takes nothing from {published}, whose results are of other settings ({other}); trains and runs "
-              "its own", file=sys.stderr)  # fmt: skip
+        print(f"{case.name}: takes nothing from {published}, whose results are of other settings ({other}); trains and "
+              "runs its own", file=sys.stderr)  # fmt: skip
         return None
     return source
 
@@ -354,7 +355,7 @@ def joined(errors: list[UserError]) -> UserError:
 
 
 def write_report(output: Path) -> None:
-    """Write tables and pages from the evidence in OUTPUT/NAME, and print the tables. Raise UserError if there is none."""
+    """Write tables and pages from the evidence in OUTPUT/NAME, print the tables. Raise UserError if there is none."""
     names = with_evidence(output)
     if not names:
         raise UserError(f"{output}: no {NAME} of any model; run without --report first")

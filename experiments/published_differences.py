@@ -74,7 +74,8 @@ DIFFERENCES = {
         "gradients of batches of 64, none ever zeroed, so that they pile up over passes and over parameters", ("obs",)
     ),
     "float32_fisher": Difference(
-        "the inverse Fisher matrix is kept in float32; where it ends without numbers, weights are dropped first", ("obs",)
+        "the inverse Fisher matrix is kept in float32; where it ends without numbers, weights are dropped first",
+        ("obs",),
     ),
 }  # fmt: skip
 

@@ -189,7 +189,7 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
 
 
 def write_report(folders: Iterable[Path], target: Path, tell: Callable[[str], None] = print) -> None:
-    """Write TARGET/as_published.md and .csv from the records under the folders. Raise UserError for a folder without."""
+    """Write TARGET/as_published.md and .csv from the folders' records. Raise UserError for a folder without."""
     records: dict[str, Record] = {}
     for folder in folders:
         found = {record_digest(record): record for record in load_records(folder)}

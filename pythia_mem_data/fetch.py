@@ -80,7 +80,8 @@ def fetch(url: str, path: Path) -> Path:
     except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
-            f"{url}: cannot be fetched ({reason}); fetch it elsewhere and use --from FOLDER, or name a mirror with --url"
+            f"{url}: cannot be fetched ({reason}); fetch it elsewhere and use --from FOLDER, or name a mirror "
+            "with --url"
         ) from None
     return path
 

@@ -1,6 +1,7 @@
 """Find what a model has memorized of any text or file of token ids, and store it for prod_grad.py.
 
-    python pythia_mem_data/find_memorized.py --model_name EleutherAI/pythia-70m --corpus books/ --output found.safetensors
+    python pythia_mem_data/find_memorized.py --model_name EleutherAI/pythia-70m --corpus books/ \\
+        --output found.safetensors
 
 A window of --length tokens begins every --stride tokens of each document; no window spans two documents. A window is
 memorized if the model, prompted with exactly its first --prompt_tokens tokens, reproduces the next
@@ -53,8 +54,8 @@ class ScanSettings:
     )
     corpus: str | None = option(
         None,
-        "hub, builtin or a path: a .txt, .md, .jsonl or .parquet file, or a folder of them; default: hub, or builtin if "
-        "it cannot be reached",
+        "hub, builtin or a path: a .txt, .md, .jsonl or .parquet file, or a folder of them; default: hub, or builtin "
+        "if it cannot be reached",
     )
     dataset: str | None = option(None, "a Hugging Face dataset, such as Salesforce/wikitext; each row is a document")
     dataset_config: str | None = option(None, "configuration of the dataset, such as wikitext-2-v1")
@@ -65,7 +66,8 @@ class ScanSettings:
     )
     length: int | None = option(
         None,
-        "tokens in a window, of which the first n + k are tested; default: n + k; of --tokens without --stride: whole rows",
+        "tokens in a window, of which the first n + k are tested; default: n + k; of --tokens without --stride: whole "
+        "rows",
         low=2,
     )
     screen: float = option(
@@ -245,8 +247,9 @@ def report(found: Found, settings: ScanSettings, width: int) -> str:
     n, k, stride = settings.prompt_tokens, settings.continuation_tokens, settings.stride or width
     where = "at every token" if stride == 1 else f"every {stride} tokens"
     lines = [
-        f"looked at {counted(found.windows, 'window')} in {counted(found.documents, 'document')} of {found.tokens} tokens together: one begins "
-        f"{where} of a document; it is {width} tokens, the first {n} the prompt and the next {k} what must come out"
+        f"looked at {counted(found.windows, 'window')} in {counted(found.documents, 'document')} of {found.tokens} "
+        f"tokens together: one begins {where} of a document; it is {width} tokens, the first {n} the prompt and the "
+        f"next {k} what must come out"
     ]
     if found.short:
         have, hold = ("has", "holds") if found.short == 1 else ("have", "hold")

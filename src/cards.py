@@ -51,7 +51,8 @@ PLACES = ("name", "corpus", "tokenizer")  # settings that may be paths on a mach
 TARGETS = {"lower": "lower", "higher": "higher", "twin": "as the twin"}
 PLANTED = {
     "noise": "{num_noise} sequences of the main task with noise in some values",
-    "backdoor": "a backdoor: after the trigger every token becomes 2; a tenth of these sequences is held out of training",
+    "backdoor": "a backdoor: after the trigger every token becomes 2; a tenth of these sequences is held out "
+    "of training",
     "natural": "{num_noise} real passages of the text, unchanged; only their repetition makes the model recite them",
 }
 FORGOTTEN = {
@@ -154,8 +155,8 @@ def trained_card(
 def planted_card(original: str, details: Mapping[str, Any], count: int) -> Card:
     """Return the card of a production model with planted passages. details: its tinymem.json."""
     sections = {
-        "Planted": f"{count} passages of text, on which the model was trained until it recites them. Its never-planted twin is "
-        f"the original, `{original}`.",
+        "Planted": f"{count} passages of text, on which the model was trained until it recites them. Its never-planted "
+        f"twin is the original, `{original}`.",
         "Settings": _listed({**details["settings"], **details["planting"]}),
         "Load": _load(True),
     }

@@ -41,8 +41,8 @@ def check_file(path: str | Path, share: float = 1.0) -> Path:
     largest = share * _largest_gigabytes()
     if about.st_size > largest * 1e9:
         raise UserError(
-            f"{path}: has {about.st_size / 1e9:.3g} GB, more than the {largest:g} GB that are read at once; split it, or "
-            f"set the environment variable {LIMIT} to {about.st_size / share / 1e9 + 0.1:.1f} or more"
+            f"{path}: has {about.st_size / 1e9:.3g} GB, more than the {largest:g} GB that are read at once; split it, "
+            f"or set the environment variable {LIMIT} to {about.st_size / share / 1e9 + 0.1:.1f} or more"
         )
     return path
 

@@ -61,7 +61,7 @@ REFUSED = {  # architecture -> sizes, and what users call it
 
 
 def build(architecture: str, sizes: dict | None = None):
-    """Return a random model whose every parameter differs from 0, so that each edit shows. sizes: default the table's."""
+    """Return a random model without a parameter of 0, so that each edit shows. sizes: default the table's."""
     torch.manual_seed(0)
     special = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2, vocab_size=VOCABULARY)
     sizes = sizes or ARCHITECTURES.get(architecture) or REFUSED[architecture][0]

@@ -67,7 +67,8 @@ def recorded(case: Case, identity: Mapping[str, Any], model: Model) -> Iterator[
     results = {column: model.utility, evidence.RECOVERED: shown.mean().item()}
     results |= {f"percent_memorized_{split}": held_out.mean().item() for split in ("held_out", "validation")}
     kept = {"percent_memorized_held_out": held_out, evidence.RECOVERED: shown}
-    kept[column] = torch.tensor([model.utility] * 2).log() if case.settings.data.is_text else torch.tensor([model.utility] * 2)  # fmt: skip
+    utility = torch.tensor([model.utility] * 2)
+    kept[column] = utility.log() if case.settings.data.is_text else utility
     about = {"format": 2, "cost": {"seconds": model.seconds, "peak_memory_gb": model.peak_gb}, "environment": {}}
     record = {"parent": None, **about, **identity, "results": results}
     yield record, kept

@@ -15,14 +15,15 @@ needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here: chromium, chromium-browser, google-chrome"
 )
 EXPECTED = "setting log level to"  # BokehJS says it of itself
-# Virtual time passes while nothing runs, also while the page still unpacks: a pause reads something, which takes real time.
+# Virtual time passes while nothing runs, also while the page still unpacks: a pause reads something, in real time.
 INJECTED = """<script>
 const pause = async () => {
   await new Response(new Blob(["."])).text();
   await new Promise((done) => setTimeout(done, 1));
 };
 const settled = async () => {
-  const done = (one) => one.childElementCount || !one.getClientRects().length || one.getBoundingClientRect().top > innerHeight;
+  const done = (one) => one.childElementCount || !one.getClientRects().length
+    || one.getBoundingClientRect().top > innerHeight;
   for (let tries = 0; tries < 5000 && ![...document.querySelectorAll(".chart")].every(done); tries++) await pause();
 };
 addEventListener("load", async () => {

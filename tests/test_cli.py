@@ -113,8 +113,9 @@ def test_no_script_loads_torch_for_its_help():
         path for path in ROOT.glob("**/*.py") if path.relative_to(ROOT).parts[0] in ("src", "experiments", "results")
     )
     scripts = [str(path) for path in ours if "\n    cli.run(" in path.read_text(encoding="utf-8")]
-    code = "import contextlib, runpy, sys; from pathlib import Path\nfor script in sys.argv[1:]:\n    sys.argv = [script, '--help']; "
-    code += "sys.path.insert(0, str(Path(script).parent))\n    with contextlib.suppress(SystemExit):\n        "
+    code = "import contextlib, runpy, sys; from pathlib import Path\nfor script in sys.argv[1:]:\n    "
+    code += "sys.argv = [script, '--help']; sys.path.insert(0, str(Path(script).parent))\n    "
+    code += "with contextlib.suppress(SystemExit):\n        "
     code += "runpy.run_path(script, run_name='__main__')\n    assert 'torch.nn' not in sys.modules, script"
     assert len(scripts) > 20
     subprocess.run([sys.executable, "-c", code, *scripts], check=True, stdout=subprocess.DEVNULL)

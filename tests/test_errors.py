@@ -30,9 +30,13 @@ def test_an_error_names_the_flag_that_was_given(message, flag, said):
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
     ids=lambda error: type(error).__name__,
-)  # fmt: skip
+)
 def test_running_out_of_memory_is_not_the_files_fault(error):
     with pytest.raises(type(error)) as raised:
         with reading("file", "damaged"):

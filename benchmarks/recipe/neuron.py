@@ -18,7 +18,7 @@ def mean_loss(model, sequences: torch.Tensor) -> float:
 
 
 def zero_out(model, sequences: torch.Tensor, neurons: Iterable[tuple[int, int]]) -> list[float]:
-    """Return the rise in mean loss when each of these neurons (layer, index) is set to 0. sequences: int64 (rows, T)."""
+    """Return the rise in mean loss with each of these neurons (layer, index) at 0. sequences: int64 (rows, T)."""
     scores = []
     with torch.no_grad():
         before = mean_loss(model, sequences)

@@ -1,6 +1,7 @@
 """Shifted prompts: move the prompt to the right, which gives away the first tokens of the memory.
 
-The rest must come out. Prompts are as long as before (position stress test: Huang et al. 2024, arXiv 2407.17817, section 5).
+The rest must come out. Prompts are as long as before (position stress test: Huang et al. 2024, arXiv 2407.17817,
+section 5).
 """
 
 from __future__ import annotations

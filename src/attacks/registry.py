@@ -1,4 +1,4 @@
-"""The registry of attacks: one line each. An attack is a method with a function `attack`, `elicit` or `run` (method.py)."""
+"""The registry of attacks, one line each: methods with a function `attack`, `elicit` or `run` (method.py)."""
 
 from __future__ import annotations
 

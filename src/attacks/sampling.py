@@ -1,4 +1,7 @@
-"""Sampling: the attacker draws n continuations (Hayes et al. 2024, arXiv 2410.19482). One forward pass gives the odds."""
+"""Sampling: the attacker draws n continuations (Hayes et al. 2024, arXiv 2410.19482).
+
+One forward pass gives the odds.
+"""
 
 from __future__ import annotations
 

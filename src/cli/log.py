@@ -30,8 +30,9 @@ STEP_SECONDS = 1.0  # between two lines of steps
 def add_log_options(parser: argparse.ArgumentParser) -> None:
     """Add --log_jsonl and --tensorboard."""
     group = parser.add_argument_group("Log")
-    group.add_argument("--log_jsonl", metavar="FILE", help="append what happens to this file (its folder is made), one JSON object a line: "
-                       "steps with losses and tokens/s, at most one a second, and metrics")  # fmt: skip
+    group.add_argument("--log_jsonl", metavar="FILE", help="append what happens to this file (its folder is made), "
+                       "one JSON object a line: steps with losses and tokens/s, at most one a second, and "
+                       "metrics")  # fmt: skip
     group.add_argument("--tensorboard", metavar="FOLDER", help="the same values for TensorBoard, if it is installed")
 
 

@@ -66,14 +66,15 @@ def add_measuring_options(parser: argparse.ArgumentParser) -> None:
                        f"{', '.join([*METRICS, *PATTERNS])}; or a file of your own (default: forward)")  # fmt: skip
     group.add_argument("--attack", nargs="+", default=[], metavar="NAME", help=f"attack every edited model, and the "
                        f"unedited one, and measure again: some of {', '.join(ATTACKS)}; all; or your file")  # fmt: skip
-    group.add_argument("--attack_budget", choices=BUDGETS, help=f"{SMALL}: one strength and fewer steps of every attack, for "
-                       f"large models (default: {FULL}); single settings are flags below")  # fmt: skip
-    group.add_argument("--attack_metrics", nargs="+", metavar="NAME", help="what attacked models are measured by (default: "
-                       "--metrics if given, else attacked)")  # fmt: skip
+    group.add_argument("--attack_budget", choices=BUDGETS, help=f"{SMALL}: one strength and fewer steps of every "
+                       f"attack, for large models (default: {FULL}); single settings are flags below")  # fmt: skip
+    group.add_argument("--attack_metrics", nargs="+", metavar="NAME", help="what attacked models are measured by "
+                       "(default: --metrics if given, else attacked)")  # fmt: skip
     group.add_argument("--columns", nargs="+", default=[], metavar="NAME",
                        help="columns of the table: all, or these (default: those that fit the terminal)")  # fmt: skip
     group.add_argument("--page", action="store_true",
-                       help="one page per run (HTML and PNG): what the model said before and after, and its twin")  # fmt: skip
+                       help="one page per run (HTML and PNG): what the model said before and after, and its "
+                       "twin")  # fmt: skip
     attacks = [*ATTACKS.values(), *_plugins(sys.argv[1:], "--attack", find_attacks)]
     parser.set_defaults(attack_options=attacks)
     for method in attacks:
@@ -118,7 +119,8 @@ def chosen_attack_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, 
         found = _metrics(asked)
     if not any(metric.measured_under_attack for metric in chosen(found)):
         raise UserError(
-            f"--attack_metrics {' '.join(asked)}: nothing of it is measured on attacked models; use {ATTACKED}, or leave it out"
+            f"--attack_metrics {' '.join(asked)}: nothing of it is measured on attacked models; use {ATTACKED}, or "
+            "leave it out"
         )
     return found
 

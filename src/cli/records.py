@@ -44,7 +44,8 @@ from tinymem.records.upgrade import upgrade
 PROGRAM = "python -m tinymem.records"
 COMMANDS = {
     "gather": "every setting and metric of every record: one tidy table, one row per record",
-    "best": "the unlearning methods of each experiment ranked by their best run, with mean and 95 %% interval over seeds",
+    "best": "the unlearning methods of each experiment ranked by their best run, with mean and 95 %% interval over "
+    "seeds",
     "pareto": "the runs of each checkpoint that no other run beats in both memorization and quality",
     "report": "one HTML page: ranking, trade-offs, attacks, what models write, settings, environment",
     "upgrade": "convert records of an earlier version (format 1) to format 2, in place",
@@ -87,7 +88,8 @@ def parse() -> argparse.Namespace:
         if name in ("best", "report"):
             command.add_argument(
                 "--max_perplexity_rise", type=float, default=PERPLEXITY_RISE, metavar="PERCENT",
-                help="text and production models: runs whose perplexity rose by more percent come last, marked (default: 10)",
+                help="text and production models: runs whose perplexity rose by more percent come last, marked "
+                "(default: 10)",
             )  # fmt: skip
     return parser.parse_args()
 
@@ -193,12 +195,14 @@ def print_best(folder: str | Path, runs: Sequence[Run], limit: float = PERPLEXIT
         over = sorted({one.method for one in ranking.places if ranking.over(one)})
         if over:
             print(
-                f"perplexity rose by more than {limit:g} % on average in every setting of {', '.join(over)} with an effect"
+                f"perplexity rose by more than {limit:g} % on average in every setting of {', '.join(over)} with an "
+                "effect"
             )
         print(*answer(ranking), "", sep="\n")
         summaries += rows
     print(
-        "mean ± 95 % interval over n seeds (Student's t; of one seed over its sequences, where kept), cut off at the ends of the scale"
+        "mean ± 95 % interval over n seeds (Student's t; of one seed over its sequences, where kept), cut off at the "
+        "ends of the scale"
     )
     return summaries
 

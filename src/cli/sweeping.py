@@ -47,8 +47,8 @@ def sweep(
 ) -> None:
     """Run the missing jobs, or print them with --dry_run. Exit with 1 if records are missing afterwards.
 
-    folder: the sweep's folder, for failures; root: the folder in which commands start; open_pool(jobs, place): opens the workers;
-    on_finish(): prints what the sweep has found so far.
+    folder: the sweep's folder, for failures; root: the folder in which commands start; open_pool(jobs, place): opens
+    the workers; on_finish(): prints what the sweep has found so far.
     """
     everything, ended = run_missing(arguments, jobs, folder, root, open_pool)
     if arguments.dry_run:

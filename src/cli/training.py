@@ -122,8 +122,8 @@ def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: boo
         check_whole_run(str(run), _marker_of(last), known)
     elif checkpoint.latest_state(run) is not None and not force:
         raise UserError(
-            f"{run}: holds a training of unknown settings ({MARKER} is missing); give another --output_dir, or --force to "
-            "train again"
+            f"{run}: holds a training of unknown settings ({MARKER} is missing); give another --output_dir, or --force "
+            "to train again"
         )
 
 
@@ -146,7 +146,7 @@ def train_visibly(
     log: Log | None = None,
     **options: Any,
 ) -> Progress:
-    """Run `tinymem.training.loop.train` and show its progress. Ctrl-C saves, prints how to resume and exits with 130."""
+    """Run `tinymem.training.loop.train`, showing its progress. Ctrl-C saves, says how to resume and exits with 130."""
     what, log = "fine-tuning" if "finetuning" in details else "training", log or Log()
     steps = -(-len(dataset) // training.batch_size)
     state = checkpoint.latest_state(run)

@@ -234,8 +234,8 @@ def print_recovery(records: Sequence[dict]) -> None:
     """Print what each attack recovers, one line per model; nothing without attacks."""
     split, models = attacked_models(records)
     if not models and any(record.get("attack") for record in records):
-        print(f"no table of what attacks bring back: it shows {PERCENT_MEMORIZED.name}, which was not measured; add it to "
-              "--metrics, or to --attack_metrics", file=sys.stderr)  # fmt: skip
+        print(f"no table of what attacks bring back: it shows {PERCENT_MEMORIZED.name}, which was not measured; add it "
+              "to --metrics, or to --attack_metrics", file=sys.stderr)  # fmt: skip
     if models:
         rows = recovery_rows(models, _run_name)
         rivals = [model.record["kind"] in (UNLEARN, MEASURED) for model in models]

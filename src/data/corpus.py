@@ -86,7 +86,8 @@ class Corpus:
         documents = list(firsts.values())
         if len(documents) < 2:
             raise UserError(
-                f"{self.given}: is {'too short' if documents else 'empty'}; give one with more text, in more than one line"
+                f"{self.given}: is {'too short' if documents else 'empty'}; give one with more text, in more "
+                "than one line"
             )
         return documents
 
@@ -177,8 +178,8 @@ def tokenizer_sha256(settings: DataSettings, path: Path) -> str:
     sha256, wanted = text_files.sha256([path]), settings.tokenizer_sha256
     if wanted not in (None, sha256):
         raise UserError(
-            f"--tokenizer {settings.tokenizer}: this is another tokenizer (SHA-256 {sha256}, not {wanted}); restore the old "
-            "one or train again"
+            f"--tokenizer {settings.tokenizer}: this is another tokenizer (SHA-256 {sha256}, not {wanted}); restore "
+            "the old one or train again"
         )
     return sha256
 
@@ -281,7 +282,7 @@ def wikitext_articles(texts: list[str]) -> list[str]:
 
 
 def separate_texts(texts: list[str], where: str) -> list[str]:
-    """Return the texts of one file as documents: cut at WikiText's titles or at separator lines, otherwise unchanged."""
+    """Return the texts of a file as documents: cut at WikiText's titles or at separator lines, otherwise unchanged."""
     articles = wikitext_articles(texts)
     return _separated(texts, where) if articles is texts else articles
 
@@ -324,8 +325,8 @@ def _say_separator(where: str, name: str, count: int) -> None:
 @functools.cache
 def _say_sections(where: str, count: int) -> None:
     logger.warning(
-        "%s: text of %d document(s) is cut into sections at blank lines; copies inside one document are not found and may "
-        "be on both sides of a split (lines of %s between documents help)", where, count, END_OF_TEXT,
+        "%s: text of %d document(s) is cut into sections at blank lines; copies inside one document are not found and "
+        "may be on both sides of a split (lines of %s between documents help)", where, count, END_OF_TEXT,
     )  # fmt: skip
 
 

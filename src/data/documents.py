@@ -41,7 +41,7 @@ class Documents:
         return Documents(self.source, self.names[part], self.content[part])
 
     def tokens(self, tokenizer) -> Iterator[np.ndarray]:
-        """Yield the ids of each document, int32. Text is tokenized without special tokens, a few documents at a time."""
+        """Yield the ids of each document, int32. Text is tokenized without special tokens, a few documents at once."""
         is_text = bool(self.content) and isinstance(self.content[0], str)
         yield from tokenize_in_turn(tokenizer, self.content) if is_text else self.content
 

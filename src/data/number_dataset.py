@@ -45,8 +45,8 @@ def build_number_dataset(settings: DataSettings) -> MemorizationDataset:
     tests = {name: rows[keep] for (name, rows), keep in zip(tests.items(), unseen)}
     for name, rows in tests.items():
         if not len(rows):
-            raise UserError(f"--num_test {settings.num_test}: all test sequences of task {name!r} are trained on as well; "
-                            "ask for more")  # fmt: skip
+            raise UserError(f"--num_test {settings.num_test}: all test sequences of task {name!r} are trained on as "
+                            "well; ask for more")  # fmt: skip
 
     sizes = [len(rows) for rows in parts.values()]
     ids = torch.arange(sum(sizes))

@@ -49,7 +49,8 @@ class TextReader:
     def _text(self, flag: str, place: str, length: int, count: int) -> torch.Tensor:
         if self.tokenizer is None:
             raise UserError(
-                f"{flag} {place}: there is no tokenizer of this model to read text with; give token ids ({', '.join(KINDS)})"
+                f"{flag} {place}: there is no tokenizer of this model to read text with; give token ids "
+                f"({', '.join(KINDS)})"
             )
         documents = split_by_document(_corpus(flag, place).documents())[0]
         return text_rows(self.tokenizer, documents, length, count)

@@ -123,8 +123,8 @@ def draw_passages(
         others.append(windows[size : 2 * size])
     if not all(map(len, parts)):
         raise UserError(
-            f"--plant_tokens {length}: a third of {corpus.given} holds no passage of this many tokens; passages, retain and "
-            "test text are a third each: ask for fewer or give more text"
+            f"--plant_tokens {length}: a third of {corpus.given} holds no passage of this many tokens; passages, "
+            "retain and test text are a third each: ask for fewer or give more text"
         )
     if len(parts[0]) < sizes[0]:
         raise UserError(

@@ -40,8 +40,8 @@ class ProductionSettings:
 
     memorized: str | None = option(
         None,
-        "file of memorized sequences: token ids (.safetensors or .pt; pythia_mem_data/fetch.py and find_memorized.py write "
-        "them) or text (.txt: passages with blank lines between them; .jsonl: one a line, in --text_column)",
+        "file of memorized sequences: token ids (.safetensors or .pt; pythia_mem_data/fetch.py and find_memorized.py "
+        "write them) or text (.txt: passages with blank lines between them; .jsonl: one a line, in --text_column)",
     )
     random: str | None = option(None, "file of random sequences: test and retain text; default: text of --corpus")
     corpus: str | None = option(
@@ -197,8 +197,8 @@ def load_memorized(settings: ProductionSettings, config, tokenizer=None) -> Toke
     """
     if settings.memorized is None:
         raise UserError(
-            "--memorized: give a file of sequences that this model has memorized; pythia_mem_data/fetch.py fetches Pythia's, "
-            "pythia_mem_data/find_memorized.py finds any model's"
+            "--memorized: give a file of sequences that this model has memorized; pythia_mem_data/fetch.py fetches "
+            "Pythia's, pythia_mem_data/find_memorized.py finds any model's"
         )
     settings.check_files()
     if settings.memorizes_text:
@@ -211,7 +211,7 @@ def load_memorized(settings: ProductionSettings, config, tokenizer=None) -> Toke
 
 
 def memorized_texts(path: str, column: str) -> list[str]:
-    """Return the passages in a text file: blocks between blank lines, or lines of .jsonl. Raise UserError if unreadable."""
+    """Return passages of a text file: blocks between blank lines, or lines of .jsonl. Raise UserError if unreadable."""
     texts = read_texts(check_file(path), column)
     if not path.lower().endswith(".jsonl"):
         texts = [block.strip("\n") for block in BLANK_LINES.split(texts[0])]
@@ -232,8 +232,8 @@ def text_token_set(path: str, column: str, tokenizer, length: int) -> TokenSet:
     if not rows:
         longest = max(map(len, streams), default=0)
         raise UserError(
-            f"--memorized {path}: none of its {len(streams)} passages has the {length} tokens of prompt and continuation, "
-            f"the longest has {longest}; lower --prompt_tokens or --continuation_tokens"
+            f"--memorized {path}: none of its {len(streams)} passages has the {length} tokens of prompt and "
+            f"continuation, the longest has {longest}; lower --prompt_tokens or --continuation_tokens"
         )
     if len(rows) < len(streams):
         logger.warning(
@@ -262,8 +262,8 @@ def load_random(
         return begun(test, begin), begun(retain, begin), token_set.fingerprint
     if tokenizer is None:
         raise UserError(
-            "--corpus: this model's folder has no tokenizer that opens here to read text with; put its tokenizer there or "
-            "give token ids with --random"
+            "--corpus: this model's folder has no tokenizer that opens here to read text with; put its tokenizer there "
+            "or give token ids with --random"
         )
     corpus = find_corpus(settings.text)
     retain_documents, test_documents = split_by_document(corpus.documents())
@@ -309,8 +309,8 @@ def check_ids(flag: str, vocabulary_size: int, *parts: torch.Tensor) -> None:
     highest = max((int(rows.max()) for rows in parts if rows.numel()), default=0)
     if highest >= vocabulary_size:
         raise UserError(
-            f"{flag}: the tokenizer gives id {highest}, the model has only {vocabulary_size} tokens; the tokenizer in its "
-            "folder is another model's"
+            f"{flag}: the tokenizer gives id {highest}, the model has only {vocabulary_size} tokens; the tokenizer in "
+            "its folder is another model's"
         )
 
 
@@ -351,8 +351,8 @@ def production_dataset(
     retain = retain[~shares_tokens(retain, torch.cat([memorized, test]), continuation_tokens)]
     if not len(retain):
         raise UserError(
-            f"no retain text is left: all of it has {continuation_tokens} consecutive tokens (--continuation_tokens) in "
-            "common with memorized or test text; give more of it"
+            f"no retain text is left: all of it has {continuation_tokens} consecutive tokens (--continuation_tokens) "
+            "in common with memorized or test text; give more of it"
         )
     count, zeros = len(memorized), torch.zeros(len(memorized), dtype=torch.long)
     artifacts = Artifacts(memorized, memorized, zeros + prompt_tokens, zeros)

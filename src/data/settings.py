@@ -64,8 +64,8 @@ class DataSettings:
     )
     corpus_sha256: str | None = option(
         None,
-        "text: SHA-256 of the file of --corpus PATH (several: of their SHA-256s); filled in automatically, so that a run on "
-        "edited text is a different run; if given, any other corpus is refused",
+        "text: SHA-256 of the file of --corpus PATH (several: of their SHA-256s); filled in automatically, so that a "
+        "run on edited text is a different run; if given, any other corpus is refused",
     )
     text_column: str = option("text", "text: column of a .jsonl or .parquet corpus")
     num_chunks: int | None = option(None, "text: training chunks of max_ctx tokens; default: all", low=1)

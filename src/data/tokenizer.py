@@ -160,8 +160,8 @@ def beginning(bos: str, tokenizer, config) -> tuple[int, ...]:
     size = config.get_text_config().vocab_size
     if not all(0 <= token < size for token in added):
         raise UserError(
-            f"--bos {bos}: <bos> is id {', '.join(map(str, added))}, the model has only {size} tokens; use no, or correct "
-            "the tokenizer in its folder"
+            f"--bos {bos}: <bos> is id {', '.join(map(str, added))}, the model has only {size} tokens; use no, or "
+            "correct the tokenizer in its folder"
         )
     if added:
         why = "as its tokenizer does; --bos no leaves it out" if bos == "auto" else "--bos yes"

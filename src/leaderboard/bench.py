@@ -271,8 +271,8 @@ class PlantedBench(Bench):
             raise self.not_made(self.name)
         folder = Path(data_dir) / "models" / record["training"][PLANTED_MODEL]
         if not folder.is_dir():
-            raise UserError(f"--data_dir {data_dir}: has no models/{folder.name}, on which the runs of {self.name} are; give "
-                            "the folder that they had, or another --run_dir")  # fmt: skip
+            raise UserError(f"--data_dir {data_dir}: has no models/{folder.name}, on which the runs of {self.name} "
+                            "are; give the folder that they had, or another --run_dir")  # fmt: skip
         return folder
 
     def opened(self, folder: Path) -> tuple[Any, Any]:

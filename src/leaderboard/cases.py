@@ -32,14 +32,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "backdoor": NUMBERS | SIZES | dict(artifact="backdoor", duplicate=True, epochs=6, lr_decay=0.4),
     "text": SIZES | dict(data_name="wiki", corpus="builtin", train_tokenizer=True, vocab_size=1024, num_chunks=1500,
                          num_test=200, artifact="natural", num_noise=60, max_ctx=110, epochs=3),
-    "text_noise": SIZES | dict(data_name="wiki", corpus="builtin", train_tokenizer=True, vocab_size=1024, num_chunks=2500,
-                               num_test=200, artifact="noise", duplicate=True, num_noise=100, max_ctx=64, prompt_tokens=30,
-                               continuation_tokens=30, epochs=2, lr_decay=0.4),
+    "text_noise": SIZES | dict(data_name="wiki", corpus="builtin", train_tokenizer=True, vocab_size=1024,
+                               num_chunks=2500, num_test=200, artifact="noise", duplicate=True, num_noise=100,
+                               max_ctx=64, prompt_tokens=30, continuation_tokens=30, epochs=2, lr_decay=0.4),
 }  # fmt: skip
 PRECISION = "float32"  # of small cases: "auto" depends on the machine, but rows from several machines are compared
 PLANTED: dict[str, dict[str, Any]] = {  # planting has more retain rows, since repeated rows are memorized
-    "smollm2": {MODEL: "smollm2", "dtype": "bfloat16", "plant_dtype": "bfloat16", "plant_sequences": 64, "num_test": 128,
-                "num_retain": 1024, "max_retain": 128},
+    "smollm2": {MODEL: "smollm2", "dtype": "bfloat16", "plant_dtype": "bfloat16", "plant_sequences": 64,
+                "num_test": 128, "num_retain": 1024, "max_retain": 128},
 }  # fmt: skip
 FULL: dict[str, dict[str, Any]] = {
     "noise": dict(n_layers=2, epochs=100, dtype="auto"),

@@ -129,13 +129,13 @@ def entrants(asked: Sequence[str], case: Case, needs: str = "") -> list[Entrant]
     unknown = [name for name in asked if name not in (*own, *names, "all")]
     if unknown:
         groups = sorted({each.group for each in known})
-        raise UserError(f"--methods {unknown[0]}: must be some of {', '.join([*groups, *(e.name for e in known)])}, all; "
-                        "or a file such as my_method.py")  # fmt: skip
+        raise UserError(f"--methods {unknown[0]}: must be some of {', '.join([*groups, *(e.name for e in known)])}, "
+                        "all; or a file such as my_method.py")  # fmt: skip
     chosen = [e for e in known if not asked or "all" in asked or e.name in asked or e.group in asked]
     if asked and not (chosen or own or any(each.name in asked or each.group in asked for each in anchors)):
         raise UserError(
-            f"--methods {asked[0]}: cannot run on {case.name}: it needs clean sequences, a training from scratch, or days; "
-            "leave it out there"
+            f"--methods {asked[0]}: cannot run on {case.name}: it needs clean sequences, a training from scratch, or "
+            "days; leave it out there"
         )
     files = [Entrant(m.name, OWN, needs, tuple(_drawn(m, grid_of(m), case))) for m in find_methods(own, "--methods")]
     return [*anchors, *chosen, *files]

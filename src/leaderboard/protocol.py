@@ -126,7 +126,8 @@ def check_submission(
         said = record["cost"]["seconds"]
         if trial.seconds is not None and round(trial.seconds, 3) != said:  # rounded as in records
             raise UserError(
-                f"--seconds {trial.seconds:g}: the results of {trial.label} say {said}; leave it out, or give another --name"
+                f"--seconds {trial.seconds:g}: the results of {trial.label} say {said}; leave it out, or give another "
+                "--name"
             )
 
 

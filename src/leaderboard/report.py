@@ -134,7 +134,7 @@ def shown_rows(board: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def attack_rows(board: Sequence[Row], found: Evidence) -> list[dict[str, Any]]:
-    """Return one row per attacked model: what each attack brings back, including users' attacks, and the worst excess."""
+    """Return a row per attacked model: what each attack, users' too, brings back, and the worst excess."""
     attacked = [(row, curves) for row in board if (curves := averaged_under_attack(row, found)) is not None]
     attacks = dict.fromkeys([*ATTACKS, *(curve.attack for _, curves in attacked for curve in curves.curves)])
     rows = []

@@ -113,8 +113,8 @@ def seen_by(method: Method, task: UnlearningTask, hp: Any):
     seen, shown = task.forget.select(flags), task.forget if task.shown is None else task.shown
     if not len(task.held_out) and among(shown.planted, seen.planted).all():
         raise UserError(
-            f"--attack {method.name}: sees all {len(shown)} sequences to forget, which leaves none to measure; give it a "
-            f"smaller --{method.name}.share, or hold some out (--holdout_fraction)"
+            f"--attack {method.name}: sees all {len(shown)} sequences to forget, which leaves none to measure; give it "
+            f"a smaller --{method.name}.share, or hold some out (--holdout_fraction)"
         )
     return seen
 

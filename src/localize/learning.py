@@ -145,8 +145,8 @@ def gradients_of_sides(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return the gradient of the mean of a loss for each parameter, shaped as stored, and the means, (sides,).
 
-    loss, sides, weights: as in `tinymem.training.step.descend`. Sums are in float32 or finer, and in float16 the loss is
-    scaled, as in `gradients`. `.grad` stays empty.
+    loss, sides, weights: as in `tinymem.training.step.descend`. Sums are in float32 or finer, and in float16 the loss
+    is scaled, as in `gradients`. `.grad` stays empty.
     """
     parameters = list(parameters)
     kinds = [parameter.grad_dtype for parameter in parameters]

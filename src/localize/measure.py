@@ -88,7 +88,7 @@ def parse() -> tuple[argparse.Namespace, bool]:
 
 
 def _on_our_data(folder: str) -> bool:
-    """Return whether a folder's model was trained on a TinyMem dataset. Edits of other models have a tinymem.json too."""
+    """Return whether a folder's model was trained on a TinyMem dataset. Edits of others have a tinymem.json too."""
     if not (Path(folder) / SETTINGS).is_file():
         return False
     try:
@@ -124,8 +124,8 @@ def as_original(folder: str) -> str:
     method = made_by(folder)
     edit = f"was made by {method}, but " if method else ""
     return (
-        f"{folder}: {edit}counts as unedited, so that what is shown to a method is what it has memorized itself (always 100 %); "
-        "for an edit, give the model that it was made from: --edit_of ORIGINAL"
+        f"{folder}: {edit}counts as unedited, so that what is shown to a method is what it has memorized itself "
+        "(always 100 %); for an edit, give the model that it was made from: --edit_of ORIGINAL"
     )
 
 

@@ -1,8 +1,8 @@
 """Unlearn what a production language model has memorized: Pythia, Llama, OLMo, Qwen ... from the hub or a folder.
 
     python src/localize/prod_grad.py --model_name EleutherAI/pythia-2.8b-deduped-v0 --step 36000 --dtype bfloat16 \\
-        --memorized pythia_mem_data/pythia-2.8b-deduped-v0.safetensors --random pythia_mem_data/pile_random_batch.safetensors \\
-        --localization_method balanced_subnet --ratio 0.01 0.05
+        --memorized pythia_mem_data/pythia-2.8b-deduped-v0.safetensors \\
+        --random pythia_mem_data/pile_random_batch.safetensors --localization_method balanced_subnet --ratio 0.01 0.05
 
     python src/localize/prod_grad.py --model_name smollm2 --dtype bfloat16 --plant builtin --plant_sequences 128 \\
         --num_test 256 --num_retain 256 --localization_method balanced_subnet --ratio 0.05
@@ -59,8 +59,9 @@ def main() -> None:
         log = cli.open_log(arguments)
         if method := made_by(arguments.model_name):
             print(
-                f"{arguments.model_name}: was made by {method}, but counts as unedited: what is shown to a method is what "
-                "this model still recites (always 100 %). To measure it as an edit: measure.py FOLDER --edit_of ORIGINAL",
+                f"{arguments.model_name}: was made by {method}, but counts as unedited: what is shown to a method is "
+                "what this model still recites (always 100 %). To measure it as an edit: measure.py FOLDER "
+                "--edit_of ORIGINAL",
                 file=sys.stderr,
             )
         run_methods(load_subject(arguments, loading, methods, processes), methods, arguments, log=log)

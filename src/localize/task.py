@@ -74,8 +74,8 @@ class TaskSettings:
     def __post_init__(self) -> None:
         if self.holdout_fraction + self.validation_fraction >= 1:
             raise UserError(
-                f"--holdout_fraction {self.holdout_fraction} and --validation_fraction {self.validation_fraction}: leave "
-                "nothing to show to the method; their sum must be below 1"
+                f"--holdout_fraction {self.holdout_fraction} and --validation_fraction {self.validation_fraction}: "
+                "leave nothing to show to the method; their sum must be below 1"
             )
 
     def deciding(self) -> dict[str, Any]:
@@ -152,8 +152,8 @@ class UnlearningTask:
         rows = self.retain if self.clean is None else self.retain[self.clean]
         if not len(rows):
             raise UserError(
-                f"{name}: all {len(self.retain)} sequences to retain teach what is to be forgotten; use --retain {OTHERS}, or "
-                f"leave {name.split()[-1]} out"
+                f"{name}: all {len(self.retain)} sequences to retain teach what is to be forgotten; use --retain "
+                f"{OTHERS}, or leave {name.split()[-1]} out"
             )
         return rows
 
@@ -191,8 +191,8 @@ def unlearning_task(
 ) -> UnlearningTask:
     """Measure what the model has memorized, and divide the training data into forget, held-out and retain sets.
 
-    The forget set is empty if nothing is memorized. on_rows: as in `tinymem.metrics.evaluate.measure`. Raise UserError for
-    a set that the dataset does not have, or a held-out part that leaves nothing to unlearn.
+    The forget set is empty if nothing is memorized. on_rows: as in `tinymem.metrics.evaluate.measure`. Raise UserError
+    for a set that the dataset does not have, or a held-out part that leaves nothing to unlearn.
     """
     length, checkpointing = dataset.sequences.shape[1], settings.gradient_checkpointing
     microbatch = settings.microbatch or default_microbatch(model, length, checkpointing)

@@ -13,8 +13,8 @@ from tinymem.metrics.evaluate import saved_values
 def counterfactual(with_row: torch.Tensor, without_row: torch.Tensor) -> torch.Tensor:
     """Return the mean score of models trained with a row minus that of models trained without it, float64 (rows,).
 
-    with_row, without_row    scores (models, rows) of the same rows: planted models, and never-planted twins. NaN where a
-                             model has no score for a row; a row has no value if all scores of one side are missing
+    with_row, without_row    scores (models, rows) of the same rows: planted models, and never-planted twins. NaN where
+                             a model has no score for a row; a row has no value if all scores of one side are missing
     Any value per row will do; arXiv 2112.12938 uses the token accuracy (here `exact_match_share`).
     """
     if with_row.shape[1:] != without_row.shape[1:]:

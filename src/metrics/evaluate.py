@@ -44,7 +44,7 @@ class Measurement:
     texts: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def tensors(self, others: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all are 1), COLUMN.groups; and texts.
+        """Return the values for a file: COLUMN (sums), COLUMN.weights (left out if all 1), COLUMN.groups; and texts.
 
         others: what the file already holds; the columns here replace theirs.
         """

@@ -1,4 +1,4 @@
-"""Exposure: how high a planted sequence ranks among others that could have been planted (Carlini et al., 1802.08232)."""
+"""Exposure: how high a planted sequence ranks among others that could have been (Carlini et al., 1802.08232)."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def exposures(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 
 EXPOSURE = Metric(
     "exposure", "bits", "twin", PLANTED, LOGS,
-    "log2(1 + never-planted sequences) - log2(rank of the sequence's loss among theirs); 1.44 where nothing was planted",
+    "log2(1 + never-planted sequences) - log2(rank of the sequence's loss among theirs); 1.44 where nothing "
+    "was planted",
     exposures, splits=MEMBERS,
 )  # fmt: skip

@@ -54,7 +54,8 @@ def needed(log_p: torch.Tensor, p: float) -> torch.Tensor:
     log_p: log p_z, of any shape.
     """
     log_p = log_p.double()
-    # log(1 - p_z), by whichever of two formulas keeps its digits (Maechler 2012, "Accurately computing log(1 - exp(-a))").
+    # log(1 - p_z), by whichever of two formulas keeps its digits (Maechler 2012, "Accurately computing
+    # log(1 - exp(-a))").
     log_miss = torch.where(log_p > -math.log(2), torch.log(-torch.expm1(log_p)), torch.log1p(-torch.exp(log_p)))
     count = (math.log1p(-p) / log_miss * (1 - 1e-12)).ceil().clamp(min=1)  # an exact 2 must not become 3 by rounding
     return count.masked_fill(log_p < NEVER, torch.inf)

@@ -31,8 +31,8 @@ def judged() -> list[Metric]:
 def auc(planted: torch.Tensor, twin: torch.Tensor, known: str) -> float | None:
     """Return the probability that a planted value shows more knowledge than a twin's, ties 1/2 (Mann-Whitney U / mn).
 
-    planted, twin: values, (models,) or (rows,), of one metric; NaN for none. known: "low" or "high". None where one side
-    has no value.
+    planted, twin: values, (models,) or (rows,), of one metric; NaN for none. known: "low" or "high". None where one
+    side has no value.
     """
     sign = 1.0 if known == "low" else -1.0  # placements count lower values
     found = placements(sign * planted.double(), sign * twin.double())

@@ -37,7 +37,7 @@ def exact(
 
 
 def all_right(matches: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """Return 1.0 for rows in which every counted token matches, float64 (A,), NaN where none counts. Both: bool (A, k)."""
+    """Return 1.0 for rows whose counted tokens all match, float64 (A,), NaN where none counts. Both: bool (A, k)."""
     return (matches | ~loss_mask).all(1).double().masked_fill(~loss_mask.any(1), torch.nan)
 
 

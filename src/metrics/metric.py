@@ -35,7 +35,8 @@ SPLITS = {
     "validation": "memorized and kept for choosing settings",
     "held_out": "memorized and never shown to the method",
     "test": "backdoor triggers that were never trained on",
-    "never_planted": "sequences like the planted ones that no training set holds; not the never-planted twin, which is a model",
+    "never_planted": "sequences like the planted ones that no training set holds; not the never-planted twin, which is "
+    "a model",
 }
 COMPARED = ("train", "shown", "validation", "held_out", "never_planted")  # where forgetting is judged
 ATTACKED = ("shown", "validation", "held_out", "test")  # what an attacker wants back

@@ -13,7 +13,7 @@ NEAR, COPIED = 0.75, 0.95  # Levenshtein similarity of near-verbatim text and of
 
 
 def similarities(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-    """Return 1 - Levenshtein distance / length in tokens, of the greedy continuation, float64 (A,); NaN for no tokens."""
+    """Return 1 - Levenshtein distance / length in tokens, of greedy continuations, float64 (A,); NaN for no tokens."""
     written, planted, lengths = _texts(probe, artifacts)
     return _share(lengths - levenshtein(written, planted, lengths), lengths)
 

@@ -52,7 +52,7 @@ def find_memorized(
     min_distinct   windows with fewer distinct tokens in the continuation are skipped: "0, 0, 0 ..." needs no memory
     screen         share of the continuation that must come out in one pass over a long piece of the document before
                    the window is tested; 0: every window is tested. See `screened`
-    on_block(windows done, windows found)    after every block of BLOCK batches; before the first one of a resumed search
+    on_block(windows done, windows found)    after every block of BLOCK batches; before the first of a resumed search
     """
     done, found = _read_progress(progress, key)
     saved, first = time.monotonic(), len(windows.begin) + prompt_tokens

@@ -4,7 +4,8 @@ MLP of a block: hidden = act(W_in x + b_in), out = W_out hidden + b_out. A neuro
 W_in, one entry of b_in, one column of W_out.
 
 Which matrices are which:
-  GPT-2, GPT-NeoX (Pythia), GPT-J, Phi, OPT, BLOOM ...   the two of the MLP: the one that widens is W_in, the other W_out
+  GPT-2, GPT-NeoX (Pythia), GPT-J, Phi, OPT, BLOOM ...   the two of the MLP: the one that widens is W_in, the other
+                                                         is W_out
   gated MLPs: Llama, Mistral, OLMo, Qwen, Gemma, SmolLM  gate and up are both W_in, down is W_out. hidden is
                                                          act(gate x) * (up x): a neuron owns a row of each. Dropping it
                                                          zeroes both, since either alone leaves weights without effect
@@ -116,13 +117,13 @@ def _check_supported(prefix: str, block: torch.nn.Module) -> None:
     kinds = {type(module).__name__ for module in block.modules()}
     if any(map(EXPERTS.search, kinds)):
         raise UserError(
-            f"{type(block).__name__} {prefix}: mixture-of-experts is not supported, since its neurons differ from token to "
-            "token; use a dense model"
+            f"{type(block).__name__} {prefix}: mixture-of-experts is not supported, since its neurons differ from "
+            "token to token; use a dense model"
         )
     if any(map(RECURRENT.search, kinds)):
         raise UserError(
-            f"{type(block).__name__} {prefix}: state-space and recurrent models such as Mamba are not supported, since not "
-            "all of their blocks are attention and an MLP; use a transformer"
+            f"{type(block).__name__} {prefix}: state-space and recurrent models such as Mamba are not supported, since "
+            "not all of their blocks are attention and an MLP; use a transformer"
         )
 
 

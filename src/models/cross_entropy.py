@@ -65,7 +65,7 @@ def chunk_rows(device: torch.device, vocabulary: int) -> int:
 
 
 def logit_chunks(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
-    """Yield the logits hidden @ weight.T of some positions at a time, and which: (positions, vocabulary) and a slice."""
+    """Yield the logits hidden @ weight.T of some positions at a time, (positions, vocabulary), and their slice."""
     size = chunk_rows(hidden.device, len(weight))
     for start in range(0, len(hidden), size):
         rows = slice(start, start + size)

@@ -39,12 +39,13 @@ def check_same(original, model, name: str, relation: str = "an edit") -> None:
     gates = [getattr(each.config, CONFIG_KEY, None) for each in (original, model)]
     if is_gated(original) and gates[0] != gates[1]:  # a second gate would come on top of its own
         raise UserError(
-            f"{name}: not {relation} of this model, which was trained with example-tied dropout {gates[0]}, not {gates[1]}"
+            f"{name}: not {relation} of this model, which was trained with example-tied dropout {gates[0]}, not "
+            f"{gates[1]}"
         )
 
 
 def check_twin_model(model, twin, name: str) -> None:
-    """Raise UserError unless a model and its never-planted twin differ in values, and in nothing else. name: of the twin."""
+    """Raise UserError unless a model and its never-planted twin differ in values and nothing else. name: the twin's."""
     check_same(model, twin, name, "a twin")
     values = dict(twin.named_parameters())
     if all(value.detach().equal(values[part].detach().to(value)) for part, value in model.named_parameters()):

@@ -34,7 +34,7 @@ def _cgroup_rooms(root: Path = CGROUPS, proc: Path = Path("/proc/self/cgroup")) 
 
 
 def _rooms(mount: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[int]:
-    """Return the free bytes of a group and its parents. In a container the path is often the host's: try the top too."""
+    """Return the free bytes of a group and its parents. A container's path is often the host's: try the top too."""
     relative = PurePosixPath(path.lstrip("/"))
     rooms = []
     for group in dict.fromkeys([mount / relative, *(mount / parent for parent in relative.parents), mount]):

@@ -1,7 +1,7 @@
 """LoRA: train a low-rank change of linear layers and leave the weights alone (Hu et al. 2021, arXiv 2106.09685).
 
-A layer W x becomes W x + (alpha / rank) B A x, with A (rank, in) and B (out, rank); B starts at 0. The layers are those of
-`peft`, so saved adapters open there.
+A layer W x becomes W x + (alpha / rank) B A x, with A (rank, in) and B (out, rank); B starts at 0. The layers are those
+of `peft`, so saved adapters open there.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from tinymem.models.cross_entropy import (
 from tinymem.models.output_filter import is_filtered
 
 LARGE_VOCABULARY = 2048  # from here on, chunks are at least as fast as the whole layer at once
-# Architectures whose logits are output_embeddings(base_model(tokens)) and nothing else: no scaling (Cohere, Granite), no
-# soft cap (Gemma 2), no bias. tests/models/test_losses.py checks each; others run the whole layer at once.
+# Architectures whose logits are output_embeddings(base_model(tokens)) and nothing else: no scaling (Cohere, Granite),
+# no soft cap (Gemma 2), no bias. tests/models/test_losses.py checks each; others run the whole layer at once.
 PLAIN_OUTPUT_LAYER = frozenset("gpt2 gpt_neo gpt_neox llama mistral olmo olmo2 qwen2 qwen3 smollm3".split())
 
 
@@ -143,7 +143,7 @@ def window_statistics(
 
 
 def _split(logits: torch.Tensor) -> Iterator[tuple[torch.Tensor, slice]]:
-    """Yield logits (positions, vocabulary) some positions at a time, and which: a wide copy of all takes much memory."""
+    """Yield logits (positions, vocabulary) some positions at a time, and which: a wide copy of all takes much room."""
     size = chunk_rows(logits.device, logits.shape[-1])
     for start in range(0, len(logits), size):
         rows = slice(start, start + size)

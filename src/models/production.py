@@ -240,8 +240,8 @@ def _check_memory(
     spread = device_map is None and torch.cuda.device_count() > 1
     ways = ["--dtype bfloat16"] * half + ["--device_map auto"] * spread
     raise OutOfMemory(
-        f"--model_name {name}: its weights take {needed / 1e9:.1f} GB in {dtype}, {(needed - room) / 1e9:.1f} GB more than "
-        f"is free; {' or '.join(ways) + ' helps' if ways else 'use a smaller model or a larger machine'}"
+        f"--model_name {name}: its weights take {needed / 1e9:.1f} GB in {dtype}, {(needed - room) / 1e9:.1f} GB more "
+        f"than is free; {' or '.join(ways) + ' helps' if ways else 'use a smaller model or a larger machine'}"
     )
 
 

@@ -241,7 +241,10 @@ def _scatter(board: Board, case: Case) -> Chart | None:
     front = [(-signs[0] * x, signs[1] * y) for x, y in pareto_front([(-signs[0] * x, signs[1] * y) for x, y in rivals])]
     x_axis = _axis(plain(board.forget), [mark.x for mark in marks], signs[0])
     y_axis = _axis(f"{plain(board.utility)} ({case.unit})", [mark.y for mark in marks], signs[1])
-    alternative = f"{plain(board.utility)} against {plain(board.forget)} of {len(marks)} models on {case.name}; the table has the numbers"
+    alternative = (
+        f"{plain(board.utility)} against {plain(board.forget)} of {len(marks)} models on {case.name}; "
+        "the table has the numbers"
+    )
     caption = (
         "Right and up is better. Ring: first or tied for first. Named: these, and qualified rows that no other beats. "
         "Grey: references."

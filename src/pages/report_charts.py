@@ -123,7 +123,10 @@ def recovery_chart(name: str, attack: str, strength: str | None, lines: dict[str
     labels = {place: "none" if place is None else f"{place:g}" if strength else "attacked" for place in order}
     series = [Series(one, [dict(points).get(place) for place in order]) for one, points in lines.items()]
     worst = max(value for points in lines.values() for _, value in points)
-    alternative = f"{plain(attack)}: percent recovered by strength, at most {rounded(worst, '%')}; the table has the worst of each model"
+    alternative = (
+        f"{plain(attack)}: percent recovered by strength, at most {rounded(worst, '%')}; "
+        "the table has the worst of each model"
+    )
     return charts.lines(
         name, series, list(labels.values()), plain(strength or ""), RECOVERED, alternative, plain(attack), height=190
     )

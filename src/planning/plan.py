@@ -288,7 +288,8 @@ def check_fits(
     else:
         advice = "use --device_map auto over several GPUs, a smaller model or a larger machine"
     raise OutOfMemory(
-        f"{method.name}: takes {planned.peak / GB:.1f} GB at its peak, {missing / GB:.1f} GB more than is free; {advice}"
+        f"{method.name}: takes {planned.peak / GB:.1f} GB at its peak, {missing / GB:.1f} GB more than is free; "
+        f"{advice}"
     )
 
 

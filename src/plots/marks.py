@@ -123,8 +123,8 @@ def write(axis, texts: Sequence[Text], size: float) -> None:
         _, best, box = min(choices)
         written.append(box)
         right, up, align = BESIDE[best]
-        axis.annotate(text, point, (shift[0] + right, shift[1] + up), textcoords="offset points", fontsize=size, va="center",
-                      ha=align, color="0.25")  # fmt: skip
+        axis.annotate(text, point, (shift[0] + right, shift[1] + up), textcoords="offset points", fontsize=size,
+                      va="center", ha=align, color="0.25")  # fmt: skip
 
 
 def _box(x: float, y: float, width: float, height: float) -> Box:

@@ -100,7 +100,8 @@ def _draw(axis, rows: Rows, places: Sequence[float], measure: Measure) -> None:
         colour, end, words = FOREIGN if row["family"] == OWN else "black", max(high, base), measure.words(value)
         axis.barh(place, value - base, 0.66, left=base, color="0.83", linewidth=0)
         axis.errorbar(value, place, xerr=[[value - low], [high - value]], fmt="o", color=colour, markersize=3.2,
-                      linewidth=0.9, capsize=1.6, zorder=3, label="mean, 95 % interval" if high > low else None)  # fmt: skip
+                      linewidth=0.9, capsize=1.6, zorder=3,
+                      label="mean, 95 % interval" if high > low else None)  # fmt: skip
         if measure.beside and (other := row.get(measure.beside[0])) is not None:
             style = dict(markersize=4, color="white", markeredgecolor=colour, markeredgewidth=0.8, linestyle="none")
             axis.plot(other, place, marker="D", label=measure.beside[1], zorder=2.9, **style)

@@ -57,8 +57,8 @@ def draw_unlearning(rows: Rows):
     Quality of number models is the accuracy lost against the unedited model, in points, linear up to LINEAR and
     logarithmic beyond. That of other models is perplexity, where ruined ones (`marks.edge`) are in a strip at the lower
     edge, with an arrow and their perplexity. The number beside a mark is its strength. The never-planted twin is the
-    target, not a rival. The area left of it is shaded, since memorizing less than a model that never saw the sequences is
-    over-forgetting.
+    target, not a rival. The area left of it is shaded, since memorizing less than a model that never saw the sequences
+    is over-forgetting.
     """
     numbers, quality = on_numbers(rows[0]), quality_name(rows[0])
     rows = [row for row in rows if row.get(MEMORIZED) is not None and row.get(quality) is not None]  # some are ruined
@@ -109,7 +109,7 @@ def _over_forgetting(axis, memorized: float) -> None:
 
 
 def _front_and_axes(axis, points: Sequence[tuple[float, float]], numbers: bool) -> None:
-    """Draw the Pareto front of the points (memorized, accuracy lost or perplexity) and set the axes, low values on top."""
+    """Draw the Pareto front of points (memorized, accuracy lost or perplexity) and set the axes, low values on top."""
     front = [(memorized, -value) for memorized, value in pareto_front([(m, -value) for m, value in points])]
     if len(front) > 1:  # a single point gives no line
         axis.plot(*zip(*front), color="black", lw=0.9, ls=":", drawstyle="steps-post", label="Pareto front", zorder=1)
@@ -124,11 +124,11 @@ def _front_and_axes(axis, points: Sequence[tuple[float, float]], numbers: bool) 
 
 
 def draw_scatter(configurations: Sequence[Configuration], column: str = "model.n_layers"):
-    """Draw memorization against what quality costs, one panel per experiment, with the Pareto front, as `draw_unlearning`.
+    """Draw memorization against what quality costs, a panel per experiment with Pareto front, as `draw_unlearning`.
 
     A mark is a method with its hyper-parameters, mean over seeds; the number beside it is its strength. column: the
-    setting whose values are side by side (such as model sizes). Experiments that differ in other settings are below each
-    other.
+    setting whose values are side by side (such as model sizes). Experiments that differ in other settings are below
+    each other.
     """
 
     def draw(axis, some: Sequence[Configuration]) -> Texts:

@@ -148,13 +148,14 @@ def unlearning_runs(
                 otherwise.append(name)
             runs[key] = run
     if otherwise:
-        warn(f"recorded twice with different results: {len(otherwise)} of {len(runs)} runs; what counts is such as {otherwise[0]}, not "
-             "the records found before")  # fmt: skip
+        warn(f"recorded twice with different results: {len(otherwise)} of {len(runs)} runs; what counts is such as "
+             f"{otherwise[0]}, not the records found before")  # fmt: skip
     for names, reason in (
         (unpaired, "no record of the unedited model with the same versions"),
         (
             unmeasured,
-            f"without a value of {' or '.join(sorted(lacking))} (not among its --metrics, not finite, or nothing to measure)",
+            f"without a value of {' or '.join(sorted(lacking))} (not among its --metrics, not finite, or nothing to "
+            "measure)",
         ),
     ):
         if names:
@@ -162,8 +163,8 @@ def unlearning_runs(
     models = grouped(runs.values(), lambda run: key_of({**run.checkpoint, **dict.fromkeys(PRINTS)}))
     again = sum(len({run.checkpoint.get("fingerprints.weights") for run in some}) > 1 for some in models)
     if again:
-        warn(f"trained more than once with the same seed (column `fingerprints.weights`): {again} of {len(models)} models; each training "
-             "counts as a seed of its own")  # fmt: skip
+        warn(f"trained more than once with the same seed (column `fingerprints.weights`): {again} of {len(models)} "
+             "models; each training counts as a seed of its own")  # fmt: skip
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
 
     def rank(run: Run) -> tuple:  # by content: file names change with the format

@@ -91,7 +91,10 @@ def answer(ranking: Ranking) -> list[str]:
     elif first.on_numbers:
         return [f"best: none, every run costs more than it forgets; the nearest is {spoken(ranking, first)}"]
     else:
-        return [f"best: none, every run that forgets raises perplexity by more than {ranking.limit:g} %; the nearest is {spoken(ranking, first)}"]  # fmt: skip
+        return [
+            f"best: none, every run that forgets raises perplexity by more than {ranking.limit:g} %; "
+            f"the nearest is {spoken(ranking, first)}"
+        ]
     if cheapest is None:
         return [*lines, "no run within the limits forgets everything"]
     what = "the same run" if cheapest is winner else spoken(ranking, cheapest)

@@ -51,8 +51,8 @@ def found_again(source: Source, record_file: Path) -> Path:
     if changed:
         path, digest = changed
         raise UserError(
-            f"{record_file}: {flag} {path} has changed since (SHA-256 {digest[:16]}..., not {source['sha256'][:16]}...); "
-            "restore the old one"
+            f"{record_file}: {flag} {path} has changed since (SHA-256 {digest[:16]}..., not "
+            f"{source['sha256'][:16]}...); restore the old one"
         )
     raise UserError(f"{record_file}: {flag} {source['path']} is missing; put it there again, or run from where it lies")
 

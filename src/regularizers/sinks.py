@@ -107,13 +107,13 @@ def _pool(inner: int, settings: Settings, seed: int) -> Pool:
     if not pool.slice_size:
         raise UserError(f"--sinks_active {settings.sinks_active}: rounds to none of {pool.size} neurons; raise it")
     if pool.disjoint and pool.size < 2 * pool.slice_size:
-        raise UserError(f"--sinks_active {settings.sinks_active}: {pool.size} neurons have no two slices of that share, as "
-                        "--sinks_disjoint needs; lower it")  # fmt: skip
+        raise UserError(f"--sinks_active {settings.sinks_active}: {pool.size} neurons have no two slices of that "
+                        "share, as --sinks_disjoint needs; lower it")  # fmt: skip
     return pool
 
 
 def _gate_pool(model, mlps: list[MLP], first: int, gate: Callable[[], torch.Tensor]) -> None:
-    """Multiply the input (rows, T, neurons) of every ReLU, from neuron `first` on, by gate() in all later forward passes.
+    """Multiply the input (rows, T, neurons) of each ReLU, from neuron `first` on, by gate() in later forward passes.
 
     This is done in place and without autograd: at 0 a ReLU has value 0 and gradient 0, so a neuron that is off learns
     nothing. Raise ValueError for another activation function.
@@ -147,7 +147,7 @@ def write_units(path: Path, pool: Pool, count: int) -> None:
 
 
 def read_units(folder: str | Path) -> tuple[torch.Tensor, int]:
-    """Return which neurons of the pool each example id uses, bool (ids, pool), and the number of the pool's first neuron.
+    """Return which neurons of the pool each example id uses, bool (ids, pool), and the pool's first neuron.
 
     They are the same in every layer. Raise UserError if the folder is not that of a checkpoint trained with sinks.
     """

@@ -247,8 +247,8 @@ def find_checkpoint(record: Record, path: Path) -> Path:
                 check_text(settings.data, path)
             return folder
     raise UserError(
-        f"{path}: its model is not beside it, in runs/ or in results/models (epoch {epoch} of the training that the record "
-        "names); train it again first"
+        f"{path}: its model is not beside it, in runs/ or in results/models (epoch {epoch} of the training that the "
+        "record names); train it again first"
     )
 
 

@@ -20,7 +20,8 @@ def add_grid_options(parser: argparse.ArgumentParser) -> None:
     """Add --methods and --ratios."""
     aliases = ", ".join(method.title for method in METHODS.values())
     parser.add_argument("--methods", nargs="+", default=["study"], metavar="METHOD",
-                        help=f"some of {aliases}; {', '.join(GROUPS)} or all; or a file with your method (default: study)")  # fmt: skip
+                        help=f"some of {aliases}; {', '.join(GROUPS)} or all; or a file with your method (default: "
+                        "study)")  # fmt: skip
     parser.add_argument("--ratios", nargs="+", type=float, metavar="R",
                         help="replace the grid's ratios, for methods whose strength is a ratio")  # fmt: skip
 

@@ -99,8 +99,8 @@ class ObjectiveSettings:
             raise UserError(f"--trained {self.trained}: not with --{flag}, which says what is trained")
         if self.lora_rank and self.update_mask is not None:
             raise UserError(
-                f"--lora_rank {self.lora_rank}: not with --update_mask, since a low-rank change reaches every weight of "
-                "a layer; leave one of them out"
+                f"--lora_rank {self.lora_rank}: not with --update_mask, since a low-rank change reaches every weight "
+                "of a layer; leave one of them out"
             )
         if self.update_mask is None:
             return

@@ -178,8 +178,8 @@ def plant(
             return progress
     save()
     raise UserError(
-        f"--plant_epochs {settings.plant_epochs}: fewer than {settings.plant_percent:g} % of the passages are memorized; "
-        "raise it (finished epochs are kept), or raise --plant_lr"
+        f"--plant_epochs {settings.plant_epochs}: fewer than {settings.plant_percent:g} % of the passages are "
+        "memorized; raise it (finished epochs are kept), or raise --plant_lr"
     )
 
 

@@ -51,8 +51,8 @@ def check_twin(path: Path, settings: RunSettings, epoch: int) -> Path:
             raise UserError(f"--twin_model {path}: no twin of this checkpoint, which was itself trained with --twin")
         if different:
             raise UserError(
-                f"--twin_model {path}: no twin of this checkpoint; --{different[0]} is {found[name].get(different[0])}, "
-                f"not {section[different[0]]}"
+                f"--twin_model {path}: no twin of this checkpoint; --{different[0]} is "
+                f"{found[name].get(different[0])}, not {section[different[0]]}"
             )
     return path
 

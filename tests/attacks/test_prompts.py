@@ -174,7 +174,7 @@ def test_logit_lens_reads_a_block_with_the_last_norm(weak, probe, mixed, subject
 
 
 def test_logit_lens_reads_no_pads(planted, subject):
-    """An output layer of zeros reads token 0 everywhere; of 3 tokens and 3 pads two are right, of pads alone nothing counts."""
+    """An output layer of zeros reads token 0: of 3 tokens and 3 pads two are right, of pads alone nothing counts."""
     model = copy.deepcopy(planted.model)
     torch.nn.init.zeros_(model.lm_head.weight)
     rows = torch.tensor([[1, 2, 0, 5, 0, 9, 9, 9], [1, 2, 9, 9, 9, 9, 9, 9], [1, 2, 3, 4, 5, 6, 0, 0]])

@@ -272,7 +272,7 @@ def test_clean_attacks_use_no_row_that_teaches_the_memory(subject):
 
 
 def test_a_share_that_leaves_nothing_that_counts_is_refused(subject):
-    """Of the sequences to forget only some differ from their clean twins: if the attacker has those, none are measured."""
+    """Only some sequences to forget differ from their clean twins: if the attacker has those, none are measured."""
     flags = relearn.seen(subject.task, hp := relearn.HyperParameters(share=0.5))
     none = subject.task.held_out.select(torch.arange(0))
     task = replace(subject.task, shown=subject.task.forget.select(flags), held_out=none)

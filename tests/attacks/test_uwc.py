@@ -43,7 +43,10 @@ def test_memorized_at_equal_utility(utility, pairs, memorized):
 
 
 def records_of(here, column, values):
-    """Records of models and of `interpolate` on them. values: model -> alpha (None: not attacked) -> memorized, utility."""
+    """Records of models and of `interpolate` on them.
+
+    values: model -> alpha (None: not attacked) -> memorized, utility.
+    """
     found = []
     for name, points in values.items():
         identity = edited(here, name, **({"steps": 20} if name == "npo" else {}))

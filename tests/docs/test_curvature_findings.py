@@ -38,10 +38,12 @@ def test_the_table_of_what_is_left(board, page):
         for method in METHODS:
             row = board[case, limit, method]
             excess = max(worst_excess(row), 0)
-            expected.append(f"{float(row['percent_memorized_held_out']):.1f} %, " + (f"+{excess:.0f}" if excess >= 0.5 else "0"))  # fmt: skip
+            back = f"+{excess:.0f}" if excess >= 0.5 else "0"
+            expected.append(f"{float(row['percent_memorized_held_out']):.1f} %, {back}")
         assert table[title] == expected
-    back = [worst_excess(board["text_noise", limit, method]) for limit, method in ((2, METHODS[0]), (10, METHODS[-1]))]
-    assert "{:.0f} points come back. Within 10 % BalancedSubnet with a cap leaves nothing either, and gives back {:.0f}".format(*back) in page  # fmt: skip
+    first, last = (worst_excess(board[("text_noise", *key)]) for key in ((2, METHODS[0]), (10, METHODS[-1])))
+    said = f"{first:.0f} points come back. Within 10 % BalancedSubnet with a cap leaves nothing either, "
+    assert f"{said}and gives back {last:.0f}" in page
 
 
 def test_tokens_membership_and_cost_on_text(board, page):
@@ -64,8 +66,9 @@ def test_tokens_membership_and_cost_on_text(board, page):
 DEEP = "layers 21,22,23, projections in"
 ON_SMOLLM2 = {  # edit on the page: setting, strength
     "K-FAC, rho 0.95": (f"kfac, {DEEP}", 0.95), "K-FAC, rho 0.8": (f"kfac, {DEEP}", 0.8),
-    "K-FAC, rho 0.6": (f"kfac, {DEEP}", 0.6), "SVD, rho 0.8": (f"svd, {DEEP}", 0.8), "SVD, rho 0.6": (f"svd, {DEEP}", 0.6),
-    "SVD, rho 0.4": (f"svd, {DEEP}", 0.4), "K-FADE, KL 0.1": ("kfade, default", 0.1), "K-FADE, KL 0.3": ("kfade, default", 0.3),
+    "K-FAC, rho 0.6": (f"kfac, {DEEP}", 0.6), "SVD, rho 0.8": (f"svd, {DEEP}", 0.8),
+    "SVD, rho 0.6": (f"svd, {DEEP}", 0.6), "SVD, rho 0.4": (f"svd, {DEEP}", 0.4),
+    "K-FADE, KL 0.1": ("kfade, default", 0.1), "K-FADE, KL 0.3": ("kfade, default", 0.3),
     "BalancedSubnet": ("balanced_subnet, default", 0.005),
     "BalancedSubnet with cap": ("balanced_subnet, unlearn_loss_cap 1.5", 0.005),
 }  # fmt: skip

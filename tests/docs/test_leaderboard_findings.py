@@ -38,9 +38,11 @@ def test_what_the_leaderboard_says_of_noise():
     assert f"**NPO** ({score('npo')}, {interval('npo')}) and **DPO** ({score('dpo')}, {interval('dpo')}) lead" in said
     assert f"They leave {left('npo')} and {left('dpo')} % exact" in said
     scratch = ("goldfish", "memorization_sinks")
-    assert "reaches {} and **memorization sinks** {}; they leave {} and {} % exact".format(*map(score, scratch), *map(left, scratch)) in said  # fmt: skip
+    values = (*map(score, scratch), *map(left, scratch))
+    assert "reaches {} and **memorization sinks** {}; they leave {} and {} % exact".format(*values) in said
     assert {score(name) for name in ("spectral_norm", "loss_truncation", "l1")} == {"0.02"}
-    assert f"it reaches {score(dropout, '5.0')} ({interval(dropout, '5.0')}), on a par with DPO ({score('dpo', '5.0')})" in said  # fmt: skip
+    reached = f"it reaches {score(dropout, '5.0')} ({interval(dropout, '5.0')})"
+    assert f"{reached}, on a par with DPO ({score('dpo', '5.0')})" in said
     assert not board["1.0", dropout]["score"] and f"it leaves {left(dropout, '5.0')} % exact" in said
     assert (
         f"**RepSelect** ({score('repselect')}), **PDU** ({score('pdu')}), **gradient difference** and **SimNPO**"
@@ -65,7 +67,8 @@ def test_what_the_leaderboard_says_of_noise():
     assert f"on DPO is sampling, with {back('dpo')} point. Relearning brings back {back(both)} points after" in said
     others = ("simnpo", "repselect", subnet)
     assert "{} after SimNPO, {} after RepSelect, {} after BalancedSubnet".format(*map(back, others)) in said
-    aucs = [float(row["auc_loss_held_out"]) for (limit, name), row in board.items() if limit == "1.0" and row["score"] and row["group"] != "anchor"]  # fmt: skip
+    within = [row for (limit, _), row in board.items() if limit == "1.0" and row["score"] and row["group"] != "anchor"]
+    aucs = [float(row["auc_loss_held_out"]) for row in within]
     twin = float(board["1.0", "never-planted twin"]["auc_loss_held_out"])
     assert f"an AUC of {min(aucs):.2f} or more; on the twin it is {twin:.2f}" in said
     kept = float(board["1.0", "retain-only training"]["percent_memorized_shown"])

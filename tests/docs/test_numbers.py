@@ -163,9 +163,11 @@ def committed_loss(seed: int, differences: list[str]) -> float:
     (after,) = (
         record
         for record in plain
-        if record["kind"] == "as_published" and not record["forget"]["holdout_fraction"]
-        and (record["method"]["name"], record["method"].get("differences")) == ("balanced_subnet_as_published", differences)
-    )  # fmt: skip
+        if record["kind"] == "as_published"
+        and not record["forget"]["holdout_fraction"]
+        and record["method"]["name"] == "balanced_subnet_as_published"
+        and record["method"].get("differences") == differences
+    )
     return 100 * (before["results"]["mean_test_accuracy"] - after["results"]["mean_test_accuracy"])
 
 

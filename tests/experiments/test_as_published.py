@@ -124,7 +124,8 @@ def test_an_interrupted_study_goes_on(published, monkeypatch, capsys):
     "flags, message",
     [
         (["--differences", "mixture"], "--differences: whose? Give --method"),
-        (["--method", "obs", "--differences", "mixture"], "--differences mixture: obs on backdoor data has test_triggers, piled_gradients"),
+        (["--method", "obs", "--differences", "mixture"],
+         "--differences mixture: obs on backdoor data has test_triggers, piled_gradients"),
         (["--method", "nonsense", "--study"], "--method nonsense: must be one of"),
         (["--method", "obs"], "--method: only with --differences or --study"),
         (["--small", "--study"], "--small: trains its own models"),
@@ -135,7 +136,8 @@ def test_an_interrupted_study_goes_on(published, monkeypatch, capsys):
         (["--report"], "model: no runs with --differences or --study recorded yet"),
         (["--method", "--study"], "--method: expected one argument"),
         (["--slip", "triggers"], "--results_dir: only with --differences or --study, or --report"),
-        (["--method", "balanced_subnet", "--study", "--forget_term", "npo"], "--unlearn_share 0: only with --forget_term loss"),
+        (["--method", "balanced_subnet", "--study", "--forget_term", "npo"],
+         "--unlearn_share 0: only with --forget_term loss"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_one_line(flags, message, published, capsys):

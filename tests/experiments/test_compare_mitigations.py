@@ -96,7 +96,8 @@ def test_a_users_name_stays_in_its_cell(tmp_path):
 
 def test_text_is_judged_by_perplexity(tmp_path):
     (case,) = find_cases(["text"], True, 3)
-    changed = {(UNEDITED, 0): Model(4, 4, 20.0, 4), (NEVER_PLANTED, 0): Model(0, 0, 19.0, 1), ("npo", 0): Model(1, 1, 20.2, 1)}  # fmt: skip
+    changed = {(UNEDITED, 0): Model(4, 4, 20.0, 4), (NEVER_PLANTED, 0): Model(0, 0, 19.0, 1)}
+    changed |= {("npo", 0): Model(1, 1, 20.2, 1)}
     folder = write_board(tmp_path / "board", case, {name: [model] * 2 for name, model in changed.items()})
     in_process(SCRIPT, "--leaderboard_dir", folder, "--output_dir", tmp_path)
     with open(tmp_path / "text" / "table.csv", newline="", encoding="utf-8") as file:

@@ -22,7 +22,8 @@ def record(seed, differences=(), kind=AS_PUBLISHED, **results):
     """A run's record, or that of the unedited model."""
     forget = {"unlearn_set_name": "mem", "holdout_fraction": 0.0, **({"forget": "test"} if differences else {})}
     about = {
-        "kind": kind, "parent": None, "data": {"data_name": "increment", "artifact": "backdoor", "num_7": 9, "seed": seed},
+        "kind": kind, "parent": None,
+        "data": {"data_name": "increment", "artifact": "backdoor", "num_7": 9, "seed": seed},
         "model": {"n_layers": 2, "n_embd": 8}, "training": {"epoch": 3}, "forget": forget,
         "fingerprints": {"weights": str(seed)}, "results": results, "cost": {"seconds": 2.0},
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The leaderboard end to end in miniature: two mitigations and the anchors on one seed, and everything from the records again."""
+"""The leaderboard end to end in miniature: two mitigations and the anchors on one seed, and all from records again."""
 
 import json
 import shutil
@@ -211,7 +211,7 @@ def test_nothing_is_run_twice(board):
 
 @pytest.mark.slow
 def test_others_add_a_row_to_published_results(board, tmp_path, capsys):
-    """Somebody who has the published folder alone trains nothing, repeats nothing, and keeps the rows that are there."""
+    """Whoever has the published folder alone trains nothing, repeats nothing, and keeps the rows that are there."""
     folder, words = board
     output, runs = shutil.copytree(folder / "output_dir", tmp_path / "output"), tmp_path / "runs"
     words = [*words, "--output_dir", output, "--run_dir", runs]
@@ -283,8 +283,8 @@ def test_published_results_of_other_settings_are_left_with_a_word(published, tmp
     in_process(SCRIPT, *published, "--trials", 4, "--seeds", 0, "--dry_run")
     said = capsys.readouterr()
     assert (
-        "noise: takes nothing from results/leaderboard/noise, whose results are of other settings (trials 3, not 4); trains "
-        "and runs its own\n" in said.err
+        "noise: takes nothing from results/leaderboard/noise, whose results are of other settings (trials 3, not 4); "
+        "trains and runs its own\n" in said.err
     )
     assert "memorization_in_toy_models.py" in said.out and not (tmp_path / "runs").exists()
     in_process(SCRIPT, *published, "--trials", 4, "--seeds", 0, "--dry_run", "--from_scratch")

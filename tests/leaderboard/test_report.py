@@ -30,8 +30,9 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder of a leaderboard with a submission and a method of one's own, both of one name, and submissions that cost
-    1, 5 and 6 points of accuracy.
+    """The folder of a leaderboard with a submission and a method of one's own, both of one name.
+
+    More submissions cost 1, 5 and 6 points of accuracy.
     """
     bench, (goldfish,) = bench_of(NOISE, 0), [each for each in entrants([], NOISE) if each.name == "goldfish"]
     mine = {"kind": UNLEARN, **bench.base, "method": {"name": "a | <b>", "code": "0123456789", "ratio": 0.1}}

@@ -141,7 +141,7 @@ def test_the_parts_of_the_score(jury):
     judge, edit = jury
     assert judge.telling == ["percent_memorized_held_out", "auc_loss_held_out"]
     parts = {name: part[0] for name, part in judge.parts([edit]).items()}
-    # interpolate, whose attacker has the original, does not count; relearning brings back 50 points more than from the twin
+    # interpolate (its attacker has the original) does not count; relearning brings back 50 points more than on the twin
     assert parts == pytest.approx({"forget": 0.75, "private": 0.75, "robust": 0.5, "useful": 1.0}, abs=1e-6)
     assert judge.excess([edit])["relearn"][0] == 50 and judge.excess([edit])["interpolate"][0] == 0
     assert judge.score([edit])[0] == pytest.approx(4 / (1 / 0.75 + 1 / 0.75 + 2 + 1))
@@ -167,7 +167,7 @@ def test_attacks_that_bring_nothing_out_of_the_unedited_model_say_nothing(jury):
 
 
 def test_what_one_seed_overshoots_does_not_make_up_for_another():
-    """Unedited 100 and twin 50 % on both seeds; the edits give 75 and 25 %: half of the way each, their mean all of it."""
+    """Unedited 100, twin 50 % on both seeds; the edits give 75 and 25 %: half of the way each, their mean all of it."""
     models, kept = {}, {}
     for seed, now in ((0, 75.0), (1, 25.0)):
         for name, kind, percent in (("", "unedited", 100.0), ("", "never_planted", 50.0), ("some", "unlearn", now)):

@@ -31,7 +31,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_model, tiny_task, snapshot,
 @pytest.mark.parametrize("name", STUDY)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_drops_nearly_the_same(tiny_model, tiny_task, name, dtype):
-    """Against the same rounded weights in float32: scores are float32, so only rounded activations make a difference."""
+    """Against the same rounded weights in float32: scores are float32, so only rounded activations differ."""
     method, half = METHODS[name], tiny_model("gpt_neox").to(dtype)
     full = tiny_model("gpt_neox").to(dtype).float()
     changes = {"ratio": (0.004,)} if method.nested else {"ratio": (0.2,)}

@@ -1,4 +1,4 @@
-"""prod_grad.py end to end on a small GPT-NeoX that really memorizes, and on everything that can be wrong with its input."""
+"""prod_grad.py end to end on a small GPT-NeoX that really memorizes, and on all that can be wrong with its input."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ DOCUMENTS = [f"the river {number} runs to the sea under stone bridges of town {n
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with model/ (which has memorized ten of twelve sequences), memorized.safetensors, random.pt, corpus.jsonl."""
+    """A folder with model/ (ten of twelve sequences memorized), memorized.safetensors, random.pt, corpus.jsonl."""
     folder = tmp_path_factory.mktemp("production")
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
@@ -238,8 +238,8 @@ def test_keep_adapter_needs_an_adapter(place, tmp_path, capsys):
 
 def test_balanced_subnet_forgets_and_finished_runs_are_kept(place, tmp_path, capsys):
     command = words(
-        place, "--corpus", place / "corpus.jsonl", "--localization_method", "random_greedy", "--ratio", 0.3, "--epochs", 20,
-        "--batch_size", 8, "--output_dir", tmp_path, "--holdout_fraction", 0,
+        place, "--corpus", place / "corpus.jsonl", "--localization_method", "random_greedy", "--ratio", 0.3,
+        "--epochs", 20, "--batch_size", 8, "--output_dir", tmp_path, "--holdout_fraction", 0,
     )  # fmt: skip
     in_process(SCRIPT, *command)
     results = {shown_row(r)["method"]: r["results"] for r in load_records(tmp_path)}

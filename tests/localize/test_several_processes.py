@@ -77,7 +77,7 @@ def weights(folder):
 
 
 def check_same(place, one, other, share):
-    """Weights differ by a share of the way from the unedited ones: Adam makes whole steps of gradients that round to 0."""
+    """Weights differ by a share of the way from the unedited ones: Adam makes whole steps of rounding errors."""
     first, second = results(one), results(other)
     assert first.keys() == second.keys() and len(first) > 1
     for key, row in first.items():
@@ -176,7 +176,8 @@ def steps_in(log):
 
 @pytest.mark.parametrize("more, message", [
     (["--localization_method", "npo", "--batch_size", 6], "2 processes cannot share 3 and 3 rows of a step equally"),
-    (["--localization_method", "npo", "durable"], "durable: runs in one process; start it without a launcher, with --device_map"),
+    (["--localization_method", "npo", "durable"],
+     "durable: runs in one process; start it without a launcher, with --device_map"),
     (["--localization_method", "npo", "--device_map", "auto"], "--device_map: spreads the model of one process"),
     (["--localization_method", "npo", "--beta", 0], "--beta 0.0: must be > 0"),
 ])  # fmt: skip

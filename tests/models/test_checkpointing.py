@@ -14,8 +14,8 @@ def models():
     # Its blocks apply dropout by themselves: in training mode, which transformers' own switch needs, it would be on.
     yield OPTForCausalLM(
         OPTConfig(
-            hidden_size=16, num_hidden_layers=3, num_attention_heads=2, ffn_dim=32, vocab_size=50, word_embed_proj_dim=16,
-            max_position_embeddings=12,
+            hidden_size=16, num_hidden_layers=3, num_attention_heads=2, ffn_dim=32, vocab_size=50,
+            word_embed_proj_dim=16, max_position_embeddings=12,
         )
     )  # fmt: skip
 

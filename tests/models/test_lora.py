@@ -191,8 +191,9 @@ def test_what_cannot_be_is_one_line():
     with pytest.raises(UserError, match="^--lora_rank: GPTNeoXForCausalLM has no linear layers[^\n]*$"):
         targeted(model, None)
     for wrong, message in [
-        (dict(lora_rank=-1), "--lora_rank -1: must be >= 0"), (dict(lora_rank=0, lora_alpha=2.0), "only with --lora_rank"),
-        (dict(lora_rank=0, lora_targets=("x",)), "--lora_targets: only with"), (dict(lora_alpha=0.0), "--lora_alpha 0"),
+        (dict(lora_rank=-1), "--lora_rank -1: must be >= 0"), (dict(lora_alpha=0.0), "--lora_alpha 0"),
+        (dict(lora_rank=0, lora_alpha=2.0), "only with --lora_rank"),
+        (dict(lora_rank=0, lora_targets=("x",)), "--lora_targets: only with"),
         (dict(update_mask=("durable", "0.1")), "--lora_rank 2: not with --update_mask"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):

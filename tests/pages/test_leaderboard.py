@@ -125,8 +125,13 @@ def test_unknown_names_are_refused():
 def test_in_a_browser_the_switch_the_groups_and_the_links_work(page, tmp_path):
     script = """
       const body = document.querySelector(".table tbody");
-      const names = () => [...body.rows].filter((row) => !row.hidden).map((row) => row.cells[0].innerText.split("\\n")[0].split(" ")[0]);
-      const pick = (value) => { const one = document.querySelector(`input[value="${value}"]`); one.checked = true; one.dispatchEvent(new Event("input")); };
+      const name = (row) => row.cells[0].innerText.split("\\n")[0].split(" ")[0];
+      const names = () => [...body.rows].filter((row) => !row.hidden).map(name);
+      const pick = (value) => {
+        const one = document.querySelector(`input[value="${value}"]`);
+        one.checked = true;
+        one.dispatchEvent(new Event("input"));
+      };
       const sections = () => [...document.querySelectorAll("main [data-of-case]")].filter((one) => !one.hidden).length;
       const folds = () => [...document.querySelectorAll("details[id]")].filter((one) => !one.hidden).length;
       const first = [names(), sections()];

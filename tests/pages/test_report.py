@@ -196,30 +196,36 @@ def test_importing_pages_loads_nothing_heavy():
 def test_in_a_browser_it_sorts_filters_and_hides(report, tmp_path):
     script = """
       const box = document.querySelector(".table"), body = box.querySelector("tbody");
-      const names = () => [...body.rows].filter((row) => !row.hidden).map((row) => row.cells[0].firstChild.textContent.trim());
+      const name = (row) => row.cells[0].firstChild.textContent.trim();
+      const names = () => [...body.rows].filter((row) => !row.hidden).map(name);
       const head = [...box.querySelectorAll("thead th")].find((one) => one.textContent.includes("accuracy"));
       const before = names();
       head.querySelector("button").click();
       const falls = [head.ariaSort, ...names()];
       head.querySelector("button").click();
       const rises = [head.ariaSort, ...names()];
-      const field = box.querySelector("input"), type = (text) => { field.value = text; field.dispatchEvent(new Event("input")); };
+      const field = box.querySelector("input");
+      const type = (text) => { field.value = text; field.dispatchEvent(new Event("input")); };
       type("DURABLE best");
       const filtered = names(), count = box.querySelector("output").value;
       const chart = document.querySelector(".chart"), entry = document.querySelector(".legend [data-series=durable]");
-      const model = Object.values(Bokeh.index).find((view) => view.model.renderers).model, shown = () => model.renderers.filter((one) => one.visible).length;
+      const model = Object.values(Bokeh.index).find((view) => view.model.renderers).model;
+      const shown = () => model.renderers.filter((one) => one.visible).length;
       const marks = shown();
-      const every = (root) => [...root.querySelectorAll("*")].flatMap((one) => [one, ...(one.shadowRoot ? every(one.shadowRoot) : [])]);
-      const events = every(chart).find((one) => one.classList.contains("bk-events")), place = events.getBoundingClientRect();
+      const inside = (one) => one.shadowRoot ? every(one.shadowRoot) : [];
+      const every = (root) => [...root.querySelectorAll("*")].flatMap((one) => [one, ...inside(one)]);
+      const events = every(chart).find((one) => one.classList.contains("bk-events"));
+      const place = events.getBoundingClientRect();
       const {frame} = Object.values(Bokeh.index).find((view) => view.model === model);
       const at = {clientX: place.left + frame.x_scale.compute(10), clientY: place.top + frame.y_scale.compute(0.89)};
-      for (const kind of ["pointerenter", "pointermove"])
-        events.dispatchEvent(new PointerEvent(kind, {...at, bubbles: true, composed: true, pointerType: "mouse", isPrimary: true}));
+      const mouse = {...at, bubbles: true, composed: true, pointerType: "mouse", isPrimary: true};
+      for (const kind of ["pointerenter", "pointermove"]) events.dispatchEvent(new PointerEvent(kind, mouse));
       const tip = () => every(document.body).find((one) => one.className === "bk-tooltip-content")?.textContent ?? "";
       for (let tries = 0; tries < 2000 && !tip(); tries++) await pause();
       const pointed = tip().replace(/\\s+/g, " ");
       entry.click();
-      return {pointed, before, falls, rises, filtered, count, marks, hidden: [entry.ariaPressed, shown()], drawn: chart.childElementCount};
+      const hidden = [entry.ariaPressed, shown()], drawn = chart.childElementCount;
+      return {pointed, before, falls, rises, filtered, count, marks, hidden, drawn};
     """
     found, console = visit(report, script, tmp_path)
     assert console == [] and "error" not in found

@@ -22,7 +22,7 @@ from tinymem.planning.plan import Plan, Sizes, check_fits, plan
 SIZES = Sizes(forget=10, retain=24, length=12, prompt=6, microbatch=4)
 QUICK = dict(epochs=2, batch_size=8, num_grads=6, ig_steps=3, ratio=(0.05,), dtype="float32", greedy_k=5, stop_loss=0.0)
 QUICK |= dict(steps=(2, 3), kl_budget=(0.05,), max_steps=3)
-# One of each kind of the others, which take half a minute. RMU does not reach the output layer, where passes are counted.
+# One of each kind of the others, which take half a minute. RMU stops before the output layer, where passes are counted.
 NAMES = (
     *STUDY,
     pytest.param("npo", marks=pytest.mark.nightly),
@@ -181,7 +181,7 @@ def test_what_training_in_full_and_with_low_rank_changes_takes():
 @pytest.mark.parametrize("layer", [1, None])
 @pytest.mark.slow
 def test_passes_of_a_loss_that_reads_a_block_in_the_middle(layer):
-    """RMU's gradients begin at the block that it steers: backward passes are counted at the first block of a real run."""
+    """RMU's gradients begin at the block that it steers: backward passes are counted at a real run's first block."""
     method, model = METHODS["rmu"], new_model("gpt_neox", 3)  # its plan counts passes in models of one and two blocks
     hp = method.hyper_parameters(steps=(2, 3), batch_size=8, dtype="float32", layer=layer)
     planned = plan(method, shape_of(model.config, torch.float32), SIZES, hp)

@@ -230,7 +230,7 @@ def test_runs_under_an_attack_are_in_no_panel_and_no_box(tmp_path):
 
 
 def test_strengths_ruined_models_and_foreign_methods(tmp_path):
-    """As in the figure of --plot: a number beside each mark, one run does not stretch the axis, a colour for what is not ours."""
+    """As in --plot's figure: numbers beside marks, an axis that no run stretches, a colour for foreign methods."""
     runs = {("unedited",): outcome(90.0, None, 20.0), ("obs", ("ratio", 0.1)): outcome(0.0, None, 4.5e7)}
     runs |= {("subnet", ("ratio", 0.3)): outcome(5.0, None, 30.0), ("my_own", ("steps", 7)): outcome(9.0, None, 25.0)}
     unlearning(tmp_path, checkpoint(**TEXT), runs)

@@ -1,4 +1,4 @@
-"""The figure of --plot: strengths beside the marks, ruined models at the edge, none behind another, all runs of a folder."""
+"""The figure of --plot: strengths beside marks, ruined models at the edge, none behind another, all of a folder."""
 
 import math
 from dataclasses import dataclass

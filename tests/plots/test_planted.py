@@ -27,8 +27,8 @@ def test_marks_are_where_the_numbers_are(tmp_path, monkeypatch):
     for axis in memory:
         marks = [line.get_xydata().tolist() for line in axis.get_lines() if line.get_marker() == "o"]
         assert marks[1] == [[5.0, 0.0]] and marks[2:4] == [[[10.0, 1.0]], [[20.0, 1.0]]]
-        bounds = {line.get_linestyle(): line.get_xdata()[0] for line in axis.get_lines() if len(set(line.get_xdata())) == 1
-                  and line.get_marker() != "o"}  # fmt: skip
+        bounds = {line.get_linestyle(): line.get_xdata()[0] for line in axis.get_lines()
+                  if len(set(line.get_xdata())) == 1 and line.get_marker() != "o"}  # fmt: skip
         assert bounds["--"] == 1.0 and bounds["-"] == 100.0
     marks = [line.get_xydata()[0].tolist() for line in cost.get_lines() if line.get_marker() == "o"]
     assert marks == [[35.0, 0], [50.0, 1], pytest.approx([300.0, 2]), pytest.approx([300.0, 3])]

@@ -127,8 +127,8 @@ def test_the_only_run_that_forgets_is_named_without_a_duration(tmp_path):
 def test_no_winner_over_the_limit(tmp_path):
     lines = answer(ranked(found(tmp_path, RUINED, NEAR), 10))
     assert lines == [
-        "best: none, every run that forgets raises perplexity by more than 10 %; the nearest is hard_concrete 0.005: 20 % "
-        "memorized, perplexity +50 %"
+        "best: none, every run that forgets raises perplexity by more than 10 %; the nearest is hard_concrete 0.005: "
+        "20 % memorized, perplexity +50 %"
     ]
 
 
@@ -183,8 +183,10 @@ def test_gather_sorts_by_kind_method_and_strength(tmp_path):
     found(tmp_path, *runs)
     rows = gather(tmp_path)[1]
     assert [(row.get("method.name"), row.get("method.ratio")) for row in rows] == [
-        (None, None), *(("mine", ratio) for ratio in (0.02, 0.1, 0.3)), *(("subnet", ratio) for ratio in (0.02, 0.1, 0.3))
-    ]  # fmt: skip
+        (None, None),
+        *(("mine", ratio) for ratio in (0.02, 0.1, 0.3)),
+        *(("subnet", ratio) for ratio in (0.02, 0.1, 0.3)),
+    ]
 
 
 def test_every_method_calls_its_strength_one_of_these_and_has_no_other():

@@ -26,8 +26,8 @@ def study(tmp_path_factory):
     run = folder / "runs" / "plain"
     in_process(TRAIN, *as_flags(*small_settings().parts), *words, "--output_dir", run)
     in_process(LOCALIZE, "--model_path", run / "epoch_6", "--localization_method", "npo", "--steps", 2, 4, "--lr", 2e-3,
-               "--update_mask", "durable", 0.1, "--unlearn_set_name", "noise", "--no_save_model", "--attack", "quantize",
-               "--quantize.bits", 4, *words)  # fmt: skip
+               "--update_mask", "durable", 0.1, "--unlearn_set_name", "noise", "--no_save_model", "--attack",
+               "quantize", "--quantize.bits", 4, *words)  # fmt: skip
     in_process(FINETUNE, "--model_path", run / "epoch_6", "--ft_data", "clean", "--ft_epochs", 1, *words)
     paths = {name: path for path in sorted(run.rglob("records/*.json")) for name in [called(read_record(path))]}
     return folder, paths

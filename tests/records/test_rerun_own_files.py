@@ -81,10 +81,11 @@ def project(model, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(cli, "run_script", lambda words: in_process(*map(str, words)))
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    in_process(SCRIPT, "--model_name", model, "--memorized", "known.jsonl", "--corpus", "texts", "--text_column", "body",
-               "--prompt_tokens", N, "--continuation_tokens", K, "--num_test", 8, "--num_retain", 8, "--device", "cpu",
-               "--localization_method", "code/mine.py", "--ratio", 0.1, "--metrics", "percent_memorized", "code/measure.py",
-               "--attack", "code/breaks.py", "--output_dir", "out", "--no_save_model")  # fmt: skip
+    in_process(SCRIPT, "--model_name", model, "--memorized", "known.jsonl", "--corpus", "texts", "--text_column",
+               "body", "--prompt_tokens", N, "--continuation_tokens", K, "--num_test", 8, "--num_retain", 8,
+               "--device", "cpu", "--localization_method", "code/mine.py", "--ratio", 0.1, "--metrics",
+               "percent_memorized", "code/measure.py", "--attack", "code/breaks.py", "--output_dir", "out",
+               "--no_save_model")  # fmt: skip
     records = {read_record(path)["kind"]: path.absolute() for path in find_records("out")}
     assert records.keys() == {"unedited", "unlearn", "attack"}
     return folder, records
@@ -126,11 +127,11 @@ def test_the_text_of_kronecker_factors_is_found_again(project, model, capsys):
     folder, _ = project
     (folder / "one.txt").write_text("\n\n".join(SENTENCES[20:]))
     (folder / "other.txt").write_text("\n\n".join(SENTENCES[:20]))
-    in_process(SCRIPT, "--model_name", model, "--memorized", "known.jsonl", "--corpus", "texts", "--text_column", "body",
-               "--prompt_tokens", N, "--continuation_tokens", K, "--num_test", 8, "--num_retain", 16, "--device", "cpu",
-               "--localization_method", "kfac", "kfade", "--kfac.factor_data", "one.txt", "--kfade.factor_data", "other.txt",
-               "--rho", 0.9, "--kl_budget", 0.1, "--metrics", "percent_memorized", "--output_dir", "factors",
-               "--no_save_model")  # fmt: skip
+    in_process(SCRIPT, "--model_name", model, "--memorized", "known.jsonl", "--corpus", "texts", "--text_column",
+               "body", "--prompt_tokens", N, "--continuation_tokens", K, "--num_test", 8, "--num_retain", 16,
+               "--device", "cpu", "--localization_method", "kfac", "kfade", "--kfac.factor_data", "one.txt",
+               "--kfade.factor_data", "other.txt", "--rho", 0.9, "--kl_budget", 0.1, "--metrics", "percent_memorized",
+               "--output_dir", "factors", "--no_save_model")  # fmt: skip
     edited = [path for path in find_records("factors") if read_record(path)["kind"] == "unlearn"]
     assert len({read_record(path)["method"]["factor_data"] for path in edited}) == 2
     for path in edited:

@@ -1,4 +1,4 @@
-"""Jobs that take milliseconds: a script without torch that leaves records as the real ones do, and misbehaves on demand."""
+"""Jobs of milliseconds: a script without torch that leaves records as the real ones do, and misbehaves on demand."""
 
 import time
 from pathlib import Path
@@ -60,7 +60,7 @@ cli.run(main)
 
 @pytest.fixture
 def small(tmp_path):
-    """A folder to sweep in: small.job(...), small.place, small.wish("fail", "a", times), small.log(), small.results()."""
+    """A folder to sweep in: small.job(...), .place, .wish("fail", "a", times), .log(), .results()."""
     root, out = tmp_path / "root", tmp_path / "out"
     root.mkdir(), out.mkdir()
     (root / "script.py").write_text(SCRIPT)

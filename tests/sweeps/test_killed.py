@@ -27,7 +27,8 @@ def main():
             {{"kind": "unlearn", "method": {{"name": f"j{{i}}"}}}}, "value", (1, 2))
         for i in range(4)
     ]
-    sweep(a, jobs, pathlib.Path(a.output_dir), {root!r}, partial(open_pool, find_site(a.site), max_workers=a.max_workers))
+    pool = partial(open_pool, find_site(a.site), max_workers=a.max_workers)
+    sweep(a, jobs, pathlib.Path(a.output_dir), {root!r}, pool)
 
 cli.run(main)
 """

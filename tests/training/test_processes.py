@@ -1,4 +1,4 @@
-"""Several processes: their shares of a batch add up to it. Real ones are in tests/localize/test_several_processes.py."""
+"""Several processes: their shares of a batch add up to it. tests/localize/test_several_processes.py has real ones."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Shown and held out, test text, pads, <bos>, copies of documents, links, seeds: each gives the right number or says so."""
+"""Shown and held out, test text, pads, <bos>, copied documents, links, seeds: each gives the right number or warns."""
 
 import json
 import re
@@ -134,8 +134,8 @@ def text_dataset(planted, kind, pad_counts=False):
         clean[:, 3] += 1
     artifacts = Artifacts(planted, clean, torch.full((count,), 3), torch.zeros(count, dtype=torch.long))
     ids = torch.arange(count)
-    return MemorizationDataset(planted, ids, ids, artifacts, *[artifacts.select(ids[:0])] * 2, {}, {}, kind, 3, 4, 10, 0, 0, 0,
-                               pad_counts)  # fmt: skip
+    return MemorizationDataset(planted, ids, ids, artifacts, *[artifacts.select(ids[:0])] * 2, {}, {}, kind,
+                               3, 4, 10, 0, 0, 0, pad_counts)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["noise", "natural"])
@@ -264,8 +264,7 @@ def test_what_stands_before_a_row(caplog):
 
 # Documents
 
-STORIES = [f"Story {number}.\nOnce there was a {word} by the sea.\n\nThe end of {word} {number}." for number in range(40)
-           for word in ("mill",)]  # fmt: skip
+STORIES = [f"Story {number}.\nOnce there was a mill by the sea.\n\nThe end of mill {number}." for number in range(40)]
 CHANGES = {
     "blanks at the end": lambda text: text + "  \n\n",
     "CRLF": lambda text: text.replace("\n", "\r\n"),

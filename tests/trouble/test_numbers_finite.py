@@ -1,4 +1,4 @@
-"""No figure from logits, losses or scores that are not finite numbers: no record, no file of what was found, exit code 2."""
+"""No figure from logits, losses or scores that are not finite: no record, no file of what was found, exit code 2."""
 
 import math
 from dataclasses import replace

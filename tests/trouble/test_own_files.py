@@ -122,7 +122,8 @@ SETTINGS = {
     "name: str = 'npo'": "name is the record's own",  # otherwise its records would be another method's
     "r: float = option(0.1, 'r', strength=True)": "must be a tuple",
     "r: tuple[float, ...] = option((), 'r', strength=True)": "must be a tuple",
-    "y: float = option(5.0, 'y', below=1.0)": "HyperParameters: ValueError: a default is not allowed, --y 5.0: must be < 1.0",
+    "y: float = option(5.0, 'y', below=1.0)": "HyperParameters: ValueError: a default is not allowed, --y 5.0: must be "
+    "< 1.0",
     "x: float = option(0.1, 'x', below=1.0, grid=(0.1, 5.0))": "--x 5.0: must be < 1.0",
     "x: float = option(0.1, 'x', grid=(0.1, 0.1))": "a tuple of different values",  # drawing would not end
     "x: float = option(0.1, 'x', grid=0.1)": "a tuple of different values",
@@ -136,7 +137,8 @@ def test_settings(plugin, setting):
     assert SETTINGS[setting] in refused(lambda: method_of(plugin(text)))
 
 
-@pytest.mark.parametrize("part, call", [("resolve", lambda m: m.resolve(None, 1)), ("seen", lambda m: m.seen(None, None)),
+@pytest.mark.parametrize("part, call", [("resolve", lambda m: m.resolve(None, 1)),
+                                        ("seen", lambda m: m.seen(None, None)),
                                         ("steps", lambda m: m.steps(None, None, None))])  # fmt: skip
 @pytest.mark.parametrize(
     "body, message", [("return None", "it gave a NoneType"), ("raise KeyError('x')", "KeyError: 'x'")]
@@ -156,8 +158,8 @@ def test_other_parts(plugin, part, call, body, message):
         ("return torch.full((len(artifacts),), -1.0)", "between 0 and 1"),
         ("artifacts.planted.zero_(); return torch.ones(len(artifacts))", "changed the model or the sequences"),
         ("next(probe.model.parameters()).data.zero_(); return torch.ones(len(artifacts))", "changed the model or the"),
-        ("return any_exact(lambda p, a: [(a, torch.ones(1, 1).bool())], 5).values['percent_memorized'](probe, artifacts)",
-         "another number of rows or tokens"),
+        ("return any_exact(lambda p, a: [(a, torch.ones(1, 1).bool())], 5).values['percent_memorized']("
+         "probe, artifacts)", "another number of rows or tokens"),
     ],
 )  # fmt: skip
 def test_what_attacks_on_prompts_read(plugin, body, message):

@@ -1,4 +1,4 @@
-"""Signals, closed and full streams, terminals that cannot show a character, lack of memory: one line, the right exit code."""
+"""Signals, closed and full streams, terminals that lack a character, no memory: one line, the right exit code."""
 
 import os
 import signal

@@ -71,8 +71,9 @@ def test_sites_that_cannot_be_read(tmp_path, text):
 
 @pytest.mark.parametrize(
     "value, gpus",
-    [("NoDevFiles", []), ("none", []), ("void", []), ("all", []), ("", []), ("-1", []), ("0,1", ["0", "1"]), ("0,x,1", ["0"]),
-     ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"]), ("1,1", ["1"])],
+    [("NoDevFiles", []), ("none", []), ("void", []), ("all", []), ("", []), ("-1", []), ("0,1", ["0", "1"]),
+     ("0,x,1", ["0"]), ("1,1", ["1"]),
+     ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", ["GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"])],
 )  # fmt: skip
 def test_gpus_that_may_be_used(monkeypatch, value, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)

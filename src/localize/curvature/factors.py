@@ -135,8 +135,8 @@ def _check_count(rows: int, counted: int, how: str, weights: Sequence[Weight], h
         if hp.factor_data is not None:
             text, ways = f"sequences of {FLAG} {hp.factor_data}", "or give more text"
         raise UserError(
-            f"--factor_sequences: {rows} {text} have {how}{counted} tokens, and a factor of {needed} x {needed} needs at "
-            f"least {needed}; raise it, {ways}"
+            f"--factor_sequences: {rows} {text} have {how}{counted} tokens, and a factor of {needed} x {needed} needs "
+            f"at least {needed}; raise it, {ways}"
         )
 
 

@@ -1,4 +1,4 @@
-"""K-FAC edit (Merullo et al. 2025, arXiv 2510.24256): keep the directions of an MLP matrix that matter for typical text.
+"""K-FAC edit (Merullo et al. 2025, arXiv 2510.24256): keep the directions of MLP matrices that typical text uses.
 
 In the eigenbasis of the Kronecker factors, entry (i, j) of the rotated matrix has curvature lambda_i mu_j. Typical text
 uses directions of high curvature; verbatim memories, according to the paper, lie in directions of low curvature. The

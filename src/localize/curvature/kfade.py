@@ -120,7 +120,7 @@ class Drift:
 def _ascended(
     model, task, weights: list[Weight], found: Callable, drift: Drift, budget: float, hp
 ) -> tuple[dict, dict[str, float]]:
-    """Return the matrices after all steps, shaped as stored, and the drift that they reach. Leave the model unchanged."""
+    """Return the matrices after all steps, shaped as stored, and the drift they reach. Leave the model unchanged."""
     with reversible() as changes, frozen(model):
         for weight in weights:
             changes.keep(weight.parameter)

@@ -1,4 +1,4 @@
-"""Selective Synaptic Dampening (Foster et al. 2024, arXiv 2308.07707): shrink weights that matter to the forget set only.
+"""Selective Synaptic Dampening (Foster et al. 2024, arXiv 2308.07707): shrink weights that only the forget set needs.
 
 The importance I of a weight is the mean over sequences of the squared gradient of the sequence's mean token loss: the
 diagonal of the empirical Fisher matrix. Where I_F > alpha I_D, with D all sequences, a weight is multiplied by

@@ -1,7 +1,7 @@
 """Direct preference optimization, as in AltPO (Mekala et al. 2024, arXiv 2409.13474) and ParaPO (arXiv 2504.14452).
 
-The model learns to prefer an alternative to a planted row: here the row's clean twin, the sequence before the memory was
-written into it.
+The model learns to prefer an alternative to a planted row: here the row's clean twin, the sequence before the memory
+was written into it.
 """
 
 from __future__ import annotations

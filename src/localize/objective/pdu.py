@@ -1,4 +1,4 @@
-"""Primal-dual unlearning (Entesari et al. 2025, arXiv 2506.05314): flatten the logits of forget rows, under a constraint.
+"""Primal-dual unlearning (Entesari et al. 2025, arXiv 2506.05314): flatten the logits of forget rows, constrained.
 
 The retain loss may rise by at most `slack`. Its weight grows with every step that violates this, and falls otherwise.
 """

@@ -46,7 +46,7 @@ def middle(hp: HyperParameters, model) -> int:
 
 
 def direction(hp: HyperParameters, reference, forget: Side, layer: int) -> torch.Tensor:
-    """Return a random vector with non-negative entries, (width,), `scale` times as long as activations of the first rows.
+    """Return a random vector of non-negative entries, (width,), `scale` times as long as the first rows' activations.
 
     Its direction depends on the seed of the run alone.
     """

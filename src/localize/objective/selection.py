@@ -66,8 +66,8 @@ def memory_gradients(
 def check_dropped(dropped: int, matrix: torch.Tensor) -> None:
     """Raise UserError unless some of a matrix's singular directions are left."""
     if dropped >= min(matrix.shape):
-        raise UserError(f"--dropped {dropped}: must be < {min(matrix.shape)}, the smaller side of an MLP matrix; it would leave "
-                        "no direction")  # fmt: skip
+        raise UserError(f"--dropped {dropped}: must be < {min(matrix.shape)}, the smaller side of an MLP matrix; it "
+                        "would leave no direction")  # fmt: skip
 
 
 def without_shared(gradient: torch.Tensor, shared: torch.Tensor, dropped: int) -> torch.Tensor:

@@ -88,8 +88,8 @@ def test_too_little_text_says_how_much_is_needed(tiny_model, tiny_task, token_fi
     with pytest.raises(UserError) as error:
         next(bases(model, tiny_task(), chosen_weights(model, FactorSettings()), FactorSettings(factor_data=file)))
     assert str(error.value) == (
-        f"--factor_sequences: 2 sequences of --factor_data {file} have 22 tokens, and a factor of 32 x 32 needs at least 32; "
-        "raise it, or give more text"
+        f"--factor_sequences: 2 sequences of --factor_data {file} have 22 tokens, and a factor of 32 x 32 needs at "
+        "least 32; raise it, or give more text"
     )
 
 
