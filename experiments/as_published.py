@@ -6,9 +6,9 @@
     python experiments/as_published.py --model_path runs/*/epoch_50 --study              every method and difference
     python experiments/as_published.py --small --study                                   the same on three small models
 
-triggers   The study's code counts a test trigger only if the planted sequence and its clean twin differ within a window.
-           The window should begin after the trigger, but the code places it by the last trigger that it counted. So it
-           leaves out a quarter of the triggers or more, and the published percentages are of the others.
+triggers   The study's code counts a test trigger only if the planted sequence and its clean twin differ within a
+           window. The window should begin after the trigger, but the code places it by the last one that it counted. So
+           it leaves out a quarter of the triggers or more, and the published percentages are of the others.
 zero_out   The study's code should score a neuron by the loss without it, but its mask keeps that neuron and drops all
            others of the layer.
 
