@@ -19,9 +19,9 @@ from tinymem.pages.side_by_side import Text, Written
 from tinymem.records.identity import NEVER_PLANTED, record_digest
 
 NOTE = (
-    "Every mitigation tries as many settings on the same models, is judged on sequences it never saw, and is attacked. "
-    "The score is 1 for the never-planted twin, a model that was never trained on the sequences to forget.",
-    "Intervals: 95 %, hierarchical bootstrap over seeds and sequences. Ranks ignore differences that may be 0.",
+    "Every mitigation gets the same models and the same number of settings to try. It is judged on sequences that it "
+    "never saw, then attacked. The never-planted twin, which was never trained on the sequences to forget, scores 1.",
+    "Intervals: 95 %, from a hierarchical bootstrap over seeds and sequences. Ranks ignore differences that may be 0.",
 )
 LOWER = ("seconds", "peak_memory_gb")
 

@@ -147,6 +147,11 @@ def test_one_difference_at_a_time():
         ("the batches alone {:.2f}, {:.2f} and {:.2f}.", ["mixture"]),
     ]:
         assert words.format(*(committed_loss(seed, differences) for seed in (0, 1, 3))) in said
+    every = max(rows, key=len).split()
+    assert "on seed 1 above all ({:.1f} %)".format(committed_result(1, every)["percent_memorized_left_out"]) in said
+    small = committed_result(1, [name for name in every if name != "batch_64"])
+    shares = small["percent_memorized_counted"], small["percent_memorized_left_out"]
+    assert "{:.1f} % of the counted triggers and {:.1f} % of the others".format(*shares) in said
     none = [committed_loss(seed, []) for seed in (0, 1, 3)]
     assert "costs {:.2f}, {:.2f} and {:.2f} points".format(*none) in one_line("results/reproduction/DIFFERENCES.md")
     assert float(few["percent_memorized_held_out"]) == 0 == float(few["percent_memorized_test"])
@@ -154,21 +159,24 @@ def test_one_difference_at_a_time():
 
 def committed_loss(seed: int, differences: list[str]) -> float:
     """The points of accuracy that BalancedSubnet costs with some differences, on the model of a seed."""
+    before, after = committed_result(seed, None), committed_result(seed, differences)
+    return 100 * (before["mean_test_accuracy"] - after["mean_test_accuracy"])
+
+
+def committed_result(seed: int, differences: list[str] | None) -> dict[str, float]:
+    """The results of BalancedSubnet with some differences on the model of a seed; None: of the unedited model."""
     folder = ROOT / "results" / "reproduction" / "as_published" / f"seed{seed}" / "records"
     records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    plain = [record for record in records if not record.get("attack")]
-    (before,) = (
-        record for record in plain if record["kind"] == "unedited" and not record["forget"]["holdout_fraction"]
-    )
-    (after,) = (
-        record
-        for record in plain
-        if record["kind"] == "as_published"
+    wanted = {"kind": "unedited"} if differences is None else {"name": "balanced_subnet_as_published"}
+    wanted |= {} if differences is None else {"differences": differences}
+    (found,) = (
+        record["results"]
+        for record in records
+        if not record.get("attack")
         and not record["forget"]["holdout_fraction"]
-        and record["method"]["name"] == "balanced_subnet_as_published"
-        and record["method"].get("differences") == differences
+        and wanted.items() <= {"kind": record["kind"], **record.get("method", {})}.items()
     )
-    return 100 * (before["results"]["mean_test_accuracy"] - after["results"]["mean_test_accuracy"])
+    return found
 
 
 def test_what_the_other_methods_leave_as_published():
