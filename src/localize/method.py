@@ -183,9 +183,16 @@ def method_of(module: ModuleType) -> Method:
     if own:
         with own_code(f"{module.__file__}: HyperParameters"):
             check_settings(settings)
+    nested = getattr(module, "NESTED", False)
     adaptors: dict[str, Callable[[ModuleType, str, str | None], Run]]
-    adaptors = {"score": ranking, "learn": learned_mask, "loss": objective, "attack": direct, "elicit": direct}
-    adaptors["run"] = lambda module, name, code: module.run
+    adaptors = {
+        "score": partial(ranking, nested=nested),
+        "learn": learned_mask,
+        "loss": objective,
+        "attack": direct,
+        "elicit": direct,
+        "run": lambda module, name, code: module.run,
+    }
     check = watched_part(module, "check", own, type(None)) or (lambda model, task, hp: None)
     cumulative = getattr(module, "CUMULATIVE", defined[0] == "loss")
     return Method(
@@ -202,7 +209,7 @@ def method_of(module: ModuleType) -> Method:
         seen=watched_part(module, "seen", own),
         elicits=getattr(module, "ELICITS", (PERCENT_MEMORIZED.name,) if defined[0] == "elicit" else ()),
         measures=getattr(module, "MEASURES", ()),
-        nested=getattr(module, "NESTED", False),
+        nested=nested,
         idle=getattr(module, "IDLE", None),
         enough=getattr(module, "ENOUGH", ENOUGH),
         held_bytes=watched_part(module, "held_bytes", own, int) or (lambda model, task, hp: 0),
@@ -251,13 +258,13 @@ def _find(name: str, known: Mapping[str, Method], groups: Iterable[str], flag: s
     return method
 
 
-def ranking(module: ModuleType, name: str, code: str | None = None) -> Run:
+def ranking(module: ModuleType, name: str, code: str | None = None, nested: bool = False) -> Run:
     """Rank once, then zero the entries with the highest scores at every strength. Scores are kept in the task's cache.
 
-    A module with NESTED builds its ranking one weight after another, up to the largest strength. The returned function
+    A nested method builds its ranking one weight after another, up to the largest strength. The returned function
     raises NotFinite for scores that are NaN or +infinity.
     """
-    drop, nested = getattr(module, "drop", drop_top), getattr(module, "NESTED", False)
+    drop = getattr(module, "drop", drop_top)
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
         strength = strength_of(type(hp))

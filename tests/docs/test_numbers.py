@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from committed import committed, committed_rows, one_line
@@ -165,18 +166,21 @@ def committed_loss(seed: int, differences: list[str]) -> float:
 
 def committed_result(seed: int, differences: list[str] | None) -> dict[str, float]:
     """The results of BalancedSubnet with some differences on the model of a seed; None: of the unedited model."""
-    folder = ROOT / "results" / "reproduction" / "as_published" / f"seed{seed}" / "records"
-    records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    wanted = {"kind": "unedited"} if differences is None else {"name": "balanced_subnet_as_published"}
-    wanted |= {} if differences is None else {"differences": differences}
+    own = {"name": "balanced_subnet_as_published", "differences": differences}
     (found,) = (
         record["results"]
-        for record in records
-        if not record.get("attack")
-        and not record["forget"]["holdout_fraction"]
-        and wanted.items() <= {"kind": record["kind"], **record.get("method", {})}.items()
+        for record in records_without_attack(seed)
+        if (record["kind"] == "unedited" if differences is None else own.items() <= record.get("method", {}).items())
     )
     return found
+
+
+@cache
+def records_without_attack(seed: int) -> list[dict[str, Any]]:
+    """The records of runs as published on the model of a seed, those with the whole forget set."""
+    folder = ROOT / "results" / "reproduction" / "as_published" / f"seed{seed}" / "records"
+    records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    return [one for one in records if not one.get("attack") and not one["forget"]["holdout_fraction"]]
 
 
 def test_what_the_other_methods_leave_as_published():
