@@ -203,15 +203,15 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
 def _of_twin(some: Sequence[Configuration], name: str) -> float | None:
     """Return a result of an experiment's never-planted twins, mean over its seeds; None if one lacks it."""
     runs = {key_of(run.checkpoint): run for one in some for run in one.runs}
-    return over_all([_result(run.twin, run.before, name) for run in runs.values() if run.twin is not None])[0]
+    return over_all([_result(run.twin, name) for run in runs.values() if run.twin is not None])[0]
 
 
-def _result(row: Mapping[str, Any], before: Mapping[str, Any], name: str) -> float | None:
-    """Return a result of a run, or LOST; None without a value. before: the unedited model's row."""
+def _result(row: Mapping[str, Any], name: str) -> float | None:
+    """Return a result, or LOST in points; None without a value."""
     if name != LOST:
         return row.get(name)
-    original, edited = before.get("mean_test_accuracy"), row.get("mean_test_accuracy")
-    return None if original is None or edited is None else 100 * (original - edited)
+    change = row.get("change_accuracy")
+    return None if change is None else -100 * change
 
 
 def _row_names(settings: Sequence[Mapping[str, Any]], column: str) -> list[str]:
@@ -258,7 +258,7 @@ def _marks(axis, some: Sequence[Configuration], x: str, y: str) -> tuple[list[tu
 
 def _point(one: Configuration, x: str, y: str) -> tuple[float, float] | None:
     """Return the means of two results; None if one is missing."""
-    left, value = (over_all([_result(run.row, run.before, name) for run in one.runs])[0] for name in (x, y))
+    left, value = (over_all([_result(run.row, name) for run in one.runs])[0] for name in (x, y))
     if left is None or value is None:
         return None
     # Records round to milliseconds, and a logarithmic axis has no 0.

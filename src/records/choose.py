@@ -204,7 +204,7 @@ def _run(
     }
     settings = {key: value for key, value in record.get("method", {}).items() if key != "name"}
     row = {"record": name, **row, "method.name": method_of(row), **_changes(row, before)}
-    return Run(row, before, checkpoint, settings, twin)
+    return Run(row, before, checkpoint, settings, twin and {**twin, **_changes(twin, before)})
 
 
 def _lacking(row: Mapping[str, Any], before: Mapping[str, Any]) -> set[str]:
@@ -219,11 +219,11 @@ def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, flo
     def change(name: str) -> float | None:
         return None if row.get(name) is None or before.get(name) is None else row[name] - before[name]
 
-    rise = change("perplexity")
+    memorized, accuracy, rise = map(change, ("percent_memorized_train", "mean_test_accuracy", "perplexity"))
     return {
-        "trade_off": trade_off(row, before) if on_numbers(row) else None,
-        "change_memorized": change("percent_memorized_train"),
-        "change_accuracy": change("mean_test_accuracy"),
+        "trade_off": None if None in (memorized, accuracy) else trade_off(row, before),
+        "change_memorized": memorized,
+        "change_accuracy": accuracy,
         "perplexity_rise_percent": None if rise is None else 100 * rise / before["perplexity"],
     }
 
