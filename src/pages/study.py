@@ -11,7 +11,16 @@ from typing import Any
 
 from tinymem.attacks.recovery import Attacked, attacked_models, averaged
 from tinymem.localize.registry import METHODS
-from tinymem.records.choose import Configuration, Run, configurations, experiments, grouped, titles, unlearning_runs
+from tinymem.records.choose import (
+    Configuration,
+    Run,
+    configurations,
+    experiments,
+    grouped,
+    titles,
+    twins,
+    unlearning_runs,
+)
 from tinymem.records.identity import record_digest, sections_of
 from tinymem.records.interval import over_all
 from tinymem.records.ranking import Ranking, ranked
@@ -46,8 +55,7 @@ class Experiment:
 
     def twin(self, column: str) -> float | None:
         """Return the mean of a result of the never-planted twins; None if one lacks it."""
-        twins = {id(run.twin): run.twin for run in self.runs if run.twin}.values()
-        return over_all([twin.get(column) for twin in twins])[0]
+        return over_all([twin.get(column) for twin in twins(self.runs)])[0]
 
     @property
     def subjects(self) -> list[list[Named]]:

@@ -20,6 +20,7 @@ from tinymem.records.choose import (
     on_numbers,
     pareto_front,
     titles,
+    twins,
 )
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.interval import over_all
@@ -202,8 +203,7 @@ def _panels(configurations: Sequence[Configuration], column: str, draw):
 
 def _of_twin(some: Sequence[Configuration], name: str) -> float | None:
     """Return a result of an experiment's never-planted twins, mean over its seeds; None if one lacks it."""
-    runs = {key_of(run.checkpoint): run for one in some for run in one.runs}
-    return over_all([_result(run.twin, name) for run in runs.values() if run.twin is not None])[0]
+    return over_all([_result(twin, name) for twin in twins(run for one in some for run in one.runs)])[0]
 
 
 def _result(row: Mapping[str, Any], name: str) -> float | None:

@@ -221,11 +221,16 @@ def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, flo
 
     memorized, accuracy, rise = map(change, ("percent_memorized_train", "mean_test_accuracy", "perplexity"))
     return {
-        "trade_off": None if None in (memorized, accuracy) else trade_off(row, before),
+        "trade_off": trade_off(row, before) if on_numbers(row) and None not in (memorized, accuracy) else None,
         "change_memorized": memorized,
         "change_accuracy": accuracy,
         "perplexity_rise_percent": None if rise is None else 100 * rise / before["perplexity"],
     }
+
+
+def twins(runs: Iterable[Run]) -> list[Mapping[str, Any]]:
+    """Return the rows of the runs' never-planted twins, one per model that has a twin."""
+    return list({key_of(run.checkpoint): run.twin for run in runs if run.twin is not None}.values())
 
 
 def configurations(runs: Iterable[Run]) -> list[Configuration]:

@@ -6,7 +6,16 @@ import pytest
 from handmade import TEXT, checkpoint, edited, everything, outcome, production, unlearning
 
 from tinymem import files
-from tinymem.records.choose import best, configurations, experiments, pareto, pareto_front, titles, unlearning_runs
+from tinymem.records.choose import (
+    best,
+    configurations,
+    experiments,
+    pareto,
+    pareto_front,
+    titles,
+    twins,
+    unlearning_runs,
+)
 from tinymem.records.record import Cost, write_record
 from tinymem.records.table import find_records, named_records
 
@@ -237,3 +246,18 @@ def test_the_model_before_planting_is_no_rival(tmp_path):
     unlearning(tmp_path, checkpoint(**TEXT), runs | {("durable", ("ratio", 0.1)): outcome(5.0, perplexity=21.0)})
     found = unlearning_runs(named_records(tmp_path))
     assert [run.method for run in found] == ["unedited", "durable"]
+
+
+def test_a_twin_counts_once_however_many_runs_its_model_has(tmp_path):
+    for seed, ratios in ((0, (0.1, 0.2, 0.3)), (1, (0.1,))):
+        runs = {("obs", ("ratio", ratio)): outcome(40.0) for ratio in ratios}
+        known = {("unedited",): outcome(90.0, 0.9), ("never_planted",): outcome(10.0 * seed, 0.9 - 0.1 * seed)}
+        unlearning(tmp_path / str(seed), checkpoint(seed), {**known, **runs})
+    rows = twins(loaded(tmp_path))
+    assert [row["percent_memorized_train"] for row in rows] == [0.0, 10.0]
+    assert [row["change_accuracy"] for row in rows] == pytest.approx([0.0, -0.1])
+
+
+def test_only_number_models_have_a_trade_off(tmp_path):
+    unlearning(tmp_path, checkpoint(**TEXT), {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(10.0)})
+    assert {run.row["trade_off"] for run in loaded(tmp_path)} == {None}
