@@ -16,6 +16,7 @@ from tinymem.models.losses import logits_of
 
 ROWS = 256  # of typical text: enough for their mean
 KEPT = 2**26  # log-probabilities of the model before the edit that are kept, 256 MB
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, fill 0 .. 1 evenly, however many there are
 TOP = 10  # tokens that nDCG looks at
 Rows = Callable[[int, int], object]  # rows done, rows in total
 
@@ -37,7 +38,7 @@ class Drift:
 
 
 class Predictions:
-    """What a model predicts on some text: log-probabilities at as many evenly spaced positions as can be kept.
+    """What a model predicts on some text: log-probabilities at as many positions of each row as can be kept.
 
     tokens: (rows, T). pad: the token id that is not predicted; None: there is none. on_rows(done, total): called at
     the start and after every batch, here and below.
@@ -48,8 +49,8 @@ class Predictions:
     ):
         vocabulary, positions = model.config.get_text_config().vocab_size, tokens.shape[1] - 1
         self._tokens, self._batch_size = tokens, batch_size
-        self._places = evenly_spaced(positions, max(1, KEPT // 2 // (max(len(tokens), 1) * vocabulary)))
-        targets = tokens[:, self._places + 1]
+        self._places = spread(len(tokens), positions, max(1, KEPT // 2 // (max(len(tokens), 1) * vocabulary)))
+        targets = tokens.gather(1, self._places + 1)
         self._real = torch.ones_like(targets, dtype=torch.bool) if pad is None else targets != pad
         self._before = list(self._log_probabilities(model, on_rows))
 
@@ -71,8 +72,9 @@ class Predictions:
     def _log_probabilities(self, model, on_rows: Rows) -> Iterator[torch.Tensor]:
         """Yield log p, float32 (rows, places, vocabulary), some rows at a time, on the CPU."""
         on_rows(done := 0, len(self._tokens))
-        for rows in self._tokens.split(self._batch_size) if len(self._tokens) else ():
-            found = logits_of(model, rows, self._places).float().log_softmax(-1).cpu()
+        batches = zip(self._tokens.split(self._batch_size), self._places.split(self._batch_size))
+        for rows, places in batches if len(self._tokens) else ():
+            found = logits_of(model, rows, places).float().log_softmax(-1).cpu()
             on_rows(done := done + len(rows), len(self._tokens))
             yield found
 
@@ -108,6 +110,17 @@ class References:
     def drift(self, model, name: str, on_rows: Rows = lambda *rows: None) -> Drift:
         """Compare the model with what was kept. Raise KeyError before `prepare`."""
         return self._before[name].compared(model, on_rows)
+
+
+def spread(rows: int, positions: int, most: int) -> torch.Tensor:
+    """Return at most `most` positions of each row, in order: int64 (rows, min(positions, most)).
+
+    Each row is cut into that many parts, with one position from each, at a point of the part that differs from row to
+    row. Thus even a single position per row covers all positions of the text.
+    """
+    count = min(positions, most)
+    points = (GOLDEN * torch.arange(1, rows + 1, dtype=torch.float64) % 1)[:, None]
+    return ((torch.arange(count) + points) * (positions / max(count, 1))).long()
 
 
 def _drift(before: torch.Tensor, now: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

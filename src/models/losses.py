@@ -185,15 +185,17 @@ def greedy_hits(model, tokens: torch.Tensor, first: int, last: int) -> torch.Ten
 def logits_of(model, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Return the logits at these positions, (rows, places, vocabulary), on the model's device. Gradients are not kept.
 
-    tokens: integer (rows, length). places: int64 (places,). Raise NotFinite for a highest logit that is not finite.
+    tokens: integer (rows, length). places: int64 (rows, places). Raise NotFinite if a highest logit is not finite.
     """
     tokens = tokens.to(model.device).long()
     with torch.no_grad():
         if chunked(model):
             hidden, weight = _output_layer(model, input_ids=tokens)
-            logits = hidden[:, places.to(hidden.device)] @ weight.to(hidden.dtype).T
+            logits = hidden.take_along_dim(places[..., None].to(hidden.device), 1) @ weight.to(hidden.dtype).T
         else:
-            logits = model(tokens, use_cache=False, logits_to_keep=places.to(tokens.device)).logits
+            kept, index = places.unique(return_inverse=True)  # models keep the same positions of every row
+            logits = model(tokens, use_cache=False, logits_to_keep=kept.to(model.device)).logits
+            logits = logits.take_along_dim(index[..., None].to(logits.device), 1)
     best_tokens(model, logits)
     return logits
 

@@ -9,7 +9,8 @@ from tiny import VOCABULARY, new_model, new_task
 
 from tinymem.metrics import reference
 from tinymem.metrics.evaluate import measure
-from tinymem.metrics.reference import References
+from tinymem.metrics.reference import References, spread
+from tinymem.models import losses
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Zeros, applied
 
@@ -73,9 +74,44 @@ def test_no_edit_is_no_drift_and_few_positions_are_kept_of_a_large_vocabulary(mo
     references = References(dataset_of(rows), rows)
     references.prepare(model, 64)
     drift = references.drift(model, "retain")
-    real = (rows[:, 1:] != PAD)[:, [0, 5, 10]].sum(1)
+    real = (rows[:, 1:] != PAD).gather(1, spread(len(rows), rows.shape[1] - 1, 3)).sum(1)
     assert torch.equal(drift.positions, real.double()) and float(drift.kl.max()) == 0 == float(drift.flips.max())
     assert torch.allclose(drift.gains, drift.positions)
+
+
+@pytest.mark.parametrize("positions, most", [(5, 5), (5, 9), (1, 1), (12, 4), (11, 3), (100, 1)])
+def test_positions_of_all_rows_together_cover_the_text(positions, most):
+    places = spread(256, positions, most)
+    count = min(positions, most)
+    assert places.shape == (256, count)
+    part = (places * count).div(
+        positions, rounding_mode="floor"
+    )  # of each row one position in each part, up to rounding
+    assert (part - torch.arange(count)).abs().max() <= 1 and (places.diff(dim=1) > 0).all()
+    times = places.flatten().bincount(minlength=positions)
+    assert times.min() >= 0.5 * times.float().mean() and times.max() <= 2 * times.float().mean()
+    assert count < positions or torch.equal(places, torch.arange(positions).expand(256, -1))
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_drift_at_one_position_of_each_row_equals_that_of_a_plain_loop(chunked, monkeypatch):
+    """As with a large vocabulary, whose output layer runs in chunks in some architectures."""
+    model, rows = new_model("gpt2"), new_task().retain
+    monkeypatch.setattr(losses, "LARGE_VOCABULARY", 1 if chunked else VOCABULARY + 1)
+    assert losses.chunked(model) == chunked
+    monkeypatch.setattr(reference, "KEPT", 2 * len(rows) * VOCABULARY)
+    references, edit = References(dataset_of(rows), rows), edit_of(model)
+    references.prepare(model, 5)
+    with torch.no_grad():
+        before = model(rows.long()).logits.log_softmax(-1)
+        with applied(model, edit):
+            now = model(rows.long()).logits.log_softmax(-1)
+            drift = references.drift(model, "retain")
+    places = spread(len(rows), rows.shape[1] - 1, 1)
+    kl = (before.exp() * (before - now)).sum(-1)[:, :-1].gather(1, places)
+    real = rows[:, 1:].gather(1, places) != PAD
+    assert len(places.unique()) > 3
+    torch.testing.assert_close(drift.kl.float(), (kl * real).sum(1), rtol=1e-3, atol=1e-6)
 
 
 def test_rows_are_sampled_evenly(monkeypatch):
