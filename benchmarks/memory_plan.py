@@ -24,7 +24,7 @@ from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS
 from tinymem.localize.registry import STUDY as STUDIED
-from tinymem.models.known import known_config, known_shapes
+from tinymem.models.known_configs import known_config, known_shapes
 from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import GB, Plan, Sizes, plan, watched
 from tinymem.records.record import environment, measured

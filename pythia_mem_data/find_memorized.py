@@ -28,8 +28,8 @@ import numpy as np
 from tinymem import allocator, files
 from tinymem.data.decode import printable
 from tinymem.data.documents import Documents, corpus_documents, dataset_documents, token_documents
-from tinymem.data.found import Found, merged, publish, read_found, worker_file, write_found
 from tinymem.data.production import check_ids, check_length
+from tinymem.data.search_result import SearchResult, merge_results, publish, read_results, worker_file, write_result
 from tinymem.data.tokenizer import beginning, bos_identity
 from tinymem.data.windows import Windows, cut_windows, passages
 from tinymem.errors import UserError
@@ -188,7 +188,9 @@ def without(rows: list[np.ndarray], begin: tuple[int, ...]) -> list[np.ndarray]:
     return rows
 
 
-def search(arguments, settings: ScanSettings, model, windows: Windows, names: list[str], key: str, decode) -> Found:
+def search(
+    arguments, settings: ScanSettings, model, windows: Windows, names: list[str], key: str, decode
+) -> SearchResult:
     """Search the windows and show the progress. key: identifies the search of all workers. names: the documents'."""
     worker, workers = settings.worker
     own = files.digest({"key": key, "worker": worker, "workers": workers})
@@ -196,33 +198,33 @@ def search(arguments, settings: ScanSettings, model, windows: Windows, names: li
     batch_size = arguments.batch_size or default_microbatch(model, len(windows.begin) + settings.needed)
     with cli.Display("finding", len(windows), "window") as display:
 
-        def show(done: int, found: int) -> None:
+        def show(done: int, count: int) -> None:
             if display.meter.done == 0 and done > BLOCK * batch_size:  # resumed
                 display.meter.begun = display.meter.done = done
             tokens = (done - display.meter.done) * (len(windows.begin) + settings.needed)
-            display.to(done, tokens, f"{found} memorized")
+            display.to(done, tokens, f"{count} memorized")
 
-        found = find_memorized(
+        memorized = find_memorized(
             model, windows, settings.prompt_tokens, settings.continuation_tokens, progress, own, batch_size,
             settings.distinct, settings.screen, show,
         )  # fmt: skip
-    made, chosen = passages(windows, found, settings.needed, names, decode)
+    made, chosen = passages(windows, memorized, settings.needed, names, decode)
     sizes = windows.bounds.diff()
-    return Found(
+    return SearchResult(
         key=key,
         documents=len(sizes),
         short=int((sizes < windows.width).sum()),
         tokens=len(windows.stream),
         windows=len(windows),
-        memorized=len(found),
+        memorized=len(memorized),
         passages=[asdict(passage) for passage in made],
         rows=windows.rows(chosen).tolist(),
     )
 
 
 def together(
-    arguments, settings: ScanSettings, names: Sequence[str], key: str, look: Callable[[], Found]
-) -> Found | None:
+    arguments, settings: ScanSettings, names: Sequence[str], key: str, look: Callable[[], SearchResult]
+) -> SearchResult | None:
     """Do this worker's part, unless it is done. Return what all workers found, or None if some have not finished.
 
     names: of all workers' documents.
@@ -231,29 +233,29 @@ def together(
     own = worker_file(arguments.output, worker, workers)
     if arguments.force:
         own.unlink(missing_ok=True)
-    if worker not in read_found(arguments.output, workers, key):
-        write_found(own, look())
-    parts = read_found(arguments.output, workers, key)
-    missing = [f"{number}/{workers}" for number in range(1, workers + 1) if number not in parts]
+    if worker not in read_results(arguments.output, workers, key):
+        write_result(own, look())
+    results = read_results(arguments.output, workers, key)
+    missing = [f"{number}/{workers}" for number in range(1, workers + 1) if number not in results]
     if missing:
-        memorized, windows = parts[worker].memorized, parts[worker].windows
+        memorized, windows = results[worker].memorized, results[worker].windows
         print(f"shard {settings.shard}: {memorized} of {windows} windows are memorized; not done: {', '.join(missing)}")
         return None
-    return merged(list(parts.values()), names)
+    return merge_results(list(results.values()), names)
 
 
-def report(found: Found, settings: ScanSettings, width: int) -> str:
+def report(result: SearchResult, settings: ScanSettings, width: int) -> str:
     """Return lines on what was searched and found."""
     n, k, stride = settings.prompt_tokens, settings.continuation_tokens, settings.stride or width
     where = "at every token" if stride == 1 else f"every {stride} tokens"
     lines = [
-        f"looked at {counted(found.windows, 'window')} in {counted(found.documents, 'document')} of {found.tokens} "
+        f"looked at {counted(result.windows, 'window')} in {counted(result.documents, 'document')} of {result.tokens} "
         f"tokens together: one begins {where} of a document; it is {width} tokens, the first {n} the prompt and the "
         f"next {k} what must come out"
     ]
-    if found.short:
-        have, hold = ("has", "holds") if found.short == 1 else ("have", "hold")
-        lines.append(f"{counted(found.short, 'document')} {have} fewer than {width} tokens and {hold} no window")
+    if result.short:
+        have, hold = ("has", "holds") if result.short == 1 else ("have", "hold")
+        lines.append(f"{counted(result.short, 'document')} {have} fewer than {width} tokens and {hold} no window")
     if settings.distinct > 1:
         lines.append(
             f"a continuation of fewer than {settings.distinct} distinct tokens does not count (--min_distinct)"
@@ -262,17 +264,17 @@ def report(found: Found, settings: ScanSettings, width: int) -> str:
         lines.append(
             f"windows were tested only where {settings.screen:g} of the continuation came out in one long pass"
         )
-    documents = len({passage["document"] for passage in found.passages})
+    documents = len({passage["document"] for passage in result.passages})
     lines.append(
-        f"{found.memorized} of {counted(found.windows, 'window')} are ({n}, {k}) memorized: "
-        f"{counted(len(found.passages), 'passage')} in {counted(documents, 'document')}"
+        f"{result.memorized} of {counted(result.windows, 'window')} are ({n}, {k}) memorized: "
+        f"{counted(len(result.passages), 'passage')} in {counted(documents, 'document')}"
     )
-    for passage in found.passages[:PRINTED]:
+    for passage in result.passages[:PRINTED]:
         text = printable(passage["text"] or "")
         shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
         lines.append(f"  {passage['document']}, offset {passage['offset']}, {passage['length']} tokens: {shown}")
-    if len(found.passages) > PRINTED:
-        lines.append(f"  and {len(found.passages) - PRINTED} more")
+    if len(result.passages) > PRINTED:
+        lines.append(f"  and {len(result.passages) - PRINTED} more")
     if stride > 1 and (settings.tokens is None or settings.stride):  # otherwise windows are whole rows
         lines.append(
             f"what begins between two windows may be missed: --stride 1 looks at every token, not every {stride}"

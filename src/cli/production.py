@@ -18,9 +18,9 @@ from tinymem.cli.sources import given_sources
 from tinymem.cli.training import plant_visibly
 from tinymem.cli.unlearning import enough_memory, plan_report
 from tinymem.cli.watching import looking
-from tinymem.data.other_text import TextReader
 from tinymem.data.passages import PassageSettings, load_passages
 from tinymem.data.production import ProductionData, ProductionSettings, load_production
+from tinymem.data.text_reader import TextReader
 from tinymem.errors import UserError, first_line, renamed
 from tinymem.folders import check_writable
 from tinymem.localize.subject import Subject, identity

@@ -31,7 +31,8 @@ def add_rerun_options(parser: argparse.ArgumentParser) -> None:
 
 def rerun(arguments: argparse.Namespace) -> None:
     """Print the command of a record, run it and compare the results. Exit with 1 if they are not the same."""
-    from tinymem.sweeps.again import words_of  # a late import: sweeps import this module, and their --help must be fast
+    # a late import: sweeps import this module, and their --help must be fast
+    from tinymem.sweeps.record_command import words_of
 
     path = Path(arguments.folder)
     if not path.is_file():

@@ -15,7 +15,7 @@ from tinymem.cli.training import data_settings, trained_settings
 from tinymem.cli.watching import looking
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
-from tinymem.data.other_text import TextReader
+from tinymem.data.text_reader import TextReader
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.folders import check_writable

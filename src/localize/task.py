@@ -11,7 +11,7 @@ import torch
 
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.memories import memories
-from tinymem.data.other_text import TextReader
+from tinymem.data.text_reader import TextReader
 from tinymem.errors import UserError, finite
 from tinymem.localize.cache import Cache
 from tinymem.localize.watch import Watch

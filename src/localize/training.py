@@ -9,7 +9,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from tinymem.data.other_text import TextReader
+from tinymem.data.text_reader import TextReader
 from tinymem.errors import UserError
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.watch import Watch

@@ -16,7 +16,7 @@ from tinymem.errors import OutOfMemory, UserError, first_line
 from tinymem.models.adapter import find_mlps
 from tinymem.models.free_memory import free_on_host
 from tinymem.models.gguf import PACKAGED_MODELS, is_packaged, packaged_model
-from tinymem.models.known import known_config
+from tinymem.models.known_configs import known_config
 from tinymem.models.loading import empty_model, read_config, read_model
 from tinymem.options import option, settings
 

@@ -17,7 +17,7 @@ from tinymem.errors import UserError
 from tinymem.localize.method import Method
 from tinymem.localize.task import TaskSettings, default_microbatch
 from tinymem.models.adapter import find_blocks
-from tinymem.models.known import known_config
+from tinymem.models.known_configs import known_config
 from tinymem.models.production import LoadSettings, free_bytes, open_description
 from tinymem.planning.memory import Shape, shape_of
 from tinymem.planning.plan import Plan, Sizes, plan

@@ -11,9 +11,9 @@ from tinymem.attacks import interpolate, prune, weight_noise
 from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.localize.attacking import attack_original
-from tinymem.localize.own import checked
 from tinymem.localize.subject import Run
 from tinymem.localize.unlearn import finish, unedited
+from tinymem.localize.user_methods import checked
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import linear_weights

@@ -5,7 +5,7 @@ import torch
 from small import in_process
 
 from tinymem.localize.registry import METHODS
-from tinymem.models.known import known_config
+from tinymem.models.known_configs import known_config
 
 SCRIPT = "src/localize/prod_grad.py"
 

@@ -5,7 +5,7 @@ from architectures import SIZES, build
 from tiny import new_model
 
 from tinymem.localize.neuron.hidden import measured_positions
-from tinymem.models.known import known_config, known_shapes
+from tinymem.models.known_configs import known_config, known_shapes
 from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import Sizes
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from tinymem.errors import OutOfMemory
 from tinymem.localize.registry import METHODS, STUDY, find_methods
 from tinymem.localize.weight import block_fisher
-from tinymem.models.known import known_config
+from tinymem.models.known_configs import known_config
 from tinymem.planning import plan as planning
 from tinymem.planning.dry_run import sharded
 from tinymem.planning.memory import shape_of

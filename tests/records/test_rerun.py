@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 from tinymem import cli
 from tinymem.options import as_flags
 from tinymem.records.record import read_record
-from tinymem.sweeps.again import words_of
+from tinymem.sweeps.record_command import words_of
 
 TRAIN, FINETUNE = "memorization_in_toy_models.py", "ft_toy_model.py"
 LOCALIZE = "src/localize/localize_memorization.py"

@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 
-from tinymem.data.other_text import content_digest, holds_ids
+from tinymem.data.text_reader import content_digest, holds_ids
 from tinymem.data.token_sets import TokenSet, read_token_set
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.curvature.layers import LayerSettings, chosen_weights

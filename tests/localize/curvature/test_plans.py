@@ -8,7 +8,7 @@ from tiny import new_model, new_task
 
 from tinymem.localize.cache import Cache
 from tinymem.localize.curvature import factors
-from tinymem.models.known import known_config
+from tinymem.models.known_configs import known_config
 from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import Sizes, plan
 

@@ -20,7 +20,7 @@ from tinymem.localize.training import sides
 from tinymem.localize.watch import Watch
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Weights, applied
-from tinymem.models.known import known_config
+from tinymem.models.known_configs import known_config
 from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import Sizes, plan
 from tinymem.records.table import load_records

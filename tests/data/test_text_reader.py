@@ -8,8 +8,8 @@ import torch
 
 from tinymem.data.chunks import split_by_document
 from tinymem.data.corpus import split_documents
-from tinymem.data.other_text import TextReader, content_digest
 from tinymem.data.production import text_rows
+from tinymem.data.text_reader import TextReader, content_digest
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.data.tokenizer import train_tokenizer
 from tinymem.errors import UserError
