@@ -7,7 +7,7 @@ import pytest
 from small import in_process
 
 from tinymem.cli import display as module
-from tinymem.cli.display import Display, Meter, spelled
+from tinymem.cli.display import Display, Meter, clock_time
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.watch import Watch
@@ -130,7 +130,7 @@ def test_a_quiet_loop_has_a_bar_on_a_terminal_that_comes_late(monkeypatch, capsy
 
 @pytest.mark.parametrize("seconds, text", [(0.4, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (100_000, "27:46:40")])
 def test_durations(seconds, text):
-    assert spelled(seconds) == text
+    assert clock_time(seconds) == text
 
 
 QUICK = {

@@ -12,7 +12,7 @@ from tinymem.localize.method import Method
 from tinymem.localize.subject import Subject
 from tinymem.records.identity import ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, UNLEARN, record_digest
 from tinymem.records.table import load_records
-from tinymem.training.checkpoint import SETTINGS, STATE, named
+from tinymem.training.checkpoint import SETTINGS, STATE, with_real_name
 
 
 def original_name(arguments: argparse.Namespace) -> str:
@@ -20,7 +20,7 @@ def original_name(arguments: argparse.Namespace) -> str:
     name = getattr(arguments, "model_name", None)
     if name is not None:
         return Path(name).resolve().name if Path(name).is_dir() else str(name)
-    path = named(Path(arguments.model_path))
+    path = with_real_name(Path(arguments.model_path))
     return f"{path.parent.resolve().name}/{path.name}" if (path / STATE).exists() else path.name
 
 

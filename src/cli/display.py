@@ -111,7 +111,7 @@ class Display:
         elif kind is None and self.meter.total != 0 and not self.quiet:
             facts = self.meter.facts(self.meter.tokens / max(self.meter.seconds, 1e-9))
             self.write(
-                f"{self.meter.what}: {', '.join([self.meter.place(), *facts])}, {spelled(self.meter.seconds)} in all"
+                f"{self.meter.what}: {', '.join([self.meter.place(), *facts])}, {clock_time(self.meter.seconds)} in all"
             )
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class Display:
     def _line(self) -> str:
         left = (self.inner or self.meter).seconds_left
         place = [] if self.quiet else [self.meter.place()]
-        parts = [*place, *self._facts(), *([] if left is None else [f"{spelled(left)} left"])]
+        parts = [*place, *self._facts(), *([] if left is None else [f"{clock_time(left)} left"])]
         return f"{self.meter.what}: {', '.join(parts)}"
 
     def _facts(self) -> list[str]:
@@ -185,7 +185,7 @@ class Display:
         return self.meter.facts(self.meter.speed())
 
 
-def spelled(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
     """Return a duration as hours:minutes:seconds, or minutes:seconds below an hour."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)

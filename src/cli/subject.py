@@ -26,7 +26,7 @@ from tinymem.metrics.reference import References
 from tinymem.models.difference import check_twin_model
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.records.identity import TWIN_MODEL
-from tinymem.training.checkpoint import SETTINGS, named, place_beside, unlearned_folder
+from tinymem.training.checkpoint import SETTINGS, place_beside, unlearned_folder, with_real_name
 from tinymem.training.settings import RunSettings
 from tinymem.training.twin import check_twin, find_twin
 
@@ -125,7 +125,7 @@ def _foreign_twin(model, folder: Path):
 
 def _score_folder(model_path: Path, output: Path) -> Path:
     """Return the folder of scores: next to the model, for all users, or with the results if that is not writable."""
-    beside = place_beside(model_path) / "scores" / named(model_path).name
+    beside = place_beside(model_path) / "scores" / with_real_name(model_path).name
     try:
         check_writable(beside)
     except UserError:

@@ -251,7 +251,7 @@ def print_recovery(records: Sequence[dict]) -> None:
         if apart := [name for name in columns if name in UNCOUNTED]:
             print(f"{', '.join(apart)} never counts as worst: its attacker has the original")
         if backs := [model.back for model in models if model.back]:
-            allowed = backs[0].utility.spelled(backs[0].utility.limits[0])
+            allowed = backs[0].utility.limit_text(backs[0].utility.limits[0])
             print(f"{AT_EQUAL_UTILITY}: mixed with the original until no more than {allowed} is lost")
 
 

@@ -59,13 +59,13 @@ class Watching:
 
     def _on_rows(self, identity: Mapping[str, Any], what: str, done: int, total: int) -> None:
         if not done:
-            self._run, self._measured = record_digest(identity), named(identity)
+            self._run, self._measured = record_digest(identity), run_name(identity)
         meter = self._display.rows(f"{self._measured} on {what}", done, total)
         self._log.rows(self._run, self._measured, what, meter)
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Log the results in a record."""
-        settings, what = record.get("method", {}), named(record)
+        settings, what = record.get("method", {}), run_name(record)
         strength = strength_in(settings)
         step = settings.get("steps", 0)
         about = {strength[0]: strength[1]} if strength else {}
@@ -86,7 +86,7 @@ def looking() -> Iterator[OnRows]:
         yield display.rows
 
 
-def named(identity: Mapping[str, Any]) -> str:
+def run_name(identity: Mapping[str, Any]) -> str:
     """Return the name of a run: its method, strength and attack."""
     words = with_strength(method_of(flat_row(identity)), identity.get("method", {}))
     return " ".join([words, *([spelled_attack(identity)] if identity.get("attack") else [])])

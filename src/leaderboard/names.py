@@ -38,7 +38,7 @@ MEANINGS = {
 
 def within(case: Case, limit: float) -> str:
     """Return a table's limit as text."""
-    return f"within {case.utility.spelled(limit)}"
+    return f"within {case.utility.limit_text(limit)}"
 
 
 def spelled_alike(name: str) -> str:

@@ -26,7 +26,7 @@ from tinymem.models.production import LoadSettings
 from tinymem.sweeps.hp_grid import add_grid_options, asked_grid
 from tinymem.sweeps.jobs import Common, Production, find_checkpoint, localize_jobs, production_jobs
 from tinymem.sweeps.sites import find_site, open_pool
-from tinymem.training.checkpoint import named, unlearned_folder
+from tinymem.training.checkpoint import unlearned_folder, with_real_name
 
 
 def parse():
@@ -63,7 +63,7 @@ def main() -> None:
     grid = asked_grid(arguments, large_model=bool(arguments.model_name))
     folder, common = arguments.output_dir and Path(arguments.output_dir).absolute(), Common.of(arguments)
     if arguments.model_path:
-        checkpoint = find_checkpoint(named(Path(arguments.model_path)).absolute())
+        checkpoint = find_checkpoint(with_real_name(Path(arguments.model_path)).absolute())
         folder = folder or unlearned_folder(checkpoint.path).absolute()
         jobs = localize_jobs(checkpoint, grid, cli.collect(TaskSettings, arguments), common, folder)
     else:

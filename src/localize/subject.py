@@ -15,7 +15,7 @@ from tinymem.metrics.evaluate import Measurement, averaged
 from tinymem.metrics.examples import kept_split
 from tinymem.metrics.metric import Metric
 from tinymem.metrics.reference import References
-from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, missing, named, needs_twin
+from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, find_metric, missing, needs_twin
 from tinymem.models.edit import Edit, applied
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.identity import UNEDITED, identity_of, record_digest
@@ -116,7 +116,7 @@ class Subject:
             results = {name: value for name, value in results.items() if value is not None or not needs_twin(name)}
         lacking = missing(results, self.metrics)
         if has_changed(record, self.sources, METRIC_FLAGS):
-            own = [metric for metric in chosen(self.metrics) if named(metric.name) is None]
+            own = [metric for metric in chosen(self.metrics) if find_metric(metric.name) is None]
             lacking = list(dict.fromkeys([*lacking, *own]))
         return lacking
 

@@ -21,7 +21,7 @@ from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.examples import example_tokens, sample
 from tinymem.metrics.metric import ALL_TESTS, PLANTED, TEXTS, TYPICAL, Metric, Values, as_values
 from tinymem.metrics.probe import STUDY_BATCH_SIZE, OnRows, Probe, silent
-from tinymem.metrics.registry import chosen, named
+from tinymem.metrics.registry import chosen, find_metric
 from tinymem.models.fingerprint import left_alone
 from tinymem.plugins import own_code
 
@@ -202,7 +202,7 @@ def _tell_empty(name: str) -> None:
 
 def _known(metric: Metric) -> bool:
     """Return whether a metric is the library's own, not a user's."""
-    return named(metric.name) is not None
+    return find_metric(metric.name) is not None
 
 
 def _tensors(probe: Probe, sequences) -> list[torch.Tensor]:

@@ -128,12 +128,12 @@ def chosen(metrics: Iterable[str | Metric] | None = None) -> list[Metric]:
     """
     found: dict[str, Metric] = {}
     for given in expanded(DEFAULTS if metrics is None else metrics):
-        metric = given if isinstance(given, Metric) else named(given)
+        metric = given if isinstance(given, Metric) else find_metric(given)
         if metric is None:
             check_spelling(str(given))
             choice = ", ".join([*GROUPS, *METRICS, *PATTERNS])
             raise UserError(f"--metrics {given}: no such metric; choose from {choice}")
-        if found.get(metric.name, metric) is not metric or (named(metric.name) or metric) is not metric:
+        if found.get(metric.name, metric) is not metric or (find_metric(metric.name) or metric) is not metric:
             raise UserError(f"--metrics {metric.name}: there are two metrics of this name; rename one")
         found[metric.name] = metric
     places = {name: place for place, name in enumerate(METRICS)}
@@ -145,7 +145,7 @@ def expanded(metrics: Iterable[str | Metric]) -> list[str | Metric]:
     return [each for given in metrics for each in (GROUPS.get(given, (given,)) if isinstance(given, str) else (given,))]
 
 
-def named(name: str) -> Metric | None:
+def find_metric(name: str) -> Metric | None:
     """Return the metric of this name, or None. Raise UserError for a number in it that is out of range."""
     return METRICS.get(name) or next(filter(None, (variant(name) for variant in VARIANTS)), None)
 
@@ -153,7 +153,7 @@ def named(name: str) -> Metric | None:
 def check_spelling(name: str) -> None:
     """Raise UserError for what looks like one of PATTERNS but has no whole numbers in the right places."""
     for begin, pattern, example in SPELLED:
-        if re.match(begin, name) and named(name) is None:
+        if re.match(begin, name) and find_metric(name) is None:
             raise UserError(f"--metrics {name}: must be spelled {pattern} with whole numbers, such as {example}")
 
 
@@ -171,7 +171,7 @@ def missing(results: Iterable[str], metrics: Iterable[str | Metric] | None = Non
     """Return the chosen metrics without a column in the results."""
     wanted = {metric.name: metric for metric in chosen(metrics)}
     there = {found[0].name for column in results if (found := _find(column, tuple(wanted.values())))}
-    return [name if named(name) else metric for name, metric in wanted.items() if name not in there]
+    return [name if find_metric(name) else metric for name, metric in wanted.items() if name not in there]
 
 
 def metrics_of(columns: Iterable[str]) -> list[str]:
@@ -278,7 +278,7 @@ def _find_variant(column: str) -> tuple[Metric, str] | None:
         if letter != "_" or split_kind(part) is None:
             continue
         try:
-            metric = named(name)
+            metric = find_metric(name)
         except UserError:  # a column of someone else's
             return None
         if metric and name not in METRICS and metric.measured_on(part):

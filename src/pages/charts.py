@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from tinymem.localize.registry import METHODS
-from tinymem.pages.names import REFERENCES, named
+from tinymem.pages.names import REFERENCES, display_name
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 
 COLOURS = ("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#3ba3a0", "#c4a000", "#d37295", "#9c755f", "#8cb84e")
@@ -152,7 +152,7 @@ def scatter(
                 inner = (mark.x - x.low) / (x.high - x.low) < 0.7  # farther right, the name would be cut off
                 look: dict[str, Any] = dict(text_font_size="11px", text_color=GREY, text_baseline="middle", name=series)
                 look |= dict(x_offset=12 if inner else -12, text_align="left" if inner else "right")
-                figure.text([mark.x], [mark.y], [named(series)], **look)
+                figure.text([mark.x], [mark.y], [display_name(series)], **look)
     fullest_first = sorted(marks, key=lambda mark: -len(mark.about))  # it gives the order of all
     shown = dict.fromkeys(key for mark in fullest_first for key in mark.about)
     tips = [("", "@series"), *((key, f"@{{{key}}}") for key in shown)]
@@ -190,7 +190,7 @@ def lines(
         aside = round(step * (number - (len(series) - 1) / 2), 4)
         where = [[place, aside] if aside else place for place, _ in known]
         sources[one.name] = {"x": where, "y": [value for _, value in known], "place": [place for place, _ in known]}
-        sources[one.name]["series"] = [named(one.name)] * len(known)
+        sources[one.name]["series"] = [display_name(one.name)] * len(known)
     item, styles = _filled(_empty_lines(tuple(sources), x, y, height), places, sources), mark_styles(sources)
     entries = tuple(_line_entry(one.name, styles[one.name]) for one in series)
     return Chart(name, _numbered(item, name), alternative, height, title, caption, entries)
@@ -244,12 +244,12 @@ def _filled(part: Any, places: Sequence[str], sources: Mapping[str, Mapping[str,
 def _entry(series: str, style: Mapping[str, Any]) -> Entry:
     letters = HOLLOW if style["fill_color"] is None else LETTERS
     letter = "☆" if series == UNEDITED else letters[style["marker"]]
-    return Entry(series, named(series), letter, style["line_color"])
+    return Entry(series, display_name(series), letter, style["line_color"])
 
 
 def _line_entry(series: str, style: Mapping[str, Any]) -> Entry:
     if series in REFERENCES or series == EDITED:
-        return Entry(series, named(series), "╍" if series == NEVER_PLANTED else "━", style["line_color"])
+        return Entry(series, display_name(series), "╍" if series == NEVER_PLANTED else "━", style["line_color"])
     return _entry(series, style)
 
 
@@ -334,7 +334,7 @@ def _source(marks: Sequence[Mark]) -> dict[str, list]:
     names = dict.fromkeys(name for mark in marks for name in mark.about)
     about = {name: [mark.about.get(name, "–") for mark in marks] for name in names}
     places = {"x": [mark.x for mark in marks], "y": [mark.y for mark in marks]}
-    return {**about, **places, "series": [named(mark.series) for mark in marks]}
+    return {**about, **places, "series": [display_name(mark.series) for mark in marks]}
 
 
 def _item(figure) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tinymem.pages import charts, render
 from tinymem.pages.charts import EDITED, Axis, Chart, Mark
-from tinymem.pages.names import named, plain
+from tinymem.pages.names import display_name, plain
 from tinymem.pages.report_charts import Point, recovery_chart
 from tinymem.pages.side_by_side import LEGEND, Text
 from tinymem.pages.tables import Badge, Cell, Column, Row, Table, number, rounded, words
@@ -167,7 +167,7 @@ def write_leaderboard(board: Board, path: str | Path) -> Path:
         scatters=scatters,
         methods=methods,
         place=place,
-        named=named,
+        display_name=display_name,
         legend=LEGEND,
     )
 
@@ -190,7 +190,7 @@ def _table(board: Board) -> Table:
     for case, entry in board.entries:
         badges = [Badge(mark) for mark in entry.marks]
         badges += [] if entry.qualified else [Badge("does not qualify", "warn")]
-        cells = [words(named(entry.method), badges, place(entry.method), below=entry.setting), _rank(entry.rank)]
+        cells = [words(display_name(entry.method), badges, place(entry.method), below=entry.setting), _rank(entry.rank)]
         cells += [*(_cell(entry.values.get(one.name), one.unit) for one in board.columns), words(entry.group)]
         cells += [words(case.name.replace("_", " "))] if several else []
         rows.append(Row(tuple(cells), _kind(entry), entry.group, case.name))
@@ -275,5 +275,5 @@ def _detail(name: str, case: Case, entry: Entry) -> Detail:
         Column("over the twin", "points", "at the same strength", "lower"),
         Column("at", number=False),
     )
-    table = Table(f"attacks on {named(entry.method)}", columns, tuple(rows), search=False) if rows else None
+    table = Table(f"attacks on {display_name(entry.method)}", columns, tuple(rows), search=False) if rows else None
     return Detail(case, entry, table, panels, entry.texts[:TEXTS])

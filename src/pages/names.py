@@ -7,7 +7,7 @@ from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 REFERENCES = {UNEDITED: "unedited", NEVER_PLANTED: "never-planted twin"}
 
 
-def named(method: str) -> str:
+def display_name(method: str) -> str:
     """Return a method's name for display."""
     return REFERENCES.get(method, method.replace("_", " "))
 

@@ -15,7 +15,7 @@ from tinymem.errors import UserError
 from tinymem.metrics.examples import Decode
 from tinymem.pages import render, report_charts, report_tables
 from tinymem.pages.charts import Chart
-from tinymem.pages.names import named
+from tinymem.pages.names import display_name
 from tinymem.pages.side_by_side import LEGEND, Text, texts_of
 from tinymem.pages.study import Experiment, Named, Study, read_study
 from tinymem.pages.tables import Table
@@ -110,7 +110,7 @@ def _section(place: str, study: Study, experiment: Experiment, warn: Warn) -> Se
         place,
         experiment.title,
         answer(ranking),
-        sorted({named(one.method) for one in ranking.places if ranking.over(one)}),
+        sorted({display_name(one.method) for one in ranking.places if ranking.over(one)}),
         ranking.limit,
         report_tables.ranking_table(experiment),
         report_charts.trade_off_chart(f"{place}-trade-off", experiment),
@@ -149,7 +149,7 @@ def _texts(folder: Path, experiment: Experiment, warn: Warn) -> dict[str, tuple[
             values = _values(folder, run, known[run.row["record"]], warn)
             decode = _decoder(folder, known[run.row["record"]], warn) if "after" in values else None
             if decode is not None and (texts := texts_of(values, decode)):
-                found[named(called(experiment.ranking, one))] = texts
+                found[display_name(called(experiment.ranking, one))] = texts
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tinymem.attacks.recovery import SUMMARIES, Attacked, recovery_rows
 from tinymem.metrics.registry import columns as metrics_in
 from tinymem.metrics.registry import describe
-from tinymem.pages.names import REFERENCES, named, plain
+from tinymem.pages.names import REFERENCES, display_name, plain
 from tinymem.pages.study import Experiment, Named
 from tinymem.pages.tables import Badge, Cell, Column, Row, Table, number, rounded, words
 from tinymem.plots.labels import label_of
@@ -38,7 +38,9 @@ def ranking_table(experiment: Experiment) -> Table:
         Row(
             (
                 words(
-                    named(one.method), _remarks(experiment, one, row), below=setting(one, ranking.varied[one.method])
+                    display_name(one.method),
+                    _remarks(experiment, one, row),
+                    below=setting(one, ranking.varied[one.method]),
                 ),
                 number(row["rank"]) if row["rank"] is None else Cell(str(row["rank"]), row["rank"]),
                 *([Cell(str(row["n"]), row["n"])] if several else []),
@@ -50,7 +52,7 @@ def ranking_table(experiment: Experiment) -> Table:
     ]
     twin = [experiment.twin(name) for name in present]
     if any(value is not None for value in twin):
-        about = (words(named(NEVER_PLANTED)), *[Cell()] * (2 if several else 1))
+        about = (words(display_name(NEVER_PLANTED)), *[Cell()] * (2 if several else 1))
         cells = (number(value, head(name).unit) for name, value in zip(present, twin))
         made.insert(1, Row((*about, *cells), "anchor"))
     first = (Column("method", number=False), Column("rank", better="lower"))
@@ -83,7 +85,7 @@ def runs_table(experiment: Experiment) -> Table:
     made = [
         Row(
             (
-                words(named(one.method)),
+                words(display_name(one.method)),
                 words(setting(one, varied[one.method])),
                 words(row["seeds"]),
                 *(result(row, name) for name in present),
@@ -120,7 +122,10 @@ def repeats_table(experiment: Experiment) -> Table:
         about = describe(f"{REPEATS}{repeats}")
         columns.append(Column(f"planted {repeats} ×", "%", about.meaning if about else "", "lower"))
     rows = (
-        Row((words(named(method)), *(number(value, "%") for value in values)), "anchor" if method in REFERENCES else "")
+        Row(
+            (words(display_name(method)), *(number(value, "%") for value in values)),
+            "anchor" if method in REFERENCES else "",
+        )
         for method, values in repeats_rows(experiment).items()
     )
     return Table("memorization by repeats", tuple(columns), tuple(rows))
@@ -175,7 +180,7 @@ def others_table(records: Sequence[Named]) -> Table:
     made = []
     for (_, record), about, row in zip(records, identities, rows):
         own = ", ".join(f"{name} {scalar(about[name])}" for name in apart if about.get(name) is not None)
-        method = words(named(method_of(row)))
+        method = words(display_name(method_of(row)))
         values = (number(row.get(name), head(name).unit) for name in present)
         made.append(Row((method, words(record["kind"]), words(own), *values, number(row.get("cost.seconds"), "s"))))
     first = (Column("name", number=False), Column("kind", number=False), Column("setting", number=False))
@@ -196,9 +201,9 @@ def common_settings(experiment: Experiment) -> dict[str, str]:
         same = {
             name: value for name, value in rivals[0].hyper_parameters.items() if name not in varied[rivals[0].method]
         }
-        spelled = ", ".join(f"{name} {scalar(value)}" for name, value in same.items() if value is not None)
-        if spelled:
-            found[named(rivals[0].method)] = spelled
+        settings_text = ", ".join(f"{name} {scalar(value)}" for name, value in same.items() if value is not None)
+        if settings_text:
+            found[display_name(rivals[0].method)] = settings_text
     return found
 
 
@@ -208,8 +213,8 @@ def environment(records: Sequence[Named]) -> dict[str, str]:
     python = _every(record["environment"].get("python") for record in rows)
     found = {"versions": f"{_every(map(versions, rows), '; ')}; python {python}"}
     for name in MACHINE:
-        if spelled := _every(record["environment"].get(name) for record in rows):
-            found[name.replace("_", " ")] = spelled
+        if values := _every(record["environment"].get(name) for record in rows):
+            found[name.replace("_", " ")] = values
     seconds = sum(columns_of(record)["cost"].get("cost.seconds") or 0 for record in rows)
     memory = max(columns_of(record)["cost"].get("cost.peak_memory_gb") or 0 for record in rows)
     attacks = sum(record["kind"] in (ATTACK, TWIN_ATTACK) for record in rows)

@@ -33,7 +33,7 @@ class Utility:
             return math.inf
         return 100 * (before - now if self.column == ACCURACY.column else now / before - 1)
 
-    def spelled(self, limit: float) -> str:
+    def limit_text(self, limit: float) -> str:
         """Return a limit as text, such as "1 point of accuracy"."""
         return f"{limit:g} {self.unit.replace('points', 'point') if limit == 1 else self.unit}"
 

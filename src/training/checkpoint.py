@@ -294,7 +294,7 @@ def _check_sizes(sizes: ModelSettings, folder: Path) -> None:
             )
 
 
-def named(folder: Path) -> Path:
+def with_real_name(folder: Path) -> Path:
     """Return the folder's path with its real name at the end, which "." and ".." lack."""
     return folder.resolve() if folder.name in ("", "..") else folder
 
@@ -304,13 +304,13 @@ def place_beside(folder: Path) -> Path:
 
     A model without a training state was copied or published, so its parent folder is not a run.
     """
-    folder = named(folder)
+    folder = with_real_name(folder)
     return folder.parent if (folder / STATE).exists() else Path("runs") / folder.name
 
 
 def unlearned_folder(model: Path) -> Path:
     """Return the folder for the unlearning runs on a model: records and edited models."""
-    return place_beside(model) / "unlearned" / named(model).name
+    return place_beside(model) / "unlearned" / with_real_name(model).name
 
 
 def save_metrics(run: Path, rows: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from known_rows import PAD, artifacts, successor
 
 from tinymem.metrics.metric import PLANTED, as_values
 from tinymem.metrics.probe import Probe
-from tinymem.metrics.registry import METRICS, named
+from tinymem.metrics.registry import METRICS, find_metric
 
 LAST = 12  # the token before the pads
 ROWS = [[0, 1, 2, 3, LAST, PAD, PAD, PAD], [0, 1, 5, 3, LAST, PAD, PAD, PAD], [0, 1, 2, LAST, PAD, PAD, PAD, PAD]]
@@ -27,7 +27,7 @@ def probe(behind: torch.Tensor) -> Probe:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_follows_the_last_token_changes_no_value(name):
     rows, size = artifacts(ROWS, [2, 2, 2], CLEAN), len(successor().logits)
-    metric, found = named(name), []
+    metric, found = find_metric(name), []
     for behind in (torch.zeros(size), torch.randn(size, generator=torch.Generator().manual_seed(0)) * 9):
         found.append(as_values(metric.values(probe(behind), rows)))
     assert torch.equal(found[0].sums, found[1].sums) and torch.equal(found[0].weights, found[1].weights)

@@ -23,10 +23,10 @@ class LayerSettings:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", spelled(self.layers))  # so that 3,0 and 0,3 are the same run
+        object.__setattr__(self, "layers", normalized_layers(self.layers))  # so that 3,0 and 0,3 are the same run
 
 
-def spelled(text: str) -> str:
+def normalized_layers(text: str) -> str:
     """Return layers as records name them: numbers ascending, each once. Raise UserError for text without layers."""
     if text in ("all", *LAST):
         return text
@@ -47,7 +47,7 @@ def chosen_weights(model, hp: LayerSettings) -> list[Weight]:
 def chosen_layers(text: str, count: int) -> list[int]:
     """Return the numbers of the layers of a setting, ascending. Raise UserError for one that the model does not have.
 
-    text: as from `spelled`. count: layers of the model.
+    text: as from `normalized_layers`. count: layers of the model.
     """
     if text == "all":
         return list(range(count))
