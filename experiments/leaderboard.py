@@ -42,7 +42,7 @@ from tinymem.leaderboard.protocol import check_submission, jobs_of, together, tr
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.records.bundle import NAME
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
-from tinymem.sweeps.engine import Progress
+from tinymem.sweeps.engine import JobState
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.jobs import Common
 from tinymem.sweeps.sites import find_site, open_pool
@@ -288,7 +288,7 @@ def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Commo
 
 def run_stage(
     title: str, jobs: list[Job], arguments: argparse.Namespace, folder: Path, pool: Any
-) -> dict[str, Progress]:
+) -> dict[str, JobState]:
     """Run the missing jobs of a stage. Return the state of all by name; exit if the user stopped it."""
     print(title, file=sys.stderr)
     unique = list({job.name: job for job in jobs}.values())
@@ -298,7 +298,7 @@ def run_stage(
     return states
 
 
-def what_is_left(states: Mapping[str, Progress]) -> list[str]:
+def what_is_left(states: Mapping[str, JobState]) -> list[str]:
     """Return a line on each job whose records are missing."""
     return [f"{p.state}: {p.job.name}  {p.message}".rstrip() for p in states.values() if p.left]
 

@@ -14,7 +14,7 @@ from typing import Any
 from tinymem import cli, files
 from tinymem.cli.display import Display
 from tinymem.sweeps.attempt import DONE, FAILED, Place
-from tinymem.sweeps.engine import Pool, Progress, Sweep, run_jobs, survey
+from tinymem.sweeps.engine import JobState, Pool, Sweep, run_jobs, survey
 from tinymem.sweeps.job import Job
 from tinymem.sweeps.timings import Timings
 
@@ -53,10 +53,10 @@ def sweep(
     everything, ended = run_missing(arguments, jobs, folder, root, open_pool)
     if arguments.dry_run:
         return
-    if any(progress.runs > progress.left for progress in everything.values()):
+    if any(job_state.runs > job_state.left for job_state in everything.values()):
         on_finish()
     leave(ended)
-    sys.exit(1 if any(progress.left for progress in everything.values()) else 0)
+    sys.exit(1 if any(job_state.left for job_state in everything.values()) else 0)
 
 
 def run_missing(
@@ -65,16 +65,16 @@ def run_missing(
     folder: Path,
     root: Path,
     open_pool: Callable[[list[Job], Place], AbstractContextManager[Pool]],
-) -> tuple[dict[str, Progress], Sweep]:
+) -> tuple[dict[str, JobState], Sweep]:
     """Run the missing jobs and print their outcome, or print them with --dry_run. Return the state of all jobs."""
     surveyed = survey(jobs)
-    todo = [progress for progress in surveyed.values() if progress.left][: arguments.limit]
+    todo = [job_state for job_state in surveyed.values() if job_state.left][: arguments.limit]
     if arguments.dry_run:
         _print_plan(list(surveyed.values()), todo, Timings(folder))
         return surveyed, Sweep(surveyed)
     place = Place(str(root), str(files.writable_folder(folder).absolute()))
-    names = {progress.job.name for progress in todo}
-    chosen = {name: progress for name, progress in surveyed.items() if not progress.left or name in names}
+    names = {job_state.job.name for job_state in todo}
+    chosen = {name: job_state for name, job_state in surveyed.items() if not job_state.left or name in names}
     result = _run(chosen, todo, place, arguments.retries, open_pool) if todo else Sweep(chosen)
     everything = {**surveyed, **result.jobs}  # including those beyond --limit
     _print_result(everything, folder)
@@ -89,11 +89,11 @@ def leave(result: Sweep) -> None:
         sys.exit(130)
 
 
-def _print_plan(surveyed: list[Progress], todo: list[Progress], timings: Timings) -> None:
-    for progress in todo:
-        print(shlex.join(["python", *progress.job.command(progress.missing)]))
-    runs, done = sum(progress.left for progress in todo), sum(progress.before for progress in surveyed)
-    total = sum(progress.runs for progress in surveyed)
+def _print_plan(surveyed: list[JobState], todo: list[JobState], timings: Timings) -> None:
+    for job_state in todo:
+        print(shlex.join(["python", *job_state.job.command(job_state.missing)]))
+    runs, done = sum(job_state.left for job_state in todo), sum(job_state.before for job_state in surveyed)
+    total = sum(job_state.runs for job_state in surveyed)
     hours = f"; {in_hours(timings.total(p.job for p in todo), timings.count)}" if todo else ""
     commands = f"{len(todo)} command{'s' * (len(todo) != 1)}"
     print(f"\n{commands} for {runs} run{'s' * (runs != 1)}; of the grid's {total} runs {done} are done already{hours}")
@@ -106,37 +106,37 @@ def in_hours(seconds: float | None, count: int) -> str:
     return f"about {seconds / 3600:.1f} hours, one at a time, as the {count} commands before them took"
 
 
-def _run(chosen: dict[str, Progress], todo: list[Progress], place: Place, retries: int, open_pool: Any) -> Sweep:
+def _run(chosen: dict[str, JobState], todo: list[JobState], place: Place, retries: int, open_pool: Any) -> Sweep:
     total, before = (sum(getattr(p, name) for p in chosen.values()) for name in ("runs", "before"))
     with cli.interruptible() as should_stop, Display("sweep", total, "run", before) as display:
 
         def on_records() -> None:
-            display.to(sum(progress.runs - progress.left for progress in chosen.values()))
+            display.to(sum(job_state.runs - job_state.left for job_state in chosen.values()))
 
-        def on_end(progress: Progress) -> None:
+        def on_end(job_state: JobState) -> None:
             on_records()
-            if progress.state != DONE or not display.on_terminal:
-                display.write(f"{progress.state}: {progress.job.name}  {progress.message}".rstrip())
+            if job_state.state != DONE or not display.on_terminal:
+                display.write(f"{job_state.state}: {job_state.job.name}  {job_state.message}".rstrip())
 
-        with open_pool([progress.job for progress in todo], place) as pool:
+        with open_pool([job_state.job for job_state in todo], place) as pool:
             return run_jobs(chosen, pool, place, retries, should_stop, on_end, on_records)
 
 
-def _print_result(jobs: dict[str, Progress], folder: Path) -> None:
+def _print_result(jobs: dict[str, JobState], folder: Path) -> None:
     """Print one line per group, then the folders of records and failures."""
     groups: dict[str, dict[str, Any]] = {}
-    for progress in jobs.values():
-        for name in (progress.job.group, "all"):
+    for job_state in jobs.values():
+        for name in (job_state.job.group, "all"):
             row = groups.setdefault(name, dict.fromkeys(("group", "runs", "done", "skipped", "failed", "not run"), 0))
             row["group"] = name
-            row["runs"] += progress.runs
-            row["done"] += progress.runs - progress.before - progress.left
-            row["skipped"] += progress.before
-            row["failed" if progress.state == FAILED else "not run"] += progress.left
+            row["runs"] += job_state.runs
+            row["done"] += job_state.runs - job_state.before - job_state.left
+            row["skipped"] += job_state.before
+            row["failed" if job_state.state == FAILED else "not run"] += job_state.left
     groups["all"] = groups.pop("all")
     print(cli.table(groups.values()))
     where = f"; failures: {folder}/failed" if groups["all"]["failed"] else ""
-    print(f"\nrecords: {_common([progress.job.folder for progress in jobs.values()])}{where}")
+    print(f"\nrecords: {_common([job_state.job.folder for job_state in jobs.values()])}{where}")
 
 
 def _common(folders: list[str]) -> str:

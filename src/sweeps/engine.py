@@ -37,7 +37,7 @@ class Pool(Protocol):
 
 
 @dataclass
-class Progress:
+class JobState:
     """The state of one job.
 
     runs       number of records that it has when done
@@ -79,30 +79,30 @@ class Sweep:
     resting   jobs that another sweep is running, with the time of the next check
     """
 
-    jobs: dict[str, Progress]
+    jobs: dict[str, JobState]
     ended: str = ""
     stopped: bool = False
-    queue: list[Progress] = field(default_factory=list)
-    flying: dict[Future, Progress] = field(default_factory=dict)
-    resting: list[tuple[float, Progress]] = field(default_factory=list)
+    queue: list[JobState] = field(default_factory=list)
+    flying: dict[Future, JobState] = field(default_factory=dict)
+    resting: list[tuple[float, JobState]] = field(default_factory=list)
 
 
-def survey(jobs: Sequence[Job]) -> dict[str, Progress]:
+def survey(jobs: Sequence[Job]) -> dict[str, JobState]:
     """Return the state of each job by name, using only the records."""
     found = {}
     for job in jobs:
         runs, left = len(job.values), missing(job)
-        found[job.name] = Progress(job, runs, runs - len(left), left, WAITING if left else SKIPPED)
+        found[job.name] = JobState(job, runs, runs - len(left), left, WAITING if left else SKIPPED)
     return found
 
 
 def run_jobs(
-    jobs: dict[str, Progress],
+    jobs: dict[str, JobState],
     pool: Pool,
     place: Place,
     retries: int = 1,
     should_stop: Callable[[], bool] = lambda: False,
-    on_end: Callable[[Progress], None] = lambda progress: None,
+    on_end: Callable[[JobState], None] = lambda job_state: None,
     on_records: Callable[[], None] = lambda: None,
 ) -> Sweep:
     """Run everything that a survey found missing. Call `on_end` with every job that ends.
@@ -112,7 +112,7 @@ def run_jobs(
     should_stop called several times per second; True ends the sweep and stops its runs in an orderly way
     A full disk ends the sweep in the same way, since every run would fail on it.
     """
-    sweep = Sweep(jobs, queue=[progress for progress in jobs.values() if not progress.is_done])
+    sweep = Sweep(jobs, queue=[job_state for job_state in jobs.values() if not job_state.is_done])
     looked = time.monotonic()
     while not sweep.ended and (sweep.queue or sweep.flying or sweep.resting):
         if should_stop():
@@ -130,61 +130,61 @@ def run_jobs(
         wait(sweep.flying, timeout=STOP_SECONDS)
         for future in [future for future in sweep.flying if future.done()]:
             _take(sweep, future, place, 0, on_end)
-    if all(progress.is_done for progress in jobs.values()):  # the request to stop came after everything was done
+    if all(job_state.is_done for job_state in jobs.values()):  # the request to stop came after everything was done
         sweep.ended, sweep.stopped = "", False
     return sweep
 
 
-def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Callable[[Progress], None]) -> None:
+def _take(sweep: Sweep, future: Future, place: Place, retries: int, on_end: Callable[[JobState], None]) -> None:
     """Record how an attempt ended and decide what follows."""
-    progress = sweep.flying.pop(future)
-    outcome = _outcome(future, progress, place)
-    progress.state, progress.message = outcome.state, outcome.message
-    progress.attempts += outcome.state == FAILED
+    job_state = sweep.flying.pop(future)
+    outcome = _outcome(future, job_state, place)
+    job_state.state, job_state.message = outcome.state, outcome.message
+    job_state.attempts += outcome.state == FAILED
     if outcome.state != BUSY:
-        progress.missing = missing(progress.job)
+        job_state.missing = missing(job_state.job)
     if outcome.state == BUSY:
-        sweep.resting.append((time.monotonic() + BUSY_SECONDS, progress))
+        sweep.resting.append((time.monotonic() + BUSY_SECONDS, job_state))
     elif outcome.state == FAILED and any(reason in outcome.message for reason in FULL):
         sweep.ended = f"{outcome.message}; make room, then {GO_ON}"
-        on_end(progress)
+        on_end(job_state)
     elif outcome.state == FAILED and outcome.message.startswith(NO_WORKER):
         sweep.ended = f"{outcome.message.removeprefix(NO_WORKER + ': ')}; {GO_ON}"
-        on_end(progress)
-    elif outcome.state == FAILED and not outcome.final and progress.attempts <= retries:
-        sweep.queue.append(progress)
+        on_end(job_state)
+    elif outcome.state == FAILED and not outcome.final and job_state.attempts <= retries:
+        sweep.queue.append(job_state)
     elif outcome.state != STOPPED:
-        on_end(progress)
+        on_end(job_state)
 
 
 def _look(sweep: Sweep) -> None:
     """Update the state of running jobs from their records so far."""
-    for progress in sweep.flying.values():
-        if progress.runs > 1:
+    for job_state in sweep.flying.values():
+        if job_state.runs > 1:
             with contextlib.suppress(UserError):  # a damaged record: the job itself reports it
-                progress.missing = missing(progress.job)
+                job_state.missing = missing(job_state.job)
 
 
-def _start(sweep: Sweep, pool: Pool, on_end: Callable[[Progress], None]) -> None:
+def _start(sweep: Sweep, pool: Pool, on_end: Callable[[JobState], None]) -> None:
     """Submit every job that is ready. Drop jobs that depend on a failed job."""
     now = time.monotonic()
-    ready = [progress for when, progress in sweep.resting if when <= now]
-    sweep.resting = [(when, progress) for when, progress in sweep.resting if when > now]
+    ready = [job_state for when, job_state in sweep.resting if when <= now]
+    sweep.resting = [(when, job_state) for when, job_state in sweep.resting if when > now]
     to_come = {p.job.name for p in (*sweep.queue, *sweep.flying.values(), *ready, *(p for _, p in sweep.resting))}
     held_back, room = [], MAX_FLYING - len(sweep.flying) - len(ready)
-    for progress in sweep.queue:
-        needed = [sweep.jobs[name] for name in progress.job.after if name in sweep.jobs]
+    for job_state in sweep.queue:
+        needed = [sweep.jobs[name] for name in job_state.job.after if name in sweep.jobs]
         lost = [other.job.name for other in needed if not other.is_done and other.job.name not in to_come]
         if lost:
-            progress.message = f"needs {lost[0]}, which failed"
-            on_end(progress)
+            job_state.message = f"needs {lost[0]}, which failed"
+            on_end(job_state)
         elif room > 0 and all(other.is_done for other in needed):
-            ready.append(progress)
+            ready.append(job_state)
             room -= 1
         else:
-            held_back.append(progress)
+            held_back.append(job_state)
     sweep.queue = held_back
-    sweep.flying |= {pool.submit(progress.job): progress for progress in ready}
+    sweep.flying |= {pool.submit(job_state.job): job_state for job_state in ready}
 
 
 def _landed(sweep: Sweep) -> list[Future]:
@@ -196,7 +196,7 @@ def _landed(sweep: Sweep) -> list[Future]:
     return [future for future in sweep.flying if future.done()]
 
 
-def _outcome(future: Future, progress: Progress, place: Place) -> Outcome:
+def _outcome(future: Future, job_state: JobState, place: Place) -> Outcome:
     """Return how an attempt ended. Write the failure record if its worker was lost."""
     try:
         return future.result()
@@ -209,9 +209,9 @@ def _outcome(future: Future, progress: Progress, place: Place) -> Outcome:
         reason = " ... ".join(dict.fromkeys(said[:1] + said[-1:]))  # Parsl's first line says where, the last one why
         message = f"the worker was lost ({type(error).__name__}: {reason})"
         try:
-            command = progress.job.command(progress.missing)
+            command = job_state.job.command(job_state.missing)
             lines = "".join(traceback.format_exception(error)).splitlines()
-            write_failure(progress.job, place, message, command, exit_code=None, stderr=lines)
+            write_failure(job_state.job, place, message, command, exit_code=None, stderr=lines)
         except UserError as worse:
             return Outcome(FAILED, str(worse), final=True)
         return Outcome(FAILED, message)

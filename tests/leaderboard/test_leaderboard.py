@@ -19,7 +19,7 @@ from tinymem.leaderboard.protocol import jobs_of, training_jobs
 from tinymem.records.bundle import NAME, read_bundle
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.table import load_records
-from tinymem.sweeps.engine import Progress, Sweep
+from tinymem.sweeps.engine import JobState, Sweep
 from tinymem.sweeps.jobs import Common
 
 SCRIPT = "experiments/leaderboard.py"
@@ -298,7 +298,7 @@ def test_nobody_chooses_before_all_is_tried(held_back, published, monkeypatch, c
     def run(arguments, jobs, *_):
         """What --limit does: some jobs are not begun."""
         stages.append({job.group for job in jobs})
-        states = {job.name: Progress(job, 1, 0, [None] * (job.group == held_back)) for job in jobs}
+        states = {job.name: JobState(job, 1, 0, [None] * (job.group == held_back)) for job in jobs}
         return states, Sweep(states)
 
     monkeypatch.setattr("tinymem.cli.sweeping.run_missing", run)

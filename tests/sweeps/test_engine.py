@@ -12,7 +12,7 @@ from threads import thread_pool
 from tinymem import files
 from tinymem.cli.sweeping import run_missing
 from tinymem.sweeps import engine
-from tinymem.sweeps.engine import Progress, run_jobs, survey
+from tinymem.sweeps.engine import JobState, run_jobs, survey
 
 
 def run(small, jobs, retries=1, workers=2, **more):
@@ -21,7 +21,7 @@ def run(small, jobs, retries=1, workers=2, **more):
 
 
 def states(sweep) -> dict[str, str]:
-    return {name: progress.state for name, progress in sweep.jobs.items()}
+    return {name: job_state.state for name, job_state in sweep.jobs.items()}
 
 
 def failure(small) -> dict:
@@ -129,14 +129,14 @@ def test_nothing_to_do_is_decided_where_memories_are_sought(small):
 
 def test_a_limit_and_how_often_jobs_are_compared(small, monkeypatch, capsys):
     """Never: the study's 60216 commands would be compared 1.8 billion times before the first starts."""
-    monkeypatch.setattr(Progress, "__eq__", None)
+    monkeypatch.setattr(JobState, "__eq__", None)
     jobs = [small.job(name) for name in "abc"]
     arguments = SimpleNamespace(limit=2, dry_run=False, retries=0)
     everything, sweep = run_missing(
         arguments, jobs, small.out / "sweep", small.root, lambda jobs, place: thread_pool(place, 1)
     )
     assert small.log() == ["a 0", "b 0"] and list(sweep.jobs) == ["a", "b"]
-    assert [progress.left for progress in everything.values()] == [0, 0, 1]
+    assert [job_state.left for job_state in everything.values()] == [0, 0, 1]
 
 
 def test_two_sweeps_side_by_side_share_the_work(small):
@@ -146,7 +146,7 @@ def test_two_sweeps_side_by_side_share_the_work(small):
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     assert sorted(small.log()) == sorted(f"j{i} {value}" for i in range(6) for value in (1, 2))
     for sweep in sweeps:
-        assert all(progress.left == 0 and progress.is_done for progress in sweep.jobs.values())
+        assert all(job_state.left == 0 and job_state.is_done for job_state in sweep.jobs.values())
 
 
 def test_a_full_disk_ends_the_sweep(small):
