@@ -139,15 +139,12 @@ class Probe:
         logs, means, variances = (*found[1:4], *[torch.empty(0, 0)] * 3)[:3]
         return Window(targets, loss_mask, found[0], real, logs, means, variances)
 
-    def sampled(
-        self, artifacts: Artifacts, top_k: int = TOP_K, temperature: float = 1.0, prompt: str = "clean",
-        target: str = "planted",
-    ) -> torch.Tensor:  # fmt: skip
+    def sampled(self, artifacts: Artifacts, top_k: int = TOP_K, temperature: float = 1.0) -> torch.Tensor:
         """Return log q of each target when sampling from the top k, float32 (A, k); -infinity for those outside.
 
         top_k: the whole vocabulary if it is larger. 0 after the end of a row.
         """
-        return self._forced(artifacts, prompt, target, 2, (top_k, temperature))[-1]
+        return self._forced(artifacts, "clean", "planted", 2, (top_k, temperature))[-1]
 
     def _forced(
         self, artifacts: Artifacts, prompt: str, target: str, level: int, sampling: tuple[int, float] = (TOP_K, 1.0)
@@ -170,17 +167,17 @@ class Probe:
         loss_mask = inside if self.ignored_token is None else inside & (tokens != self.ignored_token)
         return tokens.masked_fill(~inside, 0), loss_mask
 
-    def real_targets(self, artifacts: Artifacts, target: str = "planted") -> tuple[torch.Tensor, torch.Tensor]:
+    def real_targets(self, artifacts: Artifacts) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k tokens after each prompt and whether each counts and is no pad: int64 and bool, both (A, k)."""
-        tokens, loss_mask = self.targets(artifacts, target)
+        tokens, loss_mask = self.targets(artifacts)
         return tokens, self._without_pads(tokens, loss_mask)
 
     def _without_pads(self, tokens: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
         return loss_mask if self.pad is None else loss_mask & (tokens != self.pad)
 
-    def generated(self, artifacts: Artifacts, prompt: str = "clean") -> torch.Tensor:
-        """Return the model's k tokens after each prompt, int64 (A, k); -1 beyond its context."""
-        ends, source = artifacts.prompt_end, getattr(artifacts, prompt)
+    def generated(self, artifacts: Artifacts) -> torch.Tensor:
+        """Return the model's k tokens after each clean prompt, int64 (A, k); -1 beyond its context."""
+        ends, source = artifacts.prompt_end, artifacts.clean
         outside = torch.arange(source.shape[1]) >= ends[:, None]
 
         def run(new: torch.Tensor) -> tuple[torch.Tensor]:
