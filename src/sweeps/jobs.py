@@ -122,12 +122,14 @@ def localize_jobs(
     folder = str(folder or checkpoint.path.parent / "unlearned" / checkpoint.path.name)
     base = unlearning_identity(checkpoint.settings, checkpoint.epoch, task)
     places = ("--output_dir", folder, *common.words)
-    return [
-        Job(
-            name=" ".join((method.name, checkpoint.name, *spelled)),
+
+    def job_of(method: Method, hp: Any) -> Job:
+        flags = as_flags(hp, leave_out=(method.strength,))
+        return Job(
+            name=" ".join((method.name, checkpoint.name, *flags)),
             group=method.name,
             words=(LOCALIZE, "--model_path", str(checkpoint.path), "--localization_method", method.place)
-            + (*spelled, *as_flags(task), "--no_save_model", *places),
+            + (*flags, *as_flags(task), "--no_save_model", *places),
             folder=folder,
             identity={"kind": UNLEARN, **base, "method": method.unvaried(hp)},
             varies=method.strength,
@@ -135,9 +137,8 @@ def localize_jobs(
             after=_after(checkpoint),
             nothing_to_do={"kind": UNEDITED, **base} if task.unlearn_set_name == "mem" else None,
         )
-        for method, hp in grid
-        for spelled in [as_flags(hp, leave_out=(method.strength,))]
-    ]
+
+    return [job_of(method, hp) for method, hp in grid]
 
 
 def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -> dict[str, Any]:
@@ -228,28 +229,26 @@ def jobs_on(
 ) -> list[Job]:
     """Return the jobs of `production_jobs` on a `located` model. data: what identifies its sequences."""
     base = {**model.sections(data), "forget": task.deciding()}
-    flags = (*model.flags, *production_task_flags(task), "--no_save_model", "--output_dir", str(folder))
+    shared_flags = (*model.flags, *production_task_flags(task), "--no_save_model", "--output_dir", str(folder))
 
-    def at_work(hp: Any) -> Any:
-        """Return hyper-parameters completed as prod_grad.py does."""
-        return replace(hp, dtype=model.loading.method_dtype) if hasattr(hp, "dtype") else hp
-
-    return [
-        Job(
-            name=" ".join((method.name, model.label, *spelled)),
+    def job_of(method: Method, hp: Any) -> Job:
+        flags = as_flags(hp, leave_out=(method.strength, "dtype"))
+        # as prod_grad.py completes them
+        resolved = replace(hp, dtype=model.loading.method_dtype) if hasattr(hp, "dtype") else hp
+        return Job(
+            name=" ".join((method.name, model.label, *flags)),
             group=method.name,
             words=(PRODUCTION, "--model_name", model.name, "--localization_method", method.place)
-            + (*spelled, *flags, *common.words),
+            + (*flags, *shared_flags, *common.words),
             folder=str(folder),
-            identity={"kind": UNLEARN, **base, "method": method.unvaried(at_work(hp))},
+            identity={"kind": UNLEARN, **base, "method": method.unvaried(resolved)},
             varies=method.strength,
             values=method.strengths(hp),
             nothing_to_do={"kind": UNEDITED, **base} if task.unlearn_set_name == "mem" else None,
             whole_node=model.whole_node,
         )
-        for method, hp in grid
-        for spelled in [as_flags(hp, leave_out=(method.strength, "dtype"))]
-    ]
+
+    return [job_of(method, hp) for method, hp in grid]
 
 
 def production_task_flags(task: TaskSettings) -> tuple[str, ...]:
