@@ -11,11 +11,6 @@ from tinymem.metrics.registry import METRICS
 from tinymem.regularizers.registry import REGULARIZERS
 from tinymem.training.finetune import FT_DATA
 
-FINETUNING = {
-    "clean": "train on the clean twins of the planted sequences",
-    "extra": "train on all training data except the planted sequences",
-    "both": "train on both of these",
-}
 Line = tuple[str, str, str, str]  # kind, name, flag, meaning
 
 
@@ -23,8 +18,8 @@ def listed() -> Iterator[Line]:
     """Yield a line per regularizer, fine-tuning, unlearning method, metric and attack, in the registries' order."""
     for entry in REGULARIZERS:
         yield "regularizer", entry.name, f"--{entry.flags[0]}", _first(sys.modules[entry.settings.__module__].__doc__)
-    for name in FT_DATA:
-        yield "fine-tuning", name, f"--ft_data {name}", FINETUNING[name]
+    for name, meaning in FT_DATA.items():
+        yield "fine-tuning", name, f"--ft_data {name}", meaning
     for method in METHODS.values():
         yield "unlearning", method.name, f"--localization_method {method.name}", _first(method.module.__doc__)
     for metric in METRICS.values():

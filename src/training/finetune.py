@@ -13,7 +13,11 @@ from tinymem.options import option, settings
 from tinymem.records.identity import FINETUNE
 from tinymem.training.settings import RunSettings
 
-FT_DATA = ("clean", "extra", "both")
+FT_DATA = {
+    "clean": "train on the clean twins of the planted sequences",
+    "extra": "train on all training data except the planted sequences",
+    "both": "train on both of these",
+}
 
 
 @settings
@@ -23,7 +27,7 @@ class FinetuneSettings:
     ft_data: str = option(
         "clean",
         "the clean twins of the artifacts, all training data except the artifacts (extra), or both",
-        choices=FT_DATA,
+        choices=tuple(FT_DATA),
     )
     ft_epochs: int = option(5, "passes over the fine-tuning set", low=1, alias=("--epochs",))
 
@@ -40,11 +44,8 @@ class FinetuneSettings:
 def finetuning_dataset(dataset: MemorizationDataset, ft_data: str) -> MemorizationDataset:
     """Return the same dataset with a different training set; the measured sets stay the same.
 
-    clean   the clean twin of every artifact once, however often the artifact was repeated
-    extra   every training row that is not an artifact
-    both    clean and extra together
-
-    The example ids of clean twins follow those of the training sequences. Raise UserError if there is nothing to train
+    ft_data: see FT_DATA. The clean twin of an artifact comes once, however often the artifact was repeated. The example
+    ids of clean twins follow those of the training sequences. Raise UserError if there is nothing to train
     on: only artifacts, or artifacts without clean twins.
     """
     if ft_data != "extra" and dataset.kind == "natural":
