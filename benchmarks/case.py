@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 CONTEXT, WIDTH, VOCABULARY, TEXT_VOCABULARY = 150, 128, 14, 50257
 SPECIALS = dict(bos_token_id=10, eos_token_id=11, pad_token_id=13)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 LAYERS = [
-    {"errors", "lazy", "allocator", "interrupts", "packaged", "scripts", "tables"},
+    {"errors", "lazy", "allocator", "interrupts", "packaged", "scripts"},
     {"options", "folders", "inputs", "plugins"},
     {"locks"},
     {"files"},
