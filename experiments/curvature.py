@@ -260,9 +260,8 @@ def draw(by_model: Mapping[str, Sequence[Mapping[str, Any]]], units: Mapping[str
             axis.xaxis.set_major_formatter("{x:g}")
             axis.set(ylim=(-4, 104), xlim=(-0.05, WIDEST), xlabel=f"lost, {units[model]}")
             set_title(axis, f"{model}: {title}")
-            beside = (
-                {} if len(panels) == len(PANELS) else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-            )  # the panel is empty
+            # with one panel, the legend goes into the empty place beside it
+            beside = {} if len(panels) == len(PANELS) else {"loc": "upper left", "bbox_to_anchor": (1, 1)}
             axis.legend(fontsize=7, frameon=False, **beside).set_in_layout(not beside)
         axes[0].set_ylabel("% of held-out sequences\nstill memorized")
     return figure

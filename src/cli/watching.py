@@ -40,10 +40,8 @@ class Watching:
         what = watch.method if watch.strength is None else f"{watch.method} {watch.strength:g}"
         if inner is None or inner.what != what or step <= inner.done:
             inner = self._display.inner = Meter(what, steps, done=step)
-            self._run, tokens = (
-                self._digest(),
-                0,
-            )  # the time of the first step is unknown: speeds are those of later ones
+            # the time of the first step is unknown: speeds are those of later ones
+            self._run, tokens = self._digest(), 0
         inner.to(step, tokens, **losses)
         self._display.refresh()
         if self._run:

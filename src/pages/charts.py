@@ -22,6 +22,7 @@ FEW_TICKS = 3  # fewer labels do not show the scale
 FOREIGN = (("#e6007e", "hex"), ("#7a2fe0", "inverted_triangle"), ("#0057d9", "plus"), ("#b3261e", "square_pin"))
 DASHES = ("solid", (7, 3), (2, 2), (9, 3, 2, 3), (4, 4))  # of lines, taken in turn: lines may coincide
 SHAPES = {"neuron": "circle", "weight": "square", "objective": "triangle", "curvature": "diamond"}  # by family
+# the marks as letters, in the list below a chart
 LETTERS = {
     "circle": "○",
     "square": "■",
@@ -33,12 +34,10 @@ LETTERS = {
     "square_pin": "✦",
     "star": "★",
     "x": "✕",
-}  # in the list below
+}
 HOLLOW = LETTERS | {"square": "□", "triangle": "△", "diamond": "◇", "hex": "⬡", "inverted_triangle": "▽"}
-NEAR, APART = (
-    2.0,
-    0.05,
-)  # percent: closer marks overlap, and are then moved apart by this share of a place's width
+# percent: closer marks overlap, and are then moved apart by this share of a place's width
+NEAR, APART = 2.0, 0.05
 EDITED = "edited"  # the series without a colour of its own
 THEME = {
     "Axis": {"axis_label_text_font_style": "normal", "axis_label_text_font_size": "12px"},

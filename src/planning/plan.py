@@ -24,11 +24,8 @@ from tinymem.models.production import RESERVE, free_bytes
 from tinymem.planning.memory import Shape, shape_of
 
 GB = 1e9
-FAILURES = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-)  # errors of code that fake tensors cannot run: a run does not need a plan
+# errors of code that fake tensors cannot run: a run does not need a plan
+FAILURES = (RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
