@@ -100,12 +100,37 @@ def run_methods(
         print(f"\nnothing to unlearn: {nothing_memorized(subject)}")
         failures.end()
         return records
-    save_models = bool(methods) and not arguments.no_save_model
+    records += run_all(subject, methods, records, attacks, arguments, failures, log)
+    if arguments.plot:
+        draw_figures(subject, records)
+    write_pages(subject, records)
+    print_table(records, [method for method, _ in methods], arguments.columns, subject.metrics)
+    written = {"records": "records"} | ({"edited models": "models"} if _saves_models(methods, arguments) else {})
+    written |= {"adapters": "adapters"} if subject.keep_adapters else {}
+    print("\n" + ", ".join(f"{what}: {subject.folder}/{place}" for what, place in written.items()))
+    failures.end()
+    return records
+
+
+def run_all(
+    subject: Subject,
+    methods: Sequence[tuple[Method, Any]],
+    unedited_records: Sequence[dict],
+    attacks: Attacks,
+    arguments: argparse.Namespace,
+    failures: Failures,
+    log: Log | None = None,
+) -> list[dict]:
+    """Run every method at each of its strengths, and the attacks on its edits. Show and log the progress.
+
+    unedited_records: of the unedited model and its twin. Return the records of the edits and of the attacks on them.
+    """
+    records, save_models = list(unedited_records), _saves_models(methods, arguments)
     clock = Clock(subject.model, subject.task)
     runs = sum(len(method.strengths(hp)) for method, hp in methods)
     with Display("unlearning", runs, "run") as display:
         watching = Watching(subject, display, log or Log())
-        for record in records:
+        for record in unedited_records:
             watching.record(record)
         for method, hp in methods:
             first = len(records)
@@ -122,28 +147,30 @@ def run_methods(
                         strength = method.strength and f"--{method.strength} {record['method'][method.strength]} "
                         display.write(f"{method.name}: {strength or ''}changes nothing in this model")
             write_cards(subject, method, records, first, original_name(arguments))
-    if arguments.plot:
-        every = records_beside(subject, records)
-        rows = [flat_row(record) for record in every if not record.get("attack")]
-        figures = []
-        if plots.shows_a_trade_off(rows):
-            figures += plots.plot_unlearning(rows, subject.folder / "unlearning")
-        else:
-            print("no unlearning.png: it shows memorization and quality, and one was not measured", file=sys.stderr)
-        figures += plots.plot_extraction(subject.folder, every, subject.folder / "extraction")
-        split, attacked = attacked_models(every)
-        figures += plots.plot_recovery(subject.folder, split, attacked)
-        for name, table in (("curves", curve_rows(attacked, _run_name)), ("uwc", back_rows(attacked, _run_name))):
-            if table:
-                figures.append(write_csv(subject.folder / "recovery" / f"{name}.csv", table))
-        print(*figures, sep="\n", file=sys.stderr)
-    write_pages(subject, records)
-    print_table(records, [method for method, _ in methods], arguments.columns, subject.metrics)
-    written = {"records": "records"} | ({"edited models": "models"} if save_models else {})
-    written |= {"adapters": "adapters"} if subject.keep_adapters else {}
-    print("\n" + ", ".join(f"{what}: {subject.folder}/{place}" for what, place in written.items()))
-    failures.end()
-    return records
+    return records[len(unedited_records) :]
+
+
+def _saves_models(methods: Sequence[tuple[Method, Any]], arguments: argparse.Namespace) -> bool:
+    """Return whether edited models are saved. Only scripts that run methods have the flag."""
+    return bool(methods) and not arguments.no_save_model
+
+
+def draw_figures(subject: Subject, records: Sequence[dict]) -> None:
+    """Write the figures of these runs and of earlier ones on the same model and task, and print their names."""
+    every_record = records_beside(subject, records)
+    rows = [flat_row(record) for record in every_record if not record.get("attack")]
+    figures = []
+    if plots.shows_a_trade_off(rows):
+        figures += plots.plot_unlearning(rows, subject.folder / "unlearning")
+    else:
+        print("no unlearning.png: it shows memorization and quality, and one was not measured", file=sys.stderr)
+    figures += plots.plot_extraction(subject.folder, every_record, subject.folder / "extraction")
+    split, attacked = attacked_models(every_record)
+    figures += plots.plot_recovery(subject.folder, split, attacked)
+    for name, table in (("curves", curve_rows(attacked, _run_name)), ("uwc", back_rows(attacked, _run_name))):
+        if table:
+            figures.append(write_csv(subject.folder / "recovery" / f"{name}.csv", table))
+    print(*figures, sep="\n", file=sys.stderr)
 
 
 def nothing_memorized(subject: Subject) -> str:
