@@ -15,11 +15,13 @@ from tinymem import cli
 # isort: split
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tinymem import allocator, files
 from tinymem.cli import production, subject
+from tinymem.cli.log import Log
 from tinymem.cli.methods import add_measuring_options, chosen_attacks
 from tinymem.cli.unlearning import (
     as_it_is,
@@ -33,7 +35,7 @@ from tinymem.cli.unlearning import (
 from tinymem.cli.watching import watched
 from tinymem.errors import Failures, UserError, renamed
 from tinymem.localize.registry import METHODS
-from tinymem.localize.subject import Run
+from tinymem.localize.subject import Run, Subject
 from tinymem.localize.unlearn import check_runs, finish
 from tinymem.models.difference import check_same_tokens, edit_between
 from tinymem.models.fingerprint import weights_fingerprint
@@ -58,17 +60,12 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
 
 def parse() -> tuple[argparse.Namespace, bool]:
     """Return the arguments, and whether the data is a TinyMem dataset, which decides the available flags."""
-    first = cli.Parser(__doc__, add_help=False)
-    add_own_options(first)
-    cli.add_list_option(first)
     words = sys.argv[1:]
-    known = first.parse_known_args(words)[0] if words and not {"-h", "--help"} & set(words) else None
-    original = (known.edit_of or known.model) if known else None
-    for flag, place in (("", known.model), ("--edit_of ", known.edit_of)) if known else ():
-        if place and Path(place).is_file():
-            raise UserError(f"{flag}{place}: is a file; give a model's folder, or a name on the hub")
-        if place and not Path(place).exists() and not _may_be_on_the_hub(place):
-            raise UserError(f"{flag}{place}: no such folder")
+    models = named_models(words)
+    original = (models.edit_of or models.model) if models else None
+    if models:
+        check_place("", models.model)
+        check_place("--edit_of ", models.edit_of)
     on_numbers = original is None or _on_our_data(original) or any(w.split("=")[0] == DATA_FLAG for w in words)
     parser = cli.Parser(__doc__, usage="%(prog)s MODEL [options]")
     add_own_options(parser)
@@ -85,6 +82,24 @@ def parse() -> tuple[argparse.Namespace, bool]:
     arguments.name = "external" if arguments.name is None else arguments.name
     setattr(arguments, "model_path" if on_numbers else "model_name", arguments.edit_of or arguments.model)
     return arguments, on_numbers
+
+
+def named_models(words: Sequence[str]) -> argparse.Namespace | None:
+    """Return the arguments that name models, read before the other flags are known; None to print the help."""
+    if not words or {"-h", "--help"} & set(words):
+        return None
+    parser = cli.Parser(__doc__, add_help=False)
+    add_own_options(parser)
+    cli.add_list_option(parser)
+    return parser.parse_known_args(words)[0]
+
+
+def check_place(flag: str, place: str | None) -> None:
+    """Raise UserError unless a model's place, if given, is a folder or may be a name on the hub."""
+    if place and Path(place).is_file():
+        raise UserError(f"{flag}{place}: is a file; give a model's folder, or a name on the hub")
+    if place and not Path(place).exists() and not _may_be_on_the_hub(place):
+        raise UserError(f"{flag}{place}: no such folder")
 
 
 def _on_our_data(folder: str) -> bool:
@@ -129,33 +144,30 @@ def as_original(folder: str) -> str:
     )
 
 
-def main() -> None:
-    arguments, on_numbers = parse()
-    check_measuring(arguments)
-    log = cli.open_log(arguments)
-    allocator.keep_freed_memory()
-    attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
-    if on_numbers:
-        original = subject.load_subject(arguments)
-    else:
-        loading = cli.collect(LoadSettings, arguments)
-        with renamed("--model_name", "--edit_of" if arguments.edit_of else ""):
-            original = production.load_subject(arguments, loading, [])
-    if arguments.edit_of is None:
-        print(as_original(arguments.model), file=sys.stderr)
-        run_methods(original, [], arguments, attached=attached, log=log)
-        return
-    if on_numbers:
-        model, tokenizer = load_model(arguments.model, original.model.device), tokenizer_in(Path(arguments.model))
-    else:
-        with renamed("--model_name", ""):
-            model, tokenizer = open_causal_lm(
-                arguments.model, None, original.model.device, loading.dtype, loading.device_map
-            )
+def open_edit(arguments: argparse.Namespace, loading: LoadSettings | None, device: Any) -> tuple[Any, Any]:
+    """Return the edited model and its tokenizer. loading: of a production model; None: TinyMem's data is measured."""
+    if loading is None:
+        return load_model(arguments.model, device), tokenizer_in(Path(arguments.model))
+    with renamed("--model_name", ""):
+        return open_causal_lm(arguments.model, None, device, loading.dtype, loading.device_map)
+
+
+def measure_edit(
+    arguments: argparse.Namespace,
+    original: Subject,
+    loading: LoadSettings | None,
+    attached: dict[str, Any],
+    log: Log | None,
+) -> None:
+    """Measure the model as an edit of its original, attack it and print the table.
+
+    loading: as in `open_edit`. attached: results from elsewhere, stored with the edit's record.
+    """
+    model, tokenizer = open_edit(arguments, loading, original.model.device)
     check_same_tokens(original.tokenizer, tokenizer, arguments.model)
     edit = edit_between(original.model, model, arguments.model)
-    about: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
-    about["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
+    identity: dict[str, Any] = {"kind": MEASURED, "parent": original.unedited_digest, **original.identity}
+    identity["method"] = {"name": arguments.name, "weights": weights_fingerprint(model)}
     attacks = chosen_attacks(arguments) if len(original.task.forget) else []
     if arguments.attack and not attacks:
         print(f"no attacks: {nothing_memorized(original)}", file=sys.stderr)
@@ -164,7 +176,7 @@ def main() -> None:
     records = as_it_is(original, attacks, arguments.force, failures, log)
     check_columns(arguments.columns, records)
     with failures.kept(f"{arguments.name} in {arguments.model}"), watched(original, log) as watching:
-        run = Run(watching.subject, about)
+        run = Run(watching.subject, identity)
         records += finish(run, edit, Cost(arguments.seconds, None), attacks, arguments.force)
         for record in records:
             watching.record(record)
@@ -175,6 +187,25 @@ def main() -> None:
     print_table(records, asked=arguments.columns, metrics=original.metrics)
     print(f"\nrecords: {original.folder}/records")
     failures.end()
+
+
+def main() -> None:
+    arguments, on_numbers = parse()
+    check_measuring(arguments)
+    log = cli.open_log(arguments)
+    allocator.keep_freed_memory()
+    attached = harness_results(arguments.lm_eval) if arguments.lm_eval else {}
+    loading = None if on_numbers else cli.collect(LoadSettings, arguments)
+    if loading is None:
+        original = subject.load_subject(arguments)
+    else:
+        with renamed("--model_name", "--edit_of" if arguments.edit_of else ""):
+            original = production.load_subject(arguments, loading, [])
+    if arguments.edit_of is None:
+        print(as_original(arguments.model), file=sys.stderr)
+        run_methods(original, [], arguments, attached=attached, log=log)
+    else:
+        measure_edit(arguments, original, loading, attached, log)
 
 
 if __name__ == "__main__":
