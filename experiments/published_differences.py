@@ -148,21 +148,39 @@ def with_differences(hp: Any, names: Collection[str]) -> Any:
 
 @contextmanager
 def as_published(names: Collection[str]) -> Iterator[None]:
-    """Let the library's methods work with these differences within the block."""
+    """Let the library's methods work with these differences within the block.
+
+    After a block without an error, every difference that replaces a function of the library must have been used.
+    """
     dtype = torch.float32 if "float32_fisher" in names else torch.float64
-    score = partial(published_obs.score, piled="piled_gradients" in names, dtype=dtype)
-    parts: dict[str, tuple[tuple[Any, str, Callable], ...]] = {
-        "scores_as_stored": ((edge_popup, "new_scores", scores_as_stored),),
-        "in_order": tuple((module, "unlearn_batches", batches_in_order) for module in (subnet, gates)),
-        "one_zero_grad": tuple((module, "learn_gates", learn_gates_piling_up) for module in (slimming, hard_concrete)),
+    score = Replacement(partial(published_obs.score, piled="piled_gradients" in names, dtype=dtype))
+    batches, gate_learning = Replacement(batches_in_order), Replacement(learn_gates_piling_up)
+    replacements: dict[str, tuple[tuple[Any, str, Replacement], ...]] = {
+        "scores_as_stored": ((edge_popup, "new_scores", Replacement(scores_as_stored)),),
+        "in_order": tuple((module, "unlearn_batches", batches) for module in (subnet, gates)),
+        "one_zero_grad": tuple((module, "learn_gates", gate_learning) for module in (slimming, hard_concrete)),
         "piled_gradients": ((obs, "score", score),),
         "float32_fisher": ((obs, "score", score),),
     }
     with ExitStack() as changes:
         for name in names:
-            for module, function, own in parts.get(name, ()):
-                changes.enter_context(patch.object(module, function, own))
+            for module, function, replacement in replacements.get(name, ()):
+                changes.enter_context(patch.object(module, function, replacement))
         yield
+    for name in names:
+        called = [replacement.was_called for *_, replacement in replacements.get(name, ())]
+        assert any(called) or not called, f"{name}: the library no longer calls the function that this replaces"
+
+
+class Replacement:
+    """A function in place of one of the library's, which notes whether it was called."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function, self.was_called = function, False
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.was_called = True
+        return self.function(*arguments, **options)
 
 
 _new_scores, _learn_gates = edge_popup.new_scores, gates.learn_gates

@@ -162,7 +162,7 @@ def _run(
         strength: Run(subject, run_identity(subject, method, hp, strength, names)) for strength in method.strengths(hp)
     }
     to_find = [strength for strength, run in done.items() if force or not run.is_done or lacks(run, attacks)]
-    with as_published(names):
+    with as_published(names if to_find else ()):
         settings = with_differences(method.at(hp, *to_find), names) if to_find else hp
         with closing(edits(method, subject.model, as_shown(subject.task), settings)) as found:
             for strength, run in done.items():
