@@ -138,6 +138,10 @@ class UnlearningTask:
         """Return a fresh generator on the CPU, so that every device draws the same numbers."""
         return torch.Generator().manual_seed(self.seed)
 
+    def passes(self, rows: int) -> int:
+        """Return the forward passes over this many sequences: the number of microbatches."""
+        return -(-rows // self.microbatch)
+
     def check_retain(self, name: str) -> None:
         """Raise UserError for a task without a retain set. name: the flag and the name of what needs it."""
         if not len(self.retain):

@@ -161,7 +161,7 @@ def factor_passes(task: UnlearningTask, weights: Sequence[Weight], hp: FactorSet
     Assume that other text has as many sequences as are asked for.
     """
     rows = min(hp.factor_sequences, len(task.retain)) if hp.factor_data is None else hp.factor_sequences
-    once = sum(1 for _ in groups(weights)) * -(-rows // task.microbatch)
+    once = sum(1 for _ in groups(weights)) * task.passes(rows)
     return once * (1 if hp.labels == "gold" else 2), once
 
 

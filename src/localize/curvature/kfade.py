@@ -83,8 +83,8 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     """
     check(model, task, hp)
     forward, backward = factor_passes(task, chosen_weights(model, hp), hp)
-    steps, forget = len(hp.kl_budget) * hp.newton_steps, -(-len(task.forget) // task.microbatch)
-    measured = -(-min(hp.kl_sequences, len(task.retain)) // task.microbatch)
+    steps, forget = len(hp.kl_budget) * hp.newton_steps, task.passes(len(task.forget))
+    measured = task.passes(min(hp.kl_sequences, len(task.retain)))
     return forward + measured + steps * (forget + TRIALS * measured), backward + steps * forget
 
 

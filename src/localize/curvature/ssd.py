@@ -68,7 +68,7 @@ def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     """Return the passes: one over all sequences."""
-    count = sum(-(-rows // task.microbatch) for rows in (len(task.forget), len(task.retain)))
+    count = task.passes(len(task.forget)) + task.passes(len(task.retain))
     return count, count
 
 

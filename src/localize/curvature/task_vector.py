@@ -52,7 +52,7 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     """Return the passes of the training run and of the loss before it."""
-    count = _steps(task, hp) * -(-min(hp.batch_size, len(task.forget)) // task.microbatch)
+    count = _steps(task, hp) * task.passes(min(hp.batch_size, len(task.forget)))
     return 1 + count, count
 
 

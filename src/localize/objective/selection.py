@@ -122,11 +122,7 @@ def walk(
 
 def work(task: UnlearningTask, hp: Any) -> tuple[int, int]:
     """Return the passes that find the directions, and those over the rows on which the drift is measured."""
-
-    def count(rows: int) -> int:
-        return -(-rows // task.microbatch)
-
     forget, retain = len(task.forget), len(task.retain)
-    found = forget // BATCH * count(BATCH) + count(forget % BATCH) + count(forget)
-    shared = count(min(retain, SHARED_ROWS)) if hp.directions == "retain" else 0
-    return found + shared, count(min(retain, BUDGET_ROWS))
+    found = forget // BATCH * task.passes(BATCH) + task.passes(forget % BATCH) + task.passes(forget)
+    shared = task.passes(min(retain, SHARED_ROWS)) if hp.directions == "retain" else 0
+    return found + shared, task.passes(min(retain, BUDGET_ROWS))

@@ -46,7 +46,7 @@ def score(model, task: UnlearningTask, hp: HyperParameters) -> WeightScores:
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     """Return the passes: one over the chosen sequences for each part of F that fits into memory."""
     parts = groups(list(mlp_weights(find_mlps(model)).values()), hp.block_size)
-    count = sum(1 for _ in parts) * -(-min(hp.num_grads, len(task.forget)) // task.microbatch)
+    count = sum(1 for _ in parts) * task.passes(min(hp.num_grads, len(task.forget)))
     return count, count
 
 
