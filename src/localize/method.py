@@ -274,16 +274,13 @@ def ranking(module: ModuleType, name: str, code: str | None = None, nested: bool
         settings |= {"code": code} if code else {}
 
         def score() -> Scores:
-            found = module.score(model, task, hp)
-            if code:
-                check_scores_of(model, found)
-            return found
+            with guarded(name, model, task)() if code and task.cache else nullcontext():  # before anything is stored
+                scores = module.score(model, task, hp)
+                if code:
+                    check_scores_of(model, scores)
+                return scores
 
-        def kept() -> Scores:
-            with guarded(name, model, task)() if code else nullcontext():  # before anything is stored
-                return score()
-
-        scores = score() if task.cache is None else task.cache.tensors(name, settings, model, kept)
+        scores = task.cached(name, settings, model, score)
         check_scores(scores.values() if isinstance(scores, dict) else scores, model, hp)
         for value in _strengths(hp):
             yield value, Zeros(drop(find_mlps(model), scores, value))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -13,7 +13,7 @@ from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.data.memories import memories
 from tinymem.data.text_reader import TextReader
 from tinymem.errors import UserError, finite
-from tinymem.localize.cache import Cache
+from tinymem.localize.cache import Cache, Tensors
 from tinymem.localize.watch import Watch
 from tinymem.metrics.memorization import memorized
 from tinymem.metrics.probe import OnRows, silent
@@ -28,6 +28,7 @@ PRODUCTION_HELD_OUT = 0.5  # default holdout_fraction for production models
 TRAIN, TEST = "train", "test"  # values of --forget
 OTHERS, ALL = "others", "all"  # values of --retain
 LATER = ("validation_fraction", "forget", "retain")
+Kept = TypeVar("Kept", bound=Tensors)
 Look = Callable[[Artifacts], "torch.Tensor"]  # which artifacts are memorized, bool (A,)
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
@@ -137,6 +138,12 @@ class UnlearningTask:
     def generator(self) -> torch.Generator:
         """Return a fresh generator on the CPU, so that every device draws the same numbers."""
         return torch.Generator().manual_seed(self.seed)
+
+    def cached(self, name: str, settings: Mapping[str, Any], model, compute: Callable[[], Kept]) -> Kept:
+        """Return the tensors of this name and these settings, computed if there is no cache or they are not in it."""
+        if self.cache is None:
+            return compute()
+        return cast(Kept, self.cache.tensors(name, settings, model, compute))
 
     def passes(self, rows: int) -> int:
         """Return the forward passes over this many sequences: the number of microbatches."""

@@ -88,11 +88,10 @@ def bases(model, task: UnlearningTask, weights: Sequence[Weight], hp: FactorSett
     if not is_plan(model):
         check_enough(task, tokens, weights, hp)
     for group in groups(weights):
-        found = partial(_bases_of, model, task, tokens, group, hp.labels)
+        compute_bases = partial(_bases_of, model, task, tokens, group, hp.labels)
         about = {"labels": hp.labels, "sequences": len(tokens), "weights": [weight.name for weight in group]}
         about |= {} if hp.factor_data is None else {"text": TokenSet(tokens, {}).fingerprint}
-        tensors = found() if task.cache is None else task.cache.tensors("kronecker_bases", about, model, found)
-        assert not isinstance(tensors, dict)
+        tensors = task.cached("kronecker_bases", about, model, compute_bases)
         for number, weight in enumerate(group):
             parts = tensors[PARTS * number : PARTS * (number + 1)]
             yield weight, Basis(*(part.to(weight.parameter.device) for part in parts))

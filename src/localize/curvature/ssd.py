@@ -125,9 +125,6 @@ def _cached(
     model, task: UnlearningTask, weights: list[Weight], tokens: torch.Tensor, rows: str, edited: str
 ) -> dict[str, torch.Tensor]:
     """Return the importances of tokens (m, T), from the cache if they are there. rows: the name of these tokens."""
-    found = partial(importances, model, task, tokens, weights)
-    if task.cache is None:
-        return found()
-    tensors = task.cache.tensors("importances", {"rows": rows, "edited": edited}, model, found)
-    assert isinstance(tensors, dict)
+    compute = partial(importances, model, task, tokens, weights)
+    tensors = task.cached("importances", {"rows": rows, "edited": edited}, model, compute)
     return {weight.name: tensors[weight.name].to(weight.parameter.device) for weight in weights}

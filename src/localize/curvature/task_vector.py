@@ -40,13 +40,11 @@ class HyperParameters:
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield the weights at each alpha. Memory: up to four copies of the parameters while they are trained."""
     settings = {name: value for name, value in vars(hp).items() if name != "alpha"}
-    found = partial(way, model, task, hp)
-    vector = found() if task.cache is None else task.cache.tensors("task_vector", settings, model, found)
-    assert isinstance(vector, dict)
-    known = dict(model.named_parameters())
+    vector = task.cached("task_vector", settings, model, partial(trained_change, model, task, hp))
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for alpha in hp.alpha:
         yield alpha, Weights(
-            {name: known[name].detach() - alpha * step.to(known[name].device) for name, step in vector.items()}
+            {name: parameters[name] - alpha * change.to(parameters[name].device) for name, change in vector.items()}
         )
 
 
@@ -56,7 +54,7 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     return 1 + count, count
 
 
-def way(model, task: UnlearningTask, hp: HyperParameters) -> dict[str, torch.Tensor]:
+def trained_change(model, task: UnlearningTask, hp: HyperParameters) -> dict[str, torch.Tensor]:
     """Return theta_F - theta of every trained parameter, shaped as stored. Leave the model unchanged."""
     own = ("batch_size", "lr", "warm_up", "trained", "dtype")
     training = ObjectiveSettings(steps=(_steps(task, hp),), **{name: getattr(hp, name) for name in own})

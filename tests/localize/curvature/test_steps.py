@@ -188,7 +188,7 @@ def test_a_task_vector_goes_back_along_the_training(tiny_model, tiny_task):
     model, task = tiny_model(), tiny_task()
     hp = task_vector.HyperParameters(alpha=(0.5, 1.0, 3.0), epochs=5, batch_size=4, lr=1e-3, dtype="float32")
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    vector, before = task_vector.way(model, task, hp), task.mean_loss(model, task.forget.planted)
+    vector, before = task_vector.trained_change(model, task, hp), task.mean_loss(model, task.forget.planted)
     assert all(torch.equal(start[name], parameter) for name, parameter in model.named_parameters())
     with applied(model, Weights({name: start[name] + step for name, step in vector.items()})):
         assert task.mean_loss(model, task.forget.planted) < before
