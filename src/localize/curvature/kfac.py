@@ -46,13 +46,13 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     bases of all chosen matrices are held if there are several strengths.
     """
     weights = chosen_weights(model, hp)
-    found = partial(bases, model, task, weights, hp)
-    held = list(found()) if task.cache is None and len(hp.rho) > 1 else None
+    find_bases = partial(bases, model, task, weights, hp)
+    held = list(find_bases()) if task.cache is None and len(hp.rho) > 1 else None
     for rho in hp.rho:
         if rho == IDLE:
             yield rho, Weights({})
         else:
-            yield rho, Weights(_edited(weights, found() if held is None else held, rho, hp.cut))
+            yield rho, Weights(_edited(weights, find_bases() if held is None else held, rho, hp.cut))
 
 
 def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
@@ -66,10 +66,10 @@ def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:
     return factor_passes(task, chosen_weights(model, hp), hp)
 
 
-def _edited(weights: list[Weight], found: Iterable[tuple[Weight, Basis]], rho: float, cut: str) -> dict:
+def _edited(weights: list[Weight], weight_bases: Iterable[tuple[Weight, Basis]], rho: float, cut: str) -> dict:
     """Return the edited matrices, with the shape and type of the stored ones."""
     edited = {weight.name: torch.empty_like(weight.parameter, requires_grad=False) for weight in weights}
-    for weight, basis in found:
+    for weight, basis in weight_bases:
         weight.view(edited[weight.name]).copy_(kept_part(weight.view(), basis, rho, cut))
     return edited
 

@@ -34,6 +34,8 @@ from tinymem.training.objective import FORGET_TOKENS
 TRIALS = 8  # measurements of the KL in a step
 ENOUGH = 12  # forward passes that show a run's peak in a plan: factors, predictions before, gradient, first trials
 
+FindBases = Callable[[], Iterator[tuple[Weight, Basis]]]
+
 
 @settings
 class HyperParameters(FactorSettings):
@@ -62,12 +64,12 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     if not is_plan(model):  # a plan runs on a few rows
         check(model, task, hp)
     weights = chosen_weights(model, hp)
-    found = partial(bases, model, task, weights, hp)
+    find_bases: FindBases = partial(bases, model, task, weights, hp)
     if task.cache is None and len(hp.kl_budget) * hp.newton_steps > 1 and not is_plan(model):  # a plan's run has one
-        found = partial(iter, list(found()))
-    drift = Drift(model, task, hp.kl_sequences)
+        find_bases = partial(iter, list(find_bases()))
+    drift = RetainDrift(model, task, hp.kl_sequences)
     for budget in hp.kl_budget:
-        yield budget, Weights(*_ascended(model, task, weights, found, drift, budget, hp))
+        yield budget, Weights(*_ascended(model, task, weights, find_bases, drift, budget, hp))
 
 
 def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
@@ -94,7 +96,7 @@ def held_bytes(model, task: UnlearningTask, hp: HyperParameters) -> int:
     return 4 * rows * (length - 1) * model.config.get_text_config().vocab_size
 
 
-class Drift:
+class RetainDrift:
     """KL(before || after) on retain sequences, in nats per token. It keeps the predictions before the edit."""
 
     def __init__(self, model, task: UnlearningTask, count: int) -> None:
@@ -118,7 +120,7 @@ class Drift:
 
 
 def _ascended(
-    model, task, weights: list[Weight], found: Callable, drift: Drift, budget: float, hp
+    model, task, weights: list[Weight], find_bases: FindBases, drift: RetainDrift, budget: float, hp
 ) -> tuple[dict, dict[str, float]]:
     """Return the matrices after all steps, shaped as stored, and the drift they reach. Leave the model unchanged."""
     with reversible() as changes, frozen(model):
@@ -127,13 +129,13 @@ def _ascended(
         reached = 0.0
         for step in range(1, hp.newton_steps + 1):
             target = budget * (step / hp.newton_steps) ** 2
-            reached = _climb(model, task, weights, found, drift, target, reached, hp)
+            reached = _climb(model, task, weights, find_bases, drift, target, reached, hp)
         edited = {weight.name: weight.parameter.detach().clone() for weight in weights}
     return edited, kl_note("kfade", budget, reached)
 
 
 def _climb(
-    model, task, weights: list[Weight], found: Callable, drift: Drift, target: float, before: float, hp
+    model, task, weights: list[Weight], find_bases: FindBases, drift: RetainDrift, target: float, before: float, hp
 ) -> float:
     """Move the matrices uphill until the drift, now `before`, is close to the target. Return the drift."""
     parameters = [weight.parameter for weight in weights]
@@ -142,7 +144,7 @@ def _climb(
     if not all_finite(slopes):
         raise NotFinite(f"its gradient is not finite; {remedy(model)}")
     directions, curvature = [], 0.0
-    for weight, basis in found():
+    for weight, basis in find_bases():
         direction, bend = newton_direction(weight.view(slopes.pop(0)), basis, hp.damping)
         directions.append(weight.view(direction))
         curvature += bend
@@ -187,17 +189,17 @@ def largest_step(
     Return (0, before) if there is none. The trials begin at `first` and assume that the square root of the divergence
     grows linearly from that of `before`.
     """
-    found, high, eta = (0.0, before), math.inf, first
+    best, high, eta = (0.0, before), math.inf, first
     for _ in range(TRIALS):
         reached = divergence(eta)
         if reached <= target:
-            found = max(found, (eta, reached))
+            best = max(best, (eta, reached))
         else:
             high = min(high, eta)
         rise, wanted = (math.sqrt(value) - math.sqrt(before) for value in (reached, 0.98 * target))
-        guess, low = eta * wanted / rise if rise > 0 else math.inf, found[0]
+        guess, low = eta * wanted / rise if rise > 0 else math.inf, best[0]
         if low < guess < high:
             eta = min(guess, 10 * eta)
         else:
             eta = 10 * eta if high == math.inf else math.sqrt(low * high) if low else high / 10
-    return found
+    return best

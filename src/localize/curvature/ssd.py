@@ -45,15 +45,15 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
     """Yield the edited weights at each alpha. Memory: the importances, two float32 tensors per edited weight."""
     check(model, task, hp)
     weights = edited_weights(model, hp.edited)
-    planted, others = task.forget.planted, task.retain
+    planted, retain = task.forget.planted, task.retain
     if not is_plan(model):  # the rows of a plan are all alike
-        others = others[~among(others, planted)]
-    known = partial(_cached, model, task, weights, edited=hp.edited)
-    to_forget = known(planted, "forget")
+        retain = retain[~among(retain, planted)]
+    importances_of = partial(_cached, model, task, weights, edited=hp.edited)
+    to_forget = importances_of(planted, "forget")
     # If the sets overlap (--retain all), each sequence counts once, so importances of the whole retain set are no use.
-    rest = known(others, "retain" if len(others) == len(task.retain) else "others") if len(others) else {}
+    rest = importances_of(retain, "retain" if len(retain) == len(task.retain) else "others") if len(retain) else {}
     for name, values in rest.items():
-        values.mul_(len(others)).add_(to_forget[name], alpha=len(planted)).div_(len(planted) + len(others))
+        values.mul_(len(retain)).add_(to_forget[name], alpha=len(planted)).div_(len(planted) + len(retain))
     to_all = rest or to_forget
     for alpha in hp.alpha:
         yield alpha, Weights(

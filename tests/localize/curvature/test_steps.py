@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from tinymem.errors import NotFinite
 from tinymem.localize.curvature import kfade, ssd, task_vector
 from tinymem.localize.curvature.factors import bases, collect
-from tinymem.localize.curvature.kfade import TRIALS, Drift, largest_step, newton_direction
+from tinymem.localize.curvature.kfade import TRIALS, RetainDrift, largest_step, newton_direction
 from tinymem.localize.curvature.layers import chosen_weights
 from tinymem.localize.learning import mean_weights
 from tinymem.models.adapter import find_mlps
@@ -33,7 +33,7 @@ def test_the_direction_solves_the_dense_system(any_model, tiny_task):
 
 def test_drift_is_the_mean_divergence(tiny_model, tiny_task):
     model, task = tiny_model(), tiny_task(microbatch=4, ignored_token=5)
-    drift = Drift(model, task, 100)
+    drift = RetainDrift(model, task, 100)
     assert drift() == pytest.approx(0, abs=1e-7)
     before = model(task.retain).logits[:, :-1].softmax(-1)
     model.transformer.h[0].mlp.c_fc.weight.data.mul_(1.5)
@@ -77,7 +77,7 @@ def test_a_step_from_where_the_last_one_ended():
 def test_kfade_forgets_within_its_budget(tiny_model, tiny_task, newton_steps):
     model, task = tiny_model(), tiny_task()
     hp = kfade.HyperParameters(kl_budget=(0.001, 0.05), newton_steps=newton_steps, kl_sequences=24, forget_tokens="all")
-    drift, before = Drift(model, task, 24), task.mean_loss(model, task.forget.planted)
+    drift, before = RetainDrift(model, task, 24), task.mean_loss(model, task.forget.planted)
     rises = []
     for budget, edit in kfade.run(model, task, hp):
         with applied(model, edit):
