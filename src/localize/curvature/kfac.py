@@ -14,24 +14,18 @@ from functools import partial
 import torch
 
 from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes
-from tinymem.localize.curvature.layers import chosen_weights
+from tinymem.localize.curvature.layers import IDLE, chosen_weights, rho_option
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 from tinymem.models.edit import Weights
 from tinymem.options import option, settings
-
-IDLE = 1.0  # the rho that changes nothing
 
 
 @settings
 class HyperParameters(FactorSettings):
     """K-FAC edit"""
 
-    rho: tuple[float, ...] = option(
-        (0.6, 0.8, 0.9),
-        "share of the curvature to keep; smaller is stronger, 1 changes nothing",
-        above=0.0, high=1.0, strength=True, grid=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99), small=(0.8, 0.9),
-    )  # fmt: skip
+    rho: tuple[float, ...] = rho_option("curvature")
     cut: str = option(
         "mass",
         "what rho is a share of: the sum over all pairs of eigenvalues, or each factor's variance (an older form)",

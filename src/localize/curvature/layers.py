@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tinymem.errors import UserError
 from tinymem.models.adapter import MLP, Weight, find_mlps
 from tinymem.options import option, settings
 
 LAST = {"last": 1, "last_two": 2}
+IDLE = 1.0  # the rho that changes nothing; a part of each method with a rho
 
 
 @settings
@@ -24,6 +27,15 @@ class LayerSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", normalized_layers(self.layers))  # so that 3,0 and 0,3 are the same run
+
+
+def rho_option(kept: str) -> Any:
+    """Return the option for the share to keep, a strength. kept: what it is a share of."""
+    return option(
+        (0.6, 0.8, 0.9),
+        f"share of the {kept} to keep; smaller is stronger, 1 changes nothing",
+        above=0.0, high=1.0, strength=True, grid=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99), small=(0.8, 0.9),
+    )  # fmt: skip
 
 
 def normalized_layers(text: str) -> str:

@@ -10,24 +10,18 @@ from collections.abc import Iterator
 import torch
 
 from tinymem.errors import NotFinite
-from tinymem.localize.curvature.layers import LayerSettings, chosen_weights
+from tinymem.localize.curvature.layers import IDLE, LayerSettings, chosen_weights, rho_option
 from tinymem.localize.learning import all_finite
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.edit import Weights
-from tinymem.options import option, settings
-
-IDLE = 1.0  # the rho that changes nothing
+from tinymem.options import settings
 
 
 @settings
 class HyperParameters(LayerSettings):
     """SVD edit"""
 
-    rho: tuple[float, ...] = option(
-        (0.6, 0.8, 0.9),
-        "share of the singular values to keep; smaller is stronger, 1 changes nothing",
-        above=0.0, high=1.0, strength=True, grid=(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99), small=(0.8, 0.9),
-    )  # fmt: skip
+    rho: tuple[float, ...] = rho_option("singular values")
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
