@@ -258,7 +258,7 @@ def _find(name: str, known: Mapping[str, Method], groups: Iterable[str], flag: s
     return method
 
 
-def ranking(module: ModuleType, name: str, code: str | None = None, nested: bool = False) -> Run:
+def ranking(module: ModuleType, name: str, code: str | None, nested: bool) -> Run:
     """Rank once, then zero the entries with the highest scores at every strength. Scores are kept in the task's cache.
 
     A nested method builds its ranking one weight after another, up to the largest strength. The returned function
