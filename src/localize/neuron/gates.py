@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -26,16 +25,10 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
 from tinymem.models.trainable import gradient_of
 
+if TYPE_CHECKING:
+    from tinymem.localize.neuron import hard_concrete, slimming
 
-@dataclass(frozen=True, match_args=False)  # frozen: they are only read
-class GateSettings(Protocol):
-    """The hyper-parameters that `learn_gates` reads."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    lambda_l1: float
-    stop_loss: float
+    GateSettings: TypeAlias = slimming.HyperParameters | hard_concrete.HyperParameters
 
 
 @contextmanager
