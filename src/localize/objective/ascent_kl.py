@@ -5,7 +5,7 @@ Ascent on the forget set; on the retain set the model's distributions stay close
 
 from __future__ import annotations
 
-from tinymem.localize.objective.terms import RetainSettings, with_retain
+from tinymem.localize.objective.terms import RetainSettings, learning_rate, with_retain
 from tinymem.options import option, settings
 
 
@@ -13,7 +13,7 @@ from tinymem.options import option, settings
 class HyperParameters(RetainSettings):
     """Gradient ascent with KL"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate()
     retain_weight: float = option(1.0, "weight of the retain loss", low=0.0, grid=(1.0, 5.0))
     retain_loss: str = option(
         "kl", "loss on the retain set: its token loss, or KL(before || after)", choices=("nll", "kl")

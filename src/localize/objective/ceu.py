@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.objective.terms import RetainSettings, cross_entropy, one_hot, with_retain
-from tinymem.options import option, settings
+from tinymem.localize.objective.terms import (
+    RetainSettings,
+    cross_entropy,
+    learning_rate,
+    no_retain_weight,
+    one_hot,
+    with_retain,
+)
+from tinymem.options import settings
 
 
 @settings
 class HyperParameters(RetainSettings):
     """CE-U"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
-    retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
+    lr: float = learning_rate()
+    retain_weight: float = no_retain_weight()
 
 
 def loss(hp: HyperParameters, model, reference, forget, retain):

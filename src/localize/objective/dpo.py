@@ -7,9 +7,9 @@ was written into it.
 from __future__ import annotations
 
 from tinymem.errors import UserError
-from tinymem.localize.objective.terms import PreferenceSettings, preference, rises, with_retain
+from tinymem.localize.objective.terms import PreferenceSettings, learning_rate, preference, rises, with_retain
 from tinymem.localize.training import sides
-from tinymem.options import option, settings
+from tinymem.options import settings
 from tinymem.training.step import Side
 
 
@@ -17,7 +17,7 @@ from tinymem.training.step import Side
 class HyperParameters(PreferenceSettings):
     """Direct preference optimization"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate()
 
 
 def check(model, task, hp: HyperParameters) -> None:

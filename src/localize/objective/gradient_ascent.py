@@ -5,16 +5,16 @@ Nothing bounds the ascent and nothing protects the retain set: too many steps ru
 
 from __future__ import annotations
 
-from tinymem.localize.objective.terms import RetainSettings, with_retain
-from tinymem.options import option, settings
+from tinymem.localize.objective.terms import RetainSettings, learning_rate, no_retain_weight, with_retain
+from tinymem.options import settings
 
 
 @settings
 class HyperParameters(RetainSettings):
     """Gradient ascent"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(1e-5, 3e-5, 1e-4, 3e-4))
-    retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
+    lr: float = learning_rate(grid=(1e-5, 3e-5, 1e-4, 3e-4))
+    retain_weight: float = no_retain_weight()
 
 
 def loss(hp: HyperParameters, model, reference, forget, retain):

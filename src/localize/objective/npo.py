@@ -6,15 +6,15 @@ small rise per token in a long row, which greedy decoding may still recite. So b
 
 from __future__ import annotations
 
-from tinymem.localize.objective.terms import PreferenceSettings, preference, rises, with_retain
-from tinymem.options import option, settings
+from tinymem.localize.objective.terms import PreferenceSettings, learning_rate, preference, rises, with_retain
+from tinymem.options import settings
 
 
 @settings
 class HyperParameters(PreferenceSettings):
     """Negative preference optimization"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate()
 
 
 def loss(hp: HyperParameters, model, reference, forget, retain):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.objective.terms import RetainSettings, one_hot, with_retain
+from tinymem.localize.objective.terms import RetainSettings, learning_rate, no_retain_weight, one_hot, with_retain
 from tinymem.options import option, settings
 from tinymem.training.step import Side
 
@@ -17,12 +17,12 @@ from tinymem.training.step import Side
 class HyperParameters(RetainSettings):
     """Obliviate"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate()
     start: int = option(0, "index of the first chosen token among the counted tokens of a row", low=0)
     stride: int = option(8, "tokens from one choice to the next", low=1, grid=(2, 4, 8))
     span: int = option(1, "tokens per choice", low=1)
     top_k: int = option(8, "most likely tokens to keep in a target", low=1)
-    retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
+    retain_weight: float = no_retain_weight()
 
 
 def loss(hp: HyperParameters, model, reference, forget, retain):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from tinymem.localize.objective.terms import learning_rate
 from tinymem.options import option, settings
 from tinymem.training.objective import ObjectiveSettings
 
@@ -15,7 +16,7 @@ from tinymem.training.objective import ObjectiveSettings
 class HyperParameters(ObjectiveSettings):
     """Primal-dual unlearning"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate()
     retain_weight: float = option(50.0, "weight of the retain loss at the start", above=0.0)
     slack: float = option(0.05, "nats by which the retain loss may rise", low=0.0, grid=(0.02, 0.05))
     dual_step: float = option(1.0, "step size of the retain loss's weight", low=0.0)

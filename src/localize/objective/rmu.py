@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tinymem.errors import UserError
+from tinymem.localize.objective.terms import learning_rate
 from tinymem.models.adapter import find_blocks
 from tinymem.options import option, settings
 from tinymem.training.objective import ObjectiveSettings
@@ -15,7 +16,7 @@ from tinymem.training.step import Side
 class HyperParameters(ObjectiveSettings):
     """RMU"""
 
-    lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate(3e-4)
     layer: int | None = option(None, "block whose outputs are steered, from 0; default: the middle one", low=0)
     scale: float = option(
         3.0, "length of the target, in median lengths of activations", above=0.0, grid=(1.0, 3.0, 10.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinymem.localize.objective.terms import RetainSettings, with_retain
+from tinymem.localize.objective.terms import RetainSettings, learning_rate, with_retain
 from tinymem.options import option, settings
 
 
@@ -10,7 +10,7 @@ from tinymem.options import option, settings
 class HyperParameters(RetainSettings):
     """SatImp"""
 
-    lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate(3e-4)
     beta_1: float = option(5.0, "b1: power of the token's probability p in its weight", above=0.0)
     beta_2: float = option(1.0, "b2: power of 1 - p in its weight", low=0.0)
     forget_weight: float = option(0.1, "weight of the forget loss", low=0.0, grid=(0.1, 1.0))

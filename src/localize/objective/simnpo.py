@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tinymem.localize.objective.terms import RetainSettings, with_retain
+from tinymem.localize.objective.terms import RetainSettings, learning_rate, with_retain
 from tinymem.options import option, settings
 
 
@@ -12,7 +12,7 @@ from tinymem.options import option, settings
 class HyperParameters(RetainSettings):
     """SimNPO"""
 
-    lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate(3e-4)
     beta: float = option(4.5, "b: how soon a row stops pushing; lower is later", above=0.0, grid=(2.5, 4.5))
     delta: float = option(0.0, "d: nats to subtract from the mean token loss", low=0.0)
     forget_weight: float = option(0.125, "weight of the forget loss", low=0.0)

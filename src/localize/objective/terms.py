@@ -1,6 +1,8 @@
-"""Terms that several objectives share: what is kept on retain rows, and bounded forms of a row's loss."""
+"""What several objectives share: settings, what is kept on retain rows, and bounded forms of a row's loss."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -10,6 +12,16 @@ from tinymem.training.reference import Reference
 from tinymem.training.step import Side
 
 BETA_LENGTH = 50  # tokens: the row length at which scaling leaves beta as it is
+
+
+def learning_rate(default: float = 1e-4, grid: tuple = (3e-5, 1e-4, 3e-4, 1e-3)) -> Any:
+    """Return the option for the learning rate of an objective."""
+    return option(default, "learning rate of AdamW", above=0.0, high=1e3, grid=grid)
+
+
+def no_retain_weight() -> Any:
+    """Return the option for the weight of the retain loss of an objective that needs no retain rows."""
+    return option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
 
 
 @settings

@@ -5,7 +5,14 @@ Every token has a bounded target, so no loss can blow up, and no retain set is n
 
 from __future__ import annotations
 
-from tinymem.localize.objective.terms import RetainSettings, cross_entropy, one_hot, with_retain
+from tinymem.localize.objective.terms import (
+    RetainSettings,
+    cross_entropy,
+    learning_rate,
+    no_retain_weight,
+    one_hot,
+    with_retain,
+)
 from tinymem.options import option, settings
 
 
@@ -13,9 +20,9 @@ from tinymem.options import option, settings
 class HyperParameters(RetainSettings):
     """UNDIAL"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate()
     beta: float = option(10.0, "b: by how much the true token's logit is lowered", above=0.0, grid=(3.0, 10.0, 30.0))
-    retain_weight: float = option(0.0, "weight of the retain loss; 0: no retain rows", low=0.0)
+    retain_weight: float = no_retain_weight()
 
 
 def loss(hp: HyperParameters, model, reference, forget, retain):

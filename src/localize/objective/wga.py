@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinymem.localize.objective.terms import RetainSettings, with_retain
+from tinymem.localize.objective.terms import RetainSettings, learning_rate, with_retain
 from tinymem.options import option, settings
 
 
@@ -10,7 +10,7 @@ from tinymem.options import option, settings
 class HyperParameters(RetainSettings):
     """Weighted gradient ascent"""
 
-    lr: float = option(1e-4, "learning rate of AdamW", above=0.0, high=1e3, grid=(3e-5, 1e-4, 3e-4, 1e-3))
+    lr: float = learning_rate()
     beta: float = option(1.0, "b: power of the token's probability in its weight", above=0.0, grid=(0.5, 1.0))
 
 
