@@ -14,7 +14,6 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.learning import check_scores, check_steps
 from tinymem.localize.objective import pdu, repselect, rmu
-from tinymem.localize.objective.selection import without_shared
 from tinymem.localize.registry import GROUPS, METHODS, STUDY, find_localizer, find_methods
 from tinymem.localize.training import sides
 from tinymem.localize.watch import Watch
@@ -173,12 +172,12 @@ def test_shared_directions_are_removed_on_both_sides():
     generator = torch.Generator().manual_seed(0)
     gradient, shared = (torch.randn(5, 7, generator=generator) for _ in range(2))
     left, _, right = torch.linalg.svd(shared, full_matrices=False)
-    kept = without_shared(gradient, shared, 2)
+    kept = repselect.without_shared(gradient, shared, 2)
     assert (left[:, :2].T @ kept).abs().max() < 1e-5 and (kept @ right[:2].T).abs().max() < 1e-5
     torch.testing.assert_close(left[:, 2:].T @ kept @ right[2:].T, left[:, 2:].T @ gradient @ right[2:].T)
-    torch.testing.assert_close(without_shared(gradient, gradient, 0), gradient)
+    torch.testing.assert_close(repselect.without_shared(gradient, gradient, 0), gradient)
     with pytest.raises(UserError, match="--dropped 5: must be < 5"):  # all that would be left is rounding
-        without_shared(gradient, shared, 5)
+        repselect.without_shared(gradient, shared, 5)
 
 
 def test_repselect_says_what_it_did_not_spend_and_needs_a_direction(caplog):
