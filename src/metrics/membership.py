@@ -29,8 +29,9 @@ def losses(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
 
 
 def zlib_ratios(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
-    """Return summed nats / compressed bytes (Carlini et al., 2012.07805).
+    """Return summed nats / compressed bytes, after Carlini et al. (2012.07805).
 
+    The source divides the mean loss. Bytes grow with the row, so the sum keeps rows of different lengths comparable.
     The compressed bytes are the token ids, little-endian, as wide as they are stored: 1 byte for numbers, which is as
     good as the string of digits, and 4 for text.
     """
