@@ -12,8 +12,9 @@ from recipe import training as recipe
 from tinymem.models.attention import register_attention
 from tinymem.models.precision import auto_precision
 from tinymem.models.tinymem import ModelSettings, new_model
-from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import training_step
 
 FLOAT32_GOALS = dict(goal=1.5, goal_same_allocator=1.1, goal_share=0.65)
 BFLOAT16_GOALS = dict(goal=3.0, goal_same_allocator=2.0, goal_share=0.55)

@@ -28,8 +28,9 @@ from tinymem.localize.weight import balanced_subnet, durable, greedy
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.plots.base import plain_numbers
 from tinymem.records.record import environment, measured
-from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import training_step
 
 Row = dict[str, Any]
 

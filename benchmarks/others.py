@@ -21,8 +21,9 @@ from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings
 from tinymem.training import checkpoint
 from tinymem.training.fit import SAVE_SECONDS
-from tinymem.training.loop import measured_row, new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import measured_row, training_step
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = '\nif __name__ == "__main__":\n    cli.run('  # how each of our scripts ends

@@ -25,8 +25,9 @@ from tinymem.models.precision import auto_precision
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.records.record import environment
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, switched_on
-from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import training_step
 
 LAYERS, BATCH, CONTEXT, VOCABULARY = 2, 128, 150, 14
 WARM_UP = 2

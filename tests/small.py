@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from tinymem.data.build import build_dataset
 from tinymem.data.settings import DataSettings
 from tinymem.models.tinymem import ModelSettings, load_model, new_model
-from tinymem.training.loop import train
 from tinymem.training.settings import RunSettings, TrainingSettings
+from tinymem.training.train import train
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,8 +27,8 @@ from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.finetune import FinetuneSettings
 from tinymem.training.fit import Stopped
-from tinymem.training.loop import train
 from tinymem.training.settings import RETRAIN, RunSettings, TrainingSettings, check_same_run, check_whole_run
+from tinymem.training.train import train
 from tinymem.training.twin import twin_of
 
 TRAINING, FINETUNING = SCRIPTS["train"].start, SCRIPTS["finetune"].start
@@ -146,7 +146,7 @@ def train_visibly(
     log: Log | None = None,
     **options: Any,
 ) -> Progress:
-    """Run `tinymem.training.loop.train`, showing its progress. Ctrl-C saves, says how to resume and exits with 130."""
+    """Run `tinymem.training.train.train`, showing its progress. Ctrl-C saves, says how to resume and exits with 130."""
     what, log = "fine-tuning" if "finetuning" in details else "training", log or Log()
     steps = -(-len(dataset) // training.batch_size)
     state = checkpoint.latest_state(run)

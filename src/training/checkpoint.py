@@ -27,7 +27,7 @@ from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
-from tinymem.training.masters import masters_of
+from tinymem.training.optimizer import masters_of
 from tinymem.training.processes import Processes
 from tinymem.training.settings import RETRAIN, RunSettings
 

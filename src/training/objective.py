@@ -30,7 +30,7 @@ from tinymem.regularizers.protocol import Regularizer
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import epoch_permutation, fit, warmed_up
-from tinymem.training.loop import new_optimizer
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.processes import ALONE, Processes
 from tinymem.training.reference import Reference, Unedited
 from tinymem.training.settings import TrainingSettings

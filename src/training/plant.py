@@ -31,8 +31,9 @@ from tinymem.options import option, settings
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import epoch_permutation, fit, warmed_up
-from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import training_step
 
 logger = logging.getLogger(__name__)
 FORMAT = 3  # increase when the same settings plant differently; older planted models are then ignored

@@ -20,8 +20,9 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight import balanced_subnet, greedy, obs, subnet
 from tinymem.metrics.memorization import memorized
 from tinymem.models.tinymem import ModelSettings, new_model
-from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import training_step
 
 LENGTH, PROMPT = 16, 6
 

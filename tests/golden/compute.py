@@ -28,8 +28,8 @@ from tinymem.models.edit import applied
 from tinymem.models.tinymem import load_model, new_model
 from tinymem.regularizers.registry import build_regularizers, switched_on
 from tinymem.training.checkpoint import load_trained
-from tinymem.training.loop import train
 from tinymem.training.settings import RunSettings
+from tinymem.training.train import train
 
 MODEL = ROOT / "results" / "models" / "increment_backdoor_2layers"
 RATIOS = {"greedy": 0.0002}  # 0.05 for all others

@@ -10,7 +10,7 @@ from tinymem.metrics.evaluate import evaluate
 from tinymem.models.tinymem import load_model
 from tinymem.regularizers.dropout import Settings, build, example_masks, random_bits
 from tinymem.training.checkpoint import save_model
-from tinymem.training.loop import train
+from tinymem.training.train import train
 
 SETTINGS = Settings(example_tied_dropout=True, p_fixed=0.25, p_mem=0.4)
 

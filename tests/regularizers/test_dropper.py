@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from tinymem.regularizers.dropper import Settings, build
-from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import training_step
 
 
 def reference(batches: list[np.ndarray], window: int, dropc: float):

@@ -6,8 +6,9 @@ import torch
 from tinymem.errors import UserError
 from tinymem.models.losses import loss_mask
 from tinymem.regularizers.goldfish import _BASE, Settings, build, left_out, powers, window_hashes
-from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import training_step
 
 ROWS = torch.randint(0, 14, (40, 60), generator=torch.Generator().manual_seed(0))
 

@@ -13,8 +13,9 @@ from tinymem.regularizers import l1
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.regularizers.registry import REGULARIZERS, check_switches, switched_on
 from tinymem.training.finetune import FinetuneSettings
-from tinymem.training.loop import new_optimizer, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import RunSettings, TrainingSettings
+from tinymem.training.train import training_step
 
 SCRIPT = Path(__file__).parents[2] / "memorization_in_toy_models.py"
 

@@ -11,7 +11,7 @@ from tinymem.errors import UserError
 from tinymem.regularizers.registry import build_regularizers, switched_on
 from tinymem.training.checkpoint import STATE, latest_state
 from tinymem.training.fit import Stopped
-from tinymem.training.loop import train
+from tinymem.training.train import train
 
 CHOICES = {
     "none": {},

@@ -14,8 +14,9 @@ from tinymem.models.edit import applied
 from tinymem.models.tinymem import load_model
 from tinymem.regularizers.sinks import Pool, Settings, build, read_units
 from tinymem.training.checkpoint import trained_weights
-from tinymem.training.loop import new_optimizer, train, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
+from tinymem.training.train import train, training_step
 
 SETTINGS = Settings(memorization_sinks=True, sinks_shared=0.6, sinks_active=0.3)  # of 64 neurons 38 and 26
 FIRST, SIZE = 38, 26

@@ -33,7 +33,7 @@ from tinymem.records.table import load_records
 from tinymem.sweeps.job import missing
 from tinymem.sweeps.jobs import Common, Production, production_jobs
 from tinymem.training.checkpoint import STATE, unlearned_folder
-from tinymem.training.loop import epoch_permutation
+from tinymem.training.train import epoch_permutation
 
 
 def rows(count, length=20, seed=0, high=1000):

@@ -11,8 +11,9 @@ from tinymem.errors import UserError
 from tinymem.models.tinymem import new_model
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import epoch_permutation
-from tinymem.training.loop import learning_rate, new_optimizer, train, training_step
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import RunSettings, TrainingSettings, check_same_run
+from tinymem.training.train import learning_rate, train, training_step
 
 SETTINGS = small_settings()
 SPECIALS = dict(bos_token_id=10, eos_token_id=11, pad_token_id=13)

@@ -1,4 +1,4 @@
-"""float32 master copies of half-precision weights: the optimizer updates the copies, the model holds them rounded.
+"""AdamW, with float32 master copies of half-precision weights: it updates the copies, the model holds them rounded.
 
 Near 0.1, neighboring bfloat16 numbers are 0.0005 apart, so every step of Adam at learning rate 1e-5 would be rounded
 away. In a master copy such steps add up (Micikevicius et al. 2018, arXiv 1710.03740).
@@ -10,6 +10,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+
+from tinymem.training.settings import TrainingSettings
+
+BETAS = (0.9, 0.98)
+
+
+def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on every trained parameter, as in the study (section 3.1).
+
+    Weights in half precision get float32 master copies.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return adamw(trained, lr=settings.lr, betas=BETAS, weight_decay=settings.l2_reg, fused=True)
 
 
 def adamw(parameters: Iterable[torch.nn.Parameter], **settings: Any) -> torch.optim.AdamW:

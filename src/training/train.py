@@ -20,11 +20,9 @@ from tinymem.regularizers.protocol import Regularizer
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress
 from tinymem.training.fit import epoch_permutation, fit
-from tinymem.training.masters import adamw
+from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
 from tinymem.training.step import Side, descend, next_token_loss
-
-BETAS = (0.9, 0.98)
 
 
 def train(
@@ -146,15 +144,6 @@ def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -
             f"{run} is past epoch {lacking[0]}, for which --checkpoint_every {every} needs a missing checkpoint; "
             "give another --checkpoint_every or --output_dir"
         )
-
-
-def new_optimizer(model, settings: TrainingSettings) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on every trained parameter, as in the study (section 3.1).
-
-    Weights in half precision get float32 master copies (`tinymem.training.masters`).
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return adamw(trained, lr=settings.lr, betas=BETAS, weight_decay=settings.l2_reg, fused=True)
 
 
 def learning_rate(settings: TrainingSettings, progress: Progress, steps: int) -> float:

@@ -9,8 +9,8 @@ from tiny import new_model
 from tinymem.models.trainable import frozen
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training.fit import Stopped
-from tinymem.training.masters import adamw, masters_of
 from tinymem.training.objective import ObjectiveSettings, snapshots, train_objective
+from tinymem.training.optimizer import adamw, masters_of
 from tinymem.training.step import Side, descend, loss_scale, scaled
 
 HALF = [torch.bfloat16, torch.float16]
