@@ -60,15 +60,17 @@ def relearned(
 
     The model is unchanged whenever weights are yielded. lr_flag: the flag that NotFinite names if training diverges.
     """
-    how = ObjectiveSettings(steps=steps, lr=lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
-    options = (task.seed, task.microbatch, task.gradient_checkpointing)
+    objective = ObjectiveSettings(steps=steps, lr=lr, batch_size=hp.batch_size, warm_up=0, dtype=hp.dtype)
     side = Side.of(tokens, task.ignored_token)
 
     def on_step(progress, *losses: float) -> None:
         task.watch.note(min(hp.batch_size, len(tokens)) * tokens.shape[1], loss=losses[0])
         task.watch.step(progress.epoch + progress.step, max(steps))
 
-    training = train_objective(model, _loss, side, None, how, *options, lr_flag=lr_flag, on_step=on_step)
+    training = train_objective(
+        model, _loss, side, None, objective, seed=task.seed, microbatch=task.microbatch,
+        gradient_checkpointing=task.gradient_checkpointing, lr_flag=lr_flag, on_step=on_step,
+    )  # fmt: skip
     return snapshots(model, training)
 
 

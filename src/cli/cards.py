@@ -44,5 +44,8 @@ def write_cards(subject: Subject, method: Method, records: Sequence[dict], first
         folder = folders[record_digest(record)]
         if folder.is_dir():
             command = files.read_json(folder / SETTINGS).get("command", "")
-            about = (known[UNEDITED], known.get(NEVER_PLANTED), attacks, counts, command, subject.tokenizer is not None)
-            write_card(folder, edited_card(record, method, original, *about))
+            card = edited_card(
+                record, method, original, known[UNEDITED], known.get(NEVER_PLANTED), attacks,
+                counts=counts, command=command, tokenizer=subject.tokenizer is not None,
+            )  # fmt: skip
+            write_card(folder, card)

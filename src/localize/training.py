@@ -53,12 +53,12 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Callabl
             sent = replace(task, cache=None, original=None, reader=TextReader(), processes=ALONE, watch=Watch())
             processes.send((processes.model, name, hp, sent))
         masks = processes.send(masks)
-        options = (task.seed, task.microbatch, task.gradient_checkpointing, (), masks, bound("weights", hp), after_step)
         with _trained(model, task, hp) as (trained, form, taken):
-            train = partial(train_objective, trained, partial(module.loss, hp), forget, retain, hp, *options)
-            training = train(
-                **form, state=state, on_resume=on_resume, processes=processes, causes=loss_flags(hp), on_step=on_step,
-                should_stop=lambda: processes.any(task.watch.asked()),
+            training = train_objective(
+                trained, partial(module.loss, hp), forget, retain, hp, seed=task.seed, microbatch=task.microbatch,
+                gradient_checkpointing=task.gradient_checkpointing, masks=masks, weights=bound("weights", hp),
+                after_step=after_step, state=state, on_resume=on_resume, processes=processes, causes=loss_flags(hp),
+                on_step=on_step, should_stop=lambda: processes.any(task.watch.asked()), **form,
             )  # fmt: skip
             training = training if processes.sharded else task.watch.stoppable(training)
             yield from snapshots(trained, training, LOSSES, taken)

@@ -37,9 +37,8 @@ class Clock:
 
     def seconds(self, method: Method, hp: Any) -> float:
         """Return the seconds of a method over all strengths. Raise RuntimeError for a model that cannot be planned."""
-        work = (method, self._shape, self._sizes, hp)
-        first = first_steps(*work)
-        forward, backward = passes(*work, first)
+        first = first_steps(method, self._shape, self._sizes, hp)
+        forward, backward = passes(method, self._shape, self._sizes, hp, first)
         rows = round(fmean(first[0].forward)) if first and first[0].forward else self.task.microbatch
         alone = max(0, forward - backward)
         return (alone * self._forward(rows) if alone else 0.0) + (backward * self._both(rows) if backward else 0.0)

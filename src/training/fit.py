@@ -30,6 +30,7 @@ def fit(
     batches: Callable[[int], Sequence[Any]],
     epochs: int,
     progress: Progress,
+    *,
     rate: Callable[[Progress], float],
     save: Callable[[], None] | None,
     lr_flag: str = "--lr",
@@ -62,16 +63,17 @@ def fit(
     def check(finite: bool, what: str) -> None:
         if not finite:
             number, lr = progress.epoch * count + progress.step, optimizer.defaults["lr"]
-            others = f", or change {', '.join(causes)}" if causes else ""
+            advice = f", or change {', '.join(causes)}" if causes else ""
             if number == 1 and what == "the loss is":  # the learning rate has had no effect yet
                 raise NotFinite(
-                    f"{lr_flag} {lr}: the loss is not finite in the first step: the model may be damaged{others}"
+                    f"{lr_flag} {lr}: the loss is not finite in the first step: the model may be damaged{advice}"
                 )
-            raise NotFinite(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}{others}")
+            raise NotFinite(f"{lr_flag} {lr}: {what} not finite in step {number}; use a lower {lr_flag}{advice}")
 
     while progress.epoch < epochs:
-        count = len(todo := batches(progress.epoch))
-        for batch in todo[progress.step :]:
+        epoch_batches = batches(progress.epoch)
+        count = len(epoch_batches)
+        for batch in epoch_batches[progress.step :]:
             before = time.monotonic()
             for group in optimizer.param_groups:
                 group["lr"] = rate(progress)

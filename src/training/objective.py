@@ -132,6 +132,7 @@ def train_objective(
     forget: Side,
     retain: Side | None,
     settings: ObjectiveSettings,
+    *,
     seed: int = 0,
     microbatch: int = 64,
     gradient_checkpointing: bool = False,
@@ -180,59 +181,61 @@ def train_objective(
     parameters = list(all_but_embeddings(model) if settings.trained == "all_but_embeddings" else model.parameters())
     if change is not None:
         parameters, unedited = change.parameters, change.detached
-    share = processes if processes.size > 1 else None
     if masks is not None:
-        parameters, only = masked(model, masks)
-        regularizers = [*regularizers, only]
+        parameters, zero_unmasked = masked(model, masks)
+        regularizers = [*regularizers, zero_unmasked]
     constant = (settings.forget_weight, settings.retain_weight)
     reference = Reference(model, microbatch, settings.dtype, unedited, seed)
-    told = torch.zeros(len(sets), dtype=torch.float64)
+    last_losses = torch.zeros(len(sets), dtype=torch.float64)
     training = TrainingSettings(lr=settings.lr, l2_reg=settings.weight_decay)
 
-    def bound(model, forget: Side, retain: Side | None = None):
+    def side_losses(model, forget: Side, retain: Side | None = None):
         return loss(model, reference, forget, retain)
 
     def batch(number: int) -> list[Side]:
-        drawn = [rows_of_step(len(s), size, 2 * seed + i, number) for i, (s, size) in enumerate(zip(sets, sizes))]
-        return [whole.select(ids.to(model.device)) for whole, ids in zip(sets, drawn)]
+        row_ids = [rows_of_step(len(s), size, 2 * seed + i, number) for i, (s, size) in enumerate(zip(sets, sizes))]
+        return [whole.select(ids.to(model.device)) for whole, ids in zip(sets, row_ids)]
 
     def step(number: int) -> list[float]:
-        how = (microbatch, settings.dtype, gradient_checkpointing, regularizers)
-        of_sides = weights(reference) if weights else constant
-        losses = descend(model, optimizer, bound, batch(number), *how, of_sides, share)
+        losses = descend(
+            model, optimizer, side_losses, batch(number), microbatch, settings.dtype, gradient_checkpointing,
+            regularizers=regularizers, weights=weights(reference) if weights else constant, processes=processes,
+        )  # fmt: skip
         after_step(reference, number + 1, losses)
-        told.copy_(torch.tensor(losses, dtype=torch.float64))
+        last_losses.copy_(torch.tensor(losses, dtype=torch.float64))
         return losses
 
     def rate(progress: Progress) -> float:
         return warmed_up(settings.lr, progress.epoch, settings.warm_up)
 
-    def save(place: Path) -> None:
+    def save(file: Path) -> None:
         try:
-            checkpoint.save_state(place, model, optimizer, regularizers, progress)
+            checkpoint.save_state(file, model, optimizer, regularizers, progress)
         except UserError as error:  # such as a full disk or somebody else's folder
             logger.warning("%s; if it is killed, this training resumes from an earlier step", error)
 
     with frozen(model, trainable=parameters):
         with torch.no_grad(), autocast(model, settings.dtype):  # before loading a state: the weights are unedited
-            bound(model, *next(microbatches(batch(0), microbatch))[0])
+            side_losses(model, *next(microbatches(batch(0), microbatch))[0])
         reference.begin_edit()
-        regularizers = [*regularizers, Regularizer(state=reference.state), Regularizer(state={"losses": told})]
+        regularizers = [*regularizers, Regularizer(state=reference.state), Regularizer(state={"losses": last_losses})]
         optimizer = new_optimizer(model, training)
-        found = None
+        resumed = None
         if state is not None and checkpoint.leads_to(state, min(settings.steps)):
-            found = checkpoint.load_state(state, model, optimizer, regularizers, AGAIN)
-        if found := processes.send(found):
+            resumed = checkpoint.load_state(state, model, optimizer, regularizers, AGAIN)
+        if resumed := processes.send(resumed):
             checkpoint.share_state(model, optimizer, regularizers, processes)
-            on_resume(found)
-        progress = found or Progress()
-        saving = None if state is None else partial(save, state)
-        calls = (saving, lr_flag, causes, on_step, should_stop, processes.any)
+            on_resume(resumed)
+        progress = resumed or Progress()
         last = max(settings.steps)  # an objective has no epochs: each step counts as an epoch
-        for _ in fit(model, optimizer, step, lambda number: [number], last, progress, rate, *calls):
+        for _ in fit(
+            model, optimizer, step, lambda number: [number], last, progress,
+            rate=rate, save=None if state is None else partial(save, state), lr_flag=lr_flag, causes=causes,
+            on_step=on_step, should_stop=should_stop, anywhere=processes.any,
+        ):  # fmt: skip
             if progress.epoch in settings.steps:
                 model.zero_grad(set_to_none=True)  # gradients would occupy memory while the edit is measured
-                yield progress.epoch, told.tolist()
+                yield progress.epoch, last_losses.tolist()
 
 
 def snapshots(

@@ -171,8 +171,11 @@ def plant(
 
     started, steps = time.monotonic() - progress.seconds, len(batches(0))
     model.eval()  # no dropout: the state does not include the generator of its masks
-    calls = ("--plant_lr", (), on_step, should_stop)
-    for _ in fit(model, optimizer, step, batches, settings.plant_epochs, progress, rate, save, *calls):
+    epochs = fit(
+        model, optimizer, step, batches, settings.plant_epochs, progress,
+        rate=rate, save=save, lr_flag="--plant_lr", on_step=on_step, should_stop=should_stop,
+    )  # fmt: skip
+    for _ in epochs:
         enough = enough_memorized(rounded(model, dtype or torch.float32), dataset, settings.plant_percent)
         progress.seconds = time.monotonic() - started
         if enough:

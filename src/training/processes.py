@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tinymem.errors import UserError
-from tinymem.training.step import Side
+
+if TYPE_CHECKING:
+    from tinymem.training.step import Side
 
 PATIENCE = timedelta(days=30)  # the others wait while the first process measures and attacks
 LETTING_GO = 0.5  # seconds: more than enough for a thread to drop the tensors of the last message

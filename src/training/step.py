@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import loss_mask, next_token_logits, token_losses
 from tinymem.models.precision import autocast
 from tinymem.regularizers.protocol import Regularizer
+from tinymem.training.processes import ALONE, Processes
 
 T = TypeVar("T")
 
@@ -128,19 +129,6 @@ class Side:
 Loss = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]  # a string: evaluating it would load torch
 
 
-class Share(Protocol):
-    """One process's share of a batch (`tinymem.training.processes`)."""
-
-    def part(self, side: Side) -> Side:
-        """Return the rows of this process."""
-
-    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Replace tensors, in place, with their sums over all processes."""
-
-    def any(self, flag: bool) -> bool:
-        """Return whether the flag is set in any process."""
-
-
 def next_token_loss(model, side: Side) -> torch.Tensor:
     """Return the loss of plain training, planting and fine-tuning."""
     return side.losses(model)
@@ -156,7 +144,7 @@ def descend(
     gradient_checkpointing: bool = False,
     regularizers: Sequence[Regularizer] = (),
     weights: Sequence[float] | None = None,
-    share: Share | None = None,
+    processes: Processes = ALONE,
 ) -> list[float]:
     """Do one optimizer step on the mean of a loss. Return one mean per side, without weights and regularizers.
 
@@ -167,7 +155,7 @@ def descend(
                             entries of the weights, zero the gradients of the others in `after_backward` (with
                             weight decay 0 Adam then leaves them unchanged)
     weights                 weights of the sides' means in the minimized sum; None: 1 for each
-    share                   this process's share of the batch, if several processes do one step
+    processes               the processes that do one step together, each with its rows of every side
 
     In float16 the loss is scaled (`scaled`), since most of its gradient would otherwise round to 0.
     """
@@ -175,14 +163,13 @@ def descend(
 
     def attempt(scale: float) -> tuple[list[torch.Tensor], torch.Tensor]:
         model.zero_grad(set_to_none=True)
-        means = backward(model, loss, sides, microbatch, precision, hooks, weights, share, scale)
-        found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        if share is not None:
-            share.add_up([means, *found])
-        return found, means
+        means = backward(model, loss, sides, microbatch, precision, hooks, weights, processes, scale)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        processes.add_up([means, *gradients])
+        return gradients, means
 
     with checkpointed(model, gradient_checkpointing):
-        _, means = scaled(attempt, loss_scale(model, sides), bool if share is None else share.any)
+        _, means = scaled(attempt, loss_scale(model, sides), processes.any)
     for regularizer in regularizers:
         regularizer.after_backward()
     optimizer.step()
@@ -221,19 +208,19 @@ def backward(
     precision: str = "float32",
     hooks: Sequence[Regularizer] = (),
     weights: Sequence[float] | None = None,
-    share: Share | None = None,
+    processes: Processes = ALONE,
     factor: float = 1.0,
 ) -> torch.Tensor:
     """Add the gradient of the mean of a loss, one microbatch at a time. Return the means, (sides,), as in `descend`.
 
-    share: as in `descend`; gradient and means are then this process's terms of the sums. factor: scales only the
+    processes: as in `descend`; gradient and means are this process's terms of the sums. factor: scales only the
     gradient.
     """
     for hook in hooks:
         sides = [replace(side, mask=hook.positions(side.tokens, side.mask)) for side in sides]
     scales = [(1.0 / len(side), 1.0 / side.mask.sum().clamp(min=1)) for side in sides]  # per row, per token
     totals = [torch.zeros((), device=side.tokens.device) for side in sides]
-    sides = sides if share is None else [share.part(side) for side in sides]
+    sides = [processes.part(side) for side in sides]
     for parts, needed in microbatches(sides, microbatch):
         for hook in hooks:
             hook.before_forward(parts[0].ids)

@@ -98,8 +98,9 @@ def train(
         on_row(progress.rows[-1])
     rate = partial(learning_rate, settings, steps=math.ceil(len(order) / settings.batch_size))
     losses = fit(
-        model, optimizer, step, batches, settings.epochs, progress, rate, save, on_step=on_step, should_stop=should_stop
-    )
+        model, optimizer, step, batches, settings.epochs, progress,
+        rate=rate, save=save, on_step=on_step, should_stop=should_stop,
+    )  # fmt: skip
     for train_loss in losses:
         if progress.epoch % settings.checkpoint_every == 0 or progress.epoch == settings.epochs:
             measure(train_loss)

@@ -198,8 +198,10 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_handed_out():
             model.transformer.wte.weight.data[0, 0] = torch.inf
         return [1.0]
 
-    calls = dict(save=lambda: saved.append(1), should_stop=lambda: False)
-    epochs = fit(model, optimizer, step, lambda epoch: [epoch], 2, Progress(), lambda progress: 0.1, **calls)
+    epochs = fit(
+        model, optimizer, step, lambda epoch: [epoch], 2, Progress(),
+        rate=lambda progress: 0.1, save=lambda: saved.append(1), should_stop=lambda: False,
+    )  # fmt: skip
     assert next(epochs) == 1.0
     with pytest.raises(UserError, match="--lr 0.1: a weight is not finite in step 2; use a lower --lr"):
         next(epochs)
@@ -232,7 +234,8 @@ def test_saving_takes_a_share_of_the_time_and_measuring_is_no_work_to_save(monke
         clock[0] += 6.0 if len(saves) < 3 else 1.5
 
     progress = Progress()
-    for _ in fit(model, optimizer, step, lambda epoch: range(30), 2, progress, lambda progress: 0.1, save):
+    batches, rate = lambda epoch: range(30), lambda progress: 0.1
+    for _ in fit(model, optimizer, step, batches, 2, progress, rate=rate, save=save):
         clock[0] += 1e4  # the caller measures
     # After 70 seconds; twice the cheap 3 seconds: every 130 seconds; a cheap one: every 70 again.
     assert saves == [(0, 7), (0, 20), (1, 3), (1, 10), (1, 17), (1, 24)]

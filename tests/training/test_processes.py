@@ -38,12 +38,12 @@ def test_shares_of_a_batch_add_up_to_its_gradient(name):
         for i, parameter in enumerate(model.parameters()):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
 
-    def gradient(share, microbatch=64):
+    def gradient(processes, microbatch=64):
         model.zero_grad()
-        means = backward(model, loss, chosen, microbatch, share=share)
+        means = backward(model, loss, chosen, microbatch, processes=processes)
         return means, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
-    means, whole = gradient(None)
+    means, whole = gradient(ALONE)
     for microbatch in (64, 3):
         parts = [gradient(Processes(rank, 4), microbatch) for rank in range(4)]
         torch.testing.assert_close(sum(part for _, part in parts), whole, rtol=1e-9, atol=1e-12)

@@ -59,8 +59,11 @@ def trained_change(model, task: UnlearningTask, hp: HyperParameters) -> dict[str
     own = ("batch_size", "lr", "warm_up", "trained", "dtype")
     training = ObjectiveSettings(steps=(_steps(task, hp),), **{name: getattr(hp, name) for name in own})
     forget = Side.of(task.forget.planted, task.ignored_token)
-    options = (task.seed, task.microbatch, task.gradient_checkpointing)
-    ((_, trained),) = snapshots(model, train_objective(model, _loss, forget, None, training, *options))
+    training_steps = train_objective(
+        model, _loss, forget, None, training, seed=task.seed, microbatch=task.microbatch,
+        gradient_checkpointing=task.gradient_checkpointing,
+    )  # fmt: skip
+    ((_, trained),) = snapshots(model, training_steps)
     return {name: trained.values[name] - parameter.detach() for name, parameter in model.named_parameters()}
 
 
