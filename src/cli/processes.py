@@ -16,7 +16,7 @@ from tinymem.localize.watch import Watch
 from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.training.fit import Stopped
 from tinymem.training.processes import Processes, join, leave, own_device
-from tinymem.training.step import sides_of
+from tinymem.training.step import rows_per_side
 
 Methods = Sequence[tuple[Method, Any]]
 
@@ -37,7 +37,7 @@ def check_shared(processes: Processes, methods: Methods, loading: LoadSettings) 
             flag = "--lora_rank" if hp.lora_rank else "--update_mask"
             raise UserError(f"{flag}: not with --use_fsdp; leave that out, so that every process has the whole model")
         whole = not hp.retain_weight
-        processes.check_divides([hp.batch_size] if whole else sides_of(hp.batch_size, hp.forget_share))
+        processes.check_divides([hp.batch_size] if whole else rows_per_side(hp.batch_size, hp.forget_share))
 
 
 @contextmanager

@@ -20,11 +20,10 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import loss_mask, token_losses
 from tinymem.models.precision import autocast
-from tinymem.models.trainable import frozen as frozen  # re-exported for the methods, like the last two
+from tinymem.models.trainable import frozen as frozen  # re-exported for the methods
 from tinymem.models.trainable import gradient_of
 from tinymem.training import step
-from tinymem.training.step import all_finite as all_finite
-from tinymem.training.step import sides_of as sides_of
+from tinymem.training.step import rows_per_side
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def mixed_batches(
     task: UnlearningTask, batch_size: int, unlearn_share: float, generator: torch.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Return endless pairs of forget and retain batches. No side is empty; an exhausted set starts again."""
-    forget, retain = sides_of(batch_size, unlearn_share)
+    forget, retain = rows_per_side(batch_size, unlearn_share)
     return zip(endless_batches(task.forget.planted, forget, generator), endless_batches(task.retain, retain, generator))
 
 

@@ -14,6 +14,7 @@ import torch
 
 from tinymem.errors import NotFinite
 from tinymem.training.checkpoint import Progress
+from tinymem.training.step import all_finite
 
 SAVE_SECONDS = 60.0  # a kill loses at most this much work
 CHEAP_SECONDS = 3.0  # slower saves are made less often, in proportion: they take at most 5 % of the time
@@ -60,6 +61,9 @@ def fit(
     started = time.monotonic() - progress.seconds
     saved, pause = time.monotonic(), SAVE_SECONDS
 
+    def weights_finite() -> bool:
+        return all_finite(p.detach() for p in model.parameters() if p.requires_grad)
+
     def check(finite: bool, what: str) -> None:
         if not finite:
             number, lr = progress.epoch * count + progress.step, optimizer.defaults["lr"]
@@ -87,25 +91,20 @@ def fit(
             on_step(progress, *losses)
             stop = should_stop()
             if save is not None and (stop or now - saved > pause):
-                check(all_finite(model), "a weight is")
+                check(weights_finite(), "a weight is")
                 begun = time.monotonic()
                 save()
                 saved = time.monotonic()
                 pause = SAVE_SECONDS * max(1.0, (saved - begun) / CHEAP_SECONDS)
             if stop:
                 raise Stopped
-        check(not anywhere(not all_finite(model)), "a weight is")
+        check(not anywhere(not weights_finite()), "a weight is")
         mean = progress.loss_sum / count
         progress.epoch_seconds.append(round(progress.step_seconds, 3))
         progress.epoch, progress.step, progress.loss_sum, progress.step_seconds = progress.epoch + 1, 0, 0.0, 0.0
         done = time.monotonic()
         yield mean
         saved += time.monotonic() - done  # the caller's time does not bring the next save closer
-
-
-def all_finite(model) -> bool:
-    """Return whether all trained parameters are free of NaN and infinity."""
-    return all(bool(p.detach().isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 
 def warmed_up(lr: float, done: int, steps: int) -> float:

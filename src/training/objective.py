@@ -34,7 +34,7 @@ from tinymem.training.optimizer import new_optimizer
 from tinymem.training.processes import ALONE, Processes
 from tinymem.training.reference import Reference, Unedited
 from tinymem.training.settings import TrainingSettings
-from tinymem.training.step import Side, descend, microbatches, sides_of
+from tinymem.training.step import Side, descend, microbatches, rows_per_side
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def train_objective(
     naming the file, for a damaged state.
     """
     sets = [forget] if retain is None else [forget, retain]
-    sizes = [settings.batch_size] if retain is None else sides_of(settings.batch_size, settings.forget_share)
+    sizes = [settings.batch_size] if retain is None else rows_per_side(settings.batch_size, settings.forget_share)
     processes.check_divides([min(size, len(whole)) for whole, size in zip(sets, sizes)])
     parameters = list(all_but_embeddings(model) if settings.trained == "all_but_embeddings" else model.parameters())
     if change is not None:

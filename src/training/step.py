@@ -261,7 +261,7 @@ def microbatches(sides: Sequence[Side], rows: int) -> Iterator[tuple[tuple[Side,
         yield parts, needed
 
 
-def sides_of(batch_size: int, forget_share: float) -> tuple[int, int]:
+def rows_per_side(batch_size: int, forget_share: float) -> tuple[int, int]:
     """Return the numbers of forget and retain rows, at least one of each, in a batch of at least two."""
     forget = min(max(1, round(forget_share * batch_size)), batch_size - 1)
     return forget, batch_size - forget

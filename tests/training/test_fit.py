@@ -14,7 +14,7 @@ from tinymem.training.checkpoint import Progress, read_progress
 from tinymem.training.fit import Stopped, fit, warmed_up
 from tinymem.training.objective import ObjectiveSettings, rows_of_step, train_objective
 from tinymem.training.processes import Processes
-from tinymem.training.step import Side, sides_of
+from tinymem.training.step import Side, rows_per_side
 
 SETTINGS = ObjectiveSettings(steps=(2, 5, 9), batch_size=8, lr=3e-3, warm_up=3, dtype="float32")
 
@@ -252,7 +252,7 @@ def test_rows_of_steps_go_through_the_set_again_and_again():
 
 
 def test_shares_and_warm_up():
-    assert [sides_of(8, share) for share in (0.5, 0.01, 0.99)] == [(4, 4), (1, 7), (7, 1)]
+    assert [rows_per_side(8, share) for share in (0.5, 0.01, 0.99)] == [(4, 4), (1, 7), (7, 1)]
     assert [warmed_up(1.0, done, 4) for done in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert warmed_up(1.0, 0, 0) == 1.0
 

@@ -21,13 +21,14 @@ from tinymem.data.text_reader import content_digest, holds_ids
 from tinymem.data.token_sets import TokenSet, read_token_set
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.curvature.layers import LayerSettings, chosen_weights
-from tinymem.localize.learning import all_finite, frozen, output_gradients
+from tinymem.localize.learning import frozen, output_gradients
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import last_losses, loss_mask, next_token_logits, remedy
 from tinymem.models.planned import is_plan
 from tinymem.options import option, settings
+from tinymem.training.step import all_finite
 
 HELD = 2**28  # entries of factors held at once: 1 GiB; for large models half the size of the chosen matrices
 PARTS = 4  # tensors of a basis

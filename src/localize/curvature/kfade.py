@@ -21,7 +21,7 @@ import torch
 from tinymem.errors import NotFinite
 from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes
 from tinymem.localize.curvature.layers import chosen_weights
-from tinymem.localize.learning import all_finite, frozen, gradients, kl_note
+from tinymem.localize.learning import frozen, gradients, kl_note
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.training import sides
 from tinymem.models.adapter import Weight
@@ -30,6 +30,7 @@ from tinymem.models.losses import loss_mask, next_token_logits, remedy
 from tinymem.models.planned import is_plan
 from tinymem.options import option, settings
 from tinymem.training.objective import FORGET_TOKENS
+from tinymem.training.step import all_finite
 
 TRIALS = 8  # measurements of the KL in a step
 ENOUGH = 12  # forward passes that show a run's peak in a plan: factors, predictions before, gradient, first trials

@@ -15,13 +15,14 @@ import torch
 
 from tinymem.data.memories import among
 from tinymem.errors import NotFinite
-from tinymem.localize.learning import all_finite, backward, frozen, loss_scale, output_gradients, sequence_weights
+from tinymem.localize.learning import backward, frozen, loss_scale, output_gradients, sequence_weights
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight, find_mlps, linear_weights, mlp_weights, weight_of
 from tinymem.models.edit import Weights
 from tinymem.models.losses import remedy
 from tinymem.models.planned import is_plan
 from tinymem.options import option, settings
+from tinymem.training.step import all_finite
 
 PIECE = 2**24  # entries of the gradients of single sequences formed at once: 64 MB
 

@@ -11,10 +11,10 @@ import torch
 
 from tinymem.errors import NotFinite
 from tinymem.localize.curvature.layers import IDLE, LayerSettings, chosen_weights, rho_option
-from tinymem.localize.learning import all_finite
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.edit import Weights
 from tinymem.options import settings
+from tinymem.training.step import all_finite
 
 
 @settings

@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from tinymem.localize.learning import (
-    all_finite,
-    backward,
-    check_steps,
-    frozen,
-    loss_scale,
-    mean_weights,
-    unlearn_batches,
-)
+from tinymem.localize.learning import backward, check_steps, frozen, loss_scale, mean_weights, unlearn_batches
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
 from tinymem.models.trainable import gradient_of
+from tinymem.training.step import all_finite
 
 if TYPE_CHECKING:
     from tinymem.localize.neuron import hard_concrete, slimming

@@ -12,13 +12,14 @@ from itertools import islice
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.learning import gradients, mean_weights, mixed_batches, natural_batches, sides_of
+from tinymem.localize.learning import gradients, mean_weights, mixed_batches, natural_batches
 from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight.bounded import LOSS, TERMS, bounded_step, row_batches
 from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve_momentum
 from tinymem.models.precision import MEANING, PRECISIONS, autocast
 from tinymem.options import option, settings
+from tinymem.training.step import rows_per_side
 
 ALIAS = "random_greedy"  # the study's flag
 # The study states the ends of this range, and 0.7 for its best published runs.
@@ -94,7 +95,7 @@ def _steps(hp: HyperParameters, forget: int, retain: int) -> int:
     """Return the SGD steps of the whole run, for sets of these sizes."""
     if not hp.unlearn_share:
         return hp.epochs * -(-(forget + retain) // hp.batch_size)
-    shares = sides_of(hp.batch_size, hp.unlearn_share)
+    shares = rows_per_side(hp.batch_size, hp.unlearn_share)
     return hp.epochs * max(-(-total // share) for total, share in zip((forget, retain), shares))
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from tinymem.localize.learning import endless_batches, frozen, gradients_of_sides, sides_of
+from tinymem.localize.learning import endless_batches, frozen, gradients_of_sides
 from tinymem.localize.objective import npo, undial
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.training import sides
 from tinymem.models.precision import autocast
 from tinymem.training.reference import Reference
-from tinymem.training.step import Side
+from tinymem.training.step import Side, rows_per_side
 
 LOSS, TERMS = "loss", {"npo": npo, "undial": undial}  # the unbounded term, and objectives with their default settings
 Rows = tuple["torch.Tensor", "torch.Tensor"]
@@ -22,7 +22,7 @@ Rows = tuple["torch.Tensor", "torch.Tensor"]
 def row_batches(task: UnlearningTask, hp: Any, generator: torch.Generator) -> Iterator[Rows]:
     """Yield endless batches as row numbers of forget and retain set, int64, in the order of `mixed_batches`."""
     counts = len(task.forget), len(task.retain)
-    sizes = sides_of(hp.batch_size, hp.unlearn_share)
+    sizes = rows_per_side(hp.batch_size, hp.unlearn_share)
     return zip(*(endless_batches(torch.arange(n), size, generator) for n, size in zip(counts, sizes)))
 
 

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 import torch
 
 from tinymem.errors import NotFinite
-from tinymem.localize.learning import all_finite, frozen, gradients, mean_weights
+from tinymem.localize.learning import frozen, gradients, mean_weights
 from tinymem.localize.ranking import WeightScores, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps, mlp_weights
 from tinymem.models.losses import remedy
 from tinymem.options import settings
+from tinymem.training.step import all_finite
 
 
 @settings

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from tinymem.localize.learning import all_finite, check_scores, check_steps, frozen
+from tinymem.localize.learning import check_scores, check_steps, frozen
 from tinymem.localize.ranking import Masks, how_many, top
 from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Lazy, Zeros, applied
+from tinymem.training.step import all_finite
 
 MOMENTUM_HELP = "momentum of the scores; default: 0.9, or 0 from 1e9 parameters on, to save memory"
 LARGE = 10**9  # parameters from which a momentum buffer costs too much memory

@@ -15,20 +15,13 @@ from collections.abc import Iterator
 
 import torch
 
-from tinymem.localize.learning import (
-    all_finite,
-    check_steps,
-    frozen,
-    gradients,
-    mixed_batches,
-    natural_batches,
-    sequence_weights,
-)
+from tinymem.localize.learning import check_steps, frozen, gradients, mixed_batches, natural_batches, sequence_weights
 from tinymem.localize.ranking import Masks, WeightScores, how_many, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP, Weight, find_mlps, mlp_weights
 from tinymem.models.edit import reversible
 from tinymem.options import option, settings
+from tinymem.training.step import all_finite
 
 NESTED = True  # each weight is chosen after all earlier ones were zeroed
 
