@@ -43,9 +43,9 @@ from typing import Any
 
 from tinymem.errors import UserError
 from tinymem.localize.learning import check_scores
+from tinymem.localize.objective_method import check_objective, objective
 from tinymem.localize.ranking import Scores, drop_top
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.training import check_objective, objective
 from tinymem.localize.user_methods import check_scores_of, check_settings, checked, guarded, watched_part
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import PERCENT_MEMORIZED

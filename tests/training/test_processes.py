@@ -11,8 +11,8 @@ from small import ROOT
 from tiny import new_model, new_task
 
 from tinymem.errors import UserError
+from tinymem.localize.objective_method import sides
 from tinymem.localize.registry import METHODS
-from tinymem.localize.training import sides
 from tinymem.training.processes import ALONE, Processes, started
 from tinymem.training.reference import Reference
 from tinymem.training.step import Side, backward

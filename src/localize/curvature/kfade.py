@@ -22,8 +22,8 @@ from tinymem.errors import NotFinite
 from tinymem.localize.curvature.factors import Basis, FactorSettings, bases, check_factors, factor_passes
 from tinymem.localize.curvature.layers import chosen_weights
 from tinymem.localize.learning import frozen, gradients, kl_note
+from tinymem.localize.objective_method import sides
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.training import sides
 from tinymem.models.adapter import Weight
 from tinymem.models.edit import Weights, reversible
 from tinymem.models.losses import loss_mask, next_token_logits, remedy

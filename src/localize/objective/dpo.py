@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tinymem.errors import UserError
 from tinymem.localize.objective.terms import PreferenceSettings, learning_rate, preference, rises, with_retain
-from tinymem.localize.training import sides
+from tinymem.localize.objective_method import sides
 from tinymem.options import settings
 from tinymem.training.step import Side
 

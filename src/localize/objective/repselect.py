@@ -15,8 +15,8 @@ from tinymem.data.dataset import evenly_spaced
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.learning import frozen, gradients_of_sides, kl_note
 from tinymem.localize.objective.terms import divergence
+from tinymem.localize.objective_method import sides
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.training import sides
 from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Weights, applied, reversible
 from tinymem.models.precision import MEANING, PRECISIONS, autocast

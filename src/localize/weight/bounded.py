@@ -9,8 +9,8 @@ import torch
 
 from tinymem.localize.learning import endless_batches, frozen, gradients_of_sides
 from tinymem.localize.objective import npo, undial
+from tinymem.localize.objective_method import sides
 from tinymem.localize.task import UnlearningTask
-from tinymem.localize.training import sides
 from tinymem.models.precision import autocast
 from tinymem.training.reference import Reference
 from tinymem.training.step import Side, rows_per_side

@@ -27,7 +27,7 @@ LOSSES = ("forget_loss", "retain_loss")  # the losses of an objective, as its re
 def objective(module: ModuleType, name: str, code: str | None = None) -> Callable[..., Iterator[tuple[int, Edit]]]:
     """Train the weights on the module's loss, once for all strengths, and yield the weights at each number of steps."""
 
-    def bound(part: str, hp: Any) -> Callable | None:
+    def with_settings(part: str, hp: Any) -> Callable | None:
         return partial(getattr(module, part), hp) if hasattr(module, part) else None
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[int, Edit]]:
@@ -35,7 +35,7 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Callabl
         forget, retain = sides(task, hp.forget_tokens)
         retain, last_step = retain if hp.retain_weight else None, max(hp.steps)
         tokens = min(hp.batch_size, len(forget) + len(retain or ())) * forget.tokens.shape[1]
-        after_step = bound("after_step", hp) or (lambda reference, steps, losses: None)
+        after_step = with_settings("after_step", hp) or (lambda reference, steps, losses: None)
 
         def on_step(progress, *losses: float) -> None:
             task.watch.note(tokens, **dict(zip(LOSSES, losses)))
@@ -50,24 +50,25 @@ def objective(module: ModuleType, name: str, code: str | None = None) -> Callabl
         state = task.cache.state if task.cache and not processes.sharded else None
         masks = _update_masks(model, task, hp) if processes.is_first else None
         if processes.is_first:
-            sent = replace(task, cache=None, original=None, reader=TextReader(), processes=ALONE, watch=Watch())
-            processes.send((processes.model, name, hp, sent))
+            plain_task = replace(task, cache=None, original=None, reader=TextReader(), processes=ALONE, watch=Watch())
+            processes.send((processes.model, name, hp, plain_task))
         masks = processes.send(masks)
-        with _trained(model, task, hp) as (trained, form, taken):
+        with _model_to_train(model, task, hp) as (model_to_train, arguments, take_edit):
             training = train_objective(
-                trained, partial(module.loss, hp), forget, retain, hp, seed=task.seed, microbatch=task.microbatch,
-                gradient_checkpointing=task.gradient_checkpointing, masks=masks, weights=bound("weights", hp),
-                after_step=after_step, state=state, on_resume=on_resume, processes=processes, causes=loss_flags(hp),
-                on_step=on_step, should_stop=lambda: processes.any(task.watch.asked()), **form,
+                model_to_train, partial(module.loss, hp), forget, retain, hp,
+                seed=task.seed, microbatch=task.microbatch, gradient_checkpointing=task.gradient_checkpointing,
+                masks=masks, weights=with_settings("weights", hp), after_step=after_step, state=state,
+                on_resume=on_resume, processes=processes, causes=loss_flags(hp), on_step=on_step,
+                should_stop=lambda: processes.any(task.watch.asked()), **arguments,
             )  # fmt: skip
             training = training if processes.sharded else task.watch.stoppable(training)
-            yield from snapshots(trained, training, LOSSES, taken)
+            yield from snapshots(model_to_train, training, LOSSES, take_edit)
 
     return run
 
 
 @contextmanager
-def _trained(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Any, dict[str, Any], Any]]:
+def _model_to_train(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Any, dict[str, Any], Any]]:
     """Yield what is trained, further arguments of `train_objective`, and where `snapshots` takes the edits from.
 
     What is trained is the model, the model with low-rank changes attached, or a copy divided among processes.

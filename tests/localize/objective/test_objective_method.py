@@ -14,8 +14,8 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.learning import check_scores, check_steps
 from tinymem.localize.objective import pdu, repselect, rmu
+from tinymem.localize.objective_method import sides
 from tinymem.localize.registry import GROUPS, METHODS, STUDY, find_localizer, find_methods
-from tinymem.localize.training import sides
 from tinymem.localize.watch import Watch
 from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Weights, applied
