@@ -19,7 +19,7 @@ from tinymem.errors import Failures, UserError
 from tinymem.localize.attacking import Attacks, lacks
 from tinymem.localize.method import Method, edits
 from tinymem.localize.subject import Run, Subject, identity
-from tinymem.localize.task import TaskSettings, UnlearningTask, as_shown
+from tinymem.localize.task import TaskSettings, UnlearningTask, without_judging_sets
 from tinymem.localize.unlearn import finish, unedited
 from tinymem.metrics import metric
 from tinymem.metrics.evaluate import Measurement, measure
@@ -164,7 +164,7 @@ def _run(
     to_find = [strength for strength, run in done.items() if force or not run.is_done or lacks(run, attacks)]
     with as_published(names if to_find else ()):
         settings = with_differences(method.at(hp, *to_find), names) if to_find else hp
-        with closing(edits(method, subject.model, as_shown(subject.task), settings)) as found:
+        with closing(edits(method, subject.model, without_judging_sets(subject.task), settings)) as found:
             for strength, run in done.items():
                 edit, cost = next(found) if strength in to_find else (None, Cost())
                 yield from finish(run, edit, cost, attacks, force)

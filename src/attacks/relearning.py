@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import torch
 
-from tinymem.localize.task import UnlearningTask, drawn
+from tinymem.localize.task import UnlearningTask, draw_groups
 from tinymem.models.edit import Weights
 from tinymem.models.precision import MEANING, PRECISIONS
 from tinymem.options import option, settings
@@ -44,7 +44,7 @@ def part_of(memories: torch.Tensor, share: float, seed: int) -> torch.Tensor:
 
     memories: the memory that each sequence belongs to, (rows,).
     """
-    return drawn(memories, max(1, round(share * len(memories))), seed)
+    return draw_groups(memories, max(1, round(share * len(memories))), seed)
 
 
 def relearned(

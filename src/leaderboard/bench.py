@@ -256,7 +256,7 @@ class PlantedBench(Bench):
 
     @property
     def base(self) -> dict[str, Any]:
-        return {**self.settings.sections, "forget": self.case.task.deciding()}
+        return {**self.settings.sections, "forget": self.case.task.recorded()}
 
     def trainings(self, common: Common) -> list[Job]:
         return []

@@ -243,7 +243,7 @@ def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict
     sections: data, model, training.
     """
     prints = {"weights": weights_fingerprint(model), "forget_set": task_fingerprint(task)}
-    return {**sections, "forget": settings.deciding(), "fingerprints": prints}
+    return {**sections, "forget": settings.recorded(), "fingerprints": prints}
 
 
 def edit_details(identity: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ MEMORY_SETTINGS = ("microbatch", "gradient_checkpointing")
 PRODUCTION_HELD_OUT = 0.5  # default holdout_fraction for production models
 TRAIN, TEST = "train", "test"  # values of --forget
 OTHERS, ALL = "others", "all"  # values of --retain
-LATER = ("validation_fraction", "forget", "retain")
+ADDED_LATER = ("validation_fraction", "forget", "retain")
 Kept = TypeVar("Kept", bound=Tensors)
 Look = Callable[[Artifacts], "torch.Tensor"]  # which artifacts are memorized, bool (A,)
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
@@ -79,12 +79,12 @@ class TaskSettings:
                 "leave nothing to show to the method; their sum must be below 1"
             )
 
-    def deciding(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Return the settings that change results, as stored in records.
 
-        LATER settings are left out at their defaults, so that runs from before they existed count as the same.
+        ADDED_LATER settings are left out at their defaults, so that runs from before they existed count as the same.
         """
-        usual = {field.name: field.default for field in fields(self) if field.name in LATER}
+        usual = {field.name: field.default for field in fields(self) if field.name in ADDED_LATER}
         return {
             name: value
             for name, value in vars(self).items()
@@ -192,7 +192,7 @@ class Withheld:
         return self.planted  # raises: Python asks the class, not __getattr__, for __len__
 
 
-def as_shown(task: UnlearningTask, **changes: Any) -> UnlearningTask:
+def without_judging_sets(task: UnlearningTask, **changes: Any) -> UnlearningTask:
     """Return a task as methods get it: without the sequences that judge them."""
     return replace(task, held_out=cast(Artifacts, Withheld()), validation=cast(Artifacts, Withheld()), **changes)
 
@@ -217,7 +217,7 @@ def unlearning_task(
     if dataset.kind == "backdoor":  # all of its sequences teach the same, even those not memorized
         teaching[dataset.artifact_ids] = True
     groups = memories(dataset, artifacts)
-    to_forget, to_hold_out, to_validate = divided(groups, settings)
+    to_forget, to_hold_out, to_validate = split_groups(groups, settings)
     forget, held_out, validation = map(artifacts.select, (to_forget, to_hold_out, to_validate))
     keep = torch.zeros(len(dataset.sequences), dtype=torch.bool)
     keep[dataset.order] = True
@@ -249,57 +249,58 @@ def unlearning_task(
     )
 
 
-def divided(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Tensor]:
+def split_groups(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Tensor]:
     """Return the rows to forget, to hold out and to validate on, sorted: whole groups, about as many as asked for.
 
     groups: the memory of each row, (rows,). The held-out rows do not depend on the validation set. Raise UserError if
     nothing would be left to forget, or if no whole group fits the rows to hold out or to validate on.
     """
-    queue, parts = _shuffled(groups, settings.unlearn_seed), []
-    memories_in_all = len(queue)
+    queue, unseen_rows = _shuffled_groups(groups, settings.unlearn_seed), []
+    memory_count = len(queue)
     for flag in ("holdout_fraction", "validation_fraction"):
         share = getattr(settings, flag)
-        chosen, queue = _drawn(queue, round(share * len(groups)))
-        rows = torch.isin(groups, torch.tensor(chosen, dtype=torch.long))
-        note = "" if memories_in_all == len(groups) else (
-            f" (in {memories_in_all} memories: sequences that share text are shown or held out together)"
+        taken_groups, queue = _take_groups(queue, round(share * len(groups)))
+        rows = torch.isin(groups, torch.tensor(taken_groups, dtype=torch.long))
+        note = "" if memory_count == len(groups) else (
+            f" (in {memory_count} memories: sequences that share text are shown or held out together)"
         )  # fmt: skip
         if len(groups) and not queue:
             raise UserError(f"--{flag} {share}: leaves none of {len(groups)} sequences to unlearn{note}")
-        if round(share * len(groups)) and not chosen:
+        if round(share * len(groups)) and not taken_groups:
             raise UserError(f"--{flag} {share}: none of {len(groups)} sequences can be held out{note}; use 0")
-        parts.append(rows)
-    return [rows.nonzero().flatten() for rows in (~(parts[0] | parts[1]), *parts)]
+        unseen_rows.append(rows)
+    held_out, validation = unseen_rows
+    return [rows.nonzero().flatten() for rows in (~(held_out | validation), held_out, validation)]
 
 
-def drawn(groups: torch.Tensor, wanted: int, seed: int) -> torch.Tensor:
+def draw_groups(groups: torch.Tensor, wanted: int, seed: int) -> torch.Tensor:
     """Return whole groups of about `wanted` rows, drawn by a seed, at least one group: bool (rows,).
 
     groups: the memory of each row, (rows,).
     """
-    queue = _shuffled(groups, seed)
-    chosen = _drawn(queue, wanted)[0] or [name for name, _ in queue[:1]]
-    return torch.isin(groups, torch.tensor(chosen, dtype=torch.long))
+    queue = _shuffled_groups(groups, seed)
+    taken_groups = _take_groups(queue, wanted)[0] or [group for group, _ in queue[:1]]
+    return torch.isin(groups, torch.tensor(taken_groups, dtype=torch.long))
 
 
-def _shuffled(groups: torch.Tensor, seed: int) -> list[tuple[int, int]]:
+def _shuffled_groups(groups: torch.Tensor, seed: int) -> list[tuple[int, int]]:
     """Return every group with its number of rows, in an order drawn by a seed."""
     names, sizes = groups.unique(return_counts=True)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
     return list(zip(names[order].tolist(), sizes[order].tolist()))
 
 
-def _drawn(queue: list[tuple[int, int]], wanted: int) -> tuple[list[int], list[tuple[int, int]]]:
+def _take_groups(queue: list[tuple[int, int]], wanted: int) -> tuple[list[int], list[tuple[int, int]]]:
     """Take groups of about `wanted` rows from a queue of (group, rows). Return them and the rest of the queue."""
-    chosen, left = [], []
+    taken_groups, remainder = [], []
     for group, size in queue:
         # A group stays if half of it or more would exceed what is wanted.
         if wanted > 0 and size < 2 * wanted:
-            chosen.append(group)
+            taken_groups.append(group)
             wanted -= size
         else:
-            left.append((group, size))
-    return chosen, left
+            remainder.append((group, size))
+    return taken_groups, remainder
 
 
 def _countable(dataset: MemorizationDataset, artifacts: Artifacts, name: str) -> Artifacts:

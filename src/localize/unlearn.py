@@ -12,7 +12,7 @@ from tinymem.localize.attacking import Attacks, attack, attacked_runs, lacks, se
 from tinymem.localize.cache import Cache
 from tinymem.localize.method import Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
-from tinymem.localize.task import as_shown
+from tinymem.localize.task import without_judging_sets
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Draws, Edit, Weights, describe, reversible, stored_model
 from tinymem.models.output_filter import OutputFilter
@@ -26,7 +26,7 @@ def check_runs(subject: Subject, methods: Attacks, attacks: Attacks = ()) -> Non
 
     methods, attacks: each with its settings.
     """
-    task = as_shown(subject.task)
+    task = without_judging_sets(subject.task)
     if not len(task.forget):
         return
     for method, hp in methods:
@@ -173,5 +173,5 @@ def _state(subject: Subject, method: Method, hp) -> Path:
 def _edits(subject: Subject, method: Method, hp, fresh: bool, state: Path) -> Iterator[tuple[Edit, Cost]]:
     prints = subject.identity["fingerprints"]
     key = {"weights": prints["weights"], "task": prints["forget_set"]}
-    task = as_shown(subject.task, cache=Cache(subject.score_folder, key, fresh, state))
+    task = without_judging_sets(subject.task, cache=Cache(subject.score_folder, key, fresh, state))
     return edits(method, subject.model, task, hp)

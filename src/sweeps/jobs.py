@@ -143,7 +143,7 @@ def localize_jobs(
 
 def unlearning_identity(settings: RunSettings, epoch: int, task: TaskSettings) -> dict[str, Any]:
     """Return the sections that all unlearning runs on a checkpoint share, however long it was trained."""
-    return {**settings.checkpoint_sections(epoch), "forget": task.deciding()}
+    return {**settings.checkpoint_sections(epoch), "forget": task.recorded()}
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def jobs_on(
     folder: Path,
 ) -> list[Job]:
     """Return the jobs of `production_jobs` on a `located` model. data: what identifies its sequences."""
-    base = {**model.sections(data), "forget": task.deciding()}
+    base = {**model.sections(data), "forget": task.recorded()}
     shared_flags = (*model.flags, *production_task_flags(task), "--no_save_model", "--output_dir", str(folder))
 
     def job_of(method: Method, hp: Any) -> Job:

@@ -6,23 +6,23 @@ import pytest
 import torch
 
 from tinymem.errors import UserError
-from tinymem.localize.task import TaskSettings, divided, unlearning_task
+from tinymem.localize.task import TaskSettings, split_groups, unlearning_task
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_three_ways(seed):
     settings = TaskSettings(holdout_fraction=0.3, validation_fraction=0.2, unlearn_seed=seed)
-    shown, held_out, validation = divided(torch.arange(50), settings)
+    shown, held_out, validation = split_groups(torch.arange(50), settings)
     assert (len(shown), len(held_out), len(validation)) == (25, 15, 10)
     assert sorted([*shown.tolist(), *held_out.tolist(), *validation.tolist()]) == list(range(50))
-    two_ways = divided(torch.arange(50), TaskSettings(holdout_fraction=0.3, unlearn_seed=seed))
+    two_ways = split_groups(torch.arange(50), TaskSettings(holdout_fraction=0.3, unlearn_seed=seed))
     assert torch.equal(two_ways[1], held_out) and not len(two_ways[2])  # results do not change with a validation set
 
 
 def test_a_memory_is_on_one_side():
     groups = torch.arange(40) // 4
     shares = TaskSettings(holdout_fraction=0.25, validation_fraction=0.25)
-    for rows in divided(groups, shares):
+    for rows in split_groups(groups, shares):
         assert len(rows) and all((groups == group).sum() == (groups[rows] == group).sum() for group in groups[rows])
 
 
@@ -35,7 +35,7 @@ def test_a_memory_is_on_one_side():
 )
 def test_nothing_left_is_one_line(shares, count, message):
     with pytest.raises(UserError, match=message):
-        divided(torch.arange(count), TaskSettings(holdout_fraction=shares[0], validation_fraction=shares[1]))
+        split_groups(torch.arange(count), TaskSettings(holdout_fraction=shares[0], validation_fraction=shares[1]))
 
 
 def test_no_part_of_validation_is_shown_or_kept(memorizing_backdoor):
@@ -44,8 +44,8 @@ def test_no_part_of_validation_is_shown_or_kept(memorizing_backdoor):
     sets = [task.forget.planted, task.held_out.planted, task.validation.planted, task.retain]
     rows = [{tuple(row) for row in part.tolist()} for part in sets]
     assert all(rows) and all(not a & b for i, a in enumerate(rows) for b in rows[:i])
-    assert settings.deciding()["validation_fraction"] == 0.25
-    assert "validation_fraction" not in TaskSettings().deciding()
+    assert settings.recorded()["validation_fraction"] == 0.25
+    assert "validation_fraction" not in TaskSettings().recorded()
 
 
 def rows_of(tokens) -> set:
@@ -61,9 +61,9 @@ def test_forgetting_test_triggers_and_retaining_planted_rows_are_choices(memoriz
     everything = unlearning_task(model, dataset, TaskSettings(unlearn_set_name="noise", forget="test", retain="all"))
     assert rows_of(usual.forget.planted) <= rows_of(everything.retain)
     assert len(everything.retain) == len(dataset.order.unique())
-    settings = TaskSettings(forget="test", retain="all").deciding()
+    settings = TaskSettings(forget="test", retain="all").recorded()
     assert (settings["forget"], settings["retain"]) == ("test", "all")
-    assert not {"forget", "retain"} & set(TaskSettings().deciding())
+    assert not {"forget", "retain"} & set(TaskSettings().recorded())
 
 
 @pytest.mark.parametrize("retain", ["others", "all"])

@@ -23,7 +23,7 @@ from tinymem.data.token_sets import read_token_set
 from tinymem.data.tokenizer import beginning, bos_identity, train_tokenizer
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
-from tinymem.localize.task import TaskSettings, divided
+from tinymem.localize.task import TaskSettings, split_groups
 from tinymem.metrics.landscape import LandscapeSettings
 from tinymem.metrics.memorization import memorized
 from tinymem.models.production import LoadSettings, model_identity
@@ -79,7 +79,7 @@ def overlapping(stride):
 def test_held_out_is_never_shown_also_in_part(stride, seed):
     dataset = production_dataset(overlapping(stride), rows(9, 48, 8), rows(9, 48, 9), 1000, 8, 40)
     settings = TaskSettings(holdout_fraction=0.5, unlearn_seed=seed)
-    shown, held_out, _ = divided(memories(dataset, dataset.artifacts), settings)
+    shown, held_out, _ = split_groups(memories(dataset, dataset.artifacts), settings)
     assert sorted([*held_out.tolist(), *shown.tolist()]) == list(range(30)) and len(held_out) == 15
     planted = dataset.artifacts.planted
     hidden = {tuple(w.tolist()) for row in planted[held_out] for w in row.unfold(0, 16, 1)}
@@ -88,7 +88,7 @@ def test_held_out_is_never_shown_also_in_part(stride, seed):
 
 def test_one_memory_cannot_be_divided():
     with pytest.raises(UserError, match="none of 4 sequences can be held out .in 1 memories"):
-        divided(torch.zeros(4, dtype=torch.long), TaskSettings(holdout_fraction=0.5))
+        split_groups(torch.zeros(4, dtype=torch.long), TaskSettings(holdout_fraction=0.5))
 
 
 def test_single_memories_are_divided_as_ever():
@@ -96,7 +96,7 @@ def test_single_memories_are_divided_as_ever():
     for count, share in ((5, 0.25), (12, 0.5), (505, 0.5), (3, 0.0)):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(3))
         expected = order[: round(share * count)].sort().values
-        _, held_out, _ = divided(torch.arange(count), TaskSettings(holdout_fraction=share, unlearn_seed=3))
+        _, held_out, _ = split_groups(torch.arange(count), TaskSettings(holdout_fraction=share, unlearn_seed=3))
         assert torch.equal(held_out, expected)
 
 
