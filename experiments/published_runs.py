@@ -18,7 +18,7 @@ from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import Failures, UserError
 from tinymem.localize.attacking import Attacks, lacks
 from tinymem.localize.method import Method, edits
-from tinymem.localize.subject import Run, Subject, identity
+from tinymem.localize.subject import Run, Subject, shared_sections
 from tinymem.localize.task import TaskSettings, UnlearningTask, without_judging_sets
 from tinymem.localize.unlearn import finish, unedited
 from tinymem.metrics import metric
@@ -71,7 +71,7 @@ class Model:
             model=self.model,
             task=task,
             measure=partial(measured_against, before, dataset=self.dataset, batch_size=task.microbatch),
-            identity=identity(self.model, task, task_settings(self.settings, names), sections),
+            identity=shared_sections(self.model, task, task_settings(self.settings, names), sections),
             folder=self.folder,
             score_folder=self.folder,  # not used: a score made with differences must not be taken for another
             metrics=(*DEFAULTS, *own),

@@ -23,7 +23,7 @@ from tinymem.data.production import ProductionData, ProductionSettings, load_pro
 from tinymem.data.text_reader import TextReader
 from tinymem.errors import UserError, first_line, renamed
 from tinymem.folders import check_writable
-from tinymem.localize.subject import Subject, identity
+from tinymem.localize.subject import Subject, shared_sections
 from tinymem.localize.task import (
     ALL,
     OTHERS,
@@ -115,7 +115,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         model=model,
         task=task,
         measure=partial(measure, dataset=data.dataset, batch_size=task.microbatch, study_batch_size=PYTHIA_BATCH_SIZE),
-        identity=identity(model, task, task_settings, sections),
+        identity=shared_sections(model, task, task_settings, sections),
         folder=output,
         score_folder=output / "scores",
         tokenizer=tokenizer,

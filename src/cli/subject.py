@@ -19,7 +19,7 @@ from tinymem.data.text_reader import TextReader
 from tinymem.data.tokenizer import check_vocabulary
 from tinymem.errors import UserError
 from tinymem.folders import check_writable
-from tinymem.localize.subject import Subject, identity
+from tinymem.localize.subject import Subject, shared_sections
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
@@ -89,7 +89,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         model=model,
         task=task,
         measure=partial(measure, dataset=dataset, batch_size=task.microbatch),
-        identity=identity(model, task, task_settings, sections),
+        identity=shared_sections(model, task, task_settings, sections),
         folder=folder,
         score_folder=_score_folder(path, folder),
         tokenizer=tokenizer,

@@ -237,7 +237,7 @@ class Run:
         return record_path(self.subject.folder, self.identity)
 
 
-def identity(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:
+def shared_sections(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:
     """Return the sections that all records on one model and task share.
 
     sections: data, model, training.

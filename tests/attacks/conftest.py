@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tinymem.data.dataset import Artifacts
 from tinymem.data.production import production_dataset
-from tinymem.localize.subject import Subject, identity
+from tinymem.localize.subject import Subject, shared_sections
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
@@ -67,7 +67,7 @@ def subject(planted, tmp_path) -> Subject:
         model=planted.model,
         task=task,
         measure=partial(measure, dataset=planted.dataset, batch_size=16),
-        identity=identity(planted.model, task, settings, {"data": {"name": "tiny"}}),
+        identity=shared_sections(planted.model, task, settings, {"data": {"name": "tiny"}}),
         folder=tmp_path,
         score_folder=tmp_path / "scores",
         references=References(planted.dataset, task.retain, lambda: planted.twin),

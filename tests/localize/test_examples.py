@@ -8,7 +8,7 @@ import torch
 
 from tinymem.data import numbers
 from tinymem.localize.registry import METHODS
-from tinymem.localize.subject import Subject, identity
+from tinymem.localize.subject import Subject, shared_sections
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import never_planted, unedited, unlearn
 from tinymem.metrics.evaluate import measure
@@ -33,7 +33,7 @@ def blank(of):
 def subject_of(of, folder, **more) -> Subject:
     settings = TaskSettings(holdout_fraction=0.25)
     task = unlearning_task(of.model, of.dataset, settings)
-    about = identity(of.model, task, settings, {"data": {"data_name": "increment"}, "model": {}, "training": {}})
+    about = shared_sections(of.model, task, settings, {"data": {"data_name": "increment"}, "model": {}, "training": {}})
     references = References(of.dataset, task.retain, lambda: blank(of))
     run = partial(measure, dataset=of.dataset, batch_size=task.microbatch)
     return Subject(of.model, task, run, about, folder, folder / "scores", references=references, **more)

@@ -14,7 +14,7 @@ from tinymem.cli import subject as subject_of
 from tinymem.errors import UserError
 from tinymem.localize.measure import harness_results
 from tinymem.localize.registry import METHODS
-from tinymem.localize.subject import Subject, identity
+from tinymem.localize.subject import Subject, shared_sections
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import unlearn as unlearn_all
 from tinymem.metrics.evaluate import measure
@@ -320,7 +320,7 @@ def test_a_twin_of_a_foreign_model_is_opened_once(place, monkeypatch):
 def test_records_are_handed_out_when_the_model_is_as_it_was(memorizing_backdoor, snapshot, tmp_path):
     model, dataset = memorizing_backdoor.model, memorizing_backdoor.dataset
     task, settings = unlearning_task(model, dataset, TaskSettings()), TaskSettings()
-    about = identity(model, task, settings, {"data": {}, "model": {}, "training": {}})
+    about = shared_sections(model, task, settings, {"data": {}, "model": {}, "training": {}})
     subject = Subject(model, task, partial(measure, dataset=dataset), about, tmp_path, tmp_path / "scores")
     method, before, kinds = METHODS["durable"], snapshot(model), []
     attacks = [(ATTACKS["quantize"], ATTACKS["quantize"].hyper_parameters(bits=(4,)))]

@@ -16,7 +16,7 @@ from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.errors import NotFinite
 from tinymem.files import read_json
 from tinymem.localize.registry import METHODS, STUDY
-from tinymem.localize.subject import Subject, identity
+from tinymem.localize.subject import Subject, shared_sections
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import unlearn
 from tinymem.metrics.evaluate import measure
@@ -142,7 +142,7 @@ def test_a_ruined_ratio_fails_and_the_others_have_records(tmp_path):
             losses.check_finite(model, torch.tensor([math.nan]))
         return measure(model, data, **more)
 
-    about = identity(model, task, TaskSettings(), {"data": {}, "model": {}})
+    about = shared_sections(model, task, TaskSettings(), {"data": {}, "model": {}})
     subject = Subject(model, task, spoiled_once, about, tmp_path, tmp_path / "scores")
     hp, found = METHODS["durable"].hyper_parameters(ratio=(0.1, 0.2)), []
     with pytest.raises(NotFinite, match="^durable with --ratio 0.1: "):
@@ -168,7 +168,7 @@ def test_an_attack_that_is_ruined_has_no_record_and_the_others_have(tmp_path):
         (ruin, hp),
         (METHODS["activations"], METHODS["activations"].hyper_parameters(ratio=(0.1,))),
     ]
-    about = identity(model, task, TaskSettings(), {"data": {}, "model": {}})
+    about = shared_sections(model, task, TaskSettings(), {"data": {}, "model": {}})
     subject = Subject(model, task, partial(measure, dataset=data, batch_size=8), about, tmp_path, tmp_path / "scores")
     with pytest.raises(NotFinite, match="attack ruin with --ruin.ratio 0.1: .*not finite"):
         list(unlearn(subject, METHODS["durable"], hp, save_models=False, attacks=attacks))
@@ -188,7 +188,7 @@ def test_a_search_that_fails_at_a_strength_keeps_those_before_it(tmp_path):
             yield edit
 
     method = replace(METHODS["durable"], run=search)
-    about = identity(model, task, TaskSettings(), {"data": {}, "model": {}})
+    about = shared_sections(model, task, TaskSettings(), {"data": {}, "model": {}})
     subject = Subject(model, task, partial(measure, dataset=data, batch_size=8), about, tmp_path, tmp_path / "scores")
     with pytest.raises(NotFinite, match="^durable with --ratio 0.2: "):
         list(unlearn(subject, method, method.hyper_parameters(ratio=(0.1, 0.2, 0.3)), save_models=False))

@@ -12,7 +12,7 @@ from tiny import new_model, new_task
 
 from tinymem.errors import DiskFull, UserError
 from tinymem.localize.registry import METHODS
-from tinymem.localize.subject import Subject, identity
+from tinymem.localize.subject import Subject, shared_sections
 from tinymem.localize.task import TaskSettings
 from tinymem.localize.unlearn import unlearn
 from tinymem.localize.watch import Watch
@@ -50,7 +50,7 @@ def session(place, case, killed=None, stopped=None, force=False, **changes) -> l
     model, task = new_model("gpt2"), replace(new_task(pad=13), watch=watch)
     if case == "half":
         model = model.bfloat16()
-    about = identity(model, task, TaskSettings(), {"data": {}, "model": {}, "training": {}})
+    about = shared_sections(model, task, TaskSettings(), {"data": {}, "model": {}, "training": {}})
     subject = Subject(model, task, None, about, place, place / "scores", metrics=())
     hp = METHODS[name].hyper_parameters(**{**SETTINGS, **more, **changes})
     with pytest.raises(Killed) if killed else pytest.raises(Stopped) if stopped else nullcontext():
