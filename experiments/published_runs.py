@@ -16,8 +16,8 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.data.build import load_dataset
 from tinymem.data.dataset import Artifacts, MemorizationDataset
 from tinymem.errors import Failures, UserError
-from tinymem.localize.attacking import Attacks, lacks
-from tinymem.localize.method import Method, edits
+from tinymem.localize.attacking import attacks_left
+from tinymem.localize.method import ConfiguredMethods, Method, edits
 from tinymem.localize.subject import Run, Subject, shared_sections
 from tinymem.localize.task import TaskSettings, UnlearningTask, without_judging_sets
 from tinymem.localize.unlearn import finish, unedited
@@ -116,7 +116,7 @@ def trigger_metrics(dataset: MemorizationDataset) -> list[Metric]:
     ]  # fmt: skip
 
 
-def relearning(task: UnlearningTask) -> Attacks:
+def relearning(task: UnlearningTask) -> ConfiguredMethods:
     """Return the library's attack, whose attacker has SEEN of the sequences to forget; at most half of them.
 
     Raise UserError where that leaves none to measure.
@@ -161,7 +161,7 @@ def _run(
     done = {
         strength: Run(subject, run_identity(subject, method, hp, strength, names)) for strength in method.strengths(hp)
     }
-    to_find = [strength for strength, run in done.items() if force or not run.is_done or lacks(run, attacks)]
+    to_find = [strength for strength, run in done.items() if force or not run.is_done or attacks_left(run, attacks)]
     with as_published(names if to_find else ()):
         settings = with_differences(method.at(hp, *to_find), names) if to_find else hp
         with closing(edits(method, subject.model, without_judging_sets(subject.task), settings)) as found:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from tinymem import cli
 from tinymem.errors import NotFinite, UserError
 from tinymem.interrupts import INTERRUPTED, interruptible
-from tinymem.localize.method import Method
+from tinymem.localize.method import ConfiguredMethods, Method
 from tinymem.localize.watch import Watch
 from tinymem.models.production import LoadSettings, open_causal_lm
 from tinymem.training.fit import Stopped
 from tinymem.training.processes import Processes, join, leave, own_device
 from tinymem.training.step import rows_per_side
 
-Methods = Sequence[tuple[Method, Any]]
 
-
-def check_shared(processes: Processes, methods: Methods, loading: LoadSettings) -> None:
+def check_shared(processes: Processes, methods: ConfiguredMethods, loading: LoadSettings) -> None:
     """Raise UserError for what several processes cannot do together."""
     if processes.size == 1:
         return
@@ -69,7 +66,7 @@ def _end(processes: Processes) -> None:
     leave(processes)
 
 
-def follow(processes: Processes, methods: Methods, loading: LoadSettings, device: str) -> None:
+def follow(processes: Processes, methods: ConfiguredMethods, loading: LoadSettings, device: str) -> None:
     """Take part in every training that the first process starts, until it ends."""
     known: Mapping[str, Method] = {method.name: method for method, _ in methods}
     model, opened = None, None

@@ -32,8 +32,8 @@ from tinymem.data import numbers
 from tinymem.data.decode import text_decoder
 from tinymem.data.production import NOTES
 from tinymem.errors import Failures, OutOfMemory, UserError, first_line, out_of_memory
-from tinymem.localize.attacking import Attacks, attack_original, attack_twin
-from tinymem.localize.method import Method
+from tinymem.localize.attacking import attack_original, attack_twin
+from tinymem.localize.method import ConfiguredMethods, Method
 from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.unlearn import check_runs, never_planted, unedited, unlearn
@@ -202,7 +202,9 @@ def records_beside(subject: Subject, records: Sequence[dict]) -> list[dict]:
     return sorted(found, key=place)
 
 
-def as_it_is(subject: Subject, attacks: Attacks, force: bool, failures: Failures, log: Log | None = None) -> list[dict]:
+def as_it_is(
+    subject: Subject, attacks: ConfiguredMethods, force: bool, failures: Failures, log: Log | None = None
+) -> list[dict]:
     """Measure the never-planted twin, if there is one, and the unedited model, and attack both. Return the records."""
     if subject.warning:
         print(subject.warning, file=sys.stderr)

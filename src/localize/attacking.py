@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from tinymem.data.memories import among
 from tinymem.errors import Failures, UserError
-from tinymem.localize.method import Change, Method, Strength, edits
+from tinymem.localize.method import Change, ConfiguredMethods, Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
@@ -23,11 +23,12 @@ from tinymem.models.output_filter import unfiltered
 from tinymem.records.identity import AS_PUBLISHED, ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED
 from tinymem.records.record import Cost
 
-Attacks = Sequence[tuple[Method, Any]]  # with their settings
 Original = Callable[[str], "torch.Tensor"]  # a weight before the edit by its state-dict key
 
 
-def attack(run: Run, attacks: Attacks, force: bool = False, original: Original | None = None) -> Iterator[dict]:
+def attack(
+    run: Run, attacks: ConfiguredMethods, force: bool = False, original: Original | None = None
+) -> Iterator[dict]:
     """Attack the subject's model in its present state, which `run` describes; yield the records.
 
     original: the weights before the edit; None: the present ones. Raise NotFinite, after all attacks, if one of them
@@ -40,18 +41,18 @@ def attack(run: Run, attacks: Attacks, force: bool = False, original: Original |
     failures.end()
 
 
-def attack_original(subject: Subject, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
+def attack_original(subject: Subject, attacks: ConfiguredMethods, force: bool = False) -> Iterator[dict[str, Any]]:
     """Attack the subject's unedited model; yield the records."""
     subject.prepare()
     return attack(Run(subject, {"kind": UNEDITED, **subject.identity}), attacks, force)
 
 
-def attack_twin(subject: Subject, attacks: Attacks, force: bool = False) -> Iterator[dict[str, Any]]:
+def attack_twin(subject: Subject, attacks: ConfiguredMethods, force: bool = False) -> Iterator[dict[str, Any]]:
     """Attack the subject's never-planted twin, with the same budgets; yield the records, none without a twin."""
     if subject.references is None or subject.references.open_twin is None:
         return iter(())
     run = Run(subject, {"kind": NEVER_PLANTED, **subject.identity})
-    if not force and not lacks(run, attacks):
+    if not force and not attacks_left(run, attacks):
         return (attacked.finished for attacked in attacked_runs(run, attacks))
     subject.prepare()
     twin = subject.references.twin(subject.task.microbatch)
@@ -60,12 +61,12 @@ def attack_twin(subject: Subject, attacks: Attacks, force: bool = False) -> Iter
     return attack(run, attacks, force, lambda name: weight_of(subject.model, name).parameter.detach())
 
 
-def attacked_runs(run: Run, attacks: Attacks) -> list[Run]:
+def attacked_runs(run: Run, attacks: ConfiguredMethods) -> list[Run]:
     """Return the runs of all attacks on a run, at all their strengths."""
     return [_attacked_run(run, method, hp, value) for method, hp in attacks for value in method.strengths(hp)]
 
 
-def lacks(run: Run, attacks: Attacks) -> bool:
+def attacks_left(run: Run, attacks: ConfiguredMethods) -> bool:
     """Return whether an attack on a run is still to be done."""
     return not all(attacked.is_done for attacked in attacked_runs(run, attacks))
 

@@ -57,7 +57,7 @@ from tinymem.records.record import Cost, measured
 
 Strength = float | int | None
 Change = Edit | Draws | Elicitation  # what a strength leads to; an attack on prompts leaves the weights as they are
-Run = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
+RunFunction = Callable[[Any, UnlearningTask, Any], Iterator[tuple[Strength, Any]]]  # Any: Edit, for attacks Change
 REGISTERED = ("tinymem.localize.", "tinymem.attacks.")  # where registries take their modules from
 PARTS = ("score", "learn", "loss", "attack", "elicit", "run")
 ENOUGH = 4  # forward passes: two steps, since optimizer state exists from the second step on
@@ -92,7 +92,7 @@ class Method:
     alias: str
     family: str
     hyper_parameters: type
-    run: Run
+    run: RunFunction
     cumulative: bool
     resolve: Callable[[Any, int], Any]
     steps: Callable[[Any, UnlearningTask, Any], int]
@@ -154,6 +154,9 @@ class Method:
         return {name: value for name, value in about.items() if name != self.strength}
 
 
+ConfiguredMethods = Sequence[tuple[Method, Any]]  # methods or attacks, each with its settings
+
+
 def recorded(hp: Any) -> dict[str, Any]:
     """Return the settings that a record names, with files named by their content.
 
@@ -184,14 +187,13 @@ def method_of(module: ModuleType) -> Method:
         with own_code(f"{module.__file__}: HyperParameters"):
             check_settings(settings)
     nested = getattr(module, "NESTED", False)
-    adaptors: dict[str, Callable[[ModuleType, str, str | None], Run]]
-    adaptors = {
-        "score": partial(ranking, nested=nested),
-        "learn": learned_mask,
-        "loss": objective,
-        "attack": direct,
-        "elicit": direct,
-        "run": lambda module, name, code: module.run,
+    adaptors: dict[str, Callable[[], RunFunction]] = {
+        "score": lambda: ranking(module, name, code, nested),
+        "learn": lambda: learned_mask(module),
+        "loss": lambda: objective(module, name),
+        "attack": lambda: direct(module),
+        "elicit": lambda: direct(module),
+        "run": lambda: module.run,
     }
     check = watched_part(module, "check", own, type(None)) or (lambda model, task, hp: None)
     cumulative = getattr(module, "CUMULATIVE", defined[0] == "loss")
@@ -200,7 +202,7 @@ def method_of(module: ModuleType) -> Method:
         alias=getattr(module, "ALIAS", name),
         family=PACKAGE if own else package.rpartition(".")[2],
         hyper_parameters=settings,
-        run=adaptors[defined[0]](module, name, code),
+        run=adaptors[defined[0]](),
         cumulative=cumulative,
         resolve=watched_part(module, "resolve", own, settings) or (lambda hp, parameters: hp),
         steps=watched_part(module, "steps", own, int) or partial(_steps, defined[0], cumulative),
@@ -258,7 +260,7 @@ def _find(name: str, known: Mapping[str, Method], groups: Iterable[str], flag: s
     return method
 
 
-def ranking(module: ModuleType, name: str, code: str | None, nested: bool) -> Run:
+def ranking(module: ModuleType, name: str, code: str | None, nested: bool) -> RunFunction:
     """Rank once, then zero the entries with the highest scores at every strength. Scores are kept in the task's cache.
 
     A nested method builds its ranking one weight after another, up to the largest strength. The returned function
@@ -288,7 +290,7 @@ def ranking(module: ModuleType, name: str, code: str | None, nested: bool) -> Ru
     return run
 
 
-def learned_mask(module: ModuleType, name: str, code: str | None = None) -> Run:
+def learned_mask(module: ModuleType) -> RunFunction:
     """Learn a mask for every strength, each from scratch."""
 
     def run(model, task: UnlearningTask, hp: Any) -> Iterator[tuple[Strength, Edit]]:
@@ -298,7 +300,7 @@ def learned_mask(module: ModuleType, name: str, code: str | None = None) -> Run:
     return run
 
 
-def direct(module: ModuleType, name: str, code: str | None = None) -> Run:
+def direct(module: ModuleType) -> RunFunction:
     """Make the edit, or the elicitation, of every strength from scratch."""
     function = getattr(module, "attack", None) or module.elicit
 

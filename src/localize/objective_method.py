@@ -24,7 +24,7 @@ from tinymem.training.step import Side
 LOSSES = ("forget_loss", "retain_loss")  # the losses of an objective, as its records name them
 
 
-def objective(module: ModuleType, name: str, code: str | None = None) -> Callable[..., Iterator[tuple[int, Edit]]]:
+def objective(module: ModuleType, name: str) -> Callable[..., Iterator[tuple[int, Edit]]]:
     """Train the weights on the module's loss, once for all strengths, and yield the weights at each number of steps."""
 
     def with_settings(part: str, hp: Any) -> Callable | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tinymem.errors import Failures, UserError, finite
-from tinymem.localize.attacking import Attacks, attack, attacked_runs, lacks, seen_by
+from tinymem.localize.attacking import attack, attacked_runs, attacks_left, seen_by
 from tinymem.localize.cache import Cache
-from tinymem.localize.method import Method, Strength, edits
+from tinymem.localize.method import ConfiguredMethods, Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.task import without_judging_sets
 from tinymem.models.adapter import weight_of
@@ -21,11 +21,8 @@ from tinymem.records.record import UNKNOWN, Cost, write_record
 from tinymem.training.checkpoint import leads_to
 
 
-def check_runs(subject: Subject, methods: Attacks, attacks: Attacks = ()) -> None:
-    """Raise UserError for settings of methods and attacks that do not fit the subject, before anything long runs.
-
-    methods, attacks: each with its settings.
-    """
+def check_runs(subject: Subject, methods: ConfiguredMethods, attacks: ConfiguredMethods = ()) -> None:
+    """Raise UserError for settings of methods and attacks that do not fit the subject, before anything long runs."""
     task = without_judging_sets(subject.task)
     if not len(task.forget):
         return
@@ -72,7 +69,7 @@ def unlearn(
     hp,
     save_models: bool = True,
     force: bool = False,
-    attacks: Attacks = (),
+    attacks: ConfiguredMethods = (),
     on_start: Callable[[Any], None] = lambda hp: None,
 ) -> Iterator[dict[str, Any]]:
     """Apply a method at each of its strengths; yield each record, followed by those of the attacks on it.
@@ -87,7 +84,7 @@ def unlearn(
     """
     hp = method.resolve(hp, subject.model.num_parameters())
     runs = {value: _edited_run(subject, method, hp, value, save_models) for value in method.strengths(hp)}
-    to_do = {value for value, run in runs.items() if force or not run.is_done or lacks(run, attacks)}
+    to_do = {value for value, run in runs.items() if force or not run.is_done or attacks_left(run, attacks)}
     state = _state(subject, method, hp)
     if force:
         for run in runs.values():
@@ -118,7 +115,9 @@ def unlearn(
     failures.end()
 
 
-def finish(run: Run, edit: Edit | None, cost: Cost, attacks: Attacks = (), force: bool = False) -> Iterator[dict]:
+def finish(
+    run: Run, edit: Edit | None, cost: Cost, attacks: ConfiguredMethods = (), force: bool = False
+) -> Iterator[dict]:
     """Complete and yield the record of an edit and those of the attacks on it. edit: None if all are complete."""
     if edit is None:
         yield run.finished
