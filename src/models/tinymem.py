@@ -61,14 +61,13 @@ def new_model(settings: ModelSettings, vocabulary_size: int, max_ctx: int, seed:
     return model
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None):
+def load_model(path: str | Path, device: str | torch.device = "cpu"):
     """Open a folder with config.json and safetensors weights, in evaluation mode.
 
-    dtype: type of the weights, float32 by default. TinyMem models get the fast attention; other causal LMs keep their
-    own. Models trained with example-tied dropout get their evaluation gate (`tinymem.models.channel_gate`).
-    Raise UserError if the folder is missing, incomplete or damaged. Nothing is fetched and no code in the folder is
-    run.
+    Weights are read as float32. TinyMem models get the fast attention; other causal LMs keep their own. Models trained
+    with example-tied dropout get their evaluation gate (`tinymem.models.channel_gate`). Raise UserError if the folder
+    is missing, incomplete or damaged. Nothing is fetched and no code in the folder is run.
     """
     path = Path(path)
     config = read_config(path)
-    return read_model(path, config, dtype or torch.float32, **attention_settings(config)).to(device).eval()
+    return read_model(path, config, torch.float32, **attention_settings(config)).to(device).eval()
