@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from tinymem.data.dataset import Artifacts
 from tinymem.data.memories import among
 from tinymem.errors import Failures, UserError
 from tinymem.localize.method import Change, ConfiguredMethods, Method, Strength, edits
-from tinymem.localize.subject import UNCHANGED, Run, Subject
+from tinymem.localize.subject import UNCHANGED, AttackConditions, Run, Subject
 from tinymem.localize.task import UnlearningTask
 from tinymem.metrics.elicitation import Elicitation
-from tinymem.metrics.metric import ATTACKED
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Draws, describe
 from tinymem.models.output_filter import unfiltered
@@ -93,18 +93,17 @@ def _attack(
     yield from (attacked.finished for attacked in runs.values() if attacked.is_done)
 
 
-def _complete(attacked: Run, change: Change, cost: Cost, seen, force: bool) -> None:
+def _complete(attacked: Run, change: Change, cost: Cost, seen: Artifacts | None, force: bool) -> None:
     """Measure the model under an attack and write the record. seen: the attacker's sequences, or None."""
-    how = {"only": ATTACKED, **({} if seen is None else {"seen": seen})}
     if isinstance(change, Elicitation):
-        return attacked.complete(UNCHANGED, cost, force, elicited=change, **how)
+        return attacked.complete(UNCHANGED, cost, force, attack=AttackConditions(seen, change))
     edits = change.edits if isinstance(change, Draws) else (change,)
     extents = [describe(attacked.subject.model, edit) for edit in edits]
-    extent = {name: statistics.fmean(one[name] for one in extents) for name in extents[0]}
-    attacked.complete(extent, cost, force, edits, **how)
+    extent = {name: statistics.fmean(extent[name] for extent in extents) for name in extents[0]}
+    attacked.complete(extent, cost, force, edits, AttackConditions(seen))
 
 
-def seen_by(method: Method, task: UnlearningTask, hp: Any):
+def seen_by(method: Method, task: UnlearningTask, hp: Any) -> Artifacts | None:
     """Return the sequences that an attack sees, None for none. Raise UserError if they leave nothing to measure."""
     if method.seen is None:
         return None

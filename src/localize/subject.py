@@ -9,11 +9,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from tinymem.data.dataset import Artifacts
 from tinymem.errors import UserError
 from tinymem.localize.task import TaskSettings, UnlearningTask
+from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.evaluate import Measurement, averaged
 from tinymem.metrics.examples import kept_split
-from tinymem.metrics.metric import Metric
+from tinymem.metrics.metric import ATTACKED, Metric
+from tinymem.metrics.probe import OnRows, silent
 from tinymem.metrics.reference import References
 from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, find_metric, missing, needs_twin
 from tinymem.models.edit import Edit, applied
@@ -28,6 +31,18 @@ UNCHANGED = {"percent_zeroed": 0.0, "percent_changed": 0.0, "relative_change": 0
 
 
 def _silent(identity: Mapping[str, Any], what: str, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class AttackConditions:
+    """What sets the measurement of an attacked model apart.
+
+    seen       sequences that the attacker has seen, which are not measured; None: none
+    elicited   what an attack on prompts reads out of the model; None: the attack is on the weights
+    """
+
+    seen: Artifacts | None = None
+    elicited: Elicitation | None = None
 
 
 @dataclass(frozen=True)
@@ -73,19 +88,23 @@ class Subject:
     keep_adapters: bool = False
     on_rows: OnMeasured = _silent
 
-    def measurement(self, metrics: Sequence[str | Metric], **more: Any) -> Measurement:
+    def measurement(
+        self, metrics: Sequence[str | Metric], attack: AttackConditions | None = None, on_rows: OnRows = silent
+    ) -> Measurement:
         """Measure the model on its dataset, and on what the method saw and what it never saw.
 
-        more: `seen` and `elicited` of an attack, `on_rows` (`tinymem.metrics.evaluate.measure`).
+        attack: what an attack on the model changes; None: it is not attacked. on_rows: as in
+        `tinymem.metrics.evaluate.measure`.
         """
         task = self.task
-        if self.references is not None:
-            more["references"] = self.references
+        options: dict[str, Any] = {} if self.references is None else {"references": self.references}
         splits = {"shown": task.forget if task.shown is None else task.shown, "held_out": task.held_out}
         splits |= {} if task.validation is None else {"validation": task.validation}
         if self.examples or any("generation" in metric.needs for metric in chosen(metrics)):
-            more["examples"] = "held_out" if len(task.held_out) else "shown"
-        return self.measure(self.model, splits=splits, metrics=metrics, **more)
+            options["examples"] = "held_out" if len(task.held_out) else "shown"
+        if attack is not None:
+            options |= {"only": ATTACKED, "seen": attack.seen, "elicited": attack.elicited}
+        return self.measure(self.model, splits=splits, metrics=metrics, on_rows=on_rows, **options)
 
     def attacked(self, elicits: Sequence[str] = (), always: Sequence[str] = ()) -> Subject:
         """Return the subject with the metrics of attacked models.
@@ -177,7 +196,12 @@ class Run:
         return self.subject.examples and kept_split(read_values(self.path)) is None
 
     def complete(
-        self, extent: dict[str, float], cost: Cost, force: bool = False, edits: Sequence[Edit] = (), **attack: Any
+        self,
+        extent: dict[str, float],
+        cost: Cost,
+        force: bool = False,
+        edits: Sequence[Edit] = (),
+        attack: AttackConditions | None = None,
     ) -> None:
         """Measure what the record lacks, save the model if requested, and write the record.
 
@@ -188,7 +212,7 @@ class Run:
             self.forget()
         record, subject, device = self.record, self.subject, str(self.subject.model.device)
         lacking = subject.metrics if record is None else subject.lacking(record)
-        found = self.measurement(lacking, edits, **attack) if lacking or self._lacks_examples else None
+        measurement = self.measurement(lacking, edits, attack) if lacking or self._lacks_examples else None
         folder = self.keep
         if folder is None and record is not None:
             folder = record["results"].get("model_folder")
@@ -199,26 +223,26 @@ class Run:
         if record is not None:
             results, values = {**record["results"], "model_folder": folder}, read_values(self.path)
             cost = Cost(**record["cost"])
-        if found is not None:
-            others = {name: value for name, value in results.items() if name not in found.row}
-            results, values = {**found.row, **others}, found.tensors(values)
+        if measurement is not None:
+            known = {name: value for name, value in results.items() if name not in measurement.row}
+            results, values = {**measurement.row, **known}, measurement.tensors(values)
         write_record(subject.folder, self.identity, results, cost, device, values, subject.sources)
 
-    def measurement(self, metrics: Sequence[str | Metric], edits: Sequence[Edit] = (), **attack: Any) -> Measurement:
+    def measurement(
+        self, metrics: Sequence[str | Metric], edits: Sequence[Edit] = (), attack: AttackConditions | None = None
+    ) -> Measurement:
         """Measure the model as `Subject.measurement` does, and report progress to the subject.
 
         The model must already be in this state. With `edits`, it is measured under each of them; return the mean.
         """
-        measure = partial(
-            self.subject.measurement, metrics, on_rows=partial(self.subject.on_rows, self.identity), **attack
-        )
+        measure = partial(self.subject.measurement, metrics, attack, partial(self.subject.on_rows, self.identity))
         if not edits:
             return measure()
-        found = []
+        measurements = []
         for edit in edits:
             with applied(self.subject.model, edit):
-                found.append(measure())
-        return averaged(found)
+                measurements.append(measure())
+        return averaged(measurements)
 
     def forget(self) -> None:
         """Remove the record, so that the run does not count as done while it is repeated."""
