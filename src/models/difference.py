@@ -9,8 +9,10 @@ from tinymem.models.channel_gate import CONFIG_KEY, Gated, gate_of, is_gated
 from tinymem.models.edit import Edit, Weights
 
 # Settings of a config that do not affect outputs in evaluation mode, or are compared separately.
-FREE = ("architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "name_or_path", CONFIG_KEY)
-FREE_ENDS = ("_token_id", "_pdrop", "_dropout", "initializer_range")
+IGNORED_SETTINGS = (
+    "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache", "name_or_path", CONFIG_KEY,
+)  # fmt: skip
+IGNORED_ENDS = ("_token_id", "_pdrop", "_dropout", "initializer_range")
 
 
 def edit_between(original, model, name: str) -> Edit:
@@ -28,19 +30,20 @@ def check_same(original, model, name: str, relation: str = "an edit") -> None:
 
     They must have the same parameters in the same shapes, and agree in every setting that both of their configs have.
     """
-    own, new = ({part: value.shape for part, value in each.named_parameters()} for each in (original, model))
-    if wrong := sorted(part for part in own.keys() | new.keys() if own.get(part) != new.get(part)):
-        more = f"and {len(wrong) - 1} more differ" if wrong[1:] else "differs"
-        raise UserError(f"{name}: not {relation} of this model; {wrong[0]} {more} in shape")
-    before, now = (_computing(each.config) for each in (original, model))
-    if wrong := [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]:
-        key = wrong[0]
+    shapes_before, shapes = _shapes(original), _shapes(model)
+    parts = sorted(shapes_before.keys() | shapes.keys())
+    if unequal := [part for part in parts if shapes_before.get(part) != shapes.get(part)]:
+        more = f"and {len(unequal) - 1} more differ" if unequal[1:] else "differs"
+        raise UserError(f"{name}: not {relation} of this model; {unequal[0]} {more} in shape")
+    before, now = _output_settings(original.config), _output_settings(model.config)
+    if unequal := [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]:
+        key = unequal[0]
         raise UserError(f"{name}: not {relation} of this model; config.json says {key} {now[key]}, not {before[key]}")
-    gates = [getattr(each.config, CONFIG_KEY, None) for each in (original, model)]
-    if is_gated(original) and gates[0] != gates[1]:  # a second gate would come on top of its own
+    gate_before, gate = getattr(original.config, CONFIG_KEY, None), getattr(model.config, CONFIG_KEY, None)
+    if is_gated(original) and gate_before != gate:  # a second gate would come on top of its own
         raise UserError(
-            f"{name}: not {relation} of this model, which was trained with example-tied dropout {gates[0]}, not "
-            f"{gates[1]}"
+            f"{name}: not {relation} of this model, which was trained with example-tied dropout {gate_before}, not "
+            f"{gate}"
         )
 
 
@@ -60,11 +63,15 @@ def check_same_tokens(original: Any, tokenizer: Any, name: str) -> None:
         )
 
 
-def _computing(config) -> dict[str, Any]:
+def _shapes(model) -> dict[str, Any]:
+    return {part: value.shape for part, value in model.named_parameters()}
+
+
+def _output_settings(config) -> dict[str, Any]:
     """Return the settings of a config that its outputs depend on."""
     values = config.to_dict()
     return {
         key: value
         for key, value in values.items()
-        if key.lstrip("_") not in FREE and not key.endswith(FREE_ENDS) and not key.startswith("summary_")
+        if key.lstrip("_") not in IGNORED_SETTINGS and not key.endswith(IGNORED_ENDS) and not key.startswith("summary_")
     }

@@ -21,7 +21,7 @@ from tinymem.models.adapter import find_blocks, linear_weights
 from tinymem.models.edit import Weights
 from tinymem.models.trainable import frozen
 
-NAME = "default"  # peft's name for an adapter without a name
+ADAPTER_NAME = "default"  # peft's name for an adapter without a name
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class LowRank:
         for name, layer in self._layers.items():
             weight = layer.base_layer.weight
             with torch.no_grad():
-                values[f"{name}.weight"] = (weight + layer.get_delta_weight(NAME)).to(weight.dtype)
+                values[f"{name}.weight"] = (weight + layer.get_delta_weight(ADAPTER_NAME)).to(weight.dtype)
         return values
 
     def adapter(self) -> Adapter:
@@ -125,12 +125,13 @@ def low_rank(model, rank: int, alpha: float, targets: Sequence[str] | None, seed
     with frozen(model):
         own = {name: model.get_submodule(name) for name in names}
         try:
-            with _disable_current_modes():  # in plans: peft cannot move fake tensors
-                inject_adapter_in_model(config, model, NAME, low_cpu_mem_usage=True)  # `_begin` gives the numbers
+            # Without the modes of plans, since peft cannot move fake tensors; `_initialize` gives the numbers.
+            with _disable_current_modes():
+                inject_adapter_in_model(config, model, ADAPTER_NAME, low_cpu_mem_usage=True)
             layers = {name: model.get_submodule(name) for name in names}
             generator = torch.Generator().manual_seed(seed)
             for layer in layers.values():
-                _begin(layer, generator)
+                _initialize(layer, generator)
             change = LowRank(model, config, layers)
             yield change
         finally:
@@ -166,22 +167,23 @@ def _ends(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _begin(layer: Any, generator: torch.Generator) -> None:
+def _initialize(layer: Any, generator: torch.Generator) -> None:
     """Set A as peft does, from a generator on the CPU, and B to 0; both float32 or finer."""
     weight = layer.base_layer.weight
     kind = torch.promote_types(weight.dtype, torch.float32)
     start = torch.empty(_a(layer).shape)
     torch.nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-    layer.lora_A[NAME].weight = torch.nn.Parameter(start.to(weight.device, kind))
-    layer.lora_B[NAME].weight = torch.nn.Parameter(torch.zeros(_b(layer).shape, dtype=kind, device=weight.device))
+    layer.lora_A[ADAPTER_NAME].weight = torch.nn.Parameter(start.to(weight.device, kind))
+    zeros = torch.zeros(_b(layer).shape, dtype=kind, device=weight.device)
+    layer.lora_B[ADAPTER_NAME].weight = torch.nn.Parameter(zeros)
 
 
 def _a(layer: Any) -> torch.nn.Parameter:
-    return layer.lora_A[NAME].weight
+    return layer.lora_A[ADAPTER_NAME].weight
 
 
 def _b(layer: Any) -> torch.nn.Parameter:
-    return layer.lora_B[NAME].weight
+    return layer.lora_B[ADAPTER_NAME].weight
 
 
 def _put(model, name: str, module: torch.nn.Module) -> None:
