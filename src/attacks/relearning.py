@@ -8,7 +8,7 @@ import torch
 
 from tinymem.localize.task import UnlearningTask, draw_groups
 from tinymem.models.edit import Weights
-from tinymem.models.precision import MEANING, PRECISIONS
+from tinymem.models.precision import PRECISION_HELP, PRECISIONS
 from tinymem.options import option, settings
 from tinymem.training.objective import ObjectiveSettings, snapshots, train_objective
 from tinymem.training.step import Side
@@ -19,7 +19,7 @@ class WeightTraining:
     """Settings that all attacks by training share. Subclasses add the steps, the strength of most of them."""
 
     batch_size: int = option(8, "sequences per step; at most those that the attacker has", low=2)
-    dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
+    dtype: str = option("auto", f"{PRECISION_HELP}; weights keep their type", choices=PRECISIONS)
 
 
 @settings

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-MEANING = "precision of the forward pass; auto: bfloat16 if the device has instructions for it, else float32"
+PRECISION_HELP = "precision of the forward pass; auto: bfloat16 if the device has instructions for it, else float32"
 
 
 @cache

@@ -23,7 +23,7 @@ from tinymem.inputs import AGAIN
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Weights, apply
 from tinymem.models.lora import LowRank
-from tinymem.models.precision import MEANING, PRECISIONS, autocast
+from tinymem.models.precision import PRECISION_HELP, PRECISIONS, autocast
 from tinymem.models.trainable import all_but_embeddings, frozen
 from tinymem.options import option, settings
 from tinymem.regularizers.protocol import Regularizer
@@ -84,7 +84,7 @@ class ObjectiveSettings:
     lora_targets: tuple[str, ...] | None = option(
         None, "layers to change, by the ends of their names; default: all linear layers of the blocks", unrecorded=True
     )
-    dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
+    dtype: str = option("auto", f"{PRECISION_HELP}; weights keep their type", choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         for name in ("lora_alpha", "lora_targets"):

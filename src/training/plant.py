@@ -24,7 +24,7 @@ from tinymem.data.dataset import MemorizationDataset
 from tinymem.errors import OutOfMemory, UserError
 from tinymem.metrics.memorization import memorized
 from tinymem.models.fingerprint import weights_fingerprint
-from tinymem.models.precision import MEANING, PRECISIONS
+from tinymem.models.precision import PRECISION_HELP, PRECISIONS
 from tinymem.models.production import RESERVE, free_bytes
 from tinymem.models.trainable import all_but_embeddings, train_only
 from tinymem.options import option, settings
@@ -52,7 +52,7 @@ class PlantSettings:
     plant_batch_size: int = option(24, "sequences per step: passages and retain text", low=2)
     plant_retain_share: float = option(0.33, "share of retain text in a step", low=0.0, below=1.0)
     plant_epochs: int = option(60, "give up after this many epochs over the passages", low=1)
-    plant_dtype: str = option("auto", f"{MEANING}; weights are float32", choices=PRECISIONS)
+    plant_dtype: str = option("auto", f"{PRECISION_HELP}; weights are float32", choices=PRECISIONS)
 
 
 def planted_model(

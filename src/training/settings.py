@@ -12,7 +12,7 @@ from tinymem import files
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 from tinymem.inputs import read_settings
-from tinymem.models.precision import MEANING, PRECISIONS
+from tinymem.models.precision import PRECISION_HELP, PRECISIONS
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import option, settings
 from tinymem.regularizers.registry import switched_on
@@ -35,7 +35,7 @@ class TrainingSettings:
         high=1.0,
     )
     l2_reg: float = option(0.1, "weight decay of AdamW, on every parameter", low=0.0, high=1e3)
-    dtype: str = option("float32", f"{MEANING}; weights are float32", choices=PRECISIONS)
+    dtype: str = option("float32", f"{PRECISION_HELP}; weights are float32", choices=PRECISIONS)
     train_microbatch: int = option(64, "sequences per forward pass: bounds memory", low=1)
 
 

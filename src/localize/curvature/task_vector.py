@@ -13,7 +13,7 @@ import torch
 
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.edit import Weights
-from tinymem.models.precision import MEANING, PRECISIONS
+from tinymem.models.precision import PRECISION_HELP, PRECISIONS
 from tinymem.options import option, settings
 from tinymem.training.objective import TRAINED, ObjectiveSettings, snapshots, train_objective
 from tinymem.training.step import Side
@@ -34,7 +34,7 @@ class HyperParameters:
     lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3)
     warm_up: int = option(10, "steps over which the learning rate rises linearly", low=0, unrecorded=True)
     trained: str = option("all", "parameters to train", choices=TRAINED)
-    dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
+    dtype: str = option("auto", f"{PRECISION_HELP}; weights keep their type", choices=PRECISIONS)
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:

@@ -19,7 +19,7 @@ from tinymem.localize.objective_method import sides
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import Weight, find_mlps
 from tinymem.models.edit import Weights, applied, reversible
-from tinymem.models.precision import MEANING, PRECISIONS, autocast
+from tinymem.models.precision import PRECISION_HELP, PRECISIONS, autocast
 from tinymem.options import option, settings
 from tinymem.training.objective import FORGET_TOKENS
 from tinymem.training.reference import Reference
@@ -47,7 +47,7 @@ class HyperParameters:
     )
     max_steps: int = option(30, "steps to try per budget", low=1)
     forget_tokens: str = option("continuation", "tokens of a forget row that count", choices=FORGET_TOKENS)
-    dtype: str = option("auto", f"{MEANING}; weights keep their type", choices=PRECISIONS)
+    dtype: str = option("auto", f"{PRECISION_HELP}; weights keep their type", choices=PRECISIONS)
 
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:

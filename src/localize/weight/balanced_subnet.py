@@ -17,7 +17,7 @@ from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight.bounded import LOSS, TERMS, bounded_step, row_batches
 from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve_momentum
-from tinymem.models.precision import MEANING, PRECISIONS, autocast
+from tinymem.models.precision import PRECISION_HELP, PRECISIONS, autocast
 from tinymem.options import option, settings
 from tinymem.training.step import rows_per_side
 
@@ -51,7 +51,7 @@ class HyperParameters:
         LOSS, "what raises the forget loss: the loss itself, or a bounded term", choices=(LOSS, *TERMS),
         unrecorded=True,
     )  # fmt: skip
-    dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
+    dtype: str = option("auto", f"{PRECISION_HELP}; scores are float32", choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         if not self.unlearn_share and self.forget_term != LOSS:

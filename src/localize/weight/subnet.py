@@ -12,7 +12,7 @@ from tinymem.localize.learning import gradients, mean_weights, unlearn_batches
 from tinymem.localize.ranking import Masks, weight_ratio
 from tinymem.localize.task import UnlearningTask
 from tinymem.localize.weight.edge_popup import MOMENTUM_HELP, ScoreOptimizer, learn_subnet, resolve_momentum
-from tinymem.models.precision import MEANING, PRECISIONS
+from tinymem.models.precision import PRECISION_HELP, PRECISIONS
 from tinymem.options import option, settings
 
 ALIAS = "random"  # the study's flag
@@ -29,7 +29,7 @@ class HyperParameters:
     lr: float = option(0.1, "learning rate of the scores", above=0.0, high=1e3)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
     weight_decay: float = option(5e-4, "weight decay of the scores", low=0.0, high=1e3, large=0.0)
-    dtype: str = option("auto", f"{MEANING}; scores are float32", choices=PRECISIONS)
+    dtype: str = option("auto", f"{PRECISION_HELP}; scores are float32", choices=PRECISIONS)
 
 
 def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Masks:
