@@ -70,7 +70,7 @@ BETTER = {"seconds": "lower", "peak_memory_gb": "lower"}
 
 def run_methods(
     subject: Subject,
-    methods: Sequence[tuple[Method, Any]],
+    methods: ConfiguredMethods,
     arguments: argparse.Namespace,
     attached: dict[str, Any] | None = None,
     log: Log | None = None,
@@ -114,9 +114,9 @@ def run_methods(
 
 def run_all(
     subject: Subject,
-    methods: Sequence[tuple[Method, Any]],
+    methods: ConfiguredMethods,
     unedited_records: Sequence[dict],
-    attacks: Attacks,
+    attacks: ConfiguredMethods,
     arguments: argparse.Namespace,
     failures: Failures,
     log: Log | None = None,
@@ -150,7 +150,7 @@ def run_all(
     return records[len(unedited_records) :]
 
 
-def _saves_models(methods: Sequence[tuple[Method, Any]], arguments: argparse.Namespace) -> bool:
+def _saves_models(methods: ConfiguredMethods, arguments: argparse.Namespace) -> bool:
     """Return whether edited models are saved. Only scripts that run methods have the flag."""
     return bool(methods) and not arguments.no_save_model
 
@@ -284,7 +284,7 @@ def print_recovery(records: Sequence[dict]) -> None:
             print(f"{AT_EQUAL_UTILITY}: mixed with the original until no more than {allowed} is lost")
 
 
-def check_measuring(arguments: argparse.Namespace, methods: Sequence[tuple[Method, Any]] = ()) -> None:
+def check_measuring(arguments: argparse.Namespace, methods: ConfiguredMethods = ()) -> None:
     """Raise UserError for invalid metrics, attacks and columns, before anything is loaded.
 
     A column may still have no value in these runs: see `check_columns`.
@@ -301,7 +301,7 @@ def check_measuring(arguments: argparse.Namespace, methods: Sequence[tuple[Metho
         raise UserError(f"--columns {name}: must be all, or some of {', '.join(choice)}")
 
 
-def check_columns(asked: Sequence[str], records: Sequence[dict], methods: Sequence[tuple[Method, Any]] = ()) -> None:
+def check_columns(asked: Sequence[str], records: Sequence[dict], methods: ConfiguredMethods = ()) -> None:
     """Raise UserError for a column that no run of these methods will have, before they run.
 
     asked: as in `print_table`. records: the unedited model's, which have every result that an edit has.
