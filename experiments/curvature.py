@@ -129,12 +129,12 @@ def as_given(path: Path) -> str:
 def jobs_of(bench: Bench, common: Common, texts: Mapping[str, str]) -> Iterator[Job]:
     """Yield the jobs of a model. texts: files of token ids, by name."""
     published = Path(PUBLISHED) / bench.case.name
-    trainings = [] if bench.has_models(published) else bench.trainings(common)
-    bench.take_up(published)
+    trainings = [] if bench.has_models(published) else bench.training_jobs(common)
+    bench.restore_published(published)
     yield from trainings
     for name, settings in ON_LANGUAGE_MODEL if bench.case.is_planted else edits(texts):
         method = METHODS[name]
-        job = bench.editing(method, pinned(method.hyper_parameters(**settings), bench.case.precision), common)
+        job = bench.editing_job(method, pinned(method.hyper_parameters(**settings), bench.case.precision), common)
         after = tuple(training.name for training in trainings)
         yield replace(job, words=(*job.words, "--metrics", "forward"), after=after, nothing_to_do=None)
 

@@ -38,7 +38,7 @@ from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case, with_e
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
 from tinymem.leaderboard.export import export
 from tinymem.leaderboard.names import spelled_alike
-from tinymem.leaderboard.protocol import check_submission, jobs_of, together, training_jobs, trial_jobs
+from tinymem.leaderboard.protocol import check_submission, jobs_of, together, reference_jobs, trial_jobs
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.records.bundle import NAME
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -177,10 +177,10 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         check_groups(case, taking_part, earlier)
         say_what_is_left_out(case, arguments, earlier)
     tried = earlier.by_key if earlier else {}
-    trainings = [job for bench in benches for job in training_jobs(bench, common)]
+    references = [job for bench in benches for job in reference_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
     states = run_stage(
-        f"{case.name}: training, and trials on seed {benches[0].seed}", [*trainings, *trials], arguments, folder, pool
+        f"{case.name}: training, and trials on seed {benches[0].seed}", [*references, *trials], arguments, folder, pool
     )
     if arguments.dry_run:
         print_finals(taking_part, benches, common)
@@ -230,7 +230,7 @@ def earlier_evidence(case: Case, benches: list[Bench], output: Path) -> evidence
     here = [record for bench in benches if (record := bench.measured()) is not None]
     evidence.check_models([*found.records, *here])
     for seed in found.seeds:  # even seeds not requested: their models go with their records
-        replace(benches[0], seed=seed).take_up(source)
+        replace(benches[0], seed=seed).restore_published(source)
     evidence.restore(found, {bench.seed: bench.records for bench in benches})
     return found
 
@@ -324,7 +324,7 @@ def export_all(cases: list[Case], arguments: argparse.Namespace) -> None:
         benches = benches_of(case, arguments)
         if (source := earlier_results(case, Path(arguments.output_dir) / case.name)) is not None:
             for bench in benches:
-                bench.take_up(source)
+                bench.restore_published(source)
         written = export(benches, Path(arguments.export) / case.name, arguments.data_dir, device)
         for bench, (model, sequences) in zip(benches, written):
             print(f"{case.name}, seed {bench.seed}: model {model}, sequences {sequences}")

@@ -39,7 +39,7 @@ UNEDITED_MODEL, TWIN_MODEL = Model(4, 4, 0.9, 4), Model(0, 0, 0.8, 1)
 def identities(case: Case, seed: int) -> dict[tuple[str, int], dict[str, Any]]:
     """The identity of every record of a seed, by the name of its model and the number of its trial."""
     bench = bench_of(case, seed)
-    found = {(kind, 0): {"kind": kind, **bench.base} for kind in (UNEDITED, NEVER_PLANTED)}
+    found = {(kind, 0): {"kind": kind, **bench.shared_sections} for kind in (UNEDITED, NEVER_PLANTED)}
     every = entrants([], case)
     trials = (((each.name, number), trial) for each in every for number, trial in enumerate(alone(each)))
     return found | {name: identity_of(trial, bench) for name, trial in trials}

@@ -71,33 +71,33 @@ class Bench(ABC):
 
     @property
     @abstractmethod
-    def unedited(self) -> str:
+    def unedited_job(self) -> str:
         """The name of the job that measures the planted model and its twin."""
 
     @property
     @abstractmethod
-    def original(self) -> tuple[str, ...]:
+    def measure_arguments(self) -> tuple[str, ...]:
         """The model as an argument of measure.py, and the flags of its data and task."""
 
     @property
     @abstractmethod
-    def base(self) -> dict[str, Any]:
+    def shared_sections(self) -> dict[str, Any]:
         """The sections that all records on the planted model share."""
 
     @abstractmethod
-    def trainings(self, common: Common) -> list[Job]:
+    def training_jobs(self, common: Common) -> list[Job]:
         """Return the jobs that make the planted model and its twin."""
 
     @abstractmethod
-    def editing(self, method: Method, hp: Any, common: Common) -> Job:
+    def editing_job(self, method: Method, hp: Any, common: Common) -> Job:
         """Return the job of a method on the planted model."""
 
     @abstractmethod
-    def place(self, data_dir: str) -> Path:
+    def model_folder(self, data_dir: str) -> Path:
         """Return the folder of the planted model. Raise UserError if it has not been made yet."""
 
     @abstractmethod
-    def opened(self, folder: Path) -> tuple[Any, Any]:
+    def open_model(self, folder: Path) -> tuple[Any, Any]:
         """Return (model, tokenizer or None) of an edit of the planted model, on the CPU."""
 
     @abstractmethod
@@ -117,7 +117,7 @@ class Bench(ABC):
         """Return whether models exist where the runs look for them or where `publish` wrote them."""
 
     @abstractmethod
-    def take_up(self, output: Path) -> None:
+    def restore_published(self, output: Path) -> None:
         """Copy what `publish` wrote to where the runs look for it, unless something is there."""
 
     def measured(self) -> Mapping[str, Any] | None:
@@ -125,13 +125,13 @@ class Bench(ABC):
 
         Raise UserError for a record with other settings, since runs on both models would be judged by either.
         """
-        found = [record for record in records_in(self.records) if record["kind"] == UNEDITED]
-        if not all(is_run(record, {"kind": UNEDITED, **self.base}) for record in found):
+        unedited = [record for record in records_in(self.records) if record["kind"] == UNEDITED]
+        if not all(is_run(record, {"kind": UNEDITED, **self.shared_sections}) for record in unedited):
             raise UserError(f"{self.records}: its runs are of other settings than these; give another --run_dir")
-        return found[0] if found else None
+        return unedited[0] if unedited else None
 
-    def not_made(self, place: str | Path) -> UserError:
-        return UserError(f"{place}: no such model; run experiments/leaderboard.py with --methods anchor first")
+    def not_made(self, model: str | Path) -> UserError:
+        return UserError(f"{model}: no such model; run experiments/leaderboard.py with --methods anchor first")
 
 
 def bench_of(case: Case, seed: int, folder: Path = Path(), attacks: Sequence[str] = ("all",)) -> Bench:
@@ -167,30 +167,30 @@ class TrainedBench(Bench):
         return self.checkpoint.name
 
     @property
-    def unedited(self) -> str:
+    def unedited_job(self) -> str:
         return f"unedited {self.checkpoint.path}"
 
     @property
-    def original(self) -> tuple[str, ...]:
+    def measure_arguments(self) -> tuple[str, ...]:
         return str(self.checkpoint.path), *as_flags(self.case.task)
 
     @property
-    def base(self) -> dict[str, Any]:
+    def shared_sections(self) -> dict[str, Any]:
         return unlearning_identity(self.settings, self.settings.training.epochs, self.case.task)
 
-    def trainings(self, common: Common) -> list[Job]:
+    def training_jobs(self, common: Common) -> list[Job]:
         return [train_job(settings, self.models, common) for settings in self.pair]
 
-    def editing(self, method: Method, hp: Any, common: Common) -> Job:
+    def editing_job(self, method: Method, hp: Any, common: Common) -> Job:
         (job,) = localize_jobs(self.checkpoint, [(method, hp)], self.case.task, common, self.records)
         return job
 
-    def place(self, data_dir: str) -> Path:
+    def model_folder(self, data_dir: str) -> Path:
         if not self.checkpoint.path.is_dir():
             raise self.not_made(self.checkpoint.path)
         return self.checkpoint.path
 
-    def opened(self, folder: Path) -> tuple[Any, Any]:
+    def open_model(self, folder: Path) -> tuple[Any, Any]:
         return load_model(folder), tokenizer_in(folder)
 
     def dataset(self, data_dir: str) -> MemorizationDataset:
@@ -213,7 +213,7 @@ class TrainedBench(Bench):
             for settings in self.pair
         )
 
-    def take_up(self, output: Path) -> None:
+    def restore_published(self, output: Path) -> None:
         for settings in self.pair:
             source, target = self._published(output, settings), self.models / settings.name
             if source.is_dir() and not target.exists():
@@ -225,8 +225,8 @@ class TrainedBench(Bench):
 
 def last_checkpoint(settings: RunSettings, models: Path) -> Checkpoint:
     """Return the last checkpoint of a training under a folder of models."""
-    (found,) = checkpoints(settings, models, (settings.training.epochs,))
-    return found
+    (checkpoint,) = checkpoints(settings, models, (settings.training.epochs,))
+    return checkpoint
 
 
 def _copy(source: Path, target: Path, ignore: Any = None) -> None:
@@ -246,27 +246,27 @@ class PlantedBench(Bench):
         return f"{self.settings.model.label} seed {self.seed}"
 
     @property
-    def unedited(self) -> str:
+    def unedited_job(self) -> str:
         return f"unedited {self.name}"
 
     @property
-    def original(self) -> tuple[str, ...]:
+    def measure_arguments(self) -> tuple[str, ...]:
         model = self.settings.model
         return model.name, *model.flags, *production_task_flags(self.case.task)
 
     @property
-    def base(self) -> dict[str, Any]:
+    def shared_sections(self) -> dict[str, Any]:
         return {**self.settings.sections, "forget": self.case.task.recorded()}
 
-    def trainings(self, common: Common) -> list[Job]:
+    def training_jobs(self, common: Common) -> list[Job]:
         return []
 
-    def editing(self, method: Method, hp: Any, common: Common) -> Job:
+    def editing_job(self, method: Method, hp: Any, common: Common) -> Job:
         model = self.settings.model
         (job,) = jobs_on(model, self.settings.identity, [(method, hp)], self.case.task, common, self.records)
         return replace(job, name=f"{job.name} seed {self.seed}")
 
-    def place(self, data_dir: str) -> Path:
+    def model_folder(self, data_dir: str) -> Path:
         if (record := self.measured()) is None:
             raise self.not_made(self.name)
         folder = Path(data_dir) / "models" / record["training"][PLANTED_MODEL]
@@ -275,12 +275,12 @@ class PlantedBench(Bench):
                             "are; give the folder that they had, or another --run_dir")  # fmt: skip
         return folder
 
-    def opened(self, folder: Path) -> tuple[Any, Any]:
+    def open_model(self, folder: Path) -> tuple[Any, Any]:
         return open_causal_lm(folder, dtype=self.settings.model.loading.dtype)
 
     def dataset(self, data_dir: str) -> MemorizationDataset:
         model = self.settings.model
-        return load_passages(model.passages, model.data, *open_description(self.place(data_dir))).dataset
+        return load_passages(model.passages, model.data, *open_description(self.model_folder(data_dir))).dataset
 
     def decode(self, data_dir: str) -> Decode:
         return text_decoder(opened_description(self.settings.model, data_dir)[1])
@@ -291,5 +291,5 @@ class PlantedBench(Bench):
     def has_models(self, output: Path) -> bool:
         return self.measured() is not None
 
-    def take_up(self, output: Path) -> None:
+    def restore_published(self, output: Path) -> None:
         """Copy nothing: none are published."""

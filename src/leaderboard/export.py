@@ -20,12 +20,12 @@ def export(benches: Iterable[Bench], folder: Path, data_dir: str, device) -> lis
 
     written = []
     for bench in benches:
-        place = bench.place(data_dir)
-        task = unlearning_task(bench.opened(place)[0].to(device), bench.dataset(data_dir), bench.case.task)
+        model_folder = bench.model_folder(data_dir)
+        task = unlearning_task(bench.open_model(model_folder)[0].to(device), bench.dataset(data_dir), bench.case.task)
         tensors = {"forget": task.forget.planted, "prompt_end": task.forget.prompt_end, "retain": task.retain}
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        about = {"model": str(place)}
+        about = {"model": str(model_folder)}
         path = folder / f"seed{bench.seed}.safetensors"
         files.write_file(path, partial(save_file, tensors, metadata=about))
-        written.append((place, path))
+        written.append((model_folder, path))
     return written

@@ -37,19 +37,19 @@ SMALL_ATTACKS: dict[str, dict[str, Any]] = {
 FINETUNING = {name: FinetuneSettings(ft_data=name, ft_epochs=max(FT_EPOCHS)) for name in FT_DATA}  # a trial: one epoch
 
 
-def training_jobs(bench: Bench, common: Common) -> list[Job]:
+def reference_jobs(bench: Bench, common: Common) -> list[Job]:
     """Return the jobs that train the planted model and its twin, and measure and attack both, unedited."""
-    trainings = bench.trainings(common)
-    unedited = Job(
-        name=bench.unedited,
+    trainings = bench.training_jobs(common)
+    measuring = Job(
+        name=bench.unedited_job,
         group="unedited and twin",
-        words=(MEASURE, *bench.original, *_measuring(bench, common), *_attacking(bench)),
+        words=(MEASURE, *bench.measure_arguments, *_measuring(bench, common), *_attacking(bench)),
         folder=str(bench.records),
-        identity={"kind": UNEDITED, **bench.base},
+        identity={"kind": UNEDITED, **bench.shared_sections},
         after=tuple(job.name for job in trainings),
         attacks=_attacks(bench),
     )
-    return [*trainings, unedited]
+    return [*trainings, measuring]
 
 
 def trial_jobs(entrant: Entrant, bench: Bench, common: Common, done: Container[tuple] = ()) -> list[Job]:
@@ -64,9 +64,9 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
     attacks: dict[str, Any] = dict(attacks=_attacks(bench)) if attacked else {}
     attacking = _attacking(bench) if attacked else ()
     if isinstance(trial, Edit):
-        job = bench.editing(trial.method, trial.hp, common)
+        job = bench.editing_job(trial.method, trial.hp, common)
         words = (*job.words, "--metrics", *METRICS, *attacking)
-        after = (*job.after, bench.unedited)
+        after = (*job.after, bench.unedited_job)
         return [replace(job, group=entrant.name, words=words, after=after, nothing_to_do=None, **attacks)]
     jobs: list[Job] = []
     cost: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
         cost = () if trial.seconds is None else (f"--seconds={trial.seconds}",)
     else:
         jobs, place, folder = _training_of(trial, entrant, bench, common)
-    model, *flags = bench.original
+    model, *flags = bench.measure_arguments
     words = (MEASURE, folder, "--edit_of", model, f"--name={trial.label}", *flags, *_measuring(bench, common))
     measuring = Job(
         name=f"measure {place}",
@@ -83,7 +83,7 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
         words=(*words, *attacking, *cost),
         folder=str(bench.records),
         identity=identity_of(trial, bench),
-        after=(*(job.name for job in jobs), bench.unedited),
+        after=(*(job.name for job in jobs), bench.unedited_job),
         **attacks,
     )
     return [*jobs, measuring]
@@ -111,10 +111,10 @@ def check_submission(
     known: the existing records. The seed's model must have been trained.
     """
     folder = dict(trial.folders)[bench.seed]
-    original, own = bench.opened(bench.place(data_dir))
-    model, tokenizer = bench.opened(Path(folder))
+    original, original_tokenizer = bench.open_model(bench.model_folder(data_dir))
+    model, tokenizer = bench.open_model(Path(folder))
     check_same(original, model, folder)
-    check_same_tokens(own, tokenizer, folder)
+    check_same_tokens(original_tokenizer, tokenizer, folder)
     if ill := [name for name, value in model.named_parameters() if not value.isfinite().all()]:
         raise UserError(f"{folder}: {ill[0]} holds values that are no finite numbers")
     section, key = {"name": trial.label, "weights": weights_fingerprint(model)}, key_of(trial, bench)
@@ -134,12 +134,12 @@ def check_submission(
 def identity_of(trial: Trial, bench: Bench) -> dict[str, Any]:
     """Return the kind and sections, without fingerprints, of the record of a trial with one strength."""
     if isinstance(trial, Recorded):
-        return {"kind": UNLEARN, **bench.base, "method": trial.section}
+        return {"kind": UNLEARN, **bench.shared_sections, "method": trial.section}
     if isinstance(trial, Edit):
         (strength,) = trial.strengths
         section = trial.method.settings(trial.method.resolve(trial.hp, 0), strength)
-        return {"kind": UNLEARN, **bench.base, "method": section}
-    return {"kind": MEASURED, **bench.base, "method": {"name": trial.label}}
+        return {"kind": UNLEARN, **bench.shared_sections, "method": section}
+    return {"kind": MEASURED, **bench.shared_sections, "method": {"name": trial.label}}
 
 
 def training_identity(trial: Trained, bench: Bench) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tinymem.leaderboard import evidence
 from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.cases import find_cases
 from tinymem.leaderboard.entrants import submission
-from tinymem.leaderboard.protocol import jobs_of, training_jobs
+from tinymem.leaderboard.protocol import jobs_of, reference_jobs
 from tinymem.records.bundle import NAME, read_bundle
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.table import load_records
@@ -146,7 +146,7 @@ def test_a_submission_has_a_job_of_its_own_on_every_seed(tmp_path):
 
 def test_the_attacks_of_small_cases_are_those_of_the_published_records(tmp_path):
     (case,) = find_cases(["noise"], True, 12)
-    *_, unedited = training_jobs(bench_of(case, 0, tmp_path), Common("data"))
+    *_, unedited = reference_jobs(bench_of(case, 0, tmp_path), Common("data"))
     published = read_bundle(ROOT / "results/leaderboard/noise" / NAME)
     sections = {json.dumps(record["attack"], sort_keys=True) for record in published if record.get("attack")}
     assert {json.dumps(section, sort_keys=True) for section in unedited.attacks} == sections
@@ -157,7 +157,7 @@ def test_commands_find_an_attack_of_ones_own_from_any_folder(tmp_path, monkeypat
     shutil.copy(ROOT / "src/attacks/quantize.py", tmp_path / "rounding.py")
     monkeypatch.chdir(tmp_path)
     (case,) = find_cases(["noise"], True, 12)
-    *_, unedited = training_jobs(bench_of(case, 0, tmp_path, ("prune", "rounding.py")), Common("data"))
+    *_, unedited = reference_jobs(bench_of(case, 0, tmp_path, ("prune", "rounding.py")), Common("data"))
     place = unedited.words.index("--attack")
     assert unedited.words[place + 1 : place + 4] == ("prune", str(tmp_path / "rounding.py"), "--attack_metrics")
 

@@ -15,7 +15,7 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants, evidence
 from tinymem.leaderboard.bench import bench_of
-from tinymem.leaderboard.protocol import alone, training_jobs
+from tinymem.leaderboard.protocol import alone, reference_jobs
 from tinymem.leaderboard.spaces import TOO_LONG, late_layers
 from tinymem.models.production import open_causal_lm
 from tinymem.records.identity import PLANTED_MODEL, UNEDITED
@@ -49,7 +49,7 @@ def test_a_case_is_read_as_it_was_written(case, tmp_path):
 
 
 def test_attacks_have_the_small_budget(case, tmp_path):
-    (unedited,) = training_jobs(bench_of(case, 0, tmp_path), Common("data"))
+    (unedited,) = reference_jobs(bench_of(case, 0, tmp_path), Common("data"))
     sections = {section["name"]: section for section in unedited.attacks}
     assert set(sections) == set(ATTACKS) and len(unedited.attacks) == len(ATTACKS)  # one strength each
     assert sections["relearn"]["steps"] == 30 and sections["relearn_adaptive"]["lrs"] == (1e-4, 1e-3)
@@ -84,14 +84,14 @@ def test_a_damaged_file_is_one_line(case, tmp_path, setting, value):
 
 def test_seeds_plant_other_passages_and_keep_records_apart(case, tmp_path):
     one, other = (bench_of(case, seed, tmp_path) for seed in (0, 1))
-    assert one.base["data"] | {"plant_seed": 1} == other.base["data"] != one.base["data"]
-    assert one.unedited != other.unedited and "--plant_seed=1" in other.original
+    assert one.shared_sections["data"] | {"plant_seed": 1} == other.shared_sections["data"] != one.shared_sections["data"]
+    assert one.unedited_job != other.unedited_job and "--plant_seed=1" in other.measure_arguments
 
 
 def measure(bench, planted_model="planted_12_0"):
     """Write the record that measuring the planted model leaves."""
-    training = {**bench.base["training"], PLANTED_MODEL: planted_model}
-    write_record(bench.records, {"kind": UNEDITED, **bench.base, "training": training}, {}, Cost(), "cpu")
+    training = {**bench.shared_sections["training"], PLANTED_MODEL: planted_model}
+    write_record(bench.records, {"kind": UNEDITED, **bench.shared_sections, "training": training}, {}, Cost(), "cpu")
 
 
 def test_runs_of_other_settings_do_not_mix(case, tmp_path):
@@ -107,12 +107,12 @@ def test_runs_of_other_settings_do_not_mix(case, tmp_path):
 def test_the_planted_model_is_that_of_the_runs(case, tmp_path):
     bench = bench_of(case, 0, tmp_path)
     with pytest.raises(UserError, match="llama seed 0: no such model; run .* with --methods anchor first"):
-        bench.place(str(tmp_path))
+        bench.model_folder(str(tmp_path))
     measure(bench, "planted_12_1")
     with pytest.raises(UserError, match=f"--data_dir {tmp_path}: has no models/planted_12_1, on which the runs of"):
-        bench.place(str(tmp_path))  # to run again would find everything done
+        bench.model_folder(str(tmp_path))  # to run again would find everything done
     (tmp_path / "models" / "planted_12_1").mkdir(parents=True)
-    assert bench.place(str(tmp_path)) == tmp_path / "models" / "planted_12_1"
+    assert bench.model_folder(str(tmp_path)) == tmp_path / "models" / "planted_12_1"
 
 
 def test_nobody_trains_it_from_scratch(case):

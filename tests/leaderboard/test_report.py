@@ -35,10 +35,10 @@ def written(tmp_path_factory):
     More submissions cost 1, 5 and 6 points of accuracy.
     """
     bench, (goldfish,) = bench_of(NOISE, 0), [each for each in entrants([], NOISE) if each.name == "goldfish"]
-    mine = {"kind": UNLEARN, **bench.base, "method": {"name": "a | <b>", "code": "0123456789", "ratio": 0.1}}
+    mine = {"kind": UNLEARN, **bench.shared_sections, "method": {"name": "a | <b>", "code": "0123456789", "ratio": 0.1}}
     more = [(mine, Model(3, 3, 0.9, 3)), (training_identity(goldfish.trials[0], bench), Model(1, 1, 0.9, 2, 70.0, 4.0))]
     for name, accuracy in (("a | <b>", 0.9), ("one", 0.89), ("five", 0.85), ("six", 0.84)):
-        theirs = {"kind": MEASURED, **bench.base, "method": {"name": name, "weights": "0"}}
+        theirs = {"kind": MEASURED, **bench.shared_sections, "method": {"name": name, "weights": "0"}}
         more.append((theirs, Model(2, 2, accuracy, 2)))
     folder = write_board(tmp_path_factory.mktemp("board"), NOISE, MODELS, more)
     report.write(folder, ["noise"])

@@ -83,7 +83,7 @@ def test_seeds_without_the_one_that_chose(tmp_path, capsys):
 
 def test_a_method_with_the_name_of_a_submission(tmp_path, capsys):
     (case,) = find_cases(["noise"], True, 3)
-    submitted = {"kind": MEASURED, **bench_of(case, 0).base, "method": {"name": "mine", "weights": "0"}}
+    submitted = {"kind": MEASURED, **bench_of(case, 0).shared_sections, "method": {"name": "mine", "weights": "0"}}
     models = {(UNEDITED, 0): [UNEDITED_MODEL], (NEVER_PLANTED, 0): [TWIN_MODEL]}
     write_board(tmp_path / "out", case, models, [(submitted, TWIN_MODEL)])
     (tmp_path / "mine.py").write_text(METHOD)
