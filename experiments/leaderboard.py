@@ -33,12 +33,12 @@ from tinymem.errors import UserError
 from tinymem.folders import check_writable
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import Bench, bench_of
-from tinymem.leaderboard.board import TWIN, choose, others
+from tinymem.leaderboard.board import TWIN, choose, unregistered_entrants
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case, with_evidence
-from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, Submitted, entrants, submission
+from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, SubmittedTrial, entrants, submission
 from tinymem.leaderboard.export import export
 from tinymem.leaderboard.names import spelled_alike
-from tinymem.leaderboard.protocol import check_submission, jobs_of, together, reference_jobs, trial_jobs
+from tinymem.leaderboard.protocol import check_submission, jobs_of, join_strengths, reference_jobs, trial_jobs
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.records.bundle import NAME
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -196,13 +196,13 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
         raise UserError(f"{case.name}: the model of seed {benches[0].seed} has memorized none of its "
                         "held-out sequences, so that nothing can be mitigated; give it more --epochs or more "
                         "repeats")  # fmt: skip
-    for trial in (trial for entrant in taking_part for trial in entrant.trials if isinstance(trial, Submitted)):
+    for trial in (trial for entrant in taking_part for trial in entrant.trials if isinstance(trial, SubmittedTrial)):
         for bench in benches:
             check_submission(trial, bench, found.records, arguments.data_dir)
     finals: list[Job] = []
     for entrant in (each for each in taking_part if each.name not in not_begun):  # others choose when all is tried
         chosen = dict.fromkeys(choose(entrant, case, found, limit) for limit in case.utility.limits)
-        for trial in together(trial for trial in chosen if trial is not None):
+        for trial in join_strengths(trial for trial in chosen if trial is not None):
             finals += [job for bench in benches for job in jobs_of(trial, entrant, bench, common, attacked=True)]
     title = f"{case.name}: what was chosen, on every seed, and attacks"
     missing += what_is_left(run_stage(title, finals, arguments, folder, pool))
@@ -255,7 +255,7 @@ def earlier_results(case: Case, output: Path) -> Path | None:
 
 def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evidence) -> None:
     """Raise UserError if a user's entrant is spelled like another kind of entrant in earlier results."""
-    known = {spelled_alike(each.name): each for each in others(case, entrants([], case), earlier)}
+    known = {spelled_alike(each.name): each for each in unregistered_entrants(case, entrants([], case), earlier)}
     for each in taking_part:
         other = known.get(spelled_alike(each.name), each)
         if each.group in (OWN, SUBMISSION) and (other.name, other.group) != (each.name, each.group):

@@ -11,7 +11,7 @@ from tinymem.leaderboard import evidence
 from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.cases import Case
 from tinymem.leaderboard.entrants import entrants
-from tinymem.leaderboard.protocol import alone, identity_of
+from tinymem.leaderboard.protocol import split_strengths, trial_identity
 from tinymem.records.identity import NEVER_PLANTED, TWIN_ATTACK, UNEDITED, record_digest
 
 
@@ -41,8 +41,8 @@ def identities(case: Case, seed: int) -> dict[tuple[str, int], dict[str, Any]]:
     bench = bench_of(case, seed)
     found = {(kind, 0): {"kind": kind, **bench.shared_sections} for kind in (UNEDITED, NEVER_PLANTED)}
     every = entrants([], case)
-    trials = (((each.name, number), trial) for each in every for number, trial in enumerate(alone(each)))
-    return found | {name: identity_of(trial, bench) for name, trial in trials}
+    trials = (((each.name, number), trial) for each in every for number, trial in enumerate(split_strengths(each)))
+    return found | {name: trial_identity(trial, bench) for name, trial in trials}
 
 
 def write_board(folder: Path, case: Case, models: Mapping[tuple[str, int], Sequence[Model]], more: Any = ()) -> Path:

@@ -18,7 +18,7 @@ from tinymem.data.decode import text_decoder
 from tinymem.data.passages import load_passages
 from tinymem.errors import UserError
 from tinymem.leaderboard.cases import Case
-from tinymem.leaderboard.entrants import Trained
+from tinymem.leaderboard.entrants import TrainingTrial
 from tinymem.leaderboard.planted import PlantedSettings
 from tinymem.localize.method import Method
 from tinymem.metrics.examples import Decode
@@ -158,7 +158,7 @@ class TrainedBench(Bench):
         """The planted model that is edited."""
         return last_checkpoint(self.settings, self.models)
 
-    def with_regularizers(self, trial: Trained) -> RunSettings:
+    def with_regularizers(self, trial: TrainingTrial) -> RunSettings:
         """Return the settings of a training with a trial's regularizers."""
         return replace(self.settings, regularizers=trial.regularizers)
 

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,24 +19,22 @@ from tinymem.leaderboard.entrants import (
     OWN,
     SUBMISSION,
     Entrant,
-    Recorded,
-    Submitted,
-    Trained,
+    RecordedTrial,
+    SubmittedTrial,
+    TrainingTrial,
     Trial,
     settings_of,
 )
 from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence, seed_of
 from tinymem.leaderboard.names import within
-from tinymem.leaderboard.protocol import alone, key_of, training_identity
+from tinymem.leaderboard.protocol import key_of, split_strengths, training_identity
 from tinymem.leaderboard.score import PARTS, Figure, Jury, attack_key, harmonic, ranks, share_of_way
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNLEARN, record_digest, run_key
 
 TWIN, UNEDITED = "never-planted twin", "unedited"
 NOT_RUN, NOT_FINISHED, NOT_SAID = "not run", "not finished", "not said"
-ABSENT = {
-    NOT_RUN: "Not run",
-    NOT_FINISHED: "Tuned, but not run and attacked on all seeds yet",
-}  # rows that tables leave out
+# Rows that tables leave out.
+ABSENT = {NOT_RUN: "Not run", NOT_FINISHED: "Tuned, but not run and attacked on all seeds yet"}
 LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, to choose a trial by; for percentages: LEAST_POINTS
 LEAST_POINTS = 10.0
 ROUNDING = 1e-9  # tolerance of limits: in floating point, 0.98 - 0.97 is more than a point
@@ -85,6 +83,20 @@ class Row:
         return max(counted, key=lambda pair: pair[1].value, default=None)
 
 
+class Candidate(NamedTuple):
+    """A trial within the limit of lost utility. digest: that of its record."""
+
+    forgotten: float
+    loss: float
+    digest: str
+    trial: Trial
+
+    @property
+    def merit(self) -> tuple[float, float, str]:
+        """The sort key; higher is better."""
+        return self.forgotten, -self.loss, self.digest
+
+
 def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Trial | None:
     """Return the trial that forgets most of the first seed's validation sequences within the limit of lost utility.
 
@@ -92,29 +104,30 @@ def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Tr
     run. An entrant that is not tuned has one trial. An anchor's is chosen whatever its loss, a submission's until it
     has been measured.
     """
-    trials, seed = alone(entrant), evidence.seeds[0]
+    trials, seed = split_strengths(entrant), evidence.seeds[0]
     bench = bench_of(case, seed)
     if not entrant.tuned and (entrant.group == ANCHOR or key_of(trials[0], bench) not in evidence.by_key):
         return trials[0]
     original, twin = evidence.unedited(seed)["results"], evidence.unedited(seed, NEVER_PLANTED)["results"]
-    ranked = []
+    candidates = []
     for trial in trials:
         if (record := evidence.by_key.get(key_of(trial, bench))) is not None:
-            found = record["results"]
-            loss = case.utility.loss(found.get(case.utility.column), original[case.utility.column])
+            results = record["results"]
+            loss = case.utility.loss(results.get(case.utility.column), original[case.utility.column])
             if loss <= limit + ROUNDING:
-                ranked.append((forgotten(found, original, twin), -loss, record_digest(record), trial))
-    return max(ranked, key=lambda one: one[:3], default=(None,))[-1]
+                candidates.append(Candidate(forgotten(results, original, twin), loss, record_digest(record), trial))
+    best = max(candidates, key=lambda candidate: candidate.merit, default=None)
+    return best.trial if best else None
 
 
-def forgotten(results: Record, original: Record, twin: Record, split: str = "validation") -> float:
+def forgotten(results: Record, original: Record, twin: Record) -> float:
     """Return the worst share of the way from the original to the twin, over metrics that tell these two apart.
 
-    A metric tells them apart if its values differ by at least LEAST_POINTS.
+    It is that of the validation sequences. A metric tells them apart if its values differ by at least LEAST_POINTS.
     """
     shares = []
     for name in FORGETTING:
-        now, before, goal = (values.get(f"{name}_{split}") for values in (results, original, twin))
+        now, before, goal = (values.get(f"{name}_validation") for values in (results, original, twin))
         if now is not None and before is not None and goal is not None:
             if before - goal >= LEAST_GAP.get(name, LEAST_POINTS) - ROUNDING:
                 shares.append(float(share_of_way(np.float64(now), np.float64(before), np.float64(goal))))
@@ -124,66 +137,66 @@ def forgotten(results: Record, original: Record, twin: Record, split: str = "val
 def rows(jury: Jury, case: Case, entrants: Sequence[Entrant], limit: float) -> list[Row]:
     """Return the table of a case at a limit of lost utility, highest score first (anchors included), no score last."""
     evidence = jury.evidence
-    found = [
+    table = [
         _row(jury, Entrant(UNEDITED, ANCHOR, "none", ()), "", jury.original),
         _row(jury, Entrant(TWIN, ANCHOR, "the model before planting" if case.is_planted else DATA, ()), "", jury.twin),
     ]
-    for entrant in (*entrants, *others(case, entrants, evidence)):
-        found.append(_standing(jury, entrant, case, evidence, limit))
+    for entrant in (*entrants, *unregistered_entrants(case, entrants, evidence)):
+        table.append(_standing(jury, entrant, case, evidence, limit))
     places = ranks(
-        {row.name: jury.score(row.records) for row in found if row.group != ANCHOR and row.figures.get("score")}
+        {row.name: jury.score(row.records) for row in table if row.group != ANCHOR and row.figures.get("score")}
     )
-    ranked = [replace(row, rank=places.get(row.name)) for row in found]
+    ranked = [replace(row, rank=places.get(row.name)) for row in table]
     return sorted(ranked, key=lambda row: (bool(row.note), -row.score, row.name))
 
 
-def others(case: Case, entrants: Sequence[Entrant], evidence: Evidence) -> list[Entrant]:
+def unregistered_entrants(case: Case, entrants: Sequence[Entrant], evidence: Evidence) -> list[Entrant]:
     """Return entrants that are in no registry, from the records: users' methods and submissions."""
     bench = bench_of(case, evidence.seeds[0])
-    known = {key_of(trial, bench) for entrant in entrants for trial in alone(entrant)}
-    named = {trial.label for e in entrants for trial in e.trials if isinstance(trial, (Trained, Submitted))}
-    own: dict[tuple[str, str], list[Recorded]] = {}
-    found: list[Entrant] = []
+    known = {key_of(trial, bench) for entrant in entrants for trial in split_strengths(entrant)}
+    labels = {t.label for entrant in entrants for t in entrant.trials if isinstance(t, (TrainingTrial, SubmittedTrial))}
+    user_methods: dict[tuple[str, str], list[RecordedTrial]] = {}
+    unregistered: list[Entrant] = []
     for key, record in evidence.by_key.items():
         method = record.get("method", {})
         if key in known or seed_of(record) != bench.seed:
             continue
-        if record["kind"] == MEASURED and method["name"] not in named:
-            named.add(name := method["name"])
-            found.append(
-                Entrant(name, SUBMISSION, evidence.needs.get(name, NOT_SAID), (Submitted(name, ()),), tuned=False)
+        if record["kind"] == MEASURED and method["name"] not in labels:
+            labels.add(name := method["name"])
+            unregistered.append(
+                Entrant(name, SUBMISSION, evidence.needs.get(name, NOT_SAID), (SubmittedTrial(name, ()),), tuned=False)
             )
         elif record["kind"] == UNLEARN and "code" in method:
-            own.setdefault((method["name"], method["code"]), []).append(Recorded(method))
-    versions = Counter(name for name, _ in own)
-    for (name, code), trials in own.items():
+            user_methods.setdefault((method["name"], method["code"]), []).append(RecordedTrial(method))
+    versions = Counter(name for name, _ in user_methods)
+    for (name, code), trials in user_methods.items():
         title = name if versions[name] == 1 else f"{name} ({code[:6]})"
-        found.append(Entrant(title, OWN, evidence.needs.get(name, NOT_SAID), tuple(trials)))
-    return found
+        unregistered.append(Entrant(title, OWN, evidence.needs.get(name, NOT_SAID), tuple(trials)))
+    return unregistered
 
 
 def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Row:
     """Return an entrant's row: its chosen trial on every seed, or why it has none."""
-    tried = [t for t in alone(entrant) if key_of(t, bench_of(case, evidence.seeds[0])) in evidence.by_key]
+    tried = [t for t in split_strengths(entrant) if key_of(t, bench_of(case, evidence.seeds[0])) in evidence.by_key]
     row = Row(entrant.name, entrant.group, entrant.needs, trials=len(tried))
     if not tried:
         return replace(row, note=NOT_RUN)
     trial = choose(entrant, case, evidence, limit)
     if trial is None:
         return replace(row, note=f"no trial {within(case, limit)}")
-    found = [evidence.by_key.get(key_of(trial, bench_of(case, seed))) for seed in evidence.seeds]
+    by_seed = [evidence.by_key.get(key_of(trial, bench_of(case, seed))) for seed in evidence.seeds]
     setting = settings_of(trial)
 
     def attack_keys(record: Record) -> set[tuple]:
         return {attack_key(attack) for attack in evidence.attacks_on(record)}
 
     if not all(
-        record and attack_keys(record) >= attack_keys(original) for record, original in zip(found, jury.original)
+        record and attack_keys(record) >= attack_keys(original) for record, original in zip(by_seed, jury.original)
     ):
         return replace(row, setting=setting, note=NOT_FINISHED)
-    records = [record for record in found if record is not None]
+    records = [record for record in by_seed if record is not None]
     row = _row(jury, entrant, setting, records, len(tried))
-    if isinstance(trial, Trained):
+    if isinstance(trial, TrainingTrial):
         costs = [_training_cost(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
         row = replace(row, plain={**row.plain, **{name: _mean(each.get(name) for each in costs) for name in COST}})
     return row
@@ -203,7 +216,7 @@ def _row(jury: Jury, entrant: Entrant, setting: str, records: Sequence[Record], 
     )
 
 
-def _training_cost(trial: Trained, bench: Bench, evidence: Evidence) -> dict[str, Any]:
+def _training_cost(trial: TrainingTrial, bench: Bench, evidence: Evidence) -> dict[str, Any]:
     """Return the cost of a trial's training from its record; for a fine-tuning, up to the trial's epoch."""
     record = evidence.by_key.get(run_key(training_identity(trial, bench)))
     if record is None:
@@ -212,12 +225,12 @@ def _training_cost(trial: Trained, bench: Bench, evidence: Evidence) -> dict[str
     return {**record["cost"], **seconds}
 
 
-def averaged_under_attack(row: Row, found: Evidence) -> Attacked | None:
+def averaged_under_attack(row: Row, evidence: Evidence) -> Attacked | None:
     """Return a row's model under attack, averaged over seeds; None if it was not attacked."""
     models = []
     for record in row.records:
-        _, some = attacked_models([record, *found.attacks_on(record)], ATTACKED)
-        models += some
+        _, attacked = attacked_models([record, *evidence.attacks_on(record)], ATTACKED)
+        models += attacked
     return averaged(models) if models else None
 
 

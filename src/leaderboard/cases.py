@@ -160,7 +160,11 @@ def find_cases(asked: Sequence[str], small: bool, trials: int, data_dir: str = "
         for title, values in tables.items():
             description = _description(values.get("description", DESCRIPTIONS.get(title, title)), title, place)
             others = {setting: value for setting, value in values.items() if setting != "description"}
-            settings = _planted(title, others, place, data_dir) if MODEL in values else _trained(title, others, place)
+            settings = (
+                _planted_settings(title, others, place, data_dir)
+                if MODEL in values
+                else _run_settings(title, others, place)
+            )
             found.append(Case(title, description, settings, small, trials))
     doubled = {case.name for case in found if [other.name for other in found].count(case.name) > 1}
     if doubled:
@@ -176,14 +180,14 @@ def _description(given: Any, name: str, place: str) -> str:
     return text
 
 
-def _trained(name: str, values: Mapping[str, Any], place: str) -> RunSettings:
+def _run_settings(name: str, values: Mapping[str, Any], place: str) -> RunSettings:
     values = {"checkpoint_every": values.get("epochs", 50), **values}  # only the last checkpoint is judged
     settings = RunSettings.from_flat(values, place, CORRECT)
     _check_names(name, values, settings.flat(), ("seed", "twin"), place)
     return replace(settings, data=resolve_corpus(settings.data))
 
 
-def _planted(name: str, values: Mapping[str, Any], place: str, data_dir: str) -> PlantedSettings:
+def _planted_settings(name: str, values: Mapping[str, Any], place: str, data_dir: str) -> PlantedSettings:
     given = {setting: value for setting, value in values.items() if setting not in FOUND}
     settings = PlantedSettings.from_flat(given, place, CORRECT)
     known = {setting: value for setting, value in settings.flat().items() if setting not in FOUND}

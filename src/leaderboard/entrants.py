@@ -37,7 +37,7 @@ FAMILIES = {"objective": BOTH, TRAINING: DATA}
 
 
 @dataclass(frozen=True)
-class Edit:
+class EditTrial:
     """A trial of a method on the planted model. hp: its settings, with one or several strengths."""
 
     method: Method
@@ -47,13 +47,13 @@ class Edit:
     def strengths(self) -> tuple[Any, ...]:
         return self.method.strengths(self.hp)
 
-    def alone(self) -> list[Edit]:
+    def split_strengths(self) -> list[EditTrial]:
         """Return one trial per strength."""
-        return [Edit(self.method, self.method.at(self.hp, value)) for value in self.strengths]
+        return [EditTrial(self.method, self.method.at(self.hp, value)) for value in self.strengths]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingTrial:
     """A trial that trains the planted model differently: from scratch with regularizers, or further on ft_data."""
 
     name: str
@@ -76,7 +76,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedTrial:
     """Weights that somebody else edited: one folder per seed."""
 
     name: str
@@ -89,13 +89,13 @@ class Submitted:
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class RecordedTrial:
     """A trial of a user's method, from its record, without the method's file. section: the record's `method`."""
 
     section: Mapping[str, Any]
 
 
-Trial = Edit | Trained | Submitted | Recorded
+Trial = EditTrial | TrainingTrial | SubmittedTrial | RecordedTrial
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def entrants(asked: Sequence[str], case: Case, needs: str = "") -> list[Entrant]
     Raise UserError for an unknown name, and if none of the requested entrants can take part.
     """
     own = [name for name in asked if name.endswith(".py")]
-    everyone = [*_methods(case), *_variants(case), *_trained(case.trials)]
+    everyone = [*_method_entrants(case), *_variant_entrants(case), *_training_entrants(case.trials)]
     known = [each for each in everyone if _takes_part(each, case)]
     anchors = [*_anchors(case)]
     names = {name for each in (*anchors, *everyone) for name in (each.name, each.group)}
@@ -137,7 +137,9 @@ def entrants(asked: Sequence[str], case: Case, needs: str = "") -> list[Entrant]
             f"--methods {asked[0]}: cannot run on {case.name}: it needs clean sequences, a training from scratch, or "
             "days; leave it out there"
         )
-    files = [Entrant(m.name, OWN, needs, tuple(_drawn(m, grid_of(m), case))) for m in find_methods(own, "--methods")]
+    files = [
+        Entrant(m.name, OWN, needs, tuple(_draw_trials(m, grid_of(m), case))) for m in find_methods(own, "--methods")
+    ]
     return [*anchors, *chosen, *files]
 
 
@@ -153,42 +155,48 @@ def _takes_part(entrant: Entrant, case: Case) -> bool:
 
 def submission(name: str, folders: Mapping[int, str], seconds: float | None, needs: str) -> Entrant:
     """Return an entrant from folders of edited weights, by seed. Its cost and needs are given by hand."""
-    return Entrant(name, SUBMISSION, needs, (Submitted(name, tuple(sorted(folders.items())), seconds),), tuned=False)
+    return Entrant(
+        name, SUBMISSION, needs, (SubmittedTrial(name, tuple(sorted(folders.items())), seconds),), tuned=False
+    )
 
 
 def _anchors(case: Case) -> Iterator[Entrant]:
     (mask,) = find_methods([random_mask.__name__], "--methods")
     ratio = large_space(mask, case)["ratio"] if case.is_planted else (MASKED,)
-    yield Entrant("random_mask", ANCHOR, NEEDS["random_mask"], (Edit(mask, mask.hyper_parameters(ratio=ratio)),), False)
+    yield Entrant(
+        "random_mask", ANCHOR, NEEDS["random_mask"], (EditTrial(mask, mask.hyper_parameters(ratio=ratio)),), False
+    )
     (output,) = find_methods([output_filter.__name__], "--methods")
-    trials = Edit(output, output.hyper_parameters(n=grid_of(output)["n"]))
+    trials = EditTrial(output, output.hyper_parameters(n=grid_of(output)["n"]))
     yield Entrant("output_filter", ANCHOR, FORGET, (trials,))
     method = METHODS["gradient_difference"]
     longest = max(space(method, case)["steps"])
     batch = {name: values[0] for name, values in space(method, case).items() if name == "batch_size"}
     hp = method.hyper_parameters(steps=(longest,), forget_weight=0.0, **batch)
-    yield Entrant(RETAIN_ONLY, ANCHOR, NEEDS[RETAIN_ONLY], (Edit(method, pinned(hp, case.precision)),), False)
+    yield Entrant(RETAIN_ONLY, ANCHOR, NEEDS[RETAIN_ONLY], (EditTrial(method, pinned(hp, case.precision)),), False)
 
 
-def _methods(case: Case) -> Iterator[Entrant]:
+def _method_entrants(case: Case) -> Iterator[Entrant]:
     for method in METHODS.values():
         needs = NEEDS.get(method.name, FAMILIES.get(method.family, FORGET))
-        yield Entrant(method.name, method.family, needs, tuple(_drawn(method, space(method, case), case)))
+        yield Entrant(method.name, method.family, needs, tuple(_draw_trials(method, space(method, case), case)))
 
 
-def _variants(case: Case) -> Iterator[Entrant]:
+def _variant_entrants(case: Case) -> Iterator[Entrant]:
     for name, (base, changes) in VARIANTS.items():
         method = METHODS[base]
-        yield Entrant(name, method.family, BOTH, tuple(_drawn(method, {**space(method, case), **changes}, case)))
+        yield Entrant(name, method.family, BOTH, tuple(_draw_trials(method, {**space(method, case), **changes}, case)))
 
 
-def _trained(trials: int) -> Iterator[Entrant]:
+def _training_entrants(trials: int) -> Iterator[Entrant]:
     for entry in REGULARIZERS:
-        some = [Trained(entry.name, switched_on(values)) for values in combinations(REGULARIZED[entry.name])]
-        yield Entrant(entry.name, TRAINING, DATA, tuple(some[:trials]))
+        candidates = [
+            TrainingTrial(entry.name, switched_on(values)) for values in combinations(REGULARIZED[entry.name])
+        ]
+        yield Entrant(entry.name, TRAINING, DATA, tuple(candidates[:trials]))
     for name in FT_DATA:
-        some = [Trained(f"fine-tuning on {name} data", ft_data=name, epoch=epoch) for epoch in FT_EPOCHS]
-        yield Entrant(some[0].name, FINETUNING, NEEDS[name], tuple(some[:trials]))
+        candidates = [TrainingTrial(f"fine-tuning on {name} data", ft_data=name, epoch=epoch) for epoch in FT_EPOCHS]
+        yield Entrant(candidates[0].name, FINETUNING, NEEDS[name], tuple(candidates[:trials]))
 
 
 def pinned(hp: Any, precision: str | None) -> Any:
@@ -196,20 +204,37 @@ def pinned(hp: Any, precision: str | None) -> Any:
     return replace(hp, dtype=precision) if precision and hasattr(hp, "dtype") else hp
 
 
-def _drawn(method: Method, grid: Grid, case: Case, seed: int = 0) -> Iterator[Edit]:
-    """Yield one trial per combination of settings other than the strength, each with some of the strengths."""
-    trials = case.trials
-    others = {name: tuple(values) for name, values in grid.items() if name != method.strength}
+def _draw_trials(method: Method, grid: Grid, case: Case) -> Iterator[EditTrial]:
+    """Yield one trial per combination of settings other than the strength, each with several strengths."""
+    settings_space = {name: tuple(values) for name, values in grid.items() if name != method.strength}
+    settings = combinations(settings_space)
+    strengths = strengths_to_try(method, grid, case.trials, len(settings))
+    per_command = strengths_per_command(case.trials, len(settings))
+    commands = max(1, case.trials // max(1, min(per_command, len(strengths))))
+    if len(settings) > commands:
+        settings = latin_hypercube(settings_space, commands, random.Random(0))
+    for values in settings:
+        strength = {method.strength: spread(strengths, per_command)} if method.strength else {}
+        yield EditTrial(method, pinned(method.hyper_parameters(**strength, **values), case.precision))
+
+
+def strengths_to_try(method: Method, grid: Grid, trials: int, settings: int) -> tuple[Any, ...]:
+    """Return the strengths of a grid, with values between them if the whole space has fewer than `trials` settings.
+
+    settings: number of combinations of the other settings. Without a strength, return ().
+    """
     strengths = tuple(grid[method.strength]) if method.strength else ()
-    every = combinations(others)
-    if len(every) * len(strengths) < trials and len(strengths) > 1:  # the whole space is smaller than that of others
-        strengths = tuple(filter(partial(allows, method), refined(strengths, math.ceil(trials / len(every)))))
-    per = max(1, math.ceil(trials / len(every))) if len(every) * STRENGTHS < trials else min(STRENGTHS, trials)
-    count = max(1, trials // max(1, min(per, len(strengths))))
-    drawn = every if len(every) <= count else latin_hypercube(others, count, random.Random(seed))
-    for values in drawn:
-        some = {method.strength: spread(strengths, per)} if method.strength else {}
-        yield Edit(method, pinned(method.hyper_parameters(**some, **values), case.precision))
+    if len(strengths) < 2 or settings * len(strengths) >= trials:
+        return strengths
+    return tuple(filter(partial(allows, method), refined(strengths, math.ceil(trials / settings))))
+
+
+def strengths_per_command(trials: int, settings: int) -> int:
+    """Return how many strengths share a command: STRENGTHS, or more where else there are too few combinations.
+
+    settings: number of combinations of the other settings.
+    """
+    return max(min(STRENGTHS, trials), math.ceil(trials / settings))
 
 
 def allows(method: Method, strength: Any) -> bool:
@@ -226,8 +251,8 @@ def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[
 
     Counts differ by at most one, or more where another combination replaces one that was drawn twice.
     """
-    found: list[dict[str, Any]] = []
-    while len(found) < count:
+    combinations_drawn: list[dict[str, Any]] = []
+    while len(combinations_drawn) < count:
         columns = {}
         for name, values in grid.items():
             order = [
@@ -235,10 +260,10 @@ def latin_hypercube(grid: Grid, count: int, source: random.Random) -> list[dict[
             ]
             columns[name] = order[:count]
         for place in range(count):
-            one = {name: column[place] for name, column in columns.items()}
-            if one not in found and len(found) < count:
-                found.append(one)
-    return found
+            combination = {name: column[place] for name, column in columns.items()}
+            if combination not in combinations_drawn and len(combinations_drawn) < count:
+                combinations_drawn.append(combination)
+    return combinations_drawn
 
 
 def spread(values: Sequence[Any], count: int) -> tuple[Any, ...]:
@@ -268,14 +293,14 @@ def refined(values: Sequence[float], count: int) -> tuple[float, ...]:
 
 def settings_of(trial: Trial) -> str:
     """Return a trial's settings as text: its strength, and what differs from the defaults."""
-    if isinstance(trial, Edit):
+    if isinstance(trial, EditTrial):
         default = trial.method.hyper_parameters()
         changed = {f.name: getattr(trial.hp, f.name) for f in fields(trial.hp) if f.name != "dtype"}
         shown = {n: v for n, v in changed.items() if n == trial.method.strength or v != getattr(default, n)}
         return ", ".join(f"{name} {_words(value)}" for name, value in shown.items())
-    if isinstance(trial, Recorded):
+    if isinstance(trial, RecordedTrial):
         return ", ".join(f"{n} {_words(v)}" for n, v in trial.section.items() if n not in ("name", "code", "dtype"))
-    return trial.setting if isinstance(trial, Trained) else "as submitted"
+    return trial.setting if isinstance(trial, TrainingTrial) else "as submitted"
 
 
 def _words(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from tinymem.attacks.registry import SMALL, budget, find_attacks
 from tinymem.errors import UserError
 from tinymem.leaderboard.bench import Bench, TrainedBench, last_checkpoint
-from tinymem.leaderboard.entrants import Edit, Entrant, Recorded, Submitted, Trained, Trial, pinned
+from tinymem.leaderboard.entrants import EditTrial, Entrant, RecordedTrial, SubmittedTrial, TrainingTrial, Trial, pinned
 from tinymem.leaderboard.spaces import FT_EPOCHS
 from tinymem.localize.method import Method
 from tinymem.models.difference import check_same, check_same_tokens
@@ -54,23 +54,23 @@ def reference_jobs(bench: Bench, common: Common) -> list[Job]:
 
 def trial_jobs(entrant: Entrant, bench: Bench, common: Common, done: Container[tuple] = ()) -> list[Job]:
     """Return the jobs of an entrant's trials, except those whose `run_key` is in `done`."""
-    left = together(trial for trial in alone(entrant) if key_of(trial, bench) not in done)
+    left = join_strengths(trial for trial in split_strengths(entrant) if key_of(trial, bench) not in done)
     return [job for trial in left for job in jobs_of(trial, entrant, bench, common)]
 
 
 def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attacked: bool = False) -> list[Job]:
     """Return the job of a trial on a seed's model, after the trainings that it needs. attacked: also attack it."""
-    assert not isinstance(trial, Recorded), "its record is there"
+    assert not isinstance(trial, RecordedTrial), "its record is there"
     attacks: dict[str, Any] = dict(attacks=_attacks(bench)) if attacked else {}
     attacking = _attacking(bench) if attacked else ()
-    if isinstance(trial, Edit):
+    if isinstance(trial, EditTrial):
         job = bench.editing_job(trial.method, trial.hp, common)
         words = (*job.words, "--metrics", *METRICS, *attacking)
         after = (*job.after, bench.unedited_job)
         return [replace(job, group=entrant.name, words=words, after=after, nothing_to_do=None, **attacks)]
     jobs: list[Job] = []
     cost: tuple[str, ...] = ()
-    if isinstance(trial, Submitted):
+    if isinstance(trial, SubmittedTrial):
         place, folder = f"{trial.label} {bench.name}", dict(trial.folders)[bench.seed]
         cost = () if trial.seconds is None else (f"--seconds={trial.seconds}",)
     else:
@@ -82,14 +82,14 @@ def jobs_of(trial: Trial, entrant: Entrant, bench: Bench, common: Common, attack
         group=entrant.name,
         words=(*words, *attacking, *cost),
         folder=str(bench.records),
-        identity=identity_of(trial, bench),
+        identity=trial_identity(trial, bench),
         after=(*(job.name for job in jobs), bench.unedited_job),
         **attacks,
     )
     return [*jobs, measuring]
 
 
-def _training_of(trial: Trained, entrant: Entrant, bench: Bench, common: Common) -> tuple[list[Job], str, str]:
+def _training_of(trial: TrainingTrial, entrant: Entrant, bench: Bench, common: Common) -> tuple[list[Job], str, str]:
     """Return the job of a trial that trains, and the name and folder of the model it makes."""
     assert isinstance(bench, TrainedBench), "others do not train their models"
     if trial.ft_data:
@@ -104,7 +104,7 @@ def _training_of(trial: Trained, entrant: Entrant, bench: Bench, common: Common)
 
 
 def check_submission(
-    trial: Submitted, bench: Bench, known: Iterable[Mapping[str, Any]], data_dir: str = "data"
+    trial: SubmittedTrial, bench: Bench, known: Iterable[Mapping[str, Any]], data_dir: str = "data"
 ) -> None:
     """Raise UserError if a folder is no edit of its seed's model, or if the name has results of other weights or cost.
 
@@ -131,18 +131,18 @@ def check_submission(
             )
 
 
-def identity_of(trial: Trial, bench: Bench) -> dict[str, Any]:
+def trial_identity(trial: Trial, bench: Bench) -> dict[str, Any]:
     """Return the kind and sections, without fingerprints, of the record of a trial with one strength."""
-    if isinstance(trial, Recorded):
+    if isinstance(trial, RecordedTrial):
         return {"kind": UNLEARN, **bench.shared_sections, "method": trial.section}
-    if isinstance(trial, Edit):
+    if isinstance(trial, EditTrial):
         (strength,) = trial.strengths
         section = trial.method.settings(trial.method.resolve(trial.hp, 0), strength)
         return {"kind": UNLEARN, **bench.shared_sections, "method": section}
     return {"kind": MEASURED, **bench.shared_sections, "method": {"name": trial.label}}
 
 
-def training_identity(trial: Trained, bench: Bench) -> dict[str, Any]:
+def training_identity(trial: TrainingTrial, bench: Bench) -> dict[str, Any]:
     """Return the identity of the record of a trial's own training."""
     assert isinstance(bench, TrainedBench), "others do not train their models"
     if trial.ft_data:
@@ -152,25 +152,31 @@ def training_identity(trial: Trained, bench: Bench) -> dict[str, Any]:
 
 def key_of(trial: Trial, bench: Bench) -> tuple:
     """Return the `run_key` of a trial's record."""
-    return run_key(identity_of(trial, bench))
+    return run_key(trial_identity(trial, bench))
 
 
-def alone(entrant: Entrant) -> list[Trial]:
+def split_strengths(entrant: Entrant) -> list[Trial]:
     """Return an entrant's trials, split into single strengths."""
-    return [one for trial in entrant.trials for one in (trial.alone() if isinstance(trial, Edit) else [trial])]
+    return [
+        single
+        for trial in entrant.trials
+        for single in (trial.split_strengths() if isinstance(trial, EditTrial) else [trial])
+    ]
 
 
-def together(trials: Iterable[Trial]) -> list[Trial]:
+def join_strengths(trials: Iterable[Trial]) -> list[Trial]:
     """Join trials that differ only in strength, since they share a command."""
     joined: dict[Any, Trial] = {}
     for trial in trials:
-        if not isinstance(trial, Edit) or trial.method.strength is None:
+        if not isinstance(trial, EditTrial) or trial.method.strength is None:
             joined.setdefault(trial, trial)
             continue
         rest = (trial.method.name, replace(trial.hp, **{trial.method.strength: ()}))
         before = joined.get(rest)
-        strengths = before.strengths if isinstance(before, Edit) else ()
-        joined[rest] = Edit(trial.method, trial.method.at(trial.hp, *dict.fromkeys((*strengths, *trial.strengths))))
+        strengths = before.strengths if isinstance(before, EditTrial) else ()
+        joined[rest] = EditTrial(
+            trial.method, trial.method.at(trial.hp, *dict.fromkeys((*strengths, *trial.strengths)))
+        )
     return list(joined.values())
 
 

@@ -11,7 +11,7 @@ from tiny import new_model, new_task
 from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants
 from tinymem.leaderboard.bench import TrainedBench
-from tinymem.leaderboard.protocol import alone, together
+from tinymem.leaderboard.protocol import join_strengths, split_strengths
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.options import as_flags
 from tinymem.regularizers.registry import REGULARIZERS
@@ -28,13 +28,15 @@ def test_every_mitigation_of_the_registries_takes_part_with_as_many_trials():
     assert {"random_mask", entrants.RETAIN_ONLY} <= {
         each.name for each in found.values() if each.group == entrants.ANCHOR
     }
-    counts = {name: len(alone(each)) for name, each in found.items() if each.name in METHODS}
+    counts = {name: len(split_strengths(each)) for name, each in found.items() if each.name in METHODS}
     assert Counter(counts.values())[entrants.TRIALS] >= 26 and max(counts.values()) == entrants.TRIALS
     assert all(each.needs for each in found.values())
 
 
 def test_fewer_trials_than_strengths():
-    assert {len(alone(each)) for each in entrants.entrants(["neuron", "objective"], small_case(trials=2))[3:]} == {2}
+    assert {
+        len(split_strengths(each)) for each in entrants.entrants(["neuron", "objective"], small_case(trials=2))[3:]
+    } == {2}
 
 
 def test_a_hypercube_visits_every_value_equally_often():
@@ -65,8 +67,10 @@ def test_strengths_that_a_method_of_ones_own_refuses_are_not_tried(tmp_path):
 
 def test_trials_that_differ_in_strength_alone_share_a_command():
     (npo,) = [each for each in entrants.entrants(["npo"], small_case()) if each.name == "npo"]
-    assert len(alone(npo)) == 12 and len(npo.trials) == 4
-    assert {trial.strengths for trial in together(alone(npo))} == {trial.strengths for trial in npo.trials}
+    assert len(split_strengths(npo)) == 12 and len(npo.trials) == 4
+    assert {trial.strengths for trial in join_strengths(split_strengths(npo))} == {
+        trial.strengths for trial in npo.trials
+    }
 
 
 @pytest.mark.parametrize("asked, words", [(["nop"], "--methods nop: must be some of"), (["x.py"], "x.py")])

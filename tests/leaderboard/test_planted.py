@@ -15,7 +15,7 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.leaderboard import cases, entrants, evidence
 from tinymem.leaderboard.bench import bench_of
-from tinymem.leaderboard.protocol import alone, reference_jobs
+from tinymem.leaderboard.protocol import reference_jobs, split_strengths
 from tinymem.leaderboard.spaces import TOO_LONG, late_layers
 from tinymem.models.production import open_causal_lm
 from tinymem.records.identity import PLANTED_MODEL, UNEDITED
@@ -84,7 +84,9 @@ def test_a_damaged_file_is_one_line(case, tmp_path, setting, value):
 
 def test_seeds_plant_other_passages_and_keep_records_apart(case, tmp_path):
     one, other = (bench_of(case, seed, tmp_path) for seed in (0, 1))
-    assert one.shared_sections["data"] | {"plant_seed": 1} == other.shared_sections["data"] != one.shared_sections["data"]
+    assert (
+        one.shared_sections["data"] | {"plant_seed": 1} == other.shared_sections["data"] != one.shared_sections["data"]
+    )
     assert one.unedited_job != other.unedited_job and "--plant_seed=1" in other.measure_arguments
 
 
@@ -130,7 +132,7 @@ def test_nobody_trains_it_from_scratch(case):
 def test_all_try_as_many_settings(place):
     (case,) = cases.find_cases([str(place / "lm.toml")], False, 12)
     everyone = [each for each in entrants.entrants([], case) if each.group != entrants.ANCHOR]
-    assert {len(set(map(repr, alone(each)))) for each in everyone} == {12}  # also those whose grid has fewer
+    assert {len(set(map(repr, split_strengths(each)))) for each in everyone} == {12}  # also those whose grid has fewer
 
 
 def test_layers_of_the_authors_of_kfac_editing():
