@@ -11,12 +11,11 @@ from published_differences import METHODS, applicable
 from tinymem import files
 from tinymem.errors import UserError
 from tinymem.records.best import bounds
-from tinymem.records.identity import AS_PUBLISHED, UNEDITED
+from tinymem.records.identity import AS_PUBLISHED, UNEDITED, Record
 from tinymem.records.interval import mean_and_interval, with_half_width, with_range
 from tinymem.records.record import BOUNDS, record_digest
 from tinymem.records.table import load_records, markdown, write_csv
 
-Record = Mapping[str, Any]
 COUNTED = "percent_memorized_counted"
 # Columns of a run, with their heads and digits. The first ones are also those of the unedited model.
 MEMORIZED = {

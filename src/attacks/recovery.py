@@ -13,9 +13,17 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.attacks.uwc import INTERPOLATE, WayBack, way_back
 from tinymem.errors import UserError
 from tinymem.metrics.memorization import PERCENT_MEMORIZED
-from tinymem.records.identity import ATTACK, MEASURED, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, UNLEARN, record_digest
+from tinymem.records.identity import (
+    ATTACK,
+    MEASURED,
+    NEVER_PLANTED,
+    TWIN_ATTACK,
+    UNEDITED,
+    UNLEARN,
+    Record,
+    record_digest,
+)
 
-Record = Mapping[str, Any]
 UNCOUNTED = (INTERPOLATE,)  # its attacker has the original, with all that it has memorized
 # This attack trains on everything that was shown, and says how fast that comes back.
 ON_SHOWN = (relearn_all.__name__.rpartition(".")[2],)

@@ -6,15 +6,13 @@ compared. Records of the attack `interpolate` give the curve of memorization aga
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from tinymem.attacks import interpolate
-from tinymem.records.identity import UNEDITED
+from tinymem.records.identity import UNEDITED, Record
 from tinymem.records.utility import Utility, utility_of
 
-Record = Mapping[str, Any]
 INTERPOLATE = interpolate.__name__.rpartition(".")[2]
 
 
@@ -50,9 +48,8 @@ class WayBack:
         limit, points = self.utility.limits[0], self.points
         if points[0].lost <= limit:
             return points[0].memorized
-        above, below = next(
-            pair for pair in zip(points, points[1:]) if pair[1].lost <= limit
-        )  # the original loses nothing
+        # There is such a point, since the original loses nothing.
+        above, below = next(pair for pair in zip(points, points[1:]) if pair[1].lost <= limit)
         share = (limit - below.lost) / (above.lost - below.lost)  # 0 where the loss is infinite
         return below.memorized + share * (above.memorized - below.memorized)
 

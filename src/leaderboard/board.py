@@ -29,7 +29,7 @@ from tinymem.leaderboard.evidence import ATTACKED, FORGETTING, JUDGED, PRIVACY, 
 from tinymem.leaderboard.names import within
 from tinymem.leaderboard.protocol import key_of, split_strengths, training_identity
 from tinymem.leaderboard.score import PARTS, Figure, Jury, attack_key, harmonic, ranks, share_of_way
-from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNLEARN, record_digest, run_key
+from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNLEARN, Record, record_digest, run_key
 
 TWIN, UNEDITED = "never-planted twin", "unedited"
 NOT_RUN, NOT_FINISHED, NOT_SAID = "not run", "not finished", "not said"
@@ -41,7 +41,6 @@ ROUNDING = 1e-9  # tolerance of limits: in floating point, 0.98 - 0.97 is more t
 RAW = (RECOVERED, *(f"{name}_{JUDGED}" for name in (*FORGETTING, *PRIVACY)))
 PLAIN = ("kl_unseen", "flip_rate_unseen", "neighbour_accuracy")  # means over seeds, without an interval
 COST = ("seconds", "peak_memory_gb")
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Tr
     return best.trial if best else None
 
 
-def forgotten(results: Record, original: Record, twin: Record) -> float:
+def forgotten(results: Mapping[str, Any], original: Mapping[str, Any], twin: Mapping[str, Any]) -> float:
     """Return the worst share of the way from the original to the twin, over metrics that tell these two apart.
 
     It is that of the validation sequences. A metric tells them apart if its values differ by at least LEAST_POINTS.

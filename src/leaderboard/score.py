@@ -22,13 +22,12 @@ import numpy as np
 from tinymem.attacks.recovery import UNCOUNTED
 from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
 from tinymem.metrics.metric import Values
-from tinymem.records.identity import NEVER_PLANTED, record_digest
+from tinymem.records.identity import NEVER_PLANTED, Record, record_digest
 from tinymem.records.interval import with_range
 
 DRAWS, DECIMALS = 2000, 6
 FLOOR = 0.01  # of the parts of the score: a harmonic mean of 0 would hide everything else
 PARTS = ("forget", "private", "robust", "useful")  # the score is their harmonic mean
-Record = Mapping[str, Any]
 T = TypeVar("T")
 
 

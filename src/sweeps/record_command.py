@@ -25,7 +25,16 @@ from tinymem.localize.task import TaskSettings
 from tinymem.metrics.registry import metrics_of, missing, plugin_metrics
 from tinymem.models.production import LoadSettings
 from tinymem.options import as_flags, unnamed
-from tinymem.records.identity import FINETUNE, NEVER_PLANTED, PLANTED_MODEL, TRAIN, TWIN_MODEL, UNEDITED, UNLEARN
+from tinymem.records.identity import (
+    FINETUNE,
+    NEVER_PLANTED,
+    PLANTED_MODEL,
+    TRAIN,
+    TWIN_MODEL,
+    UNEDITED,
+    UNLEARN,
+    Record,
+)
 from tinymem.records.record import read_record
 from tinymem.records.sources import METRIC_FLAGS, found_again, sources
 from tinymem.scripts import ROOT
@@ -33,8 +42,6 @@ from tinymem.sweeps.jobs import FINETUNING, LOCALIZE, MEASURE, PRODUCTION, TRAIN
 from tinymem.training.checkpoint import SETTINGS, load_trained
 from tinymem.training.plant import PlantSettings
 from tinymem.training.settings import RunSettings
-
-Record = Mapping[str, Any]
 
 
 def words_of(record: Record, path: Path) -> list[str]:
