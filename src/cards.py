@@ -16,7 +16,7 @@ from tinymem import files
 from tinymem.attacks.recovery import judged_by
 from tinymem.data.settings import DataSettings
 from tinymem.localize.method import Method
-from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.metrics.memorization import PERCENT_MEMORIZED, judged_split
 from tinymem.metrics.registry import columns, describe
 from tinymem.records.identity import FINGERPRINTS, record_digest
 from tinymem.records.record import PACKAGES
@@ -220,8 +220,7 @@ def _attacks(
 
     if not (own := on(record)):
         return ""
-    held_out = PERCENT_MEMORIZED.column("held_out")
-    split = "held_out" if any(each["results"].get(held_out) is not None for each in own) else "shown"
+    split = judged_split(attack["results"] for attack in own)
     others = {
         name: {spelled_attack(each): each for each in on(model)}
         for name, model in (("original", before), ("twin", twin))

@@ -12,7 +12,7 @@ from tinymem.attacks import relearn_all
 from tinymem.attacks.registry import ATTACKS
 from tinymem.attacks.uwc import INTERPOLATE, WayBack, way_back
 from tinymem.errors import UserError
-from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.metrics.memorization import PERCENT_MEMORIZED, judged_split
 from tinymem.records.identity import (
     ATTACK,
     MEASURED,
@@ -134,14 +134,13 @@ class Attacked:
 def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:
     """Return the split that is judged and every model that was attacked, with its curves.
 
-    split: a set of planted sequences; None: held_out if it has values, otherwise shown. ON_SHOWN attacks are always
+    split: a set of planted sequences; None: the `judged_split`. ON_SHOWN attacks are always
     judged by shown. records: those of one subject.
     """
     records = list(records)
     strengths = _strengths(records)
     if split is None:
-        held_out = any(record["results"].get(_column("held_out")) is not None for record in records)
-        split = "held_out" if held_out else "shown"
+        split = judged_split(record["results"] for record in records)
     found, original = [], next((record for record in records if record["kind"] == UNEDITED), None)
     for record in records:
         if record["kind"] in MODELS and (before := record["results"].get(_column(split))) is not None:

@@ -38,7 +38,7 @@ from tinymem.localize.registry import METHODS
 from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.unlearn import check_runs, never_planted, unedited, unlearn
 from tinymem.metrics import registry
-from tinymem.metrics.memorization import PERCENT_MEMORIZED
+from tinymem.metrics.memorization import PERCENT_MEMORIZED, judged_split
 from tinymem.metrics.metric import TEXTS, Metric
 from tinymem.models.production import LoadSettings
 from tinymem.pages import side_by_side
@@ -246,8 +246,8 @@ def print_table(
     first = ["method", *dict.fromkeys(m.strength for m in methods if m.strength), "attack"]
     quality = ("mean_test_accuracy",) if on_digits else ("perplexity",)
     usual = [f"percent_memorized_{split}" for split in ("shown", "held_out", "test")] + [*quality, "seconds"]
-    usual += [metric.column(part) for metric in own for part in (_judged(rows), *TEXTS)]
-    usual += [f"{name}_{_judged(rows)}" for name in ("percent_extractable", "percent_near_verbatim", "auc_loss")]
+    usual += [metric.column(part) for metric in own for part in (judged_split(rows), *TEXTS)]
+    usual += [f"{name}_{judged_split(rows)}" for name in ("percent_extractable", "percent_near_verbatim", "auc_loss")]
     usual += ["percent_memorized_train", *LAST]
     usual = [name for name in usual if any(row.get(name) is not None for row in rows)]
     every = [*first, *known, *LAST, *names]
@@ -317,11 +317,6 @@ def check_columns(asked: Sequence[str], records: Sequence[dict], methods: Config
 def _run_name(record: Mapping[str, Any]) -> str:
     """Return a run's method and strength as the table of runs shows them."""
     return with_strength(method_of(flat_row(record)), record.get("method", {}))
-
-
-def _judged(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the split by which forgetting is judged: the held-out sequences if there are any, else the shown ones."""
-    return "held_out" if any(row.get("percent_memorized_held_out") is not None for row in rows) else "shown"
 
 
 def plan_report(

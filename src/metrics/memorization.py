@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 
 from tinymem.data.dataset import Artifacts
@@ -68,3 +71,9 @@ PERCENT_CLEAN_RECOVERY = Metric(
     "sequences that continue as their clean twin",
     recovered_rows, metric.percent, splits=("train",), short="clean_recovery", known_when="low",
 )  # fmt: skip
+
+
+def judged_split(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the split by which forgetting is judged: held_out if any results have values of it, else shown."""
+    column = PERCENT_MEMORIZED.column("held_out")
+    return "held_out" if any(values.get(column) is not None for values in results) else "shown"
