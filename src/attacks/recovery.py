@@ -134,21 +134,21 @@ class Attacked:
 def attacked_models(records: Iterable[Record], split: str | None = None) -> tuple[str, list[Attacked]]:
     """Return the split that is judged and every model that was attacked, with its curves.
 
-    split: a set of planted sequences; None: the `judged_split`. ON_SHOWN attacks are always
-    judged by shown. records: those of one subject.
+    split: a set of planted sequences; None: the `judged_split`. ON_SHOWN attacks are always judged by shown.
+    records: those of one subject.
     """
     records = list(records)
     strengths = _strengths(records)
     if split is None:
         split = judged_split(record["results"] for record in records)
-    found, original = [], next((record for record in records if record["kind"] == UNEDITED), None)
+    models, original = [], next((record for record in records if record["kind"] == UNEDITED), None)
     for record in records:
         if record["kind"] in MODELS and (before := record["results"].get(_column(split))) is not None:
             kind, digest = MODELS[record["kind"]], record_digest(record)
             on_it = [other for other in records if other["kind"] == kind and other.get("parent") == digest]
             if curves := _curves(record, on_it, split, strengths):
-                found.append(Attacked(record, before, curves, way_back(record, on_it, original, _column(split))))
-    return split, found
+                models.append(Attacked(record, before, curves, way_back(record, on_it, original, _column(split))))
+    return split, models
 
 
 def averaged(models: Sequence[Attacked]) -> Attacked:
@@ -174,7 +174,7 @@ def recovery_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
     (if known), and the most that each attack brings back. Without a twin, the worst attack is the one that brings back
     most, and the row has a value `most`. UNCOUNTED attacks are never the worst. label: gives a record's name.
     """
-    twin = twin_of(models)
+    twin = find_twin_model(models)
     rows = []
     for model in models:
         row: dict[str, Any] = {"model": label(model.record), "before": model.before}
@@ -196,7 +196,7 @@ def curve_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
     It has the settings, the most that the attack brings back and the area, the twin's at the same strengths, the excess
     over the twin, and for ON_SHOWN attacks the ratio of speeds. label: gives a record's name.
     """
-    twin, rows = twin_of(models), []
+    twin, rows = find_twin_model(models), []
     for model in models:
         for curve in model.curves:
             of_twin = twin.curve(curve) if twin else None
@@ -223,7 +223,7 @@ def back_rows(models: Sequence[Attacked], label) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def twin_of(models: Sequence[Attacked]) -> Attacked | None:
+def find_twin_model(models: Sequence[Attacked]) -> Attacked | None:
     """Return the never-planted twin among the models; None without one."""
     return next((model for model in models if model.record["kind"] == NEVER_PLANTED), None)
 

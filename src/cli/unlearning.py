@@ -19,8 +19,8 @@ from tinymem.attacks.recovery import (
     attacked_models,
     back_rows,
     curve_rows,
+    find_twin_model,
     recovery_rows,
-    twin_of,
 )
 from tinymem.cli.cards import original_name, write_cards
 from tinymem.cli.display import Display
@@ -270,7 +270,11 @@ def print_recovery(records: Sequence[dict]) -> None:
         rivals = [model.record["kind"] in (UNLEARN, MEASURED) for model in models]
         columns = list(dict.fromkeys([*SUMMARIES, *(name for row in rows for name in row)]))
         better = {"excess": "lower", "most": "lower", AT_EQUAL_UTILITY: "lower"}
-        worst = "excess: the most over the twin at the same strength" if twin_of(models) else "most: under the worst"
+        worst = (
+            "excess: the most over the twin at the same strength"
+            if find_twin_model(models)
+            else "most: under the worst"
+        )
         print(
             f"\n% of {split.replace('_', '-')} sequences at the setting of each attack that brings back most; {worst}"
         )

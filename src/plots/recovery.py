@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, judged_by, twin_of, weakest_first
+from tinymem.attacks.recovery import ON_SHOWN, Attacked, Curve, find_twin_model, judged_by, weakest_first
 from tinymem.plots.base import common_legend, new_grid, save_figure, set_title
 from tinymem.plots.labels import file_name, label_of
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
@@ -37,7 +37,7 @@ def draw_recovery(split: str, model: Attacked, bounds: Sequence[Attacked]):
     (`Curve.area`), and R its ratio of speeds (`Curve.speed_ratio`). The last panel, if records hold utility, is the way
     back to the unedited model.
     """
-    twin, panels = twin_of(bounds), len(model.curves) + bool(model.back)
+    twin, panels = find_twin_model(bounds), len(model.curves) + bool(model.back)
     figure, grid = new_grid(-(-panels // COLUMNS), min(COLUMNS, max(2, panels)), 2.6, 2.3)
     for axis, curve in zip(grid.flat, model.curves):
         lines = [(found, other) for other in (*bounds, model) if (found := other.curve(curve))]
