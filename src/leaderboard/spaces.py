@@ -7,13 +7,14 @@ from typing import Any
 
 from tinymem.leaderboard.cases import Case
 from tinymem.localize.method import Method
+from tinymem.sweeps import study
 from tinymem.sweeps.grid import Grid
 from tinymem.sweeps.hp_grid import SMALL, STUDY, grid_of, large_settings
 
 FT_EPOCHS = (1, 2, 3, 5)
 REGULARIZED: dict[str, Grid] = {
-    "spectral_norm": {"spectral_reg": (True,), "lam": (0.001, 0.01, 0.1)},
-    "loss_truncation": {"truncate_loss": (True,), "dropc": (0.01, 0.05, 0.1), "truncation_window": (2000,)},
+    "spectral_norm": study.SPECTRAL_NORM,
+    "loss_truncation": {**study.LOSS_TRUNCATION, "truncation_window": (2000,)},
     "example_tied_dropout": {"example_tied_dropout": (True,), "p_fixed": (0.2, 0.5), "p_mem": (0.1, 0.3)},
     "l1": {"l1_reg": (1e-6, 1e-5, 1e-4)},
     "goldfish": {"goldfish": (True,), "goldfish_k": (2, 3, 4, 8)},

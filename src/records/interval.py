@@ -7,9 +7,11 @@ import statistics
 from collections.abc import Sequence
 from functools import lru_cache
 
+UPPER = 0.975  # the quantile at the upper end of a 95 % interval
 
-def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None]:
-    """Return (mean, half width of the interval that contains the true mean with probability `level`).
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return (mean, half width of the 95 % interval).
 
     The half width is None for a single value, which has no spread. values: at least one, independent and
     approximately normal.
@@ -18,7 +20,7 @@ def mean_and_interval(values: Sequence[float], level: float = 0.95) -> tuple[flo
     count = len(values)
     if count < 2:
         return mean, None
-    return mean, t_quantile((1 + level) / 2, count - 1) * statistics.stdev(values) / math.sqrt(count)
+    return mean, t_quantile(UPPER, count - 1) * statistics.stdev(values) / math.sqrt(count)
 
 
 def over_all(values: Sequence[float | None]) -> tuple[float | None, float | None]:
@@ -30,9 +32,9 @@ def over_all(values: Sequence[float | None]) -> tuple[float | None, float | None
     return mean_and_interval(known) if known and len(known) == len(values) else (None, None)
 
 
-def share_interval(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+def share_interval(share: float, count: int) -> tuple[float, float]:
     """Return the interval of a share (0 to 1) of `count` sequences (Wilson 1927), which has a width even at 0 and 1."""
-    z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+    z = statistics.NormalDist().inv_cdf(UPPER)
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     return max(middle - half, 0.0), min(middle + half, 1.0)

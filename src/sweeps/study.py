@@ -53,15 +53,14 @@ SMALL = (
 )
 
 # The study's values of each regularizer, used with the models of REGULARIZED.
-REGULARIZERS: tuple[Grid, ...] = (
-    {"spectral_reg": (True,), "lam": (0.001, 0.01, 0.1)},
-    {"truncate_loss": (True,), "dropc": (0.01, 0.05, 0.1)},
-    {"example_tied_dropout": (True,), "p_fixed": (0.2,), "p_mem": (0.1,)},
-)
+SPECTRAL_NORM: Grid = {"spectral_reg": (True,), "lam": (0.001, 0.01, 0.1)}
+LOSS_TRUNCATION: Grid = {"truncate_loss": (True,), "dropc": (0.01, 0.05, 0.1)}
+EXAMPLE_TIED_DROPOUT: Grid = {"example_tied_dropout": (True,), "p_fixed": (0.2,), "p_mem": (0.1,)}
+REGULARIZERS = (SPECTRAL_NORM, LOSS_TRUNCATION, EXAMPLE_TIED_DROPOUT)
 SMALL_REGULARIZERS: tuple[Grid, ...] = (
     {"spectral_reg": (True,), "lam": (0.01,)},
     {"truncate_loss": (True,), "dropc": (0.05,), "truncation_window": (500,)},
-    {"example_tied_dropout": (True,), "p_fixed": (0.2,), "p_mem": (0.1,)},
+    EXAMPLE_TIED_DROPOUT,
 )
 
 
