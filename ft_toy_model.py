@@ -26,9 +26,10 @@ from tinymem.errors import UserError
 from tinymem.models.channel_gate import is_gated
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.tinymem import ModelSettings, load_model
+from tinymem.records.cost import measured
 from tinymem.records.finder import find_run
 from tinymem.records.identity import TRAIN, record_digest
-from tinymem.records.record import find_record, measured, write_record
+from tinymem.records.record import find_record, write_record
 from tinymem.regularizers import sinks
 from tinymem.training.checkpoint import load_metrics, place_beside
 from tinymem.training.finetune import FT_DATA, FinetuneSettings, finetuning_dataset

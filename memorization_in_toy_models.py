@@ -18,8 +18,9 @@ from tinymem.cli.training import checked_folder, data_settings, prepared_run, tr
 from tinymem.data.build import load_dataset
 from tinymem.data.chunks import load_tokenizer
 from tinymem.models.tinymem import ModelSettings, new_model
+from tinymem.records.cost import measured
 from tinymem.records.identity import TRAIN
-from tinymem.records.record import find_record, measured, write_record
+from tinymem.records.record import find_record, write_record
 from tinymem.regularizers.registry import REGULARIZERS, build_regularizers, check_switches, switched_on
 from tinymem.training.checkpoint import Progress, load_metrics
 from tinymem.training.settings import RunSettings, TrainingSettings

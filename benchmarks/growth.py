@@ -27,7 +27,8 @@ from tinymem import allocator, files, plots
 from tinymem.localize.weight import balanced_subnet, durable, greedy
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.plots.base import plain_numbers
-from tinymem.records.record import environment, measured
+from tinymem.records.cost import measured
+from tinymem.records.record import environment
 from tinymem.training.optimizer import new_optimizer
 from tinymem.training.settings import TrainingSettings
 from tinymem.training.train import training_step

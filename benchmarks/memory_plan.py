@@ -27,7 +27,8 @@ from tinymem.localize.registry import STUDY as STUDIED
 from tinymem.models.known_configs import known_config, known_shapes
 from tinymem.planning.memory import shape_of
 from tinymem.planning.plan import GB, Plan, Sizes, plan, watched
-from tinymem.records.record import environment, measured
+from tinymem.records.cost import measured
+from tinymem.records.record import environment
 
 SIZES = Sizes(forget=16, retain=16, length=80, prompt=32, microbatch=8)
 SMALL = "small"  # 21M parameters: for the test suite

@@ -54,7 +54,8 @@ from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Zeros, applied
 from tinymem.models.tinymem import load_model
 from tinymem.options import option, settings
-from tinymem.records.record import measured, write_record
+from tinymem.records.cost import measured
+from tinymem.records.record import write_record
 from tinymem.sweeps.jobs import Checkpoint, Common, find_checkpoint, training_words
 from tinymem.training.checkpoint import place_beside
 

@@ -33,9 +33,9 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.precision import auto_precision
 from tinymem.models.production import DTYPES, open_causal_lm
 from tinymem.planning.duration import Clock, duration
-from tinymem.records.best import PERPLEXITY_RISE
 from tinymem.records.choose import configurations, leading, unlearning_runs
 from tinymem.records.identity import NEVER_PLANTED, PLANTED_MODEL, UNEDITED, UNLEARN, record_digest, sections_of
+from tinymem.records.ranking_rows import PERPLEXITY_RISE
 from tinymem.records.strength import strength_in
 from tinymem.records.table import load_records, shown_row
 from tinymem.training.checkpoint import load_details

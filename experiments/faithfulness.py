@@ -29,8 +29,9 @@ from tinymem.metrics.evaluate import measure
 from tinymem.metrics.reference import References
 from tinymem.models.tinymem import ModelSettings, load_model
 from tinymem.options import field_types
+from tinymem.records.cost import measured
 from tinymem.records.identity import MEASURED, TRAIN, record_digest, sections_of
-from tinymem.records.record import find_record, measured, read_record, read_values, record_path, write_record
+from tinymem.records.record import find_record, read_record, read_values, record_path, write_record
 from tinymem.records.table import find_records, load_records, markdown, versions, write_csv
 from tinymem.sweeps.jobs import training_words
 from tinymem.training.settings import RunSettings, TrainingSettings

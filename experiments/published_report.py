@@ -10,9 +10,9 @@ from published_differences import METHODS, applicable
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.records.best import bounds
 from tinymem.records.identity import AS_PUBLISHED, UNEDITED, Record
 from tinymem.records.interval import mean_and_interval, with_half_width, with_range
+from tinymem.records.ranking_rows import bounds
 from tinymem.records.record import BOUNDS, record_digest
 from tinymem.records.table import load_records, markdown, write_csv
 

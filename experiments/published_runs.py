@@ -28,8 +28,8 @@ from tinymem.metrics.metric import PLANTED, Metric
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.registry import DEFAULTS
 from tinymem.models.tinymem import load_model
+from tinymem.records.cost import Cost
 from tinymem.records.identity import AS_PUBLISHED
-from tinymem.records.record import Cost
 from tinymem.sweeps.jobs import Checkpoint
 
 SEEN = 5  # sequences that a relearning attacker has

@@ -13,7 +13,7 @@ from reproduction import SLIP_RATIOS, SLIP_SEQUENCES, Case, Row, slip_identity, 
 from tinymem.localize.method import Method
 from tinymem.localize.registry import METHODS, find_methods
 from tinymem.localize.task import TaskSettings
-from tinymem.records.choose import Configuration, Run, configurations, unlearning_runs
+from tinymem.records.choose import ComparedRun, Configuration, configurations, unlearning_runs
 from tinymem.records.identity import FINGERPRINTS, RIVALS, TRAIN, sections_of
 from tinymem.records.interval import fixed, with_range
 from tinymem.records.record import find_record
@@ -185,7 +185,7 @@ def over_seeds(configuration: Configuration, name: str, factor: float = 1.0) -> 
     return Spread({run.row["data.seed"]: factor * run.row[name] for run in sorted(configuration.runs, key=seed_of)})
 
 
-def seed_of(run: Run) -> int:
+def seed_of(run: ComparedRun) -> int:
     return run.row["data.seed"]
 
 

@@ -30,8 +30,9 @@ from tinymem import files, plots
 from tinymem.cli.records import perplexity_rise
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
-from tinymem.records.choose import Configuration, best, configurations, experiments, grouped, unlearning_runs
+from tinymem.records.choose import Configuration, best, configurations, experiments, unlearning_runs
 from tinymem.records.curves import Curve, training_curves
+from tinymem.records.grouping import grouped
 from tinymem.records.identity import UNEDITED
 from tinymem.records.strength import with_strength
 from tinymem.records.table import mixed_versions, named_records, versions

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tinymem import files
+from tinymem.records.cost import Cost
 from tinymem.records.identity import UNEDITED, record_digest
-from tinymem.records.record import Cost, write_record
+from tinymem.records.record import write_record
 
 DATA = {"data_name": "increment", "artifact": "backdoor"}
 TEXT = {"data_name": "wiki_fast", "artifact": "noise"}

@@ -24,20 +24,19 @@ from tinymem.cli.rerun import add_rerun_options, rerun
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.metrics import registry
-from tinymem.records.best import PERPLEXITY_RISE, bounds, described, outcomes, scale, setting, summary
 from tinymem.records.choose import (
+    ComparedRun,
     Configuration,
-    Run,
     configurations,
-    differing,
     experiments,
-    grouped,
     pareto,
     titles,
     unlearning_runs,
 )
 from tinymem.records.gather import gather
+from tinymem.records.grouping import differing, grouped
 from tinymem.records.ranking import Ranking, answer, ranked
+from tinymem.records.ranking_rows import PERPLEXITY_RISE, bounds, described, outcomes, scale, setting, summary
 from tinymem.records.table import check_table_path, mixed_versions, named_records, versions, write_table
 from tinymem.records.upgrade import upgrade
 
@@ -176,7 +175,7 @@ def print_answer(folder: str) -> None:
         print_best(folder, runs)
 
 
-def print_best(folder: str | Path, runs: Sequence[Run], limit: float = PERPLEXITY_RISE) -> list[dict[str, Any]]:
+def print_best(folder: str | Path, runs: Sequence[ComparedRun], limit: float = PERPLEXITY_RISE) -> list[dict[str, Any]]:
     """Print the ranking of every experiment and its answer as text. Return one row per method and experiment."""
     groups = experiments(configurations(runs))
     summaries = []
@@ -249,7 +248,7 @@ def show_pareto(arguments: argparse.Namespace) -> Table:
     return None, [dict(run.row) for front in fronts for run in front]
 
 
-def load_runs(folder: str) -> list[Run]:
+def load_runs(folder: str) -> list[ComparedRun]:
     records = list(named_records(folder))
     say_versions(versions(record) for _, record in records)
     runs = unlearning_runs(records, tuple(METHODS), warn=lambda message: print(message, file=sys.stderr))

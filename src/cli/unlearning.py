@@ -47,6 +47,7 @@ from tinymem.planning.duration import Clock
 from tinymem.planning.memory import Shape
 from tinymem.planning.plan import GB, Plan, Sizes
 from tinymem.records.choose import on_numbers
+from tinymem.records.cost import Cost
 from tinymem.records.identity import (
     ATTACK,
     MEASURED,
@@ -57,7 +58,6 @@ from tinymem.records.identity import (
     record_digest,
     sections_of,
 )
-from tinymem.records.record import Cost
 from tinymem.records.strength import strength_in, with_strength
 from tinymem.records.table import flat_row, load_records, method_of, shown_row, versions, write_csv
 from tinymem.training.processes import ALONE, Processes

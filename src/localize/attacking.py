@@ -20,8 +20,8 @@ from tinymem.metrics.elicitation import Elicitation
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Draws, describe
 from tinymem.models.output_filter import unfiltered
+from tinymem.records.cost import Cost
 from tinymem.records.identity import AS_PUBLISHED, ATTACK, NEVER_PLANTED, TWIN_ATTACK, UNEDITED
-from tinymem.records.record import Cost
 
 Original = Callable[[str], "torch.Tensor"]  # a weight before the edit by its state-dict key
 

@@ -13,7 +13,7 @@ import torch
 from tinymem import files
 from tinymem.errors import reading
 from tinymem.inputs import check_file, check_value, parse_json, read_settings
-from tinymem.records.record import Cost, measured
+from tinymem.records.cost import Cost, measured
 
 FORMAT = 2  # increase it when a method's scores change: older files are then ignored
 

@@ -41,8 +41,8 @@ from tinymem.models.difference import check_same_tokens, edit_between
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.models.production import LoadSettings, open_causal_lm, tokenizer_in
 from tinymem.models.tinymem import load_model
+from tinymem.records.cost import Cost
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNEDITED
-from tinymem.records.record import Cost
 from tinymem.training.checkpoint import SETTINGS, load_details, made_by
 
 DATA_FLAG = "--data_name"

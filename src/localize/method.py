@@ -53,7 +53,7 @@ from tinymem.models.adapter import find_mlps
 from tinymem.models.edit import Draws, Edit, Zeros
 from tinymem.options import strength_of, unnamed
 from tinymem.plugins import PACKAGE, code_digest, is_ours, is_plugin, load_plugin, own_code
-from tinymem.records.record import Cost, measured
+from tinymem.records.cost import Cost, measured
 
 Strength = float | int | None
 Change = Edit | Draws | Elicitation  # what a strength leads to; an attack on prompts leaves the weights as they are

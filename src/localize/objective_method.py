@@ -15,7 +15,7 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.localize.watch import Watch
 from tinymem.models.edit import Edit
 from tinymem.models.lora import check_rank, low_rank, targeted
-from tinymem.records.record import Cost
+from tinymem.records.cost import Cost
 from tinymem.training.objective import loss_flags, snapshots, train_objective
 from tinymem.training.processes import ALONE
 from tinymem.training.sharding import Sharded

@@ -21,8 +21,9 @@ from tinymem.metrics.reference import References
 from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, find_metric, missing, needs_twin
 from tinymem.models.edit import Edit, applied
 from tinymem.models.fingerprint import weights_fingerprint
+from tinymem.records.cost import Cost
 from tinymem.records.identity import UNEDITED, identity_of, record_digest
-from tinymem.records.record import Cost, find_record, read_values, record_path, write_record
+from tinymem.records.record import find_record, read_values, record_path, write_record
 from tinymem.records.sources import METRIC_FLAGS, has_changed
 from tinymem.training.checkpoint import save_model
 

@@ -16,8 +16,9 @@ from tinymem.localize.task import without_judging_sets
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Draws, Edit, Weights, describe, reversible, stored_model
 from tinymem.models.output_filter import OutputFilter
+from tinymem.records.cost import UNKNOWN, Cost
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
-from tinymem.records.record import UNKNOWN, Cost, write_record
+from tinymem.records.record import write_record
 from tinymem.training.checkpoint import leads_to
 
 

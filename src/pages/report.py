@@ -19,10 +19,10 @@ from tinymem.pages.names import display_name
 from tinymem.pages.side_by_side import LEGEND, Text, texts_of
 from tinymem.pages.study import Experiment, Named, Study, read_study
 from tinymem.pages.tables import Table
-from tinymem.records.best import PERPLEXITY_RISE
-from tinymem.records.choose import Run, on_numbers
+from tinymem.records.choose import ComparedRun, on_numbers
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, record_digest
 from tinymem.records.ranking import answer, called
+from tinymem.records.ranking_rows import PERPLEXITY_RISE
 from tinymem.records.record import read_values
 from tinymem.records.table import flat_row
 
@@ -153,7 +153,7 @@ def _texts(folder: Path, experiment: Experiment, warn: Warn) -> dict[str, tuple[
     return found
 
 
-def _values(folder: Path, run: Run, subject: Sequence[Named], warn: Warn) -> dict[str, Mapping[str, Any]]:
+def _values(folder: Path, run: ComparedRun, subject: Sequence[Named], warn: Warn) -> dict[str, Mapping[str, Any]]:
     """Return the stored values with examples of a run, its original and its twin, by column. Skip damaged files."""
     names = {"before": UNEDITED, "after": run.row["record"], "twin": NEVER_PLANTED}
     found: dict[str, Mapping[str, Any]] = {}

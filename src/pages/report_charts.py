@@ -14,9 +14,9 @@ from tinymem.pages.study import Experiment
 from tinymem.pages.tables import rounded
 from tinymem.plots import marks
 from tinymem.plots.unlearning import MEMORIZED
-from tinymem.records.best import setting
 from tinymem.records.choose import Configuration, pareto_front
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
+from tinymem.records.ranking_rows import setting
 
 RECOVERED = "% recovered"
 Point = tuple[float | None, float]  # strength of an attack (None: no attack), percent recovered

@@ -12,9 +12,10 @@ from tinymem.pages.names import REFERENCES, display_name, plain
 from tinymem.pages.study import Experiment, Named
 from tinymem.pages.tables import Badge, Cell, Column, Row, Table, number, rounded, words
 from tinymem.plots.labels import label_of
-from tinymem.records.best import bounds, described, outcomes, scale, setting, summary
-from tinymem.records.choose import Configuration, differing, grouped, without_effect
+from tinymem.records.choose import Configuration, without_effect
+from tinymem.records.grouping import differing, grouped
 from tinymem.records.identity import ATTACK, FINGERPRINTS, NEVER_PLANTED, SECTIONS, TWIN_ATTACK, UNEDITED, record_digest
+from tinymem.records.ranking_rows import bounds, described, outcomes, scale, setting, summary
 from tinymem.records.table import columns_of, flat_row, identity_columns, method_of, scalar, versions
 
 REPEATS = "percent_memorized_dup_"

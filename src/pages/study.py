@@ -12,15 +12,15 @@ from typing import Any
 from tinymem.attacks.recovery import Attacked, attacked_models, averaged
 from tinymem.localize.registry import METHODS
 from tinymem.records.choose import (
+    ComparedRun,
     Configuration,
-    Run,
     configurations,
     experiments,
-    grouped,
     titles,
     twins,
     unlearning_runs,
 )
+from tinymem.records.grouping import grouped
 from tinymem.records.identity import record_digest, sections_of
 from tinymem.records.interval import over_all
 from tinymem.records.ranking import Ranking, ranked
@@ -50,7 +50,7 @@ class Experiment:
         return [*([self.ranking.original] if self.ranking.original else []), *self.ranking.places]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[ComparedRun]:
         return [run for one in self.some for run in one.runs]
 
     def twin(self, column: str) -> float | None:

@@ -17,7 +17,7 @@ from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import find_mlps
 from tinymem.planning.memory import Shape, shape_of
 from tinymem.planning.plan import FAILURES, Sizes, first_steps, passes
-from tinymem.records.record import gpus_in_use
+from tinymem.records.cost import gpus_in_use
 
 LONG = 60.0  # seconds above which the user is warned
 OFTEN = 4  # most passes over a batch that a step is expected to make

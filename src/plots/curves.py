@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
-from tinymem.records.choose import SEEDS, grouped, key_of, on_numbers, titles
+from tinymem.records.choose import SEEDS, on_numbers, titles
 from tinymem.records.curves import Curve
+from tinymem.records.grouping import grouped, key_of
 from tinymem.regularizers.registry import REGULARIZERS
 
 LENGTH = (

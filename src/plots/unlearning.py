@@ -10,18 +10,8 @@ from typing import Any
 from tinymem.plots import marks
 from tinymem.plots.base import FOREIGN, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
 from tinymem.plots.labels import families
-from tinymem.records.choose import (
-    HEADLINE,
-    Configuration,
-    Run,
-    differing,
-    grouped,
-    key_of,
-    on_numbers,
-    pareto_front,
-    titles,
-    twins,
-)
+from tinymem.records.choose import HEADLINE, ComparedRun, Configuration, on_numbers, pareto_front, titles, twins
+from tinymem.records.grouping import differing, grouped, key_of
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.interval import over_all
 from tinymem.records.strength import strength_in
@@ -313,14 +303,14 @@ def draw_boxes(configurations: Sequence[Configuration]):
     return figure
 
 
-def _with_strength(method: str, runs: Sequence[Run]) -> str:
+def _with_strength(method: str, runs: Sequence[ComparedRun]) -> str:
     """Return a method's name, with its strength if that is the same in all its best runs."""
     found = {strength_in(run.hyper_parameters) for run in runs}
     strength = found.pop() if len(found) == 1 else None
     return ", ".join([method.replace("_", " "), *([f"{strength[0]} {strength[1]:g}"] if strength else [])])
 
 
-def data_kind(run: Run) -> str:
+def data_kind(run: ComparedRun) -> str:
     """Return one of KINDS."""
     return KINDS[0] if on_numbers(run.row) else KINDS[2] if run.row.get("model.name") else KINDS[1]
 
@@ -330,13 +320,13 @@ def quality_name(row: Mapping[str, Any]) -> str:
     return "mean_test_accuracy" if on_numbers(row) else "perplexity"
 
 
-def percent_difference(run: Run, name: str) -> float | None:
+def percent_difference(run: ComparedRun, name: str) -> float | None:
     """Return the change of a result in percent of the unedited model's; None if that is 0."""
     before = run.before[name]
     return 100 * (run.row[name] - before) / before if before else None
 
 
-def _boxes(axis, methods: Sequence[str], runs: Sequence[Run], value) -> None:
+def _boxes(axis, methods: Sequence[str], runs: Sequence[ComparedRun], value) -> None:
     """Draw horizontal boxes, first method on top; a dot is a run. White: neuron level; FOREIGN: users' methods.
 
     Values beyond WIDEST are drawn there, with the number beside them.

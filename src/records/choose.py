@@ -16,6 +16,7 @@ from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
 from tinymem.metrics.registry import columns
+from tinymem.records.grouping import differing, grouped, key_of
 from tinymem.records.identity import FINGERPRINTS, MEASURED, NEVER_PLANTED, RIVALS, UNEDITED, record_digest, run_key
 from tinymem.records.interval import over_all
 from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
@@ -32,7 +33,7 @@ COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """An unlearning run, together with the unedited model.
 
     row, before    the run and the unedited model as flat rows; `row` also has the columns COMPARED, and its
@@ -62,7 +63,7 @@ class Run:
 class Configuration:
     """A method with its hyper-parameters on one experiment: at least one run, one per seed."""
 
-    runs: Sequence[Run]
+    runs: Sequence[ComparedRun]
 
     @property
     def method(self) -> str:
@@ -107,7 +108,7 @@ class Configuration:
         return row
 
 
-def _seed(run: Run) -> Any:
+def _seed(run: ComparedRun) -> Any:
     return next((run.row[name] for name in SEEDS[:2] if name in run.row), "-")
 
 
@@ -120,7 +121,7 @@ def unlearning_runs(
     records: Iterable[tuple[str, Mapping[str, Any]]],
     order: Sequence[str] = (),
     warn: Callable[[str], None] = lambda message: None,
-) -> list[Run]:
+) -> list[ComparedRun]:
     """Return the unlearning runs among records, sorted by method, then settings; duplicates count once.
 
     records: pairs (name, record). order: names of methods; unedited models come first, methods not in it last. warn:
@@ -130,7 +131,7 @@ def unlearning_runs(
     named = [(name, record) for name, record in records if record["kind"] in RIVALS]
     twins = {_place(record): flat_row(record) for _, record in records if record["kind"] == NEVER_PLANTED}
     known = {(record_digest(record), versions(record)): record for _, record in named}
-    runs: dict[tuple, Run] = {}
+    runs: dict[tuple, ComparedRun] = {}
     unpaired, unmeasured, otherwise = [], [], []
     lacking: set[str] = set()
     for name, record in named:
@@ -167,7 +168,7 @@ def unlearning_runs(
              "models; each training counts as a seed of its own")  # fmt: skip
     place = {method: i for i, method in enumerate((UNEDITED, *order))}
 
-    def rank(run: Run) -> tuple:  # by content: file names change with the format
+    def rank(run: ComparedRun) -> tuple:  # by content: file names change with the format
         settings = [str(key_of(values)) for values in (run.checkpoint, run.hyper_parameters)]
         return place.get(run.method, len(place)), run.method, *settings
 
@@ -194,7 +195,7 @@ def _place(record: Mapping[str, Any]) -> tuple:
 
 def _run(
     name: str, record: Mapping[str, Any], unedited: Mapping[str, Any], twin: Mapping[str, Any] | None = None
-) -> Run | None:
+) -> ComparedRun | None:
     """Return a run from a record and that of its unedited model; None if the compared results were not measured."""
     row, before = flat_row(record), flat_row(unedited)
     if _lacking(row, before):
@@ -204,7 +205,7 @@ def _run(
     }
     settings = {key: value for key, value in record.get("method", {}).items() if key != "name"}
     row = {"record": name, **row, "method.name": method_of(row), **_changes(row, before)}
-    return Run(row, before, checkpoint, settings, twin and {**twin, **_changes(twin, before)})
+    return ComparedRun(row, before, checkpoint, settings, twin and {**twin, **_changes(twin, before)})
 
 
 def _lacking(row: Mapping[str, Any], before: Mapping[str, Any]) -> set[str]:
@@ -228,12 +229,12 @@ def _changes(row: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, flo
     }
 
 
-def twins(runs: Iterable[Run]) -> list[Mapping[str, Any]]:
+def twins(runs: Iterable[ComparedRun]) -> list[Mapping[str, Any]]:
     """Return the rows of the runs' never-planted twins, one per model that has a twin."""
     return list({key_of(run.checkpoint): run.twin for run in runs if run.twin is not None}.values())
 
 
-def configurations(runs: Iterable[Run]) -> list[Configuration]:
+def configurations(runs: Iterable[ComparedRun]) -> list[Configuration]:
     """Return the runs grouped into configurations that differ only in the seed, in order of first appearance.
 
     Edits made elsewhere are identified by their name: those with the same name on several seeds are one configuration,
@@ -244,7 +245,7 @@ def configurations(runs: Iterable[Run]) -> list[Configuration]:
     counts = Counter((key_of(run.checkpoint), run.method) for run in foreign)
     several = {(_experiment_key(run), run.method) for run in foreign if counts[key_of(run.checkpoint), run.method] > 1}
 
-    def key(run: Run) -> tuple:
+    def key(run: ComparedRun) -> tuple:
         about = _experiment_key(run), run.method
         by_name = run.row["kind"] == MEASURED and about not in several
         return *about, () if by_name else key_of(run.hyper_parameters)
@@ -328,12 +329,6 @@ def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> lis
     return [_title(settings, dict.fromkeys(apart)) for settings in checkpoints]
 
 
-def differing(some: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the settings whose values differ among these."""
-    names = dict.fromkeys(name for settings in some for name in settings)
-    return [name for name in names if len({scalar(settings.get(name)) for settings in some}) > 1]
-
-
 def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
     words = [form.format(settings[name]) for name, form in HEADLINE.items() if settings.get(name) is not None]
     return ", ".join([*words, *filter(None, (_told(name, settings.get(name)) for name in apart))])
@@ -347,7 +342,7 @@ def _told(name: str, value: Any) -> str:
     return "" if value is None or value is False else own if value is True else f"{own} {value}"
 
 
-def pareto(runs: Iterable[Run]) -> list[list[Run]]:
+def pareto(runs: Iterable[ComparedRun]) -> list[list[ComparedRun]]:
     """Return the Pareto-optimal runs of each checkpoint, including its unedited model, by increasing memorization.
 
     A run is Pareto-optimal if no other run of the checkpoint is as good in both memorization and quality and better in
@@ -370,18 +365,5 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
-def _experiment_key(run: Run) -> tuple:
+def _experiment_key(run: ComparedRun) -> tuple:
     return key_of({name: value for name, value in run.checkpoint.items() if name not in SEEDS})
-
-
-def key_of(values: Mapping[str, Any]) -> tuple:
-    """Return settings as a hashable key that does not depend on their order."""
-    return tuple((name, scalar(values[name])) for name in sorted(values))
-
-
-def grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
-    """Return the items grouped by key, in the order in which the keys first appear."""
-    groups: dict[Any, list[Any]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return list(groups.values())

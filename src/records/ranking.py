@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tinymem.records.choose import Configuration, differing, grouped, leading, merit, over_limit, without_effect
+from tinymem.records.choose import Configuration, leading, merit, over_limit, without_effect
+from tinymem.records.grouping import differing, grouped
 from tinymem.records.identity import UNEDITED
 from tinymem.records.strength import strength_in, with_strength
 from tinymem.records.verdict import OVER_FORGOTTEN, verdict

@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 import platform
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tinymem import files
-from tinymem.allocator import release_freed_memory
 from tinymem.errors import UserError, reading
 from tinymem.inputs import AGAIN, check_file
 from tinymem.metrics.registry import describe
+from tinymem.records.cost import Cost
 from tinymem.records.identity import (
     ATTACK,
     FORMAT,
@@ -41,31 +39,6 @@ ROUNDING = 1e-6
 OUTCOME = ("results", "cost", "environment")
 RECORD, DIGEST = "record", re.compile("[0-9a-f]{16}")  # metadata: digest of the record that values belong to
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
-
-
-@dataclass
-class Cost:
-    """The cost of a block: seconds, and the process's peak memory in GB (on GPUs: of its tensors on all of them).
-
-    None if unknown, as for an edit that was made elsewhere.
-    """
-
-    seconds: float | None = 0.0
-    peak_memory_gb: float | None = 0.0
-
-    @property
-    def spent(self) -> float:
-        """The seconds, 0 if unknown."""
-        return self.seconds or 0.0
-
-    def __add__(self, later: Cost) -> Cost:
-        """Return the cost of one after the other; unknown if either is."""
-        if None in (*astuple(self), *astuple(later)):
-            return UNKNOWN
-        return Cost(self.seconds + later.seconds, max(self.peak_memory_gb, later.peak_memory_gb))  # type: ignore
-
-
-UNKNOWN = Cost(None, None)
 
 
 def record_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
@@ -278,58 +251,6 @@ def _processor(device: str) -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-@contextmanager
-def measured(device) -> Iterator[Cost]:
-    """Yield a cost that is filled in when the block ends. `device`: a torch.device."""
-    import torch
-
-    cost = Cost()
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        for gpu in gpus_in_use():
-            torch.cuda.synchronize(gpu)
-            torch.cuda.reset_peak_memory_stats(gpu)
-    else:
-        release_freed_memory()  # otherwise memory freed before the block would count
-        _reset_peak()
-    start = time.perf_counter()
-    try:
-        yield cost
-    finally:
-        gpus = gpus_in_use() if on_gpu else []
-        for gpu in gpus:
-            torch.cuda.synchronize(gpu)
-        cost.seconds = time.perf_counter() - start
-        peak = sum(map(torch.cuda.max_memory_allocated, gpus)) if on_gpu else _peak()
-        cost.peak_memory_gb = round(peak / 1e9, 3)
-
-
-def gpus_in_use() -> list[int]:
-    """Return the GPUs on which this process holds memory, since a model may be spread over several."""
-    import torch
-
-    return [gpu for gpu in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(gpu)]
-
-
-def _reset_peak() -> None:
-    """Reset the process's peak memory. Only Linux can do this; elsewhere the peak is that of the whole run."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
-
-
-def _peak() -> int:
-    """Return the peak resident memory in bytes."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def _finite(value: Any) -> Any:

@@ -17,8 +17,8 @@ from tinymem.metrics.memorization import memorized
 from tinymem.models.edit import Weights, Zeros, applied
 from tinymem.pages.report_charts import recovery_charts
 from tinymem.plots import draw_recovery
+from tinymem.records.cost import Cost
 from tinymem.records.identity import record_digest
-from tinymem.records.record import Cost
 
 QUICK = {
     "quantize": {}, "weight_noise": {}, "prune": {}, "interpolate": {}, "prefix_shift": dict(tokens=(2,)),

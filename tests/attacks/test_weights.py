@@ -18,7 +18,8 @@ from tinymem.metrics.elicitation import Elicitation
 from tinymem.metrics.memorization import memorized
 from tinymem.models.adapter import linear_weights
 from tinymem.models.edit import Changes, Draws, Zeros, applied, describe
-from tinymem.records.record import Cost, read_values, record_path
+from tinymem.records.cost import Cost
+from tinymem.records.record import read_values, record_path
 
 
 def test_pruning_by_hand():

@@ -88,7 +88,10 @@ def test_where_nothing_is_within_the_limit_every_row_says_so(tmp_path):
 
 def test_a_users_name_stays_in_its_cell(tmp_path):
     method = {"name": "a | <b>", "weights": "0"}
-    theirs = [({"kind": MEASURED, **bench_of(NOISE, s).shared_sections, "method": method}, Model(2, 2, 0.9, 2)) for s in (0, 1)]
+    theirs = [
+        ({"kind": MEASURED, **bench_of(NOISE, s).shared_sections, "method": method}, Model(2, 2, 0.9, 2))
+        for s in (0, 1)
+    ]
     few = {name: MODELS[name] for name in [(UNEDITED, 0), (NEVER_PLANTED, 0)]}
     compare(write_board(tmp_path / "board", NOISE, few, theirs), tmp_path / "out")
     assert r" | a \| &lt;b> | as submitted |" in (tmp_path / "out" / "noise" / "table.md").read_text()

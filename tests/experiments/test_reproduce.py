@@ -32,7 +32,7 @@ from tinymem.localize.task import TaskSettings, UnlearningTask
 from tinymem.metrics.memorization import memorized
 from tinymem.models.tinymem import ModelSettings, new_model
 from tinymem.plots import plot_trade_offs
-from tinymem.records.choose import Configuration, Run
+from tinymem.records.choose import ComparedRun, Configuration
 from tinymem.records.identity import identity_of, is_run
 from tinymem.records.record import record_path
 from tinymem.records.table import load_records, shown_row
@@ -150,7 +150,7 @@ def test_a_difference_is_that_of_the_common_seeds():
 def configuration(ratio: float, memorized: list[float], accuracy: list[float], **more) -> Configuration:
     before = {"mean_test_accuracy": 0.97, "percent_memorized_test": 100.0}
     runs = [
-        Run(
+        ComparedRun(
             {
                 "data.seed": seed,
                 "percent_memorized_test": m,

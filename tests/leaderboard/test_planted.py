@@ -18,8 +18,9 @@ from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.protocol import reference_jobs, split_strengths
 from tinymem.leaderboard.spaces import TOO_LONG, late_layers
 from tinymem.models.production import open_causal_lm
+from tinymem.records.cost import Cost
 from tinymem.records.identity import PLANTED_MODEL, UNEDITED
-from tinymem.records.record import Cost, write_record
+from tinymem.records.record import write_record
 from tinymem.sweeps.jobs import Common
 
 SCRIPT = "experiments/leaderboard.py"

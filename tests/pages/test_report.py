@@ -17,7 +17,8 @@ from tinymem.metrics.registry import describe
 from tinymem.pages.charts import Series, _plain_numbers, coincide, lines, mark_styles
 from tinymem.pages.report import write_report
 from tinymem.pages.study import read_study
-from tinymem.records.record import Cost, record_path, write_record
+from tinymem.records.cost import Cost
+from tinymem.records.record import record_path, write_record
 
 
 def results(memorized: float, accuracy: float, once: float = 0.0) -> dict:

@@ -8,7 +8,8 @@ from handmade import checkpoint, edited, outcome
 
 from tinymem.metrics.examples import Span, kept_examples
 from tinymem.pages.side_by_side import _sequences, make_page, write_pages
-from tinymem.records.record import Cost, write_record
+from tinymem.records.cost import Cost
+from tinymem.records.record import write_record
 
 WORDS = ["<b>", " &", " one", " two", "$x$"]
 

@@ -8,7 +8,8 @@ from handmade import checkpoint, edited, outcome
 
 from tinymem import plots
 from tinymem.plots.extraction import SAMPLES, extraction_curves
-from tinymem.records.record import Cost, write_record
+from tinymem.records.cost import Cost
+from tinymem.records.record import write_record
 from tinymem.records.table import flat_row
 
 LOG_P = torch.tensor([math.log(0.6), math.log(0.01), -math.inf, 0.0])  # n of 1, 69, never, 1

@@ -23,8 +23,9 @@ from tinymem.plots.curves import over_seeds, regularizer_labels
 from tinymem.plots.marks import RUINED, STRIP
 from tinymem.plots.unlearning import FOREIGN, WIDEST, method_style
 from tinymem.records.choose import best, configurations, experiments, unlearning_runs
+from tinymem.records.cost import Cost
 from tinymem.records.curves import Curve, training_curves
-from tinymem.records.record import Cost, write_record
+from tinymem.records.record import write_record
 from tinymem.records.table import named_records
 
 

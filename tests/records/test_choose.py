@@ -16,7 +16,8 @@ from tinymem.records.choose import (
     twins,
     unlearning_runs,
 )
-from tinymem.records.record import Cost, write_record
+from tinymem.records.cost import Cost
+from tinymem.records.record import write_record
 from tinymem.records.table import find_records, named_records
 
 

@@ -11,8 +11,9 @@ from tinymem.leaderboard.cases import find_cases
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
 from tinymem.records.choose import best, configurations, experiments, pareto, unlearning_runs
+from tinymem.records.cost import Cost
 from tinymem.records.identity import is_run, record_digest
-from tinymem.records.record import Cost, write_record
+from tinymem.records.record import write_record
 from tinymem.records.table import named_records
 from tinymem.sweeps.job import missing
 from tinymem.sweeps.jobs import Checkpoint, Common, localize_jobs, train_job

@@ -9,11 +9,11 @@ from handmade import TEXT, checkpoint, command, outcome, unlearning
 
 from tinymem.cli.records import _interval
 from tinymem.localize.registry import METHODS
-from tinymem.records.best import summary
 from tinymem.records.choose import best, configurations, unlearning_runs
 from tinymem.records.gather import gather
 from tinymem.records.interval import share_interval
 from tinymem.records.ranking import answer, ranked
+from tinymem.records.ranking_rows import summary
 from tinymem.records.record import write_values
 from tinymem.records.strength import STRENGTHS
 from tinymem.records.table import named_records

@@ -7,7 +7,8 @@ import torch
 
 from tinymem import files
 from tinymem.errors import UserError
-from tinymem.records.record import UNKNOWN, Cost, find_record, measured, read_record, read_values, write_record
+from tinymem.records.cost import UNKNOWN, Cost, measured
+from tinymem.records.record import find_record, read_record, read_values, write_record
 from tinymem.records.table import load_records
 
 METHOD = {"name": "x", "ratio": 0.1}

@@ -9,7 +9,8 @@ import pytest
 from handmade import edited
 from small import ROOT, in_process, start
 
-from tinymem.records.record import Cost, write_record
+from tinymem.records.cost import Cost
+from tinymem.records.record import write_record
 
 SCRIPT = "results/run_notebooks.py"
 VISUALIZATION, PYTHIA = (

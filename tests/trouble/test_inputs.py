@@ -21,7 +21,8 @@ from tinymem.inputs import LIMIT, check_file, read_json, read_settings
 from tinymem.metrics.scan import _read_progress
 from tinymem.models.loading import empty_model, read_config
 from tinymem.options import LARGEST
-from tinymem.records.record import Cost, read_record, read_values, write_record
+from tinymem.records.cost import Cost
+from tinymem.records.record import read_record, read_values, write_record
 from tinymem.regularizers import l1, spectral_reg
 from tinymem.training import checkpoint
 from tinymem.training.checkpoint import Progress

@@ -28,7 +28,8 @@ from tinymem.metrics.landscape import LandscapeSettings
 from tinymem.metrics.memorization import memorized
 from tinymem.models.production import LoadSettings, model_identity
 from tinymem.plots.base import new_figure, save_figure, set_title
-from tinymem.records.record import Cost, write_record
+from tinymem.records.cost import Cost
+from tinymem.records.record import write_record
 from tinymem.records.table import load_records
 from tinymem.sweeps.job import missing
 from tinymem.sweeps.jobs import Common, Production, production_jobs
