@@ -23,8 +23,9 @@ from tinymem.models.edit import Edit, applied
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.cost import Cost
 from tinymem.records.identity import UNEDITED, identity_of, record_digest
-from tinymem.records.record import find_record, read_values, record_path, write_record
+from tinymem.records.record import add_results, environment, find_record, read_values, record_path, write_record
 from tinymem.records.sources import METRIC_FLAGS, has_changed
+from tinymem.records.table import versions
 from tinymem.training.checkpoint import save_model
 
 OnMeasured = Callable[[Mapping[str, Any], str, int, int], object]
@@ -186,9 +187,14 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the record has every requested metric and example and the model, if requested, is saved."""
+        """Whether the record has every requested metric and example and the model, if requested, is saved.
+
+        Raise UserError for a record that can not be completed here (see `check_environment`).
+        """
         record = self.record
         measured_all = record is not None and not self.subject.lacking(record) and not self._lacks_examples
+        if record is not None and not measured_all:
+            check_environment(record, self.path, str(self.subject.model.device))
         has_adapter = self.adapter is None or self.adapter.is_dir()
         return measured_all and has_adapter and (self.keep is None or self.saved is not None)
 
@@ -220,6 +226,9 @@ class Run:
         elif folder is not None and (force or self.saved is None):
             details = edit_details(self.identity) | ({"command": subject.command} if subject.command else {})
             save_model(subject.folder / folder, subject.model, details, subject.tokenizer)
+        if record is not None and measurement is None:
+            add_results(self.path, record, {"model_folder": folder})
+            return
         results, values = {**extent, **subject.notes, "model_folder": folder}, {}
         if record is not None:
             results, values = {**record["results"], "model_folder": folder}, read_values(self.path)
@@ -251,15 +260,26 @@ class Run:
 
     def attach(self, results: dict[str, Any]) -> None:
         """Add results from elsewhere to the existing record."""
-        record = self.finished
-        cost, device = Cost(**record["cost"]), str(self.subject.model.device)
-        results = {**record["results"], **results}
-        values = read_values(self.path)
-        write_record(self.subject.folder, self.identity, results, cost, device, values, self.subject.sources)
+        add_results(self.path, self.finished, results)
 
     @property
     def path(self) -> Path:
         return record_path(self.subject.folder, self.identity)
+
+
+def check_environment(record: Mapping[str, Any], path: Path, device: str) -> None:
+    """Raise UserError if a record was made with other versions than these, or on another kind of device.
+
+    New results beside its old ones would count as made together. path: of the record.
+    """
+    here = environment(device)
+    kinds = [place.partition(":")[0] for place in (str(record["environment"].get("device", device)), device)]
+    before, now = versions(record), versions({"environment": here})
+    if before != now or kinds[0] != kinds[1]:
+        raise UserError(
+            f"{path}: made with {before} on {kinds[0]}, so results of {now} on {kinds[1]} can not be added; give "
+            "--force to make it again, or another --output_dir"
+        )
 
 
 def shared_sections(model, task: UnlearningTask, settings: TaskSettings, sections: dict[str, Any]) -> dict[str, Any]:

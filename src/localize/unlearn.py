@@ -57,7 +57,7 @@ def never_planted(subject: Subject, force: bool = False) -> dict[str, Any] | Non
     if subject.references is None or subject.references.open_twin is None:
         return None
     run = Run(subject, {"kind": NEVER_PLANTED, **subject.identity})
-    if run.is_done and not force:
+    if not force and run.is_done:
         return run.finished
     subject.prepare()
     twin = subject.references.twin(subject.task.microbatch)

@@ -153,11 +153,16 @@ def write_record(
     places = {SOURCES: list(sources)} if sources else {}
     record = {
         **identity_of(identity),
-        "results": {name: _finite(value) for name, value in results.items()},
+        "results": _all_finite(results),
         "cost": {name: value and round(value, 3) for name, value in asdict(cost).items()},
         "environment": {**environment(device), "auto_dtype": _auto_precision(device), **places},
     }
     return files.write_json(path, record)
+
+
+def add_results(path: Path, record: Mapping[str, Any], results: Mapping[str, Any]) -> Path:
+    """Write a record again with further results. All else stays: its cost, and the versions and device that made it."""
+    return files.write_json(path, {**record, "results": {**record["results"], **_all_finite(results)}})
 
 
 def write_values(path: Path, values: Mapping[str, Any] | None) -> None:
@@ -253,5 +258,8 @@ def _processor(device: str) -> str:
         return platform.processor() or platform.machine()
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not _is_number(value) else value
+def _all_finite(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results with null in place of numbers that are not finite."""
+    return {
+        name: None if isinstance(value, float) and not _is_number(value) else value for name, value in results.items()
+    }

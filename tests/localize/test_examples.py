@@ -1,42 +1,22 @@
 """What models write is kept with their records, and pages of a model that really memorizes come of it."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
+from subjects import blank, subject_of
 
 from tinymem.data import numbers
 from tinymem.localize.registry import METHODS
-from tinymem.localize.subject import Subject, shared_sections
 from tinymem.localize.task import TaskSettings, unlearning_task
 from tinymem.localize.unlearn import never_planted, unedited, unlearn
-from tinymem.metrics.evaluate import measure
 from tinymem.metrics.examples import ROWS, continuations, kept_examples, kept_split, sample
 from tinymem.metrics.probe import Probe
-from tinymem.metrics.reference import References
-from tinymem.models.tinymem import new_model
 from tinymem.pages.side_by_side import write_pages
 from tinymem.records.record import read_values, record_path
 from tinymem.records.table import find_records
 
 QUICK = ("percent_memorized",)
-
-
-def blank(of):
-    """A model of the same sizes that has learned nothing."""
-    dataset, data = of.dataset, of.settings.data
-    specials = dict(bos_token_id=dataset.bos, eos_token_id=dataset.eos, pad_token_id=dataset.pad)
-    return new_model(of.settings.model, dataset.vocabulary_size, data.max_ctx, data.seed + 1, **specials)
-
-
-def subject_of(of, folder, **more) -> Subject:
-    settings = TaskSettings(holdout_fraction=0.25)
-    task = unlearning_task(of.model, of.dataset, settings)
-    about = shared_sections(of.model, task, settings, {"data": {"data_name": "increment"}, "model": {}, "training": {}})
-    references = References(of.dataset, task.retain, lambda: blank(of))
-    run = partial(measure, dataset=of.dataset, batch_size=task.microbatch)
-    return Subject(of.model, task, run, about, folder, folder / "scores", references=references, **more)
 
 
 def values_of(folder, record) -> dict:
