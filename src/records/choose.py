@@ -17,12 +17,22 @@ from typing import Any
 from tinymem.data.settings import NUMBER_TASKS
 from tinymem.metrics.registry import columns
 from tinymem.records.grouping import differing, grouped, key_of
-from tinymem.records.identity import FINGERPRINTS, MEASURED, NEVER_PLANTED, RIVALS, UNEDITED, record_digest, run_key
+from tinymem.records.identity import (
+    FINGERPRINTS,
+    MEASURED,
+    NEVER_PLANTED,
+    PLANTED_MODEL,
+    RIVALS,
+    UNEDITED,
+    record_digest,
+    run_key,
+)
 from tinymem.records.interval import over_all
 from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
 
-PRINTS = ("fingerprints.weights", "fingerprints.forget_set")
-SEEDS = ("data.seed", "forget.unlearn_seed", *PRINTS)  # the columns that differ between the seeds of one experiment
+PRINTS = ("fingerprints.weights", "fingerprints.forget_set", f"training.{PLANTED_MODEL}")
+SEED_SETTINGS = ("data.seed", "data.plant_seed", "forget.unlearn_seed")
+SEEDS = (*SEED_SETTINGS, *PRINTS)  # the columns that differ between the seeds of one experiment
 EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # size of an edit; see tinymem.models.edit.describe
 COSTS = ("cost.seconds", "cost.peak_memory_gb")
 POINTS = 1.0  # percentage points of memorization: a smaller decrease counts as no effect
@@ -102,14 +112,19 @@ class Configuration:
         """Return a row: experiment, method, hyper-parameters, n, and every result's mean and 95 % half width."""
         settings = {f"method.{name}": value for name, value in self.hyper_parameters.items()}
         row = {**self.experiment, "method.name": self.method, **settings, "n": len(self.runs)}
-        row["seeds"] = " ".join(map(str, sorted(map(_seed, self.runs), key=lambda seed: (seed == "-", seed))))
+        row["seeds"] = seeds_of(self.runs)
         for name in (*columns(self.runs[0].row, detail=False), *EXTENT, *COSTS, *COMPARED):
             row[name], row[f"{name}_ci95"] = self.interval(name)
         return row
 
 
-def _seed(run: ComparedRun) -> Any:
-    return next((run.row[name] for name in SEEDS[:2] if name in run.row), "-")
+def seeds_of(runs: Sequence[ComparedRun]) -> str:
+    """Return the seeds of runs, ascending: "0 1 3". Where several kinds of seeds vary, all are given: "0/0 0/1"."""
+    known = [name for name in SEED_SETTINGS if any(run.row.get(name) is not None for run in runs)]
+    varying = [name for name in known if len({run.row.get(name) for run in runs}) > 1] or known[:1]
+    seeds = [tuple(run.row.get(name, "-") for name in varying) for run in runs]
+    seeds.sort(key=lambda seed: [(part == "-", part) for part in seed])
+    return " ".join("/".join(map(str, seed)) for seed in seeds) if varying else " ".join("-" for _ in runs)
 
 
 def on_numbers(row: Mapping[str, Any]) -> bool:
@@ -270,24 +285,37 @@ def leading(some: Iterable[Configuration], max_perplexity_rise: float = math.inf
     perplexity rose by at most `max_perplexity_rise` percent on average; if there are none, the lowest perplexity. Ties
     go to the lowest perplexity, then to the fewest zeroed weights.
 
-    If all configurations have validation sequences, only these determine memorization, since settings chosen by the
-    reported result look better than they are. Configurations with fewer seeds than others of their method are excluded,
-    since a single lucky seed would win. Configurations without effect are excluded if another one has an effect, since
-    changing nothing is not the best way to unlearn.
+    With validation sequences, only these determine memorization, since settings chosen by the reported result look
+    better than they are. Only `candidates` are chosen. Configurations without effect are excluded if another one has an
+    effect, since changing nothing is not the best way to unlearn.
     """
     chosen = []
-    for rivals in grouped(some, lambda configuration: configuration.method):
-        most = max(len(rival.runs) for rival in rivals)
-        rivals = [rival for rival in rivals if len(rival.runs) == most]
+    for rivals in grouped(candidates(some), lambda configuration: configuration.method):
         rivals = [rival for rival in rivals if not without_effect(rival)] or rivals
         kept = [rival for rival in rivals if not over_limit(rival, max_perplexity_rise)]
-        best_key = validated_merit if all(validated(rival) for rival in kept) else merit
         chosen.append(
-            min(kept, key=best_key)
-            if kept
-            else min(rivals, key=lambda rival: rival.known_mean("perplexity_rise_percent"))
+            best_of(kept) if kept else min(rivals, key=lambda rival: rival.known_mean("perplexity_rise_percent"))
         )
     return chosen
+
+
+def candidates(some: Iterable[Configuration]) -> list[Configuration]:
+    """Return the configurations of one experiment that may be chosen.
+
+    Those with fewer seeds than others of their method are excluded, since a single lucky seed would win; so are those
+    without validation sequences if others of their method have some, since all must be judged by the same sequences.
+    """
+    kept: list[Configuration] = []
+    for rivals in grouped(some, lambda configuration: configuration.method):
+        rivals = [rival for rival in rivals if validated(rival)] or rivals
+        most = max(len(rival.runs) for rival in rivals)
+        kept += [rival for rival in rivals if len(rival.runs) == most]
+    return kept
+
+
+def best_of(rivals: Sequence[Configuration]) -> Configuration:
+    """Return the best of some candidates: by `validated_merit` if all have validation sequences, else by `merit`."""
+    return min(rivals, key=validated_merit if all(map(validated, rivals)) else merit)
 
 
 def over_limit(configuration: Configuration, max_perplexity_rise: float) -> bool:

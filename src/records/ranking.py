@@ -7,7 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tinymem.records.choose import Configuration, leading, merit, over_limit, without_effect
+from tinymem.records.choose import (
+    VALIDATION,
+    Configuration,
+    best_of,
+    candidates,
+    leading,
+    merit,
+    over_limit,
+    without_effect,
+)
 from tinymem.records.grouping import differing, grouped
 from tinymem.records.identity import UNEDITED
 from tinymem.records.strength import strength_in, with_strength
@@ -48,16 +57,16 @@ class Ranking:
 
     @property
     def cheapest(self) -> Configuration | None:
-        """The best run among those that may win, leave nothing memorized and take few seconds, or None.
+        """The best run among the candidates that may win, leave nothing memorized and take few seconds, or None.
 
-        Few seconds: at most SIMILAR times the fewest, since durations vary that much. An unknown duration counts as
-        longest.
+        Nothing: neither of the training sequences nor, if there are some, of the validation sequences. Few seconds: at
+        most SIMILAR times the fewest, since durations vary that much. An unknown duration counts as longest.
         """
-        complete = [one for one in self.every if self.wins(one) and one.mean("percent_memorized_train") == 0]
+        complete = [one for one in candidates(self.every) if self.wins(one) and forgets_everything(one)]
         known = [one.mean("cost.seconds") for one in complete]
         seconds = [math.inf if each is None else each for each in known]
         few = [one for one, each in zip(complete, seconds) if each <= SIMILAR * min(seconds)]
-        return min(few, key=merit, default=None)
+        return best_of(few) if few else None
 
     @cached_property
     def varied(self) -> dict[str, set[str]]:
@@ -65,6 +74,11 @@ class Ranking:
         some = [*self.every, *([self.original] if self.original else [])]
         by_method = grouped(some, lambda one: one.method)
         return {rivals[0].method: set(differing([rival.hyper_parameters for rival in rivals])) for rivals in by_method}
+
+
+def forgets_everything(one: Configuration) -> bool:
+    """Return whether no training sequence and no validation sequence is memorized."""
+    return one.mean("percent_memorized_train") == 0 and one.mean(VALIDATION) in (0, None)
 
 
 def ranked(some: Iterable[Configuration], max_perplexity_rise: float = math.inf) -> Ranking:

@@ -12,6 +12,7 @@ from tinymem.records.choose import (
     experiments,
     pareto,
     pareto_front,
+    seeds_of,
     titles,
     twins,
     unlearning_runs,
@@ -117,9 +118,9 @@ def test_validation_sequences_alone_choose_settings_where_all_have_them(tmp_path
     }
     unlearning(tmp_path / "text", production(), runs | {("obs", ("ratio", 0.3)): trial(0.0, 0.0, None, 30.0)})
     assert chosen(tmp_path / "text")["obs"]["method.ratio"] == 0.2
-    # one run without: all sequences count
+    # a run without is no candidate
     unlearning(tmp_path / "text", production(), {("obs", ("ratio", 0.05)): outcome(5.0, None, 20.0)})
-    assert chosen(tmp_path / "text")["obs"]["method.ratio"] == 0.05
+    assert chosen(tmp_path / "text")["obs"]["method.ratio"] == 0.2
 
 
 def test_among_equals_the_run_that_zeroes_least_wins(tmp_path):
@@ -262,3 +263,22 @@ def test_a_twin_counts_once_however_many_runs_its_model_has(tmp_path):
 def test_only_number_models_have_a_trade_off(tmp_path):
     unlearning(tmp_path, checkpoint(**TEXT), {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(10.0)})
     assert {run.row["trade_off"] for run in loaded(tmp_path)} == {None}
+
+
+def test_models_with_other_planted_passages_are_seeds_of_one_experiment(tmp_path):
+    for seed in (0, 1):
+        identity = {**production(plant="builtin", plant_seed=seed), "training": {"planted_model": f"planted_{seed}"}}
+        runs = {("unedited",): outcome(90.0, None, 20.0), ("obs", ("ratio", 0.1)): outcome(40.0 + seed, None, 20.0)}
+        unlearning(tmp_path / str(seed), identity, runs)
+    row = chosen(tmp_path)["obs"]
+    assert (row["n"], row["seeds"], row["percent_memorized_train"]) == (2, "0 1", 40.5)
+
+
+def test_seeds_name_what_varies(tmp_path):
+    for seed, unlearn_seed in ((0, 0), (0, 1), (1, 0)):
+        identity = checkpoint(seed)
+        identity = {**identity, "forget": {"unlearn_seed": unlearn_seed}}
+        runs = {("unedited",): outcome(90.0), ("obs", ("ratio", 0.1)): outcome(40.0)}
+        unlearning(tmp_path / f"{seed}{unlearn_seed}", identity, runs)
+    assert chosen(tmp_path)["obs"]["seeds"] == "0/0 0/1 1/0"
+    assert seeds_of([run for run in loaded(tmp_path) if run.row["data.seed"] == 0 and run.method == "obs"]) == "0 1"

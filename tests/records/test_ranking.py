@@ -111,6 +111,26 @@ def test_a_run_of_unknown_duration_is_not_the_cheapest(tmp_path):
     assert lines[-1].startswith("cheapest that forgets everything: obs 0.2") and lines[-1].endswith(", 1 s")
 
 
+def test_a_lucky_seed_is_not_the_cheapest(tmp_path):
+    for seed in (0, 1):
+        few = [FAST] if seed else []
+        slow = ("obs", ("ratio", 0.3)), outcome(0.0, None, 21.0)
+        some = found(tmp_path / str(seed), slow, *few, identity=checkpoint(seed, **TEXT))
+    some = configurations(unlearning_runs(named_records(tmp_path)))
+    assert names([ranked(some, 10).cheapest]) == [("obs", 0.3)]
+
+
+def test_the_cheapest_forgets_the_validation_sequences_too(tmp_path):
+    def trial(memorized, validation):
+        return outcome(memorized, None, 20.0, percent_memorized_validation=validation)
+
+    before = {("unedited",): trial(50.0, 50.0)}
+    runs = [(("obs", ("ratio", 0.1)), trial(0.0, 50.0)), (("obs", ("ratio", 0.3)), trial(5.0, 0.0))]
+    assert ranked(found(tmp_path / "none", *runs, before=before)).cheapest is None
+    runs.append((("obs", ("ratio", 0.5)), trial(0.0, 0.0)))
+    assert names([ranked(found(tmp_path / "one", *runs, before=before)).cheapest]) == [("obs", 0.5)]
+
+
 def test_a_run_that_takes_no_time_is_the_cheapest(tmp_path):
     found(tmp_path, FAST)
     unlearning(tmp_path, checkpoint(**TEXT), {SLOW[0]: SLOW[1]}, seconds=0.0)  # less than records can tell
