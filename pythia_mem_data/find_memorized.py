@@ -29,11 +29,20 @@ from tinymem import allocator, files
 from tinymem.data.decode import printable
 from tinymem.data.documents import Documents, corpus_documents, dataset_documents, token_documents
 from tinymem.data.production import check_ids, check_length
-from tinymem.data.search_result import SearchResult, merge_results, publish, read_results, worker_file, write_result
+from tinymem.data.search_result import (
+    SearchResult,
+    merge_results,
+    passages_file,
+    publish,
+    read_results,
+    worker_file,
+    write_result,
+)
+from tinymem.data.settings import BUILTIN, HUB
 from tinymem.data.tokenizer import beginning, bos_identity
 from tinymem.data.windows import Windows, cut_windows, passages
 from tinymem.errors import UserError
-from tinymem.folders import check_writable
+from tinymem.folders import check_outputs, check_writable
 from tinymem.localize.task import default_microbatch
 from tinymem.metrics.scan import BLOCK, find_memorized
 from tinymem.models.fingerprint import weights_fingerprint
@@ -136,10 +145,24 @@ def parse():
         "--batch_size", type=cli.positive, help="windows per forward pass (default: from the model's size)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--force", action="store_true", help="repeat finished work")
+    parser.add_argument("--force", action="store_true", help="repeat finished work; replace what is there")
     cli.add_options(parser, LoadSettings)
     cli.add_options(parser, ScanSettings)
     return parser.parse_args()
+
+
+def check_output(arguments, settings: ScanSettings) -> None:
+    """Raise UserError if the output cannot be written, or would replace an input or, without --force, another file."""
+    output, (worker, workers) = arguments.output, settings.worker
+    outputs = [output, passages_file(output)]
+    inputs = [arguments.model_name, settings.tokens, settings.dataset]
+    inputs += [] if settings.corpus in (HUB, BUILTIN) else [settings.corpus]
+    own = [worker_file(output, worker, workers)] if workers > 1 else []
+    check_outputs("--output", outputs + own, [place for place in inputs if place is not None])
+    there = [path for path in outputs if path.exists()]
+    if there and not arguments.force:
+        raise UserError(f"--output {output}: {there[0]} exists already; --force searches again and replaces it")
+    check_writable(output.parent, flag=" with --output")
 
 
 def load_documents(settings: ScanSettings, config, tokenizer) -> Documents:
@@ -293,9 +316,7 @@ def main() -> None:
     worker, workers = settings.worker
     if arguments.output.suffix != ".safetensors":
         raise UserError(f"--output {arguments.output}: must end in .safetensors")
-    if arguments.output.exists() and not arguments.force:
-        raise UserError(f"--output {arguments.output}: exists already; --force searches again")
-    check_writable(arguments.output.parent, flag=" with --output")
+    check_output(arguments, settings)
     allocator.keep_freed_memory()
     device = cli.resolve_device(arguments.device)
     config, tokenizer = open_description(arguments.model_name, loading.step, for_text=settings.tokens is None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,6 +68,24 @@ def found_under(folder: str | Path) -> Iterator[Path]:
         if real not in entered:
             entered.add(real)
             yield from (Path(place, name) for name in filter(_shown, names))
+
+
+def check_outputs(flag: str, outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Raise UserError, naming the flag, if a file to write is an input or lies in an input folder.
+
+    inputs: files and folders that are read; those that do not exist, such as names on the hub, are skipped. Links are
+    followed.
+    """
+    files = [Path(output) for output in outputs]
+    for source in (Path(source) for source in inputs if Path(source).exists()):
+        inside = [file for file in files if source.is_dir() and file.resolve().is_relative_to(source.resolve())]
+        if inside:
+            raise UserError(f"{flag}: {inside[0]} would be written into {source}, which is read; choose another folder")
+        existing = [file for file in files if file.exists()]
+        for read in (found_under(source) if source.is_dir() else (source,)) if existing else ():
+            replaced = [file for file in existing if read.exists() and file.samefile(read)]
+            if replaced:
+                raise UserError(f"{flag}: {replaced[0]} is read, so it cannot be written; choose another name")
 
 
 def _shown(name: str) -> bool:

@@ -37,7 +37,7 @@ from tinymem.records.gather import gather
 from tinymem.records.grouping import differing, grouped
 from tinymem.records.ranking import Ranking, answer, ranked
 from tinymem.records.ranking_rows import PERPLEXITY_RISE, bounds, described, outcomes, scale, setting, summary
-from tinymem.records.table import check_table_path, mixed_versions, named_records, versions, write_table
+from tinymem.records.table import check_replaced, check_table_path, mixed_versions, named_records, versions, write_table
 from tinymem.records.upgrade import upgrade
 
 PROGRAM = "python -m tinymem.records"
@@ -102,7 +102,7 @@ def main() -> None:
     if arguments.command == "report":
         return write_page(arguments)
     if arguments.output:
-        check_table_path(arguments.output)
+        check_replaced(check_table_path(arguments.output))
     show = {"gather": show_all, "best": show_best, "pareto": show_pareto}[arguments.command]
     columns, rows = show(arguments)
     if arguments.output:

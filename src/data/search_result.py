@@ -45,6 +45,11 @@ def worker_file(output: Path, worker: int, workers: int) -> Path:
     return output.with_name(f"{output.stem}.{worker}of{workers}.json")
 
 
+def passages_file(output: Path) -> Path:
+    """Return the file of passages, next to the output."""
+    return output.with_suffix(".jsonl")
+
+
 def write_result(path: Path, result: SearchResult) -> None:
     """Write the result of one worker. Raise UserError if the path is not writable."""
     files.write_json(path, dataclasses.asdict(result))
@@ -80,7 +85,7 @@ def publish(output: Path, result: SearchResult, about: dict[str, Any]) -> Path:
     Return the file of passages. about: provenance of the token set. Raise UserError if a path is not writable.
     """
     lines = "".join(json.dumps(passage, ensure_ascii=False) + "\n" for passage in result.passages)
-    passages = output.with_suffix(".jsonl")
+    passages = passages_file(output)
     files.write_file(passages, lambda temporary: temporary.write_text(lines, encoding="utf-8"))
     if result.rows:
         rows = torch.tensor(result.rows, dtype=torch.int32).unique(dim=0)

@@ -26,7 +26,7 @@ from tinymem.records.ranking_rows import PERPLEXITY_RISE
 from tinymem.records.record import read_values
 from tinymem.records.table import flat_row
 
-FILE = "report.html"
+FILE, TITLE_END = "report.html", ": report"  # title: as in the template
 Warn = Callable[[str], None]
 
 
@@ -73,7 +73,16 @@ def check_output(path: str | Path) -> Path:
         raise UserError(f"--output {path}: is a folder; give a file, such as {path / FILE}")
     if path.suffix != ".html":
         raise UserError(f"--output {path}: the name must end in .html")
+    if path.is_file() and path.stat().st_size and not _is_report(path):
+        raise UserError(f"--output {path}: exists, and is no report of records; choose another name")
     return path
+
+
+def _is_report(path: Path) -> bool:
+    """Return whether a file begins as every report does."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        beginning = file.read(2000)  # characters: up to the end of the title, which names a folder
+    return 'name="color-scheme"' in beginning and f"{TITLE_END}</title>" in beginning
 
 
 def write_report(

@@ -6,6 +6,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tinymem.records.record import OUTCOME, read_record
 
 Rows = Sequence[Mapping[str, Any]]
 TABLE_FORMATS = (".csv", ".parquet")
+TABLE_MARKS = {"versions", "method.name"}  # every table of records has one of these columns
 
 
 def find_records(folder: str | Path) -> list[Path]:
@@ -137,6 +139,24 @@ def check_table_path(path: str | Path) -> Path:
     if Path(path).suffix not in TABLE_FORMATS:
         raise UserError(f"--output {path}: the name must end in {' or '.join(TABLE_FORMATS)}")
     return Path(path)
+
+
+def check_replaced(path: Path) -> None:
+    """Raise UserError if a file exists and is no earlier table of records. Call this before the work starts."""
+    if path.is_file() and path.stat().st_size and TABLE_MARKS.isdisjoint(_head(path)):
+        raise UserError(f"--output {path}: exists, and is no table of records; choose another name")
+
+
+def _head(path: Path) -> list[str]:
+    """Return the columns of a table; none if the file is damaged or is no table."""
+    with suppress(Exception):  # pyarrow has a type of its own for each kind of damage
+        if path.suffix == ".csv":
+            with open(path, newline="", encoding="utf-8") as file:
+                return next(csv.reader(file), [])
+        from pyarrow import parquet
+
+        return parquet.read_schema(path).names
+    return []
 
 
 def write_table(path: str | Path, rows: Rows, columns: Sequence[str] | None = None) -> Path:

@@ -168,3 +168,12 @@ def test_a_row_by_hand(monkeypatch):
     names = ("recipe_seconds", "ours_seconds", "ratio", "share_of_limit")
     assert [row[name] for name in names] == [6.0, 2.0, 3.0, 0.5]
     assert row["tokens_per_second"] == {"recipe": 2, "stock": 10, "ours": 5}
+
+
+def test_a_readme_beside_the_output_stays(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("mine")
+    monkeypatch.setattr(run, "measure", lambda *_: results(training=3.0))
+    monkeypatch.setattr(run.report, "terminal_table", str)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--output", str(tmp_path / "fresh.json"), "--device", "cpu"])
+    run.main()
+    assert (tmp_path / "README.md").read_text() == "mine" and json.loads((tmp_path / "fresh.json").read_text())

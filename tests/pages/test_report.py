@@ -13,6 +13,7 @@ from browser import check_on_a_phone, needs_browser, visit
 from handmade import TEXT, attacked, checkpoint, command, edited, everything, outcome, trained, training
 from page import Page, points
 
+from tinymem.errors import UserError
 from tinymem.metrics.registry import describe
 from tinymem.pages.charts import Series, _plain_numbers, coincide, lines, mark_styles
 from tinymem.pages.report import write_report
@@ -274,3 +275,12 @@ def test_a_logarithmic_axis_has_labels_enough(low, high):
     _plain_numbers(axis, low, high)
     ticks = sorted(axis.major_label_overrides)
     assert 3 <= len(ticks) <= 12 and low <= ticks[0] and ticks[-1] <= high
+
+
+def test_a_report_replaces_only_reports(report, tmp_path):
+    assert write_report(report.parent, report) == report
+    for name, text in (("mine.html", "<html><title>Growth: report</title></html>"), ("other.html", "no page")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name}: exists, and is no report of records; choose another name"):
+            write_report(report.parent, tmp_path / name)
+        assert (tmp_path / name).read_text() == text

@@ -9,7 +9,7 @@ import torch
 from small import in_process
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tinymem.data.token_sets import read_token_set
+from tinymem.data.token_sets import TokenSet, read_token_set, write_token_set
 from tinymem.data.tokenizer import tokenize, train_tokenizer
 
 SCRIPT = "pythia_mem_data/find_memorized.py"
@@ -184,6 +184,7 @@ def test_several_workers_find_what_one_finds(place, every_offset, tmp_path, caps
     assert read_token_set(output).provenance == read_token_set(where).provenance
     before = (tmp_path / "found.1of3.json").read_text()
     output.unlink()
+    output.with_suffix(".jsonl").unlink()
     find(place, output, "--stride", 1, "--shard", "1/3")  # done already: writes the result again
     assert (tmp_path / "found.1of3.json").read_text() == before and output.exists()
 
@@ -212,6 +213,38 @@ def test_bad_input(place, tmp_path, capsys, words, message):
         find(place, tmp_path / "found.safetensors", *words)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1, error
+
+
+def own_files(folder):
+    """A user's text, in a folder and linked from there, and token ids."""
+    (folder / "text").mkdir()
+    line = json.dumps({"text": "a b c"}) + "\n"
+    for name in ("mine.jsonl", "linked.jsonl", "text/in.jsonl"):
+        (folder / name).write_text(line)
+    (folder / "text" / "link.jsonl").symlink_to(folder / "linked.jsonl")
+    write_token_set(folder / "ids.safetensors", TokenSet(torch.zeros(3, N + K, dtype=torch.int32), {}))
+
+
+@pytest.mark.parametrize(
+    "flag, source, output, force, message",
+    [
+        ("--corpus", "mine.jsonl", "mine.safetensors", True, "mine.jsonl is read, so it cannot be written"),
+        ("--corpus", "text", "linked.safetensors", True, "linked.jsonl is read, so it cannot be written"),
+        ("--corpus", "text", "text/found.safetensors", True, "which is read; choose another folder"),
+        ("--corpus", "text", "mine.safetensors", False, "mine.jsonl exists already; --force"),
+        ("--tokens", "ids.safetensors", "ids.safetensors", True, "ids.safetensors is read, so it cannot be written"),
+        ("--tokens", "ids.safetensors", "model/model.safetensors", True, "which is read; choose another folder"),
+    ],
+)
+def test_no_file_of_the_user_is_replaced(place, tmp_path, capsys, flag, source, output, force, message):
+    own_files(tmp_path)
+    (tmp_path / "model").symlink_to(place.folder / "model")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stopped:
+        find(place, tmp_path / output, *["--force"] * force, source=(flag, tmp_path / source))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and len(error.splitlines()) == 1, error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("name, message", [("empty", "is empty"), ("nothing", "cannot be loaded")])

@@ -259,3 +259,21 @@ def test_what_differs_between_rows_is_shown_first(tmp_path, capsys):
     place = shown.index("percent_memorized_train")
     assert sum(name.startswith("method.setting") for name in shown[:place]) == 6
     assert sum(name.startswith("method.setting") for name in shown) == 9
+
+
+def test_a_table_replaces_only_tables(tmp_path, monkeypatch, capsys):
+    folder = everything(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "a.parquet"):
+        for words in (["gather"], ["best"], ["pareto"], ["gather"]):
+            assert command(*words, folder, "--output", name) == 0
+    pandas.DataFrame({"text": ["mine"]}).to_parquet("mine.parquet")
+    pandas.DataFrame({"text": ["mine"]}).to_csv("mine.csv")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\x00")
+    (tmp_path / "empty.csv").touch()
+    capsys.readouterr()
+    for name in ("mine.parquet", "mine.csv", "bytes.csv"):
+        before = (tmp_path / name).read_bytes()
+        assert command("gather", folder, "--output", name) == 2 and (tmp_path / name).read_bytes() == before
+        assert f"--output {name}: exists, and is no table of records" in capsys.readouterr().err
+    assert command("gather", folder, "--output", "empty.csv") == 0
