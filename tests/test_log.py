@@ -43,13 +43,35 @@ def test_a_resumed_run_goes_on_in_the_same_file_without_duplicates(tmp_path):
     assert [line["step"] for line in lines_of(path) if line["run"] == "runs/a"][-2:] == [1, 2]
 
 
-def test_what_a_killed_writer_left_is_cut_off(tmp_path):
+def test_what_a_killed_writer_left_stays_a_line_of_its_own(tmp_path):
     path = tmp_path / "log.jsonl"
     fill(path, [1, 2])
     whole = path.read_text()
-    path.write_text(whole + '{"time": "2026-01-01", "run": "runs/a", "wh')
+    path.write_text(torn := whole + '{"time": "2026-01-01", "run": "runs/a", "wh')
+    fill(path, [])  # a command that ends before its first line, such as a refused one
+    fill(path, [2])  # nothing new
+    assert path.read_text() == torn
     fill(path, [2, 3])
-    assert [line["step"] for line in lines_of(path)] == [1, 2, 3] and path.read_text().startswith(whole)
+    fill(path, [3, 4])
+    assert path.read_text().startswith(torn + "\n")
+    third, fourth = path.read_text().removeprefix(torn + "\n").splitlines()
+    assert [json.loads(line)["step"] for line in (third, fourth)] == [3, 4]
+
+
+def test_what_is_no_log_keeps_every_byte(tmp_path):
+    path = tmp_path / "mine.txt"
+    for text in (b"my only line", b"two\nlines", b"\xff\x00", b"[" * 100_000):
+        path.write_bytes(text)
+        Lines(path)
+        assert path.read_bytes() == text
+        fill(path, [1])
+        assert path.read_bytes().startswith(text + b"\n{")
+
+
+def test_lines_of_others_stay(tmp_path):
+    path = tmp_path / "log.jsonl"
+    fill(path, [1, 2])
+    whole = path.read_text()
     path.write_text("no JSON\n[1]\n" + whole)  # somebody else's lines stay
     fill(path, [3])
     assert path.read_text().startswith("no JSON\n[1]\n" + whole) and len(path.read_text().splitlines()) == 5

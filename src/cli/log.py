@@ -12,6 +12,7 @@ import argparse
 import atexit
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -91,7 +92,7 @@ class Log:
 
 
 class Lines:
-    """A file of JSON objects, one a line, that is only appended to. The first line creates it."""
+    """A file of JSON objects, one a line, that is only appended to, never cut. The first line creates it."""
 
     def __init__(self, path: Path, again: bool = False) -> None:
         """Open a file. again: also write what it already has."""
@@ -103,12 +104,12 @@ class Lines:
         if path.exists() and not path.is_dir():
             check_file(path)  # opening a pipe may take for ever
         try:
-            known = _complete_lines(path) if path.exists() else []
+            text = path.read_bytes() if path.exists() else b""
             if path.exists():
                 open(path, "a").close()
         except OSError as error:
             raise UserError(f"--log_jsonl {path}: cannot be written ({error.strerror})") from None
-        for line in known if not again else ():
+        for line in _objects(text) if not again else ():
             self._remember(line)
 
     def _remember(self, line: Mapping[str, Any]) -> bool:
@@ -144,6 +145,8 @@ class Lines:
         if self._file is None:
             files.writable_folder(self._path.parent, flag=" with --log_jsonl")
             self._file = open(self._path, "a", encoding="utf-8")
+            if not _ends_with_line(self._path):  # a killed writer left its last line
+                self._file.write("\n")
         self._file.write(json.dumps({"time": now, **line}) + "\n")
         self._file.flush()
 
@@ -188,21 +191,25 @@ class Board:
                 writer.add_scalar(name, value, step)
 
 
-def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """Return the objects in a log. Cut off the last line if a killed writer left it incomplete."""
-    text = path.read_bytes()
-    if text and not text.endswith(b"\n"):
-        with open(path, "r+b") as file:
-            file.truncate(text.rfind(b"\n") + 1)
+def _objects(text: bytes) -> Iterable[dict[str, Any]]:
+    """Return the objects in a log. Lines that hold none, such as one that a killed writer left, are skipped."""
     found = []
     for line in text.splitlines():
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(content, dict):
             found.append(content)
     return found
+
+
+def _ends_with_line(path: Path) -> bool:
+    """Return whether a file is empty or its last line is complete."""
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        return file.read(1) in (b"", b"\n")
 
 
 def _is_number(value: Any) -> bool:
