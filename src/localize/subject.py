@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from tinymem import files
 from tinymem.data.dataset import Artifacts
 from tinymem.errors import UserError
 from tinymem.localize.task import TaskSettings, UnlearningTask
@@ -19,16 +20,17 @@ from tinymem.metrics.metric import ATTACKED, Metric
 from tinymem.metrics.probe import OnRows, silent
 from tinymem.metrics.reference import References
 from tinymem.metrics.registry import DEFAULTS, GROUPS, chosen, find_metric, missing, needs_twin
-from tinymem.models.edit import Edit, applied
+from tinymem.models.edit import REMAKE, Edit, SavedModel, applied, stored_model
 from tinymem.models.fingerprint import weights_fingerprint
 from tinymem.records.cost import Cost
 from tinymem.records.identity import UNEDITED, identity_of, record_digest
 from tinymem.records.record import add_results, environment, find_record, read_values, record_path, write_record
 from tinymem.records.sources import METRIC_FLAGS, has_changed
 from tinymem.records.table import versions
-from tinymem.training.checkpoint import save_model
+from tinymem.training.checkpoint import SETTINGS, save_model
 
 OnMeasured = Callable[[Mapping[str, Any], str, int, int], object]
+WEIGHTS = "weights"  # in an edited model's tinymem.json: the fingerprint of its weights
 UNCHANGED = {"percent_zeroed": 0.0, "percent_changed": 0.0, "relative_change": 0.0}
 
 
@@ -185,6 +187,18 @@ class Run:
         folder = record and record["results"].get("model_folder")
         return self.subject.folder / folder if folder and (self.subject.folder / folder).is_dir() else None
 
+    def saved_edit(self, folder: Path) -> SavedModel:
+        """Return the edit that turns the model into the saved one. Raise UserError if the folder is another run's.
+
+        The weights are checked when the edit is applied. tinymem.json of earlier versions has no fingerprint of them.
+        """
+        path = folder / SETTINGS
+        about = files.read_json(path, required=("made_by",), remedy=REMAKE) if path.exists() else {}
+        fingerprint = about.get(WEIGHTS)
+        if fingerprint is not None and about["made_by"] != identity_of(self.identity):
+            raise UserError(f"{folder}: holds the model of another run; {REMAKE}")
+        return stored_model(folder, fingerprint)
+
     @property
     def is_done(self) -> bool:
         """Whether the record has every requested metric and example and the model, if requested, is saved.
@@ -225,6 +239,7 @@ class Run:
             folder = record["results"].get("model_folder")
         elif folder is not None and (force or self.saved is None):
             details = edit_details(self.identity) | ({"command": subject.command} if subject.command else {})
+            details[WEIGHTS] = weights_fingerprint(subject.model)
             save_model(subject.folder / folder, subject.model, details, subject.tokenizer)
         if record is not None and measurement is None:
             add_results(self.path, record, {"model_folder": folder})

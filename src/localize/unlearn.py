@@ -14,7 +14,7 @@ from tinymem.localize.method import ConfiguredMethods, Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, Run, Subject
 from tinymem.localize.task import without_judging_sets
 from tinymem.models.adapter import weight_of
-from tinymem.models.edit import Draws, Edit, Weights, describe, reversible, stored_model
+from tinymem.models.edit import Draws, Edit, Weights, describe, reversible
 from tinymem.models.output_filter import OutputFilter
 from tinymem.records.cost import UNKNOWN, Cost
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED, UNLEARN, record_digest
@@ -103,7 +103,7 @@ def unlearn(
             if value not in to_do:
                 edit, cost = None, Cost()
             elif folder := folders.get(value):
-                edit, cost = stored_model(folder), Cost()
+                edit, cost = run.saved_edit(folder), Cost()
             elif step := next(found, None):
                 edit, cost = step
             elif failures:  # the search failed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,12 @@ from typing import Any, Protocol
 
 import torch
 
+from tinymem.errors import UserError, reading
 from tinymem.models.adapter import Weight, weight_of
+from tinymem.models.fingerprint import weights_fingerprint
 
 Masks = Mapping[str, "torch.Tensor"]
+REMAKE = "delete this folder and run again"
 
 
 class Changes:
@@ -171,6 +174,31 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class SavedModel(Weights):
+    """The weights of a saved model, which must still be those that were saved.
+
+    fingerprint: `weights_fingerprint` of the saved model; None for a folder of earlier versions, which is not checked
+    """
+
+    folder: Path = Path()
+    fingerprint: str | None = None
+
+    def apply(self, model, changes: Changes) -> None:
+        with self._checked():
+            super().apply(model, changes)
+        if self.fingerprint not in (None, weights_fingerprint(model)):
+            raise UserError(f"{self.folder}: its weights have changed since they were saved; {REMAKE}")
+
+    def extent(self, model) -> Extent:
+        with self._checked():
+            return super().extent(model)
+
+    def _checked(self) -> AbstractContextManager[None]:
+        """Turn an error about a weight's name or shape into a UserError about the folder."""
+        return reading(self.folder, f"does not hold this model's weights ({{why}}); {REMAKE}", (KeyError, ValueError))
+
+
+@dataclass(frozen=True)
 class Draws:
     """The edits of a random attack, one per draw. Each is measured, and records hold the means."""
 
@@ -193,9 +221,18 @@ class Lazy(Mapping):
         return len(self._makers)
 
 
-def stored_model(folder: Path) -> Weights:
-    """Return the edit that turns a model into the one saved in a folder of safetensors files."""
-    return Weights(Lazy(dict(item for path in sorted(folder.glob("*.safetensors")) for item in _makers(path))))
+def stored_model(folder: Path, fingerprint: str | None = None) -> SavedModel:
+    """Return the edit that turns a model into the one saved in a folder of safetensors files.
+
+    fingerprint: as in `SavedModel`. Raise UserError, naming the folder or the file, if one is missing or damaged.
+    """
+    makers: dict[str, Callable[[], torch.Tensor]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with reading(path, "damaged ({why}); delete its folder and run again"):
+            makers |= _makers(path)
+    if not makers:
+        raise UserError(f"{folder}: holds no weights; {REMAKE}")
+    return SavedModel(Lazy(makers), folder=folder, fingerprint=fingerprint)
 
 
 def stored(path: str | Path) -> Lazy:
