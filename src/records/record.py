@@ -47,12 +47,16 @@ def record_path(folder: str | Path, identity: Mapping[str, Any]) -> Path:
 
 
 def read_record(path: Path, remedy: str = AGAIN) -> dict[str, Any]:
-    """Return one record. Raise UserError, naming the file, if it is damaged or of another format.
+    """Return one record. Raise UserError, naming the file, if it is damaged, of another format or of another run.
 
-    remedy: advice about a damaged file, for the message.
+    A name of 16 hexadecimal digits must be the record's digest. remedy: advice about such a file, for the message.
     """
     record = files.read_json(path, remedy=remedy)
     check_record(record, path, remedy)
+    if DIGEST.fullmatch(path.stem) and (digest := record_digest(record)) != path.stem:
+        raise UserError(
+            f"{path}: its settings are those of another record, {digest} (edited by hand, or renamed); {remedy}"
+        )
     return record
 
 

@@ -104,3 +104,20 @@ def test_cost_is_measured():
         pass
     assert cost.seconds > 0 and 0.15 < cost.peak_memory_gb - nothing.peak_memory_gb < 0.3
     assert after.peak_memory_gb < cost.peak_memory_gb - 0.15  # a peak is forgotten
+
+
+def test_a_record_with_other_settings_than_its_name_says_is_refused(tmp_path):
+    path = write_record(tmp_path, RUN, {"perplexity": 2.0}, Cost(), "cpu")
+    content = json.loads(path.read_text())
+    files.write_json(path, {**content, "results": {"perplexity": 3.0}, "environment": {}})  # no part of the identity
+    assert find_record(tmp_path, RUN)["results"] == {"perplexity": 3.0}
+    other = {**content, "method": {**METHOD, "ratio": 0.2}}
+    for change in (other, {**content, "parent": "q"}, {**content, "data": {}}):
+        files.write_json(path, change)
+        for read in (lambda: find_record(tmp_path, RUN), lambda: load_records(tmp_path)):
+            with pytest.raises(UserError, match=f"{path.name}: its settings are those of another.*delete it and run"):
+                read()
+    assert find_record(tmp_path, other) is None
+    files.write_json(path.with_name("mine.json"), other)  # a name that says nothing
+    path.unlink()
+    assert load_records(tmp_path) == [other]

@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 
 from tinymem import cli
 from tinymem.options import as_flags
+from tinymem.records.identity import record_digest
 from tinymem.records.record import read_record
 from tinymem.sweeps.record_command import words_of
 
@@ -98,7 +99,7 @@ def test_what_cannot_be_run_again_is_one_line(here, tmp_path, capsys):
         record = json.loads(here[kind].read_text())
         for name, part in parts.items():
             record[name] = {**record[name], **part} if isinstance(part, dict) else part
-        path = tmp_path / "records" / here[kind].name
+        path = tmp_path / "records" / f"{record_digest(record)}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(record))
         return path
@@ -111,8 +112,8 @@ def test_what_cannot_be_run_again_is_one_line(here, tmp_path, capsys):
     assert "a record of kind measured does not say where its model lies" in refused(changed("unlearn", kind="measured"))
     parent = read_record(here["attack"])["parent"]  # the edit of another tool, attacked
     edit = json.loads((here["attack"].parent / f"{parent}.json").read_text()) | {"kind": "measured"}
-    attacked = changed("attack")
-    (tmp_path / "records" / f"{parent}.json").write_text(json.dumps(edit))
+    attacked = changed("attack", parent=record_digest(edit))
+    (tmp_path / "records" / f"{record_digest(edit)}.json").write_text(json.dumps(edit))
     assert "a record of kind measured does not say where its model lies" in refused(attacked)
     assert "epoch 7 of the training" in refused(changed("unlearn", training={"epoch": 7}))
     assert "mine is no method or attack of TinyMem" in refused(changed("unlearn", method={"name": "mine"}))
@@ -154,10 +155,10 @@ def test_each_twin_of_a_model_from_elsewhere_has_results_of_its_own(here, study,
 
 
 def test_a_model_with_other_weights_is_not_the_same_input(here, study, tmp_path, capsys):
-    place = tmp_path / "old" / "records" / here["unedited"].name
-    place.parent.mkdir(parents=True)
     record = json.loads(here["unedited"].read_text())
     record["fingerprints"]["weights"] = "0" * 16
+    place = tmp_path / "old" / "records" / f"{record_digest(record)}.json"
+    place.parent.mkdir(parents=True)
     place.write_text(json.dumps(record))
     assert command("rerun", place, "--output_dir", tmp_path / "again", "--data_dir", "data") == 1
     assert "not on the same input: weights differs" in capsys.readouterr().out

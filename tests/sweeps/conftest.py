@@ -39,7 +39,7 @@ def main():
             raise ValueError("no luck")
         if asked("refuse"):
             sys.exit(2)
-        path = a.output_dir / "records" / (files.digest({"name": a.name, "value": value}) + ".json")
+        path = a.output_dir / "records" / f"{a.name}_{value}.json"
         if asked("torn"):  # killed with half of the record on the disk
             path.parent.mkdir(exist_ok=True)
             path.with_name(f".{path.name}.{0:032x}.tmp").write_text('{"format": 2, ')

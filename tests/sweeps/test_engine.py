@@ -116,7 +116,7 @@ def test_nothing_to_do_is_decided_where_memories_are_sought(small):
     def left(test: str, **results) -> int:
         forget = {"forget": "test"} if test else {}
         record = {"format": 2, "kind": "unedited", "forget": forget, "results": results, "cost": {}, "environment": {}}
-        path = files.write_json(small.out / "records" / f"{files.digest(record)}.json", record)
+        path = files.write_json(small.out / "records" / "x.json", record)
         left = survey([small.job("a", (7,), nothing_to_do={"kind": "unedited", "forget": forget})])["a"].left
         path.unlink()
         return left
