@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isclose
+from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,8 @@ def _check_figures(evidence: Evidence) -> None:
                 continue
             summary = METRICS[column].summary if column in UTILITY else mean  # other columns hold `single_values`
             figure, said = summary(values), record["results"].get(column)
+            if figure is not None and not isfinite(figure):
+                figure = None  # as in records, which have no infinity
             if figure != said and (figure is None or said is None or not isclose(figure, said, rel_tol=ROUNDING)):
                 raise ValueError(f"{column} of record {digest} comes to {figure}, {NAME} says {said}")
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from sys import float_info
 from typing import Any, TypeVar
 
 import numpy as np
 
 from tinymem.attacks.recovery import UNCOUNTED
 from tinymem.leaderboard.evidence import FORGETTING, JUDGED, PRIVACY, RECOVERED, Evidence
-from tinymem.metrics.metric import Values
+from tinymem.metrics.metric import OVERFLOW, Values
 from tinymem.records.identity import NEVER_PLANTED, Record, record_digest
 from tinymem.records.interval import with_range
 
@@ -91,13 +92,13 @@ class Figure:
 
     @classmethod
     def of(cls, draws: np.ndarray) -> Figure | None:
-        """Return the first draw and the percentile interval of the others; None if there are no values.
+        """Return the first draw and the percentile interval of the others; None if the first is no finite number.
 
         Results are rounded, so that machines whose sums differ in the last bits agree.
         """
-        if np.isnan(draws[0]):
+        if not np.isfinite(draws[0]):
             return None
-        rest = draws[1:][~np.isnan(draws[1:])]
+        rest = draws[1:][~np.isnan(draws[1:])].clip(max=float_info.max)  # tables and pages have no infinity
         low, high = np.quantile(rest, [0.025, 0.975]) if len(rest) else (draws[0], draws[0])
         return cls(*(round(float(value), DECIMALS) for value in (draws[0], low, high)))
 
@@ -155,10 +156,15 @@ class Jury:
         return self._found[key]
 
     def by_seed(self, records: Sequence[Record], column: str) -> list[np.ndarray]:
-        """Return a column's mean over the sequences of each seed (`Resampling`); NaN where it has no values."""
+        """Return a column's mean over the sequences of each seed (`Resampling`); NaN where it has no values.
+
+        A perplexity above exp(OVERFLOW) is infinite, as in records.
+        """
         rows = (self.evidence.rows(record, column) for record in records)
         means = [self.resampling.mean(seed, values) for seed, values in zip(self.seeds, rows)]
-        return [np.exp(each) for each in means] if column == "perplexity" else means
+        if column == "perplexity":
+            return [np.exp(np.where(each > OVERFLOW, np.inf, each)) for each in means]
+        return means
 
     @cached_property
     def telling(self) -> list[str]:

@@ -3,11 +3,12 @@
 import shutil
 
 import pytest
+import torch
 from boards import TWIN_MODEL, UNEDITED_MODEL, Model, write_board
 
 from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
-from tinymem.leaderboard import report
+from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import bench_of
 from tinymem.leaderboard.board import Row
 from tinymem.leaderboard.cases import find_cases
@@ -123,6 +124,34 @@ def test_a_figure_that_its_values_contradict_is_one_line(written, tmp_path):
     write_bundle(folder, records)
     with pytest.raises(UserError, match=f"values.safetensors: .*{RECOVERED} of record .* comes to .*, .* says 0.0"):
         report.write(tmp_path, ["noise"])
+
+
+@pytest.mark.parametrize("seed, note", [(0, "no trial within 2 % of perplexity"), (1, "")])
+def test_a_submission_of_infinite_perplexity_harms_no_other_row(seed, note, tmp_path):
+    """exp(800) is no float, so the record holds null. The limit is checked on the first seed."""
+    (text,) = find_cases(["text"], True, 3)
+    models = {(UNEDITED, 0): [Model(4, 4, 20.0, 4)] * 2, (NEVER_PLANTED, 0): [Model(0, 0, 20.0, 1)] * 2}
+    more = []
+    for other in (0, 1):
+        about = {"kind": MEASURED, **bench_of(text, other).shared_sections}
+        more += [({**about, "method": {"name": name, "weights": "0"}}, Model(2, 2, 20.0, 2)) for name in ("ok", "huge")]
+    folder = write_board(tmp_path, text, models, more) / "text"
+    found = evidence.read(folder)
+    (huge,) = [
+        record
+        for record in found.records
+        if record["kind"] == MEASURED and record["method"]["name"] == "huge" and evidence.seed_of(record) == seed
+    ]
+    huge["results"]["perplexity"] = None
+    found.values[record_digest(huge)]["perplexity"] = torch.full((2,), 800.0)  # nats per token
+    evidence.write(found, folder)
+    report.write(tmp_path, ["text"])
+    table = (tmp_path / "LEADERBOARD.md").read_text().split("### Within 10")[0].splitlines()
+    (ok,), (theirs,) = ([line for line in table if f" | {name} | " in line] for name in ("ok", "huge"))
+    assert " as submitted | 0.69 (" in ok and "| 20.000 |" in ok
+    # 3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.01), with useful at its floor
+    assert (f"| {note} |" if note else " as submitted | 0.03 (") in theirs
+    assert "inf" not in theirs and "huge" in (tmp_path / "index.html").read_text()
 
 
 def row(rank=(1, 2), **parts: float) -> Row:

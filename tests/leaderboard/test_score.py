@@ -1,5 +1,7 @@
 """The leaderboard's arithmetic against numbers worked out by hand."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,11 @@ def test_a_seed_without_a_value_is_left_out_and_none_is_nan():
     assert np.isnan(unknown).all() and draws.over_seeds([known, unknown])[0] == 1
     assert np.isnan(draws.mean(1, None)).all() and draws.over_seeds([known, draws.mean(1, None)])[0] == 1
     assert Figure.of(unknown) is None and Figure.of(known) == Figure(1, 1, 1)
+
+
+def test_an_infinite_value_has_no_figure_and_an_infinite_end_is_the_largest_number():
+    assert Figure.of(np.array([np.inf, 1.0, 1.0])) is None
+    assert Figure.of(np.array([2.0, np.inf, np.inf, np.nan])) == Figure(2, sys.float_info.max, sys.float_info.max)
 
 
 def test_figures_are_read_from_the_columns_that_they_are_written_to():
@@ -183,7 +190,7 @@ def test_what_one_seed_overshoots_does_not_make_up_for_another():
 
 @pytest.mark.parametrize("utility, twin, now, useful", [
     ("mean_test_accuracy", 0.9, 0.45, 0.5), ("mean_test_accuracy", 0.8, 0.9, 1.0),
-    ("perplexity", 20.0, 40.0, 0.5), ("perplexity", 20.0, 10.0, 1.0),
+    ("perplexity", 20.0, 40.0, 0.5), ("perplexity", 20.0, 10.0, 1.0), ("perplexity", 20.0, np.inf, 0.0),
 ])  # fmt: skip
 def test_utility_is_that_of_the_case_relative_to_the_twin(utility, twin, now, useful):
     models, kept = {}, {}
