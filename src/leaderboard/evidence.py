@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from math import isclose, isfinite
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tinymem.records.bundle import NAME, read_bundle, write_bundle
 from tinymem.records.identity import ATTACK, FINGERPRINTS, NEVER_PLANTED, TWIN_ATTACK, UNEDITED, record_digest, run_key
 from tinymem.records.record import read_values, record_path
 from tinymem.records.sources import KEY as SOURCES
-from tinymem.records.table import load_records
+from tinymem.records.table import find_records, load_records
 
 VALUES, EXAMPLES, NEEDS = "values.safetensors", "examples.json", "needs.json"
 FORGETTING = ("percent_memorized", "percent_near_verbatim", "percent_extractable", "exact_match_share")
@@ -91,20 +92,22 @@ def gather(
     """Return the evidence under folders of runs. decode: turns token ids into text. needs: as in `Evidence`.
 
     All values of attacked records are kept; of the attacks, only what they bring back. earlier: evidence to add to.
-    Raise UserError if the runs of a seed are on different models.
+    Raise UserError if the runs of a seed are on different models, or if a record lacks the values of a judged figure or
+    contradicts them.
     """
-    records: list[dict[str, Any]] = []
+    by_folder = {folder: load_records(folder) for folder in folders}
+    records = list(chain.from_iterable(by_folder.values()))
+    parents = {record["parent"] for record in records if record.get("attack")}
+    paths: dict[str, Path] = {}
     values: dict[str, Mapping[str, torch.Tensor]] = {}
     examples: dict[str, Any] = {}
-    for folder in folders:
-        found = load_records(folder)
-        records += found
-        parents = {record["parent"] for record in found if record.get("attack")}
+    for folder, found in by_folder.items():
+        own = (record_path(folder, record) for record in found)  # count more than the same run in a folder below
+        paths |= {path.stem: path for path in (*find_records(folder), *(path for path in own if path.exists()))}
         for record in found:
             digest = record_digest(record)
-            columns = (RECOVERED,) if record.get("attack") else COLUMNS if digest in parents else ()
-            if columns:
-                tensors = read_values(record_path(folder, record))
+            if columns := _needed_columns(record, digest in parents):
+                tensors = read_values(paths.get(digest, record_path(folder, record)))
                 if kept := {name: value for column in columns for name, value in _kept(tensors, column).items()}:
                     values[digest] = kept
                 if not record.get("attack"):
@@ -117,9 +120,13 @@ def gather(
     check_models(records)
     first = min((seed_of(record) for record in records), default=0)
     shown = {record_digest(record) for record in records if seed_of(record) == first}
-    return Evidence(
-        tuple(records), values, {digest: some for digest, some in examples.items() if digest in shown}, needs
-    )
+    examples = {digest: some for digest, some in examples.items() if digest in shown}
+    gathered = Evidence(tuple(records), values, examples, needs)
+    if wrong := _wrong_figure(gathered):  # it could be written, but not read again
+        record, why = wrong
+        place = paths.get(record_digest(record), NAME)
+        raise UserError(f"{place}: {why}; delete this file and run again, or give another --run_dir")
+    return gathered
 
 
 def restore(evidence: Evidence, folders: Mapping[int, Path]) -> None:
@@ -170,23 +177,38 @@ def read(folder: Path) -> Evidence:
         if not found.seeds:
             raise ValueError("of no seed both the model and its twin")
     with reading(folder / VALUES, DAMAGED):
-        _check_figures(found)
+        if wrong := _wrong_figure(found):
+            raise ValueError(wrong[1])
     return found
 
 
-def _check_figures(evidence: Evidence) -> None:
-    """Raise ValueError if a record contradicts its values: scores come from values, but the choice from records."""
+def _wrong_figure(evidence: Evidence) -> tuple[dict[str, Any], str] | None:
+    """Return the first record that contradicts its values, or lacks those of a figure that scores need, and the reason.
+
+    Scores come from values, but the choice from records. Trials that were not attacked need no values.
+    """
+    parents = {record["parent"] for record in evidence.records if record.get("attack")}
     for record in evidence.records:
         kept = evidence.values.get(digest := record_digest(record), {})
+        needed = _needed_columns(record, bool(kept) or digest in parents)
         for column in COLUMNS:
+            said = record["results"].get(column)
             if (values := saved_values(kept, column)) is None:
+                if column in needed and said is not None:
+                    return record, f"no values for {column} of record {digest}"
                 continue
             summary = METRICS[column].summary if column in UTILITY else mean  # other columns hold `single_values`
-            figure, said = summary(values), record["results"].get(column)
+            figure = summary(values)
             if figure is not None and not isfinite(figure):
                 figure = None  # as in records, which have no infinity
             if figure != said and (figure is None or said is None or not isclose(figure, said, rel_tol=ROUNDING)):
-                raise ValueError(f"{column} of record {digest} comes to {figure}, {NAME} says {said}")
+                return record, f"{column} of record {digest} comes to {figure}, {NAME} says {said}"
+    return None
+
+
+def _needed_columns(record: Mapping[str, Any], is_judged: bool) -> tuple[str, ...]:
+    """Return the columns whose values scores are computed from."""
+    return (RECOVERED,) if record.get("attack") else COLUMNS if is_judged else ()
 
 
 def _read_examples(path: Path) -> dict[str, list[dict[str, Any]]]:

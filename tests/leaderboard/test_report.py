@@ -1,6 +1,7 @@
 """The leaderboard's files from evidence written by hand: what a reader is told beside the figures."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,6 +153,30 @@ def test_a_submission_of_infinite_perplexity_harms_no_other_row(seed, note, tmp_
     # 3 / (1 / 0.5 + 1 / 0.75 + 1 / 0.01), with useful at its floor
     assert (f"| {note} |" if note else " as submitted | 0.03 (") in theirs
     assert "inf" not in theirs and "huge" in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize("attacked, column", [(False, "percent_memorized_held_out"), (False, "all"), (True, RECOVERED)])
+def test_missing_values_of_a_judged_figure_are_one_line(attacked, column, written, tmp_path):
+    """Without this error a score would leave the figure out, such as the worst attack or the worst seed."""
+    folder = shutil.copytree(written / "noise", tmp_path / "noise")
+    found = evidence.read(folder)
+    of_obs = [record for record in found.records if record.get("method", {}).get("name") == "obs"]
+    (edited,) = [record for record in of_obs if bool(record.get("attack")) == attacked]
+    kept = dict(found.values[record_digest(edited)])
+    left = {} if column == "all" else {name: value for name, value in kept.items() if name != column}
+    evidence.write(replace(found, values={**found.values, record_digest(edited): left}), folder)
+    missing = RECOVERED if column == "all" else column
+    with pytest.raises(UserError, match=f"values.safetensors: .*no values for {missing} of record .*; make it again$"):
+        report.write(tmp_path, ["noise"])
+
+
+def test_a_trial_that_was_not_judged_needs_no_values(written, tmp_path):
+    found = evidence.read(written / "noise")
+    (edited,) = [r for r in found.records if r.get("method", {}).get("name") == "obs" and not r.get("attack")]
+    without = {digest: some for digest, some in found.values.items() if digest != record_digest(edited)}
+    records = tuple(record for record in found.records if record.get("parent") != record_digest(edited))
+    evidence.write(replace(found, records=records, values=without), tmp_path)
+    assert len(evidence.read(tmp_path).records) == len(found.records) - 1
 
 
 def row(rank=(1, 2), **parts: float) -> Row:
