@@ -114,7 +114,8 @@ def gather(
                     examples[digest] = [_as_json(each) for each in kept_examples(tensors, decode)]
     if earlier is not None:
         records = list({record_digest(record): record for record in (*earlier.records, *records)}.values())
-        values = {**earlier.values, **values}
+        new = {digest: _merged(earlier.values.get(digest, {}), some) for digest, some in values.items()}
+        values = {**earlier.values, **new}
         examples = {**earlier.examples, **{digest: some for digest, some in examples.items() if some}}
         needs = {**earlier.needs, **needs}
     check_models(records)
@@ -127,6 +128,12 @@ def gather(
         place = paths.get(record_digest(record), NAME)
         raise UserError(f"{place}: {why}; delete this file and run again, or give another --run_dir")
     return gathered
+
+
+def _merged(earlier: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a record's tensors with new columns, each with all its own tensors, in place of earlier ones."""
+    columns = {name.partition(".")[0] for name in new}
+    return {name: value for name, value in earlier.items() if name.partition(".")[0] not in columns} | dict(new)
 
 
 def restore(evidence: Evidence, folders: Mapping[int, Path]) -> None:

@@ -37,6 +37,22 @@ def added(folder, evidence, results, values):
     return record_digest(record)
 
 
+def test_a_restored_record_that_gains_a_metric_keeps_the_values_of_the_others(earlier, tmp_path):
+    digest = added(tmp_path, earlier, {TOKENS: 0.5}, {TOKENS: torch.tensor([1.0, 0.0])})
+    found = gather([tmp_path], None, {}, earlier)
+    assert found.values[digest].keys() == earlier.values[digest].keys() | {TOKENS}
+    assert found.values[digest][EXACT].equal(earlier.values[digest][EXACT])
+
+
+def test_a_column_that_is_measured_again_keeps_no_weights_of_before(earlier, tmp_path):
+    """Two of three sequences counted; now all four of them do."""
+    of_unedited = earlier.values[record_digest(earlier.unedited(0))]
+    of_unedited |= {EXACT: torch.tensor([100.0, 100, 0, 0]), f"{EXACT}.weights": torch.tensor([1, 1, 1, 0])}
+    digest = added(tmp_path, earlier, {EXACT: 50.0}, {EXACT: torch.tensor([1.0, 1, 0, 0])})
+    found = gather([tmp_path], None, {}, earlier)
+    assert f"{EXACT}.weights" not in found.values[digest] and found.rows(found.unedited(0), EXACT).sums.sum() == 200
+
+
 @pytest.mark.parametrize("folder", ["", "below"])
 def test_values_are_found_beside_their_record(folder, earlier, tmp_path):
     digest = added(tmp_path / folder, earlier, {TOKENS: 0.5}, {TOKENS: torch.tensor([1.0, 0.0])})
