@@ -70,7 +70,7 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             tables.append(table)
             title, is_first = f"### {within(case, limit).capitalize()}\n", limit == case.utility.limits[0]
             held = held_down(board)
-            remarks = [*left_out(board), telling(jury), *held]
+            remarks = [*left_out(board), telling(jury), *missing_attacks(jury), *held]
             below = remarks if is_first else held
             texts["LEADERBOARD.md"] += [title, *(f"{text}\n" for text in (markdown_of(table.shown), *below))]
             lines += [line(name, limit, row) for row in board]
@@ -99,6 +99,11 @@ def left_out(board: Sequence[Row]) -> list[str]:
     """Return a sentence for each reason why rows are left out of the table."""
     names = {words: [row.name for row in board if row.note == note] for note, words in ABSENT.items()}
     return [f"{words}: {', '.join(absent)}." for words, absent in names.items() if absent]
+
+
+def missing_attacks(jury: Jury) -> list[str]:
+    """Return a sentence on the attacks that count for no row, since a twin or an unedited model lacks them."""
+    return [f"Left out of robust: {'; '.join(jury.missing_attacks)}."] if jury.missing_attacks else []
 
 
 def held_down(board: Sequence[Row]) -> list[str]:

@@ -222,9 +222,26 @@ class Jury:
 
     def recovered(self, records: Sequence[Record]) -> dict[tuple, np.ndarray]:
         """Return the percentage memorized under each attack at each setting, by (name, *settings)."""
-        by_seed = [{attack_key(one): one for one in self.evidence.attacks_on(record)} for record in records]
+        by_seed = [self._attacks_on(record) for record in records]
         shared = set.intersection(*map(set, by_seed)) if by_seed else set()
         return {key: self._figure([some[key] for some in by_seed], RECOVERED) for key in sorted(shared, key=str)}
+
+    def _attacks_on(self, record: Record) -> dict[tuple, Record]:
+        return {attack_key(one): one for one in self.evidence.attacks_on(record)}
+
+    @cached_property
+    def missing_attacks(self) -> list[str]:
+        """What `robust` leaves out, as text: attacks that one unedited model or twin lacks, though others have them."""
+        wanted = set().union(*map(self._attacks_on, self.original))
+        found = []
+        for model, records in (("unedited model", self.original), ("twin", self.twin)):
+            for seed, record in zip(self.seeds, records):
+                lacking = wanted - self._attacks_on(record).keys()
+                made = {key[0] for key in wanted - lacking}
+                for name in sorted({key[0] for key in lacking} - {*UNCOUNTED}):
+                    part = " at some settings" if name in made else ""
+                    found.append(f"{name}{part}, not made on the {model} of seed {seed}")
+        return found
 
     def parts(self, records: Sequence[Record]) -> dict[str, np.ndarray]:
         """Return the known parts of the score, by name in PARTS.

@@ -179,6 +179,25 @@ def test_a_trial_that_was_not_judged_needs_no_values(written, tmp_path):
     assert len(evidence.read(tmp_path).records) == len(found.records) - 1
 
 
+@pytest.mark.parametrize("kind, model", [(NEVER_PLANTED, "twin"), (UNEDITED, "unedited model")])
+@pytest.mark.parametrize("name, bits, what", [("relearn", 4, "relearn"), ("quantize", 2, "quantize at some settings")])
+def test_an_attack_that_a_model_of_reference_lacks_is_named(kind, model, name, bits, what, tmp_path):
+    """Relearning, or quantization to 2 bits, is made on all models but one. `interpolate` never counts."""
+    models = {key: some * 2 for key, some in MODELS.items() if key[0] in (UNEDITED, NEVER_PLANTED, "obs")}
+    folder = write_board(tmp_path, NOISE, models) / "noise"
+    found = evidence.read(folder)
+    records, values, without = list(found.records), dict(found.values), record_digest(found.unedited(1, kind))
+    for record in (each for each in found.records if each.get("attack") and each["parent"] != without):
+        for attack in (name, "interpolate"):
+            records.append({**record, "attack": {"name": attack, "bits": bits}})
+            values[record_digest(records[-1])] = {RECOVERED: values[record_digest(record)][RECOVERED].clone()}
+    evidence.write(replace(found, records=tuple(records), values=values), folder)
+    report.write(tmp_path, ["noise"])
+    said = f"Left out of robust: {what}, not made on the {model} of seed 1."
+    assert said in (tmp_path / "LEADERBOARD.md").read_text().split("### Within 5")[0].split("\n\n")
+    assert said in (tmp_path / "index.html").read_text()
+
+
 def row(rank=(1, 2), **parts: float) -> Row:
     return Row("npo", "objective", "", figures={n: Figure(v, v, v) for n, v in parts.items()}, rank=rank)
 
