@@ -15,7 +15,7 @@ from tinymem.data.memories import among
 from tinymem.errors import Failures, UserError
 from tinymem.localize.method import Change, ConfiguredMethods, Method, Strength, edits
 from tinymem.localize.subject import UNCHANGED, AttackConditions, Run, Subject
-from tinymem.localize.task import UnlearningTask
+from tinymem.localize.task import UnlearningTask, without_judging_sets
 from tinymem.metrics.elicitation import Elicitation
 from tinymem.models.adapter import weight_of
 from tinymem.models.edit import Draws, describe
@@ -82,7 +82,7 @@ def _attack(
         if force:
             for attacked in runs.values():
                 attacked.forget()
-        search = edits(method, model, task, method.at(hp, *to_do))
+        search = edits(method, model, without_judging_sets(task), method.at(hp, *to_do))
         # An output filter is not in the weights, so only attacks on prompts face it.
         access = nullcontext() if method.elicits else unfiltered(model)
         with failures.kept(f"attack {method.name}"), access, closing(search) as found:  # restores after an error too
@@ -107,7 +107,7 @@ def seen_by(method: Method, task: UnlearningTask, hp: Any) -> Artifacts | None:
     """Return the sequences that an attack sees, None for none. Raise UserError if they leave nothing to measure."""
     if method.seen is None:
         return None
-    flags = method.seen(task, hp)
+    flags = method.seen(without_judging_sets(task), hp)
     if flags.dtype != torch.bool or flags.shape != (len(task.forget),):
         raise UserError(f"--attack {method.name}: `seen` must give one bool for each of {len(task.forget)} sequences")
     seen, shown = task.forget.select(flags), task.forget if task.shown is None else task.shown

@@ -98,8 +98,8 @@ class UnlearningTask:
 
     forget     (F, T) sequences to forget, with prompt and clean twin
     retain     (R, T) sequences to retain
-    held_out   (H, T) memorized sequences that the method never sees
-    validation (V, T) more sequences that it never sees, for choosing settings; None: no such set
+    held_out   (H, T) memorized sequences that methods and attacks never see
+    validation (V, T) more sequences that they never see, for choosing settings; None: no such set
     continuation   k: the measured tokens are prompt_end .. prompt_end + k - 1
     ignored_token  token id excluded from all losses, or None
     pad            token id that fills short sequences, if any: objectives never unlearn it
@@ -181,19 +181,21 @@ class UnlearningTask:
 
 
 class Withheld:
-    """Stand-in for sequences that a method must never see: any use raises a one-line error."""
+    """Stand-in for sequences that a method or an attack must never see: any use raises a one-line error."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise UserError("the method asks for held-out or validation sequences, which judge it; it may use task.forget")
+        raise UserError(
+            "the method or attack asks for held-out or validation sequences, which judge it; it may use task.forget"
+        )
 
     def __len__(self) -> int:
         return self.planted  # raises: Python asks the class, not __getattr__, for __len__
 
 
 def without_judging_sets(task: UnlearningTask, **changes: Any) -> UnlearningTask:
-    """Return a task as methods get it: without the sequences that judge them."""
+    """Return a task as methods and attacks get it: without the sequences that judge them."""
     return replace(task, held_out=cast(Artifacts, Withheld()), validation=cast(Artifacts, Withheld()), **changes)
 
 

@@ -30,7 +30,7 @@ def check_runs(subject: Subject, methods: ConfiguredMethods, attacks: Configured
     for method, hp in methods:
         method.check(subject.model, task, method.resolve(hp, subject.model.num_parameters()))
     for method, hp in attacks:
-        method.check(subject.model, subject.task, hp)
+        method.check(subject.model, task, hp)
         seen_by(method, subject.task, hp)
 
 

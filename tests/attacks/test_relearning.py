@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tinymem.attacks import context_shift, relearn, relearn_adaptive, relearn_all, relearn_clean, soft_prompt
-from tinymem.attacks.registry import ATTACKS
+from tinymem.attacks.registry import ATTACKS, find_attacks
 from tinymem.attacks.relearning import share_of
 from tinymem.data.dataset import Artifacts
 from tinymem.data.memories import among, apart_from
 from tinymem.errors import NotFinite, UserError
 from tinymem.localize.attacking import attack_original, attack_twin, seen_by
-from tinymem.localize.unlearn import never_planted, unedited
+from tinymem.localize.unlearn import check_runs, never_planted, unedited
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.reference import Predictions
 from tinymem.models.edit import Weights, applied
@@ -305,3 +305,30 @@ def test_figures_that_attacks_have_not_leave_them_done(subject):
     written = {path: path.stat().st_mtime_ns for path in subject.folder.rglob("*.json")}
     assert list(attack_original(asked, attacks)) == records
     assert written == {path: path.stat().st_mtime_ns for path in subject.folder.rglob("*.json")}
+
+
+OWN = '''
+import torch
+from tinymem.models.edit import Weights
+from tinymem.options import settings
+
+@settings
+class HyperParameters:
+    """Mine"""
+
+def attack(model, task, hp, strength):
+    return Weights({})
+
+def seen(task, hp):
+    return torch.arange(len(task.forget)) < 1
+'''
+
+
+@pytest.mark.parametrize("part", ["attack(model, task, hp, strength)", "seen(task, hp)", "check(model, task, hp)"])
+def test_an_attack_of_ones_own_gets_no_sequences_that_judge_it(subject, tmp_path, part):
+    (tmp_path / "greedy_attack.py").write_text(OWN + f"\ndef {part}:\n    return len(task.held_out)\n")
+    (method,) = find_attacks([str(tmp_path / "greedy_attack.py")])
+    subject, attacks = replace(subject, folder=tmp_path), [(method, method.hyper_parameters())]
+    with pytest.raises(UserError, match="asks for held-out or validation sequences, which judge it"):
+        check_runs(subject, [], attacks)
+        list(attack_original(subject, attacks))

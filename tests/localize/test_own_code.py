@@ -349,8 +349,8 @@ def run(model, task, hp):
     "does, message",
     [
         ("model.transformer.wte.weight.data.mul_(2)", "cheat: the method changed the model or the sequences in place"),
-        ("task.validation.planted", "the method asks for held-out or validation sequences"),
-        ("len(task.held_out)", "the method asks for held-out or validation sequences"),
+        ("task.validation.planted", "the method or attack asks for held-out or validation sequences"),
+        ("len(task.held_out)", "the method or attack asks for held-out or validation sequences"),
     ],
 )
 def test_what_a_method_of_ones_own_must_not_do(place, capsys, does, message):
