@@ -35,7 +35,7 @@ class HyperParameters(Prompting):
 def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> Elicitation:
     """Return the attack that reads every token of the continuation after a block, given the tokens before it."""
     prefix, blocks = find_blocks(model)
-    layer = max(1, int(depth * len(blocks)))
+    layer = max(1, int(round(depth * len(blocks), 9)))  # 0.58 * 50 is 28.999...
     norm = final_norm(model)
 
     known: dict[int, tuple[Artifacts, tuple[torch.Tensor, torch.Tensor]]] = {}  # one pass serves both metrics

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tinymem.attacks import (
     context_shift,
@@ -171,6 +172,21 @@ def test_logit_lens_reads_a_block_with_the_last_norm(weak, probe, mixed, subject
     values = first["exact_match_share"](probe, row)
     assert values.sums.item() == pytest.approx((read == rest).double().mean().item())
     assert first[NAME](probe, row).item() == float((read == rest).all())
+
+
+def test_logit_lens_at_a_depth_of_whole_blocks_reads_behind_all_of_them(mixed, monkeypatch):
+    """0.58 of 50 blocks are 29, but 0.58 * 50 is 28.999... The model gives only the state behind block 29."""
+    config = GPT2Config(vocab_size=12, n_positions=18, n_embd=4, n_layer=50, n_head=1, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config).eval()
+    forward = model.base_model.forward
+
+    def only_one(*args, **kwargs):
+        states = forward(*args, **kwargs).hidden_states
+        return SimpleNamespace(hidden_states={29: states[29]})
+
+    monkeypatch.setattr(model.base_model, "forward", only_one)
+    lens = logit_lens.elicit(model, None, logit_lens.HyperParameters(), 0.58).values
+    assert len(lens[NAME](Probe(model, 6, batch_size=8), mixed)) == len(mixed)
 
 
 def test_logit_lens_reads_no_pads(planted, subject):
