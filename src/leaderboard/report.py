@@ -72,7 +72,10 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
             held = held_down(board)
             remarks = [*left_out(board), telling(jury), *missing_attacks(jury), *held]
             below = remarks if is_first else held
-            texts["LEADERBOARD.md"] += [title, *(f"{text}\n" for text in (markdown_of(table.shown), *below))]
+            texts["LEADERBOARD.md"] += [
+                title,
+                *(f"{text}\n" for text in (markdown_of(table.shown), *map(escaped, below))),
+            ]
             lines += [line(name, limit, row) for row in board]
             page.add(case, limit, board, found, remarks)
             if is_first:
@@ -92,7 +95,7 @@ def write(output: Path, names: Sequence[str]) -> list[Table]:
 def origin(case: Case, found: Evidence) -> str:
     """Return a sentence on the subject of a model's evidence and the versions that made it."""
     made = ", ".join(sorted({versions(record) for record in found.records}))
-    return f"{case.description}. Seeds {', '.join(map(str, found.seeds))}; {made}."
+    return f"{escaped(case.description)}. Seeds {', '.join(map(str, found.seeds))}; {made}."
 
 
 def left_out(board: Sequence[Row]) -> list[str]:
@@ -161,7 +164,7 @@ def markdown_of(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def escaped(cell: str) -> str:
-    """Return a text, such as a user's name, escaped for a Markdown table."""
+    """Return a text, such as a user's name or description, escaped for Markdown and its tables."""
     return cell.replace("|", r"\|").replace("<", "&lt;")
 
 

@@ -90,6 +90,21 @@ def test_a_submission_is_held_to_the_limit_which_itself_is_allowed(written):
             assert (f"no trial within {limit} of accuracy" in line) == (name not in allowed), name
 
 
+def test_what_users_write_is_escaped_also_outside_of_tables(written, tmp_path):
+    """The description in a TOML file, and names in the lines below a table."""
+    (noise,) = find_cases(["noise"], True, 3)
+    found = evidence.read(written / "noise")
+    theirs = [record for record in found.records if record.get("method", {}).get("name") == "a | <b>"]
+    kept = tuple(record for record in found.records if not (record in theirs and record.get("attack")))
+    evidence.write(replace(found, records=kept), tmp_path / "noise")
+    replace(noise, description="<script>alert(1)</script>").write(tmp_path / "noise")
+    report.write(tmp_path, ["noise"])
+    for name in ("LEADERBOARD.md", "ATTACKS.md"):
+        text = (tmp_path / name).read_text()
+        assert "&lt;script>alert(1)&lt;/script>. Seeds 0;" in text and "<script" not in text
+    assert r"attacked on all seeds yet: a \| &lt;b>, a \| &lt;b>." in (tmp_path / "LEADERBOARD.md").read_text()
+
+
 def test_a_training_shows_its_own_cost(written):
     (line,) = [
         line
