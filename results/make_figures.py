@@ -119,7 +119,7 @@ def _family(one: Configuration) -> str:
 
 def unlearning_boxes(material: Material) -> Figures:
     groups = experiments(material.unlearning)
-    chosen = [c for group in groups for c in best(group, material.max_perplexity_rise)]
+    chosen = [c for group in groups for c in best(group, material.max_perplexity_rise) if c.method != UNEDITED]
     return {"": plots.draw_boxes(chosen)} if chosen else {}
 
 
@@ -138,14 +138,15 @@ def by_data(some: Sequence[Configuration], draw: Callable) -> Figures:
     return {f"_{name(kind[0])}" if len(kinds) > 1 else "": draw(kind) for kind in kinds}
 
 
+EDITS = "edits beside a record of their unedited model; on text, edits within --max_perplexity_rise"
 # The function, whose name is the file's -> the records it needs.
 FIGURES: dict[Callable[[Material], Figures], str] = {
     training: "training runs without a regularizer (memorization_in_toy_models.py)",
     regularizers: "training runs with a regularizer (memorization_in_toy_models.py --spectral_reg ...)",
     finetuning: "fine-tunings (ft_toy_model.py)",
     unlearning_scatter: "unlearning runs of TinyMem models (src/localize/localize_memorization.py)",
-    unlearning_bars: "unlearning runs with a record of their unedited model",
-    unlearning_boxes: "best unlearning runs; on text, runs within --max_perplexity_rise",
+    unlearning_bars: EDITS,
+    unlearning_boxes: EDITS,
     unlearning_time: "unlearning runs of TinyMem models (src/localize/localize_memorization.py)",
     pythia: "unlearning runs of production models",
 }

@@ -1,7 +1,7 @@
 """results/make_figures.py end to end, in this process."""
 
 import pytest
-from handmade import checkpoint, everything, outcome, trained, training, unlearning
+from handmade import TEXT, checkpoint, everything, outcome, trained, training, unlearning
 from small import in_process
 
 from tinymem import files
@@ -40,6 +40,20 @@ def test_figures_without_records_are_named_with_the_reason(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["training", "regularizers", "finetuning", "pythia"]
     assert f"not drawn, {tmp_path} has no training runs without a regularizer" in lines[0]
+
+
+@pytest.mark.parametrize("runs", [
+    {("unedited",): outcome(9.0)},
+    {("unedited",): outcome(9.0, None, 20.0), ("obs",): outcome(1.0, None, 50.0)},  # above --max_perplexity_rise
+])  # fmt: skip
+def test_without_edits_to_compare_the_other_figures_are_drawn(runs, tmp_path, capsys):
+    unlearning(tmp_path, checkpoint(**(TEXT if len(runs) > 1 else {})), runs)
+    assert draw(tmp_path) == 0
+    names = {path.name for path in (tmp_path / "figures").iterdir() if path.suffix == ".png"}
+    assert names == {"unlearning_scatter.png", "unlearning_time.png"}
+    lines = capsys.readouterr().err.splitlines()
+    reasons = [line for line in lines if line.startswith(("unlearning_bars: ", "unlearning_boxes: "))]
+    assert len(reasons) == 2 and all("has no edits beside a record of their unedited model" in line for line in reasons)
 
 
 def test_bad_input_exits_2_in_one_line(tmp_path, capsys):
