@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinymem import files, plots
+from tinymem import plots
 from tinymem.cli.records import perplexity_rise
 from tinymem.errors import UserError
+from tinymem.folders import check_writable
 from tinymem.localize.registry import METHODS
 from tinymem.records.choose import Configuration, best, configurations, experiments, unlearning_runs
 from tinymem.records.curves import Curve, training_curves
@@ -165,14 +166,16 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
+    limit = perplexity_rise(arguments)
     records = list(named_records(arguments.folder))
     message = mixed_versions(versions(record) for _, record in records)
     if message:
         print(message, file=sys.stderr)
-    output = files.writable_folder(arguments.output_dir or Path(arguments.folder) / "figures")
+    output = Path(arguments.output_dir or Path(arguments.folder) / "figures")
+    check_writable(output)  # the first figure makes it
     runs = unlearning_runs(records, tuple(METHODS), warn=lambda text: print(text, file=sys.stderr))
     curves = training_curves(arguments.folder, records)
-    material = Material(curves, configurations(runs), perplexity_rise(arguments))
+    material = Material(curves, configurations(runs), limit)
     drawn = 0
     for function, needed in FIGURES.items():
         figures = function(material)

@@ -62,13 +62,14 @@ def test_bad_input_exits_2_in_one_line(tmp_path, capsys):
     files.write_json(tmp_path / "other" / "records" / "x.json", other)
     training(tmp_path / "broken", trained(epochs=1), [{"epoch": 1}])
     files.write_json(tmp_path / "broken" / "metrics.json", {"epoch": 1})
-    for name, message in (
+    for name, message, *more in (
         ("empty", "no records in this folder"),
         ("nowhere", "no such folder"),
         ("other", "none of its 1 records can be drawn"),
         ("broken", "metrics.json: this file is damaged"),
+        ("other", "--max_perplexity_rise -1: must be a number of percent >= 0", "--max_perplexity_rise=-1"),
     ):
-        assert draw(tmp_path / name) == 2
+        assert draw(tmp_path / name, *more) == 2
         error = capsys.readouterr().err
         assert message in error.splitlines()[-1] and "Traceback" not in error
-    assert not (tmp_path / "empty" / "figures").exists()
+        assert not (tmp_path / name / "figures").exists()
