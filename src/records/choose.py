@@ -28,12 +28,12 @@ from tinymem.records.identity import (
     run_key,
 )
 from tinymem.records.interval import over_all
+from tinymem.records.record import EXTENT
 from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
 
 PRINTS = ("fingerprints.weights", "fingerprints.forget_set", f"training.{PLANTED_MODEL}")
 SEED_SETTINGS = ("data.seed", "data.plant_seed", "forget.unlearn_seed")
 SEEDS = (*SEED_SETTINGS, *PRINTS)  # the columns that differ between the seeds of one experiment
-EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # size of an edit; see tinymem.models.edit.describe
 COSTS = ("cost.seconds", "cost.peak_memory_gb")
 POINTS = 1.0  # percentage points of memorization: a smaller decrease counts as no effect
 HEADLINE = {"model.name": "{}", "data.data_name": "{}", "data.artifact": "{}", "model.step": "step {}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,8 +11,12 @@ from typing import Any
 
 from tinymem import files
 from tinymem.errors import UserError
+from tinymem.inputs import AGAIN, check_value
 from tinymem.records.identity import FINETUNE, TRAIN
+from tinymem.records.record import result_problem
 from tinymem.records.table import identity_columns
+
+EPOCHS = {TRAIN: "training.epochs", FINETUNE: "method.ft_epochs"}  # kind of run -> the setting of its length
 
 
 @dataclass(frozen=True)
@@ -40,21 +45,37 @@ def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str
     """
     longest: dict[tuple[Path, str], tuple[int, Curve]] = {}
     for name, record in records:
-        if record["kind"] not in (TRAIN, FINETUNE):
+        if record["kind"] not in EPOCHS:
             continue
         run, settings = (Path(folder) / name).parent.parent, identity_columns(record)
-        epochs = settings["method.ft_epochs" if record["kind"] == FINETUNE else "training.epochs"]
+        place = Path(folder) / name
+        for column in ("model.n_layers", EPOCHS[record["kind"]]):  # figures need them
+            epochs = check_value(settings.get(column), int, column, place)
         key = (run if (run / "metrics.json").exists() else Path(name), record["kind"])
         if key not in longest or longest[key][0] < epochs:
-            longest[key] = epochs, Curve(settings, _rows(run, record, epochs))
+            longest[key] = epochs, Curve(settings, _rows(run, record, epochs, place))
     return [curve for _, curve in longest.values()]
 
 
-def _rows(run: Path, record: Mapping[str, Any], epochs: int) -> list[dict[str, Any]]:
-    path = run / "metrics.json"
-    rows = files.read_json(path) if path.exists() else [{"epoch": epochs, **record["results"]}]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "epoch" in row for row in rows):
-        raise UserError(f"{path}: this file is damaged (no list of measured epochs); delete it and train again")
-    spent = [0.0, *accumulate(record["results"].get("epoch_seconds") or ())]
+def check_rows(rows: Any, path: Path, remedy: str) -> list[dict[str, Any]]:
+    """Return the rows of a run's metrics. Raise UserError unless each is an object with its epoch and valid results."""
+    check_value(rows, list[dict[str, Any]], "rows", path, remedy)
+    for row in rows:
+        epoch = check_value(row.get("epoch"), int, "epoch", path, remedy)
+        problem = f"{epoch} is below 0" if epoch < 0 else result_problem(row, math.inf)
+        if problem:
+            raise UserError(f"{path}: this file is damaged (epoch {epoch}: {problem}); {remedy}")
+    return rows
+
+
+def _rows(run: Path, record: Mapping[str, Any], epochs: int, place: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.json, or else of the record, up to `epochs`. place: the record's file."""
+    path, results = run / "metrics.json", record["results"]
+    if path.exists():
+        rows = check_rows(files.read_json(path), path, "delete it and train again")
+    else:
+        rows = check_rows([{"epoch": epochs, **results}], place, AGAIN)
+    seconds = check_value(results.get("epoch_seconds"), list[float] | None, "results.epoch_seconds", place)
+    spent = [0.0, *accumulate(seconds or ())]
     rows = [row for row in rows if row["epoch"] <= epochs]
     return [{**row, "seconds": spent[row["epoch"]]} if row["epoch"] < len(spent) > 1 else row for row in rows]

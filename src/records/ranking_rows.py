@@ -13,7 +13,7 @@ from tinymem.metrics.registry import Column
 from tinymem.records.choose import Configuration
 from tinymem.records.interval import share_interval
 from tinymem.records.ranking import Ranking
-from tinymem.records.record import ANY, BOUNDS, read_values
+from tinymem.records.record import ANY, BOUNDS, limits, read_values
 from tinymem.records.strength import strength_in
 from tinymem.records.verdict import verdict
 
@@ -79,7 +79,7 @@ def described(column: str) -> Column | None:
 def scale(column: str) -> tuple[float, float]:
     """Return the lowest and highest value that a result can have, infinite if unbounded."""
     found = registry.describe(column)
-    return BOUNDS.get(found.unit if found else "", ANY)
+    return limits(found) if found else ANY
 
 
 def bounds(mean: float | None, half: float | None, ends: tuple[float, float]) -> tuple[float, float] | None:

@@ -18,7 +18,7 @@ from typing import Any
 from tinymem import files
 from tinymem.errors import UserError, reading
 from tinymem.inputs import AGAIN, check_file
-from tinymem.metrics.registry import describe
+from tinymem.metrics.registry import Column, describe
 from tinymem.records.cost import Cost
 from tinymem.records.identity import (
     ATTACK,
@@ -35,7 +35,11 @@ from tinymem.records.sources import KEY as SOURCES
 
 ANY = (-math.inf, math.inf)
 BOUNDS = {"%": (0.0, 100.0), "0 to 1": (0.0, 1.0)}  # of metrics, by unit
+BOUNDS |= dict.fromkeys(("perplexity", "perplexity_batch_mean"), (1.0, math.inf))  # by name
+EXTENT = ("percent_zeroed", "percent_changed", "relative_change")  # size of an edit; see tinymem.models.edit.describe
+NUMBERS = (*EXTENT, "train_loss", "train_perplexity")  # results that are numbers, beside metrics
 ROUNDING = 1e-6
+LARGEST = 2.0**1000  # a record has null in place of larger numbers
 OUTCOME = ("results", "cost", "environment")
 RECORD, DIGEST = "record", re.compile("[0-9a-f]{16}")  # metadata: digest of the record that values belong to
 PACKAGES = ("tinymem", "torch", "transformers", "numpy")
@@ -96,14 +100,11 @@ def _problem(record: Any) -> str | None:
             return f"unknown section {part}"
         if not isinstance(record[part], dict):
             return f"{part} is no object"
-    for part in ("results", "cost"):
-        for name, value in record[part].items():
-            column = describe(name) if part == "results" else None
-            if (part == "cost" or column) and not _is_number(value):
-                return f"{part}.{name} is no number"
-            low, high = (0.0, math.inf) if part == "cost" else BOUNDS.get(column.unit if column else "", ANY)
-            if value is not None and (part == "cost" or column) and not low - ROUNDING <= value <= high + ROUNDING:
-                return f"{part}.{name} {value:g} is not between {low:g} and {high:g}"
+    for name, value in record["cost"].items():
+        if problem := _number_problem(value, (0.0, math.inf)):
+            return f"cost.{name} {problem}"
+    if problem := result_problem(record["results"]):
+        return f"results.{problem}"
     needed = {UNLEARN: "method", MEASURED: "method", ATTACK: "attack", TWIN_ATTACK: "attack"}.get(record["kind"])
     if needed and "name" not in record.get(needed, {}):
         return f"no {needed}.name"
@@ -116,10 +117,37 @@ def _problem(record: Any) -> str | None:
     return None if all(isinstance(name, str) for name in names) else "a method's name is no text"
 
 
-def _is_number(value: Any) -> bool:
+def result_problem(results: Mapping[str, Any], largest: float = LARGEST) -> str | None:
+    """Return the problem with a run's results, as text that begins with a name; None if there is none.
+
+    Only metrics and NUMBERS are checked. largest: a number must be smaller.
+    """
+    for name, value in results.items():
+        column = describe(name)
+        if column or name in NUMBERS:
+            if problem := _number_problem(value, limits(column) if column else ANY, largest):
+                return f"{name} {problem}"
+    return None
+
+
+def limits(column: Column) -> tuple[float, float]:
+    """Return the lowest and highest value of a metric's column, infinite if unbounded."""
+    return BOUNDS.get(column.name, BOUNDS.get(column.unit, ANY))
+
+
+def _number_problem(value: Any, ends: tuple[float, float], largest: float = LARGEST) -> str | None:
+    """Return the problem with a number or null between these ends, as text; None if there is none."""
+    if not _is_number(value, largest):
+        return "is no number"
+    if value is not None and not ends[0] - ROUNDING <= value <= ends[1] + ROUNDING:
+        return f"{value:g} is not between {ends[0]:g} and {ends[1]:g}"
+    return None
+
+
+def _is_number(value: Any, largest: float = LARGEST) -> bool:
     """Return whether a value fits a float or is null, which stands for a number that is not finite."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value is None or number and abs(value) < 2**1000
+    return value is None or number and abs(value) < largest
 
 
 def find_record(folder: str | Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from tinymem.inputs import AGAIN, check_file, check_value, parse_json, read_sett
 from tinymem.models.edit import Edit, Lazy, Weights, applied, stored
 from tinymem.models.tinymem import ModelSettings
 from tinymem.options import check_options, option
+from tinymem.records.curves import check_rows
 from tinymem.records.table import write_csv
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training.optimizer import masters_of
@@ -127,14 +128,6 @@ def read_progress(path: Path, remedy: str = OTHER_STATE) -> Progress:
     progress = read_settings(Progress, parse_json(text, path, remedy), path, remedy, whole=True)
     check_rows(progress.rows, path, remedy)
     return progress
-
-
-def check_rows(rows: Any, path: Path, remedy: str) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics. Raise UserError unless each is an object with its epoch."""
-    check_value(rows, list[dict[str, Any]], "rows", path, remedy)
-    for row in rows:
-        check_value(row.get("epoch"), int, "epoch", path, remedy)
-    return rows
 
 
 def _state(model, optimizer, regularizers: Sequence[Regularizer]) -> dict[str, torch.Tensor]:

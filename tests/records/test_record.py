@@ -71,7 +71,8 @@ def test_many_writers_leave_whole_records_and_nothing_else(tmp_path):
     assert len(load_records(tmp_path)) == len(list((tmp_path / "records").iterdir())) == 5
 
 
-@pytest.mark.parametrize("part, name", [("cost", "seconds"), ("cost", "peak_memory_gb"), ("results", "perplexity")])
+@pytest.mark.parametrize("part, name", [("cost", "seconds"), ("cost", "peak_memory_gb"), ("results", "perplexity"),
+                                        ("results", "percent_zeroed")])  # fmt: skip
 @pytest.mark.parametrize("value", ["abc", True, 10**400, [1.0], {}], ids=["text", "bool", "huge", "list", "object"])
 def test_what_is_no_number_is_damage(tmp_path, part, name, value):
     path = write_record(tmp_path, RUN, {"perplexity": 2.0}, Cost(1.0, None), "cpu")

@@ -56,6 +56,36 @@ def test_without_edits_to_compare_the_other_figures_are_drawn(runs, tmp_path, ca
     assert len(reasons) == 2 and all("has no edits beside a record of their unedited model" in line for line in reasons)
 
 
+@pytest.mark.parametrize("name, value, message", [
+    ("epoch", "1", "epoch '1': must be a whole number"), ("epoch", None, "epoch None: must be a whole number"),
+    ("epoch", -1, "is damaged (epoch -1: -1 is below 0)"), ("train_loss", [], "(epoch 1: train_loss is no number)"),
+    ("mean_test_accuracy", "high", "is damaged (epoch 1: mean_test_accuracy is no number)"),
+    ("perplexity", 0, "is damaged (epoch 1: perplexity 0 is not between 1 and inf)"),
+])  # fmt: skip
+def test_a_wrong_value_in_the_metrics_of_a_training_is_one_line(name, value, message, tmp_path, capsys):
+    rows = [{"epoch": epoch, **outcome(40.0)} for epoch in (1, 2)]
+    training(tmp_path, trained(), rows)
+    files.write_json(tmp_path / "metrics.json", [{**rows[0], name: value}, rows[1]])
+    assert draw(tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'metrics.json'}: " in line and message in line
+
+
+@pytest.mark.parametrize("section, name, value", [
+    ("training", "epochs", "2"), ("model", "n_layers", "two"), ("results", "epoch_seconds", ["1"]),
+])  # fmt: skip
+def test_a_wrong_number_in_the_record_of_a_training_is_one_line(section, name, value, tmp_path, capsys):
+    training(tmp_path, trained(), [{"epoch": 2, **outcome(40.0)}])
+    (path,) = tmp_path.glob("records/*.json")
+    record = files.read_json(path)
+    record[section][name] = value
+    path.unlink()
+    path = files.write_json(path.with_name("edited.json"), record)
+    assert draw(tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: {section}.{name} {value!r}: must be " in line
+
+
 def test_bad_input_exits_2_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     other = {"format": 2, "kind": "as_published", "results": {}, "cost": {}, "environment": {}}
@@ -66,7 +96,7 @@ def test_bad_input_exits_2_in_one_line(tmp_path, capsys):
         ("empty", "no records in this folder"),
         ("nowhere", "no such folder"),
         ("other", "none of its 1 records can be drawn"),
-        ("broken", "metrics.json: this file is damaged"),
+        ("broken", "metrics.json: rows {'epoch': 1}: must be a list"),
         ("other", "--max_perplexity_rise -1: must be a number of percent >= 0", "--max_perplexity_rise=-1"),
     ):
         assert draw(tmp_path / name, *more) == 2

@@ -261,7 +261,7 @@ def test_cached_tokens_are_ids_of_the_vocabulary(tmp_path, tokens, right):
         assert "delete the file and run again" in refused(_mapped, *arguments)
 
 
-@pytest.mark.parametrize("value, right", [(0.5, True), (None, True), (1, True), ("high", False), ([1.0], False),
+@pytest.mark.parametrize("value, right", [(1.5, True), (None, True), (1, True), ("high", False), ([1.0], False),
                                           ({"a": 1}, False), (10**400, False)])  # fmt: skip
 def test_a_records_metrics_are_numbers(tmp_path, value, right):
     path = write_record(tmp_path, {"kind": "unlearn", "method": {"name": "m"}}, {"perplexity": 1.0}, Cost(), "cpu")
@@ -309,6 +309,7 @@ def test_values_of_another_record(tmp_path):
     ("results", "percent_memorized_train", 100.0000000001, True), ("results", "percent_memorized_train", 250.0, False),
     ("results", "percent_memorized_shown", -5, False), ("results", "mean_test_accuracy", 7, False),
     ("results", "percent_of_mine", 250.0, True), ("cost", "seconds", -5, False), ("cost", "seconds", 5, True),
+    ("results", "perplexity", 0, False), ("results", "perplexity", -3.0, False), ("results", "perplexity", 1, True),
 ])  # fmt: skip
 def test_a_records_metrics_are_in_range(tmp_path, part, name, value, right):
     path = write_record(tmp_path, {"kind": "unlearn", "method": {"name": "m"}}, {"perplexity": 1.0}, Cost(), "cpu")
