@@ -32,6 +32,7 @@ def add_rerun_options(parser: argparse.ArgumentParser) -> None:
 def rerun(arguments: argparse.Namespace) -> None:
     """Print the command of a record, run it and compare the results. Exit with 1 if they are not the same."""
     # a late import: sweeps import this module, and their --help must be fast
+    from tinymem.sweeps.moved_models import with_moved_models
     from tinymem.sweeps.record_command import words_of
 
     path = Path(arguments.folder)
@@ -42,7 +43,7 @@ def rerun(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output_dir or Path(FOLDER) / record_digest(record))
     if folder.resolve() == path.resolve().parent.parent:
         raise UserError(f"--output_dir {folder}: the record itself is there; give another folder")
-    environment = record["environment"]
+    record, environment = with_moved_models(record, path), record["environment"]
     words = words_of(record, path)
     words += ["--output_dir", str(folder), "--data_dir", arguments.data_dir, "--device", _device(environment)]
     threads = environment.get("threads")

@@ -154,6 +154,25 @@ def test_each_twin_of_a_model_from_elsewhere_has_results_of_its_own(here, study,
     assert capsys.readouterr().out.splitlines()[-1].startswith("the same to the digit: ")
 
 
+def test_a_model_from_elsewhere_and_its_twin_are_found_after_a_move(here, study, tmp_path, monkeypatch, capsys):
+    project, moved = tmp_path / "project", tmp_path / "moved"
+    shutil.copytree(study[0] / "runs" / "plain" / "finetuned" / "epoch_6_clean" / "epoch_1", project / "twin")
+    path = measured_elsewhere(study, project, "--twin_model", project / "twin")["never_planted"]
+    project.rename(moved)
+    path = moved / path.relative_to(project)
+    words = ["rerun", path, "--output_dir", tmp_path / "again", "--data_dir", study[0] / "data"]
+    monkeypatch.chdir(tmp_path)  # the model is above the record
+    assert command(*words) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the same to the digit: ")
+    GPT2LMHeadModel.from_pretrained(moved / "foreign").bfloat16().float().save_pretrained(moved / "foreign")
+    assert command(*words) == 2
+    assert f"{moved / 'foreign'} holds other weights; restore the old ones" in capsys.readouterr().err
+    shutil.rmtree(moved / "foreign")
+    assert command(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"its model {project / 'foreign'} is gone" in line and "put it there again" in line
+
+
 def test_a_model_with_other_weights_is_not_the_same_input(here, study, tmp_path, capsys):
     record = json.loads(here["unedited"].read_text())
     record["fingerprints"]["weights"] = "0" * 16

@@ -104,6 +104,17 @@ def test_own_files_are_found_again_from_anywhere(project, monkeypatch, capsys):
         assert capsys.readouterr().out.splitlines()[-1].startswith("the same to the digit: ")
 
 
+def test_a_moved_production_model_is_found_by_its_name(project, model, capsys):
+    folder, records = project
+    shutil.copytree(model, folder / "models" / "mine")
+    record = json.loads(records["unedited"].read_text())
+    record["model"]["name"] = "/gone/models/mine"
+    path = records["unedited"].with_name("moved.json")
+    path.write_text(json.dumps(record))
+    assert command("rerun", path, "--output_dir", "again") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the same to the digit: ")
+
+
 @pytest.mark.parametrize("name, flag", [
     ("known.jsonl", "--memorized"), ("texts/a.jsonl", "--corpus"), ("code/mine.py", "--localization_method"),
     ("code/measure.py", "--metrics"),
