@@ -221,7 +221,8 @@ def memorized_texts(path: str, column: str) -> list[str]:
 def text_token_set(path: str, column: str, tokenizer, length: int) -> TokenSet:
     """Return the first `length` tokens of each passage in a text file (see `memorized_texts`).
 
-    Shorter passages are left out, with a warning. Raise UserError without a tokenizer, or if no passage is left.
+    Shorter passages are left out, with a warning. Another warning says if a plain text is a single longer passage, or
+    if most of it lies beyond these tokens. Raise UserError without a tokenizer, or if no passage is left.
     """
     if tokenizer is None:
         raise UserError("--memorized: this model's folder has no tokenizer to read text with; give a file of token ids")
@@ -239,6 +240,12 @@ def text_token_set(path: str, column: str, tokenizer, length: int) -> TokenSet:
         logger.warning(
             "%s: %d of %d passages are left out: they have fewer than %d tokens",
             path, len(streams) - len(rows), len(streams), length,
+        )  # fmt: skip
+    used, total = length * len(rows), sum(map(len, streams))
+    if not path.lower().endswith(".jsonl") and total > used and (len(streams) == 1 or total > 2 * used):
+        logger.warning(
+            "--memorized %s: %d of its %d tokens are used, the first %d of each of %d passages; put blank lines "
+            "between passages", path, used, total, length, len(rows),
         )  # fmt: skip
     return TokenSet(torch.from_numpy(np.stack(rows)), {"file": Path(path).name})
 

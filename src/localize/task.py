@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -30,6 +31,7 @@ OTHERS, ALL = "others", "all"  # values of --retain
 ADDED_LATER = ("validation_fraction", "forget", "retain")
 Kept = TypeVar("Kept", bound=Tensors)
 Look = Callable[[Artifacts], "torch.Tensor"]  # which artifacts are memorized, bool (A,)
+logger = logging.getLogger(__name__)
 UNLEARN_SETS = ("mem", "noise", "seven", "two", "three", "four", "five")
 
 
@@ -255,7 +257,8 @@ def split_groups(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Ten
     """Return the rows to forget, to hold out and to validate on, sorted: whole groups, about as many as asked for.
 
     groups: the memory of each row, (rows,). The held-out rows do not depend on the validation set. Raise UserError if
-    nothing would be left to forget, or if no whole group fits the rows to hold out or to validate on.
+    nothing would be left to forget, or if no whole group fits the rows to hold out or to validate on. Log a warning if
+    a share is less than a row.
     """
     queue, unseen_rows = _shuffled_groups(groups, settings.unlearn_seed), []
     memory_count = len(queue)
@@ -270,6 +273,11 @@ def split_groups(groups: torch.Tensor, settings: TaskSettings) -> list[torch.Ten
             raise UserError(f"--{flag} {share}: leaves none of {len(groups)} sequences to unlearn{note}")
         if round(share * len(groups)) and not taken_groups:
             raise UserError(f"--{flag} {share}: none of {len(groups)} sequences can be held out{note}; use 0")
+        if share and len(groups) and not taken_groups:
+            logger.warning(
+                "--%s %s: holds out none of %d sequence(s), the share is too small; give more sequences, or use 0",
+                flag, share, len(groups),
+            )  # fmt: skip
         unseen_rows.append(rows)
     held_out, validation = unseen_rows
     return [rows.nonzero().flatten() for rows in (~(held_out | validation), held_out, validation)]

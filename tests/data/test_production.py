@@ -17,6 +17,7 @@ from tinymem.data.production import (
     shares_tokens,
     split_random,
     text_rows,
+    text_token_set,
 )
 from tinymem.data.token_sets import TokenSet, write_token_set
 from tinymem.data.tokenizer import tokenize, train_tokenizer
@@ -164,3 +165,15 @@ def test_memorized_text_is_the_first_tokens_of_each_passage(tmp_path, name, capl
     ) as error:
         load_memorized(long, config, tokenizer)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "between, said", [(" ", "4 of its {} tokens are used, the first 4 of each of 1"), ("\n\n", "")]
+)
+def test_text_that_is_one_long_passage_is_said(between, said, tmp_path, caplog):
+    tokenizer, path = train_tokenizer(MEMORIES * 9, 280), tmp_path / "m.txt"
+    passage = tokenizer.decode(tokenize(tokenizer, MEMORIES[:1])[0][:6])
+    path.write_text(between.join([passage] * 5))
+    text_token_set(str(path), "text", tokenizer, 4)
+    total = len(tokenize(tokenizer, [path.read_text()])[0])
+    assert said.format(total) in caplog.text and bool(said) == ("put blank lines" in caplog.text)

@@ -38,6 +38,17 @@ def test_nothing_left_is_one_line(shares, count, message):
         split_groups(torch.arange(count), TaskSettings(holdout_fraction=shares[0], validation_fraction=shares[1]))
 
 
+@pytest.mark.parametrize("share, count", [(0.5, 1), (0.1, 4)])
+def test_a_share_that_holds_out_nothing_is_said(share, count, caplog):
+    shown, held_out, _ = split_groups(torch.arange(count), TaskSettings(holdout_fraction=share))
+    assert len(shown) == count and not len(held_out)
+    assert f"--holdout_fraction {share}: holds out none of {count} sequence(s)" in caplog.text
+    caplog.clear()
+    split_groups(torch.arange(10), TaskSettings(holdout_fraction=share))
+    split_groups(torch.arange(0), TaskSettings(holdout_fraction=share))  # nothing is memorized
+    assert not caplog.text
+
+
 def test_no_part_of_validation_is_shown_or_kept(memorizing_backdoor):
     settings = TaskSettings(holdout_fraction=0.25, validation_fraction=0.25)
     task = unlearning_task(memorizing_backdoor.model, memorizing_backdoor.dataset, settings)
