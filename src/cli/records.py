@@ -24,20 +24,13 @@ from tinymem.cli.rerun import add_rerun_options, rerun
 from tinymem.errors import UserError
 from tinymem.localize.registry import METHODS
 from tinymem.metrics import registry
-from tinymem.records.choose import (
-    ComparedRun,
-    Configuration,
-    configurations,
-    experiments,
-    pareto,
-    titles,
-    unlearning_runs,
-)
+from tinymem.records.choose import ComparedRun, Configuration, configurations, experiments, pareto, unlearning_runs
 from tinymem.records.gather import gather
 from tinymem.records.grouping import differing, grouped
 from tinymem.records.ranking import Ranking, answer, ranked
 from tinymem.records.ranking_rows import PERPLEXITY_RISE, bounds, described, outcomes, scale, setting, summary
 from tinymem.records.table import check_replaced, check_table_path, mixed_versions, named_records, versions, write_table
+from tinymem.records.titles import titles
 from tinymem.records.upgrade import upgrade
 
 PROGRAM = "python -m tinymem.records"

@@ -11,20 +11,13 @@ from typing import Any
 
 from tinymem.attacks.recovery import Attacked, attacked_models, averaged
 from tinymem.localize.registry import METHODS
-from tinymem.records.choose import (
-    ComparedRun,
-    Configuration,
-    configurations,
-    experiments,
-    titles,
-    twins,
-    unlearning_runs,
-)
+from tinymem.records.choose import ComparedRun, Configuration, configurations, experiments, twins, unlearning_runs
 from tinymem.records.grouping import grouped
 from tinymem.records.identity import record_digest, sections_of
 from tinymem.records.interval import over_all
 from tinymem.records.ranking import Ranking, ranked
 from tinymem.records.table import mixed_versions, named_records, versions
+from tinymem.records.titles import titles
 
 Named = tuple[str, Mapping[str, Any]]  # path of a record relative to the folder, record
 

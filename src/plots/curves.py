@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tinymem.plots.base import STYLES, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
-from tinymem.records.choose import SEEDS, on_numbers, titles
+from tinymem.records.choose import SEEDS, on_numbers
 from tinymem.records.curves import Curve
 from tinymem.records.grouping import grouped, key_of
+from tinymem.records.titles import layers, titles
 from tinymem.regularizers.registry import REGULARIZERS
 
 LENGTH = (
@@ -71,7 +72,7 @@ def _whole_epochs(axis) -> None:
 def draw_by_size(curves: Sequence[Curve]):
     """Draw training runs without regularizers: one line per model size, two panels per data set."""
     order = sorted(curves, key=lambda curve: curve.settings["model.n_layers"])
-    return _draw(order, lambda curve: f"{curve.settings['model.n_layers']} layers", ("model.n_layers",), "epoch")
+    return _draw(order, lambda curve: layers(curve.settings["model.n_layers"]), ("model.n_layers",), "epoch")
 
 
 def draw_regularizers(curves: Sequence[Curve]):

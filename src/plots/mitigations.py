@@ -107,7 +107,8 @@ def _draw(axis, rows: Rows, places: Sequence[float], measure: Measure) -> None:
             axis.plot(other, place, marker="D", label=measure.beside[1], zorder=2.9, **style)
             end, words = max(end, other), f"{words} ({measure.words(other)})"
         note = row.get(measure.note or "") or ""
-        _write(axis, end, place, f"{words} {note}".rstrip().replace("_", " "))
+        lower = value < base and measure.beside is None  # than the first row's: the line there is on the right
+        _write(axis, low if lower else end, place, f"{words} {note}".rstrip().replace("_", " "), left=lower)
         largest = max(largest, end)
     _scale(axis, measure, largest)
 
@@ -129,10 +130,11 @@ def _scale(axis, measure: Measure, largest: float) -> None:
         plain_numbers(axis.xaxis)
     else:
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.margins(x=0.2)
+        axis.margins(x=0.25)
 
 
-def _write(axis, x: float, y: float, words: str, **style: str) -> None:
-    """Write words to the right of a point, in front of the lines there."""
-    box = dict(facecolor="white", edgecolor="none", pad=0.3)
-    axis.annotate(words, (x, y), (4, 0), textcoords="offset points", fontsize=LETTERS, va="center", bbox=box, **style)
+def _write(axis, x: float, y: float, words: str, left: bool = False, **style: str) -> None:
+    """Write words to the right or left of a point, in front of the lines there."""
+    look = dict(fontsize=LETTERS, bbox=dict(facecolor="white", edgecolor="none", pad=0.3), **style)
+    side = dict(xytext=(-4, 0), ha="right") if left else dict(xytext=(4, 0), ha="left")
+    axis.annotate(words, (x, y), textcoords="offset points", va="center", **side, **look)

@@ -10,12 +10,13 @@ from typing import Any
 from tinymem.plots import marks
 from tinymem.plots.base import FOREIGN, Rows, common_legend, new_figure, new_grid, plain_numbers, save_figure, set_title
 from tinymem.plots.labels import families
-from tinymem.records.choose import HEADLINE, ComparedRun, Configuration, on_numbers, pareto_front, titles, twins
+from tinymem.records.choose import ComparedRun, Configuration, on_numbers, pareto_front, twins
 from tinymem.records.grouping import differing, grouped, key_of
 from tinymem.records.identity import NEVER_PLANTED, UNEDITED
 from tinymem.records.interval import over_all
 from tinymem.records.strength import strength_in
 from tinymem.records.table import method_of
+from tinymem.records.titles import HEADLINE, titles
 
 MEMORIZED = "percent_memorized_train"
 SECONDS = "cost.seconds"

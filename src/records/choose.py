@@ -16,7 +16,7 @@ from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
 from tinymem.metrics.registry import columns
-from tinymem.records.grouping import differing, grouped, key_of
+from tinymem.records.grouping import grouped, key_of
 from tinymem.records.identity import (
     FINGERPRINTS,
     MEASURED,
@@ -29,15 +29,13 @@ from tinymem.records.identity import (
 )
 from tinymem.records.interval import over_all
 from tinymem.records.record import EXTENT
-from tinymem.records.table import flat_row, identity_columns, method_of, scalar, trade_off, versions
+from tinymem.records.table import flat_row, identity_columns, method_of, trade_off, versions
 
 PRINTS = ("fingerprints.weights", "fingerprints.forget_set", f"training.{PLANTED_MODEL}")
 SEED_SETTINGS = ("data.seed", "data.plant_seed", "forget.unlearn_seed")
 SEEDS = (*SEED_SETTINGS, *PRINTS)  # the columns that differ between the seeds of one experiment
 COSTS = ("cost.seconds", "cost.peak_memory_gb")
 POINTS = 1.0  # percentage points of memorization: a smaller decrease counts as no effect
-HEADLINE = {"model.name": "{}", "data.data_name": "{}", "data.artifact": "{}", "model.step": "step {}"}
-HEADLINE |= {"model.n_layers": "{} layers", "training.epoch": "epoch {}"}  # columns in every title -> their format
 VALIDATION = "percent_memorized_validation"
 COMPARED = ("trade_off", "change_memorized", "change_accuracy", "perplexity_rise_percent")
 
@@ -344,30 +342,6 @@ def validated_merit(configuration: Configuration) -> tuple[float, ...]:
     """Return the sort key with the memorization of the validation sequences only. All configurations need some."""
     accuracy = configuration.known_mean("change_accuracy") if configuration.on_numbers else 0.0
     return configuration.known_mean(VALIDATION) / 100 - accuracy, *merit(configuration)[1:]
-
-
-def titles(checkpoints: Sequence[Mapping[str, Any]], seeds: bool = False) -> list[str]:
-    """Return a short title for each checkpoint or experiment: model, data, epoch, and the settings that distinguish it.
-
-    seeds: whether titles name the seed too.
-    """
-    hidden = {*HEADLINE, *PRINTS, *(() if seeds else SEEDS)}
-    alike = grouped(checkpoints, lambda settings: tuple(scalar(settings.get(name)) for name in HEADLINE))
-    apart = [name for some in alike for name in differing(some) if name not in hidden]
-    return [_title(settings, dict.fromkeys(apart)) for settings in checkpoints]
-
-
-def _title(settings: Mapping[str, Any], apart: Iterable[str]) -> str:
-    words = [form.format(settings[name]) for name, form in HEADLINE.items() if settings.get(name) is not None]
-    return ", ".join([*words, *filter(None, (_told(name, settings.get(name)) for name in apart))])
-
-
-def _told(name: str, value: Any) -> str:
-    """Return a setting as text; empty if it is off."""
-    if name == "data.twin":
-        return "never-planted twin" if value else ""
-    own = name.rpartition(".")[2]
-    return "" if value is None or value is False else own if value is True else f"{own} {value}"
 
 
 def pareto(runs: Iterable[ComparedRun]) -> list[list[ComparedRun]]:

@@ -51,6 +51,11 @@ def test_values_stand_beside_the_bars_and_a_note_in_their_place(panels):
     assert [text for text in words[4:-1]] == ["no mitigation", "weight", OWN]
 
 
+def test_a_value_below_the_first_rows_is_written_on_the_other_side_of_its_mark(panels):
+    sides = {text.get_text(): (text.get_ha(), text.xy[0]) for text in panels[1].texts}
+    assert sides == {"30.0": ("left", 30), "28.0": ("right", 28), "33.0": ("left", 33), "40.0": ("left", 40)}
+
+
 def test_intervals_and_the_second_value_are_where_the_numbers_are(panels):
     (of_obs,) = [
         lines for lines in panels[0].collections if any(len(set(map(tuple, s))) > 1 for s in lines.get_segments())

@@ -13,13 +13,13 @@ from tinymem.records.choose import (
     pareto,
     pareto_front,
     seeds_of,
-    titles,
     twins,
     unlearning_runs,
 )
 from tinymem.records.cost import Cost
 from tinymem.records.record import write_record
 from tinymem.records.table import find_records, named_records
+from tinymem.records.titles import titles
 
 
 def loaded(folder, **options) -> list:
@@ -154,6 +154,21 @@ def test_experiments_differ_in_more_than_the_seed(tmp_path):
         "pythia-160m, step 143000", "pythia-160m, step 36000", "wiki_fast, noise, 2 layers, epoch 50",
     ]  # fmt: skip
     assert [len(c.runs) for group in groups for c in group if c.on_numbers] == [2] * 10
+
+
+def test_titles_name_a_users_file_without_its_folder_and_a_digest_only_where_names_are_alike():
+    def text(corpus: str, digest: str) -> dict:
+        return {
+            "data.data_name": "wiki", "model.n_layers": 1, "data.corpus": corpus, "data.corpus_sha256": digest * 64
+        }  # fmt: skip
+
+    assert titles([text("/x/a.txt", "1")]) == ["wiki, 1 layer"]
+    two = [text("/x/a.txt", "1"), text("/y/b.txt", "2")]
+    assert titles(two) == ["wiki, 1 layer, corpus a.txt", "wiki, 1 layer, corpus b.txt"]
+    two[1]["data.corpus"] = "/y/a.txt"
+    assert titles(two) == [f"wiki, 1 layer, corpus a.txt, corpus_sha256 {digit * 8}" for digit in "12"]
+    models = [{"model.name": f"/{folder}/mine"} for folder in ("x", "y")]
+    assert titles(models[:1]) == ["mine"] and titles(models) == ["/x/mine", "/y/mine"]
 
 
 def test_the_front_by_hand():
