@@ -299,7 +299,7 @@ def _read_files(paths: list[Path], text_column: str) -> list[str]:
         return texts
     texts = _separated(texts, str(paths[0]))
     if 0 < len(texts) < MIN_DOCUMENTS:
-        _say_sections(str(paths[0]), len(texts))
+        _say_sections(str(paths[0]), len(texts), paths[0].suffix.lower() in text_files.PLAIN)
     return texts
 
 
@@ -323,10 +323,12 @@ def _say_separator(where: str, name: str, count: int) -> None:
 
 
 @functools.cache
-def _say_sections(where: str, count: int) -> None:
+def _say_sections(where: str, count: int, plain: bool) -> None:
+    """Warn that text is cut into sections. plain: whether separator lines can divide it; rows are documents already."""
+    remedy = f"lines of {END_OF_TEXT} between documents help" if plain else f"{MIN_DOCUMENTS} rows or more are not cut"
     logger.warning(
         "%s: text of %d document(s) is cut into sections at blank lines; copies inside one document are not found and "
-        "may be on both sides of a split (lines of %s between documents help)", where, count, END_OF_TEXT,
+        "may be on both sides of a split (%s)", where, count, remedy,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tinymem import packaged
 from tinymem.data import corpus
-from tinymem.data.corpus import find_corpus, resolve_corpus, split_documents
+from tinymem.data.corpus import find_corpus, local_corpus, resolve_corpus, split_documents
 from tinymem.data.settings import DataSettings
 from tinymem.errors import UserError
 
@@ -58,6 +58,16 @@ def test_wikitext_is_cut_at_article_titles(stored):
     first, second = split_documents(stored)
     assert first.strip().startswith("= First Title =") and "= = Section = =" in first and "text a" in first
     assert second == " = Second = Title = \n text b\n"
+
+
+@pytest.mark.parametrize("name, content, remedy", [
+    ("a.txt", "one\n\ntwo\n", "(lines of <|endoftext|> between documents help)"),
+    ("a.jsonl", '{"text": "one"}\n{"text": "two"}\n', "(20 rows or more are not cut)"),
+])  # fmt: skip
+def test_a_warning_of_sections_has_a_remedy_for_this_kind_of_file(name, content, remedy, tmp_path, caplog):
+    (tmp_path / name).write_text(content)
+    local_corpus(str(tmp_path / name), (), "text").documents()
+    assert remedy in caplog.text
 
 
 def test_one_long_text_is_cut_into_sections_at_blank_lines():
