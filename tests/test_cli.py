@@ -195,6 +195,7 @@ def test_too_little_memory_is_one_line_and_exit_code_1(error, capsys):
         cli.run(main, "script")
     message = capsys.readouterr().err
     assert stopped.value.code == 1 and message.startswith("script: error: out of memory (") and message.count("\n") == 1
+    assert isinstance(error, OutOfMemory) or "or a smaller model if its weights alone do not fit" in message
 
 
 def test_a_reader_that_went_away_is_no_error(capsys):

@@ -119,7 +119,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, UserError):
         return str(error), 1 if isinstance(error, (OutOfMemory, DiskFull)) else 2
     if out_of_memory(error):
-        return f"out of memory ({first_line(error)}); try fewer sequences at a time (see --help)", 1
+        remedy = "try fewer sequences at a time (see --help), or a smaller model if its weights alone do not fit"
+        return f"out of memory ({first_line(error)}); {remedy}", 1
     if full := full_disk(error):
         return f"{getattr(error, 'filename', None) or 'output'}: cannot be written ({full}); make room", 1
     if isinstance(error, OSError) and error.filename is not None:  # overlong names, circular links ...

@@ -245,7 +245,8 @@ def load_details(folder: str | Path) -> dict[str, Any]:
         if not Path(folder).exists():
             raise UserError(f"{folder}: no such folder; give a checkpoint of a training, or one of results/models")
         raise UserError(
-            f"{folder}: not a TinyMem checkpoint (no {SETTINGS} in it); give a folder such as runs/NAME/epoch_50"
+            f"{folder}: not a TinyMem checkpoint (no {SETTINGS} in it); give a folder such as runs/NAME/epoch_50, or "
+            "use src/localize/prod_grad.py (tinymem unlearn-lm), which takes any model, with --model_name"
         )
     details = files.read_json(path, required=("settings",), remedy=RETRAIN)
     for name, kind in (("settings", dict[str, Any]), ("epoch", int), ("finetuning", dict[str, Any])):
