@@ -42,7 +42,7 @@ def log_probabilities(probe: Probe, artifacts: Artifacts, top_k: int = TOP_K, te
 
 @lru_cache
 def _tell_plain_sampling(top_k: int, vocabulary: int) -> None:
-    if top_k > vocabulary:
+    if top_k > vocabulary and top_k != TOP_K:  # the default was not asked for, and number models have few tokens
         logger.warning(
             "extraction by sampling: top-k %d is above the vocabulary of %d: plain sampling", top_k, vocabulary
         )

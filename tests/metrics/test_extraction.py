@@ -124,9 +124,11 @@ def test_a_top_k_above_the_vocabulary_is_said_once(caplog):
     extraction._tell_plain_sampling.cache_clear()
     probe, rows = known_in_part()
     with caplog.at_level(logging.WARNING):
-        plain = log_probabilities(probe, rows, 40)
-        log_probabilities(probe, rows, 40)
+        log_probabilities(probe, rows)
+        assert not caplog.records  # nobody asked for the default
+        plain = log_probabilities(probe, rows, 50)
+        log_probabilities(probe, rows, 50)
         assert [record.message for record in caplog.records] == [
-            "extraction by sampling: top-k 40 is above the vocabulary of 14: plain sampling"
+            "extraction by sampling: top-k 50 is above the vocabulary of 14: plain sampling"
         ]
         assert torch.equal(plain.sums, log_probabilities(probe, rows, 14).sums) and len(caplog.records) == 1
