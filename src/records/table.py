@@ -160,7 +160,11 @@ def _head(path: Path) -> list[str]:
 
 
 def write_table(path: str | Path, rows: Rows, columns: Sequence[str] | None = None) -> Path:
-    """Write rows as CSV or Parquet, chosen by the file's suffix. columns: which ones to write, in order."""
+    """Write rows as CSV or Parquet, chosen by the file's suffix; lists and mappings as JSON.
+
+    columns: which ones to write, in order.
+    """
+    rows = [{name: scalar(value) for name, value in row.items()} for row in rows]
     return (write_csv if check_table_path(path).suffix == ".csv" else write_parquet)(path, rows, columns)
 
 

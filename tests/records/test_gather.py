@@ -87,6 +87,17 @@ def test_a_column_of_several_types_becomes_text_in_parquet(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["gather", "best", "pareto"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_lists_are_json_in_every_table(name, kind, tmp_path):
+    runs = {("unedited",): outcome(90.0), ("obs", ("layers", ("a", "b"))): outcome(1.0)}
+    unlearning(tmp_path / "runs", checkpoint(), runs)
+    path = tmp_path / f"table.{kind}"
+    assert command(name, tmp_path / "runs", "--output", path) == 0
+    table = (pandas.read_csv if kind == "csv" else pandas.read_parquet)(path)
+    assert table["method.layers"].dropna().tolist() == ['["a", "b"]']
+
+
 def test_best_and_pareto_print_and_write_their_tables(tmp_path, capsys):
     everything(tmp_path / "runs")
     assert command("best", tmp_path / "runs", "--output", tmp_path / "best.csv") == 0
