@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -20,7 +21,7 @@ def greedy_continuations(
     """Return the `count` tokens with which greedy decoding continues each prompt: int64 (rows, count), on the CPU.
 
     prompts    token ids, each (P,), at least one token
-    batch_size rows per forward pass; changes nothing but rounding
+    batch_size most rows per forward pass; changes nothing but rounding
     eos        a token id that ends a row; default: none
     on_rows(done, total)   called at the start and after every batch
 
@@ -38,23 +39,31 @@ def greedy_continuations(
             )
     results, done = torch.full((len(prompts), count), NOTHING), 0
     on_rows(done, len(prompts))
-    for rows in _batches(prompts, batch_size, _takes_padding(model)):
+    longest = _longest_padded(model, count, context)
+    for rows in _batches(prompts, batch_size, longest):
         with torch.inference_mode():
             results[rows] = _generate(model, [prompts[row] for row in rows], count, context, eos).cpu()
         on_rows(done := done + len(rows), len(prompts))
     return results
 
 
-def _takes_padding(model) -> bool:
-    """Return whether rows of different lengths can share a batch: positions must count from each row's first token."""
-    return "position_ids" in inspect.signature(getattr(model, "forward", model)).parameters
+def _longest_padded(model, count: int, context: int | None) -> float:
+    """Return the length of prompt up to which rows of different lengths can share a batch.
+
+    Positions must count from each row's first token. The padded rows must not outgrow the context: a model may have a
+    mask of its size (GPT-Neo), and a shorter row goes on when the longest has reached it.
+    """
+    if "position_ids" not in inspect.signature(getattr(model, "forward", model)).parameters:
+        return 0
+    return math.inf if context is None else context - count
 
 
-def _batches(prompts: Sequence[torch.Tensor], batch_size: int, mixed: bool) -> Iterator[list[int]]:
-    """Yield batches of row numbers by length of prompt; unless `mixed`, rows of a batch have the same length."""
+def _batches(prompts: Sequence[torch.Tensor], batch_size: int, longest: float) -> Iterator[list[int]]:
+    """Yield batches of row numbers by length of prompt; rows longer than `longest` share one with equally long rows."""
     batch: list[int] = []
     for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
-        if batch and (len(batch) == batch_size or not (mixed or len(prompts[row]) == len(prompts[batch[0]]))):
+        length = len(prompts[row])
+        if batch and (len(batch) == batch_size or longest < length != len(prompts[batch[0]])):
             yield batch
             batch = []
         batch.append(row)
@@ -77,7 +86,7 @@ def _generate(model, prompts: Sequence[torch.Tensor], count: int, context: int |
             ended |= lengths + step >= context
         if ended.all():
             break
-        logits, cache = _forward(model, tokens, mask, cache, context)
+        logits, cache = _forward(model, tokens, mask, cache)
         best = best_tokens(model, logits).to(tokens.device)
         generated[:, step] = best.masked_fill(ended, NOTHING)
         if eos is not None:
@@ -87,12 +96,12 @@ def _generate(model, prompts: Sequence[torch.Tensor], count: int, context: int |
     return generated
 
 
-def _forward(model, tokens: torch.Tensor, mask: torch.Tensor | None, cache, context: int | None) -> tuple:
+def _forward(model, tokens: torch.Tensor, mask: torch.Tensor | None, cache) -> tuple:
     """Return the logits after the last token, (rows, vocabulary), and the cache for the next step, or None."""
     inputs = tokens if cache is None else tokens[:, -1:]
     more = {} if cache is None else {"past_key_values": cache}
     if mask is not None:
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0, max=None if context is None else context - 1)
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
         more |= {"attention_mask": mask.long(), "position_ids": positions[:, -inputs.shape[1] :]}
     output = model(inputs, use_cache=True, logits_to_keep=1, **more)
     return output.logits[:, -1], getattr(output, "past_key_values", None)

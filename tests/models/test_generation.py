@@ -17,6 +17,8 @@ def tiny(model_type: str):
         return new_model(ModelSettings(n_layers=2, n_heads=2, n_embd=16), VOCABULARY, CONTEXT, seed=0).eval()
     sizes = dict(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     sizes |= dict(intermediate_size=32, num_key_value_heads=2, max_position_embeddings=CONTEXT, initializer_range=0.6)
+    if model_type == "gpt_neo":
+        sizes |= dict(attention_types=[[["global", "local"], 1]], window_size=4)
     ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **ids)).eval()
@@ -38,7 +40,8 @@ def plain_loop(model, prompt: torch.Tensor, count: int, eos: int | None = None) 
     return made + [NOTHING] * (count - len(made))
 
 
-MODELS = ["tinymem", "gpt2", "gpt_neox", "llama", "mistral", "bloom"]  # bloom counts positions by itself
+# bloom counts positions by itself; gpt_neo's own mask is as large as its context
+MODELS = ["tinymem", "gpt2", "gpt_neox", "llama", "mistral", "bloom", "gpt_neo"]
 
 
 @pytest.mark.parametrize("model_type", MODELS)
@@ -78,6 +81,13 @@ def test_the_cache_spares_work():
     model.register_forward_pre_hook(lambda module, args: widths.append(tuple(args[0].shape)))
     greedy_continuations(model, prompts((4, 6)), 5)
     assert widths == [(2, 6)] + [(2, 1)] * 4
+
+
+def test_lengths_share_a_batch_unless_its_rows_would_outgrow_the_context():
+    model, batches = tiny("llama"), []
+    model.register_forward_pre_hook(lambda module, args: batches.append(tuple(args[0].shape)))
+    greedy_continuations(model, prompts((4, 21, 19, 6, 20, 21)), CONTEXT - 19)
+    assert [shape for shape in batches if shape[1] > 1] == [(3, 19), (1, 20), (2, 21)]
 
 
 def test_nothing_to_do_and_bad_prompts():
