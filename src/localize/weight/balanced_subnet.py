@@ -72,7 +72,10 @@ def learn(model, task: UnlearningTask, hp: HyperParameters, ratio: float) -> Mas
         return learn_subnet(model, rows, bounded_step(model, task, hp), ratio, optimizer, generator)
 
     def step(sides: tuple[torch.Tensor, torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-        return gradients(model, task, *_weighted(model, task, hp, *sides), parameters, hp.dtype)
+        tokens, weights = _weighted(model, task, hp, *sides)
+        if not len(tokens):  # only sequences to forget, above the cap
+            return [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
+        return gradients(model, task, tokens, weights, parameters, hp.dtype)
 
     mixed = task.watch.over(batches(task, hp, generator), count)
     return learn_subnet(model, mixed, step, ratio, optimizer, generator)
@@ -102,7 +105,10 @@ def _steps(hp: HyperParameters, forget: int, retain: int) -> int:
 def _weighted(
     model, task: UnlearningTask, hp: HyperParameters, forget: torch.Tensor, retain: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both sides as one batch, with token-loss weights that make its loss -(1 - w) * L_u + w * L_r."""
+    """Return both sides as one batch, with token-loss weights that make its loss -(1 - w) * L_u + w * L_r.
+
+    Above the cap, the batch is the retain side alone, which may be empty.
+    """
     weights = hp.loss_weighting * mean_weights(task, retain)
     if hp.unlearn_loss_cap is not None and len(forget):
         with autocast(model, hp.dtype):
