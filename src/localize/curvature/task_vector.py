@@ -29,7 +29,7 @@ class HyperParameters:
         (0.1, 0.3, 1.0), "multiple to subtract of the change that training on the forget set makes",
         above=0.0, strength=True, grid=(0.1, 0.2, 0.3, 0.5, 1.0, 2.0), small=(0.3, 1.0),
     )  # fmt: skip
-    epochs: int = option(10, "passes over the forget set", low=1)
+    epochs: int = option(10, "passes over the forget set, each rounded up to whole batches", low=1)
     batch_size: int = option(32, "sequences per step", low=2)
     lr: float = option(3e-4, "learning rate of AdamW", above=0.0, high=1e3)
     warm_up: int = option(10, "steps over which the learning rate rises linearly", low=0, unrecorded=True)

@@ -28,7 +28,9 @@ class HyperParameters:
     """Slimming"""
 
     ratio: tuple[float, ...] = neuron_ratio()
-    epochs: int = option(20, "passes over the forget set, at most", low=1, grid=(1, 10, 20), small=(10,))
+    epochs: int = option(
+        20, "most passes over the forget set, each rounded up to whole batches", low=1, grid=(1, 10, 20), small=(10,)
+    )
     batch_size: int = option(32, "sequences per step", low=1)
     lr: float = option(0.1, "learning rate of Adam on the coefficients", above=0.0, high=1e3)
     lambda_l1: float = option(1000.0, "weight of the mean coefficient in the loss", low=0.0)

@@ -32,7 +32,10 @@ class HyperParameters:
     """BalancedSubnet"""
 
     ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
-    epochs: int = option(3, "passes over the larger of forget and retain set", low=1, grid=(1, 10, 20), small=(3,))
+    epochs: int = option(
+        3, "passes over the larger of forget and retain set, each rounded up to whole batches; with --unlearn_share 0, "
+        "over both sets as they are", low=1, grid=(1, 10, 20), small=(3,),
+    )  # fmt: skip
     batch_size: int = option(64, "sequences per step", low=2)
     lr: float = option(0.1, "learning rate of the scores", above=0.0, high=1e3)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)

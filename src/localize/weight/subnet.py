@@ -24,7 +24,9 @@ class HyperParameters:
     """Subnet"""
 
     ratio: tuple[float, ...] = weight_ratio((0.3,), "share of each MLP matrix to drop", small=(0.05, 0.3))
-    epochs: int = option(10, "passes over the forget set", low=1, grid=(1, 10, 20), small=(10,))
+    epochs: int = option(
+        10, "passes over the forget set, each rounded up to whole batches", low=1, grid=(1, 10, 20), small=(10,)
+    )
     batch_size: int = option(64, "sequences per step", low=1)
     lr: float = option(0.1, "learning rate of the scores", above=0.0, high=1e3)
     momentum: float | None = option(None, MOMENTUM_HELP, low=0.0, below=1.0, large=0.0)
