@@ -8,6 +8,7 @@ each sequence is a batch of its own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 
@@ -24,6 +25,8 @@ from tinymem.models.planned import is_plan
 from tinymem.options import option, settings
 from tinymem.training.step import all_finite
 
+logger = logging.getLogger(__name__)
+
 PIECE = 2**24  # entries of the gradients of single sequences formed at once: 64 MB
 
 
@@ -32,7 +35,8 @@ class HyperParameters:
     """Selective Synaptic Dampening"""
 
     alpha: tuple[float, ...] = option(
-        (3.0, 10.0, 30.0), "dampen weights this many times more important to the forget set than to all sequences",
+        (3.0, 10.0, 30.0), "dampen weights this many times more important to the forget set than to all sequences; "
+        "an alpha of all sequences / sequences to forget, or more, edits nothing",
         above=0.0, strength=True, grid=(1.0, 3.0, 10.0, 30.0, 100.0), small=(3.0, 10.0),
     )  # fmt: skip
     lam: float = option(1.0, "lambda: factor in what remains of a dampened weight", above=0.0)
@@ -44,11 +48,11 @@ class HyperParameters:
 
 def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[float, Weights]]:
     """Yield the edited weights at each alpha. Memory: the importances, two float32 tensors per edited weight."""
-    check(model, task, hp)
+    _check_retain(task)
     weights = edited_weights(model, hp.edited)
     planted, retain = task.forget.planted, task.retain
     if not is_plan(model):  # the rows of a plan are all alike
-        retain = retain[~among(retain, planted)]
+        retain = _others(task)
     importances_of = partial(_cached, model, task, weights, edited=hp.edited)
     to_forget = importances_of(planted, "forget")
     # If the sets overlap (--retain all), each sequence counts once, so importances of the whole retain set are no use.
@@ -63,8 +67,27 @@ def run(model, task: UnlearningTask, hp: HyperParameters) -> Iterator[tuple[floa
 
 
 def check(model, task: UnlearningTask, hp: HyperParameters) -> None:
-    """Raise UserError for a task without a retain set."""
+    """Raise UserError for a task without a retain set. Warn of each alpha that edits nothing.
+
+    F of F + R sequences are to be forgotten, so I_D is at least I_F * F / (F + R).
+    """
+    _check_retain(task)
+    forget, retain = len(task.forget), len(_others(task))
+    idle = [f"{alpha:g}" for alpha in hp.alpha if forget * alpha >= forget + retain]
+    if idle:
+        logger.warning(
+            "ssd: --alpha %s edits nothing with %d sequences to forget and %d others; only an alpha below %.4g can",
+            " ".join(idle), forget, retain, (forget + retain) / forget,
+        )  # fmt: skip
+
+
+def _check_retain(task: UnlearningTask) -> None:
     task.check_retain("--localization_method ssd")
+
+
+def _others(task: UnlearningTask) -> torch.Tensor:
+    """Return the rows to retain that are not to be forgotten, (R, T): `--retain all` has both kinds."""
+    return task.retain[~among(task.retain, task.forget.planted)]
 
 
 def passes(model, task: UnlearningTask, hp: HyperParameters) -> tuple[int, int]:

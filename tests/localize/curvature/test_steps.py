@@ -184,6 +184,28 @@ def test_ssd_compares_the_forget_set_with_all_sequences(tiny_model, tiny_task, o
         assert changed
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_ssd_warns_of_an_alpha_that_edits_nothing(tiny_model, tiny_task, overlap, caplog):
+    """With 10 sequences to forget and 24 others, I_D is at least 10 / 34 of I_F, which it is where I_R is 0."""
+    model, task = tiny_model(), tiny_task(10, 24)
+    if overlap:  # as with --retain all
+        task = replace(task, retain=torch.cat([task.retain, task.forget.planted]))
+    ssd.check(model, task, ssd.HyperParameters(alpha=(1.0, 3.3)))
+    assert not caplog.messages
+    hp = ssd.HyperParameters(alpha=(3.3, 3.5, 10.0))
+    ssd.check(model, task, hp)
+    (message,) = caplog.messages
+    assert "--alpha 3.5 10 edits nothing with 10 sequences to forget and 24 others" in message and "3.4" in message
+    to_forget = torch.ones(1)
+    for alpha, edit in ssd.run(model, task, hp):
+        remains = ssd.dampened(torch.ones(1), to_forget, to_forget * 10 / 34, alpha, hp)
+        assert bool(remains < 1) == (alpha < 3.4)
+        if alpha > 3.4:
+            known = dict(model.named_parameters())
+            assert all(torch.equal(values, known[name]) for name, values in edit.values.items())
+    assert len(caplog.messages) == 1
+
+
 def test_a_task_vector_goes_back_along_the_training(tiny_model, tiny_task):
     model, task = tiny_model(), tiny_task()
     hp = task_vector.HyperParameters(alpha=(0.5, 1.0, 3.0), epochs=5, batch_size=4, lr=1e-3, dtype="float32")
