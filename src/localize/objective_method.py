@@ -102,10 +102,7 @@ def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | N
     """Return the masks that the localizer of `--update_mask METHOD RATIO` finds; None without the flag."""
     if hp.update_mask is None:
         return None
-    from tinymem.localize.registry import find_localizer  # here, because the registry imports this module
-
-    localizer, ratio = find_localizer(*hp.update_mask)
-    settings = localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
+    localizer, settings = _localizer(model, hp)
     with task.watch.part(localizer.name):
         ((_, edit),) = localizer.run(model, task, settings)
     if all(bool(edit.masks[key].logical_not().all()) for key in edit.masks):  # never true for a plan's fake tensors
@@ -113,11 +110,22 @@ def _update_masks(model, task: UnlearningTask, hp: Any) -> Mapping[str, Any] | N
     return {key: edit.masks[key].cpu() for key in edit.masks}
 
 
+def _localizer(model, hp: Any) -> tuple[Any, Any]:
+    """Return the method that `--update_mask METHOD RATIO` names, and its settings."""
+    from tinymem.localize.registry import find_localizer  # here, because the registry imports this module
+
+    localizer, ratio = find_localizer(*hp.update_mask)
+    return localizer, localizer.resolve(localizer.hyper_parameters(ratio=(ratio,)), model.num_parameters())
+
+
 def check_objective(name: str, own: Callable, model, task: UnlearningTask, hp: Any) -> None:
     """Raise UserError for settings that do not fit model or sequences. own: the method's own `check`."""
     _check_retain(name, task, hp)
     if hp.lora_rank:
         check_rank(model, targeted(model, hp.lora_targets), hp.lora_rank)
+    if hp.update_mask is not None:
+        localizer, settings = _localizer(model, hp)
+        localizer.check(model, task, settings)
     own(model, task, hp)
 
 

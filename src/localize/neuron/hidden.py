@@ -16,6 +16,7 @@ import torch
 from tinymem.localize.task import UnlearningTask
 from tinymem.models.adapter import MLP
 from tinymem.models.losses import loss_mask
+from tinymem.models.windows import attention_windows, inside
 
 
 def measured_positions(task: UnlearningTask) -> torch.Tensor:
@@ -113,22 +114,32 @@ def _expanded(output: Any, rows: int) -> Any:
     return output
 
 
-def with_copies(tokens: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+def with_copies(model, tokens: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
     """Return the inputs of a forward pass over sequences, each followed by copies of some of its tokens.
 
     A copy has its token's position, attends to the tokens before it and to itself, and nothing attends to it. Changing
     its neurons therefore gives exactly the logits that the same change at the token's position would give, because no
-    position attends to a later one. One pass can hold any number of positions and changes.
+    position attends to a later one. One pass can hold any number of positions and changes. Windows of the attention are
+    those of the model; rows with copies must be no longer than its `longest_row`.
 
-    tokens (B, T) and positions (B, C) integers; dtype of the model. The copies are the last C positions, in order.
+    tokens (B, T) and positions (B, C) integers. The copies are the last C positions, in order.
     """
     length, copies = tokens.shape[1], positions.shape[1]
     places = torch.cat([torch.arange(length, device=tokens.device).expand(len(tokens), -1), positions], 1)
     columns = torch.arange(length + copies, device=tokens.device)
     seen = (places[:, None, :] < places[:, :, None]) & (columns < length) | (columns == columns[:, None])
-    mask = torch.zeros(seen.shape, dtype=dtype, device=tokens.device).masked_fill_(~seen, torch.finfo(dtype).min)
+    windows = attention_windows(model.config)
+    if all(window is None or window >= length for window in windows.values()):
+        windows = dict.fromkeys(list(windows)[:1])  # all kinds of layers see the same
+    masks = {kind: _added(model, seen & inside(places, kind, window)) for kind, window in windows.items()}
     return dict(
         input_ids=tokens.gather(1, places),
         position_ids=places,
-        attention_mask=mask[:, None],
+        attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
     )
+
+
+def _added(model, seen: torch.Tensor) -> torch.Tensor:
+    """Return the mask to add to attention scores, (B, 1, T, T), of what a token sees, bool (B, T, T)."""
+    mask = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
+    return mask.masked_fill_(~seen, torch.finfo(model.dtype).min)[:, None]

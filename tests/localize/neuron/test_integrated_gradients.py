@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, SIZES, build
 
 from tinymem.errors import UserError
 from tinymem.localize.neuron import integrated_gradients
+from tinymem.localize.registry import METHODS
 from tinymem.models.adapter import find_mlps
 
 
@@ -100,20 +102,76 @@ def test_microbatch_does_not_matter(any_model, tiny_task, forget, microbatch):
     assert_close(scores_of(any_model, replace(task, microbatch=microbatch)), scores_of(any_model, task))
 
 
-def test_microbatch_bounds_the_rows(tiny_task):
+def test_microbatch_bounds_the_rows(tiny_model, tiny_task):
+    model = tiny_model()
     for microbatch in (2, 3, 7, 64):
         task = tiny_task(20, microbatch=microbatch)
-        for tokens, positions, _, scales in integrated_gradients._batches(task, 10):
+        for tokens, positions, _, scales in integrated_gradients._batches(model, task, 10):
             rows = len(tokens) * (tokens.shape[1] + positions.shape[1] * len(scales))
             assert rows <= microbatch * tokens.shape[1]
+
+
+def refused(model, task):
+    """Before anything runs, also where it chooses the weights that an objective may change."""
+    mask = METHODS["npo"].hyper_parameters(update_mask=("integrated_gradients", "0.1"), weight_decay=0.0)
+    for method, hp in [("integrated_gradients", integrated_gradients.HyperParameters()), ("npo", mask)]:
+        with pytest.raises(UserError, match="position ids and a mask of pairs of tokens"):
+            METHODS[method].check(model, task, hp)
+    return True
 
 
 def test_a_model_without_position_ids_is_refused(tiny_model, tiny_task):
     model = tiny_model("gpt2")
     forward = model.transformer.forward
     model.transformer.forward = lambda *args, **kwargs: forward(*args, **kwargs | {"attention_mask": None})
-    with pytest.raises(UserError, match="mask or position ids"):
+    assert refused(model, tiny_task(2))
+    with pytest.raises(UserError, match="position ids and a mask of pairs of tokens"):
         scores_of(model, tiny_task(2))
+
+
+@pytest.mark.parametrize("architecture, sizes", [("bloom", {}), ("mpt", {}), ("falcon", {"alibi": True})])
+def test_models_with_alibi_are_refused(tiny_task, architecture, sizes):
+    assert refused(build(architecture, ARCHITECTURES[architecture] | sizes), tiny_task(2))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neo", "gemma3_text", "phi3", "falcon"])
+def test_a_check_leaves_the_model_as_it_was(tiny_task, snapshot, architecture):
+    model = build(architecture).train()
+    before = snapshot(model)
+    integrated_gradients.check(model, tiny_task(2), integrated_gradients.HyperParameters())
+    assert snapshot(model) == before
+
+
+MIXED = dict(layer_types=["sliding_attention", "full_attention"])
+QWEN = dict(use_sliding_window=True, max_window_layers=1)
+CHUNKS = dict(moe_layers=[], intermediate_size_mlp=24, attention_chunk_size=5, no_rope_layers=[0, 1])
+WINDOWS = [
+    ("mistral", {}), ("ministral", {}), ("starcoder2", {}), ("phi3", {}), ("gemma2", {}), ("gemma3_text", {}),
+    ("gemma3_text", MIXED), ("cohere2", MIXED | {"logit_scale": 1.0}), ("olmo3", MIXED), ("exaone4", MIXED),
+    ("qwen2", QWEN), ("qwen3", QWEN), ("qwen2", QWEN | {"use_sliding_window": False}), ("llama4_text", CHUNKS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture, sizes", WINDOWS)
+def test_exact_where_rows_are_longer_than_the_window(tiny_task, architecture, sizes):
+    model, task = build(architecture, SIZES | {"sliding_window": 5} | sizes), tiny_task(2)
+    assert_close(scores_of(model, task, 2), looped(model, task, 2))
+
+
+@pytest.mark.parametrize("most", [{"window_size": 18}, {"window_size": 29}, {"max_position_embeddings": 18}])
+def test_copies_fit_in_the_places_that_the_attention_of_gpt_neo_holds(tiny_task, most):
+    """Rows of 12 tokens with copies of 6: one or two steps in a pass."""
+    model, task = build("gpt_neo", ARCHITECTURES["gpt_neo"] | most), tiny_task(2)
+    integrated_gradients.check(model, task, integrated_gradients.HyperParameters())
+    assert_close(scores_of(model, task), looped(model, task, 3))
+
+
+@pytest.mark.parametrize("most", [{"window_size": 17}, {"max_position_embeddings": 17}])
+def test_rows_that_leave_no_room_for_copies_are_refused(tiny_task, most):
+    model, task = build("gpt_neo", ARCHITECTURES["gpt_neo"] | most), tiny_task(2)
+    for step in (integrated_gradients.check, integrated_gradients.passes, integrated_gradients.score):
+        with pytest.raises(UserError, match="6 tokens in rows of 12, as its attention holds only 17"):
+            step(model, task, integrated_gradients.HyperParameters())
 
 
 def test_works_without_a_measured_position(tiny_model, tiny_task):
