@@ -50,7 +50,7 @@ def test_another_runs_twin_is_refused(trained, tmp_path):
     with pytest.raises(UserError, match="no twin of this checkpoint, which was itself trained with --twin"):
         check_twin(place["twin"], twin_of(settings), 1)
     with pytest.raises(
-        UserError, match="not a TinyMem checkpoint .* prod_grad.py .tinymem unlearn-lm.*, which takes any model"
+        UserError, match="not a TinyMem checkpoint .*prod_grad.py .tinymem unlearn-lm.*, which takes any model"
     ):
         check_twin(tmp_path, settings, 1)
 
