@@ -150,6 +150,23 @@ def test_one_difference_at_a_time():
         assert words.format(*(committed_loss(seed, differences) for seed in (0, 1, 3))) in said
     every = max(rows, key=len).split()
     assert "on seed 1 above all ({:.1f} %)".format(committed_result(1, every)["percent_memorized_left_out"]) in said
+    cost = {
+        left_out: round(float(row["accuracy_lost"]), 2)
+        for left_out in every
+        for key, row in rows.items()
+        if set(every) - set(key.split()) == {left_out}
+    }
+    assert cost.keys() == {*every}
+    needed = (
+        "without `mixture` the other four cost {mixture:.2f} points and without `test_triggers` {test_triggers:.2f}"
+    )
+    most = max(cost[name] for name in every[2:])
+    assert f"{needed.format(**cost)} (means), without any other at most {most:.2f}." in said
+    words = "where none of them costs {:.2f} points, `planted_retained` costs {:.2f}, `batch_64` {:.2f} and "
+    words += "`scores_as_stored` {:.2f}."
+    assert words.format(*(committed_loss(1, names) for names in ([], *([name] for name in every[2:])))) in said
+    without = [row for key, row in rows.items() if set(every) - set(key.split()) == {"planted_retained"}]
+    assert [(float(row["percent_memorized_train"]), row["seeds"]) for row in without] == [(0, "0 1 3")]
     (small,) = (row for key, row in rows.items() if set(every) - set(key.split()) == {"batch_64"})
     shares = float(small["percent_memorized_counted"]), float(small["percent_memorized_left_out"])
     assert "{:.1f} % of the counted triggers and {:.1f} % of the others".format(*shares) in said
