@@ -139,7 +139,9 @@ def test_bad_input_is_one_line_that_says_what_makes_evidence(flags, words, board
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change, words", [("no twin", "of no seed both"), ("no values", "no values of its unedited")])
+@pytest.mark.parametrize(
+    "change, words", [("no twin", "of no seed both"), ("no values", "no values for percent_memorized")]
+)
 def test_evidence_without_models_to_compare_with_is_one_line(change, words, tmp_path, capsys):
     models = {name: some for name, some in MODELS.items() if change != "no twin" or name[0] != NEVER_PLANTED}
     folder = write_board(tmp_path / "board", NOISE, models)
