@@ -203,7 +203,7 @@ class Run:
     def is_done(self) -> bool:
         """Whether the record has every requested metric and example and the model, if requested, is saved.
 
-        Raise UserError for a record that can not be completed here (see `check_environment`).
+        Raise UserError for a record that cannot be completed here (see `check_environment`).
         """
         record = self.record
         measured_all = record is not None and not self.subject.lacking(record) and not self._lacks_examples
@@ -292,7 +292,7 @@ def check_environment(record: Mapping[str, Any], path: Path, device: str) -> Non
     before, now = versions(record), versions({"environment": here})
     if before != now or kinds[0] != kinds[1]:
         raise UserError(
-            f"{path}: made with {before} on {kinds[0]}, so results of {now} on {kinds[1]} can not be added; give "
+            f"{path}: made with {before} on {kinds[0]}, so results of {now} on {kinds[1]} cannot be added; give "
             "--force to make it again, or another --output_dir"
         )
 

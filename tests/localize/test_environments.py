@@ -29,14 +29,14 @@ def test_results_of_another_environment_are_not_added_to(memorizing_backdoor, tm
     made_elsewhere(tmp_path, unedited(subject), **elsewhere)
     assert unedited(subject)["environment"] | elsewhere == unedited(subject)["environment"]  # it lacks nothing
     more = replace(subject, metrics=MORE)
-    with pytest.raises(UserError, match=r"\.json: made with .* can not be added; give --force"):
+    with pytest.raises(UserError, match=r"\.json: made with .* cannot be added; give --force"):
         unedited(more)
     again = unedited(more, force=True)
     assert again["environment"]["device"] == "cpu" and again["results"]["exact_match_share_train"] > 0.9
     assert not {"torch": "1.0.0", "tinymem": "0.0.1"}.items() & again["environment"].items()
 
 
-def test_a_method_is_not_run_for_a_record_that_can_not_be_completed(memorizing_backdoor, tmp_path, monkeypatch):
+def test_a_method_is_not_run_for_a_record_that_cannot_be_completed(memorizing_backdoor, tmp_path, monkeypatch):
     subject = subject_of(memorizing_backdoor, tmp_path, metrics=QUICK)
     durable = METHODS["durable"]
     hp = durable.hyper_parameters(ratio=(0.1,))
