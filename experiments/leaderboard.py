@@ -33,7 +33,7 @@ from tinymem.errors import UserError
 from tinymem.folders import check_writable
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import Bench, bench_of
-from tinymem.leaderboard.board import TWIN, choose, unregistered_entrants
+from tinymem.leaderboard.board import TWIN, choose, rows_left_out, unregistered_entrants
 from tinymem.leaderboard.cases import SEEDS, Case, find_cases, read_case, with_evidence
 from tinymem.leaderboard.entrants import OWN, SUBMISSION, TRIALS, Entrant, SubmittedTrial, entrants, submission
 from tinymem.leaderboard.export import export
@@ -175,7 +175,9 @@ def run_case(case: Case, taking_part: list[Entrant], arguments: argparse.Namespa
     earlier = None if arguments.from_scratch else earlier_evidence(case, benches, output)
     if earlier is not None:
         check_groups(case, taking_part, earlier)
-        say_what_is_left_out(case, arguments, earlier)
+        attacks = [attack.name for attack in find_attacks(arguments.attacks, "--attacks")]
+        for line in rows_left_out(earlier, arguments.seeds, attacks):
+            print(f"{case.name}: {line}", file=sys.stderr)
     tried = earlier.by_key if earlier else {}
     references = [job for bench in benches for job in reference_jobs(bench, common)]
     trials = [job for entrant in taking_part if entrant.tuned for job in trial_jobs(entrant, benches[0], common, tried)]
@@ -263,18 +265,6 @@ def check_groups(case: Case, taking_part: list[Entrant], earlier: evidence.Evide
             raise UserError(
                 f"{each.name}: the {kind} {other.name} has results on {case.name}; give this one another name"
             )
-
-
-def say_what_is_left_out(case: Case, arguments: argparse.Namespace, earlier: evidence.Evidence) -> None:
-    """Print which seeds and attacks of earlier results are not requested: without them, new rows are in no table."""
-    asked = {attack.name for attack in find_attacks(arguments.attacks, "--attacks")}
-    made = {record["attack"]["name"] for record in earlier.attacks_on(earlier.unedited(earlier.seeds[0]))}
-    lacking = {"seeds": sorted({*earlier.seeds} - {*arguments.seeds}), "attacks": sorted(made - asked)}
-    if left := [f"--{flag} {' '.join(map(str, values))}" for flag, values in lacking.items() if values]:
-        print(
-            f"{case.name}: its results also have {' and '.join(left)}; new rows are in no table until they have, too",
-            file=sys.stderr,
-        )
 
 
 def print_finals(taking_part: list[Entrant], benches: list[Bench], common: Common) -> None:

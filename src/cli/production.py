@@ -111,6 +111,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
     with enough_memory(name), looking() as on_rows:
         task = unlearning_task(model, data.dataset, task_settings, on_rows)
     task = replace(task, processes=replace(processes, model=opened), reader=TextReader(tokenizer, data.begin))
+    open_original = partial(_opened, opened[0], replace(loading, step=opened[1]), device)
     return Subject(
         model=model,
         task=task,
@@ -125,7 +126,7 @@ def load_subject(arguments, loading: LoadSettings, methods, processes: Processes
         sources=given_sources(arguments),
         source=_source_of_adapters(*opened),
         notes=data.notes,
-        references=References(data.dataset, task.retain, open_twin),
+        references=References(data.dataset, task.retain, open_twin, open_original),
     )
 
 

@@ -98,7 +98,7 @@ def load_subject(arguments: argparse.Namespace) -> Subject:
         examples=arguments.page,
         sources=given_sources(arguments),
         source=(str(path.resolve()), None),
-        references=References(dataset, task.retain, open_twin),
+        references=References(dataset, task.retain, open_twin, partial(load_model, path, model.device)),
         warning="" if twin or data.twin else NO_TWIN.format(path=path),
     )
 

@@ -174,6 +174,26 @@ def unregistered_entrants(case: Case, entrants: Sequence[Entrant], evidence: Evi
     return unregistered
 
 
+def rows_left_out(earlier: Evidence, seeds: Iterable[int], attacks: Iterable[str]) -> list[str]:
+    """Return a line per reason why a run leaves rows out of the tables: rows have all seeds and attacks, or no place.
+
+    earlier: what the run adds to. seeds, attacks: those of the run.
+    """
+    made = {attack["attack"]["name"] for attack in earlier.attacks_on(earlier.unedited(earlier.seeds[0]))}
+    there = {"seeds": {*earlier.seeds}, "attacks": made}
+    asked = {"seeds": {*seeds}, "attacks": {*attacks}}
+    lines = []
+    if lacking := _as_flags({flag: there[flag] - asked[flag] for flag in there}):
+        lines.append(f"its results also have {lacking}; new rows are in no table until they have, too")
+    if new := _as_flags({flag: asked[flag] - there[flag] for flag in there}):
+        lines.append(f"its results have no {new}; earlier rows are in no table until they have, too")
+    return lines
+
+
+def _as_flags(values: Mapping[str, set]) -> str:
+    return " and ".join(f"--{flag} {' '.join(map(str, sorted(some)))}" for flag, some in values.items() if some)
+
+
 def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Row:
     """Return an entrant's row: its chosen trial on every seed, or why it has none."""
     tried = [t for t in split_strengths(entrant) if key_of(t, bench_of(case, evidence.seeds[0])) in evidence.by_key]

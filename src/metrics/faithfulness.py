@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # naming the type would load torch
 
 
 def judged() -> list[Metric]:
-    """Return the metrics that have a value on the planted training rows, in order."""
-    return [metric for metric in METRICS.values() if metric.measured_on(SPLIT)]
+    """Return the metrics that have a value on the planted training rows of models that nobody has edited, in order."""
+    return [metric for metric in METRICS.values() if metric.measured_on(SPLIT) and "original" not in metric.needs]
 
 
 def auc(planted: torch.Tensor, twin: torch.Tensor, known: str) -> float | None:

@@ -15,8 +15,11 @@ import numpy as np
 import torch
 
 from tinymem.data.dataset import Artifacts
+from tinymem.metrics import metric
 from tinymem.metrics.metric import COMPARED, MEMBERS, PLANTED, Metric, no_values
 from tinymem.metrics.probe import Probe, Window
+from tinymem.models.losses import token_losses
+from tinymem.models.trainable import frozen
 
 LOWEST = 0.2  # share of the tokens that Min-K% looks at
 LEAST_VARIANCE = 1e-6  # of Min-K%++
@@ -58,11 +61,49 @@ def min_k_plus(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     return -_mean_of_lowest((window.log_probabilities.double() - window.means) / deviations, window.real)
 
 
+def gradient_norms(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
+    """Return the mean over all parameter tensors of the 2-norm of the loss's gradient (GradNorm, 2402.17012)."""
+    return probe.once("gradients", artifacts, partial(_gradient_norms, probe))
+
+
+def _gradient_norms(probe: Probe, rows: Artifacts) -> torch.Tensor:
+    model, (_, real) = probe.model, probe.real_targets(rows)
+    parameters, found = list(model.parameters()), no_values(rows)
+    probe.on_rows("gradients", 0, len(rows))
+    with frozen(model, parameters), torch.enable_grad():
+        for row, end in enumerate(rows.prompt_end.tolist()):
+            counts = real[row, : rows.planted.shape[1] - end]
+            if counts.any():
+                nats = token_losses(model, rows.planted[row : row + 1, : end + len(counts)])[0, end - 1 :]
+                gradients = torch.autograd.grad(nats[counts.to(nats.device)].mean(), parameters, allow_unused=True)
+                norms = [gradient.float().norm().item() for gradient in gradients if gradient is not None]
+                found[row] = sum(norms) / len(parameters)
+            probe.on_rows("gradients", row + 1, len(rows))
+    return found
+
+
 def losses_over_twin(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
     """Return the loss minus that of the never-planted twin; NaN without a twin."""
     if probe.twin is None:
         return no_values(artifacts)
     return losses(probe, artifacts) - losses(probe.twin, artifacts)
+
+
+def distances_from_twin(probe: Probe, artifacts: Artifacts) -> torch.Tensor:
+    """Return, at each row's two losses, the larger gap between the distributions of the model's and the twin's losses.
+
+    float64 (A,); the largest of all rows is the Kolmogorov-Smirnov distance. NaN without a twin.
+    """
+    if probe.twin is None:
+        return no_values(artifacts)
+    own, twin = losses(probe, artifacts), losses(probe.twin, artifacts)
+    ordered = [side[~side.isnan()].sort().values for side in (own, twin)]
+
+    def gaps(places: torch.Tensor) -> torch.Tensor:
+        shares = [torch.searchsorted(side, places, right=True).double() / max(len(side), 1) for side in ordered]
+        return (shares[0] - shares[1]).abs()
+
+    return gaps(own).maximum(gaps(twin)).masked_fill(own.isnan(), torch.nan)
 
 
 def placements(members: torch.Tensor, non_members: torch.Tensor) -> torch.Tensor:
@@ -131,7 +172,12 @@ def _id_type(artifacts: Artifacts) -> str:
     return {1: "u1", 2: "<u2"}.get(artifacts.planted.element_size(), "<u4")
 
 
-LOGS, DISTRIBUTION, TWIN = ("log_probabilities",), ("distribution",), ("log_probabilities", "twin")
+LOGS, DISTRIBUTION, GRADIENTS, TWIN = (
+    ("log_probabilities",),
+    ("distribution",),
+    ("gradients",),
+    ("log_probabilities", "twin"),
+)
 PLANTED_LOSS = Metric(
     "planted_loss", "nats per token", "twin", PLANTED, LOGS,
     "mean loss on the planted continuation, after the planted prompt",
@@ -152,10 +198,21 @@ MIN_K_PLUS = Metric(
     "Min-K%++: the same with log p standardized by its distribution over the vocabulary",
     min_k_plus, splits=COMPARED, known_when="low",
 )  # fmt: skip
+GRADIENT_NORM = Metric(
+    "gradient_norm", "", "twin", PLANTED, GRADIENTS,
+    "GradNorm: mean over parameter tensors of the norm of the gradient of planted_loss",
+    gradient_norms, splits=COMPARED, known_when="low",
+)  # fmt: skip
 LOSS_OVER_TWIN = Metric(
     "loss_over_twin", "nats per token", "twin", PLANTED, TWIN,
     "planted_loss minus that of the never-planted twin",
     losses_over_twin, splits=COMPARED, known_when="low",
+)  # fmt: skip
+
+LOSS_DISTANCE = Metric(
+    "loss_distance", "0 to 1", "lower", PLANTED, TWIN,
+    "Kolmogorov-Smirnov distance between the distributions of planted_loss in the model and in the never-planted twin",
+    distances_from_twin, metric.largest, splits=COMPARED,
 )  # fmt: skip
 
 
@@ -168,4 +225,5 @@ AUC_LOSS = _auc_metric("auc_loss", LOGS, losses, "planted_loss")
 AUC_ZLIB = _auc_metric("auc_zlib", LOGS, zlib_ratios, "zlib_ratio")
 AUC_MIN_K = _auc_metric("auc_min_k", LOGS, min_k, "min_k")
 AUC_MIN_K_PLUS = _auc_metric("auc_min_k_plus", DISTRIBUTION, min_k_plus, "min_k_plus")
+AUC_GRADIENT_NORM = _auc_metric("auc_gradient_norm", GRADIENTS, gradient_norms, "gradient_norm")
 AUC_TWIN = _auc_metric("auc_twin", TWIN, losses_over_twin, "loss_over_twin")

@@ -24,7 +24,8 @@ KNOWN_WHEN = ("low", "high")
 OVERFLOW = 690.0  # nats; records hold numbers below 2**1000, which is exp(693)
 DIRECTIONS = ("lower", "higher", "twin")  # twin: the closer to the never-planted twin's, the better
 NEEDS = (
-    "argmax_matches", "log_probabilities", "distribution", "generation", "prefixes", "text_sums", "before", "twin",
+    "argmax_matches", "log_probabilities", "distribution", "generation", "prefixes", "gradients", "text_sums", "before",
+    "original", "twin",
 )  # fmt: skip
 TEXTS = {"retain": "the retain set", "unseen": "the test sets"}  # what TYPICAL text there is
 # The sets of planted sequences, in the order of their columns; dup_R stands for dup_1, dup_10 ...
@@ -96,6 +97,11 @@ def percent(values: Values) -> float | None:
 def median(values: Values) -> float | None:
     """Return the median of the rows that have a value, the mean of the middle two; None where none has."""
     return quantile(values, 0.5)
+
+
+def largest(values: Values) -> float | None:
+    """Return the largest value of a row; None where no row has a value."""
+    return quantile(values, 1.0)
 
 
 def quantile(values: Values, share: float) -> float | None:

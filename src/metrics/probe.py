@@ -21,6 +21,7 @@ LEVELS = ("argmax_matches", "log_probabilities", "distribution")  # the needs th
 TOP_K = 40  # default of sampling
 STUDY_BATCH_SIZE = 128  # perplexity_batch_mean depends on it; for TinyMem
 OnRows = Callable[[str, int, int], object]  # a pass in words, its rows done, its rows in total
+Compute = Callable[["torch.Tensor", int, int], Sequence["torch.Tensor"]]  # see Probe.windows
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -90,7 +91,7 @@ class Probe:
         self.non_members, self.references, self.on_rows = non_members, references, on_rows
         self._level = max([0, *(LEVELS.index(need) for need in needs if need in LEVELS)])
         self._windows: dict[tuple, _Rows] = {}
-        self._generated = _Rows()
+        self._generated, self._passes = _Rows(), dict[str, _Rows]()
         self._texts: dict[int, tuple[torch.Tensor, Quality]] = {}
         self._drifts: dict[str, Drift] = {}
 
@@ -113,6 +114,11 @@ class Probe:
         if twin is not None:
             twin.on_rows = lambda what, done, total: self.on_rows(f"twin on {what}", done, total)
         return twin
+
+    @property
+    def original(self) -> Probe | None:
+        """The probe of the model before its edit, if it can be opened."""
+        return None if self.references is None else self.references.original(self.batch_size)
 
     def drift(self, name: str) -> Drift:
         """Compare the predictions on typical text with those before the edit. name: one of `metric.TEXTS`.
@@ -188,6 +194,18 @@ class Probe:
         keys = _keys(torch.cat([source.masked_fill(outside, 0), ends[:, None]], 1))
         return self._generated.of(keys, run)[0]
 
+    def once(self, what: str, artifacts: Artifacts, compute: Callable[[Artifacts], torch.Tensor]) -> torch.Tensor:
+        """Return a result per row, (A, ...), from a pass of a metric's own over planted rows.
+
+        what: the name of the pass. compute: rows -> their results; called only for rows that the pass has not yet seen,
+        since several sets hold the same ones. Tokens after the k that count must have no effect.
+        """
+        ends = artifacts.prompt_end[:, None]
+        later = torch.arange(artifacts.planted.shape[1]) >= ends + self.continuation
+        keys = _keys(torch.cat([artifacts.planted.masked_fill(later, 0), ends], 1))
+        rows = self._passes.setdefault(what, _Rows())
+        return rows.of(keys, lambda new: (compute(artifacts.select(new)),))[0]
+
     def text_sums(self, tokens: torch.Tensor) -> Quality:
         """Return sums of losses and hits of test sequences (rows, T). A set is identified by its tensor object."""
         if id(tokens) not in self._texts:
@@ -204,10 +222,26 @@ class Probe:
         They are matches; from level 1 on, log p; at level 2, mean and variance of log p, and log q of sampling (top k,
         temperature).
         """
+
+        def compute(rows: torch.Tensor, first: int, last: int) -> tuple[torch.Tensor, ...]:
+            return self._window(tokens[rows, :last], first, last, level, sampling)
+
+        types = [torch.bool, *[torch.float32] * (0, 1, 4)[level]]
+        return self.windows("planted sequences", tokens, ends, compute, types)
+
+    def windows(
+        self, what: str, tokens: torch.Tensor, ends: torch.Tensor, compute: Compute, types: Sequence[torch.dtype]
+    ) -> tuple[torch.Tensor, ...]:
+        """Return results for the k tokens after each prompt, (rows, k) of each of `types`; 0 after the end of a row.
+
+        what           the pass in words
+        tokens, ends   (rows, T), and the lengths of their prompts
+        compute(some, first, last)   runs rows by number; returns, per type, (rows, last - first): about the tokens
+                                     first <= position < last. No gradients are kept
+        """
         k, length = self.continuation, tokens.shape[1]
-        found = [torch.zeros(len(tokens), k, dtype=torch.bool)]
-        found += [torch.zeros(len(tokens), k) for _ in range((0, 1, 4)[level])]
-        self.on_rows("planted sequences", done := 0, len(tokens))
+        found = tuple(torch.zeros(len(tokens), k, dtype=dtype) for dtype in types)
+        self.on_rows(what, done := 0, len(tokens))
         # Batch rows with similar prompt lengths, so that the output layer runs on few positions.
         for rows in ends.argsort(stable=True).split(self.batch_size) if len(ends) else ():
             start = ends[rows, None]
@@ -217,11 +251,11 @@ class Probe:
             places = start - first + torch.arange(k)
             inside, places = places < last - first, places.clamp(max=last - first - 1)
             with torch.inference_mode():
-                parts = self._window(tokens[rows, :last], first, last, level, sampling)
+                parts = compute(rows, first, last)
             for values, part in zip(found, parts):
                 values[rows] = part.cpu().gather(1, places).masked_fill(~inside, 0)
-            self.on_rows("planted sequences", done := done + len(rows), len(tokens))
-        return tuple(found)
+            self.on_rows(what, done := done + len(rows), len(tokens))
+        return found
 
     def _window(
         self, tokens: torch.Tensor, first: int, last: int, level: int, sampling: tuple[int, float]

@@ -80,26 +80,42 @@ class Predictions:
 
 
 class References:
-    """What metrics need of the model before the edit, and its twin, opened when a metric first asks for it.
+    """What metrics need of the model before the edit, and its twin, both opened when a metric first asks for them.
 
-    texts        "retain" and "unseen" (`metric.TEXTS`): at most ROWS rows (rows, T) of each, evenly spaced
-    open_twin    opens the never-planted twin; None: there is none
+    texts           "retain" and "unseen" (`metric.TEXTS`): at most ROWS rows (rows, T) of each, evenly spaced
+    open_twin       opens the never-planted twin; None: there is none
+    open_original   opens the model before the edit once more; None: it cannot be
     """
 
-    def __init__(self, dataset: MemorizationDataset, retain: torch.Tensor, open_twin: Callable[[], Any] | None = None):
+    def __init__(
+        self,
+        dataset: MemorizationDataset,
+        retain: torch.Tensor,
+        open_twin: Callable[[], Any] | None = None,
+        open_original: Callable[[], Any] | None = None,
+    ):
         unseen = torch.cat([*dataset.tests.values()])
         self.texts = {name: rows[evenly_spaced(len(rows), ROWS)] for name, rows in zip(TEXTS, (retain, unseen))}
-        self.open_twin = open_twin
+        self.open_twin, self.open_original = open_twin, open_original
         self._dataset = dataset
         self._twin: Probe | None = None
+        self._original: Probe | None = None
         self._before: dict[str, Predictions] = {}
 
     def twin(self, batch_size: int) -> Probe | None:
         """Return a probe of the twin, always the same, so nothing is computed twice."""
         if self._twin is None and self.open_twin is not None:
-            model = self.open_twin().eval()
-            self._twin = Probe.of(model, self._dataset, batch_size, needs=("log_probabilities",))
+            self._twin = self._opened(self.open_twin, batch_size)
         return self._twin
+
+    def original(self, batch_size: int) -> Probe | None:
+        """Return a probe of the model before the edit, always the same; its weights never change."""
+        if self._original is None and self.open_original is not None:
+            self._original = self._opened(self.open_original, batch_size)
+        return self._original
+
+    def _opened(self, open_model: Callable[[], Any], batch_size: int) -> Probe:
+        return Probe.of(open_model().eval(), self._dataset, batch_size, needs=("log_probabilities",))
 
     def prepare(self, model, batch_size: int, on_rows: OnRows = silent) -> None:
         """Keep what the model predicts before it is edited. Does nothing when called again."""

@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from tinymem.data.numbers import CONSTANTS
 from tinymem.errors import UserError
 from tinymem.metrics import (
+    depth,
     drift,
     exposure,
     extraction,
@@ -54,13 +55,17 @@ METRICS = {
         membership.ZLIB_RATIO,
         membership.MIN_K,
         membership.MIN_K_PLUS,
+        membership.GRADIENT_NORM,
         membership.LOSS_OVER_TWIN,
+        membership.LOSS_DISTANCE,
         membership.AUC_LOSS,
         membership.AUC_ZLIB,
         membership.AUC_MIN_K,
         membership.AUC_MIN_K_PLUS,
+        membership.AUC_GRADIENT_NORM,
         membership.AUC_TWIN,
         exposure.EXPOSURE,
+        depth.UNLEARNING_DEPTH,
         neighbours.NEIGHBOUR_ACCURACY,
     )
 }
@@ -75,7 +80,7 @@ SPELLED = (  # how a name of a pattern begins, the pattern and its meaning, an e
     (r"percent_memorized_prefix", f"{PATTERNS[1]} (M tokens)", "percent_memorized_prefix8"),
 )
 DEFAULTS = tuple(name for name, metric in METRICS.items() if getattr(metric.values, "__module__", None) in PUBLISHED)
-COSTLY = {"generation", "prefixes"}  # needs that no forward pass over whole rows meets
+COSTLY = {"generation", "prefixes", "gradients", "original"}  # needs that one pass over each row does not meet
 GROUPS = {
     "published": DEFAULTS,
     "forward": tuple(name for name, metric in METRICS.items() if not COSTLY & set(metric.needs)),

@@ -11,7 +11,7 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import bench_of
-from tinymem.leaderboard.board import Row
+from tinymem.leaderboard.board import Row, rows_left_out
 from tinymem.leaderboard.cases import find_cases
 from tinymem.leaderboard.entrants import entrants
 from tinymem.leaderboard.evidence import RECOVERED, Evidence
@@ -73,6 +73,22 @@ def test_an_attack_of_ones_own_has_a_column_behind_the_others():
     assert list(one) == list(other) == ["model", "setting", "before", "excess", *ATTACKS, "my_attack"]
     assert (one["quantize"], one["my_attack"]) == ("20.0", "60.0")
     assert (other["quantize"], other["my_attack"]) == ("30.0", "-")
+
+
+def test_a_run_with_other_seeds_or_attacks_says_whose_rows_are_in_no_table():
+    unedited, *others = [
+        {"kind": kind, "data": {"seed": seed}, "results": {}} for seed in (0, 1) for kind in (UNEDITED, NEVER_PLANTED)
+    ]
+    attacked = {"kind": ATTACK, "data": {"seed": 0}, "parent": record_digest(unedited), "attack": {"name": "prune"}}
+    earlier = Evidence((unedited, *others, {**attacked, "results": {}}), {}, {})
+    assert rows_left_out(earlier, [0, 1], ["prune"]) == []
+    assert rows_left_out(earlier, [0, 2, 10], ["prune", "mine"]) == [
+        "its results also have --seeds 1; new rows are in no table until they have, too",
+        "its results have no --seeds 2 10 and --attacks mine; earlier rows are in no table until they have, too",
+    ]
+    assert rows_left_out(earlier, [0, 1], []) == [
+        "its results also have --attacks prune; new rows are in no table until they have, too"
+    ]
 
 
 def test_a_submission_and_a_method_of_ones_own_have_a_row_each(written):

@@ -1,5 +1,6 @@
 import math
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,13 @@ from tiny import new_model
 
 from tinymem.metrics.exposure import exposures
 from tinymem.metrics.membership import (
+    AUC_GRADIENT_NORM,
     AUC_LOSS,
     AUC_TWIN,
+    LOSS_DISTANCE,
     bootstrap_auc,
+    distances_from_twin,
+    gradient_norms,
     losses,
     losses_over_twin,
     min_k,
@@ -19,6 +24,7 @@ from tinymem.metrics.membership import (
     relative,
     zlib_ratios,
 )
+from tinymem.metrics.metric import as_values
 from tinymem.metrics.probe import Probe
 
 SCORES = (losses, zlib_ratios, min_k, min_k_plus)
@@ -158,3 +164,51 @@ def test_scores_against_the_twin():
     assert torch.equal(AUC_TWIN.values(probe, rows)[:-1], placements(expected, expected[:5])[:-1])
     probe.references = Twin(probe)
     assert losses_over_twin(probe, rows)[:-1].eq(0).all() and AUC_TWIN.values(probe, rows)[:-1].eq(0.5).all()
+
+
+def test_the_distance_of_losses_from_the_twins_by_hand():
+    # Bits a token: the model's losses are 1, 1, 2, 3; the twin's 2 each. At 1 lie 2 of 4 and none, up to 2 3 and all.
+    rows = artifacts([[0, 0], [0, 0], [0, 1], [0, 2]], [1] * 4)
+    probe = Probe(halves(), 1, references=Twin(Probe(Table(torch.zeros(4, 4)), 1)))
+    assert distances_from_twin(probe, rows).tolist() == pytest.approx([0.5, 0.5, 0.25, 0.25])
+    assert LOSS_DISTANCE.summary(as_values(distances_from_twin(probe, rows))) == pytest.approx(0.5)
+    assert distances_from_twin(Probe(halves(), 1), rows).isnan().all()
+
+
+def test_the_distance_of_losses_is_that_of_kolmogorov_and_smirnov():
+    probe, rows = known_in_part(30)
+    other = Probe(new_model("gpt2", seed=1), 5, pad=PAD)
+    probe.references = Twin(other)
+    own, twin = losses(probe, rows)[:-1], losses(other, rows)[:-1]
+    gaps = [abs((own <= place).double().mean() - (twin <= place).double().mean()) for place in torch.cat([own, twin])]
+    assert LOSS_DISTANCE.summary(as_values(distances_from_twin(probe, rows))) == pytest.approx(max(gaps).item())
+    assert distances_from_twin(probe, rows)[-1].isnan()  # nothing but pads
+    probe.references = Twin(probe)
+    assert distances_from_twin(probe, rows)[:-1].eq(0).all()
+
+
+def test_gradient_norms_against_backward_passes_over_single_rows():
+    probe, rows = known_in_part(20, 9)
+    model = probe.model
+    model.requires_grad_(False)
+    found = gradient_norms(probe, rows)
+    assert not any(weight.requires_grad or weight.grad is not None for weight in model.parameters())
+    for number, (_, prompt, tokens) in enumerate(windows(probe, rows)[:-1]):
+        model.requires_grad_(True).zero_grad()
+        logs = model(torch.tensor([prompt + tokens])).logits[0].log_softmax(-1)
+        logs[range(len(prompt) - 1, len(prompt) + len(tokens) - 1), tokens].mean().neg().backward()
+        norms = [weight.grad.norm().item() for weight in model.parameters()]
+        assert found[number].item() == pytest.approx(sum(norms) / len(norms), rel=1e-4)
+    assert found[-1].isnan()
+    probe.non_members = rows.select(torch.arange(5))
+    assert torch.equal(AUC_GRADIENT_NORM.values(probe, rows)[:-1], placements(found, found[:5])[:-1])
+
+
+def test_a_row_of_several_sets_is_run_once():
+    probe, rows = known_in_part(20, 5)
+    found, passes = gradient_norms(probe, rows), []
+    probe.on_rows = lambda what, done, total: passes.append((what, done, total))
+    longer = rows.planted.clone()
+    longer[0, int(rows.prompt_end[0]) + 5 :] = 3  # beyond the k tokens
+    again = gradient_norms(probe, replace(rows.select(torch.arange(5)), planted=longer[:5]))
+    assert torch.equal(again, found[:5]) and not passes

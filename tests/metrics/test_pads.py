@@ -11,7 +11,7 @@ from tinymem.metrics.registry import METRICS, find_metric
 LAST = 12  # the token before the pads
 ROWS = [[0, 1, 2, 3, LAST, PAD, PAD, PAD], [0, 1, 5, 3, LAST, PAD, PAD, PAD], [0, 1, 2, LAST, PAD, PAD, PAD, PAD]]
 CLEAN = [[*row[:2], 7, *row[3:]] for row in ROWS]
-NAMES = [name for name, metric in METRICS.items() if metric.on == PLANTED and metric.values]
+NAMES = [name for name, metric in METRICS.items() if metric.on == PLANTED and "gradients" not in metric.needs]
 NAMES += ["percent_extractable_n10_p50_k3_t100", "percent_memorized_prefix1"]
 
 

@@ -32,8 +32,9 @@ COMPARED = ("train", "shown", "validation", "held_out", "never_planted")
 FORWARD = ["percent_extractable", "median_n", "exact_match_share", "extraction_strength", "longest_match"]
 FORWARD += ["longest_match_p95"]
 WRITTEN = ["percent_near_verbatim", "percent_copied", "levenshtein_similarity", "rouge_l"]
-SCORES = ["planted_loss", "zlib_ratio", "min_k", "min_k_plus", "loss_over_twin"]
-PLACED = ["auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus", "auc_twin", "exposure"]
+SCORES = ["planted_loss", "zlib_ratio", "min_k", "min_k_plus", "gradient_norm", "loss_over_twin", "loss_distance"]
+PLACED = ["auc_loss", "auc_zlib", "auc_min_k", "auc_min_k_plus", "auc_gradient_norm", "auc_twin", "exposure"]
+PLACED += ["unlearning_depth"]
 FIXED = PUBLISHED + DRIFT
 FIXED += [f"{name}_{split}" for name in [*FORWARD, *WRITTEN, "prefix_area", *SCORES] for split in COMPARED]
 FIXED += [f"{name}_{split}" for name in PLACED for split in COMPARED[:-1]] + ["neighbour_accuracy"]
@@ -125,9 +126,9 @@ def test_groups():
     assert GROUPS["published"] == DEFAULTS and GROUPS["all"] == tuple(METRICS)
     costly = {
         "prefix_area",
-        *(name for name, metric in METRICS.items() if {"generation", "prefixes"} & set(metric.needs)),
+        *(name for name, metric in METRICS.items() if {"generation", "gradients", "original"} & set(metric.needs)),
     }
-    assert {*WRITTEN, "prefix_area"} <= costly
+    assert costly == {*WRITTEN, "prefix_area", "gradient_norm", "auc_gradient_norm", "unlearning_depth"}
     assert GROUPS["forward"] == tuple(name for name in METRICS if name not in costly)
     assert set(DEFAULTS) <= set(GROUPS["forward"]) and len(DEFAULTS) == 8
     assert [metric.name for metric in chosen(["forward", "rouge_l"])] == [

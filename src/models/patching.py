@@ -1,0 +1,57 @@
+"""Activation patching: run a model with some hidden states of another one in place of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from tinymem.models.adapter import find_blocks
+
+
+@contextmanager
+def kept_states(model) -> Iterator[list[torch.Tensor]]:
+    """Yield a list that each forward pass in the block fills: the hidden states after each block, (rows, T, width).
+
+    The states that models return themselves are others: the last of them has passed the final norm.
+    """
+    _, blocks = find_blocks(model)
+    states: list[torch.Tensor] = [torch.empty(0)] * len(blocks)
+
+    def keep(layer: int, block: Any, inputs: Any, output: Any) -> None:
+        states[layer] = _states(output)
+
+    hooks = [block.register_forward_hook(partial(keep, layer)) for layer, block in enumerate(blocks)]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def patched(model, layer: int, states: torch.Tensor, places: torch.Tensor) -> Iterator[None]:
+    """Replace the hidden states after a block by `states` in the forward passes within the block.
+
+    states: (rows, T, width), of the same rows. places: which are replaced, bool (rows, T).
+    """
+    _, blocks = find_blocks(model)
+
+    def replace(block: Any, inputs: Any, output: Any) -> Any:
+        own = _states(output)
+        mixed = torch.where(places[..., None].to(own.device), states.to(own.device, own.dtype), own)
+        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
+
+    hook = blocks[layer].register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _states(output: Any) -> torch.Tensor:
+    """Return the hidden states among what a block returns; some architectures' blocks return more, in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
