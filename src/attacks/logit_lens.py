@@ -17,6 +17,7 @@ from tinymem.metrics.metric import Values
 from tinymem.metrics.probe import Probe
 from tinymem.metrics.verbatim import EXACT_MATCH_SHARE
 from tinymem.models.adapter import find_blocks
+from tinymem.models.patching import kept_states
 from tinymem.options import option, settings
 
 ELICITS = (PERCENT_MEMORIZED.name, EXACT_MATCH_SHARE.name)
@@ -34,8 +35,8 @@ class HyperParameters(Prompting):
 
 def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> Elicitation:
     """Return the attack that reads every token of the continuation after a block, given the tokens before it."""
-    prefix, blocks = find_blocks(model)
-    layer = max(1, int(round(depth * len(blocks), 9)))  # 0.58 * 50 is 28.999...
+    _, blocks = find_blocks(model)
+    layer = max(1, int(round(depth * len(blocks), 9))) - 1  # from 0; 0.58 * 50 is 28.999...
     norm = final_norm(model)
 
     known: dict[int, tuple[Artifacts, tuple[torch.Tensor, torch.Tensor]]] = {}  # one pass serves both metrics
@@ -52,13 +53,9 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> El
         places = (artifacts.prompt_end[:, None] - 1 + torch.arange(probe.continuation)).clamp(max=tokens.shape[1] - 1)
         found = [torch.empty(0, probe.continuation, dtype=torch.bool)]
         for rows in torch.arange(len(tokens)).split(probe.batch_size) if len(artifacts) else ():
-            with torch.no_grad():
-                states = model.base_model(
-                    tokens[rows].to(model.device).long(), use_cache=False, output_hidden_states=True
-                ).hidden_states[layer]
-                states = states.take_along_dim(places[rows, :, None].to(states.device), 1)
-                # The last hidden state that models return has already passed the norm.
-                read = states if layer == len(blocks) else norm(states)
+            with torch.no_grad(), kept_states(model) as states:
+                model.base_model(tokens[rows].to(model.device).long(), use_cache=False)
+                read = norm(states[layer].take_along_dim(places[rows, :, None].to(states[layer].device), 1))
                 head = model.get_output_embeddings()
                 found.append(head(read.to(head.weight.device)).argmax(-1).cpu() == targets[rows])
         return torch.cat(found), mask

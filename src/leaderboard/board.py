@@ -180,8 +180,8 @@ def rows_left_out(earlier: Evidence, seeds: Iterable[int], attacks: Iterable[str
     earlier: what the run adds to. seeds, attacks: those of the run.
     """
     made = {attack["attack"]["name"] for attack in earlier.attacks_on(earlier.unedited(earlier.seeds[0]))}
-    there = {"seeds": {*earlier.seeds}, "attacks": made}
-    asked = {"seeds": {*seeds}, "attacks": {*attacks}}
+    there: dict[str, set] = {"seeds": {*earlier.seeds}, "attacks": made}
+    asked: dict[str, set] = {"seeds": {*seeds}, "attacks": {*attacks}}
     lines = []
     if lacking := _as_flags({flag: there[flag] - asked[flag] for flag in there}):
         lines.append(f"its results also have {lacking}; new rows are in no table until they have, too")

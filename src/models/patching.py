@@ -22,7 +22,7 @@ def kept_states(model) -> Iterator[list[torch.Tensor]]:
     states: list[torch.Tensor] = [torch.empty(0)] * len(blocks)
 
     def keep(layer: int, block: Any, inputs: Any, output: Any) -> None:
-        states[layer] = _states(output)
+        states[layer] = states_of(output)
 
     hooks = [block.register_forward_hook(partial(keep, layer)) for layer, block in enumerate(blocks)]
     try:
@@ -41,7 +41,7 @@ def patched(model, layer: int, states: torch.Tensor, places: torch.Tensor) -> It
     _, blocks = find_blocks(model)
 
     def replace(block: Any, inputs: Any, output: Any) -> Any:
-        own = _states(output)
+        own = states_of(output)
         mixed = torch.where(places[..., None].to(own.device), states.to(own.device, own.dtype), own)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
@@ -52,6 +52,6 @@ def patched(model, layer: int, states: torch.Tensor, places: torch.Tensor) -> It
         hook.remove()
 
 
-def _states(output: Any) -> torch.Tensor:
+def states_of(output: Any) -> torch.Tensor:
     """Return the hidden states among what a block returns; some architectures' blocks return more, in a tuple."""
     return output[0] if isinstance(output, tuple) else output

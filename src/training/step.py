@@ -18,9 +18,9 @@ from typing import TypeVar
 
 import torch
 
-from tinymem.models.adapter import find_blocks
 from tinymem.models.checkpointing import checkpointed
 from tinymem.models.losses import loss_mask, next_token_logits, token_losses
+from tinymem.models.patching import kept_states
 from tinymem.models.precision import autocast
 from tinymem.regularizers.protocol import Regularizer
 from tinymem.training.processes import ALONE, Processes
@@ -94,15 +94,9 @@ class Side:
         """Return the outputs of block `layer` (from 0) at the positions that predict a token, (R, T - 1, width), in
         float32 or finer. Differentiable.
         """
-        outputs = []
-        block = find_blocks(model)[1][layer]
-        hook = block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        try:
+        with kept_states(model) as states:
             model.base_model(self.tokens.to(model.device).long(), use_cache=False)
-        finally:
-            hook.remove()
-        (output,) = outputs
-        hidden = (output[0] if isinstance(output, tuple) else output)[:, :-1].to(model.device)
+        hidden = states[layer][:, :-1].to(model.device)
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))
 
     def row_sums(self, values: torch.Tensor) -> torch.Tensor:

@@ -174,19 +174,17 @@ def test_logit_lens_reads_a_block_with_the_last_norm(weak, probe, mixed, subject
     assert first[NAME](probe, row).item() == float((read == rest).all())
 
 
-def test_logit_lens_at_a_depth_of_whole_blocks_reads_behind_all_of_them(mixed, monkeypatch):
-    """0.58 of 50 blocks are 29, but 0.58 * 50 is 28.999... The model gives only the state behind block 29."""
+def test_logit_lens_at_a_depth_of_whole_blocks_reads_behind_all_of_them(mixed):
+    """0.58 of 50 blocks are 29, but 0.58 * 50 is 28.999... Behind each block stands its number."""
     config = GPT2Config(vocab_size=12, n_positions=18, n_embd=4, n_layer=50, n_head=1, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config).eval()
-    forward = model.base_model.forward
-
-    def only_one(*args, **kwargs):
-        states = forward(*args, **kwargs).hidden_states
-        return SimpleNamespace(hidden_states={29: states[29]})
-
-    monkeypatch.setattr(model.base_model, "forward", only_one)
+    seen = []
+    model.transformer.ln_f.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for number, block in enumerate(model.transformer.h, 1):
+        block.register_forward_hook(lambda module, inputs, output, number=number: torch.full_like(output, number))
     lens = logit_lens.elicit(model, None, logit_lens.HyperParameters(), 0.58).values
     assert len(lens[NAME](Probe(model, 6, batch_size=8), mixed)) == len(mixed)
+    assert {float(state.unique()) for state in seen} == {29.0, 50.0}  # read by the lens, and by the model itself
 
 
 def test_logit_lens_reads_no_pads(planted, subject):

@@ -17,6 +17,7 @@ import torch
 
 from tinymem.localize.neuron.hidden import replayed
 from tinymem.models.adapter import MLP
+from tinymem.models.patching import states_of
 
 if TYPE_CHECKING:
     from transformers.pytorch_utils import Conv1D
@@ -51,7 +52,7 @@ def readers(model, mlp: MLP) -> Iterator[list[Reader]]:
     def after(module, inputs, output) -> None:
         given = inputs[0] if inputs else None
         if module is block:
-            streams.append(_first(output))
+            streams.append(states_of(output))
         elif type(module) is torch.nn.LayerNorm and module.elementwise_affine:
             normed.extend((module, stream, output) for stream in streams if _same(given, stream))
         elif isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
@@ -72,7 +73,9 @@ def adds_to_stream(model, mlp: MLP, outputs: dict[torch.nn.Module, Any], run: Ca
     outputs: from `recorded` up to `mlp.down`, in a pass on one sequence. run(): that pass.
     """
     streams: list[torch.Tensor] = []
-    handle = block_of(model, mlp).register_forward_hook(lambda module, inputs, output: streams.append(_first(output)))
+    handle = block_of(model, mlp).register_forward_hook(
+        lambda module, inputs, output: streams.append(states_of(output))
+    )
     before = outputs[mlp.down]
     change = before.flip(-1) + before.std()
     try:
@@ -108,10 +111,6 @@ def image(reader: Reader, neurons: torch.Tensor, columns: torch.Tensor) -> Image
         return output.addcmul_(shift[chosen, :, None], of_columns[chosen, None, :], value=-1)
 
     return without
-
-
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _same(one: Any, other: torch.Tensor) -> bool:
