@@ -172,12 +172,8 @@ def _id_type(artifacts: Artifacts) -> str:
     return {1: "u1", 2: "<u2"}.get(artifacts.planted.element_size(), "<u4")
 
 
-LOGS, DISTRIBUTION, GRADIENTS, TWIN = (
-    ("log_probabilities",),
-    ("distribution",),
-    ("gradients",),
-    ("log_probabilities", "twin"),
-)
+LOGS, DISTRIBUTION, GRADIENTS = ("log_probabilities",), ("distribution",), ("gradients",)
+TWIN = (*LOGS, "twin")
 PLANTED_LOSS = Metric(
     "planted_loss", "nats per token", "twin", PLANTED, LOGS,
     "mean loss on the planted continuation, after the planted prompt",
@@ -208,7 +204,6 @@ LOSS_OVER_TWIN = Metric(
     "planted_loss minus that of the never-planted twin",
     losses_over_twin, splits=COMPARED, known_when="low",
 )  # fmt: skip
-
 LOSS_DISTANCE = Metric(
     "loss_distance", "0 to 1", "lower", PLANTED, TWIN,
     "Kolmogorov-Smirnov distance between the distributions of planted_loss in the model and in the never-planted twin",
