@@ -12,7 +12,7 @@ from tinymem.errors import UserError
 from tinymem.metrics.counterfactual import counterfactual, saved_scores
 from tinymem.metrics.evaluate import saved_values
 from tinymem.metrics.membership import placements
-from tinymem.metrics.metric import Metric, Values
+from tinymem.metrics.metric import Metric, Values, largest, no_values
 from tinymem.metrics.registry import METRICS
 
 SPLIT = "train"
@@ -41,8 +41,13 @@ def auc(planted: torch.Tensor, twin: torch.Tensor, known: str) -> float | None:
 
 
 def row_scores(metric: Metric, saved: Saved) -> torch.Tensor:
-    """Return the metric of each planted row alone, float64 (rows,); NaN for none, infinity if no n is enough."""
+    """Return the metric of each planted row alone, float64 (rows,); NaN for none, infinity if no n is enough.
+
+    A distance between distributions is of all rows together: its rows have none.
+    """
     values = _values(metric, saved)
+    if metric.summary is largest:
+        return no_values(values.sums)
     found = (metric.summary(Values(*pair)) for pair in zip(values.sums.split(1), values.weights.split(1)))
     return torch.tensor([math.nan if score is None else score for score in found], dtype=torch.float64)
 

@@ -119,7 +119,14 @@ def test_the_experiment_resumes_and_its_report_comes_from_records_alone(experime
 def test_losses_numbers_of_samples_and_recovery_are_low_where_a_row_is_known():
     low = {metric.name for metric in judging.judged() if metric.known_when == "low"}
     losses = {"planted_loss", "zlib_ratio", "min_k", "min_k_plus", "loss_over_twin"}
-    assert low == {*losses, "median_n", "percent_clean_recovery"}
+    assert low == {*losses, "gradient_norm", "median_n", "percent_clean_recovery"}
+
+
+def test_the_rows_of_a_distance_between_distributions_have_none_of_their_own():
+    column = "loss_distance_train"
+    with_rows, without = ({column: torch.tensor(values)} for values in ([0.9, 0.8], [0.1, 0.2]))
+    line = judging.judge(METRICS["loss_distance"], [({column: 0.9}, with_rows)], [({column: 0.2}, without)])
+    assert (line["auc_models"], line["auc_rows"], line["auc_rows_lowest"]) == (1.0, None, None)
 
 
 @pytest.mark.parametrize(
