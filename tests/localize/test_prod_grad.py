@@ -128,7 +128,8 @@ def test_a_record_is_run_again(place, tmp_path, capfd, monkeypatch):
 
 def test_a_twin_that_is_named_is_measured_and_attacked(place, tmp_path, capsys):
     def flags(twin):
-        edit = ["--localization_method", "durable", "--ratio", 0.1, "--metrics", "perplexity", "--no_save_model"]
+        edit = ["--localization_method", "durable", "--ratio", 0.1, "--no_save_model"]
+        edit += ["--metrics", "perplexity", "unlearning_depth"]
         attack = ["--attack", "quantize", "--quantize.bits", 8, "--attack_metrics", "perplexity"]
         return words(place, *edit, *attack, "--twin_model", twin, "--output_dir", tmp_path / "out")
 
@@ -138,11 +139,16 @@ def test_a_twin_that_is_named_is_measured_and_attacked(place, tmp_path, capsys):
     for name, share in (("first", 0.5), ("second", 0.25)):
         model = GPTNeoXForCausalLM.from_pretrained(place / "model")
         with torch.no_grad():
-            model.gpt_neox.final_layer_norm.weight.mul_(share)
+            for layer in model.gpt_neox.layers:
+                layer.mlp.dense_4h_to_h.weight.mul_(share)
         model.save_pretrained(tmp_path / name)
     in_process(SCRIPT, *flags(tmp_path / "first"))
     kinds = {record["kind"] for record in load_records(tmp_path / "out")}
     assert kinds == {"unedited", "never_planted", "unlearn", "attack", "attack_never_planted"}
+    depth = {
+        record["kind"]: record["results"].get("unlearning_depth_shown") for record in load_records(tmp_path / "out")
+    }
+    assert depth["unedited"] == 0 and depth["never_planted"] == 1 and 0 < depth["unlearn"] < 1
     in_process(SCRIPT, *flags(tmp_path / "second"))
     found = {record["model"]["twin_model"]: record["results"]["perplexity"] for record in twins()}
     assert found.keys() == {str(tmp_path / name) for name in ("first", "second")}
