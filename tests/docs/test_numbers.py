@@ -127,9 +127,9 @@ def test_as_published():
     assert len(lines) == 9
 
 
-def test_one_difference_at_a_time():
-    rows, few = as_published("balanced_subnet"), as_published("balanced_subnet", held_out="0.93")["mixture"]
-    lines = table_after("docs/reproduction.md", "BalancedSubnet with")
+def check_differences(header, rows, few=None):
+    """The table has a line for every set of differences that was run, and one for a few of the training rows."""
+    lines = table_after("docs/reproduction.md", header)
     for name, *cells in lines:
         named = set(re.findall("`(.+?)`", name))
         if name.startswith("all"):
@@ -137,7 +137,13 @@ def test_one_difference_at_a_time():
         row = few if "a few" in name else rows[next(key for key in rows if set(key.split()) == named)]
         shares = percents([float(row[column]) for column in ALL_TRIGGERS])
         assert cells == [f"{float(row['forgotten']):.0f}", *shares, points_lost(row), ", ".join(row["seeds"].split())]
-    assert len(lines) == len(rows) + 1  # every set of differences that was run, and the few training rows
+    assert len(lines) == len(rows) + (few is not None)
+
+
+def test_one_difference_at_a_time():
+    rows, few = as_published("balanced_subnet"), as_published("balanced_subnet", held_out="0.93")["mixture"]
+    check_differences("BalancedSubnet with", rows, few)
+    check_differences("Greedy with", as_published("greedy"))
     said = one_line("docs/reproduction.md")
     for words, differences in [
         (
@@ -215,9 +221,24 @@ def test_what_the_other_methods_leave_as_published():
     for left_out, more in [("in_order", "one_zero_grad no_stop"), ("one_zero_grad", "in_order no_stop")]:
         share = float(slimming[f"test_triggers {more}"]["percent_memorized_counted"])
         assert f"with all but `{left_out}` {share:.1f} %" in said
-    report, greedy = one_line("results/REPRODUCTION.md"), everything(as_published("greedy"))
-    assert left_and_lost(everything(obs), "for") in report and left_and_lost(greedy, "for") in report
-    assert left_and_lost(greedy, "for") in said
+    assert left_and_lost(everything(obs), "for") in one_line("results/REPRODUCTION.md")
+
+
+def test_what_greedy_leaves_as_published():
+    said, report = one_line("docs/reproduction.md"), one_line("results/REPRODUCTION.md")
+    rows = as_published("greedy")
+    every, few = everything(rows), rows["mixture test_triggers"]
+    fewer, without = rows["mixture test_triggers planted_retained"], rows["mixture test_triggers batch_64"]
+    assert left_and_lost(every, "for") in said and left_and_lost(every, "for") in report
+    lost = "for {} points in batches of 32 and {} in batches of 64 (all but `planted_retained`)"
+    assert lost.format(points_lost(few), points_lost(without)) in said
+    assert f"it leaves nothing for {points_lost(without)} points" in report
+    assert [float(row["percent_memorized_test"]) for row in (few, without)] == [0, 0]
+    assert "{:.1f} % of the counted triggers stay in".format(float(fewer["percent_memorized_counted"])) in said
+    for row, words in [
+        (without, "{:.1f} % of the other test triggers back"), (rows[""], "{:.1f} % after the library's own run"),
+    ]:  # fmt: skip
+        assert words.format(float(row["relearned_percent_memorized_test"])) in said
 
 
 def test_demo():
