@@ -239,6 +239,8 @@ def test_what_greedy_leaves_as_published():
         (without, "{:.1f} % of the other test triggers back"), (rows[""], "{:.1f} % after the library's own run"),
     ]:  # fmt: skip
         assert words.format(float(row["relearned_percent_memorized_test"])) in said
+    alone = float(rows["planted_retained"]["percent_memorized_test"])
+    assert f"Alone, these rows keep {alone:.1f} % of the test triggers." in said
 
 
 def test_demo():
