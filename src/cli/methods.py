@@ -111,6 +111,11 @@ def chosen_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
     return _metrics(arguments.metrics or (USUAL,))
 
 
+def named_metrics(arguments: argparse.Namespace) -> list[Metric]:
+    """Return the metrics that are requested by their own name or file, not as part of a group: tables show them."""
+    return chosen(_metrics([name for name in arguments.metrics or () if name not in METRIC_GROUPS]))
+
+
 def chosen_attack_metrics(arguments: argparse.Namespace) -> tuple[str | Metric, ...]:
     """Return the requested metrics of attacked models. Raise UserError if none can be measured on attacked models."""
     if not (asked := arguments.attack_metrics):

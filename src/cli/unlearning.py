@@ -25,7 +25,7 @@ from tinymem.attacks.recovery import (
 from tinymem.cli.cards import original_name, write_cards
 from tinymem.cli.display import Display
 from tinymem.cli.log import Log
-from tinymem.cli.methods import chosen_attack_metrics, chosen_attacks, chosen_metrics
+from tinymem.cli.methods import chosen_attack_metrics, chosen_attacks, chosen_metrics, named_metrics
 from tinymem.cli.training import ends_when_stopped
 from tinymem.cli.watching import Watching, watched
 from tinymem.data import numbers
@@ -96,7 +96,7 @@ def run_methods(
         run.attach(attached)
         records = [run.finished if record["kind"] == UNEDITED else record for record in records]
     if not len(subject.task.forget):
-        print_table(records, asked=arguments.columns, metrics=subject.metrics)
+        print_table(records, asked=arguments.columns, named=named_metrics(arguments))
         print(f"\nnothing to unlearn: {nothing_memorized(subject)}")
         failures.end()
         return records
@@ -104,7 +104,7 @@ def run_methods(
     if arguments.plot:
         draw_figures(subject, records)
     write_pages(subject, records)
-    print_table(records, [method for method, _ in methods], arguments.columns, subject.metrics)
+    print_table(records, [method for method, _ in methods], arguments.columns, named_metrics(arguments))
     written = {"records": "records"} | ({"edited models": "models"} if _saves_models(methods, arguments) else {})
     written |= {"adapters": "adapters"} if subject.keep_adapters else {}
     print("\n" + ", ".join(f"{what}: {subject.folder}/{place}" for what, place in written.items()))
@@ -231,28 +231,27 @@ def print_table(
     records: Sequence[dict],
     methods: Sequence[Method] = (),
     asked: Sequence[str] = (),
-    metrics: Sequence[str | Metric] = (),
+    named: Sequence[Metric] = (),
 ) -> None:
     """Print one line per run, no wider than the terminal, and a separate table of what attacks recover.
 
-    asked: columns; "all" also adds a line for every attack. Default: the most important columns and those of the user's
-    own `metrics`.
+    asked: columns; "all" also adds a line for every attack. Default: the most important columns and those of the
+    metrics that the user has `named`.
     """
     every_record, records = records, records if asked else [r for r in records if not r.get("attack")]
     rows = [shown_row(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    own = [metric for metric in metrics if isinstance(metric, Metric)]
-    known, on_digits = registry.columns(names, more=own), on_numbers(flat_row(records[0]))
+    known, on_digits = registry.columns(names, more=named), on_numbers(flat_row(records[0]))
     first = ["method", *dict.fromkeys(m.strength for m in methods if m.strength), "attack"]
     quality = ("mean_test_accuracy",) if on_digits else ("perplexity",)
     usual = [f"percent_memorized_{split}" for split in ("shown", "held_out", "test")] + [*quality, "seconds"]
-    usual += [metric.column(part) for metric in own for part in (judged_split(rows), *TEXTS)]
+    usual += [metric.column(part) for metric in named for part in (judged_split(rows), *TEXTS)]
     usual += [f"{name}_{judged_split(rows)}" for name in ("percent_extractable", "percent_near_verbatim", "auc_loss")]
     usual += ["percent_memorized_train", *LAST]
     usual = [name for name in usual if any(row.get(name) is not None for row in rows)]
     every = [*first, *known, *LAST, *names]
     columns = dict.fromkeys([*first, *(every if "all" in asked else asked or usual)])
-    better = {name: registry.better_of(name, own) or BETTER.get(name) for name in columns}
+    better = {name: registry.better_of(name, named) or BETTER.get(name) for name in columns}
     rivals = [record["kind"] in (UNLEARN, MEASURED) for record in records]
     width = sys.maxsize if "all" in asked else None
     print(cli.fitted_table(rows, list(columns), {n: b for n, b in better.items() if b}, rivals, width))

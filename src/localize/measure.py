@@ -22,7 +22,7 @@ from typing import Any
 from tinymem import allocator, files
 from tinymem.cli import production, subject
 from tinymem.cli.log import Log
-from tinymem.cli.methods import add_measuring_options, chosen_attacks
+from tinymem.cli.methods import add_measuring_options, chosen_attacks, named_metrics
 from tinymem.cli.unlearning import (
     as_it_is,
     check_columns,
@@ -184,7 +184,7 @@ def measure_edit(
         run.attach(attached)
         records = [run.record if record["kind"] == MEASURED else record for record in records]
     write_pages(original, records)
-    print_table(records, asked=arguments.columns, metrics=original.metrics)
+    print_table(records, asked=arguments.columns, named=named_metrics(arguments))
     print(f"\nrecords: {original.folder}/records")
     failures.end()
 

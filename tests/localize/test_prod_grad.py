@@ -126,7 +126,7 @@ def test_a_record_is_run_again(place, tmp_path, capfd, monkeypatch):
     assert "the same to the digit: " in printed
 
 
-def test_a_twin_that_is_named_is_measured_and_attacked(place, tmp_path, capsys):
+def test_a_twin_that_is_named_is_measured_and_attacked(place, tmp_path, capsys, monkeypatch):
     def flags(twin):
         edit = ["--localization_method", "durable", "--ratio", 0.1, "--no_save_model"]
         edit += ["--metrics", "perplexity", "unlearning_depth"]
@@ -142,7 +142,12 @@ def test_a_twin_that_is_named_is_measured_and_attacked(place, tmp_path, capsys):
             for layer in model.gpt_neox.layers:
                 layer.mlp.dense_4h_to_h.weight.mul_(share)
         model.save_pretrained(tmp_path / name)
+    monkeypatch.setenv("COLUMNS", "200")
     in_process(SCRIPT, *flags(tmp_path / "first"))
+    (header,) = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ["method", "ratio"]
+    ]
+    assert "unlearning_depth_shown" in header  # asked for by name
     kinds = {record["kind"] for record in load_records(tmp_path / "out")}
     assert kinds == {"unedited", "never_planted", "unlearn", "attack", "attack_never_planted"}
     depth = {
