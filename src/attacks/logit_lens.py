@@ -53,7 +53,7 @@ def elicit(model, task: UnlearningTask, hp: HyperParameters, depth: float) -> El
         places = (artifacts.prompt_end[:, None] - 1 + torch.arange(probe.continuation)).clamp(max=tokens.shape[1] - 1)
         found = [torch.empty(0, probe.continuation, dtype=torch.bool)]
         for rows in torch.arange(len(tokens)).split(probe.batch_size) if len(artifacts) else ():
-            with torch.no_grad(), kept_states(model) as states:
+            with torch.no_grad(), kept_states(model, [layer]) as states:
                 model.base_model(tokens[rows].to(model.device).long(), use_cache=False)
                 read = norm(states[layer].take_along_dim(places[rows, :, None].to(states[layer].device), 1))
                 head = model.get_output_embeddings()

@@ -54,7 +54,7 @@ def _patched_losses(source: Probe, original: Probe, rows: Artifacts) -> torch.Te
             source.model.base_model(input_ids=inputs, use_cache=False)
         places = torch.arange(last - 1) >= ends[some, None] - 1  # those that predict the continuation
         losses = []
-        for layer, state in enumerate(states):
+        for layer, state in states.items():
             with patched(original.model, layer, state, places):
                 losses.append(window_losses_and_hits(original.model, tokens[some, :last], first, last)[0])
         return losses

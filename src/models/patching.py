@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,18 +13,20 @@ from tinymem.models.adapter import find_blocks
 
 
 @contextmanager
-def kept_states(model) -> Iterator[list[torch.Tensor]]:
-    """Yield a list that each forward pass in the block fills: the hidden states after each block, (rows, T, width).
+def kept_states(model, layers: Iterable[int] | None = None) -> Iterator[dict[int, torch.Tensor]]:
+    """Yield what each forward pass within the block fills: layer -> the hidden states after it, (rows, T, width).
 
-    The states that models return themselves are others: the last of them has passed the final norm.
+    layers: those to keep, from 0; None: all. The states that models return themselves are others: the last of them has
+    passed the final norm.
     """
     _, blocks = find_blocks(model)
-    states: list[torch.Tensor] = [torch.empty(0)] * len(blocks)
+    states: dict[int, torch.Tensor] = {}
 
     def keep(layer: int, block: Any, inputs: Any, output: Any) -> None:
         states[layer] = states_of(output)
 
-    hooks = [block.register_forward_hook(partial(keep, layer)) for layer, block in enumerate(blocks)]
+    chosen = range(len(blocks)) if layers is None else layers
+    hooks = [blocks[layer].register_forward_hook(partial(keep, layer)) for layer in chosen]
     try:
         yield states
     finally:

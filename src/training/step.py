@@ -94,7 +94,7 @@ class Side:
         """Return the outputs of block `layer` (from 0) at the positions that predict a token, (R, T - 1, width), in
         float32 or finer. Differentiable.
         """
-        with kept_states(model) as states:
+        with kept_states(model, [layer]) as states:
             model.base_model(self.tokens.to(model.device).long(), use_cache=False)
         hidden = states[layer][:, :-1].to(model.device)
         return hidden.to(torch.promote_types(hidden.dtype, torch.float32))

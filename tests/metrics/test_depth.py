@@ -124,7 +124,7 @@ def test_a_model_patched_with_its_own_states_is_itself_and_no_hook_stays(models)
         plain = original(tokens).logits
         with kept_states(original) as states:
             original(tokens)
-        for layer, state in enumerate(states):
+        for layer, state in states.items():
             with patched(original, layer, state, torch.ones(1, 4, dtype=torch.bool)):
                 assert torch.equal(original(tokens).logits, plain)
             with patched(original, layer, state + 1.0, torch.tensor([[False, False, False, True]])):
