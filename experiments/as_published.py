@@ -18,7 +18,8 @@ settings are the published ones (PUBLISHED_SETTINGS in reproduction.py); flags a
 --method METHOD --help lists them. The end of this help, and published_differences.py, explain each difference.
 
 Every run leaves a record next to the checkpoint's training. A repeated command runs only what is missing. At the end a
-table shows the means over the given models, which as_published.md and .csv also hold; --report writes only these.
+table shows means over all models that have records there; as_published.md and .csv hold it, too. --report writes only
+these.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any
 import torch
 from published_differences import DIFFERENCES, METHODS, applicable, chosen, counted_as_published, study
 from published_report import write_report
-from published_runs import Model, runs
+from published_runs import Model, Names, check, runs
 from reproduction import PUBLISHED_SETTINGS, SLIP_RATIOS, SLIP_SEQUENCES, SLIPS, slip_identity
 
 from tinymem import allocator, files
@@ -234,25 +235,24 @@ def train_small(arguments: argparse.Namespace) -> list[Path]:
 
 def run_differences(arguments: argparse.Namespace, paths: Sequence[Path], device: torch.device) -> None:
     """Run what --differences or --study ask for on every model, and print a line per record."""
-    task = TaskSettings(holdout_fraction=arguments.holdout_fraction)
-    plan = {}
-    for path in paths:  # before any work: what is asked for must exist
-        kind = number_checkpoint(path).settings.data.artifact
-        for name in [arguments.method] if arguments.method else METHODS:
-            asked = arguments.differences
-            plan[path, name] = study(name, kind) if asked is None else [chosen(asked, name, kind)]
-    failures = Failures()
-    for path in paths:
+    task, attacked = TaskSettings(holdout_fraction=arguments.holdout_fraction), bool(arguments.attack)
+    asked, own = arguments.differences, arguments if arguments.method else argparse.Namespace()
+    plan: list[tuple[Path, Model, Method, Any, list[Names]]] = []
+    for path in paths:  # before any work: every model must have what is asked for
+        checkpoint = number_checkpoint(path)
         folder = files.writable_folder(arguments.output_dir or place_beside(path))
-        model = Model.load(number_checkpoint(path), folder, task, arguments.data_dir, device)
-        for (where, name), sets in plan.items():
-            if where == path:
-                method = _method(name)
-                own = arguments if arguments.method else argparse.Namespace()
-                hp: Any = cli.collect(method.hyper_parameters, own, **PUBLISHED_SETTINGS[name])
-                with failures.kept(f"{path}"):
-                    for record in runs(model, method, hp, sets, bool(arguments.attack), arguments.force):
-                        tell(path, record)
+        model = Model.load(checkpoint, folder, task, arguments.data_dir, device)
+        for name in [arguments.method] if arguments.method else METHODS:
+            kind = checkpoint.settings.data.artifact
+            sets = study(name, kind) if asked is None else [chosen(asked, name, kind)]
+            hp: Any = cli.collect(_method(name).hyper_parameters, own, **PUBLISHED_SETTINGS[name])
+            check(model, hp, sets, attacked)
+            plan.append((path, model, _method(name), hp, sets))
+    failures = Failures()
+    for path, model, method, hp, sets in plan:
+        with failures.kept(f"{path}"):
+            for record in runs(model, method, hp, sets, attacked, arguments.force):
+                tell(path, record)
     failures.end()
 
 
@@ -276,7 +276,10 @@ def main() -> None:
     failures = Failures()
     with files.made_folder(arguments.results_dir or OUTPUT_DIR, " with --results_dir") as target:
         paths = train_small(arguments) if arguments.small else [Path(path) for path in arguments.model_path]
-        if arguments.mode != "report":
+        if arguments.mode == "report":
+            for path in arguments.model_path:
+                number_checkpoint(Path(path))
+        else:
             with failures.kept():
                 run_differences(arguments, paths, device)
         folders = [Path(arguments.output_dir)] if arguments.output_dir else [place_beside(path) for path in paths]

@@ -56,7 +56,8 @@ NOTES = """\
 - known when: the direction of the metric if a model knows a sequence. It follows from the metric's meaning and was
   fixed before any result.
 - planted, twins: mean of the metric over the models. inf: no number of samples is enough. - : no value.
-- `loss_over_twin` and `auc_twin` use one never-planted model of another seed as the twin of all models.
+- `loss_over_twin`, `loss_distance` and `auc_twin` use one never-planted model of another seed as the twin of all
+  models, so that a twin, too, is some way from it.
 """
 
 

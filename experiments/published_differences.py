@@ -109,7 +109,8 @@ def chosen(names: Sequence[str], method: str, artifact: str) -> tuple[str, ...]:
         if name in ("all", "none") and len(names) > 1:
             raise UserError(f"--differences {' '.join(names)}: {name} stands alone")
         if name not in (*known, "all", "none"):
-            raise UserError(f"--differences {name}: {method} on {artifact} data has {', '.join(known)}, all, none")
+            allowed = ", ".join([*known, "all", "none"])
+            raise UserError(f"--differences {name}: {method} on {artifact} data has {allowed}")
     return tuple(known if "all" in names else [name for name in known if name in names])
 
 

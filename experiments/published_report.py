@@ -11,7 +11,7 @@ from published_differences import METHODS, applicable
 from tinymem import files
 from tinymem.errors import UserError
 from tinymem.records.identity import AS_PUBLISHED, UNEDITED, Record
-from tinymem.records.interval import mean_and_interval, with_half_width, with_range
+from tinymem.records.interval import over_all, with_half_width, with_range
 from tinymem.records.ranking_rows import bounds
 from tinymem.records.record import BOUNDS, record_digest
 from tinymem.records.table import load_records, markdown, write_csv
@@ -34,7 +34,8 @@ LARGE = 1e6  # from here on a number's power of ten says all
 EXPLAINED = """\
 Memorized, lower is better: of all test triggers, of those that the study's code counts, of those that it does not, and
 of the planted training rows. Accuracy lost in points of %, perplexity risen in %, against the unedited model; seconds
-to find what to drop. `relearned`: the most that comes back, at any number of steps, of what the attacker has not seen.
+to find what to drop. `relearned`: the largest share memorized after 5, 10, 30 or 80 steps of training on five of the
+forgotten sequences, of those that the attacker has not seen.
 Means over models with their 95 % interval (Student's t); `seeds` are those of the models. `forgotten`: sequences to
 forget. `dtype`: that of the forward passes."""
 
@@ -98,8 +99,7 @@ def _results(record: Record, ours: Sequence[Record]) -> dict[str, float | None]:
 def _means(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name in SHOWN:
-        values = [float(each[name]) for each in models if each.get(name) is not None]
-        row[name], row[f"{name}_ci95"] = mean_and_interval(values) if values else (None, None)
+        row[name], row[f"{name}_ci95"] = over_all([each.get(name) for each in models])
     return row
 
 

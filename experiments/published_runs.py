@@ -130,19 +130,23 @@ def relearning(task: UnlearningTask) -> ConfiguredMethods:
     return [(method, method.hyper_parameters(share=max(min(SEEN, count // 2), 1) / count))]
 
 
-def runs(
-    model: Model, method: Method, hp: Any, sets: Sequence[Names], attacked: bool, force: bool = False
-) -> Iterator[dict[str, Any]]:
-    """Run a method with each set of differences; yield each record, followed by those after relearning.
-
-    Finished runs are not repeated. Raise UserError, before any work, for a set that leaves nothing to forget or relearn
-    or that the settings rule out, and NotFinite, after all others, if a run leads to no finite numbers.
-    """
+def check(model: Model, hp: Any, sets: Sequence[Names], attacked: bool) -> None:
+    """Raise UserError for a set that leaves nothing to forget or relearn, and for one that the settings rule out."""
     for names in sets:
         task = model.task(names)
         with_differences(hp, names)
         if attacked:
             relearning(task)
+
+
+def runs(
+    model: Model, method: Method, hp: Any, sets: Sequence[Names], attacked: bool, force: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Run a method with each set of differences; yield each record, followed by those after relearning.
+
+    sets: see `check`. Finished runs are not repeated. Raise NotFinite, after all others, if a run leads to no finite
+    numbers.
+    """
     before = unedited(model.subject())
     yield before
     failures = Failures()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,11 +29,12 @@ from tinymem.leaderboard.names import within
 from tinymem.leaderboard.protocol import key_of, split_strengths, training_identity
 from tinymem.leaderboard.score import PARTS, Figure, Jury, attack_key, harmonic, ranks, share_of_way
 from tinymem.records.identity import MEASURED, NEVER_PLANTED, UNLEARN, Record, record_digest, run_key
+from tinymem.records.interval import over_all
 
 TWIN, UNEDITED = "never-planted twin", "unedited"
 NOT_RUN, NOT_FINISHED, NOT_SAID = "not run", "not finished", "not said"
 # Rows that tables leave out.
-ABSENT = {NOT_RUN: "Not run", NOT_FINISHED: "Tuned, but not run and attacked on all seeds yet"}
+ABSENT = {NOT_RUN: "Not run", NOT_FINISHED: "Tuned, but not measured and attacked on all seeds yet"}
 LEAST_GAP = {"exact_match_share": 0.02}  # on validation sequences, to choose a trial by; for percentages: LEAST_POINTS
 LEAST_POINTS = 10.0
 ROUNDING = 1e-9  # tolerance of limits: in floating point, 0.98 - 0.97 is more than a point
@@ -122,14 +122,15 @@ def choose(entrant: Entrant, case: Case, evidence: Evidence, limit: float) -> Tr
 def forgotten(results: Mapping[str, Any], original: Mapping[str, Any], twin: Mapping[str, Any]) -> float:
     """Return the worst share of the way from the original to the twin, over metrics that tell these two apart.
 
-    It is that of the validation sequences. A metric tells them apart if its values differ by at least LEAST_POINTS.
+    It is that of the validation sequences; 0 for a metric that was not measured. A metric tells them apart if its
+    values differ by at least LEAST_POINTS.
     """
     shares = []
     for name in FORGETTING:
         now, before, goal = (values.get(f"{name}_validation") for values in (results, original, twin))
-        if now is not None and before is not None and goal is not None:
-            if before - goal >= LEAST_GAP.get(name, LEAST_POINTS) - ROUNDING:
-                shares.append(float(share_of_way(np.float64(now), np.float64(before), np.float64(goal))))
+        if before is not None and goal is not None and before - goal >= LEAST_GAP.get(name, LEAST_POINTS) - ROUNDING:
+            ends = np.float64(before), np.float64(goal)
+            shares.append(0.0 if now is None else float(share_of_way(np.float64(now), *ends)))
     return min(shares, default=0.0)
 
 
@@ -206,18 +207,19 @@ def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limi
     by_seed = [evidence.by_key.get(key_of(trial, bench_of(case, seed))) for seed in evidence.seeds]
     setting = settings_of(trial)
 
-    def attack_keys(record: Record) -> set[tuple]:
-        return {attack_key(attack) for attack in evidence.attacks_on(record)}
+    def found(record: Record) -> set[tuple | str]:
+        judged = (column for column in jury.telling if evidence.rows(record, column) is not None)
+        return {*judged, *(attack_key(attack) for attack in evidence.attacks_on(record))}
 
-    if not all(
-        record and attack_keys(record) >= attack_keys(original) for record, original in zip(by_seed, jury.original)
-    ):
+    if not all(record and found(record) >= found(original) for record, original in zip(by_seed, jury.original)):
         return replace(row, setting=setting, note=NOT_FINISHED)
     records = [record for record in by_seed if record is not None]
     row = _row(jury, entrant, setting, records, len(tried))
     if isinstance(trial, TrainingTrial):
         costs = [_training_cost(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
-        row = replace(row, plain={**row.plain, **{name: _mean(each.get(name) for each in costs) for name in COST}})
+        row = replace(
+            row, plain={**row.plain, **{name: over_all([each.get(name) for each in costs])[0] for name in COST}}
+        )
     return row
 
 
@@ -226,9 +228,9 @@ def _row(jury: Jury, entrant: Entrant, setting: str, records: Sequence[Record], 
     figures = {"score": Figure.of(harmonic(list(parts.values())))}
     figures |= {name: Figure.of(parts[name]) if name in parts else None for name in PARTS}
     figures |= {column: Figure.of(jury.figure(records, column)) for column in (*RAW, jury.utility)}
-    plain = {name: _mean(record["results"].get(name) for record in records) for name in PLAIN}
+    plain = {name: over_all([record["results"].get(name) for record in records])[0] for name in PLAIN}
     if entrant.trials:  # other records have the cost of measuring
-        plain |= {name: _mean(record["cost"].get(name) for record in records) for name in COST}
+        plain |= {name: over_all([record["cost"].get(name) for record in records])[0] for name in COST}
     excess = {name: Figure.of(value) for name, value in jury.excess(records).items()}
     return Row(
         entrant.name, entrant.group, entrant.needs, setting, trials, figures, plain, excess, records=tuple(records)
@@ -251,8 +253,3 @@ def averaged_under_attack(row: Row, evidence: Evidence) -> Attacked | None:
         _, attacked = attacked_models([record, *evidence.attacks_on(record)], ATTACKED)
         models += attacked
     return averaged(models) if models else None
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None

@@ -14,7 +14,8 @@ def counterfactual(with_row: torch.Tensor, without_row: torch.Tensor) -> torch.T
     """Return the mean score of models trained with a row minus that of models trained without it, float64 (rows,).
 
     with_row, without_row    scores (models, rows) of the same rows: planted models, and never-planted twins. NaN where
-                             a model has no score for a row; a row has no value if all scores of one side are missing
+                             a model has no score for a row; a row has no value if all scores of one side are missing.
+                             Runs of other seeds have planted other rows: pass a seed's model and twin together
     Any value per row will do; arXiv 2112.12938 uses the token accuracy (here `exact_match_share`).
     """
     if with_row.shape[1:] != without_row.shape[1:]:

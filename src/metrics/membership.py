@@ -18,7 +18,7 @@ from tinymem.data.dataset import Artifacts
 from tinymem.metrics import metric
 from tinymem.metrics.metric import COMPARED, MEMBERS, PLANTED, Metric, no_values
 from tinymem.metrics.probe import Probe, Window
-from tinymem.models.losses import token_losses
+from tinymem.models.losses import check_finite, token_losses
 from tinymem.models.trainable import frozen
 
 LOWEST = 0.2  # share of the tokens that Min-K% looks at
@@ -76,8 +76,9 @@ def _gradient_norms(probe: Probe, rows: Artifacts) -> torch.Tensor:
             if counts.any():
                 nats = token_losses(model, rows.planted[row : row + 1, : end + len(counts)])[0, end - 1 :]
                 gradients = torch.autograd.grad(nats[counts.to(nats.device)].mean(), parameters, allow_unused=True)
-                norms = [gradient.float().norm().item() for gradient in gradients if gradient is not None]
-                found[row] = sum(norms) / len(parameters)
+                norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
+                check_finite(model, torch.stack(norms), "gradients")
+                found[row] = sum(map(float, norms)) / len(parameters)
             probe.on_rows("gradients", row + 1, len(rows))
     return found
 
@@ -123,12 +124,12 @@ def placements(members: torch.Tensor, non_members: torch.Tensor) -> torch.Tensor
 def bootstrap_auc(
     members: torch.Tensor, non_members: torch.Tensor, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """Return the percentile interval of the AUC over resamples of both sets; None where one of them is empty.
+    """Return the percentile interval of the AUC over resamples of both sets; None if one has fewer than two scores.
 
     members, non_members    scores, (rows,), NaN for a row without a score
     """
     inside, outside = (scores[~scores.isnan()].double().numpy() for scores in (members, non_members))
-    if not (len(inside) and len(outside)):
+    if min(len(inside), len(outside)) < 2:
         return None
     wins = (outside > inside[:, None]) + 0.5 * (outside == inside[:, None])
     generator = np.random.default_rng(seed)

@@ -107,10 +107,12 @@ class Probe:
 
     @property
     def twin(self) -> Probe | None:
-        """The probe of the never-planted twin, if there is one."""
+        """The probe of the never-planted twin, if there is one; the twin's own twin is itself."""
         if self.references is None:
             return None
         twin = self.references.twin(self.batch_size)
+        if twin is not None and twin.model is self.model:
+            return self  # not the other probe, whose outputs may differ in the last bits: it meets other needs
         if twin is not None:
             twin.on_rows = lambda what, done, total: self.on_rows(f"twin on {what}", done, total)
         return twin
@@ -156,13 +158,12 @@ class Probe:
         self, artifacts: Artifacts, prompt: str, target: str, level: int, sampling: tuple[int, float] = (TOP_K, 1.0)
     ) -> tuple[torch.Tensor, ...]:
         """Return each row's matches and what the level adds, (A, k): see `_run`."""
-        ends = artifacts.prompt_end[:, None]
-        columns = torch.arange(artifacts.planted.shape[1])
-        tokens = torch.where(columns < ends, getattr(artifacts, prompt), getattr(artifacts, target))
-        tokens = tokens.masked_fill(columns >= ends + self.continuation, 0)  # later tokens have no effect
-        keys = _keys(torch.cat([tokens, ends], 1))
+        ends = artifacts.prompt_end
+        in_prompt = torch.arange(artifacts.planted.shape[1]) < ends[:, None]
+        tokens = torch.where(in_prompt, getattr(artifacts, prompt), getattr(artifacts, target))
         rows = self._windows.setdefault((level, sampling), _Rows())
-        return rows.of(keys, lambda new: self._run(tokens[new], artifacts.prompt_end[new], level, sampling))
+        keys = _keys(tokens, ends, self.continuation)
+        return rows.of(keys, lambda new: self._run(tokens[new], ends[new], level, sampling))
 
     def targets(self, artifacts: Artifacts, target: str = "planted") -> tuple[torch.Tensor, torch.Tensor]:
         """Return the k tokens after each prompt, int64, and the loss mask, bool, both (A, k)."""
@@ -184,15 +185,13 @@ class Probe:
     def generated(self, artifacts: Artifacts) -> torch.Tensor:
         """Return the model's k tokens after each clean prompt, int64 (A, k); -1 beyond its context."""
         ends, source = artifacts.prompt_end, artifacts.clean
-        outside = torch.arange(source.shape[1]) >= ends[:, None]
 
         def run(new: torch.Tensor) -> tuple[torch.Tensor]:
             prompts = [source[row, : ends[row]] for row in new.tolist()]
             tell = partial(self.on_rows, "generation")
             return (greedy_continuations(self.model, prompts, self.continuation, self.batch_size, on_rows=tell),)
 
-        keys = _keys(torch.cat([source.masked_fill(outside, 0), ends[:, None]], 1))
-        return self._generated.of(keys, run)[0]
+        return self._generated.of(_keys(source, ends), run)[0]
 
     def once(self, what: str, artifacts: Artifacts, compute: Callable[[Artifacts], torch.Tensor]) -> torch.Tensor:
         """Return a result per row, (A, ...), from a pass of a metric's own over planted rows.
@@ -200,9 +199,7 @@ class Probe:
         what: the name of the pass. compute: rows -> their results; called only for rows that the pass has not yet seen,
         since several sets hold the same ones. Tokens after the k that count must have no effect.
         """
-        ends = artifacts.prompt_end[:, None]
-        later = torch.arange(artifacts.planted.shape[1]) >= ends + self.continuation
-        keys = _keys(torch.cat([artifacts.planted.masked_fill(later, 0), ends], 1))
+        keys = _keys(artifacts.planted, artifacts.prompt_end, self.continuation)
         rows = self._passes.setdefault(what, _Rows())
         return rows.of(keys, lambda new: (compute(artifacts.select(new)),))[0]
 
@@ -210,7 +207,8 @@ class Probe:
         """Return sums of losses and hits of test sequences (rows, T). A set is identified by its tensor object."""
         if id(tokens) not in self._texts:
             tell = partial(self.on_rows, "test text")
-            sums = quality(self.model, tokens, self.pad, self.ignored_token is None, self.batch_size, tell)
+            left_out = self.pad if self.ignored_token is None else self.ignored_token
+            sums = quality(self.model, tokens, left_out, self.ignored_token is None, self.batch_size, tell)
             self._texts[id(tokens)] = (tokens, sums)  # keep the tensor, so that its id is not reused
         return self._texts[id(tokens)][1]
 
@@ -290,5 +288,8 @@ class _Rows:
         return tuple(values[places] for values in self._results)
 
 
-def _keys(rows: torch.Tensor) -> list[bytes]:
-    return [row.tobytes() for row in rows.numpy()]
+def _keys(tokens: torch.Tensor, prompt_end: torch.Tensor, continuation: int = 0) -> list[bytes]:
+    """Return the content of each row: its prompt and the tokens after it that count. Later ones have no effect."""
+    ends = prompt_end[:, None]
+    later = torch.arange(tokens.shape[1]) >= ends + continuation
+    return [row.tobytes() for row in torch.cat([tokens.masked_fill(later, 0), ends], 1).numpy()]

@@ -207,11 +207,11 @@ def best_tokens(model, logits: torch.Tensor) -> torch.Tensor:
     return best
 
 
-def check_finite(model, values: torch.Tensor) -> torch.Tensor:
-    """Return the values (logits or losses of a model). Raise NotFinite, naming the model, if one is not finite."""
+def check_finite(model, values: torch.Tensor, what: str = "logits") -> torch.Tensor:
+    """Return the values, such as logits or losses. Raise NotFinite, naming the model, if one is not finite."""
     if values.isfinite().logical_not_().any():  # False for a plan's fake tensors
         name = getattr(model, "name_or_path", "") or type(model).__name__
-        raise NotFinite(f"{name}: its logits are not finite numbers, so that nothing can be measured; {remedy(model)}")
+        raise NotFinite(f"{name}: its {what} are not finite numbers, so that nothing can be measured; {remedy(model)}")
     return values
 
 

@@ -5,6 +5,8 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from small import ROOT, in_process
 from tiny import new_task
 
@@ -192,6 +194,30 @@ def test_nothing_to_forget_is_told_before_any_work(published, backdoor, monkeypa
     assert ended.value.code == 2 and "none of the test triggers that count" in capsys.readouterr().err
     kinds = {record["kind"] for record in load_records(published.path.parent)}
     assert not kinds & {AS_PUBLISHED, UNEDITED}
+
+
+def test_every_model_is_checked_before_any_work(published, backdoor, capsys):
+    empty = published.path.parent.with_name("empty") / "epoch"
+    shutil.copytree(published.path, empty)
+    weights = load_file(empty / "model.safetensors")
+    save_file(
+        {name: torch.zeros_like(each) for name, each in weights.items()}, empty / "model.safetensors", {"format": "pt"}
+    )
+    for flags, message in [
+        ([empty, "--method", "obs", "--study"], f"--model_path {empty}: has memorized none of the"),
+        ([empty.with_name("gone"), "--report"], f"{empty.with_name('gone')}: "),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            published(*flags)
+        told = capsys.readouterr().err.strip()
+        assert ended.value.code == 2 and message in told and len(told.splitlines()) == 1
+    kinds = {record["kind"] for record in load_records(published.path.parent)}
+    assert not kinds & {AS_PUBLISHED, UNEDITED}
+
+
+def test_a_method_without_differences_on_these_data():
+    with pytest.raises(UserError, match="activations on noise data has all, none$"):
+        differences.chosen(["mixture"], "activations", "noise")
 
 
 def test_trigger_metrics_divide_the_triggers(backdoor):

@@ -11,7 +11,7 @@ from tinymem.attacks.registry import ATTACKS
 from tinymem.errors import UserError
 from tinymem.leaderboard import evidence, report
 from tinymem.leaderboard.bench import bench_of
-from tinymem.leaderboard.board import Row, rows_left_out
+from tinymem.leaderboard.board import Row, forgotten, rows_left_out
 from tinymem.leaderboard.cases import find_cases
 from tinymem.leaderboard.entrants import entrants
 from tinymem.leaderboard.evidence import RECOVERED, Evidence
@@ -199,6 +199,27 @@ def test_missing_values_of_a_judged_figure_are_one_line(attacked, column, writte
     missing = RECOVERED if column == "all" else column
     with pytest.raises(UserError, match=f"values.safetensors: .*no values for {missing} of record .*; make it again$"):
         report.write(tmp_path, ["noise"])
+
+
+def test_a_model_that_was_not_judged_by_every_metric_has_no_row(written, tmp_path):
+    """Otherwise the metrics that it has would judge it alone."""
+    found = evidence.read(folder := shutil.copytree(written / "noise", tmp_path / "noise"))
+    (edited,) = [r for r in found.records if r.get("method", {}).get("name") == "obs" and not r.get("attack")]
+    edited["results"].pop("percent_memorized_held_out")
+    digest = record_digest(edited)
+    kept = {name: some for name, some in found.values[digest].items() if "held_out" not in name}
+    evidence.write(replace(found, values={**found.values, digest: kept}), folder)
+    report.write(tmp_path, ["noise"])
+    table = (tmp_path / "LEADERBOARD.md").read_text()
+    assert "| obs |" not in table and "not measured and attacked on all seeds yet: obs" in table
+
+
+def test_a_metric_that_was_not_measured_counts_as_nothing_forgotten():
+    name, exact = "exact_match_share_validation", "percent_memorized_validation"
+    original, twin = {name: 1.0, exact: 100.0}, {name: 0.2, exact: 0.0}
+    assert forgotten({name: 0.6, exact: 25.0}, original, twin) == pytest.approx(0.5)
+    assert forgotten({exact: 25.0}, original, twin) == 0 == forgotten({}, original, twin)
+    assert forgotten({exact: 25.0}, {exact: 100.0}, {exact: 0.0}) == pytest.approx(0.75)
 
 
 def test_a_trial_that_was_not_judged_needs_no_values(written, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from known_rows import PAD, Table, artifacts, known_in_part, windows
 from tiny import new_model
 
+from tinymem.errors import NotFinite
 from tinymem.metrics.exposure import exposures
 from tinymem.metrics.membership import (
     AUC_GRADIENT_NORM,
@@ -120,7 +121,7 @@ def test_the_interval_of_an_auc():
     ]
     expected = torch.tensor(plain).quantile(torch.tensor([0.025, 0.975])).tolist()
     assert [low, high] == pytest.approx(expected, abs=0.015)
-    assert bootstrap_auc(one, one + 100, 50) == (1, 1) and bootstrap_auc(one[:0], other) is None
+    assert bootstrap_auc(one, one + 100, 50) == (1, 1) and bootstrap_auc(one[:1], other) is None
     assert bootstrap_auc(torch.cat([one, torch.tensor([torch.nan])]), other, 4000, 3) == (low, high)
 
 
@@ -166,6 +167,13 @@ def test_scores_against_the_twin():
     assert losses_over_twin(probe, rows)[:-1].eq(0).all() and AUC_TWIN.values(probe, rows)[:-1].eq(0.5).all()
 
 
+def test_the_twin_s_own_twin_is_itself():
+    """Another probe of it may compute the same losses in another way, which differs in the last bits."""
+    probe, rows = known_in_part(30)
+    probe.references = Twin(Probe(probe.model, 5, pad=PAD, needs=("distribution",)))
+    assert probe.twin is probe
+
+
 def test_the_distance_of_losses_from_the_twins_by_hand():
     # Bits a token: the model's losses are 1, 1, 2, 3; the twin's 2 each. At 1 lie 2 of 4 and none, up to 2 3 and all.
     rows = artifacts([[0, 0], [0, 0], [0, 1], [0, 2]], [1] * 4)
@@ -185,6 +193,17 @@ def test_the_distance_of_losses_is_that_of_kolmogorov_and_smirnov():
     assert distances_from_twin(probe, rows)[-1].isnan()  # nothing but pads
     probe.references = Twin(probe)
     assert distances_from_twin(probe, rows)[:-1].eq(0).all()
+
+
+def test_gradients_that_are_no_numbers_are_an_error():
+    probe, rows = known_in_part(3)
+
+    def spoil(module, inputs, output: torch.Tensor) -> None:
+        output.register_hook(lambda gradient: gradient * torch.nan)
+
+    probe.model.transformer.ln_f.register_forward_hook(spoil)
+    with pytest.raises(NotFinite, match="its gradients are not finite numbers"):
+        gradient_norms(probe, rows)
 
 
 def test_gradient_norms_against_backward_passes_over_single_rows():
