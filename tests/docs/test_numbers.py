@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 from committed import committed, committed_rows, one_line
 from small import ROOT
 
@@ -69,11 +70,14 @@ ONLY_HERE = {"BalancedSubnet": "balanced_subnet", "Hard Concrete": "hard_concret
 ALL_TRIGGERS = ("percent_memorized_test", "percent_memorized_train", "relearned_percent_memorized_test")
 
 
-def as_published(method: str, batch_size: str = "32", held_out: str = "0.0") -> dict[str, dict[str, str]]:
+def as_published(
+    method: str, batch_size: str = "32", held_out: str = "0.0", cap: str = ""
+) -> dict[str, dict[str, str]]:
     """The committed means of a method of the study, by its differences."""
     found = {}
     for row in committed_rows("results/reproduction/as_published/as_published.csv"):
         same = row["method.batch_size"] in (batch_size, "") and row["forget.holdout_fraction"] == held_out
+        same &= row["method.unlearn_loss_cap"] == cap
         if same and row["method.name"] == f"{method}_as_published":
             found[row["method.differences"]] = row
     return found
@@ -127,23 +131,25 @@ def test_as_published():
     assert len(lines) == 9
 
 
-def check_differences(header, rows, few=None):
-    """The table has a line for every set of differences that was run, and one for a few of the training rows."""
+def check_differences(header, rows, others):
+    """The table has a line for every set of differences that was run, and for every other row, by its name."""
     lines = table_after("docs/reproduction.md", header)
     for name, *cells in lines:
         named = set(re.findall("`(.+?)`", name))
         if name.startswith("all"):
             named = set(max(rows, key=len).split()) - named
-        row = few if "a few" in name else rows[next(key for key in rows if set(key.split()) == named)]
+        row = others.get(name) or rows[next(key for key in rows if set(key.split()) == named)]
         shares = percents([float(row[column]) for column in ALL_TRIGGERS])
         assert cells == [f"{float(row['forgotten']):.0f}", *shares, points_lost(row), ", ".join(row["seeds"].split())]
-    assert len(lines) == len(rows) + (few is not None)
+    assert len(lines) == len(rows) + len(others)
 
 
 def test_one_difference_at_a_time():
     rows, few = as_published("balanced_subnet"), as_published("balanced_subnet", held_out="0.93")["mixture"]
-    check_differences("BalancedSubnet with", rows, few)
-    check_differences("Greedy with", as_published("greedy"))
+    capped = as_published("balanced_subnet", cap="3.0")[""]
+    others = {"`mixture`, a few of the training rows to forget": few, "none, with a cap, 3 epochs": capped}
+    check_differences("BalancedSubnet with", rows, others)
+    check_differences("Greedy with", as_published("greedy"), {})
     said = one_line("docs/reproduction.md")
     for words, differences in [
         (
@@ -152,10 +158,16 @@ def test_one_difference_at_a_time():
         ),
         ("the few sequences alone cost {:.2f}, {:.2f} and {:.2f}, ", ["test_triggers"]),
         ("the batches alone {:.2f}, {:.2f} and {:.2f}.", ["mixture"]),
+        ("all differences but `mixture` it costs {:.2f}, {:.2f} and {:.2f} points,", all_but("mixture")),
+        ("with all but `test_triggers` {:.2f}, {:.2f} and {:.2f},", all_but("test_triggers")),
     ]:
         assert words.format(*(committed_loss(seed, differences) for seed in (0, 1, 3))) in said
     every = max(rows, key=len).split()
-    assert "on seed 1 above all ({:.1f} %)".format(committed_result(1, every)["percent_memorized_left_out"]) in said
+    assert "With all five differences, 5 of the 33 uncounted triggers of seed 1 stay memorized" in said
+    uncounted = [committed_result(seed, every)["percent_memorized_left_out"] for seed in (0, 1, 3)]
+    assert uncounted == [0, pytest.approx(100 * 5 / 33), 0]
+    for name in {*every} - {"batch_64"}:
+        assert float(rows[" ".join(all_but(name))]["percent_memorized_left_out"]) == 0
     cost = {
         left_out: round(float(row["accuracy_lost"]), 2)
         for left_out in every
@@ -163,11 +175,8 @@ def test_one_difference_at_a_time():
         if set(every) - set(key.split()) == {left_out}
     }
     assert cost.keys() == {*every}
-    needed = (
-        "without `mixture` the other four cost {mixture:.2f} points and without `test_triggers` {test_triggers:.2f}"
-    )
     most = max(cost[name] for name in every[2:])
-    assert f"{needed.format(**cost)} (means), without any other at most {most:.2f}." in said
+    assert f"with all but any other one at most {most:.2f} (means)." in said
     alone = {key: float(row["accuracy_lost"]) for key, row in rows.items() if len(key.split()) < 2}
     words = "where none of the five costs {:.2f} points, `planted_retained` costs {:.2f}, `batch_64` {:.2f} and "
     words += "`scores_as_stored` {:.2f} (means)."
@@ -181,6 +190,17 @@ def test_one_difference_at_a_time():
     none = [committed_loss(seed, []) for seed in (0, 1, 3)]
     assert "costs {:.2f}, {:.2f} and {:.2f} points".format(*none) in one_line("results/reproduction/DIFFERENCES.md")
     assert float(few["percent_memorized_held_out"]) == 0 == float(few["percent_memorized_test"])
+    assert f"at {points_lost(few)} points (mean of seeds 0, 1 and 3)" in said
+    assert f"no test trigger, at {points_lost(capped)} points (mean)" in said
+    relearned = [float(row["relearned_percent_memorized_test"]) for row in (capped, few, rows[""])]
+    words = "{:.1f} % of the other test triggers are memorized with the cap, {:.1f} % with a few of the training rows, "
+    assert (words + "and {:.1f} % without a difference").format(*relearned) in said
+
+
+def all_but(name: str) -> list[str]:
+    """BalancedSubnet's differences, in order, without one."""
+    every = ["mixture", "test_triggers", "planted_retained", "batch_64", "scores_as_stored"]
+    return [each for each in every if each != name]
 
 
 def committed_loss(seed: int, differences: list[str]) -> float:
@@ -191,7 +211,7 @@ def committed_loss(seed: int, differences: list[str]) -> float:
 
 def committed_result(seed: int, differences: list[str] | None) -> dict[str, float]:
     """The results of BalancedSubnet with some differences on the model of a seed; None: of the unedited model."""
-    own = {"name": "balanced_subnet_as_published", "differences": differences}
+    own = {"name": "balanced_subnet_as_published", "differences": differences, "unlearn_loss_cap": None}
     (found,) = (
         record["results"]
         for record in records_without_attack(seed)
@@ -227,20 +247,24 @@ def test_what_the_other_methods_leave_as_published():
 def test_what_greedy_leaves_as_published():
     said, report = one_line("docs/reproduction.md"), one_line("results/REPRODUCTION.md")
     rows = as_published("greedy")
-    every, few = everything(rows), rows["mixture test_triggers"]
-    fewer, without = rows["mixture test_triggers planted_retained"], rows["mixture test_triggers batch_64"]
+    assert len(rows) == 11 and {row["seeds"] for row in rows.values()} == {"0 1 3"}
+    every, left = everything(rows), {name: float(row["percent_memorized_test"]) for name, row in rows.items()}
     assert left_and_lost(every, "for") in said and left_and_lost(every, "for") in report
-    lost = "for {} points in batches of 32 and {} in batches of 64 (all but `planted_retained`)"
-    assert lost.format(points_lost(few), points_lost(without)) in said
+    few, kept = ({name for name in rows if one in name} for one in ("test_triggers", "planted_retained"))
+    both = [left[name] for name in few & kept]
+    assert f"With both, {min(both):.1f} to {max(both):.1f} % of the test triggers stay" in said
+    alone, batches = left["planted_retained"], left["mixture planted_retained batch_64"]
+    assert {alone, batches} == {left[name] for name in kept - few}
+    assert f"{alone:.1f} % stay (`planted_retained`), or {batches:.1f} % (all but `test_triggers`)" in said
+    alone = left["test_triggers"]
+    assert f"{alone:.1f} % stay (`test_triggers`), or none" in said
+    assert {left[name] for name in few - kept} == {alone, 0} and {left[name] for name in {*rows} - few - kept} == {0}
+    without, all_rows = rows["mixture test_triggers batch_64"], rows["mixture planted_retained batch_64"]
     assert f"it leaves nothing for {points_lost(without)} points" in report
-    assert [float(row["percent_memorized_test"]) for row in (few, without)] == [0, 0]
-    assert "{:.1f} % of the counted triggers stay in".format(float(fewer["percent_memorized_counted"])) in said
-    for row, words in [
-        (without, "{:.1f} % of the other test triggers back"), (rows[""], "{:.1f} % after the library's own run"),
-    ]:  # fmt: skip
-        assert words.format(float(row["relearned_percent_memorized_test"])) in said
-    alone = float(rows["planted_retained"]["percent_memorized_test"])
-    assert f"Alone, these rows keep {alone:.1f} % of the test triggers." in said
+    assert f"{batches:.1f} % for {points_lost(all_rows)}." in report
+    relearned = [float(row["relearned_percent_memorized_test"]) for row in (without, rows[""])]
+    assert "After relearning, {:.1f} % of the other".format(relearned[0]) in said
+    assert "and {:.1f} % after the library's own run".format(relearned[1]) in said
 
 
 def test_demo():
