@@ -10,6 +10,8 @@ import pytest
 from committed import committed, committed_rows, one_line
 from small import ROOT
 
+from tinymem.leaderboard.spaces import VARIANTS
+
 
 def read(path: str) -> Any:
     return json.loads(committed(path))
@@ -187,8 +189,12 @@ def test_one_difference_at_a_time():
     (small,) = (row for key, row in rows.items() if set(every) - set(key.split()) == {"batch_64"})
     shares = float(small["percent_memorized_counted"]), float(small["percent_memorized_left_out"])
     assert "{:.1f} % of the counted triggers and {:.1f} % of the others".format(*shares) in said
-    none = [committed_loss(seed, []) for seed in (0, 1, 3)]
-    assert "costs {:.2f}, {:.2f} and {:.2f} points".format(*none) in one_line("results/reproduction/DIFFERENCES.md")
+    why = one_line("results/reproduction/DIFFERENCES.md")
+    for words, differences in [
+        ("it costs {:.2f}, {:.2f} and {:.2f} points in such batches (seeds 0, 1 and 3)", ["batch_64"]),
+        ("and {:.2f}, {:.2f} and {:.2f} in batches of 32", []),
+    ]:
+        assert words.format(*(committed_loss(seed, differences) for seed in (0, 1, 3))) in why
     assert float(few["percent_memorized_held_out"]) == 0 == float(few["percent_memorized_test"])
     assert f"at {points_lost(few)} points (mean of seeds 0, 1 and 3)" in said
     assert f"no test trigger, at {points_lost(capped)} points (mean)" in said
@@ -354,7 +360,11 @@ def test_comparison():
     rows = committed_rows("results/compare_mitigations/noise/table.csv")
     compared = [row for row in rows if row["family"] not in ("no mitigation", "controls")]
     text = one_line("docs/methods.md")
-    assert f"{len(compared)} mitigations with their variants" in text and len(rows) == len(compared) + 5
+    assert (
+        f"{len(compared) - 3} mitigations and three variants" in text
+        and len(VARIANTS) == 3
+        and len(rows) == len(compared) + 5
+    )
     assert f"[{len(compared)} mitigations on one model]" in one_line("README.md")
 
 
