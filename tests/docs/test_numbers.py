@@ -360,12 +360,9 @@ def test_comparison():
     rows = committed_rows("results/compare_mitigations/noise/table.csv")
     compared = [row for row in rows if row["family"] not in ("no mitigation", "controls")]
     text = one_line("docs/methods.md")
-    assert (
-        f"{len(compared) - 3} mitigations and three variants" in text
-        and len(VARIANTS) == 3
-        and len(rows) == len(compared) + 5
-    )
-    assert f"[{len(compared)} mitigations on one model]" in one_line("README.md")
+    shown = f"{len(compared) - len(VARIANTS)} mitigations and three variants"
+    assert len(VARIANTS) == 3 and shown in text and f"[{shown} on one model]" in one_line("README.md")
+    assert len(rows) == len(compared) + 5
 
 
 def test_what_the_cards_say_of_the_noise_model():
