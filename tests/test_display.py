@@ -1,5 +1,6 @@
 """Progress: a bar on a terminal; elsewhere a line at the start, one a minute and one at the end."""
 
+import copy
 import json
 import re
 
@@ -166,7 +167,7 @@ def test_measuring_tells_every_row_of_every_pass(memorizing_backdoor):
     metrics = ("percent_memorized", "percent_near_verbatim", "perplexity", "auc_twin", "kl")
     found, told = [], []
     for more in ({"on_rows": lambda *rows: told.append(rows)}, {}):
-        references = References(dataset, dataset.sequences[:40], lambda: model)
+        references = References(dataset, dataset.sequences[:40], lambda: copy.deepcopy(model))
         references.prepare(model, 16)
         found.append(measure(model, dataset, 16, metrics=metrics, references=references, **more).row)
     passes = passes_of(told)

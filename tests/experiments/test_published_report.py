@@ -109,10 +109,13 @@ def test_reproduction_shows_them_beside_published_and_honest_runs(monkeypatch, t
     ]
     assert "| durable | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | - | 0 1 | - | - | - |" in shown(*every)[-1]
     none = record(1, accuracy_lost=2.0, percent_memorized_counted=20.0)
-    attack = {"parent": record_digest(every[0]), "attack": {"steps": 5}}
-    relearned = {**every[0], **attack, "results": {"percent_memorized_counted": 60.0}}
-    *_, line = shown(none, *every, relearned)[-1].splitlines()
-    assert line == "| durable | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | 60.0 | 0 1 | 20.0 | 2.00 | 1 |"
+    relearned = [
+        {**run, "parent": record_digest(run), "attack": {"steps": 5}, "results": {"percent_memorized_counted": share}}
+        for run, share in zip(every, (60.0, 40.0))
+    ]
+    for attacks, mean in ((relearned, "50.0"), (relearned[:1], "-")):  # no mean of some of the seeds
+        *_, line = shown(none, *every, *attacks)[-1].splitlines()
+        assert line == f"| durable | 48.7 | 1.06 | 10.0 | 0.50 | 3.0 | 4.0 | {mean} | 0 1 | 20.0 | 2.00 | 1 |"
     other = {**every[0], "method": {**every[0]["method"], "ratio": 0.1}}
     deeper = {**every[0], "model": {"n_layers": 4, "n_embd": 8}}
     old = record(0, ["test_triggers"], accuracy_lost=1.0)
