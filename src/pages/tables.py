@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tinymem.records.interval import fixed
+
 NONE = "–"
 
 
@@ -96,4 +98,4 @@ def rounded(value: float, unit: str = "") -> str:
         return f"{value:.2g}"
     decimals = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
     decimals = min(decimals, {"%": 1, "s": 1, "GB": 2}.get(unit, 3))
-    return "0" if not value else f"{value:.{decimals}f}"
+    return "0" if not value else fixed(value, decimals)

@@ -18,6 +18,7 @@ from tinymem.metrics.registry import describe
 from tinymem.pages.charts import Series, _plain_numbers, coincide, lines, mark_styles
 from tinymem.pages.report import write_report
 from tinymem.pages.study import read_study
+from tinymem.pages.tables import rounded
 from tinymem.records.cost import Cost
 from tinymem.records.record import record_path, write_record
 
@@ -284,3 +285,18 @@ def test_a_report_replaces_only_reports(report, tmp_path):
         with pytest.raises(UserError, match=f"{name}: exists, and is no report of records; choose another name"):
             write_report(report.parent, tmp_path / name)
         assert (tmp_path / name).read_text() == text
+
+
+@pytest.mark.parametrize(
+    "value, unit, shown",
+    [
+        (0, "%", "0"),
+        (-0.012, "%", "0.0"),
+        (-0.12, "%", "-0.1"),
+        (3.0176, "%", "3.0"),
+        (12.345, "", "12.35"),
+        (2e-4, "", "0.0002"),
+    ],
+)
+def test_numbers_are_rounded_by_unit_and_size_and_never_to_minus_0(value, unit, shown):
+    assert rounded(value, unit) == shown
