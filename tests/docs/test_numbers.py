@@ -189,6 +189,10 @@ def test_one_difference_at_a_time():
     (small,) = (row for key, row in rows.items() if set(every) - set(key.split()) == {"batch_64"})
     shares = float(small["percent_memorized_counted"]), float(small["percent_memorized_left_out"])
     assert "{:.1f} % of the counted triggers and {:.1f} % of the others".format(*shares) in said
+    kept, freed = (rows[f"mixture test_triggers{more}"] for more in (" planted_retained", ""))
+    share = float(kept["percent_memorized_test"])
+    assert f"{share:.1f} % stay with `mixture`, `test_triggers` and `planted_retained`, and none without" in said
+    assert float(freed["percent_memorized_test"]) == 0
     why = one_line("results/reproduction/DIFFERENCES.md")
     for words, differences in [
         ("it costs {:.2f}, {:.2f} and {:.2f} points in such batches (seeds 0, 1 and 3)", ["batch_64"]),
