@@ -217,9 +217,8 @@ def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limi
     row = _row(jury, entrant, setting, records, len(tried))
     if isinstance(trial, TrainingTrial):
         costs = [_training_cost(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
-        row = replace(
-            row, plain={**row.plain, **{name: over_all([each.get(name) for each in costs])[0] for name in COST}}
-        )
+        means = {name: over_all([each.get(name) for each in costs])[0] for name in COST}
+        row = replace(row, plain={**row.plain, **means})
     return row
 
 

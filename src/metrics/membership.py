@@ -76,9 +76,9 @@ def _gradient_norms(probe: Probe, rows: Artifacts) -> torch.Tensor:
             if counts.any():
                 nats = token_losses(model, rows.planted[row : row + 1, : end + len(counts)])[0, end - 1 :]
                 gradients = torch.autograd.grad(nats[counts.to(nats.device)].mean(), parameters, allow_unused=True)
-                norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
-                check_finite(model, torch.stack(norms), "gradients")
-                found[row] = sum(map(float, norms)) / len(parameters)
+                norms = [gradient.float().norm().item() for gradient in gradients if gradient is not None]
+                check_finite(model, torch.tensor(norms), "gradients")
+                found[row] = sum(norms) / len(parameters)
             probe.on_rows("gradients", row + 1, len(rows))
     return found
 
