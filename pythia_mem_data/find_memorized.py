@@ -86,7 +86,9 @@ class ScanSettings:
         low=0.0,
         high=1.0,
     )
-    max_rows: int | None = option(None, "test at most this many windows; default: all", low=1)
+    max_rows: int | None = option(
+        None, "test at most this many windows (with --shard, in each worker); default: all", low=1
+    )
     shard: str | None = option(None, "I/N: this is worker I of N on the same corpus; each takes every Nth document")
     bos: str = option(
         "auto",

@@ -162,7 +162,7 @@ def write_page(arguments: argparse.Namespace) -> None:
 
 def print_answer(folder: str) -> None:
     """Print the ranking of all runs in a folder, as `best` does; nothing if no runs can be compared."""
-    runs = unlearning_runs(named_records(folder), tuple(METHODS))
+    _, runs = _runs(folder)
     if runs:
         print()
         print_best(folder, runs)
@@ -242,12 +242,18 @@ def show_pareto(arguments: argparse.Namespace) -> Table:
 
 
 def load_runs(folder: str) -> list[ComparedRun]:
+    count, runs = _runs(folder)
+    if not runs:
+        raise UserError(f"{folder}: none of its records ({count}) is an unlearning run that can be compared")
+    return runs
+
+
+def _runs(folder: str) -> tuple[int, list[ComparedRun]]:
+    """Return the number of records in a folder and its runs; say on stderr what is left out or kept apart."""
     records = list(named_records(folder))
     say_versions(versions(record) for _, record in records)
     runs = unlearning_runs(records, tuple(METHODS), warn=lambda message: print(message, file=sys.stderr))
-    if not runs:
-        raise UserError(f"{folder}: none of its records ({len(records)}) is an unlearning run that can be compared")
-    return runs
+    return len(records), runs
 
 
 def say_versions(found: Iterable[str]) -> None:

@@ -112,6 +112,8 @@ def _check_held(run: Path, marker: Path, settings: Mapping[str, Any], force: boo
     If run.json is lost, compare with the last checkpoint's settings. Without a checkpoint, the training state cannot be
     identified.
     """
+    if (run / checkpoint.SETTINGS).exists():  # training there would replace its state, even with --force
+        raise UserError(f"{run}: is a checkpoint; give another --output_dir")
     if marker.exists():
         held = files.read_json(marker, required=("data_name",), remedy="delete it and run again")
         if force and "weights" in settings:  # the model may have been trained again

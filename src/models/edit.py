@@ -7,7 +7,7 @@ keys. They nest: an attack is applied on top of an edit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -185,13 +185,18 @@ class SavedModel(Weights):
 
     def apply(self, model, changes: Changes) -> None:
         with self._checked():
-            super().apply(model, changes)
+            Weights(self._by_own_name(model)).apply(model, changes)
         if self.fingerprint not in (None, weights_fingerprint(model)):
             raise UserError(f"{self.folder}: its weights have changed since they were saved; {REMAKE}")
 
     def extent(self, model) -> Extent:
         with self._checked():
-            return super().extent(model)
+            return Weights(self._by_own_name(model)).extent(model)
+
+    def _by_own_name(self, model) -> Mapping[str, torch.Tensor]:
+        """Return the values by the names that the weights have in the model."""
+        own = _own_names(model, self.values)
+        return Lazy({own.get(name, name): partial(self.values.__getitem__, name) for name in self.values})
 
     def _checked(self) -> AbstractContextManager[None]:
         """Turn an error about a weight's name or shape into a UserError about the folder."""
@@ -233,6 +238,20 @@ def stored_model(folder: Path, fingerprint: str | None = None) -> SavedModel:
     if not makers:
         raise UserError(f"{folder}: holds no weights; {REMAKE}")
     return SavedModel(Lazy(makers), folder=folder, fingerprint=fingerprint)
+
+
+def _own_names(model, stored: Collection[str]) -> dict[str, str]:
+    """Return the model's name of each weight that transformers stores under another: GPT-NeoX's output layer.
+
+    stored: the names in the model's files. Names that the model has, too, are left out.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    names: dict[str, str] = {}
+    for name, parameter in model.named_parameters():
+        if name not in stored:
+            names |= dict.fromkeys(revert_weight_conversion(model, {name: parameter.detach()}), name)
+    return names
 
 
 def stored(path: str | Path) -> Lazy:

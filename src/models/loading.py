@@ -23,7 +23,8 @@ SIZES: tuple[str, ...] = ("vocab_size", "hidden_size", "n_embd", "num_hidden_lay
 SIZES += ("n_head", "max_position_embeddings", "n_positions", "num_key_value_heads", "head_dim")
 LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer"), 10_000
 # Buffers (causal masks, rotary frequencies) that earlier versions of transformers stored with the weights.
-OLD_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
+OLD_BUFFERS: tuple[str, ...] = (".attn.bias", ".attn.masked_bias", ".attn.causal_mask", ".inv_freq")
+OLD_BUFFERS += (".attention.bias", ".attention.masked_bias")
 # Settings of a config.json that change the forward pass but not the architecture: other kernels, which change the last
 # digits, and other outputs.
 NEUTRAL = {"_attn_implementation": None, "output_attentions": False, "output_hidden_states": False, "return_dict": True}

@@ -174,6 +174,8 @@ def _draw(curves: Sequence[Curve], label: Callable[[Curve], str], hidden: tuple[
 def _panel(curve: Curve, hidden: tuple[str, ...]) -> dict[str, Any]:
     """Return the settings that decide the panel of a curve."""
     ignored = {*SEEDS, *LENGTH, *hidden}
+    if curve.settings.get("training.lr_decay"):  # then a longer run is another one from its first decayed step on
+        ignored.discard("training.epochs")
     return {name: value for name, value in curve.settings.items() if name not in ignored}
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tinymem.data.settings import NUMBER_TASKS
@@ -143,12 +144,14 @@ def unlearning_runs(
     records = list(records)
     named = [(name, record) for name, record in records if record["kind"] in RIVALS]
     twins = {_place(record): flat_row(record) for _, record in records if record["kind"] == NEVER_PLANTED}
-    known = {(record_digest(record), versions(record)): record for _, record in named}
+    known: dict[tuple, dict[str, Mapping[str, Any]]] = {}
+    for name, record in named:
+        known.setdefault((record_digest(record), versions(record)), {})[_folder(name)] = record
     runs: dict[tuple, ComparedRun] = {}
     unpaired, unmeasured, otherwise = [], [], []
     lacking: set[str] = set()
     for name, record in named:
-        unedited = _unedited(record, known)
+        unedited = _unedited(name, record, known)
         if unedited is None:
             unpaired.append(name)
             continue
@@ -188,17 +191,24 @@ def unlearning_runs(
     return sorted(runs.values(), key=rank)
 
 
-def _unedited(record: Mapping[str, Any], known: Mapping[tuple, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def _unedited(
+    name: str, record: Mapping[str, Any], known: Mapping[tuple, Mapping[str, Mapping[str, Any]]]
+) -> Mapping[str, Any] | None:
     """Return the record of the model before all edits, by following `parent`; None if a record on the way is unknown.
 
-    known: (digest, versions) -> record. All records on the way must have the same versions.
+    known: (digest, versions) -> folder -> record. All records on the way must have the same versions. One in the run's
+    own folder comes first: it was measured by the same metrics.
     """
     while record["kind"] != UNEDITED:
-        parent = known.get((record.get("parent"), versions(record)))
-        if parent is None:
+        parents = known.get((record.get("parent"), versions(record)))
+        if parents is None:
             return None
-        record = parent
+        record = parents.get(_folder(name)) or [*parents.values()][-1]
     return record
+
+
+def _folder(name: str) -> str:
+    return str(Path(name).parent)
 
 
 def _place(record: Mapping[str, Any]) -> tuple:

@@ -37,7 +37,7 @@ class Curve:
 
 
 def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Curve]:
-    """Return the curves of all training and fine-tuning runs among records, in their order.
+    """Return the curves of all training and fine-tuning runs among records, in their order; copies count once.
 
     records: pairs (path relative to `folder`, record). Rows come from the metrics.json in the run's folder. If that is
     gone, they come from the record, which has only the last row. For a run that was extended, the longest record
@@ -54,7 +54,9 @@ def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str
         key = (run if (run / "metrics.json").exists() else Path(name), record["kind"])
         if key not in longest or longest[key][0] < epochs:
             longest[key] = epochs, Curve(settings, _rows(run, record, epochs, place))
-    return [curve for _, curve in longest.values()]
+    unique: list[Curve] = []
+    unique.extend(curve for _, curve in longest.values() if curve not in unique)
+    return unique
 
 
 def check_rows(rows: Any, path: Path, remedy: str) -> list[dict[str, Any]]:

@@ -189,7 +189,10 @@ def plant(
 
 def rounded(model, dtype: torch.dtype):
     """Return the model itself if its weights have this type, otherwise a copy with its weights rounded to the type."""
-    return model if model.dtype == dtype else copy.deepcopy(model).to(dtype)
+    if model.dtype == dtype:
+        return model
+    # On several devices `model.to` is a function of accelerate, which a copy keeps, and which converts the original.
+    return torch.nn.Module.to(copy.deepcopy(model), dtype)
 
 
 def epoch_batches(dataset: MemorizationDataset, settings: PlantSettings, seed: int, epoch: int) -> list[torch.Tensor]:

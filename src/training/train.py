@@ -82,8 +82,9 @@ def train(
         try:
             row = measured_row(model, dataset, progress.epoch, train_loss, settings.train_microbatch, on_rows)
         except NotFinite:
-            raise _diverged(progress, settings.lr) from None
-        _check_finite(row["perplexity"], progress, settings.lr)
+            raise _diverged(progress.epoch, settings.lr) from None
+        if not all(math.isfinite(value) for value in row.values() if isinstance(value, float)):
+            raise _diverged(progress.epoch, settings.lr)
         progress.rows.append(row)
         progress.seconds = time.monotonic() - started
 
@@ -121,13 +122,8 @@ def measured_row(
     return row | evaluate(model, dataset, batch_size, on_rows=on_rows)
 
 
-def _check_finite(value: float, progress: Progress, lr: float) -> None:
-    if not math.isfinite(value):
-        raise _diverged(progress, lr)
-
-
-def _diverged(progress: Progress, lr: float) -> NotFinite:
-    return NotFinite(f"the loss is not finite in epoch {progress.epoch + 1}; use a lower --lr than {lr}")
+def _diverged(epoch: int, lr: float) -> NotFinite:
+    return NotFinite(f"the loss is not finite in epoch {epoch}; use a lower --lr than {lr}")
 
 
 def _check_not_past(run: Path, progress: Progress, settings: TrainingSettings) -> None:

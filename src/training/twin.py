@@ -42,17 +42,18 @@ def check_twin(path: Path, settings: RunSettings, epoch: int) -> Path:
     """Return the folder of a named twin. Raise UserError if it is not this checkpoint's twin."""
     found = _sections(path)
     for name, section in _comparable(twin_of(settings), epoch).items():
-        different = [key for key in section if found[name].get(key) != section[key]]
-        if "twin" in different:
+        held = found[name]  # an active regularizer has settings that other runs do not have
+        different = [key for key in {**section, **held} if held.get(key) != section.get(key)]
+        if "twin" in different and "twin" in section:
             raise UserError(
                 f"--twin_model {path}: no twin of this checkpoint; it was trained without --twin, on planted sequences"
             )
-        if "twin" in found[name] and "twin" not in section:
+        if "twin" in different:
             raise UserError(f"--twin_model {path}: no twin of this checkpoint, which was itself trained with --twin")
         if different:
             raise UserError(
                 f"--twin_model {path}: no twin of this checkpoint; --{different[0]} is "
-                f"{found[name].get(different[0])}, not {section[different[0]]}"
+                f"{held.get(different[0])}, not {section.get(different[0])}"
             )
     return path
 

@@ -177,6 +177,16 @@ def test_a_twin_that_is_named_is_measured_and_attacked(place, tmp_path, capsys, 
     assert "with --plant the twin is the model before planting; leave it out" in capsys.readouterr().err
 
 
+def test_an_attack_that_is_added_later_uses_the_saved_models(place, every_method, tmp_path):
+    out = shutil.copytree(every_method[0], tmp_path / "out")
+    saved = {path: path.stat().st_mtime_ns for path in out.glob("models/*/model.safetensors")}
+    flags = ["--localization_method", "activations", "--ratio", 0.1, 0.3, "--dtype", "bfloat16", "--output_dir", out]
+    in_process(SCRIPT, *words(place, *flags, "--attack", "quantize", "--quantize.bits", 8))
+    attacked = [record for record in load_records(out) if record["kind"] == "attack"]
+    assert saved and len(attacked) == 3  # the unedited model and two edited ones
+    assert saved == {path: path.stat().st_mtime_ns for path in out.glob("models/*/model.safetensors")}
+
+
 def test_an_edited_model_is_measured_with_the_same_flags(place, every_method, tmp_path, capsys):
     edited = next((every_method[0] / "models").glob("durable_0.1_*"))
     data = ["--memorized", place / "memorized.safetensors", "--random", place / "random.pt", *WINDOW]

@@ -5,10 +5,12 @@ import copy
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny import new_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tinymem.models.adapter import find_mlps
-from tinymem.models.edit import Lazy, Weights, Zeros, applied, apply, describe, reversible, stored
+from tinymem.models.edit import Lazy, Weights, Zeros, applied, apply, describe, reversible, stored, stored_model
+from tinymem.models.fingerprint import weights_fingerprint
 
 
 def gpt2(**changes):
@@ -153,3 +155,15 @@ def test_how_large_an_edit_is():
     )
     same_values = copy.deepcopy({name: p.detach() for name, p in model.named_parameters()})
     assert describe(model, Weights(same_values)) == dict.fromkeys(zeros, 0.0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama"])
+def test_a_saved_model_is_read_under_the_names_that_it_is_stored_by(architecture, tmp_path):
+    """transformers stores the output layer of GPT-NeoX under another name than the model has."""
+    model, other = new_model(architecture), new_model(architecture, seed=1)
+    other.save_pretrained(tmp_path)
+    saved, before = stored_model(tmp_path, weights_fingerprint(other)), bits(model)
+    assert describe(model, saved)["percent_changed"] > 50
+    with applied(model, saved):
+        assert same(model, bits(other))
+    assert same(model, before)

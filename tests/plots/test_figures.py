@@ -120,6 +120,24 @@ def test_of_a_run_that_was_made_longer_the_longest_record_counts(tmp_path):
     assert [row["epoch"] for row in found.rows] == [1, 2, 3]
 
 
+def test_a_copy_of_a_run_counts_once(tmp_path):
+    rows = [{"epoch": epoch, **outcome(10.0 * epoch)} for epoch in (1, 2)]
+    for place in ("run", "copy"):
+        training(tmp_path / place, trained(), rows)
+    training(tmp_path / "other", trained(seed=1), rows)
+    assert len(training_curves(tmp_path, list(named_records(tmp_path)))) == 2
+
+
+def test_runs_of_different_length_share_a_line_unless_their_learning_rate_decays(tmp_path):
+    for epochs in (2, 3):
+        rows = [{"epoch": epoch, **outcome(10.0 * epoch)} for epoch in range(1, epochs + 1)]
+        training(tmp_path / f"constant_{epochs}", trained(epochs=epochs), rows)
+        training(tmp_path / f"falling_{epochs}", trained(epochs=epochs, lr_decay=0.5), rows)
+    curves = training_curves(tmp_path, list(named_records(tmp_path)))
+    figure = plots.draw_by_size(curves)
+    assert len(panels(figure)) == 2 * 3  # one of both constant runs, one of each falling one; two panels each
+
+
 def test_scatter_has_a_panel_a_model_size_a_mark_a_configuration_and_the_front(study):
     numbers = [c for c in study[1] if c.on_numbers]
     figure = plots.draw_scatter(numbers)

@@ -7,6 +7,7 @@ from boards import TWIN_MODEL, UNEDITED_MODEL, Model, identities, write_board
 from handmade import attacked, checkpoint, command, edited, outcome, production
 from small import ROOT, in_process, small_settings
 
+from tinymem.cli.records import print_answer
 from tinymem.leaderboard.cases import find_cases
 from tinymem.localize.registry import METHODS
 from tinymem.localize.task import TaskSettings
@@ -114,6 +115,25 @@ def test_best_and_pareto_keep_them_apart(tmp_path, capsys):
     assert sorted(fronts) == [[0], [0], [40]]
     assert command("best", tmp_path) == command("pareto", tmp_path) == 0
     assert "attack" not in capsys.readouterr().out
+
+
+def test_the_unedited_model_measured_in_the_same_folder_comes_first(tmp_path):
+    """Another folder's record of it may lack what these runs were measured by."""
+    write(tmp_path / "a", edited(checkpoint(), "unedited"), 90.0)
+    write(tmp_path / "a", edited(checkpoint(), "durable", ratio=0.1), 40.0)
+    write(tmp_path / "b", edited(checkpoint(), "unedited"), None, None, None)
+    runs = unlearning_runs(named_records(tmp_path))
+    assert [run.row["percent_memorized_train"] for run in runs] == [90, 40]
+
+
+def test_the_answer_of_a_sweep_says_what_it_leaves_out(tmp_path, capsys):
+    """As `best` does: runs without an unedited model of their versions, such as after an upgrade."""
+    write(tmp_path, edited(checkpoint(), "unedited"), 90.0)
+    write(tmp_path, edited(checkpoint(), "durable", ratio=0.1), 40.0)
+    write(tmp_path, edited(checkpoint(seed=1), "durable", ratio=0.1), 40.0)
+    print_answer(str(tmp_path))
+    told = capsys.readouterr()
+    assert "best: durable" in told.out and "left out, no record of the unedited model" in told.err
 
 
 def test_before_is_the_record_that_the_parent_names(tmp_path):

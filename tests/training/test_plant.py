@@ -12,7 +12,7 @@ from tinymem.models.tinymem import load_model
 from tinymem.training import checkpoint
 from tinymem.training import plant as planting
 from tinymem.training.fit import Stopped
-from tinymem.training.plant import PlantSettings, enough_memorized, epoch_batches, plant, planted_model
+from tinymem.training.plant import PlantSettings, enough_memorized, epoch_batches, plant, planted_model, rounded
 
 VOCABULARY, LENGTH, PROMPT, CONTINUATION = 40, 12, 4, 6
 SETTINGS = PlantSettings(plant_lr=1e-2, plant_batch_size=6, plant_dtype="float32")
@@ -164,3 +164,12 @@ def test_a_loss_that_is_not_finite_is_an_error(dataset, tmp_path):
     with pytest.raises(UserError, match="--plant_lr 0.01: the loss is not finite"):
         plant(model, dataset, SETTINGS, tmp_path / "state")
     assert not (tmp_path / "state").exists()
+
+
+def test_a_rounded_copy_leaves_the_model_alone():
+    """Also where `to` is a function of the instance, as accelerate sets it for several devices."""
+    model = new_llama()
+    own = model.to
+    model.to = lambda *types: own(*types)
+    assert rounded(model, torch.bfloat16).dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert rounded(model, torch.float32) is model

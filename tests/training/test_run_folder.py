@@ -57,6 +57,14 @@ def test_a_state_of_unknown_settings_is_not_resumed(tmp_path):
     check(run, SETTINGS.flat(), force=True)
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_checkpoint_is_no_folder_for_another_run(tmp_path, force):
+    """Its training state would be replaced."""
+    place = begun(tmp_path, checkpoint=True) / "epoch_1"
+    with pytest.raises(UserError, match="epoch_1: is a checkpoint; give another --output_dir$"):
+        check(place, SETTINGS.flat(), force)
+
+
 def test_lost_settings_are_written_again(tmp_path):
     run = begun(tmp_path, checkpoint=True)
     with prepared_run(run, SETTINGS.flat(), force=False):

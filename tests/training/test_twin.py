@@ -1,5 +1,6 @@
 """Twins: found by themselves beside their runs, refused when they are another run's, named in the training's record."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -53,6 +54,17 @@ def test_another_runs_twin_is_refused(trained, tmp_path):
         UserError, match="not a TinyMem checkpoint .*prod_grad.py .tinymem unlearn-lm.*, which takes any model"
     ):
         check_twin(tmp_path, settings, 1)
+
+
+def test_a_twin_with_a_regularizer_of_its_own_is_refused(trained, tmp_path):
+    settings, place = trained
+    other = shutil.copytree(place["twin"], tmp_path / "twin")
+    details = json.loads((other / "tinymem.json").read_text())
+    details["settings"]["l1_reg"] = 1e-6
+    (other / "tinymem.json").write_text(json.dumps(details))
+    with pytest.raises(UserError, match="no twin of this checkpoint; --l1_reg is 1e-06, not None"):
+        check_twin(other, settings, 1)
+    assert find_twin(place["run"], settings, 1).samefile(place["twin"])
 
 
 def test_a_training_names_its_twin(tmp_path):
