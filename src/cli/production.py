@@ -201,12 +201,13 @@ def plan_methods(arguments, loading: LoadSettings, methods, processes: Processes
         planned, reason = [], first_line(error)
         if arguments.dry_run:
             raise UserError(f"--dry_run: cannot plan for {arguments.model_name} ({reason})") from None
+    twin = 0 if arguments.twin_model is None and passages.plant is None else shape.weight_bytes
     if arguments.dry_run:
-        print(plan_report(shape, sizes, planned, loading, passages.plant is not None, processes))
+        print(plan_report(shape, sizes, planned, loading, passages.plant is not None, processes, twin))
     else:
         before = 0 if passages.plant is None else dry_run.planting_bytes(shape, loading)
         for (method, hp), (_, plan) in zip(methods, planned):
-            check_fits(method, hp, shape, sizes, plan, device, loading.device_map, processes.size)
+            check_fits(method, hp, shape, sizes, plan, device, loading.device_map, processes.size, twin)
         dry_run.choose_allocator(planned, device, before)
 
 

@@ -329,11 +329,12 @@ def plan_report(
     loading: LoadSettings,
     planting: bool = False,
     processes: Processes = ALONE,
+    twin: int = 0,
 ) -> str:
     """Return the plans as a table, with their assumptions.
 
     planting: memories are planted first, with their own peak. processes: the processes that share the work; each has
-    such a plan.
+    such a plan. twin: bytes of the never-planted twin's weights, held beside each plan.
     """
     head = (
         f"{shape.parameters:,} parameters, {shape.mlp_entries:,} of them in MLPs; {shape.weight_bytes / GB:.2f} GB of "
@@ -347,6 +348,8 @@ def plan_report(
     if shape.device == "cpu":
         table += "\nif there is room, freed memory is kept for speed: all but the weights then takes up to "
         table += f"{KEPT:g} times as much"
+    if twin:
+        table += f"\nthe never-planted twin, in addition: {twin / GB:.2f} GB"
     if planting:
         gigabytes = planting_bytes(shape, loading) / GB
         table += f"\nplanting, before that: {gigabytes:.2f} GB and activations, nearly all in float32"

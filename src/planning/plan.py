@@ -261,12 +261,15 @@ def check_fits(
     device: str | torch.device,
     device_map: str | None = None,
     processes: int = 1,
+    beside: int = 0,
 ) -> None:
     """Raise OutOfMemory if a plan exceeds free memory. The message says how much is missing and which flags help.
 
-    processes: number of processes with such a plan at the same time; on a CPU they share its memory.
+    processes: number of processes with such a plan at the same time; on a CPU they share its memory. beside: bytes that
+    each of them holds for another model, the never-planted twin.
     """
     room = (1 - RESERVE) * free_bytes(device, device_map) / (processes if torch.device(device).type == "cpu" else 1)
+    room -= beside
     missing = planned.peak - room
     if missing <= 0:
         return

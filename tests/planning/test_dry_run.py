@@ -32,6 +32,7 @@ def test_dry_run_needs_no_weights(capsys, tmp_path, methods):
     )
     output = capsys.readouterr().out
     assert all(name in output for name in (*methods, "magnitude")) and "peak_gb" in output
+    assert "the never-planted twin, in addition: 0.0" in output
 
 
 @pytest.mark.parametrize(

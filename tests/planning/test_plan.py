@@ -261,3 +261,5 @@ def test_what_does_not_fit_is_planned_again_with_each_flag(monkeypatch):
     assert f"{', '.join(peaks)} together help" in advice(together) and "a larger machine" in advice(together // 2)
     monkeypatch.setattr(planning, "free_bytes", lambda device, device_map: (planned.peak + 1) / (1 - planning.RESERVE))
     check_fits(method, hp, model, sizes, planned, "cpu")
+    with pytest.raises(OutOfMemory):
+        check_fits(method, hp, model, sizes, planned, "cpu", beside=2)  # a twin of two bytes
