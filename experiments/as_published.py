@@ -245,9 +245,10 @@ def run_differences(arguments: argparse.Namespace, paths: Sequence[Path], device
         for name in [arguments.method] if arguments.method else METHODS:
             kind = checkpoint.settings.data.artifact
             sets = study(name, kind) if asked is None else [chosen(asked, name, kind)]
-            hp: Any = cli.collect(_method(name).hyper_parameters, own, **PUBLISHED_SETTINGS[name])
+            method = _method(name)
+            hp: Any = cli.collect(method.hyper_parameters, own, **PUBLISHED_SETTINGS[name])
             check(model, hp, sets, attacked)
-            plan.append((path, model, _method(name), hp, sets))
+            plan.append((path, model, method, hp, sets))
     failures = Failures()
     for path, model, method, hp, sets in plan:
         with failures.kept(f"{path}"):

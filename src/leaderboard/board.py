@@ -217,8 +217,7 @@ def _standing(jury: Jury, entrant: Entrant, case: Case, evidence: Evidence, limi
     row = _row(jury, entrant, setting, records, len(tried))
     if isinstance(trial, TrainingTrial):
         costs = [_training_cost(trial, bench_of(case, seed), evidence) for seed in evidence.seeds]
-        means = {name: over_all([each.get(name) for each in costs])[0] for name in COST}
-        row = replace(row, plain={**row.plain, **means})
+        row = replace(row, plain={**row.plain, **_means(costs, COST)})
     return row
 
 
@@ -227,9 +226,9 @@ def _row(jury: Jury, entrant: Entrant, setting: str, records: Sequence[Record], 
     figures = {"score": Figure.of(harmonic(list(parts.values())))}
     figures |= {name: Figure.of(parts[name]) if name in parts else None for name in PARTS}
     figures |= {column: Figure.of(jury.figure(records, column)) for column in (*RAW, jury.utility)}
-    plain = {name: over_all([record["results"].get(name) for record in records])[0] for name in PLAIN}
+    plain = _means([record["results"] for record in records], PLAIN)
     if entrant.trials:  # other records have the cost of measuring
-        plain |= {name: over_all([record["cost"].get(name) for record in records])[0] for name in COST}
+        plain |= _means([record["cost"] for record in records], COST)
     excess = {name: Figure.of(value) for name, value in jury.excess(records).items()}
     return Row(
         entrant.name, entrant.group, entrant.needs, setting, trials, figures, plain, excess, records=tuple(records)
@@ -252,3 +251,8 @@ def averaged_under_attack(row: Row, evidence: Evidence) -> Attacked | None:
         _, attacked = attacked_models([record, *evidence.attacks_on(record)], ATTACKED)
         models += attacked
     return averaged(models) if models else None
+
+
+def _means(sections: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float | None]:
+    """Return the mean of each value over seeds; None if one of them lacks it."""
+    return {name: over_all([section.get(name) for section in sections])[0] for name in names}

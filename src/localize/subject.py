@@ -197,7 +197,7 @@ class Run:
         fingerprint = about.get(WEIGHTS)
         if fingerprint is not None and about["made_by"] != identity_of(self.identity):
             raise UserError(f"{folder}: holds the model of another run; {REMAKE}")
-        return stored_model(folder, fingerprint)
+        return stored_model(folder, self.subject.model, fingerprint)
 
     @property
     def is_done(self) -> bool:

@@ -185,18 +185,13 @@ class SavedModel(Weights):
 
     def apply(self, model, changes: Changes) -> None:
         with self._checked():
-            Weights(self._by_own_name(model)).apply(model, changes)
+            super().apply(model, changes)
         if self.fingerprint not in (None, weights_fingerprint(model)):
             raise UserError(f"{self.folder}: its weights have changed since they were saved; {REMAKE}")
 
     def extent(self, model) -> Extent:
         with self._checked():
-            return Weights(self._by_own_name(model)).extent(model)
-
-    def _by_own_name(self, model) -> Mapping[str, torch.Tensor]:
-        """Return the values by the names that the weights have in the model."""
-        own = _own_names(model, self.values)
-        return Lazy({own.get(name, name): partial(self.values.__getitem__, name) for name in self.values})
+            return super().extent(model)
 
     def _checked(self) -> AbstractContextManager[None]:
         """Turn an error about a weight's name or shape into a UserError about the folder."""
@@ -226,8 +221,8 @@ class Lazy(Mapping):
         return len(self._makers)
 
 
-def stored_model(folder: Path, fingerprint: str | None = None) -> SavedModel:
-    """Return the edit that turns a model into the one saved in a folder of safetensors files.
+def stored_model(folder: Path, model, fingerprint: str | None = None) -> SavedModel:
+    """Return the edit that turns the model into the one saved in a folder of safetensors files.
 
     fingerprint: as in `SavedModel`. Raise UserError, naming the folder or the file, if one is missing or damaged.
     """
@@ -237,7 +232,9 @@ def stored_model(folder: Path, fingerprint: str | None = None) -> SavedModel:
             makers |= _makers(path)
     if not makers:
         raise UserError(f"{folder}: holds no weights; {REMAKE}")
-    return SavedModel(Lazy(makers), folder=folder, fingerprint=fingerprint)
+    own = _own_names(model, makers)
+    values = Lazy({own.get(name, name): make for name, make in makers.items()})
+    return SavedModel(values, folder=folder, fingerprint=fingerprint)
 
 
 def _own_names(model, stored: Collection[str]) -> dict[str, str]:

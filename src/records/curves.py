@@ -55,7 +55,9 @@ def training_curves(folder: str | Path, records: Iterable[tuple[str, Mapping[str
         if key not in longest or longest[key][0] < epochs:
             longest[key] = epochs, Curve(settings, _rows(run, record, epochs, place))
     unique: list[Curve] = []
-    unique.extend(curve for _, curve in longest.values() if curve not in unique)
+    for _, curve in longest.values():
+        if curve not in unique:
+            unique.append(curve)
     return unique
 
 

@@ -121,7 +121,8 @@ def test_the_interval_of_an_auc():
     ]
     expected = torch.tensor(plain).quantile(torch.tensor([0.025, 0.975])).tolist()
     assert [low, high] == pytest.approx(expected, abs=0.015)
-    assert bootstrap_auc(one, one + 100, 50) == (1, 1) and bootstrap_auc(one[:1], other) is None
+    assert bootstrap_auc(one, one + 100, 50) == (1, 1) and bootstrap_auc(one[:0], other) is None
+    assert bootstrap_auc(one[:1], other) is None and bootstrap_auc(one, other[:1]) is None
     assert bootstrap_auc(torch.cat([one, torch.tensor([torch.nan])]), other, 4000, 3) == (low, high)
 
 

@@ -162,7 +162,7 @@ def test_a_saved_model_is_read_under_the_names_that_it_is_stored_by(architecture
     """transformers stores the output layer of GPT-NeoX under another name than the model has."""
     model, other = new_model(architecture), new_model(architecture, seed=1)
     other.save_pretrained(tmp_path)
-    saved, before = stored_model(tmp_path, weights_fingerprint(other)), bits(model)
+    saved, before = stored_model(tmp_path, model, weights_fingerprint(other)), bits(model)
     assert describe(model, saved)["percent_changed"] > 50
     with applied(model, saved):
         assert same(model, bits(other))
